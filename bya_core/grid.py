@@ -1,0 +1,127 @@
+"""The token grid: the one place that flattens, unflattens and maps pixels <-> latents <-> tokens.
+
+Order of tokens is always (t, h, w), t slowest. In time the first video frame stands alone and every later
+latent frame covers `time_factor` video frames: latent frame t >= 1 holds frames
+`time_factor * (t - 1) + 1 .. time_factor * t` (causal video VAE of CogVideoX).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+from bya_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """T x h x w tokens, and what one token covers.
+
+    Args:
+        frames: T, latent frames.
+        height: h, token rows.
+        width: w, token columns.
+        patch: latent cells per token and side.
+        space_factor: pixels per latent cell and side.
+        time_factor: video frames per latent frame (after the first).
+    """
+
+    frames: int
+    height: int
+    width: int
+    patch: int = 2
+    space_factor: int = 8
+    time_factor: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width", "patch", "space_factor", "time_factor"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(f"TokenGrid.{name} = {value}", "a whole number of at least 1", "give a larger one")
+
+    @classmethod
+    def from_pixels(
+        cls, num_frames: int, height: int, width: int, *, patch: int = 2, space_factor: int = 8, time_factor: int = 4
+    ) -> TokenGrid:
+        """Grid of a video of `num_frames` frames of height x width pixels.
+
+        Raises:
+            InputError: size not divisible by patch * space_factor, or frames not 1 + a multiple of time_factor.
+        """
+        unit = patch * space_factor
+        for name, size in (("height", height), ("width", width)):
+            if size < unit or size % unit:
+                near = max(unit, round(size / unit) * unit)
+                raise InputError(f"{name} of {size} pixels", f"a multiple of {unit}", f"use {near}")
+        if num_frames < 1 or (num_frames - 1) % time_factor:
+            near = max(0, round((num_frames - 1) / time_factor)) * time_factor + 1
+            raise InputError(f"{num_frames} frames", f"1 + a multiple of {time_factor}", f"use {near}")
+        return cls((num_frames - 1) // time_factor + 1, height // unit, width // unit, patch, space_factor, time_factor)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T, h, w)."""
+        return self.frames, self.height, self.width
+
+    @property
+    def tokens(self) -> int:
+        """S = T * h * w."""
+        return self.frames * self.height * self.width
+
+    @property
+    def video_frames(self) -> int:
+        """F."""
+        return (self.frames - 1) * self.time_factor + 1
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        unit = self.patch * self.space_factor
+        return self.height * unit, self.width * unit
+
+    def latent_shape(self, channels: int) -> tuple[int, int, int, int]:
+        """(T, channels, H, W) of one clip's latents."""
+        return self.frames, channels, self.height * self.patch, self.width * self.patch
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """[..., T, h, w] -> [..., S]."""
+        return rearrange(x, "... t h w -> ... (t h w)", t=self.frames, h=self.height, w=self.width)
+
+    def unflatten(self, x: Tensor) -> Tensor:
+        """[..., S] -> [..., T, h, w]."""
+        return rearrange(x, "... (t h w) -> ... t h w", t=self.frames, h=self.height, w=self.width)
+
+    def frames_to_latent(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Mean over the video frames of each latent frame along `dim`: F -> T."""
+        x = x.movedim(dim, -1).float()
+        head, tail = x[..., :1], x[..., 1 : self.video_frames]
+        tail = rearrange(tail, "... (t k) -> ... t k", k=self.time_factor).mean(-1)
+        return torch.cat([head, tail], dim=-1).movedim(-1, dim)
+
+    def latent_to_frames(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Each latent frame held for the video frames it covers along `dim`: T -> F."""
+        x = x.movedim(dim, -1)
+        tail = repeat(x[..., 1:], "... t -> ... (t k)", k=self.time_factor)
+        return torch.cat([x[..., :1], tail], dim=-1).movedim(-1, dim)
+
+    def pixels_to_tokens(self, masks: Tensor) -> Tensor:
+        """Share of each token's pixels that is covered: [..., F, height, width] -> [..., T, h, w] in [0, 1].
+
+        Any mask resolution is resampled by area.
+        """
+        lead = masks.shape[:-3]
+        flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
+        small = F.adaptive_avg_pool2d(flat, (self.height, self.width))
+        return self.frames_to_latent(small.reshape(*lead, masks.shape[-3], self.height, self.width), dim=-3)
+
+    def tokens_to_pixels(self, masks: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+        """[..., T, h, w] -> [..., F, height, width]; `mode` as in torch's interpolate."""
+        lead = masks.shape[:-3]
+        flat = self.latent_to_frames(masks.float(), dim=-3).reshape(-1, 1, self.height, self.width)
+        smooth = {"align_corners": False} if mode != "nearest" else {}
+        large = F.interpolate(flat, size=size or self.pixels, mode=mode, **smooth)
+        return large.reshape(*lead, self.video_frames, *large.shape[-2:])
