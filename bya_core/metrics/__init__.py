@@ -1,0 +1,1 @@
+"""What is measured, from pixels, masks and sound alone; nothing here knows a model."""

@@ -1,0 +1,362 @@
+"""Voices of the puppets: formant synthesis in numpy, with the mouth that belongs to every sound.
+
+A voice speaks syllables. Each one takes the mouth from closed to open and back (`opening`) around one vowel,
+whose lips are spread or round (`shape`). The sound is made *from* these two tracks: loudness follows the
+opening, the first formant rises with the opening, the second falls with roundness. So what a listener can
+learn from the sound about the mouth is exactly there, and is the same for all voices.
+
+Source-filter model: a pulse train plus breath noise, filtered frame by frame (short-time Fourier,
+overlap-add) by four resonances; consonants are short bursts of high noise where the mouth is still closed.
+
+The fixed rule between a look and a voice is `voice_for`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from bya_core.errors import InputError
+from bya_core.metrics.loudness import loudness_track
+
+SAMPLE_RATE = 16_000
+PITCH_RANGE = (80.0, 320.0)
+FORMANT_RANGE = (0.8, 1.3)
+BREATH_RANGE = (0.05, 0.6)
+RATE_RANGE = (2.4, 3.2)  # a video latent sees 6.25 moments a second: faster mouths would blur away
+NEUTRAL_SHAPE = 0.5
+
+Span = tuple[float, float]
+Mode = Literal["turns", "overlap", "one", "silent", "mixed"]
+
+_WINDOW, _HOP, _FFT = 400, 200, 512  # samples: 25 ms, 12.5 ms, and room for the filter's tail
+_LEVEL = 0.16  # root mean square of a fully open vowel
+_SHORTEST = 0.12  # seconds; a shorter span says nothing
+
+
+@dataclass(frozen=True)
+class VoiceSpec:
+    """What makes one voice.
+
+    Args:
+        pitch: mean fundamental frequency, Hz.
+        formant_scale: factor on all formants (above 1 = short vocal tract, "small" voice).
+        breathiness: share of noise in the vowels, 0..1.
+        rate: syllables per second.
+    """
+
+    pitch: float = 150.0
+    formant_scale: float = 1.0
+    breathiness: float = 0.2
+    rate: float = 3.0
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Sound and the mouth that makes it.
+
+    waveform float32 [samples]; opening float32 [F] in 0..1 (0 = closed, exactly 0 in silence); shape
+    float32 [F] in 0..1 (0 = lips spread as in "ee", 1 = round as in "oo", 0.5 in silence). Frame k shows time
+    k / fps.
+    """
+
+    waveform: np.ndarray
+    opening: np.ndarray
+    shape: np.ndarray
+
+
+@dataclass(frozen=True)
+class Syllables:
+    """Timing and vowels of an utterance, each [K]; start and length in seconds, peak opening and roundness 0..1."""
+
+    start: np.ndarray
+    length: np.ndarray
+    peak: np.ndarray
+    roundness: np.ndarray
+    accent: np.ndarray  # pitch accent in octaves
+    burst: np.ndarray  # loudness of the consonant before the vowel, 0..1
+
+
+def voice_for(look: np.ndarray) -> VoiceSpec:
+    """The voice of a look, by a fixed rule; `look` holds at least 3 numbers in 0..1.
+
+    look[0] sets the pitch (0 = 80 Hz ... 1 = 320 Hz, even in octaves), look[1] the formant scale (0.8 ... 1.3)
+    and look[2] the breathiness (0.05 ... 0.6). The speed is 2.4 ... 3.2 syllables a second by the fractional
+    part of look[0] + 2 look[1] + 4 look[2], so that it is fixed too but tells nothing alone.
+    """
+    numbers = np.clip(np.asarray(look, dtype=np.float64).ravel(), 0.0, 1.0)
+    if numbers.size < 3:
+        raise InputError(f"a look of {numbers.size} numbers", "at least 3", "give pitch, size and breath")
+    a, b, c = (float(v) for v in numbers[:3])
+    turn = (a + 2.0 * b + 4.0 * c) % 1.0
+    return VoiceSpec(
+        pitch=PITCH_RANGE[0] * (PITCH_RANGE[1] / PITCH_RANGE[0]) ** a,
+        formant_scale=_mix(FORMANT_RANGE, b),
+        breathiness=_mix(BREATH_RANGE, c),
+        rate=_mix(RATE_RANGE, turn),
+    )
+
+
+def random_voice(rng: np.random.Generator) -> VoiceSpec:
+    """A voice that is drawn at random."""
+    return voice_for(rng.random(3))
+
+
+def speak(
+    voice: VoiceSpec,
+    spans: list[Span],
+    duration: float,
+    fps: float = 25.0,
+    rng: np.random.Generator | None = None,
+    sample_rate: int = SAMPLE_RATE,
+    num_frames: int | None = None,
+) -> Spoken:
+    """Speak in the given `spans` (seconds) and be silent elsewhere.
+
+    Spans may begin before 0 and end after `duration`: the clip is then cut out of running speech.
+
+    Args:
+        duration: seconds of sound, `round(duration * sample_rate)` samples.
+        num_frames: F; by default `round(duration * fps)`.
+        rng: chooses syllables; the same seed gives the same sound.
+    """
+    if sample_rate != SAMPLE_RATE:
+        raise InputError(f"a sample rate of {sample_rate}", str(SAMPLE_RATE), "resample afterwards")
+    rng = rng or np.random.default_rng(0)
+    syllables = draw_syllables(voice, spans, rng)
+    frames = num_frames if num_frames is not None else round(duration * fps)
+    opening, shape, _ = mouth_at(syllables, np.arange(frames) / fps)
+    waveform = _synthesise(voice, syllables, round(duration * sample_rate), rng)
+    return Spoken(waveform, opening.astype(np.float32), shape.astype(np.float32))
+
+
+def draw_syllables(voice: VoiceSpec, spans: list[Span], rng: np.random.Generator) -> Syllables:
+    """Fill every span with syllables of uneven length (+-25 %) and uneven opening (0.4..1)."""
+    starts, lengths = [np.zeros(0)], [np.zeros(0)]
+    for begin, end in spans:
+        if end - begin < _SHORTEST:
+            continue
+        count = max(1, round((end - begin) * voice.rate))
+        share = rng.uniform(0.75, 1.25, count)
+        share *= (end - begin) / share.sum()
+        starts.append(begin + np.cumsum(share) - share)
+        lengths.append(share)
+    start, length = np.concatenate(starts), np.concatenate(lengths)
+    count = start.size
+    return Syllables(
+        start=start,
+        length=length,
+        peak=rng.uniform(0.4, 1.0, count),
+        roundness=np.clip(rng.beta(0.7, 0.7, count), 0.0, 1.0),
+        accent=rng.normal(0.0, 0.08, count),
+        burst=rng.uniform(0.0, 1.0, count),
+    )
+
+
+def mouth_at(syllables: Syllables, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Opening, shape and index of the syllable (-1 = silence) at `times` [P], each [P]."""
+    opening = np.zeros(times.shape)
+    shape = np.full(times.shape, NEUTRAL_SHAPE)
+    if syllables.start.size == 0:
+        return opening, shape, np.full(times.shape, -1)
+    index = np.searchsorted(syllables.start, times, side="right") - 1
+    known = np.maximum(index, 0)
+    phase = (times - syllables.start[known]) / syllables.length[known]
+    speaking = (index >= 0) & (phase < 1.0)
+    known, phase = known[speaking], phase[speaking]
+    bell = np.sin(np.pi * phase**0.85) ** 2  # the mouth opens a little faster than it closes
+    opening[speaking] = syllables.peak[known] * bell
+    # lips reach the vowel's shape in its middle and pass through neutral where the mouth is closed
+    shape[speaking] = NEUTRAL_SHAPE + (syllables.roundness[known] - NEUTRAL_SHAPE) * np.sqrt(bell)
+    return opening, shape, np.where(speaking, index, -1)
+
+
+def formants(opening: np.ndarray, shape: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Resonance frequencies and bandwidths in Hz, each [P, 4], of mouths given by opening and shape [P]."""
+    spread_f2, open_f2, round_f2 = 2250.0, 1350.0, 780.0
+    lips = spread_f2 * (round_f2 / spread_f2) ** shape
+    second = lips ** (1.0 - 0.35 * opening) * open_f2 ** (0.35 * opening)
+    frequency = np.stack(
+        [
+            270.0 + 530.0 * opening,
+            second,
+            np.maximum(2900.0 - 600.0 * shape, second + 350.0),
+            np.full_like(second, 3700.0),
+        ],
+        axis=-1,
+    )
+    bandwidth = np.array([70.0, 90.0, 130.0, 200.0]) + np.zeros_like(frequency)
+    return np.minimum(frequency * scale, 7400.0), bandwidth
+
+
+def conversation(
+    count: int, duration: float, rng: np.random.Generator, mode: Mode = "mixed", pad: float = 1.0
+) -> list[list[Span]]:
+    """Who speaks when: a list of spans (seconds) for each of `count` characters.
+
+    "turns": one after the other in a fixed order, short pauses between; "overlap": everybody, each in
+    an own rhythm of phrases; "one": one talks, the others listen; "silent": nobody; "mixed": one of the first three, drawn at random.
+    The talk runs from about -pad to duration + pad, so a clip need not begin with closed mouths.
+    """
+    if mode == "mixed":
+        mode = ("turns", "overlap", "one")[rng.choice(3, p=[0.3, 0.5, 0.2])]
+    spans: list[list[Span]] = [[] for _ in range(count)]
+    first, last = -pad * float(rng.uniform(0.2, 1.0)), duration + pad
+    if mode == "turns":
+        longest = float(np.clip(duration * 0.7, 0.6, 2.0))
+        time, order = first, rng.permutation(count)
+        turn = 0
+        while time < last:
+            length = float(rng.uniform(0.5, 1.0)) * longest
+            spans[order[turn % count]].append((time, time + length))
+            time += length + float(rng.uniform(0.04, 0.25))
+            turn += 1
+    elif mode == "overlap":
+        for mine in spans:
+            time = -pad * float(rng.uniform(0.2, 1.0))
+            while time < last:
+                length = float(rng.uniform(0.8, 2.5))
+                mine.append((time, time + length))
+                time += length + float(rng.uniform(0.1, 0.4))
+    elif mode == "one":
+        spans[int(rng.integers(count))].append((first, last))
+    elif mode != "silent":
+        raise InputError(
+            f"a conversation mode {mode!r}", "turns, overlap, one, silent or mixed", "choose one of them"
+        )
+    return spans
+
+
+def drive_by_recording(
+    waveform: np.ndarray, sample_rate: int, num_frames: int | None = None, fps: float = 25.0
+) -> np.ndarray:
+    """Mouth opening [F] in 0..1 from the loudness of any recording, [samples] or [channels, samples].
+
+    Loudness relative to the loud parts (95th percentile) of the recording; what is 30 dB below them, or
+    nearly digital silence, gives exactly 0.
+    """
+    wave = np.asarray(waveform, dtype=np.float64)
+    wave = wave.mean(axis=0) if wave.ndim > 1 else wave
+    frames = num_frames if num_frames is not None else round(wave.shape[-1] / sample_rate * fps)
+    loud = loudness_track(wave, sample_rate, frames, fps, window=1.5 / fps)
+    reference = float(np.percentile(loud, 95)) if frames else 0.0
+    if reference < 1e-4:
+        return np.zeros(frames, dtype=np.float32)
+    relative = loud / reference
+    opening = np.clip((relative - 0.03) / 0.97, 0.0, 1.0) ** 0.8
+    return opening.astype(np.float32)
+
+
+def _mix(ends: tuple[float, float], share: float) -> float:
+    return ends[0] + (ends[1] - ends[0]) * share
+
+
+def _synthesise(voice: VoiceSpec, syllables: Syllables, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """The sound of the syllables, float32 [samples]; samples without a syllable are exactly 0."""
+    silent = np.zeros(samples, dtype=np.float32)
+    coarse = np.arange(0, samples + _HOP, _HOP // 4) / SAMPLE_RATE  # mouths change slowly: 3 ms steps will do
+    opening, shape, index = mouth_at(syllables, coarse)
+    if not (index >= 0).any():
+        return silent
+    accent = np.where(index >= 0, syllables.accent[index], 0.0)
+    octaves = accent + 0.10 * (opening - 0.4)
+    pulses = _pulses(voice.pitch * 2.0 ** np.interp(np.arange(samples) / SAMPLE_RATE, coarse, octaves))
+    noise = rng.standard_normal(samples).astype(np.float32)
+    source = pulses * np.float32(np.sqrt(1.0 - voice.breathiness**2)) + noise * np.float32(voice.breathiness)
+
+    centres = _frame_centres(samples)
+    middle = np.minimum(np.maximum(centres, 0), samples) / SAMPLE_RATE
+    at, lips, _ = mouth_at(syllables, middle)
+    vowel = _evened(_filtered(source, _vowel_response(at, lips, voice.formant_scale)))
+
+    # consonants: noise that fades out while the mouth opens; never louder than a sixth of the vowel
+    phase = np.where(index >= 0, (coarse - syllables.start[index]) / syllables.length[index], 1.0)
+    fade = np.clip(1.0 - phase / 0.22, 0.0, 1.0) * np.minimum(phase / 0.06, 1.0)
+    hiss = np.where(index >= 0, syllables.burst[index], 0.0) * fade
+    fine = np.arange(samples) / SAMPLE_RATE
+    out = vowel * np.interp(fine, coarse, opening) + 0.14 * _high(noise) * np.interp(fine, coarse, hiss)
+    # interpolation reaches one coarse step into silence: cut it off there
+    _, _, inside = mouth_at(syllables, coarse[:-1] + (coarse[1] - coarse[0]) / 2)
+    keep = np.repeat((inside >= 0) | (index[:-1] >= 0), _HOP // 4)[:samples]
+    return np.where(keep, _LEVEL * out, 0.0).astype(np.float32)
+
+
+def _pulses(pitch: np.ndarray) -> np.ndarray:
+    """Pulse train of unit power per sample whose rate follows `pitch` [samples], in Hz."""
+    phase = np.cumsum(pitch) / SAMPLE_RATE
+    at = np.flatnonzero(np.diff(np.floor(phase)) > 0)
+    out = np.zeros(pitch.size + 1, dtype=np.float32)
+    after = (phase[at + 1] % 1.0) * SAMPLE_RATE / pitch[at + 1]  # how long ago, in samples: 0..1
+    height = np.sqrt(SAMPLE_RATE / pitch[at + 1])
+    out[at] = height * after
+    out[at + 1] += height * (1.0 - after)
+    return out[:-1]
+
+
+def _frame_centres(samples: int) -> np.ndarray:
+    return np.arange(-(-samples // _HOP) + 1) * _HOP
+
+
+def _filtered(source: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """`source` [samples] through one response [frames, bins] per frame, overlapping by half."""
+    frames = response.shape[0]
+    padded = np.zeros((frames + 1) * _HOP, dtype=np.float32)
+    padded[_HOP : _HOP + source.size] = source
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP][:frames]
+    done = np.fft.irfft(np.fft.rfft(pieces * _hann(), n=_FFT, axis=-1) * response, n=_FFT, axis=-1)
+    out = np.zeros((frames + 3, _HOP))
+    out[:frames] += done[:, :_HOP]
+    out[1 : frames + 1] += done[:, _HOP : 2 * _HOP]
+    out[2 : frames + 2, : _FFT - 2 * _HOP] += done[:, 2 * _HOP :]
+    return out.ravel()[_HOP : _HOP + source.size]
+
+
+def _evened(sound: np.ndarray) -> np.ndarray:
+    """`sound` with its slow changes of loudness taken out: a harmonic that meets a formant must not sound
+    like a mouth that opens."""
+    hops = -(-sound.size // _HOP)
+    energy = np.zeros(hops * _HOP)
+    energy[: sound.size] = sound**2
+    around = np.pad(energy.reshape(hops, _HOP).mean(-1), 1, mode="edge")
+    power = np.convolve(around, [0.25, 0.5, 0.25], "valid")
+    centres = (np.arange(hops) + 0.5) * _HOP
+    return sound / np.sqrt(np.interp(np.arange(sound.size), centres, np.maximum(power, 0.05)))
+
+
+def _vowel_response(opening: np.ndarray, shape: np.ndarray, scale: float) -> np.ndarray:
+    """Four resonances and the fall of the glottal source, [frames, bins], of unit power on a flat source."""
+    frequency, bandwidth = formants(opening, shape, scale)
+    radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
+    first = (-2.0 * radius * np.cos(2.0 * np.pi * frequency / SAMPLE_RATE)).astype(np.float32)
+    second = (radius**2).astype(np.float32)
+    delay, delay2, tilt = _bins()
+    total = np.ones((opening.size, _FFT // 2 + 1), dtype=np.complex64)
+    for k in range(frequency.shape[1]):
+        total *= 1.0 + first[:, k, None] * delay + second[:, k, None] * delay2
+    response = tilt / total
+    power = np.mean(response.real**2 + response.imag**2, axis=-1, keepdims=True)
+    return response / np.sqrt(power)
+
+
+@lru_cache(maxsize=1)
+def _bins() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """z^-1 and z^-2 on the unit circle, and the source's spectral fall (-6 dB per octave from 200 Hz), [bins]."""
+    frequency = np.fft.rfftfreq(_FFT, 1.0 / SAMPLE_RATE)
+    delay = np.exp(-2j * np.pi * frequency / SAMPLE_RATE).astype(np.complex64)
+    tilt = (frequency / 60.0) / (1.0 + frequency / 60.0) / np.sqrt(1.0 + (frequency / 200.0) ** 2)
+    return delay, delay * delay, tilt.astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _hann() -> np.ndarray:
+    return np.hanning(_WINDOW + 1)[:-1].astype(np.float32)
+
+
+def _high(noise: np.ndarray) -> np.ndarray:
+    """The hiss of a consonant: second difference of white noise, about unit power."""
+    out = np.zeros_like(noise)
+    out[1:-1] = (noise[2:] - 2.0 * noise[1:-1] + noise[:-2]) / np.float32(np.sqrt(6.0))
+    return out
