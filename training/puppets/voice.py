@@ -84,8 +84,8 @@ def voice_for(look: np.ndarray) -> VoiceSpec:
     """The voice of a look, by a fixed rule; `look` holds at least 3 numbers in 0..1.
 
     look[0] sets the pitch (0 = 80 Hz ... 1 = 320 Hz, even in octaves), look[1] the formant scale
-    (0.8 ... 1.3) and look[2] the breathiness (0.05 ... 0.6). The speed is 2.4 ... 3.2 syllables a
-    second by the fractional part of look[0] + 2 look[1] + 4 look[2], so that it is fixed too but tells nothing alone.
+    (0.8 ... 1.3) and look[2] the breathiness (0.05 ... 0.6). The speed is 2.4 ... 3.2 syllables a second by
+    the fractional part of look[0] + 2 look[1] + 4 look[2], so that it is fixed too but tells nothing alone.
     """
     numbers = np.clip(np.asarray(look, dtype=np.float64).ravel(), 0.0, 1.0)
     if numbers.size < 3:
@@ -199,7 +199,8 @@ def conversation(
 
     "turns": one after the other in a fixed order, short pauses between; "overlap": everybody, each in an
     own rhythm of phrases; "one": one talks, the others listen; "silent": nobody; "mixed": one of the first
-    three, drawn at random. The talk runs from about -pad to duration + pad, so a clip need not begin with closed mouths.
+    three, drawn at random. The talk runs from about -pad to duration + pad, so a clip need not begin with
+    closed mouths.
     """
     if mode == "mixed":
         mode = ("turns", "overlap", "one")[rng.choice(3, p=[0.3, 0.5, 0.2])]
