@@ -1,0 +1,6 @@
+"""Drawn talking puppets with exact masks, voices and identities: test data, tiny training set and benchmark in one."""
+
+from training.puppets.looks import MOUTH_RGB, Look
+from training.puppets.world import PuppetClip, make_clip
+
+__all__ = ["MOUTH_RGB", "Look", "PuppetClip", "make_clip"]

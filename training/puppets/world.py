@@ -1,0 +1,213 @@
+"""From a seed to a scene: who is there, where they stand and move, what they say, and the exact truth about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from training.puppets.draw import Canvas, Pose, draw_puppet
+from training.puppets.looks import Look, colour_name, draw_look, rgb
+from training.puppets.voice import conversation, speak, voice_for
+
+SAMPLE_RATE = 16_000
+Motion = Literal["still", "moving", "crossing", "mixed"]
+Talk = Literal["turns", "overlap", "one", "mixed"]
+PLACES = {1: ("in the middle",), 2: ("on the left", "on the right")}
+
+
+@dataclass(frozen=True)
+class PuppetClip:
+    """One scene and its ground truth.
+
+    Shapes: frames [F,H,W,3] uint8; masks [N,F,H,W] bool, the visible whole character; opening, shape [N,F] in 0..1;
+    speeches [N,S] and mix [S] float32 at 16 kHz; portraits [N,P,P,3] uint8 on white; matrix [N,N] (streams, characters);
+    mouth_centres [N,F,2] (x, y in pixels).
+    """
+
+    seed: int
+    frames: np.ndarray
+    masks: np.ndarray
+    opening: np.ndarray
+    shape: np.ndarray
+    speeches: np.ndarray
+    mix: np.ndarray
+    portraits: np.ndarray
+    prompt: str
+    matrix: np.ndarray
+    looks: tuple[Look, ...]
+    mouth_centres: np.ndarray
+    fps: int
+    motion: str
+
+    @property
+    def first_frame(self) -> np.ndarray:
+        """[H,W,3] uint8."""
+        return self.frames[0]
+
+
+def make_clip(
+    seed: int,
+    n: int | None = None,
+    height: int = 64,
+    width: int = 96,
+    num_frames: int = 17,
+    fps: int = 25,
+    motion: Motion = "mixed",
+    talk: Talk = "mixed",
+    portrait_size: int = 48,
+    tracks: tuple[np.ndarray, np.ndarray] | None = None,
+    draw_video: bool = True,
+) -> PuppetClip:
+    """Draw the scene of one seed; the same arguments give the same clip on every machine.
+
+    Args:
+        seed: evaluation scenes use 1,000,000 and above, training scenes stay below.
+        n: characters; None draws 1 to 4 (mostly 2).
+        motion: how people move; "mixed" draws one of the others.
+        talk: who speaks when; "mixed" draws one of the others.
+        tracks: (opening [N,F], speeches [N,S] at 16 kHz) to drive the mouths by recordings instead of synthetic voices.
+        draw_video: False skips the frames and masks (empty arrays), for data that needs only portraits or voices.
+    """
+    rng = np.random.default_rng([seed, 0xB1AD])
+    if n is None:
+        n = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.6, 0.12, 0.08]))
+    looks: tuple[Look, ...] = ()
+    for _ in range(n):
+        looks += (draw_look(rng, apart_from=looks),)
+    if motion == "mixed":
+        motion = str(rng.choice(["still", "moving", "crossing"], p=[0.35, 0.5, 0.15]))  # type: ignore[assignment]
+    places = rng.permutation(n)
+    paths = _paths(rng, n, places, height, width, num_frames, fps, motion)
+
+    if tracks is None:
+        opening, shape, speeches = _voices(rng, looks, num_frames, fps, talk)
+    else:
+        opening, speeches = (np.asarray(track, np.float32) for track in tracks)
+        shape = np.full_like(opening, 0.3)
+    poses = [Pose(**paths[k], opening=opening[k], shape=shape[k]) for k in range(n)]
+
+    light = float(rng.uniform(-1.0, 1.0))
+    background, wall = _background(rng, num_frames, height, width, fps)
+    frames, masks = np.zeros((0, height, width, 3), np.uint8), np.zeros((n, 0, height, width), bool)
+    if draw_video:
+        canvas = Canvas(background, n)
+        for k in rng.permutation(n):  # the last one drawn stands in front
+            draw_puppet(canvas, int(k), looks[k], poses[k], light)
+        frames = (canvas.pixels * 255.0 + 0.5).astype(np.uint8)
+        masks = canvas.coverage > 0.5
+    centres = np.stack([_mouth_centre(pose) for pose in poses])
+    portraits = np.stack([draw_portrait(look, np.random.default_rng([seed, k, 7]), portrait_size) for k, look in enumerate(looks)])
+    return PuppetClip(
+        seed, frames, masks, opening, shape, speeches, speeches.sum(0) / max(1.0, np.sqrt(n)), portraits,
+        _prompt(looks, places, wall), np.eye(n, dtype=np.float32), looks, centres, fps, str(motion),
+    )  # fmt: skip
+
+
+def draw_portrait(look: Look, rng: np.random.Generator, size: int = 48) -> np.ndarray:
+    """A reference picture [size,size,3] uint8 on white: other pose, light and expression than in any video."""
+    one = np.ones(1, np.float32)
+    pose = Pose(
+        x=one * size * rng.uniform(0.47, 0.53), y=one * size * rng.uniform(0.46, 0.52), radius=one * size * rng.uniform(0.30, 0.34),
+        tilt=one * rng.uniform(-0.2, 0.2), blink=one * 0.0, gaze=one * rng.uniform(-1, 1),
+        opening=one * (rng.uniform(0.0, 0.5) if rng.random() < 0.3 else 0.0), shape=one * rng.uniform(0.0, 0.6),
+    )  # fmt: skip
+    canvas = Canvas(np.ones((1, size, size, 3), np.float32), 1)
+    draw_puppet(canvas, 0, look, pose, float(rng.uniform(-1.0, 1.0)))
+    brightness = rng.uniform(0.85, 1.1)
+    body = canvas.coverage[0][..., None]
+    pixels = canvas.pixels * (1.0 + body * (brightness - 1.0))
+    return (np.clip(pixels[0], 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def _paths(
+    rng: np.random.Generator, n: int, places: np.ndarray, height: int, width: int, num_frames: int, fps: int, motion: str
+) -> list[dict[str, np.ndarray]]:
+    """Head tracks per character: keyword arguments of `Pose` without the mouth."""
+    time = np.arange(num_frames, dtype=np.float32) / fps
+    slot = width / n
+    radius = min(0.27 * height, 0.40 * slot)
+    pan = rng.uniform(-0.10, 0.10) * width * (time - time.mean()) if motion != "still" and rng.random() < 0.5 else 0.0 * time
+    homes = (np.arange(n) + 0.5) * slot
+    crossing = rng.permutation(n)[:2] if motion == "crossing" and n > 1 else np.zeros(0, int)
+    progress = 1.0 / (1.0 + np.exp(-(time - time.mean()) * rng.uniform(5.0, 8.0)))
+    paths = []
+    for k in range(n):
+        amount = {"still": 0.03, "moving": 0.22, "crossing": 0.12}[motion] * radius
+        home = homes[places[k]] + rng.uniform(-0.10, 0.10) * slot
+        x = home + amount * _sway(rng, time, 0.3, 1.0) + pan
+        if k in crossing:
+            other = crossing[1] if k == crossing[0] else crossing[0]
+            x = x + (homes[places[other]] - homes[places[k]]) * progress
+        y = height * rng.uniform(0.42, 0.52) + 0.6 * amount * _sway(rng, time, 0.4, 1.2)
+        tilt = rng.uniform(-0.10, 0.10) + (0.03 if motion == "still" else 0.14) * _sway(rng, time, 0.3, 1.0)
+        blink_at = rng.uniform(0.0, 3.0)
+        blink = np.exp(-(((time - blink_at) / 0.08) ** 2))
+        paths.append(
+            {
+                "x": x.astype(np.float32), "y": y.astype(np.float32), "tilt": tilt.astype(np.float32),
+                "radius": (radius * rng.uniform(0.90, 1.05) * np.ones(num_frames)).astype(np.float32),
+                "blink": blink.astype(np.float32), "gaze": _sway(rng, time, 0.2, 0.8).astype(np.float32),
+            }  # fmt: skip
+        )
+    return paths
+
+
+def _sway(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A smooth wander within about -1..1; `low` and `high` bound its frequencies in Hz."""
+    return 0.6 * np.sin(2 * np.pi * (rng.uniform(low, high) * time + rng.random())) + 0.4 * np.sin(
+        2 * np.pi * (rng.uniform(low, high) * time + rng.random())
+    )
+
+
+def _voices(
+    rng: np.random.Generator, looks: tuple[Look, ...], num_frames: int, fps: int, talk: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    duration = num_frames / fps
+    spans = conversation(len(looks), duration, rng, mode=talk)
+    spoken = [
+        speak(voice_for(look.voice_traits), spans[k], duration, fps=fps, rng=rng, sample_rate=SAMPLE_RATE)
+        for k, look in enumerate(looks)
+    ]
+    return (
+        np.stack([s.opening[:num_frames] for s in spoken]).astype(np.float32),
+        np.stack([s.shape[:num_frames] for s in spoken]).astype(np.float32),
+        np.stack([s.waveform for s in spoken]).astype(np.float32),
+    )
+
+
+def _background(
+    rng: np.random.Generator, num_frames: int, height: int, width: int, fps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [F,H,W,3]: a wall with soft light patches that drift, and its colour."""
+    hue = rng.random()
+    wall = rgb(hue, rng.uniform(0.08, 0.35), rng.uniform(0.55, 0.9))
+    floor = wall * rng.uniform(0.75, 0.95)
+    down = np.linspace(0.0, 1.0, height, dtype=np.float32)[None, :, None, None]
+    pixels = np.broadcast_to(wall * (1 - down) + floor * down, (num_frames, height, width, 3)).copy()
+    x = (np.arange(width, dtype=np.float32) + 0.5) / width
+    y = (np.arange(height, dtype=np.float32) + 0.5) / height
+    time = np.arange(num_frames, dtype=np.float32) / fps
+    for _ in range(int(rng.integers(1, 3))):
+        centre = rng.uniform(0.0, 1.0) + rng.uniform(-0.15, 0.15) * time
+        across = np.exp(-(((x[None, :] - centre[:, None]) / rng.uniform(0.12, 0.3)) ** 2))
+        along = np.exp(-(((y - rng.uniform(0.0, 0.7)) / rng.uniform(0.15, 0.4)) ** 2))
+        glow = (across[:, None, :] * along[None, :, None])[..., None]
+        tint = rgb(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.4), rng.uniform(0.7, 1.0))
+        pixels += 0.6 * glow * (tint - pixels)
+    return np.clip(pixels, 0.0, 1.0), wall
+
+
+def _mouth_centre(pose: Pose) -> np.ndarray:
+    v = 0.50 + 0.10 * pose.opening
+    return np.stack([pose.x - pose.radius * np.sin(pose.tilt) * v, pose.y + pose.radius * np.cos(pose.tilt) * v], -1)
+
+
+def _prompt(looks: tuple[Look, ...], places: np.ndarray, wall: np.ndarray) -> str:
+    n = len(looks)
+    names = {1: "One puppet", 2: "Two puppets", 3: "Three puppets", 4: "Four puppets"}
+    order = np.argsort(places)
+    words = PLACES.get(n) or tuple(("far left", "left", "right", "far right")[i] if n == 4 else ("left", "middle", "right")[i] for i in range(n))
+    people = "; ".join(f"{words[place]} {looks[k].describe()}" for place, k in enumerate(order))
+    return f"{names.get(n, f'{n} puppets')} before a {colour_name(wall)} wall: {people}."
