@@ -219,7 +219,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _half_shares(view: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]:
-    """How much of the first and of the last half of axis a is claimed: [R, B, N, T, a, c] -> two [R, B, N, T].
+    """How much of the first and the last half of axis a is claimed: [R, B, N, T, a, c] -> two [R, B, N, T].
 
     Values under the threshold do not count; the middle line (the two middle ones of an even axis) is in
     neither half.

@@ -1,0 +1,172 @@
+"""Everything a denoising run is conditioned on, encoded once, and how it is laid out per guidance branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bya_core.errors import InputError
+from bya_core.sampling.guidance import Branch
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions of one clip. Every tensor has a leading axis of 1.
+
+    Args:
+        text: prompt tokens [1, L, text_dim].
+        latent_shape: (T, C, H, W) of the clip.
+        negative_text: tokens of the negative prompt [1, L, text_dim]; needed as soon as there is guidance.
+        face_tokens: [1, N, Q, kv] from `encode_faces`; None = no faces.
+        dropped_face_tokens: the same of all-zero face features; needed with `drop_identity` only.
+        audio_tokens: [1, M, T, A, Da] from `encode_speech`; None = no speech.
+        silent_audio_tokens: the same of all-zero features: what the branches without speech hear.
+        audio_character_matrix: [1, M, N], which stream drives which character; None = stream k drives k.
+        canvas_latents: reference portraits side by side [1, T, C, H, W]; None = zeros.
+        first_frame_latents: the picture the video starts from [1, T, C, H, W]; None = zeros.
+        image_rotary_emb: (cos, sin) of the token grid, each [S, head_dim].
+        forced_masks: given masks [1, N, T, h, w], or [R, 1, N, T, h, w] one set per face layer.
+        forced_weight: broadcastable to [1, N, T, h, w]; 0 = router decides, 1 = forced; None = 1.
+        forced_range: [N, 2], share of the run (from, to; 0..1) in which each character's mask is forced; None
+        = all.
+    """
+
+    text: Tensor
+    latent_shape: tuple[int, int, int, int]
+    negative_text: Tensor | None = None
+    face_tokens: Tensor | None = None
+    dropped_face_tokens: Tensor | None = None
+    audio_tokens: Tensor | None = None
+    silent_audio_tokens: Tensor | None = None
+    audio_character_matrix: Tensor | None = None
+    canvas_latents: Tensor | None = None
+    first_frame_latents: Tensor | None = None
+    image_rotary_emb: tuple[Tensor, Tensor] | None = None
+    forced_masks: Tensor | None = None
+    forced_weight: Tensor | None = None
+    forced_range: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("canvas_latents", "first_frame_latents"):
+            latents = getattr(self, name)
+            if latents is not None and tuple(latents.shape) != (1, *self.latent_shape):
+                raise InputError(
+                    f"{name} of shape {tuple(latents.shape)}",
+                    f"{(1, *self.latent_shape)}",
+                    "encode it at the size of the video",
+                )
+        matrix = self.audio_character_matrix
+        if matrix is not None and self.face_tokens is not None and self.audio_tokens is not None:
+            expected = (1, self.audio_tokens.shape[1], self.face_tokens.shape[1])
+            if tuple(matrix.shape) != expected:
+                raise InputError(
+                    f"audio-character matrix of shape {tuple(matrix.shape[1:])}",
+                    f"{expected[1:]} (speech streams, characters)",
+                    "give one row per speech stream and one column per character",
+                )
+
+    @property
+    def has_speech(self) -> bool:
+        return self.audio_tokens is not None
+
+    @property
+    def characters(self) -> int:
+        """N; 0 without faces."""
+        return 0 if self.face_tokens is None else self.face_tokens.shape[1]
+
+    def forced_at(self, step: int, total: int) -> dict[str, Tensor | None]:
+        """`forced_masks` and `forced_weight` of one step. Outside every range the router is on its own."""
+        if self.forced_masks is None:
+            return {"forced_masks": None, "forced_weight": None}
+        if self.forced_range is None:
+            return {"forced_masks": self.forced_masks, "forced_weight": self.forced_weight}
+        place = step / total
+        start, end = self.forced_range.unbind(-1)
+        active = ((start <= place) & (place < end)).to(self.forced_masks)[None, :, None, None, None]
+        if not active.any():
+            return {"forced_masks": None, "forced_weight": None}
+        weight = active if self.forced_weight is None else active * self.forced_weight
+        return {"forced_masks": self.forced_masks, "forced_weight": weight}
+
+
+@dataclass(frozen=True)
+class BranchInputs:
+    """Conditions laid out along the batch, one entry per guidance branch (K of them).
+
+    Args:
+        images: canvas and first frame latents [K, T, 2 C, H, W], to be joined to the noisy latents.
+        fixed: keyword arguments of the transformer that stay the same for every step.
+    """
+
+    images: Tensor
+    fixed: dict[str, Any]
+
+
+def lay_out(
+    conditions: Conditions,
+    branches: tuple[Branch, ...],
+    *,
+    drop_identity: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> BranchInputs:
+    """Batch of the conditions, one entry per branch.
+
+    With `drop_identity` the branches with the negative prompt also lose the canvas, the faces and the
+    audio-character matrix, but keep the first frame (as released).
+
+    Raises:
+        InputError: something a branch needs is missing.
+    """
+    dropped = [drop_identity and not branch.prompt for branch in branches]
+    texts = [conditions.text if b.prompt else _needed(conditions, "negative_text") for b in branches]
+    fixed: dict[str, Any] = {
+        "encoder_hidden_states": torch.cat(texts).to(device, dtype),
+        "image_rotary_emb": _rotary(conditions.image_rotary_emb, device),
+        "face_tokens": None,
+        "audio_tokens": None,
+        "audio_character_matrix": None,
+    }
+    if conditions.face_tokens is not None:
+        faces = [_needed(conditions, "dropped_face_tokens") if d else conditions.face_tokens for d in dropped]
+        fixed["face_tokens"] = torch.cat(faces).to(device, dtype)
+    if conditions.audio_tokens is not None:
+        heard = [
+            conditions.audio_tokens if b.speech else _needed(conditions, "silent_audio_tokens")
+            for b in branches
+        ]
+        fixed["audio_tokens"] = torch.cat(heard).to(device, dtype)
+        fixed["audio_character_matrix"] = _matrices(conditions, dropped, device)
+    zeros = torch.zeros(1, *conditions.latent_shape)
+    canvas = zeros if conditions.canvas_latents is None else conditions.canvas_latents
+    frame = zeros if conditions.first_frame_latents is None else conditions.first_frame_latents
+    canvases = torch.cat([torch.zeros_like(canvas) if d else canvas for d in dropped])
+    images = torch.cat([canvases, frame.to(canvases).expand_as(canvases)], dim=2)
+    return BranchInputs(images.to(device, dtype), fixed)
+
+
+def _matrices(conditions: Conditions, dropped: list[bool], device: torch.device) -> Tensor | None:
+    matrix = conditions.audio_character_matrix
+    if matrix is None:
+        if not any(dropped):
+            return None
+        assert conditions.audio_tokens is not None
+        matrix = torch.eye(conditions.audio_tokens.shape[1], conditions.characters)[None]
+    matrix = matrix.float()
+    return torch.cat([torch.zeros_like(matrix) if d else matrix for d in dropped]).to(device)
+
+
+def _needed(conditions: Conditions, name: str) -> Tensor:
+    value = getattr(conditions, name)
+    if value is None:
+        raise InputError(
+            f"conditions without {name}", f"{name}, as guidance needs it", "encode it or turn guidance off"
+        )
+    return value
+
+
+def _rotary(tables: tuple[Tensor, Tensor] | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    return None if tables is None else (tables[0].to(device), tables[1].to(device))

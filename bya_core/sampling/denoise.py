@@ -1,0 +1,184 @@
+"""The denoising loop: one function from noise to latents, that can be watched, stopped and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from bya_core.config import SamplingConfig
+from bya_core.errors import Cancelled, InputError
+from bya_core.sampling import schedulers
+from bya_core.sampling.conditions import BranchInputs, Conditions, lay_out
+from bya_core.sampling.guidance import branches, combine
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a caller sees after each step.
+
+    Args:
+        step: steps done so far, 1..total.
+        total: steps of the run.
+        x0: clean latents as believed now [1, T, C, H, W]: a preview.
+        masks: character masks used in this step [N, T, h, w], of the fully conditioned branch; None without
+        faces. timestep: of this step.
+        latents: still noisy latents after this step [1, T, C, H, W].
+    """
+
+    step: int
+    total: int
+    x0: Tensor
+    masks: Tensor | None
+    timestep: int
+    latents: Tensor
+
+
+Callback = Callable[[StepInfo], bool | None]
+"""Called after each step; returning False (None is no answer) or raising `Cancelled` stops the run."""
+
+
+@dataclass(frozen=True)
+class DenoiseState:
+    """A half-done run: give it back to `denoise` to go on as if it had never stopped.
+
+    Args:
+        step: steps done.
+        total: steps of the whole run.
+        latents: [1, T, C, H, W].
+        previous_x0: clean latents of the last step, for the second-order solver.
+        generator: state of the random generator.
+    """
+
+    step: int
+    total: int
+    latents: Tensor
+    previous_x0: Tensor | None
+    generator: Tensor
+
+
+@dataclass(frozen=True)
+class DenoiseResult:
+    """What a run ends with.
+
+    Args:
+        latents: [1, T, C, H, W], clean if the run was complete.
+        masks: character masks of the last step [N, T, h, w]; None without faces.
+        state: where it stands, for going on.
+    """
+
+    latents: Tensor
+    masks: Tensor | None
+    state: DenoiseState
+
+
+@torch.no_grad()
+def denoise(
+    transformer: Any,
+    scheduler: schedulers.Scheduler,
+    conditions: Conditions,
+    config: SamplingConfig,
+    *,
+    latents: Tensor | None = None,
+    generator: Generator | None = None,
+    callback: Callback | None = None,
+    state: DenoiseState | None = None,
+    stop_at: int | None = None,
+) -> DenoiseResult:
+    """Denoise one clip.
+
+    All random numbers come from one CPU generator, so that a seed gives the same noise on every device. The
+    latents stay float32 between steps whatever the transformer computes in.
+
+    Args:
+        transformer: `BindYourAvatarTransformer3DModel`.
+        scheduler: from `build_scheduler`.
+        conditions: see `Conditions`.
+        config: steps, scales, seed.
+        latents: initial noise [1, T, C, H, W]; None = drawn from the generator.
+        generator: CPU generator; None = a new one with `config.seed`.
+        callback: see `Callback`.
+        state: of an earlier, unfinished run with the same number of steps.
+        stop_at: end after this many steps in all; None = to the end.
+
+    Raises:
+        Cancelled: the callback asked for it.
+        InputError: conditions that do not fit together.
+    """
+    parameter = next(transformer.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    generator = generator or torch.Generator("cpu").manual_seed(config.seed)
+    timesteps = schedulers.schedule(scheduler, config.steps)
+    state = state or _start(conditions, latents, generator, config.steps)
+    if state.total != config.steps:
+        raise InputError(
+            f"a state of a run of {state.total} steps", f"{config.steps} steps", "use the same number"
+        )
+    generator.set_state(state.generator)
+    used = branches(config.guidance_text, config.guidance_speech, conditions.has_speech)
+    inputs = lay_out(conditions, used, drop_identity=config.drop_identity, device=device, dtype=dtype)
+
+    x, x0 = state.latents.to(device, torch.float32), state.previous_x0
+    x0 = None if x0 is None else x0.to(device)
+    masks = None
+    last = config.steps if stop_at is None else min(stop_at, config.steps)
+    with _cache_context(transformer):
+        for i in range(state.step, last):
+            output = _predict(transformer, x, timesteps[i], inputs, conditions.forced_at(i, config.steps))
+            velocity = combine(output.sample, used)
+            masks = None if output.used_masks is None else output.used_masks[-1]
+            x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
+            info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
+            if callback is not None and callback(info) is False:
+                raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
+    done = max(state.step, last)
+    return DenoiseResult(x, masks, DenoiseState(done, config.steps, x, x0, generator.get_state()))
+
+
+def _start(conditions: Conditions, latents: Tensor | None, generator: Generator, total: int) -> DenoiseState:
+    shape = (1, *conditions.latent_shape)
+    if latents is None:
+        latents = torch.randn(shape, generator=generator)
+    elif tuple(latents.shape) != shape:
+        raise InputError(
+            f"latents of shape {tuple(latents.shape)}", f"{shape}", "draw them for this video's size"
+        )
+    return DenoiseState(0, total, latents, None, generator.get_state())
+
+
+def _predict(
+    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+) -> Any:
+    """One call of the transformer on all K branches: x [1, T, C, H, W] -> sample [K, T, C, H, W]."""
+    count = inputs.images.shape[0]
+    noisy = x.to(inputs.images).expand(count, -1, -1, -1, -1)
+    placed = {name: _per_branch(value, inputs.images, count) for name, value in forced.items()}
+    return transformer(
+        hidden_states=torch.cat([noisy, inputs.images], dim=2),
+        timestep=torch.full((count,), timestep, device=x.device, dtype=torch.long),
+        **inputs.fixed,
+        **placed,
+    )
+
+
+def _per_branch(value: Tensor | None, like: Tensor, count: int) -> Tensor | None:
+    """Repeats [1, N, T, h, w] or [R, 1, N, T, h, w] along its batch axis."""
+    if value is None:
+        return None
+    sizes = [-1] * value.ndim
+    sizes[value.ndim - 5] = count
+    return value.to(like).expand(*sizes)
+
+
+@contextmanager
+def _cache_context(transformer: Any) -> Iterator[None]:
+    """Step caches of diffusers keep one state per named context; all branches run as one batch: one."""
+    if not hasattr(transformer, "cache_context"):
+        yield
+        return
+    with transformer.cache_context("denoise"):
+        yield

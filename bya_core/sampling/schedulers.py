@@ -1,0 +1,89 @@
+"""The CogVideoX schedulers of diffusers behind one step function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from torch import Generator, Tensor
+
+from bya_core.errors import InputError
+
+Scheduler: TypeAlias = Any
+"""CogVideoXDPMScheduler or CogVideoXDDIMScheduler (diffusers' types do not say what they can do)."""
+
+COGVIDEOX_SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": True,
+    "snr_shift_scale": 1.0,
+}
+"""Noise schedule of CogVideoX-5b: scaled-linear betas rescaled to zero terminal SNR, velocity prediction."""
+
+
+class Step(NamedTuple):
+    """What one scheduler step gives: the next latents and the clean latents it believed in."""
+
+    latents: Tensor
+    x0: Tensor
+
+
+def build_scheduler(
+    kind: Literal["dpm", "ddim"] = "dpm", config: Mapping[str, Any] | None = None
+) -> Scheduler:
+    """A scheduler of that kind; `config` overrides single entries of `COGVIDEOX_SCHEDULE`.
+
+    Entries that start with an underscore (diffusers writes some into its files) are left out.
+    """
+    entries = {**COGVIDEOX_SCHEDULE, **{k: v for k, v in (config or {}).items() if not k.startswith("_")}}
+    if kind == "dpm":
+        return CogVideoXDPMScheduler(**entries)
+    if kind == "ddim":
+        return CogVideoXDDIMScheduler(**entries)
+    raise InputError(f"scheduler {kind!r}", '"dpm" or "ddim"', "choose one of them")
+
+
+def schedule(scheduler: Scheduler, steps: int) -> list[int]:
+    """Timesteps of a run of that many steps, noisiest first.
+
+    Raises:
+        InputError: more steps than the schedule has noise levels.
+    """
+    most = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise InputError(f"{steps} sampling steps", f"1 to {most}", "choose a number in that range")
+    scheduler.set_timesteps(steps, device="cpu")
+    return [int(t) for t in scheduler.timesteps]
+
+
+def step(
+    scheduler: Scheduler,
+    velocity: Tensor,
+    latents: Tensor,
+    timesteps: list[int],
+    index: int,
+    previous_x0: Tensor | None,
+    generator: Generator | None,
+) -> Step:
+    """One step from timesteps[index]; velocity, latents [B, T, C, H, W].
+
+    The DPM solver is second order: it also looks at the clean latents of the step before.
+    """
+    second_order = isinstance(scheduler, CogVideoXDPMScheduler)
+    if second_order:
+        back = timesteps[index - 1] if index > 0 else None
+        result = scheduler.step(
+            velocity, previous_x0, timesteps[index], back, latents, generator=generator, return_dict=False
+        )
+    else:
+        result = scheduler.step(velocity, timesteps[index], latents, generator=generator, return_dict=False)
+    latents, x0 = result[0], result[1]
+    return Step(latents.to(torch.float32), x0.to(torch.float32))
