@@ -1,0 +1,124 @@
+"""Transformer block with a door for injected conditions, and the attention parts shared by all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import CogVideoXPatchEmbed
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from torch import Tensor, nn
+
+from bya_core.models.compat import attend, register_block
+from bya_core.models.rope import apply_rotary
+
+Inject = Callable[[Tensor], Tensor]
+
+
+class JointAttnProcessor:
+    """Joint attention of text and video tokens, rotary on the video tokens, by any backend of diffusers."""
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden_states [B, S, D], encoder_hidden_states [B, L, D] -> the same two."""
+        text = encoder_hidden_states.shape[1]
+        joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)  # [B, L+S, D]
+        query, key, value = (f(joint).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v))
+        if attn.norm_q is not None:
+            query, key = attn.norm_q(query), attn.norm_k(key)
+        if image_rotary_emb is not None:
+            query, key = (
+                torch.cat([x[:, :text], apply_rotary(x[:, text:], image_rotary_emb)], dim=1) for x in (query, key)
+            )
+        out = attend(query, key, value, self._attention_backend, self._parallel_config).flatten(2)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out[:, text:], out[:, :text]
+
+
+class BYABlock(CogVideoXBlock):
+    """CogVideoX block that applies injected face and speech conditions to its own output.
+
+    The conditions act inside the block call, so that a step cache which skips or replays blocks skips or replays
+    them with it. `inject` belongs to the caller; the block keeps no reference to it, hence parameter names stay.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attn1.set_processor(JointAttnProcessor())
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        inject: Inject | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden_states [B, S, D], encoder_hidden_states [B, L, D], temb [B, time_embed_dim] -> the first two."""
+        hidden_states, encoder_hidden_states = super().forward(
+            hidden_states, encoder_hidden_states, temb, image_rotary_emb
+        )
+        return hidden_states if inject is None else inject(hidden_states), encoder_hidden_states
+
+
+register_block(BYABlock)
+
+
+class PatchEmbed(CogVideoXPatchEmbed):
+    """Patch and text embedding for any grid.
+
+    The learned position table is added where the grid is the trained one; any other grid gets the sine-cosine
+    table of the same rule (as the released code does for other lengths).
+    """
+
+    def positions(self, text: int, frames: int, height: int, width: int) -> Tensor | None:
+        """Table [1, text + S, D] for latents of frames x height x width, or None where none is added."""
+        if not (self.use_positional_embeddings or self.use_learned_positional_embeddings):
+            return None
+        video_frames = (frames - 1) * self.temporal_compression_ratio + 1
+        trained = (self.sample_height, self.sample_width, self.sample_frames)
+        if (height, width, video_frames) == trained:
+            table = self.pos_embedding
+        else:
+            table = self._get_positional_embeddings(height, width, video_frames, device=self.proj.weight.device)
+        if text == self.max_text_seq_length:
+            return table
+        return torch.cat([table[:, :text], table[:, self.max_text_seq_length :]], dim=1)
+
+    def forward(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
+        """text_embeds [B, L, text_dim], image_embeds [B, T, C, H, W] -> [B, L + S, D]."""
+        batch, frames, _, height, width = image_embeds.shape
+        video = self.proj(image_embeds.flatten(0, 1)).flatten(2).transpose(1, 2)  # [B*T, h*w, D]
+        joint = torch.cat([self.text_proj(text_embeds), video.reshape(batch, -1, video.shape[-1])], dim=1)
+        table = self.positions(text_embeds.shape[1], frames, height, width)
+        return joint if table is None else joint + table.to(joint)
+
+
+def masked_cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention to several sources at once, each weighted by its own mask: sum_n mask_n softmax(q k_n) v_n.
+
+    The query is shared by all sources and the sum is taken inside the last product, so one more source costs
+    only its keys.
+
+    Args:
+        query: [..., S, d].
+        key, value: [..., N, K, d]; keys carry the softmax scale already.
+        mask: broadcastable to [..., S, N].
+
+    Returns:
+        [..., S, d].
+    """
+    sources = key.shape[-3]
+    scores = query @ key.flatten(-3, -2).transpose(-1, -2)  # [..., S, N*K]
+    weights = scores.unflatten(-1, (sources, -1)).softmax(dim=-1) * mask.unsqueeze(-1)
+    return weights.flatten(-2) @ value.flatten(-3, -2)

@@ -1,0 +1,41 @@
+"""What older and newer diffusers name differently; everything else imports it from here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from torch import Tensor
+
+try:
+    from diffusers.models.attention import AttentionMixin
+except ImportError:  # diffusers < 0.35
+
+    class AttentionMixin:  # type: ignore[no-redef]
+        """Nothing: this diffusers keeps attention processors elsewhere."""
+
+
+try:
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+except ImportError:  # diffusers < 0.35
+    dispatch_attention_fn = None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, parallel: Any = None) -> Tensor:
+    """Scaled dot-product attention by the backend that the user chose: [B, S, heads, d] each -> [B, S, heads, d]."""
+    if dispatch_attention_fn is None or (backend is None and parallel is None and query.device.type == "cpu"):
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        return out.transpose(1, 2)
+    extra = {} if parallel is None else {"parallel_config": parallel}
+    return dispatch_attention_fn(query, key, value, backend=backend, **extra)
+
+
+def register_block(cls: type[CogVideoXBlock]) -> None:
+    """Tell diffusers' step caches where a block's outputs are."""
+    try:
+        from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+    except ImportError:  # diffusers < 0.35: no step caches that need it
+        return
+    metadata = TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
+    TransformerBlockRegistry.register(model_class=cls, metadata=metadata)

@@ -1,0 +1,158 @@
+"""Where conditions meet the video: one object per forward call that hands each block what it injects.
+
+It lives as long as one call of the transformer. What blocks record here (masks) is only added, never replaced, so
+a block that gradient checkpointing runs again leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bya_core.grid import TokenGrid
+from bya_core.masks import audio_masks, blend
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which blocks are injected.
+
+    Args:
+        num_blocks: blocks of the transformer.
+        start: first block that may be injected.
+        face_every, audio_every: intervals from there.
+    """
+
+    num_blocks: int
+    start: int
+    face_every: int
+    audio_every: int
+
+    def face(self, block: int) -> int | None:
+        """Index of the face layer in `block`, or None."""
+        step = block - self.start
+        return step // self.face_every if step >= 0 and step % self.face_every == 0 else None
+
+    def audio(self, block: int) -> int | None:
+        """Index of the speech layer in `block`, or None."""
+        step = block - self.start
+        return step // self.audio_every if step >= 0 and step % self.audio_every == 0 else None
+
+    def latest_face(self, block: int) -> int:
+        """Index of the face layer in `block` or the nearest one before it."""
+        return (block - self.start) // self.face_every
+
+    @property
+    def face_layers(self) -> int:
+        """Number of face layers."""
+        return max(0, -(-(self.num_blocks - self.start) // self.face_every))
+
+    @property
+    def audio_layers(self) -> int:
+        """Number of speech layers."""
+        return max(0, -(-(self.num_blocks - self.start) // self.audio_every))
+
+
+@dataclass
+class Injection:
+    """Conditions of one forward call.
+
+    Args:
+        face_tokens: [B, N, Q, kv] or None.
+        audio_tokens: [B, M, T, A, Da] or None.
+        matrix: audio-character matrix [B, M, N] or None.
+        forced: [B, N, T, h, w] or per face layer [R, B, N, T, h, w] or None.
+        forced_weight: see `masks.blend`.
+    """
+
+    schedule: Schedule
+    grid: TokenGrid
+    face_layers: nn.ModuleList | None
+    audio_layers: nn.ModuleList | None
+    router: Callable[[Tensor, Tensor, int, TokenGrid], tuple[Tensor, Tensor]] | None
+    router_layers: int
+    router_detach: bool
+    run_router: bool
+    inflate: bool
+    face_scale: float
+    face_tokens: Tensor | None
+    audio_tokens: Tensor | None
+    matrix: Tensor | None
+    forced: Tensor | None
+    forced_weight: Tensor | float | None
+    logits: dict[int, Tensor] = field(default_factory=dict)
+    predicted: dict[int, Tensor] = field(default_factory=dict)
+    used: dict[int, Tensor] = field(default_factory=dict)
+
+    def for_block(self, block: int) -> Callable[[Tensor], Tensor] | None:
+        """What block number `block` has to call on its output [B, S, D], or None."""
+        face = self.schedule.face(block) if self.face_tokens is not None else None
+        audio = self.schedule.audio(block) if self.audio_tokens is not None else None
+        if face is None and audio is None:
+            return None
+        latest = self.schedule.latest_face(block)
+
+        def inject(hidden_states: Tensor) -> Tensor:
+            masks = None
+            if face is not None:
+                hidden_states, masks = self._inject_face(hidden_states, face)
+            if audio is not None:
+                masks = self._masks_at(latest) if masks is None else masks
+                hidden_states = hidden_states + self._speech(hidden_states, audio, masks)
+            return hidden_states
+
+        return inject
+
+    def _inject_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        assert self.face_layers is not None and self.face_tokens is not None
+        attention = self.face_layers[layer]
+        query = attention.queries(hidden_states)
+        key, value = attention.keys_values(self.face_tokens)
+        masks = self._route(query, key, layer)
+        out = attention(query, key, value, self.grid.flatten(masks).to(hidden_states))
+        self.used.setdefault(layer, masks)
+        return hidden_states + (out if self.face_scale == 1.0 else self.face_scale * out), masks
+
+    def _route(self, query: Tensor, key: Tensor, layer: int) -> Tensor:
+        """Masks [B, N, T, h, w] that act in face layer `layer`."""
+        forced = self._forced_at(layer)
+        decided = forced is not None and self.forced_weight is None
+        routed: Tensor | None = None
+        if self.router is not None and layer < self.router_layers and (self.run_router or not decided):
+            if self.router_detach:
+                query, key = query.detach(), key.detach()
+            logits, routed = self.router(query, key, layer, self.grid)
+            self.logits.setdefault(layer, logits)
+            self.predicted.setdefault(layer, routed)
+        if decided:
+            assert forced is not None
+            return forced
+        if routed is None:
+            routed = self.predicted[max(index for index in self.predicted if index < layer)]
+        return blend(routed, forced, self.forced_weight)
+
+    def _forced_at(self, layer: int) -> Tensor | None:
+        if self.forced is None:
+            return None
+        return self.forced[layer] if self.forced.dim() == 6 else self.forced
+
+    def _masks_at(self, layer: int) -> Tensor:
+        """Masks of face layer `layer`, or of the nearest one before it that ran (a step cache may skip some)."""
+        if self.face_tokens is None:
+            forced = self._forced_at(layer)
+            assert forced is not None
+            self.used.setdefault(layer, forced)
+            return forced
+        return self.used[max(index for index in self.used if index <= layer)]
+
+    def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
+        assert self.audio_layers is not None and self.audio_tokens is not None
+        hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
+        return self.audio_layers[layer](hidden_states, self.audio_tokens, hearing)
+
+    def stacked(self, record: dict[int, Tensor]) -> Tensor | None:
+        """[R, ...] in the order of the layers, or None where nothing was recorded."""
+        return torch.stack([record[layer] for layer in sorted(record)]) if record else None

@@ -1,0 +1,85 @@
+"""Rotary position embedding over a 3D token grid (time, rows, columns)."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from bya_core.errors import InputError
+from bya_core.grid import TokenGrid
+
+
+def _crop_span(grid: TokenGrid, base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns (start, stop) that `grid` covers when fitted into `base` (rows, columns), centred."""
+    base_h, base_w = base
+    if grid.height * base_w > grid.width * base_h:
+        rows, columns = base_h, int(round(base_h / grid.height * grid.width))
+    else:
+        rows, columns = int(round(base_w / grid.width * grid.height)), base_w
+    top, left = int(round((base_h - rows) / 2)), int(round((base_w - columns) / 2))
+    return (top, top + rows), (left, left + columns)
+
+
+def _axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """Channels of time, rows, columns: 1/4, 3/8, 3/8, each even."""
+    time = head_dim // 4 // 2 * 2
+    rows = (head_dim - time) // 4 * 2
+    return time, rows, head_dim - time - rows
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(
+    shape: tuple[int, int, int], spans: tuple[tuple[float, float], tuple[float, float]], head_dim: int, device: str
+) -> tuple[Tensor, Tensor]:
+    frames, height, width = shape
+    (top, bottom), (left, right) = spans
+    with torch.inference_mode(False), torch.no_grad():
+        positions = (
+            torch.arange(frames, dtype=torch.float32),
+            torch.linspace(top, top + (bottom - top) * (height - 1) / height, height),
+            torch.linspace(left, left + (right - left) * (width - 1) / width, width),
+        )
+        angles = []
+        for axis, (position, dim) in enumerate(zip(positions, _axis_dims(head_dim), strict=True)):
+            frequency = 1e4 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / max(dim, 1))
+            angle = torch.outer(position, frequency).repeat_interleave(2, dim=1)
+            view = [1, 1, 1, dim]
+            view[axis] = len(position)
+            angles.append(angle.view(view).expand(frames, height, width, dim))
+        flat = torch.cat(angles, dim=-1).reshape(-1, head_dim)
+        return flat.cos().to(device), flat.sin().to(device)
+
+
+def rotary_embedding(
+    grid: TokenGrid,
+    head_dim: int,
+    base_grid: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine table of a token grid, theta 1e4, neighbouring channels paired.
+
+    Args:
+        grid: token grid (T, h, w).
+        head_dim: channels of one attention head, even; a quarter is given to time, the rest to rows and columns.
+        base_grid: rows and columns the weights were trained on. Other grids are fitted into it, keeping their
+            aspect, so that positions stay in the trained range (CogVideoX's resize-crop rule). None = whole numbers.
+
+    Returns:
+        (cos, sin), each [S, head_dim] float32. Shared between callers: do not write into them.
+
+    Raises:
+        InputError: odd head_dim.
+    """
+    if head_dim < 4 or head_dim % 2:
+        raise InputError(f"rotary head_dim of {head_dim}", "an even number of at least 4", "choose another head size")
+    spans = ((0, grid.height), (0, grid.width)) if base_grid is None else _crop_span(grid, base_grid)
+    return _tables(grid.shape, spans, head_dim, str(device))
+
+
+def apply_rotary(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate neighbouring channel pairs: x [..., S, heads, d], table of two [S, d] -> same as x."""
+    cos, sin = (part[:, None, 0::2] for part in table)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)

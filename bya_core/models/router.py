@@ -1,0 +1,212 @@
+"""Intra-denoise embedding router: face attention's queries and keys -> which token belongs to whom.
+
+Paper appendix A. Two flavours: `OfficialRouter` is what the released weights need, `PaperRouter` what the paper
+describes. Both read the shared video query and every character's keys, take any number of characters and are
+equivariant to their order. Both return logits over characters (the paper's with a background class last) and masks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from bya_core.grid import TokenGrid
+from bya_core.models.rope import apply_rotary, rotary_embedding
+
+
+class RouterAttention(nn.Module):
+    """Self-attention along one axis of the router's tokens, optionally rotary."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def forward(self, x: Tensor, axis: str, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x [B, N, T, P, C] -> same; attends over `axis`: "space" (P), "time" (T) or "characters" (N)."""
+        batch, characters, frames, places, _ = x.shape
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
+        if rotary is not None:
+            q, k = (apply_rotary(part.flatten(2, 3), rotary).view_as(part) for part in (q, k))
+        pattern = {
+            "space": "b n t p h d -> (b n t) h p d",
+            "time": "b n t p h d -> (b n p) h t d",
+            "characters": "b n t p h d -> (b t p) h n d",
+        }[axis]
+        out = F.scaled_dot_product_attention(*(rearrange(part, pattern) for part in (q, k, v)))
+        back, here = pattern.split(" -> ")
+        out = rearrange(out, f"{here} -> {back}", b=batch, n=characters, t=frames, p=places)
+        return self.to_out[0](out.flatten(-2))
+
+
+class SpatioTemporalLayer(nn.Module):
+    """Space, time, characters, then an MLP; each with its norm and a residual."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.spatial_attn = RouterAttention(dim, heads)
+        self.temporal_attn = RouterAttention(dim, heads)
+        self.multi_id_attn = RouterAttention(dim, heads)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """[B, N, T, P, C] -> same."""
+        x = x + self.spatial_attn(self.norm1(x), "space", rotary)
+        x = x + self.temporal_attn(self.norm2(x), "time", rotary)
+        x = x + self.multi_id_attn(self.norm3(x), "characters")
+        return x + self.mlp(self.norm4(x))
+
+
+def _sincos(length: int, dim: int) -> Tensor:
+    """Sine and cosine interleaved: [length, dim] float32, dim even."""
+    angle = torch.outer(torch.arange(length).float(), 1e4 ** (-torch.arange(0, dim, 2).float() / dim))
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+def released_position_table(shape: tuple[int, int, int], dim: int) -> Tensor:
+    """Additive position table [T, a, b, dim] of the released router: a third of the channels per axis, rest zero.
+
+    The released code views the tokens of a frame, stored row by row as (h, w), as (a, b) = (w, h) without
+    transposing them; the weights were trained so, and the table has to follow.
+    """
+    per_axis = dim // 3 // 2 * 2
+    table = torch.zeros(*shape, dim)
+    for axis, length in enumerate(shape):
+        view = [1, 1, 1, per_axis]
+        view[axis] = length
+        table[..., axis * per_axis : (axis + 1) * per_axis] = _sincos(length, per_axis).view(view)
+    return table
+
+
+class _Router(nn.Module):
+    """Part that both flavours share: queries and keys -> one score per head and face token."""
+
+    def __init__(self, *, num_layers: int, heads: int, dim_head: int, num_queries: int) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        self.heads, self.features = heads, num_queries * heads
+        self.norm_q = nn.LayerNorm(inner)
+        self.norm_k = nn.LayerNorm(inner)
+        self.to_q = nn.ModuleList([nn.Linear(inner, inner, bias=False) for _ in range(num_layers)])
+        self.to_k = nn.ModuleList([nn.Linear(inner, inner, bias=False) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(self.features)
+
+    def _scores(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """query [B, S, heads*d], key [B, N, Q, heads*d] -> [B, N, S, Q*heads], heads innermost."""
+        q = rearrange(query, "b s (h d) -> b h s d", h=self.heads)
+        k = rearrange(key * scale, "b n q (h d) -> b h d (n q)", h=self.heads)
+        return rearrange(q @ k, "b h s (n q) -> b n s (q h)", n=key.shape[1])
+
+
+class OfficialRouter(_Router):
+    """Router of the released weights: unscaled scores, additive positions, one independent sigmoid per character.
+
+    Args:
+        dim_head, heads, num_queries: of the face attention.
+        st_heads: heads of the spatio-temporal layers.
+        grid: (T, a, b) of the stored position table.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        heads: int,
+        dim_head: int,
+        num_queries: int,
+        st_heads: int,
+        num_blocks: int,
+        grid: tuple[int, int, int],
+    ) -> None:
+        super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
+        dim = self.features
+        self.register_buffer("pos_emb", released_position_table(grid, dim))
+        self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
+        self.final_proj = nn.Sequential(nn.Linear(dim, 1))
+        # In the published file, never used by the released code; held so that files load and save completely.
+        self.layer_merge = nn.ModuleList(
+            [
+                nn.Sequential(nn.Linear(dim + 3, 256), nn.ReLU(), nn.Linear(256, 128, bias=False))
+                for _ in range(num_layers)
+            ]
+        )
+
+    def positions(self, grid: TokenGrid) -> Tensor:
+        """[T, P, C] for any grid: the stored table where it fits, else rebuilt by its rule."""
+        shape = (grid.frames, grid.width, grid.height)
+        stored = tuple(self.pos_emb.shape[:3])
+        table = self.pos_emb if shape == stored else released_position_table(shape, self.features).to(self.pos_emb)
+        return table.flatten(1, 2)
+
+    def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+        """Masks of one face layer.
+
+        Args:
+            query: [B, heads, S, d], shared by all characters.
+            key: [B, N, heads, Q, d].
+            layer: which face layer.
+            grid: token grid.
+
+        Returns:
+            logits [B, N, T, h, w] and masks (their sigmoid), same shape.
+        """
+        # Heads innermost before the norm, but the projection is read with heads outermost: as trained.
+        q = self.to_q[layer](self.norm_q(rearrange(query, "b h s d -> b s (d h)")))
+        k = self.to_k[layer](self.norm_k(rearrange(key, "b n h q d -> b n q (d h)")))
+        x = self.norm(self._scores(q, k, 1.0)).unflatten(2, (grid.frames, -1)) + self.positions(grid)
+        for block in self.spatial_temporal_layers:
+            x = block(x)
+        logits = grid.unflatten(self.final_proj(x).flatten(2))
+        return logits, logits.sigmoid()
+
+
+class PaperRouter(_Router):
+    """Router of the paper: 3D rotary positions, softmax over the characters and a background class.
+
+    Args:
+        dim_head, heads, num_queries: of the face attention.
+        dim: width of the router, divisible by st_heads into even heads.
+        reads_tokens: also give the router the video query itself, not only its scores with the faces. The paper
+            reads scores alone; the query tells where shapes end.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        heads: int,
+        dim_head: int,
+        num_queries: int,
+        dim: int,
+        st_heads: int,
+        num_blocks: int,
+        reads_tokens: bool,
+    ) -> None:
+        super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
+        self.scale, self.rotary_dim = dim_head**-0.5, dim // st_heads
+        self.proj_in = nn.Linear(self.features, dim)
+        self.token_in = nn.Linear(heads * dim_head, dim) if reads_tokens else None
+        self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
+        self.norm_out = nn.LayerNorm(dim)
+        self.final_proj = nn.Linear(dim, 1)
+        self.background = nn.Linear(dim, 1)
+
+    def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+        """As `OfficialRouter.forward`, but logits are [B, N+1, T, h, w], the background class last."""
+        query = self.norm_q(rearrange(query, "b h s d -> b s (h d)"))
+        k = self.to_k[layer](self.norm_k(rearrange(key, "b n h q d -> b n q (h d)")))
+        x = self.proj_in(self.norm(self._scores(self.to_q[layer](query), k, self.scale)))  # [B, N, S, C]
+        if self.token_in is not None:
+            x = x + self.token_in(query).unsqueeze(1)
+        x = x.unflatten(2, (grid.frames, -1))
+        rotary = rotary_embedding(grid, self.rotary_dim, device=x.device)
+        for block in self.spatial_temporal_layers:
+            x = block(x, rotary)
+        x = self.norm_out(x)
+        per_class = torch.cat([self.final_proj(x), self.background(x.mean(dim=1, keepdim=True))], dim=1)
+        logits = grid.unflatten(per_class.flatten(2))
+        return logits, logits.softmax(dim=1)[:, :-1]

@@ -1,0 +1,471 @@
+"""The transformer: CogVideoX blocks with face, speech and router paths (paper fig. 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import AdaLayerNorm
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from torch import Tensor, nn
+
+from bya_core.errors import InputError
+from bya_core.grid import TokenGrid
+from bya_core.models.audio import AudioModel
+from bya_core.models.blocks import BYABlock, PatchEmbed
+from bya_core.models.compat import AttentionMixin
+from bya_core.models.face import FaceCrossAttention, LocalFacialExtractor
+from bya_core.models.injection import Injection, Schedule
+from bya_core.models.rope import rotary_embedding
+from bya_core.models.router import OfficialRouter, PaperRouter
+
+
+@dataclass
+class BYATransformerOutput(BaseOutput):
+    """What one call returns.
+
+    Args:
+        sample: [B, T, C_out, H, W].
+        masks: router predictions [R, B, N, T, h, w] in [0, 1], background dropped; None where no router ran.
+        router_logits: [R, B, N or N+1, T, h, w]; where there is a background class it is the last.
+        used_masks: masks that acted in the last face layer [B, N, T, h, w], or None.
+    """
+
+    sample: Tensor
+    masks: Tensor | None = None
+    router_logits: Tensor | None = None
+    used_masks: Tensor | None = None
+
+
+class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+    """Video transformer in which every character's face and voice act only where a mask says so.
+
+    Parameters carry their published names, so released files load as they are. Any number of characters, any token
+    grid. Faces and speech are encoded once per clip by `encode_faces` and `encode_speech`.
+
+    Args:
+        flavour: "official" = what released weights need, "paper" = as the paper describes (see docs/fidelity.md).
+        injection_start: first block that gets face or speech.
+        cross_attn_interval, audio_attn_interval: every how many blocks from there.
+        num_router_layers: face layers with a router of their own, counted from the first; the others take over the
+            most recent mask. None = all of them.
+        inflate_audio_masks: see `masks.audio_masks`.
+        router_detach: the router reads detached queries and keys, so its loss trains the router alone.
+        router_reads_tokens: paper flavour, see `PaperRouter`.
+        router_dim: width of the router in the paper flavour; in the official one it is queries x heads.
+        router_grid: (T, a, b) of the stored position table (official); None = from the sample sizes.
+        cross_attn_kv_dim: width of face tokens; None = lfe_output_dim.
+        sample_width, sample_height, sample_frames: trained size in latent columns and rows, and video frames.
+        Others: as in CogVideoX, or widths of the parts they are named after.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["BYABlock", "PatchEmbed"]
+    _repeated_blocks = ["BYABlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        flavour: Literal["official", "paper"] = "official",
+        num_attention_heads: int = 48,
+        attention_head_dim: int = 64,
+        in_channels: int = 48,
+        out_channels: int = 16,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        time_embed_dim: int = 512,
+        text_embed_dim: int = 4096,
+        num_layers: int = 42,
+        dropout: float = 0.0,
+        attention_bias: bool = True,
+        sample_width: int = 90,
+        sample_height: int = 60,
+        sample_frames: int = 49,
+        patch_size: int = 2,
+        temporal_compression_ratio: int = 4,
+        max_text_seq_length: int = 226,
+        activation_fn: str = "gelu-approximate",
+        timestep_activation_fn: str = "silu",
+        norm_elementwise_affine: bool = True,
+        norm_eps: float = 1e-5,
+        spatial_interpolation_scale: float = 1.875,
+        temporal_interpolation_scale: float = 1.0,
+        use_rotary_positional_embeddings: bool = True,
+        use_learned_positional_embeddings: bool = True,
+        use_face: bool = True,
+        use_audio: bool = True,
+        injection_start: int = 0,
+        cross_attn_interval: int = 2,
+        audio_attn_interval: int = 1,
+        local_face_scale: float = 1.0,
+        cross_attn_dim_head: int = 128,
+        cross_attn_num_heads: int = 16,
+        cross_attn_kv_dim: int | None = None,
+        lfe_dim: int = 1024,
+        lfe_depth: int = 10,
+        lfe_dim_head: int = 64,
+        lfe_heads: int = 16,
+        lfe_num_id_token: int = 5,
+        lfe_num_queries: int = 32,
+        lfe_output_dim: int = 2048,
+        lfe_ff_mult: int = 4,
+        lfe_vit_dim: int = 1024,
+        lfe_id_dim: int = 1280,
+        lfe_hidden_dim: int = 1024,
+        lfe_num_scale: int = 5,
+        num_router_layers: int | None = None,
+        router_dim: int = 128,
+        router_heads: int = 8,
+        router_blocks: int = 4,
+        router_grid: tuple[int, int, int] | None = None,
+        router_detach: bool = True,
+        router_reads_tokens: bool = False,
+        inflate_audio_masks: bool = True,
+        audio_dim: int = 768,
+        audio_heads: int = 48,
+        audio_dim_head: int = 64,
+        audio_window: int = 5,
+        audio_blocks: int = 12,
+        audio_channels: int = 768,
+        audio_hidden_dim: int = 512,
+        audio_context_tokens: int = 32,
+    ) -> None:
+        super().__init__()
+        if flavour not in ("official", "paper"):
+            raise InputError(f"flavour {flavour!r}", '"official" or "paper"', "choose one of them")
+        dim = num_attention_heads * attention_head_dim
+        self.schedule = Schedule(num_layers, injection_start, cross_attn_interval, audio_attn_interval)
+        self.patch_embed = PatchEmbed(
+            patch_size=patch_size,
+            in_channels=in_channels,
+            embed_dim=dim,
+            text_embed_dim=text_embed_dim,
+            sample_width=sample_width,
+            sample_height=sample_height,
+            sample_frames=sample_frames,
+            temporal_compression_ratio=temporal_compression_ratio,
+            max_text_seq_length=max_text_seq_length,
+            spatial_interpolation_scale=spatial_interpolation_scale,
+            temporal_interpolation_scale=temporal_interpolation_scale,
+            use_positional_embeddings=not use_rotary_positional_embeddings,
+            use_learned_positional_embeddings=use_learned_positional_embeddings,
+        )
+        self.embedding_dropout = nn.Dropout(dropout)
+        self.time_proj = Timesteps(dim, flip_sin_to_cos, freq_shift)
+        self.time_embedding = TimestepEmbedding(dim, time_embed_dim, timestep_activation_fn)
+        self.transformer_blocks = nn.ModuleList(
+            [
+                BYABlock(
+                    dim=dim,
+                    num_attention_heads=num_attention_heads,
+                    attention_head_dim=attention_head_dim,
+                    time_embed_dim=time_embed_dim,
+                    dropout=dropout,
+                    activation_fn=activation_fn,
+                    attention_bias=attention_bias,
+                    norm_elementwise_affine=norm_elementwise_affine,
+                    norm_eps=norm_eps,
+                )
+                for _ in range(num_layers)
+            ]
+        )
+        self.norm_final = nn.LayerNorm(dim, norm_eps, norm_elementwise_affine)
+        self.norm_out = AdaLayerNorm(
+            embedding_dim=time_embed_dim,
+            output_dim=2 * dim,
+            norm_elementwise_affine=norm_elementwise_affine,
+            norm_eps=norm_eps,
+            chunk_dim=1,
+        )
+        self.proj_out = nn.Linear(dim, patch_size * patch_size * out_channels)
+
+        face_layers = self.schedule.face_layers
+        self.router_layers = face_layers if num_router_layers is None else min(num_router_layers, face_layers)
+        self.local_facial_extractor: LocalFacialExtractor | None = None
+        self.perceiver_cross_attention: nn.ModuleList | None = None
+        self.router: OfficialRouter | PaperRouter | None = None
+        self.audio_model: AudioModel | None = None
+        if use_face:
+            kv_dim = lfe_output_dim if cross_attn_kv_dim is None else cross_attn_kv_dim
+            self.local_facial_extractor = LocalFacialExtractor(
+                dim=lfe_dim,
+                depth=lfe_depth,
+                dim_head=lfe_dim_head,
+                heads=lfe_heads,
+                num_id_token=lfe_num_id_token,
+                num_queries=lfe_num_queries,
+                output_dim=kv_dim,
+                ff_mult=lfe_ff_mult,
+                vit_dim=lfe_vit_dim,
+                id_dim=lfe_id_dim,
+                hidden_dim=lfe_hidden_dim,
+                num_scale=lfe_num_scale,
+            )
+            self.perceiver_cross_attention = nn.ModuleList(
+                [
+                    FaceCrossAttention(dim, cross_attn_dim_head, cross_attn_num_heads, kv_dim)
+                    for _ in range(face_layers)
+                ]
+            )
+        if use_face and self.router_layers:
+            shared: dict[str, Any] = {
+                "num_layers": self.router_layers,
+                "heads": cross_attn_num_heads,
+                "dim_head": cross_attn_dim_head,
+                "num_queries": lfe_num_queries,
+                "st_heads": router_heads,
+                "num_blocks": router_blocks,
+            }
+            if flavour == "official":
+                frames = (sample_frames - 1) // temporal_compression_ratio + 1
+                viewed = (frames, sample_width // patch_size, sample_height // patch_size)
+                self.router = OfficialRouter(grid=viewed if router_grid is None else tuple(router_grid), **shared)
+            else:
+                self.router = PaperRouter(dim=router_dim, reads_tokens=router_reads_tokens, **shared)
+        if use_audio:
+            self.audio_model = AudioModel(
+                dim=dim,
+                audio_dim=audio_dim,
+                heads=audio_heads,
+                dim_head=audio_dim_head,
+                num_layers=self.schedule.audio_layers,
+                window=audio_window,
+                blocks=audio_blocks,
+                channels=audio_channels,
+                hidden_dim=audio_hidden_dim,
+                context_tokens=audio_context_tokens,
+                temporal_ratio=temporal_compression_ratio,
+                released=flavour == "official",
+            )
+        self.gradient_checkpointing = False
+        if flavour == "paper":
+            self._start_gently()
+
+    def _start_gently(self) -> None:
+        """Initial weights for training from scratch: blocks, injections and output begin at zero (adaLN-zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        silent: list[nn.Linear] = [self.norm_out.linear, self.proj_out]
+        for block in self.transformer_blocks:
+            silent += [block.norm1.linear, block.norm2.linear]
+        silent += [layer.to_out for layer in self.perceiver_cross_attention or ()]
+        silent += [layer.attn.to_out[0] for layer in (self.audio_model.layers if self.audio_model else ())]
+        for linear in silent:
+            nn.init.zeros_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def encode_faces(self, identity: Tensor, hidden: Tensor) -> Tensor:
+        """Face tokens, once per clip.
+
+        Args:
+            identity: [B, N, id_dim].
+            hidden: [B, N, K, P, vit_dim], K vision feature maps of P tokens.
+
+        Returns:
+            [B, N, Q, kv].
+
+        Raises:
+            InputError: no face path, or shapes that do not fit.
+        """
+        if self.local_facial_extractor is None:
+            raise InputError("faces", "a model with a face path", "load one built with use_face")
+        c = self.config
+        if identity.dim() != 3 or identity.shape[-1] != c.lfe_id_dim:
+            raise InputError(
+                f"identity of shape {list(identity.shape)}",
+                f"[batch, characters, {c.lfe_id_dim}]",
+                "use the face encoder of this model",
+            )
+        if hidden.dim() != 5 or (hidden.shape[2], hidden.shape[4]) != (c.lfe_num_scale, c.lfe_vit_dim):
+            raise InputError(
+                f"face features of shape {list(hidden.shape)}",
+                f"[batch, characters, {c.lfe_num_scale}, places, {c.lfe_vit_dim}]",
+                "use the face encoder of this model",
+            )
+        tokens = self.local_facial_extractor(identity.flatten(0, 1), hidden.flatten(0, 1))
+        return tokens.unflatten(0, identity.shape[:2])
+
+    def encode_speech(self, features: Tensor) -> Tensor:
+        """Audio tokens, once per clip: [B, M, F + window - 1, blocks, channels] -> [B, M, T, A, Da].
+
+        Zeros in give the unconditional half of guidance (they are not zeros out).
+
+        Raises:
+            InputError: no speech path, or shapes that do not fit.
+        """
+        if self.audio_model is None:
+            raise InputError("speech", "a model with a speech path", "load one built with use_audio")
+        return self.audio_model.encode(features)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        *,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        face_tokens: Tensor | None = None,
+        audio_tokens: Tensor | None = None,
+        audio_character_matrix: Tensor | None = None,
+        forced_masks: Tensor | None = None,
+        forced_weight: Tensor | float | None = None,
+        run_router: bool = False,
+        return_dict: bool = True,
+    ) -> BYATransformerOutput | tuple[Tensor | None, ...]:
+        """One prediction of the denoiser.
+
+        Args:
+            hidden_states: [B, T, C, H, W], noisy latents with canvas and first frame as further channels.
+            encoder_hidden_states: text [B, L, text_embed_dim].
+            timestep: [B].
+            image_rotary_emb: (cos, sin), each [S, head_dim]; None = of this grid by `rotary_embedding`.
+            face_tokens: [B, N, Q, kv]; None = no faces.
+            audio_tokens: [B, M, T, A, Da]; None = no speech.
+            audio_character_matrix: [B, M, N]; None = stream i drives character i.
+            forced_masks: [B, N, T, h, w], or one per face layer [R, B, N, T, h, w]; they replace the router's.
+            forced_weight: 0 = the router decides ... 1 = forced, broadcastable to [B, N, T, h, w]; None = forced
+                entirely, and the router does not run.
+            run_router: let the router predict all the same (training).
+            return_dict: False = a tuple in the order of `BYATransformerOutput`.
+
+        Raises:
+            InputError: inputs that do not fit each other or the model.
+        """
+        grid = self._grid(hidden_states)
+        inputs = Injection(
+            schedule=self.schedule,
+            grid=grid,
+            face_layers=self.perceiver_cross_attention,
+            audio_layers=self.audio_model.layers if self.audio_model is not None else None,
+            router=self.router,
+            router_layers=self.router_layers,
+            router_detach=self.config.router_detach,
+            run_router=run_router,
+            inflate=self.config.inflate_audio_masks,
+            face_scale=self.config.local_face_scale,
+            face_tokens=face_tokens,
+            audio_tokens=audio_tokens,
+            matrix=None if audio_character_matrix is None else audio_character_matrix.to(hidden_states),
+            forced=None if forced_masks is None else forced_masks.to(hidden_states),
+            forced_weight=forced_weight,
+        )
+        self._check(hidden_states, encoder_hidden_states, timestep, inputs)
+        if image_rotary_emb is None and self.config.use_rotary_positional_embeddings:
+            image_rotary_emb = self.rotary(grid)
+
+        # Timesteps are float32 whatever the weights are.
+        temb = self.time_embedding(self.time_proj(timestep).to(hidden_states.dtype))
+        joint = self.embedding_dropout(self.patch_embed(encoder_hidden_states, hidden_states))
+        text = encoder_hidden_states.shape[1]
+        encoder_hidden_states, hidden_states = joint[:, :text], joint[:, text:]
+
+        for index, block in enumerate(self.transformer_blocks):
+            inject = inputs.for_block(index)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states, encoder_hidden_states = self._gradient_checkpointing_func(
+                    block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, inject
+                )
+            else:
+                hidden_states, encoder_hidden_states = block(
+                    hidden_states=hidden_states,
+                    encoder_hidden_states=encoder_hidden_states,
+                    temb=temb,
+                    image_rotary_emb=image_rotary_emb,
+                    inject=inject,
+                )
+
+        out = self.proj_out(self.norm_out(self.norm_final(hidden_states), temb=temb))
+        p = self.config.patch_size
+        sample = rearrange(
+            out, "b (t h w) (c p q) -> b t c (h p) (w q)", t=grid.frames, h=grid.height, w=grid.width, p=p, q=p
+        )
+        used = inputs.used[max(inputs.used)] if inputs.used else None
+        output = BYATransformerOutput(
+            sample, inputs.stacked(inputs.predicted), inputs.stacked(inputs.logits), used
+        )
+        return output if return_dict else (output.sample, output.masks, output.router_logits, output.used_masks)
+
+    def rotary(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+        """(cos, sin) [S, head_dim] of a grid: the official flavour fits it into the trained rows and columns."""
+        c = self.config
+        base = None
+        if c.flavour == "official":
+            base = (c.sample_height // c.patch_size, c.sample_width // c.patch_size)
+        return rotary_embedding(grid, c.attention_head_dim, base, self.proj_out.weight.device)
+
+    def _grid(self, hidden_states: Tensor) -> TokenGrid:
+        c = self.config
+        if hidden_states.dim() != 5 or hidden_states.shape[2] != c.in_channels:
+            raise InputError(
+                f"latents of shape {list(hidden_states.shape)}",
+                f"[batch, frames, {c.in_channels}, height, width]",
+                "concatenate noise, canvas and first frame along the channels",
+            )
+        _, frames, _, height, width = hidden_states.shape
+        if height % c.patch_size or width % c.patch_size:
+            raise InputError(
+                f"latents of {height} x {width}", f"sides divisible by {c.patch_size}", "choose another video size"
+            )
+        return TokenGrid(
+            frames, height // c.patch_size, width // c.patch_size, c.patch_size, 8, c.temporal_compression_ratio
+        )
+
+    def _check(self, latents: Tensor, text: Tensor, timestep: Tensor, given: Injection) -> None:
+        """Every input against the latents and against each other."""
+        c, batch = self.config, latents.shape[0]
+        limit = c.max_text_seq_length if self.patch_embed.use_learned_positional_embeddings else text.shape[1]
+        _expect("text", text, (batch, None, c.text_embed_dim))
+        if text.shape[1] > limit:
+            raise InputError(f"text of {text.shape[1]} tokens", f"at most {limit}", "shorten the prompt")
+        _expect("timestep", timestep, (batch,))
+        characters = None
+        if given.face_tokens is not None:
+            if self.perceiver_cross_attention is None:
+                raise InputError("face tokens", "a model with a face path", "load one built with use_face")
+            _expect("face_tokens", given.face_tokens, (batch, None, c.lfe_num_queries, None))
+            characters = given.face_tokens.shape[1]
+        if given.forced is not None:
+            shape = (batch, characters, *given.grid.shape)
+            layers = (self.schedule.face_layers,) if given.forced.dim() == 6 else ()
+            _expect("forced_masks", given.forced, (*layers, *shape))
+            characters = given.forced.shape[-4]
+        elif given.face_tokens is not None and self.router is None:
+            raise InputError("faces without masks", "forced_masks, as this model has no router", "give masks")
+        if given.audio_tokens is None:
+            return
+        if self.audio_model is None:
+            raise InputError("audio tokens", "a model with a speech path", "load one built with use_audio")
+        if characters is None:
+            raise InputError("speech without faces or masks", "at least one of them", "give face_tokens or masks")
+        streams = given.audio_tokens.shape[1] if given.audio_tokens.dim() == 5 else 0
+        _expect("audio_tokens", given.audio_tokens, (batch, None, given.grid.frames, None, c.audio_dim))
+        if given.matrix is not None:
+            _expect("audio_character_matrix", given.matrix, (batch, streams, characters))
+        elif streams != characters:
+            raise InputError(
+                f"{streams} speech streams for {characters} characters",
+                "one stream per character, or an audio-character matrix",
+                "give silence for who is silent, or the matrix",
+            )
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raise InputError unless `tensor` has this shape; None = any size."""
+    fits = tensor.dim() == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, tensor.shape, strict=False)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise InputError(f"{name} of shape {list(tensor.shape)}", f"[{wanted}]", "check what made it")
