@@ -24,7 +24,15 @@ class AudioProjection(nn.Module):
     """
 
     def __init__(
-        self, *, window: int, blocks: int, channels: int, hidden_dim: int, dim: int, context_tokens: int, halvings: int
+        self,
+        *,
+        window: int,
+        blocks: int,
+        channels: int,
+        hidden_dim: int,
+        dim: int,
+        context_tokens: int,
+        halvings: int,
     ) -> None:
         super().__init__()
         self.context_tokens, self.halvings = context_tokens, halvings
@@ -107,7 +115,12 @@ class AudioModel(nn.Module):
         released: bool,
     ) -> None:
         super().__init__()
-        self.window, self.blocks, self.channels, self.temporal_ratio = window, blocks, channels, temporal_ratio
+        self.window, self.blocks, self.channels, self.temporal_ratio = (
+            window,
+            blocks,
+            channels,
+            temporal_ratio,
+        )
         if released:
             self.learnable_scale = nn.Parameter(torch.zeros(1))
             self.mute_learnable_tokens = nn.Parameter(torch.zeros(1, context_tokens, audio_dim))

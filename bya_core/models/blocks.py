@@ -33,12 +33,15 @@ class JointAttnProcessor:
         """hidden_states [B, S, D], encoder_hidden_states [B, L, D] -> the same two."""
         text = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)  # [B, L+S, D]
-        query, key, value = (f(joint).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v))
+        query, key, value = (
+            f(joint).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v)
+        )
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
             query, key = (
-                torch.cat([x[:, :text], apply_rotary(x[:, text:], image_rotary_emb)], dim=1) for x in (query, key)
+                torch.cat([x[:, :text], apply_rotary(x[:, text:], image_rotary_emb)], dim=1)
+                for x in (query, key)
             )
         out = attend(query, key, value, self._attention_backend, self._parallel_config).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
@@ -90,7 +93,9 @@ class PatchEmbed(CogVideoXPatchEmbed):
         if (height, width, video_frames) == trained:
             table = self.pos_embedding
         else:
-            table = self._get_positional_embeddings(height, width, video_frames, device=self.proj.weight.device)
+            table = self._get_positional_embeddings(
+                height, width, video_frames, device=self.proj.weight.device
+            )
         if text == self.max_text_seq_length:
             return table
         return torch.cat([table[:, :text], table[:, self.max_text_seq_length :]], dim=1)

@@ -25,7 +25,9 @@ except ImportError:  # diffusers < 0.35
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, parallel: Any = None) -> Tensor:
     """Scaled dot-product attention by the backend that the user chose: [B, S, heads, d] each -> [B, S, heads, d]."""
     if dispatch_attention_fn is None or (backend is None and parallel is None and query.device.type == "cpu"):
-        out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
         return out.transpose(1, 2)
     extra = {} if parallel is None else {"parallel_config": parallel}
     return dispatch_attention_fn(query, key, value, backend=backend, **extra)

@@ -132,7 +132,8 @@ class Injection:
             return forced
         if routed is None:
             routed = self.predicted[max(index for index in self.predicted if index < layer)]
-        return blend(routed, forced, self.forced_weight)
+        # Where the router learns from its own loss only, the masks it acts with carry no gradient back to it.
+        return blend(routed.detach() if self.router_detach else routed, forced, self.forced_weight)
 
     def _forced_at(self, layer: int) -> Tensor | None:
         if self.forced is None:

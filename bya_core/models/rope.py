@@ -31,7 +31,10 @@ def _axis_dims(head_dim: int) -> tuple[int, int, int]:
 
 @functools.lru_cache(maxsize=16)
 def _tables(
-    shape: tuple[int, int, int], spans: tuple[tuple[float, float], tuple[float, float]], head_dim: int, device: str
+    shape: tuple[int, int, int],
+    spans: tuple[tuple[float, float], tuple[float, float]],
+    head_dim: int,
+    device: str,
 ) -> tuple[Tensor, Tensor]:
     frames, height, width = shape
     (top, bottom), (left, right) = spans
@@ -73,7 +76,9 @@ def rotary_embedding(
         InputError: odd head_dim.
     """
     if head_dim < 4 or head_dim % 2:
-        raise InputError(f"rotary head_dim of {head_dim}", "an even number of at least 4", "choose another head size")
+        raise InputError(
+            f"rotary head_dim of {head_dim}", "an even number of at least 4", "choose another head size"
+        )
     spans = ((0, grid.height), (0, grid.width)) if base_grid is None else _crop_span(grid, base_grid)
     return _tables(grid.shape, spans, head_dim, str(device))
 

@@ -125,7 +125,9 @@ class OfficialRouter(_Router):
         super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
         dim = self.features
         self.register_buffer("pos_emb", released_position_table(grid, dim))
-        self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
+        self.spatial_temporal_layers = nn.ModuleList(
+            [SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)]
+        )
         self.final_proj = nn.Sequential(nn.Linear(dim, 1))
         # In the published file, never used by the released code; held so that files load and save completely.
         self.layer_merge = nn.ModuleList(
@@ -139,7 +141,11 @@ class OfficialRouter(_Router):
         """[T, P, C] for any grid: the stored table where it fits, else rebuilt by its rule."""
         shape = (grid.frames, grid.width, grid.height)
         stored = tuple(self.pos_emb.shape[:3])
-        table = self.pos_emb if shape == stored else released_position_table(shape, self.features).to(self.pos_emb)
+        table = (
+            self.pos_emb
+            if shape == stored
+            else released_position_table(shape, self.features).to(self.pos_emb)
+        )
         return table.flatten(1, 2)
 
     def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:
@@ -190,7 +196,9 @@ class PaperRouter(_Router):
         self.scale, self.rotary_dim = dim_head**-0.5, dim // st_heads
         self.proj_in = nn.Linear(self.features, dim)
         self.token_in = nn.Linear(heads * dim_head, dim) if reads_tokens else None
-        self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
+        self.spatial_temporal_layers = nn.ModuleList(
+            [SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)]
+        )
         self.norm_out = nn.LayerNorm(dim)
         self.final_proj = nn.Linear(dim, 1)
         self.background = nn.Linear(dim, 1)

@@ -227,7 +227,9 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
             if flavour == "official":
                 frames = (sample_frames - 1) // temporal_compression_ratio + 1
                 viewed = (frames, sample_width // patch_size, sample_height // patch_size)
-                self.router = OfficialRouter(grid=viewed if router_grid is None else tuple(router_grid), **shared)
+                self.router = OfficialRouter(
+                    grid=viewed if router_grid is None else tuple(router_grid), **shared
+                )
             else:
                 self.router = PaperRouter(dim=router_dim, reads_tokens=router_reads_tokens, **shared)
         if use_audio:
@@ -389,13 +391,21 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
         out = self.proj_out(self.norm_out(self.norm_final(hidden_states), temb=temb))
         p = self.config.patch_size
         sample = rearrange(
-            out, "b (t h w) (c p q) -> b t c (h p) (w q)", t=grid.frames, h=grid.height, w=grid.width, p=p, q=p
+            out,
+            "b (t h w) (c p q) -> b t c (h p) (w q)",
+            t=grid.frames,
+            h=grid.height,
+            w=grid.width,
+            p=p,
+            q=p,
         )
         used = inputs.used[max(inputs.used)] if inputs.used else None
         output = BYATransformerOutput(
             sample, inputs.stacked(inputs.predicted), inputs.stacked(inputs.logits), used
         )
-        return output if return_dict else (output.sample, output.masks, output.router_logits, output.used_masks)
+        return (
+            output if return_dict else (output.sample, output.masks, output.router_logits, output.used_masks)
+        )
 
     def rotary(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
         """(cos, sin) [S, head_dim] of a grid: the official flavour fits it into the trained rows and columns."""
@@ -416,10 +426,17 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
         _, frames, _, height, width = hidden_states.shape
         if height % c.patch_size or width % c.patch_size:
             raise InputError(
-                f"latents of {height} x {width}", f"sides divisible by {c.patch_size}", "choose another video size"
+                f"latents of {height} x {width}",
+                f"sides divisible by {c.patch_size}",
+                "choose another video size",
             )
         return TokenGrid(
-            frames, height // c.patch_size, width // c.patch_size, c.patch_size, 8, c.temporal_compression_ratio
+            frames,
+            height // c.patch_size,
+            width // c.patch_size,
+            c.patch_size,
+            8,
+            c.temporal_compression_ratio,
         )
 
     def _check(self, latents: Tensor, text: Tensor, timestep: Tensor, given: Injection) -> None:
@@ -448,7 +465,9 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
         if self.audio_model is None:
             raise InputError("audio tokens", "a model with a speech path", "load one built with use_audio")
         if characters is None:
-            raise InputError("speech without faces or masks", "at least one of them", "give face_tokens or masks")
+            raise InputError(
+                "speech without faces or masks", "at least one of them", "give face_tokens or masks"
+            )
         streams = given.audio_tokens.shape[1] if given.audio_tokens.dim() == 5 else 0
         _expect("audio_tokens", given.audio_tokens, (batch, None, given.grid.frames, None, c.audio_dim))
         if given.matrix is not None:

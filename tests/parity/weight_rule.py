@@ -1,36 +1,52 @@
-"""Reproducible weights and inputs of the parity fixtures: one random stream per name.
-
-Every entry has a PCG64 stream of its own, seeded by the CRC-32 of salt + name. Gains of normalisation layers
-lie around 1, biases around 0, matrices are scaled by their fan-in, other parameters are small.
-"""
+"""Weights and inputs of the parity fixtures: drawn by rule from their names, so that they need not be stored."""
 
 from __future__ import annotations
 
+import os
 import zlib
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def standard_normal(name: str, shape: tuple[int, ...], salt: str) -> NDArray[np.float64]:
-    """The stream of `name`, in C order."""
-    bits = np.random.PCG64(zlib.crc32(f"{salt}{name}".encode()))
-    return np.random.Generator(bits).standard_normal(shape)
+def folder() -> Path:
+    """Where the fixtures are: BYA_PARITY_DIR, else beside the repository."""
+    return Path(os.environ.get("BYA_PARITY_DIR") or ROOT / ".." / "shared" / "parity" / "public").resolve()
 
 
-def weight(key: str, shape: tuple[int, ...], salt: str) -> NDArray[np.float32]:
-    """The weight that belongs to a state-dict key."""
-    z = standard_normal(key, shape, salt)
-    is_weight = key.endswith(".weight")
-    if is_weight and len(shape) == 1:
-        z = 1 + 0.1 * z
-    elif is_weight:
-        z = z / np.sqrt(np.prod(shape[1:]))
+def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers from a stream of their own for every name, float64."""
+    stream = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode("utf-8"))))
+    return stream.standard_normal(tuple(shape))
+
+
+def weight(key: str, shape: tuple[int, ...], salt: str) -> Tensor:
+    """Value of the state-dict entry `key`, float32."""
+    z = _draw(salt + key, shape)
+    gain = key.endswith(".weight")
+    if len(shape) == 1:
+        z = 1 + 0.1 * z if gain else 0.1 * z
     else:
-        z = 0.1 * z
-    return z.astype(np.float32)
+        z = z / np.prod(shape[1:]) ** 0.5 if gain else 0.1 * z
+    return torch.from_numpy(z.astype(np.float32))
 
 
-def input_tensor(name: str, shape: tuple[int, ...], salt: str) -> NDArray[np.float32]:
-    """The input of that name, where inputs are not stored."""
-    return standard_normal(f"input:{name}", shape, salt).astype(np.float32)
+def input_tensor(name: str, shape: tuple[int, ...], salt: str) -> Tensor:
+    """Input that is not stored, float32."""
+    return torch.from_numpy(_draw(salt + "input:" + name, shape).astype(np.float32))
+
+
+def fill(module: nn.Module, salt: str, prefix: str = "") -> nn.Module:
+    """Give every parameter and buffer of `module` its drawn value; position tables of routers stay as built.
+
+    `prefix` stands before the module's own key where the fixture names keys from further up.
+    """
+    with torch.no_grad():
+        for key, value in module.state_dict().items():
+            if not key.endswith("pos_emb"):
+                value.copy_(weight(prefix + key, tuple(value.shape), salt))
+    return module.eval()
