@@ -30,11 +30,11 @@ class CharacterEntry:
 @dataclass(frozen=True)
 class RouterEntry:
     mode: Literal["intra", "manual"] = entry(
-        '"intra" = masks predicted while denoising; "manual" = `masks`', "intra"
+        '"intra" = masks predicted while denoising; "manual" = those of `masks`', "intra"
     )
     masks: str | None = entry(
         'only with mode "manual": npz file with an array "masks" of values 0..1: (characters, latent frames, '
-        "token rows, token columns), as --masks writes it, or (characters, video frames, any height, any width)",
+        "token rows, token columns), as --masks writes it, or (characters, video frames, any height, width)",
         None,
     )
     blend: float = entry(

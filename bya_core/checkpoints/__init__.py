@@ -1,1 +1,1 @@
-"""Weights: the registry (what, where, licence), loading, and the maps between released files and our names."""
+"""Weights: the registry (what, where, licence), loading, and maps of released names to ours."""

@@ -1,1 +1,1 @@
-"""Text, faces, speech and video into numbers: one wrapper each behind a Protocol of `base.py`; heavy imports are lazy."""
+"""Text, faces, speech and video into numbers: one wrapper each behind a Protocol of `base.py`."""

@@ -1,0 +1,199 @@
+"""The command line: generate | models | doctor."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tqdm import tqdm
+
+from bya_core.errors import Cancelled, InputError
+
+if TYPE_CHECKING:
+    from bya_core.pipeline import Progress
+
+FAILED, BAD_INPUT, STOPPED = 1, 2, 130
+logger = logging.getLogger("bya_core")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Make the video of a scene.
+
+    Args:
+        scene: the scene file (see docs/scene.md).
+        out: mp4 to write.
+        model: a name from `python -m bya_core models`.
+        steps: denoising steps, in place of the scene's.
+        seed: of all random numbers, in place of the scene's.
+        masks: npz to write the masks to that acted.
+        overlay: mp4 to write to: the video tinted by the masks, with a legend.
+        json: report to write: timings, memory, masks per character, warnings.
+    """
+
+    scene: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    model: str = "tiny"
+    steps: int | None = None
+    seed: int | None = None
+    masks: Path | None = None
+    overlay: Path | None = None
+    json: Path | None = None
+
+    def run(self) -> int:
+        from bya_core.media import existing_file
+        from bya_core.output import Outputs
+
+        outputs = Outputs(self.out, self.masks, self.overlay, self.json)
+        outputs.check(inputs=(existing_file(self.scene, "the scene"),))
+        start = time.perf_counter()
+        with Bar() as bar:
+            bar.say("loading the libraries")
+            from bya_core.checkpoints.registry import load_bundle
+            from bya_core.pipeline import generate
+            from bya_core.report import build_report, mask_figures, mask_notices
+            from bya_core.scene import load_scene
+            from bya_core.scene_format import read_scene_file
+
+            read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
+            bar.say(f"loading the model {self.model}")
+            loading = time.perf_counter()
+            bundle = load_bundle(self.model).to(_device())
+            seconds = {"loading the model": round(time.perf_counter() - loading, 3)}
+            bar.say("reading the scene")
+            scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
+            for notice in scene.notices:
+                bar.warn(notice)
+            video = generate(scene, bundle, bar)
+            for notice in [
+                *video.notices[len(scene.notices) :],
+                *mask_notices(scene, mask_figures(video.masks)),
+            ]:
+                bar.warn(notice)
+            bar.say("writing")
+            report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
+            outputs.write(scene, video, report)
+        print(f"{scene.seconds:.2f} s of video ({scene.width}x{scene.height}, {scene.fps:g} frames a second)")
+        print(f"made by the model {bundle.name} in {time.perf_counter() - start:.1f} s")
+        for path in outputs.wanted:
+            print(f"wrote {path}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models: what each is for, size, licence, and whether it is here or how to get it."""
+
+    def run(self) -> int:
+        from bya_core.checkpoints.registry import MODELS
+
+        for entry in MODELS.values():
+            state = f"yes ({entry.folder})" if entry.present else f"no; {entry.how_to_get}"
+            print(f"{entry.name}\n  for         {entry.purpose}\n  size        {entry.size}")
+            print(f"  licence     {entry.licence}\n  commercial  {entry.commercial}\n  here        {state}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Look over this machine: Python, torch, device, memory, what is missing and how to get it.
+
+    Args:
+        json: print JSON.
+    """
+
+    json: bool = False
+
+    def run(self) -> int:
+        from bya_core.doctor import as_text, examine
+
+        report = examine()
+        print(jsonlib.dumps(report, indent=2) if self.json else as_text(report))
+        return 0 if report["healthy"] else 1
+
+
+Command = (
+    Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Models, tyro.conf.subcommand("models")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+
+
+class Bar:
+    """The progress bar on stderr: what is being done, the step, the time gone and left."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, progress: Progress) -> None:
+        """A watcher for `generate`."""
+        if progress.total == 1:
+            if progress.step == 0:
+                self.say(progress.doing)
+            return
+        if progress.step == 0:
+            self._close()
+            form = "{desc}: step {n}/{total} |{bar}| {elapsed} gone, {remaining} left"
+            self._bar = tqdm(total=progress.total, desc=progress.doing, bar_format=form, leave=True)
+        if self._bar is not None:
+            self._bar.update(progress.step - self._bar.n)
+
+    def say(self, doing: str) -> None:
+        """A part without steps."""
+        self._close()
+        print(f"{doing} ...", file=sys.stderr, flush=True)
+
+    def warn(self, notice: str) -> None:
+        self._close()
+        print(f"warning: {notice}", file=sys.stderr, flush=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """A polite end from outside is a cancelled run: nothing half-written stays."""
+    raise Cancelled(f"stopped by signal {number}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 unusable input, 130 stopped."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    command = tyro.cli(Command, prog="python -m bya_core", description=__doc__, args=arguments)  # type: ignore
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return command.run()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:  # a full disk, a drive that went away
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except (Cancelled, KeyboardInterrupt):
+        print("stopped; nothing was written", file=sys.stderr)
+        return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
