@@ -1,0 +1,138 @@
+"""Does every mouth follow its own voice? Correlation of mouths with speeches, and what is decided from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+_FLAT = 1e-6
+
+
+def correlations(opening: np.ndarray, speech: np.ndarray, max_lag: int = 0) -> np.ndarray:
+    """Pearson correlation of every mouth with every speech, float64 [N, M] in -1..1.
+
+    A track without any change correlates with nothing: 0.
+
+    Args:
+        opening: [N, F], mouth opening per character (only its changes matter).
+        speech: [M, F], loudness (or opening) per stream.
+        max_lag: the best correlation over shifts of the speech by -max_lag..max_lag frames is taken.
+    """
+    opening, speech = np.asarray(opening, dtype=np.float64), np.asarray(speech, dtype=np.float64)
+    frames = opening.shape[1]
+    best = np.full((opening.shape[0], speech.shape[0]), -np.inf)
+    for lag in range(-max_lag, max_lag + 1):
+        late, early = max(lag, 0), max(-lag, 0)
+        mouths = _standard(opening[:, late : frames - early])
+        voices = _standard(speech[:, early : frames - late])
+        best = np.maximum(best, mouths @ voices.T / mouths.shape[1])
+    return best
+
+
+def _standard(tracks: np.ndarray) -> np.ndarray:
+    centred = tracks - tracks.mean(axis=1, keepdims=True)
+    spread = centred.std(axis=1, keepdims=True)
+    return np.where(spread > _FLAT, centred / np.maximum(spread, _FLAT), 0.0)
+
+
+@dataclass(frozen=True)
+class BindingResult:
+    """One scene.
+
+    Args:
+        correlation: of mouths and streams [N, M].
+        target: stream each character should follow [N], -1 = none.
+        judged: which characters are judged [N].
+    """
+
+    correlation: np.ndarray
+    target: np.ndarray
+    judged: np.ndarray
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Stream that each mouth follows most, int [N]; -1 where it follows none (no correlation above 0)."""
+        return np.where(self.correlation.max(axis=1) > 0.0, self.correlation.argmax(axis=1), -1)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool [N]; means something where `judged`."""
+        return self.chosen == self.target
+
+
+def bind(
+    opening: np.ndarray, speech: np.ndarray, target: np.ndarray | None = None, max_lag: int = 0
+) -> BindingResult:
+    """Judge one scene.
+
+    A character is judged when the speech that drives it changes in loudness and there is another stream to
+    confuse it with; listeners cannot be judged by a correlation (see `stillness`).
+
+    Args:
+        opening: [N, F].
+        speech: [M, F] loudness per stream.
+        target: [N] stream that drives each character (-1 = none); None = stream n for character n.
+    """
+    target = np.arange(opening.shape[0]) if target is None else np.asarray(target)
+    speech = np.asarray(speech, dtype=np.float64)
+    audible = speech.std(axis=1) > 0.05 * max(float(speech.max(initial=0.0)), _FLAT)
+    judged = (target >= 0) & audible[np.maximum(target, 0)] & (speech.shape[0] > 1)
+    return BindingResult(correlations(opening, speech, max_lag), target, judged)
+
+
+@dataclass(frozen=True)
+class BindingScore:
+    """Over many scenes.
+
+    Args:
+        accuracy: share of judged mouths that follow their own voice most.
+        chance: what guessing among the streams of each scene would give.
+        judged: number of judged mouths.
+        own, other: mean correlation with the own voice and with foreign ones.
+    """
+
+    accuracy: float
+    chance: float
+    judged: int
+    own: float
+    other: float
+
+
+def score(results: Iterable[BindingResult]) -> BindingScore:
+    """Pool all judged characters; NaN where there are none."""
+    correct, chance, own, other = [], [], [], []
+    for result in results:
+        for n in np.flatnonzero(result.judged):
+            row, target = result.correlation[n], result.target[n]
+            correct.append(bool(result.correct[n]))
+            chance.append(1.0 / row.size)
+            own.append(row[target])
+            other.append(np.delete(row, target).mean())
+    return BindingScore(_mean(correct), _mean(chance), len(correct), _mean(own), _mean(other))
+
+
+def stillness(opening: np.ndarray, speech: np.ndarray, target: np.ndarray | None = None) -> float:
+    """How much less the listeners' mouths move than the speakers': 1 = not at all, 0 = just as much.
+
+    NaN where a scene lacks either. Arguments as in `bind`.
+    """
+    target = np.arange(opening.shape[0]) if target is None else np.asarray(target)
+    level = np.asarray(speech, dtype=np.float64).max(axis=1, initial=0.0)
+    loud = np.where(target >= 0, level[np.maximum(target, 0)], 0.0)
+    listening = loud < 0.05 * max(float(level.max(initial=0.0)), _FLAT)
+    if listening.all() or not listening.any():
+        return float("nan")
+    moves = np.asarray(opening, dtype=np.float64).std(axis=1)
+    return float(1.0 - moves[listening].mean() / max(moves[~listening].mean(), _FLAT))
+
+
+def targets_of(matrix: np.ndarray) -> np.ndarray:
+    """Audio-character matrix [M, N] -> stream each character hears most, int [N], -1 = none."""
+    matrix = np.asarray(matrix)
+    return np.where(matrix.max(axis=0) > 0, matrix.argmax(axis=0), -1)
+
+
+def _mean(values: list) -> float:
+    return float(np.mean(values)) if values else float("nan")
