@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from bya_core.config import SamplingConfig
 from bya_core.masks import time_union
-from bya_core.sampling import Conditions, build_scheduler, denoise
-from tests.parity.support import (
-    columns_to_masks,
-    faces,
-    largest_error,
-    needs_fixtures,
-    read_json,
-    read_tensors,
-    tiny_transformer,
-)
-
-pytestmark = needs_fixtures
+from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise
+from tests.parity.parity_models import build_transformer, face_tokens, masks
+from tests.parity.weight_rule import fill
 
 RUNS = ("cfg", "zero2cond", "no_inpaint", "forced", "no_cfg")
 ATOL = 5e-4
@@ -33,72 +25,88 @@ def _image_latents(raw: Tensor, scaling: float, frames: int) -> Tensor:
     return torch.cat([first, first.new_zeros(1, frames - 1, *first.shape[2:])], dim=1)
 
 
-@torch.no_grad()
-def _conditions(run: str) -> Conditions:
-    stored, inputs, config = (
-        read_tensors("pipeline"),
-        read_tensors("transformer_inputs"),
-        read_json("pipeline_config"),
-    )
-    model, grid = tiny_transformer(), read_json("transformer_config")["grid"]
-    identity, hidden = faces({k: v[1:] for k, v in inputs.items() if k.startswith("id_")})
-    audio = inputs["audio"][1:]
-    forced = None
-    if run == "forced":
-        forced = time_union(columns_to_masks(stored["forced"], (grid["T"], grid["H"], grid["W"])))
+@pytest.fixture(scope="module")
+def config(settings):
+    return settings("pipeline_config")
+
+
+@pytest.fixture(scope="module")
+def stored(tensors):
+    return tensors("pipeline")
+
+
+@pytest.fixture(scope="module")
+def model(settings):
+    fixture = settings("transformer_config")
+    return fill(build_transformer(fixture), fixture["salt"])
+
+
+@pytest.fixture(scope="module")
+def conditions(model, stored, config, settings, tensors) -> Callable[[str], Conditions]:
+    """Conditions of a run: the second half of the transformer's inputs, and the pipeline's own tensors."""
+    grid = settings("transformer_config")["grid"]
+    inputs = {name: value[1:] for name, value in tensors("transformer_inputs").items()}
+    nobody = {name: torch.zeros_like(value) for name, value in inputs.items()}
     scaling, shape = config["vae_scaling_factor"], tuple(stored["noise.0"].shape[1:])
-    frame = None if run == "no_inpaint" else _image_latents(stored["bg_latent_raw"], scaling, shape[0])
-    return Conditions(
-        text=stored["prompt_embeds"],
-        negative_text=stored["negative_prompt_embeds"],
-        latent_shape=shape,
-        face_tokens=model.encode_faces(identity, hidden),
-        dropped_face_tokens=model.encode_faces(torch.zeros_like(identity), torch.zeros_like(hidden)),
-        audio_tokens=model.encode_speech(audio),
-        silent_audio_tokens=model.encode_speech(torch.zeros_like(audio)),
-        canvas_latents=_image_latents(stored["canvas_latent_raw"], scaling, shape[0]),
-        first_frame_latents=frame,
-        image_rotary_emb=(stored["rope_cos"], stored["rope_sin"]),
-        forced_masks=forced,
-    )
+    with torch.no_grad():
+        common = {
+            "text": stored["prompt_embeds"],
+            "negative_text": stored["negative_prompt_embeds"],
+            "latent_shape": shape,
+            "face_tokens": face_tokens(model, inputs),
+            "dropped_face_tokens": face_tokens(model, nobody),
+            "audio_tokens": model.encode_speech(inputs["audio"]),
+            "silent_audio_tokens": model.encode_speech(nobody["audio"]),
+            "canvas_latents": _image_latents(stored["canvas_latent_raw"], scaling, shape[0]),
+            "image_rotary_emb": (stored["rope_cos"], stored["rope_sin"]),
+        }
+    frame = _image_latents(stored["bg_latent_raw"], scaling, shape[0])
+    forced = time_union(masks(stored["forced"], grid))
+
+    def of(run: str) -> Conditions:
+        return Conditions(
+            **common,
+            first_frame_latents=None if run == "no_inpaint" else frame,
+            forced_masks=forced if run == "forced" else None,
+        )
+
+    return of
 
 
-def _check(run: str, **given: object) -> None:
-    stored, config = read_tensors("pipeline"), read_json("pipeline_config")
-    scale = 1.0 if run == "no_cfg" else config["guidance_scale"]
-    settings = SamplingConfig(
-        steps=config["steps"],
-        guidance_text=scale,
-        guidance_speech=scale,
-        seed=config["seed"],
-        drop_identity=run == "zero2cond",
-    )
-    seen = []
-    denoise(
-        tiny_transformer(),
-        build_scheduler("dpm", config["scheduler"]),
-        _conditions(run),
-        settings,
-        callback=lambda info: seen.append((info.timestep, info.latents)),
-        **given,
-    )
-    assert [timestep for timestep, _ in seen] == config["timesteps"]
-    for i, (_, latents) in enumerate(seen):
-        assert largest_error(latents, stored[f"{run}.latents_after_step{i}"]) < ATOL, (run, i)
+@pytest.fixture
+def check(model, stored, config, conditions) -> Callable[..., None]:
+    """Runs one of the pipeline's runs and compares the latents after every step."""
+
+    def run_and_compare(run: str, **given: Tensor) -> None:
+        scale = 1.0 if run == "no_cfg" else config["guidance_scale"]
+        sampling = SamplingConfig(
+            steps=config["steps"],
+            guidance_text=scale,
+            guidance_speech=scale,
+            seed=config["seed"],
+            drop_identity=run == "zero2cond",
+        )
+        seen: list[StepInfo] = []
+        scheduler = build_scheduler("dpm", config["scheduler"])
+        denoise(model, scheduler, conditions(run), sampling, callback=seen.append, **given)
+        assert [info.timestep for info in seen] == config["timesteps"]
+        for i, info in enumerate(seen):
+            assert_close(info.latents, stored[f"{run}.latents_after_step{i}"], atol=ATOL, rtol=0)
+
+    return run_and_compare
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_the_seed_alone_gives_the_released_latents(run: str) -> None:
-    _check(run)
+def test_the_seed_alone_gives_the_released_latents(check, run: str) -> None:
+    check(run)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_stored_noise_gives_the_released_latents(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = read_tensors("pipeline")
+def test_stored_noise_gives_the_released_latents(check, stored, run: str, monkeypatch) -> None:
     count = sum(1 for name in stored if name.startswith("noise."))
     left: Iterator[Tensor] = iter([stored[f"noise.{i}"] for i in range(1, count)])
     monkeypatch.setattr(
         "diffusers.schedulers.scheduling_dpm_cogvideox.randn_tensor", lambda *args, **kwargs: next(left)
     )
-    _check(run, latents=stored["noise.0"])
+    check(run, latents=stored["noise.0"])
     assert next(left, None) is None, "every stored draw is used"
