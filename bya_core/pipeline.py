@@ -72,6 +72,26 @@ def generate(scene: Scene, bundle: ModelBundle, watch: Watcher | None = None) ->
     """
     work = _Work(watch)
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
+    conditions = _conditions(scene, bundle, grid, work)
+    with work.part("denoising", scene.sampling.steps) as step:
+        scheduler = build_scheduler(scene.sampling.scheduler, bundle.scheduler_config)
+        made = denoise(bundle.transformer, scheduler, conditions, scene.sampling, callback=step)
+    with work.part("decoding the video"):
+        pixels = bundle.codec.decode(made.latents.to(bundle.device, bundle.dtype))[0].float()
+        frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
+    assert made.masks is not None  # a scene has at least one character
+    audio = mix_speeches(scene.speeches, scene.seconds)
+    notices = (*scene.notices, *_doubts(scene, bundle))
+    return Video(frames.cpu(), made.masks.float().cpu(), grid, audio, notices, work.seconds)
+
+
+@torch.no_grad()
+def prepare(scene: Scene, bundle: ModelBundle) -> Conditions:
+    """What the denoiser is told about a scene, encoded once. Raises InputError as `generate` does."""
+    return _conditions(scene, bundle, bundle.grid(scene.num_frames, scene.height, scene.width), _Work(None))
+
+
+def _conditions(scene: Scene, bundle: ModelBundle, grid: TokenGrid, work: _Work) -> Conditions:
     with work.part("reading the prompt"):
         text, negative = bundle.text.encode([scene.prompt]), bundle.text.encode([scene.negative_prompt])
     with work.part("looking at the faces"):
@@ -82,7 +102,7 @@ def generate(scene: Scene, bundle: ModelBundle, watch: Watcher | None = None) ->
     with work.part("listening to the speech"):
         features = torch.stack([_features(speech, scene, bundle) for speech in scene.speeches])[None]
     with work.part("preparing the model"):
-        conditions = Conditions(
+        return Conditions(
             text=text,
             negative_text=negative,
             latent_shape=grid.latent_shape(bundle.codec.latent_channels),
@@ -96,16 +116,6 @@ def generate(scene: Scene, bundle: ModelBundle, watch: Watcher | None = None) ->
             forced_masks=None if scene.forced_masks is None else scene.forced_masks[None],
             forced_weight=None if scene.forced_masks is None else torch.full([1] * 5, scene.routing.blend),
         )
-    with work.part("denoising", scene.sampling.steps) as step:
-        scheduler = build_scheduler(scene.sampling.scheduler, bundle.scheduler_config)
-        made = denoise(bundle.transformer, scheduler, conditions, scene.sampling, callback=step)
-    with work.part("decoding the video"):
-        pixels = bundle.codec.decode(made.latents.to(bundle.device, bundle.dtype))[0].float()
-        frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
-    assert made.masks is not None  # a scene has at least one character
-    audio = mix_speeches(scene.speeches, scene.seconds)
-    notices = (*scene.notices, *_doubts(scene, bundle))
-    return Video(frames.cpu(), made.masks.float().cpu(), grid, audio, notices, work.seconds)
 
 
 def _features(speech: Speech | None, scene: Scene, bundle: ModelBundle) -> Tensor:
