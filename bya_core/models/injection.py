@@ -1,13 +1,14 @@
 """Where conditions meet the video: one object per forward call that hands each block what it injects.
 
-It lives as long as one call of the transformer. What blocks record here (masks) is only added, never replaced, so
-a block that gradient checkpointing runs again leaves everything as it was.
+It lives as long as one call of the transformer. What blocks record here (masks) is added, never replaced,
+so a block that gradient checkpointing runs again leaves everything as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ class Injection:
 
     def _inject_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         assert self.face_layers is not None and self.face_tokens is not None
-        attention = self.face_layers[layer]
+        attention: Any = self.face_layers[layer]
         query = attention.queries(hidden_states)
         key, value = attention.keys_values(self.face_tokens)
         masks = self._route(query, key, layer)
@@ -141,7 +142,7 @@ class Injection:
         return self.forced[layer] if self.forced.dim() == 6 else self.forced
 
     def _masks_at(self, layer: int) -> Tensor:
-        """Masks of face layer `layer`, or of the nearest one before it that ran (a step cache may skip some)."""
+        """Masks of face layer `layer`, or of the nearest before it that ran (a step cache may skip some)."""
         if self.face_tokens is None:
             forced = self._forced_at(layer)
             assert forced is not None

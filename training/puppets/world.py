@@ -131,7 +131,7 @@ def _paths(
     pan = rng.uniform(-0.10, 0.10) * width * (time - time.mean()) if motion != "still" and rng.random() < 0.5 else 0.0 * time
     homes = (np.arange(n) + 0.5) * slot
     crossing = rng.permutation(n)[:2] if motion == "crossing" and n > 1 else np.zeros(0, int)
-    progress = 1.0 / (1.0 + np.exp(-(time - time.mean()) * rng.uniform(5.0, 8.0)))
+    progress = 1.0 / (1.0 + np.exp(-(time - time.mean()) * rng.uniform(2.5, 4.0)))
     paths = []
     for k in range(n):
         amount = {"still": 0.03, "moving": 0.22, "crossing": 0.12}[motion] * radius

@@ -1,0 +1,65 @@
+"""The shipped tiny model: one folder with transformer, VAE, face and speech networks, and what they were trained at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusers import AutoencoderKLCogVideoX
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from bya_core.checkpoints.bundle import ModelBundle, NativeSize
+from bya_core.config import SamplingConfig
+from bya_core.encoders.tiny import ByteTextEncoder, FaceNetwork, SpeechNetwork, TinyFaceEncoder, TinySpeechEncoder
+from bya_core.encoders.video import CogVideoXCodec
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
+
+
+class TinyEncoders(NamedTuple):
+    """The frozen parts of the tiny model."""
+
+    text: ByteTextEncoder
+    face: TinyFaceEncoder
+    speech: TinySpeechEncoder
+    codec: CogVideoXCodec
+
+
+def load_tiny_encoders(folder: Path) -> TinyEncoders:
+    """`face.safetensors`, `speech.safetensors` and `vae/` of a folder."""
+    return TinyEncoders(
+        ByteTextEncoder(),
+        TinyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
+        TinySpeechEncoder(_load(SpeechNetwork, folder / "speech.safetensors")),
+        CogVideoXCodec(AutoencoderKLCogVideoX.from_pretrained(folder / "vae")),
+    )
+
+
+def load_tiny(folder: Path) -> ModelBundle:
+    """The whole model, in float32 on the CPU; `bundle.json` holds its native size and sampling settings."""
+    settings = json.loads((folder / "bundle.json").read_text())
+    encoders = load_tiny_encoders(folder)
+    transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    return ModelBundle(
+        name="tiny",
+        transformer=transformer,
+        text=encoders.text,
+        face=encoders.face,
+        speech=encoders.speech,
+        codec=encoders.codec,
+        scheduler_config=COGVIDEOX_SCHEDULE,
+        native=NativeSize(**settings["native"]),
+        sampling=SamplingConfig(**settings["sampling"]),
+        max_characters=settings["max_characters"],
+    )
+
+
+def _load(kind: type[nn.Module], path: Path) -> Any:
+    """A network built from the sizes in its file's metadata, with the weights of the file."""
+    with safe_open(path, framework="pt") as file:
+        network = kind(**json.loads(file.metadata()["config"]))
+    network.load_state_dict(load_file(path))
+    return network

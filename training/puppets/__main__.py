@@ -1,0 +1,101 @@
+"""Draw one puppet clip to look at, or one scene to generate from.
+
+    python -m training.puppets --seed 7 -o clip.mp4
+    python -m training.puppets --seed 1000042 --scene demo          # scene.json, portraits, recordings, first frame
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import soundfile
+import torch
+import tyro
+from PIL import Image
+
+from bya_core.errors import InputError
+from bya_core.media import write_video
+from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw one puppet clip.
+
+    Args:
+        seed: of the scene.
+        output: video file to write, with the truth's sound.
+        scene: folder to write a scene to instead: scene.json and what it names.
+        characters: how many; 0 = drawn from the seed.
+        height, width: pixels (of a scene: of its first frame).
+        frames: length.
+        motion: how people move.
+        talk: who speaks when.
+        first_frame: give the scene a first frame.
+    """
+
+    seed: int = 7
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    scene: Path | None = None
+    characters: int = 0
+    height: int = 256
+    width: int = 384
+    frames: int = 49
+    motion: Literal["still", "moving", "crossing", "mixed"] = "mixed"
+    talk: Literal["turns", "overlap", "one", "mixed"] = "mixed"
+    first_frame: bool = True
+
+
+def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Path:
+    """Portraits (PNG), recordings (16-bit WAV), first frame and scene.json; returns the path of the last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"puppet {chr(ord('A') + k)}" for k in range(len(clip.looks))]
+    characters = []
+    for k, name in enumerate(names):
+        stem = name.replace(" ", "_")
+        Image.fromarray(clip.portraits[k]).save(folder / f"{stem}.png")
+        soundfile.write(folder / f"{stem}.wav", clip.speeches[k], SAMPLE_RATE, subtype="PCM_16")
+        characters.append({"name": name, "image": f"{stem}.png", "speech": f"{stem}.wav"})
+    scene = {"prompt": clip.prompt, "characters": characters, "frames": len(clip.frames), "seed": 0}
+    if first_frame:
+        Image.fromarray(clip.first_frame).save(folder / "first_frame.png")
+        scene["first_frame"] = "first_frame.png"
+    path = folder / "scene.json"
+    path.write_text(json.dumps(scene, indent=2) + "\n")
+    return path
+
+
+def main(arguments: Arguments) -> None:
+    """Draw and write."""
+    if (arguments.output is None) == (arguments.scene is None):
+        raise InputError("no output or two", "either -o FILE.mp4 or --scene FOLDER", "give one of them")
+    clip = make_clip(
+        arguments.seed,
+        arguments.characters or None,
+        arguments.height,
+        arguments.width,
+        arguments.frames,
+        motion=arguments.motion,
+        talk=arguments.talk,
+        portrait_size=96 if arguments.scene else 48,
+    )
+    print(clip.prompt)
+    if arguments.scene is not None:
+        print(f"wrote {write_scene(clip, arguments.scene, arguments.first_frame)}")
+    if arguments.output is not None:
+        sound = torch.from_numpy(np.stack([clip.mix]))
+        write_video(arguments.output, iter(clip.frames), clip.fps, (sound, SAMPLE_RATE))
+        print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

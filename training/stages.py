@@ -1,0 +1,180 @@
+"""The three stages as data: what is trained, what is given, what is dropped, and how it is scored (paper sec. 3.4, 5.2).
+
+A recipe file (`training/recipes/*.yaml`) names a model and changes single values of the stages; the code is the same
+for every recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bya_core.errors import InputError
+from training.losses import PaperRouterWeights
+from training.teacher_forcing import TeacherConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+TRANSFORMER = "*"
+FACE = ("local_facial_extractor.", "perceiver_cross_attention.")
+FACE_ATTENTION = ("perceiver_cross_attention.",)
+SPEECH = ("audio_model.",)
+SPEECH_ATTENTION = ("audio_model.layers.",)
+ROUTER = ("router.",)
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Probability that a condition is left out of a sample.
+
+    Args:
+        reference: canvas of portraits.
+        first_frame: picture the video starts from.
+        speech: all voices (replaced by zero features, what guidance compares with).
+        text: prompt (replaced by the empty prompt).
+    """
+
+    reference: float = 0.05
+    first_frame: float = 0.05
+    speech: float = 0.05
+    text: float = 0.0
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How weights are changed.
+
+    Args:
+        name: "adamw", or "muon" (matrices of the blocks by Muon, everything else by AdamW).
+        lr: peak learning rate.
+        warmup: steps until the peak.
+        decay: "cosine" to a fiftieth of the peak, or "constant".
+        clip: largest gradient norm.
+        ema: decay of the averaged weights, which are what is kept; 0 = none.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    decay: Literal["cosine", "constant"] = "cosine"
+    clip: float = 1.0
+    ema: float = 0.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on the transformer: rank, alpha, and the module names they go on."""
+
+    rank: int = 128
+    alpha: int = 128
+    targets: tuple[str, ...] = ("attn1.to_q", "attn1.to_k")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Args:
+        number: 1 identity, 2 speech, 3 router.
+        trainable: prefixes of parameter names that learn; "*" = all that is in use.
+        lora: adapters trained beside them, or None.
+        speech: voices are given.
+        router: the router runs and learns.
+        mask_loss: share of the steps whose loss counts only people (dynamic mask loss).
+        mask_floor: weight of the background in those steps.
+        emphasis: extra weight of the cells a data set marks as important (mouths).
+        own_masks: share of the samples in stage 3 that use the router's own masks instead of the teacher's.
+        steps, batch: length of the stage and samples per step; a batch holds as many tokens whatever the clip length.
+    """
+
+    number: int
+    trainable: tuple[str, ...]
+    lora: Lora | None = None
+    speech: bool = True
+    router: bool = False
+    drops: Drops = field(default_factory=Drops)
+    mask_loss: float = 0.5
+    mask_floor: float = 0.0
+    emphasis: float = 0.0
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    own_masks: float = 0.0
+    router_weights: PaperRouterWeights = field(default_factory=PaperRouterWeights)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    steps: int = 10_000
+    batch: int = 16
+
+
+PUBLISHED: dict[int, Stage] = {
+    1: Stage(
+        number=1,
+        trainable=(TRANSFORMER,),
+        speech=False,
+        drops=Drops(first_frame=0.5, speech=0.0),
+        teacher=TeacherConfig(noise=0.0, drop_tokens=0.0),
+        steps=10_000,
+    ),
+    2: Stage(number=2, trainable=FACE + SPEECH, lora=Lora(), steps=40_000),
+    3: Stage(
+        number=3, trainable=ROUTER + FACE_ATTENTION + SPEECH_ATTENTION, lora=Lora(), router=True, steps=10_000
+    ),
+}
+"""The paper's stages: full transformer; then speech, face and LoRA; then router, attentions and LoRA."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and its three stages.
+
+    Args:
+        name: of the recipe.
+        model: arguments of `BindYourAvatarTransformer3DModel`.
+        stages: by number.
+    """
+
+    name: str
+    model: dict[str, Any]
+    stages: dict[int, Stage]
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by name (`training/recipes/NAME.yaml`) or path.
+
+    Raises:
+        InputError: no such recipe, or a key that no stage has.
+    """
+    path = Path(name) if str(name).endswith(".yaml") else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise InputError(f"recipe {str(name)!r}", f"one of {known}, or a .yaml file", "check the name")
+    content = yaml.safe_load(path.read_text())
+    common = content.get("all_stages", {})
+    stages = {}
+    for number, published in PUBLISHED.items():
+        stage = _override(published, common, f"{path.name}: all_stages")
+        stages[number] = _override(
+            stage, content.get("stages", {}).get(number, {}), f"{path.name}: stage {number}"
+        )
+    return Recipe(path.stem, content["model"], stages)
+
+
+def _override(settings: Any, changes: dict[str, Any], where: str) -> Any:
+    """A dataclass with the values of a (nested) mapping put in."""
+    known = {f.name for f in fields(settings)}
+    values = {}
+    for key, value in changes.items():
+        if key not in known:
+            raise InputError(
+                f"{where}: key {key!r}", f"one of {', '.join(sorted(known))}", "check the spelling"
+            )
+        current = getattr(settings, key)
+        if is_dataclass(current) and isinstance(value, dict):
+            value = _override(current, value, f"{where}.{key}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[key] = value
+    return replace(settings, **values)
