@@ -33,6 +33,11 @@ def colour_name(colour: np.ndarray) -> str:
     return min(COLOUR_NAMES, key=lambda named: abs(named[1] - hue))[0]
 
 
+def with_article(word: str) -> str:
+    """"a blue", "an orange"."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
 @dataclass(frozen=True)
 class Look:
     """One identity. Colours are RGB in 0..1; lengths are in head radii; the rest are 0..1."""
@@ -65,11 +70,10 @@ class Look:
         if self.glasses:
             parts.append("glasses")
         if self.hat != "none":
-            parts.append(f"a {colour_name(self.hat_colour)} {self.hat}")
-        parts.append(f"a {colour_name(self.clothes)} shirt")
+            parts.append(f"{with_article(colour_name(self.hat_colour))} {self.hat}")
+        parts.append(f"{with_article(colour_name(self.clothes))} shirt")
         listed = ", ".join(parts[:-1]) + " and " + parts[-1]
-        name = colour_name(self.skin)
-        return f"{'an' if name[0] in 'aeiou' else 'a'} {name} puppet with {listed}"
+        return f"{with_article(colour_name(self.skin))} puppet with {listed}"
 
 
 def _skin(rng: np.random.Generator) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from training.puppets.draw import Canvas, Pose, draw_puppet
-from training.puppets.looks import Look, colour_name, draw_look, rgb
+from training.puppets.looks import Look, colour_name, draw_look, rgb, with_article
 from training.puppets.voice import conversation, speak, voice_for
 
 SAMPLE_RATE = 16_000
@@ -210,4 +210,4 @@ def _prompt(looks: tuple[Look, ...], places: np.ndarray, wall: np.ndarray) -> st
     order = np.argsort(places)
     words = PLACES.get(n) or tuple(("far left", "left", "right", "far right")[i] if n == 4 else ("left", "middle", "right")[i] for i in range(n))
     people = "; ".join(f"{words[place]} {looks[k].describe()}" for place, k in enumerate(order))
-    return f"{names.get(n, f'{n} puppets')} before a {colour_name(wall)} wall: {people}."
+    return f"{names.get(n, f'{n} puppets')} before {with_article(colour_name(wall))} wall: {people}."
