@@ -67,7 +67,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             came, "a picture such as png, jpg or webp", "save it again in one of them"
         ) from error
     image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-    if float(image.amax() - image.amin()) < FLAT:
+    if float((image.amax(dim=(1, 2)) - image.amin(dim=(1, 2))).max()) < FLAT:
         came = f"the image {path} has no content (one flat colour)"
         raise InputError(came, "a picture that shows something", "choose another file")
     return image

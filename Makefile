@@ -1,0 +1,34 @@
+# make demo: two drawn puppets talk, no GPU and no download of models needed.
+# make test: style, types and all tests. Both make .venv first where it is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.demo
+	$(PY) -m bya_core generate demo/scene.json -o demo/talk.mp4 --overlay demo/masks.mp4 --json demo/report.json
+
+test: $(VENV)/.test
+	$(PY) -m ruff check .
+	$(PY) -m mypy bya_core
+	$(PY) -m pytest
+
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(PY) pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (once; a few minutes)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(PY) pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (once; a few minutes)"
+	$(PIP) -e ".[train,eval,dev]"
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV)
