@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_LOW = np.array([0.0, -96.0, -112.0])
-_STEP = np.array([10.0, 8.0, 8.0])
+_LOW = (0.0, -96.0, -112.0)
+_STEP = (10.0, 8.0, 8.0)
 _BINS = (11, 25, 27)
 _TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
@@ -33,25 +33,34 @@ def lab(pixels: np.ndarray) -> np.ndarray:
 
 def lab_bins(colours: np.ndarray) -> np.ndarray:
     """Index of the histogram cell of each Lab colour: [..., 3] -> int [...]."""
-    cell = np.floor((colours - _LOW) / _STEP).astype(np.int64)
-    cell = np.clip(cell, 0, np.array(_BINS) - 1)
-    return (cell[..., 0] * _BINS[1] + cell[..., 1]) * _BINS[2] + cell[..., 2]
+    index = np.zeros(colours.shape[:-1], dtype=np.int32)
+    for axis, (low, step, bins) in enumerate(zip(_LOW, _STEP, _BINS, strict=True)):
+        cell = ((colours[..., axis] - np.float32(low)) * np.float32(1.0 / step)).astype(np.int32)
+        index = index * bins + np.minimum(np.maximum(cell, 0), bins - 1)
+    return index
 
 
 def histogram(
     colours: np.ndarray, weights: np.ndarray | None = None, spread: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray:
+    """Soft histogram of Lab colours [P, 3]; see `bins_histogram`."""
+    return bins_histogram(lab_bins(colours.reshape(-1, 3)), weights, spread)
+
+
+def bins_histogram(
+    bins: np.ndarray, weights: np.ndarray | None = None, spread: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray:
     """Soft Lab histogram of unit sum, flat [cells].
 
     Args:
-        colours: Lab, [P, 3].
-        weights: [P]; default all 1.
+        bins: from `lab_bins`, any shape.
+        weights: same shape; default all 1.
         spread: blur in cells along lightness (10 units a cell) and along a and b (8 units a cell).
     """
     from scipy.ndimage import gaussian_filter
 
-    bins = lab_bins(colours.reshape(-1, 3))
-    counts = np.bincount(bins, None if weights is None else weights.ravel(), minlength=int(np.prod(_BINS)))
+    weights = None if weights is None else weights.ravel()
+    counts = np.bincount(bins.ravel(), weights, minlength=int(np.prod(_BINS)))
     cells = counts.reshape(_BINS).astype(np.float64)
     soft = gaussian_filter(cells, (spread[0], spread[1], spread[1]), mode="constant")
     return soft.ravel() / max(soft.sum(), 1e-12)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.metrics.colour import histogram, lab, lab_bins, unit_pixels
+from bya_core.metrics.colour import bins_histogram, histogram, lab, lab_bins, unit_pixels
 
 _FLOOR = 2e-6  # probability of a colour that no palette has seen
 _SPREAD = (1.2, 0.8)  # portraits are lit differently from the scene: lightness is blurred more
@@ -63,7 +63,7 @@ def segment_characters(
         anybody = near < 0.2
     share = _share(_log_likeness(palettes, bins, anybody))
     for _ in range(rounds):
-        learned = [histogram(colours, weight, _SPREAD) for weight in share]
+        learned = [bins_histogram(bins, weight, _SPREAD) for weight in share]
         mixed = [_adapt(old, new) for old, new in zip(palettes, learned, strict=True)]
         share = _share(_log_likeness(mixed, bins, anybody) + _neighbourhood(share))
     return _clean(share)
@@ -120,8 +120,8 @@ def _neighbourhood(share: np.ndarray) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     size = share.shape[-2]
-    near = gaussian_filter(share, (0.0, 0.5, size / 40.0, size / 40.0))
-    wide = gaussian_filter(share, (0.0, 0.7, size / 9.0, size / 9.0))
+    near = gaussian_filter(share, (0.0, 0.5, size / 40.0, size / 40.0), truncate=2.5)
+    wide = gaussian_filter(share, (0.0, 0.7, size / 9.0, size / 9.0), truncate=2.0)
     return 2.0 * np.log(near + 0.01) + 1.5 * np.log(wide + 0.03)
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: what a model is asked, and how its answers are judged."""
