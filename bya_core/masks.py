@@ -1,7 +1,7 @@
 """Mask algebra: pure functions on character masks and audio masks.
 
 A character mask says which tokens belong to which character, an audio mask which tokens hear which speech.
-Shapes as in the whole house: B batch, N characters, M speech streams, T latent frames, h w token rows and columns.
+Shapes: B batch, N characters, M speech streams, T latent frames, h w token rows and columns.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ def audio_masks(character_masks: Tensor, matrix: Tensor | None, inflate: bool) -
     Args:
         character_masks: [B, N, ...] in [0, 1], any token axes.
         matrix: audio-character matrix [B, M, N]; None = stream i drives character i.
-        inflate: every voice acts everywhere except on the others (paper sec. 3.3.3, "flip and swap"): one minus
-            the sum of the other streams' masks. For two streams this is the released rule.
+        inflate: every voice acts everywhere except on the others (paper sec. 3.3.3, "flip and swap"): one
+            minus the sum of the other streams' masks. For two streams this is the released rule.
 
     Returns:
         [B, M, ...] in [0, 1].
     """
     masks = character_masks if matrix is None else torch.einsum("bmn,bn...->bm...", matrix, character_masks)
     if inflate:
-        masks = 1 - (masks.sum(dim=1, keepdim=True) - masks)
+        others = 1 - torch.eye(masks.shape[1], dtype=masks.dtype, device=masks.device)
+        masks = 1 - torch.einsum("mk,bk...->bm...", others, masks)
     return masks.clamp(0, 1)
 
 
@@ -43,7 +44,7 @@ def blend(router: Tensor, forced: Tensor | None, weight: Tensor | float | None) 
         return router
     if weight is None:
         return forced
-    return torch.lerp(router, forced.to(router), torch.as_tensor(weight, dtype=router.dtype, device=router.device))
+    return torch.lerp(router, forced.to(router), torch.as_tensor(weight).to(router))
 
 
 def time_union(masks: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def time_union(masks: Tensor) -> Tensor:
 
 
 def exclusive(masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Binary masks in which a token belongs to the character that claims it most, if by more than `threshold`.
+    """Binary masks: a token belongs to the character that claims it most, if by more than `threshold`.
 
     Args:
         masks: [..., N, T, h, w] in [0, 1].
@@ -66,13 +67,14 @@ def exclusive(masks: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def labels_to_masks(labels: Tensor, characters: int) -> Tensor:
-    """Label per token (-1 = background) to one mask per character: [B, ...] -> [B, N, ...] of float zeros and ones.
+    """Label per token (-1 = background) to masks of zeros and ones: [B, ...] -> [B, N, ...], float.
 
     Raises:
         InputError: a label of `characters` or more.
     """
     if labels.numel() and int(labels.max()) >= characters:
-        raise InputError(f"mask label {int(labels.max())}", f"labels below {characters}", "give every label a face")
+        came = f"mask label {int(labels.max())}"
+        raise InputError(came, f"labels below {characters}", "give every label a character")
     index = torch.arange(characters, device=labels.device)
     return (labels.unsqueeze(1) == index.view(1, -1, *[1] * (labels.dim() - 1))).float()
 
@@ -83,7 +85,8 @@ def resample(masks: Tensor, size: tuple[int, int, int]) -> Tensor:
     As in the released code: no antialiasing, so two source samples per axis decide.
     """
     flat = masks.reshape(1, -1, *masks.shape[-3:]).float()
-    return F.interpolate(flat, size=size, mode="trilinear", align_corners=False).reshape(*masks.shape[:-3], *size)
+    small = F.interpolate(flat, size=size, mode="trilinear", align_corners=False)
+    return small.reshape(*masks.shape[:-3], *size)
 
 
 def objects_to_tokens(masks: Tensor, size: tuple[int, int, int]) -> Tensor:
@@ -94,7 +97,7 @@ def objects_to_tokens(masks: Tensor, size: tuple[int, int, int]) -> Tensor:
         size: (T, h, w).
 
     Returns:
-        [N, T, h, w] of float zeros and ones; resampled, above one half, and a later object wins where two overlap.
+        [N, T, h, w] of float zeros and ones: resampled, above one half; a later object wins an overlap.
     """
     inside = resample(masks, size) > 0.5
     later = inside.flip(0).long().cumsum(0).flip(0) - inside.long()

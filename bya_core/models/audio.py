@@ -1,4 +1,4 @@
-"""Speech path: speech features -> audio tokens per latent frame -> cross-attention ("speaks what", sec. 3.2)."""
+"""Speech path: features -> audio tokens per latent frame -> cross-attention ("speaks what", sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bya_core.models.blocks import masked_cross_attention
 class AudioProjection(nn.Module):
     """Windows of speech features -> A tokens per latent frame.
 
-    One convolution of length 2 and stride 2 is applied once per halving of the time axis; the first frame of an
-    odd length passes untouched, as the first video frame has a latent frame of its own.
+    One convolution of length 2 and stride 2 is applied once per halving of the time axis; the first frame of
+    an odd length passes untouched, as the first video frame has a latent frame of its own.
 
     Args:
         window: feature frames seen by one video frame.
@@ -74,7 +74,7 @@ class AudioCrossAttention(nn.Module):
         self.attn = _Attention(dim, audio_dim, heads, dim_head)
 
     def forward(self, hidden_states: Tensor, audio_tokens: Tensor, masks: Tensor) -> Tensor:
-        """hidden_states [B, S, D], audio_tokens [B, M, T, A, Da], masks [B, M, S] -> [B, S, D] (paper eq. 8)."""
+        """hidden_states [B, S, D], audio_tokens [B, M, T, A, Da], masks [B, M, S] -> [B, S, D] (eq. 8)."""
         attn, frames = self.attn, audio_tokens.shape[2]
         query = rearrange(
             attn.to_q(self.norm_q(hidden_states)), "b (t p) (h d) -> b t h p d", t=frames, h=attn.heads
@@ -147,7 +147,7 @@ class AudioModel(nn.Module):
             [B, M, T, A, Da].
 
         Raises:
-            InputError: other layers or width, or a number of frames that is not 1 + a multiple of the time factor.
+            InputError: other layers or width, or frames that are not 1 + a multiple of the time factor.
         """
         context = self.window - 1
         frames = features.shape[2] - context if features.dim() == 5 else 0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import CogVideoXPatchEmbed
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 from bya_core.models.compat import attend, register_block
 from bya_core.models.rope import apply_rotary
@@ -24,7 +24,7 @@ class JointAttnProcessor:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -33,16 +33,13 @@ class JointAttnProcessor:
         """hidden_states [B, S, D], encoder_hidden_states [B, L, D] -> the same two."""
         text = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)  # [B, L+S, D]
-        query, key, value = (
-            f(joint).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        projections = (attn.to_q, attn.to_k, attn.to_v)
+        query, key, value = (project(joint).unflatten(-1, (attn.heads, -1)) for project in projections)
         if attn.norm_q is not None:
             query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
-            query, key = (
-                torch.cat([x[:, :text], apply_rotary(x[:, text:], image_rotary_emb)], dim=1)
-                for x in (query, key)
-            )
+            query = torch.cat([query[:, :text], apply_rotary(query[:, text:], image_rotary_emb)], dim=1)
+            key = torch.cat([key[:, :text], apply_rotary(key[:, text:], image_rotary_emb)], dim=1)
         out = attend(query, key, value, self._attention_backend, self._parallel_config).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
@@ -51,13 +48,14 @@ class JointAttnProcessor:
 class BYABlock(CogVideoXBlock):
     """CogVideoX block that applies injected face and speech conditions to its own output.
 
-    The conditions act inside the block call, so that a step cache which skips or replays blocks skips or replays
-    them with it. `inject` belongs to the caller; the block keeps no reference to it, hence parameter names stay.
+    The conditions act inside the block call, so that a step cache which skips or replays blocks skips or
+    replays them with it. `inject` belongs to the caller; the block keeps no reference to it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.attn1.set_processor(JointAttnProcessor())
+        processor: Any = JointAttnProcessor()
+        self.attn1.set_processor(processor)
 
     def forward(
         self,
@@ -65,11 +63,12 @@ class BYABlock(CogVideoXBlock):
         encoder_hidden_states: Tensor,
         temb: Tensor,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
         inject: Inject | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """hidden_states [B, S, D], encoder_hidden_states [B, L, D], temb [B, time_embed_dim] -> the first two."""
+        """hidden_states [B, S, D], encoder_hidden_states [B, L, D], temb [B, E] -> the first two."""
         hidden_states, encoder_hidden_states = super().forward(
-            hidden_states, encoder_hidden_states, temb, image_rotary_emb
+            hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs
         )
         return hidden_states if inject is None else inject(hidden_states), encoder_hidden_states
 
@@ -91,7 +90,7 @@ class PatchEmbed(CogVideoXPatchEmbed):
         video_frames = (frames - 1) * self.temporal_compression_ratio + 1
         trained = (self.sample_height, self.sample_width, self.sample_frames)
         if (height, width, video_frames) == trained:
-            table = self.pos_embedding
+            table: Any = self.pos_embedding
         else:
             table = self._get_positional_embeddings(
                 height, width, video_frames, device=self.proj.weight.device

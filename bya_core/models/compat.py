@@ -19,11 +19,11 @@ except ImportError:  # diffusers < 0.35
 try:
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 except ImportError:  # diffusers < 0.35
-    dispatch_attention_fn = None
+    dispatch_attention_fn: Any = None  # type: ignore[no-redef]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, parallel: Any = None) -> Tensor:
-    """Scaled dot-product attention by the backend that the user chose: [B, S, heads, d] each -> [B, S, heads, d]."""
+    """Scaled dot-product attention by the backend that the user chose: three of [B, S, heads, d] -> one."""
     if dispatch_attention_fn is None or (backend is None and parallel is None and query.device.type == "cpu"):
         out = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

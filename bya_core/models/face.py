@@ -106,7 +106,7 @@ class FaceCrossAttention(nn.Module):
         return k, v
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, masks: Tensor) -> Tensor:
-        """query [B, heads, S, d]; key, value [B, N, heads, Q, d]; masks [B, N, S] -> [B, S, D] (paper eq. 7)."""
+        """query [B, heads, S, d]; key, value [B, N, heads, Q, d]; masks [B, N, S] -> [B, S, D] (eq. 7)."""
         key, value = (rearrange(x, "b n h q d -> b h n q d") for x in (key * self.scale, value))
         mask = rearrange(masks, "b n s -> b 1 s n")
         out = masked_cross_attention(query, key, value, mask)

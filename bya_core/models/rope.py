@@ -41,8 +41,9 @@ def _tables(
     with torch.inference_mode(False), torch.no_grad():
         positions = (
             torch.arange(frames, dtype=torch.float32),
-            torch.linspace(top, top + (bottom - top) * (height - 1) / height, height),
-            torch.linspace(left, left + (right - left) * (width - 1) / width, width),
+            # The last position follows CogVideoX: a share of `stop`, not of the span from `start`.
+            torch.linspace(top, bottom * (height - 1) / height, height),
+            torch.linspace(left, right * (width - 1) / width, width),
         )
         angles = []
         for axis, (position, dim) in enumerate(zip(positions, _axis_dims(head_dim), strict=True)):
@@ -65,9 +66,10 @@ def rotary_embedding(
 
     Args:
         grid: token grid (T, h, w).
-        head_dim: channels of one attention head, even; a quarter is given to time, the rest to rows and columns.
+        head_dim: channels of one attention head, even; a quarter for time, the rest for rows and columns.
         base_grid: rows and columns the weights were trained on. Other grids are fitted into it, keeping their
-            aspect, so that positions stay in the trained range (CogVideoX's resize-crop rule). None = whole numbers.
+            aspect, so that positions stay in the trained range (CogVideoX's resize-crop rule).
+            None = whole numbers.
 
     Returns:
         (cos, sin), each [S, head_dim] float32. Shared between callers: do not write into them.

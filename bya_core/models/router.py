@@ -1,8 +1,8 @@
 """Intra-denoise embedding router: face attention's queries and keys -> which token belongs to whom.
 
-Paper appendix A. Two flavours: `OfficialRouter` is what the released weights need, `PaperRouter` what the paper
-describes. Both read the shared video query and every character's keys, take any number of characters and are
-equivariant to their order. Both return logits over characters (the paper's with a background class last) and masks.
+Paper appendix A. Two flavours: `OfficialRouter` is what the released weights need, `PaperRouter` is what the
+paper describes. Both read the shared video query and every character's keys, take any number of characters
+and are equivariant to their order. Both return logits (the paper's with a background class last) and masks.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _sincos(length: int, dim: int) -> Tensor:
 
 
 def released_position_table(shape: tuple[int, int, int], dim: int) -> Tensor:
-    """Additive position table [T, a, b, dim] of the released router: a third of the channels per axis, rest zero.
+    """Additive position table [T, a, b, dim] of the released router: a third of the channels per axis.
 
     The released code views the tokens of a frame, stored row by row as (h, w), as (a, b) = (w, h) without
     transposing them; the weights were trained so, and the table has to follow.
@@ -103,7 +103,7 @@ class _Router(nn.Module):
 
 
 class OfficialRouter(_Router):
-    """Router of the released weights: unscaled scores, additive positions, one independent sigmoid per character.
+    """Router of the released weights: unscaled scores, additive positions, one sigmoid per character.
 
     Args:
         dim_head, heads, num_queries: of the face attention.
@@ -124,6 +124,7 @@ class OfficialRouter(_Router):
     ) -> None:
         super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
         dim = self.features
+        self.pos_emb: Tensor
         self.register_buffer("pos_emb", released_position_table(grid, dim))
         self.spatial_temporal_layers = nn.ModuleList(
             [SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)]
@@ -176,8 +177,8 @@ class PaperRouter(_Router):
     Args:
         dim_head, heads, num_queries: of the face attention.
         dim: width of the router, divisible by st_heads into even heads.
-        reads_tokens: also give the router the video query itself, not only its scores with the faces. The paper
-            reads scores alone; the query tells where shapes end.
+        reads_tokens: also give the router the video query itself, not only its scores with the faces. The
+            paper reads scores alone; the query tells where shapes end.
     """
 
     def __init__(

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.models.audio import AudioModel
+from bya_core.models.audio import AudioCrossAttention, AudioModel
 from bya_core.models.blocks import BYABlock, PatchEmbed
+from bya_core.models.checks import check_call, check_part, expect, latent_grid
 from bya_core.models.compat import AttentionMixin
 from bya_core.models.face import FaceCrossAttention, LocalFacialExtractor
 from bya_core.models.injection import Injection, Schedule
@@ -44,20 +45,23 @@ class BYATransformerOutput(BaseOutput):
     used_masks: Tensor | None = None
 
 
-class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disagree on config_name
+    ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin
+):
     """Video transformer in which every character's face and voice act only where a mask says so.
 
-    Parameters carry their published names, so released files load as they are. Any number of characters, any token
-    grid. Faces and speech are encoded once per clip by `encode_faces` and `encode_speech`.
+    Parameters carry their published names, so released files load as they are. Any number of characters, any
+    token grid. Faces and speech are encoded once per clip by `encode_faces` and `encode_speech`.
 
     Args:
-        flavour: "official" = what released weights need, "paper" = as the paper describes (see docs/fidelity.md).
+        flavour: "official" = what released weights need, "paper" = as the paper describes.
         injection_start: first block that gets face or speech.
         cross_attn_interval, audio_attn_interval: every how many blocks from there.
-        num_router_layers: face layers with a router of their own, counted from the first; the others take over the
-            most recent mask. None = all of them.
+        num_router_layers: face layers with a router of their own, counted from the first; others take over
+            the most recent mask. None = all of them.
         inflate_audio_masks: see `masks.audio_masks`.
-        router_detach: the router reads detached queries and keys, so its loss trains the router alone.
+        router_detach: the router reads detached queries and keys and hands over detached masks, so that its
+            own loss alone trains it, and trains nothing else (paper appendix B).
         router_reads_tokens: paper flavour, see `PaperRouter`.
         router_dim: width of the router in the paper flavour; in the official one it is queries x heads.
         router_grid: (T, a, b) of the stored position table (official); None = from the sample sizes.
@@ -67,9 +71,9 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["BYABlock", "PatchEmbed"]
-    _repeated_blocks = ["BYABlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "norm"]
+    _no_split_modules: Any = ["BYABlock", "PatchEmbed"]
+    _repeated_blocks: Any = ["BYABlock"]
+    _skip_layerwise_casting_patterns: Any = ["patch_embed", "norm"]
 
     @register_to_config
     def __init__(
@@ -227,9 +231,7 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
             if flavour == "official":
                 frames = (sample_frames - 1) // temporal_compression_ratio + 1
                 viewed = (frames, sample_width // patch_size, sample_height // patch_size)
-                self.router = OfficialRouter(
-                    grid=viewed if router_grid is None else tuple(router_grid), **shared
-                )
+                self.router = OfficialRouter(grid=viewed if router_grid is None else router_grid, **shared)
             else:
                 self.router = PaperRouter(dim=router_dim, reads_tokens=router_reads_tokens, **shared)
         if use_audio:
@@ -252,17 +254,20 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
             self._start_gently()
 
     def _start_gently(self) -> None:
-        """Initial weights for training from scratch: blocks, injections and output begin at zero (adaLN-zero)."""
+        """Initial weights for training from scratch: blocks, injections and output begin at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        silent: list[nn.Linear] = [self.norm_out.linear, self.proj_out]
-        for block in self.transformer_blocks:
-            silent += [block.norm1.linear, block.norm2.linear]
-        silent += [layer.to_out for layer in self.perceiver_cross_attention or ()]
-        silent += [layer.attn.to_out[0] for layer in (self.audio_model.layers if self.audio_model else ())]
+        silent: list[Any] = [self.norm_out.linear, self.proj_out]
+        for module in self.modules():
+            if isinstance(module, BYABlock):
+                silent += [module.norm1.linear, module.norm2.linear]
+            elif isinstance(module, FaceCrossAttention):
+                silent.append(module.to_out)
+            elif isinstance(module, AudioCrossAttention):
+                silent.append(module.attn.to_out[0])
         for linear in silent:
             nn.init.zeros_(linear.weight)
             if linear.bias is not None:
@@ -281,21 +286,12 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
         Raises:
             InputError: no face path, or shapes that do not fit.
         """
-        if self.local_facial_extractor is None:
-            raise InputError("faces", "a model with a face path", "load one built with use_face")
-        c = self.config
-        if identity.dim() != 3 or identity.shape[-1] != c.lfe_id_dim:
-            raise InputError(
-                f"identity of shape {list(identity.shape)}",
-                f"[batch, characters, {c.lfe_id_dim}]",
-                "use the face encoder of this model",
-            )
-        if hidden.dim() != 5 or (hidden.shape[2], hidden.shape[4]) != (c.lfe_num_scale, c.lfe_vit_dim):
-            raise InputError(
-                f"face features of shape {list(hidden.shape)}",
-                f"[batch, characters, {c.lfe_num_scale}, places, {c.lfe_vit_dim}]",
-                "use the face encoder of this model",
-            )
+        check_part(self.local_facial_extractor, "faces", "face")
+        assert self.local_facial_extractor is not None
+        c: Any = self.config
+        do = "use the face encoder of this model"
+        expect("identity", identity, (None, None, c.lfe_id_dim), do)
+        expect("face features", hidden, (*identity.shape[:2], c.lfe_num_scale, None, c.lfe_vit_dim), do)
         tokens = self.local_facial_extractor(identity.flatten(0, 1), hidden.flatten(0, 1))
         return tokens.unflatten(0, identity.shape[:2])
 
@@ -307,8 +303,8 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
         Raises:
             InputError: no speech path, or shapes that do not fit.
         """
-        if self.audio_model is None:
-            raise InputError("speech", "a model with a speech path", "load one built with use_audio")
+        check_part(self.audio_model, "speech", "speech")
+        assert self.audio_model is not None
         return self.audio_model.encode(features)
 
     def forward(
@@ -336,16 +332,17 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
             face_tokens: [B, N, Q, kv]; None = no faces.
             audio_tokens: [B, M, T, A, Da]; None = no speech.
             audio_character_matrix: [B, M, N]; None = stream i drives character i.
-            forced_masks: [B, N, T, h, w], or one per face layer [R, B, N, T, h, w]; they replace the router's.
-            forced_weight: 0 = the router decides ... 1 = forced, broadcastable to [B, N, T, h, w]; None = forced
-                entirely, and the router does not run.
+            forced_masks: [B, N, T, h, w], or one per face layer [R, B, N, T, h, w]; in place of the router's.
+            forced_weight: 0 = the router decides ... 1 = forced, broadcastable to [B, N, T, h, w]; None =
+                forced entirely, and the router does not run.
             run_router: let the router predict all the same (training).
             return_dict: False = a tuple in the order of `BYATransformerOutput`.
 
         Raises:
             InputError: inputs that do not fit each other or the model.
         """
-        grid = self._grid(hidden_states)
+        config: Any = self.config
+        grid = latent_grid(hidden_states, config)
         inputs = Injection(
             schedule=self.schedule,
             grid=grid,
@@ -353,18 +350,18 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
             audio_layers=self.audio_model.layers if self.audio_model is not None else None,
             router=self.router,
             router_layers=self.router_layers,
-            router_detach=self.config.router_detach,
+            router_detach=config.router_detach,
             run_router=run_router,
-            inflate=self.config.inflate_audio_masks,
-            face_scale=self.config.local_face_scale,
+            inflate=config.inflate_audio_masks,
+            face_scale=config.local_face_scale,
             face_tokens=face_tokens,
             audio_tokens=audio_tokens,
             matrix=None if audio_character_matrix is None else audio_character_matrix.to(hidden_states),
             forced=None if forced_masks is None else forced_masks.to(hidden_states),
             forced_weight=forced_weight,
         )
-        self._check(hidden_states, encoder_hidden_states, timestep, inputs)
-        if image_rotary_emb is None and self.config.use_rotary_positional_embeddings:
+        check_call(hidden_states, encoder_hidden_states, timestep, inputs, config)
+        if image_rotary_emb is None and config.use_rotary_positional_embeddings:
             image_rotary_emb = self.rotary(grid)
 
         # Timesteps are float32 whatever the weights are.
@@ -377,7 +374,7 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
             inject = inputs.for_block(index)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states, encoder_hidden_states = self._gradient_checkpointing_func(
-                    block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, inject
+                    block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, None, inject
                 )
             else:
                 hidden_states, encoder_hidden_states = block(
@@ -389,102 +386,18 @@ class BindYourAvatarTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, 
                 )
 
         out = self.proj_out(self.norm_out(self.norm_final(hidden_states), temb=temb))
-        p = self.config.patch_size
-        sample = rearrange(
-            out,
-            "b (t h w) (c p q) -> b t c (h p) (w q)",
-            t=grid.frames,
-            h=grid.height,
-            w=grid.width,
-            p=p,
-            q=p,
-        )
+        p = config.patch_size
+        sizes = {"t": grid.frames, "h": grid.height, "w": grid.width, "p": p, "q": p}
+        sample = rearrange(out, "b (t h w) (c p q) -> b t c (h p) (w q)", **sizes)
+        masks, logits = inputs.stacked(inputs.predicted), inputs.stacked(inputs.logits)
         used = inputs.used[max(inputs.used)] if inputs.used else None
-        output = BYATransformerOutput(
-            sample, inputs.stacked(inputs.predicted), inputs.stacked(inputs.logits), used
-        )
-        return (
-            output if return_dict else (output.sample, output.masks, output.router_logits, output.used_masks)
-        )
+        output = BYATransformerOutput(sample, masks, logits, used)
+        return output if return_dict else (sample, masks, logits, used)
 
     def rotary(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        """(cos, sin) [S, head_dim] of a grid: the official flavour fits it into the trained rows and columns."""
-        c = self.config
+        """(cos, sin) [S, head_dim]; the official flavour fits the grid into the trained rows and columns."""
+        c: Any = self.config
         base = None
         if c.flavour == "official":
             base = (c.sample_height // c.patch_size, c.sample_width // c.patch_size)
         return rotary_embedding(grid, c.attention_head_dim, base, self.proj_out.weight.device)
-
-    def _grid(self, hidden_states: Tensor) -> TokenGrid:
-        c = self.config
-        if hidden_states.dim() != 5 or hidden_states.shape[2] != c.in_channels:
-            raise InputError(
-                f"latents of shape {list(hidden_states.shape)}",
-                f"[batch, frames, {c.in_channels}, height, width]",
-                "concatenate noise, canvas and first frame along the channels",
-            )
-        _, frames, _, height, width = hidden_states.shape
-        if height % c.patch_size or width % c.patch_size:
-            raise InputError(
-                f"latents of {height} x {width}",
-                f"sides divisible by {c.patch_size}",
-                "choose another video size",
-            )
-        return TokenGrid(
-            frames,
-            height // c.patch_size,
-            width // c.patch_size,
-            c.patch_size,
-            8,
-            c.temporal_compression_ratio,
-        )
-
-    def _check(self, latents: Tensor, text: Tensor, timestep: Tensor, given: Injection) -> None:
-        """Every input against the latents and against each other."""
-        c, batch = self.config, latents.shape[0]
-        limit = c.max_text_seq_length if self.patch_embed.use_learned_positional_embeddings else text.shape[1]
-        _expect("text", text, (batch, None, c.text_embed_dim))
-        if text.shape[1] > limit:
-            raise InputError(f"text of {text.shape[1]} tokens", f"at most {limit}", "shorten the prompt")
-        _expect("timestep", timestep, (batch,))
-        characters = None
-        if given.face_tokens is not None:
-            if self.perceiver_cross_attention is None:
-                raise InputError("face tokens", "a model with a face path", "load one built with use_face")
-            _expect("face_tokens", given.face_tokens, (batch, None, c.lfe_num_queries, None))
-            characters = given.face_tokens.shape[1]
-        if given.forced is not None:
-            shape = (batch, characters, *given.grid.shape)
-            layers = (self.schedule.face_layers,) if given.forced.dim() == 6 else ()
-            _expect("forced_masks", given.forced, (*layers, *shape))
-            characters = given.forced.shape[-4]
-        elif given.face_tokens is not None and self.router is None:
-            raise InputError("faces without masks", "forced_masks, as this model has no router", "give masks")
-        if given.audio_tokens is None:
-            return
-        if self.audio_model is None:
-            raise InputError("audio tokens", "a model with a speech path", "load one built with use_audio")
-        if characters is None:
-            raise InputError(
-                "speech without faces or masks", "at least one of them", "give face_tokens or masks"
-            )
-        streams = given.audio_tokens.shape[1] if given.audio_tokens.dim() == 5 else 0
-        _expect("audio_tokens", given.audio_tokens, (batch, None, given.grid.frames, None, c.audio_dim))
-        if given.matrix is not None:
-            _expect("audio_character_matrix", given.matrix, (batch, streams, characters))
-        elif streams != characters:
-            raise InputError(
-                f"{streams} speech streams for {characters} characters",
-                "one stream per character, or an audio-character matrix",
-                "give silence for who is silent, or the matrix",
-            )
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Raise InputError unless `tensor` has this shape; None = any size."""
-    fits = tensor.dim() == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, tensor.shape, strict=False)
-    )
-    if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise InputError(f"{name} of shape {list(tensor.shape)}", f"[{wanted}]", "check what made it")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.parity import weight_rule
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.parity import weight_rule
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.parity.parity_models import face_extractor_settings
 from torch.testing import assert_close
-from tests.parity.weight_rule import fill, input_tensor
 
 from bya_core.grid import TokenGrid
 from bya_core.models.audio import AudioModel
 from bya_core.models.face import FaceCrossAttention, LocalFacialExtractor
 from bya_core.models.rope import rotary_embedding
 from bya_core.models.router import OfficialRouter, released_position_table
+from tests.parity.parity_models import face_extractor_settings
+from tests.parity.weight_rule import fill, input_tensor
 
 TIGHT = {"atol": 2e-5, "rtol": 1e-5}
 
@@ -115,7 +115,9 @@ def test_rotary_table(settings, tensors):
     grid = settings("transformer_config")["grid"]
     for name in ("transformer_inputs", "pipeline"):
         data = tensors(name)
-        table = rotary_embedding(TokenGrid(grid["T"], grid["H"], grid["W"]), data["rope_cos"].shape[1], (30, 45))
+        table = rotary_embedding(
+            TokenGrid(grid["T"], grid["H"], grid["W"]), data["rope_cos"].shape[1], (30, 45)
+        )
         assert_close(table, (data["rope_cos"], data["rope_sin"]), atol=1e-5, rtol=0)
 
 

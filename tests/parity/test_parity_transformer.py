@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.parity.parity_models import build_transformer, face_tokens, masks
 from torch.testing import assert_close
-from tests.parity.weight_rule import fill, input_tensor
 
 from bya_core.masks import time_union
+from bya_core.models.checks import latent_grid
+from tests.parity.parity_models import build_transformer, face_tokens, masks
+from tests.parity.weight_rule import fill, input_tensor
 
 LOOSE = {"atol": 5e-5, "rtol": 1e-5}
 
@@ -192,7 +193,7 @@ def test_teacher_forced_tiny(model, config, inputs, tensors):
 @pytest.mark.slow
 @torch.no_grad()
 def test_true_grid(config, tensors):
-    """The released token grid (where rows and columns matter to the router), teacher forcing, batch of one."""
+    """The released token grid, where rows and columns matter to the router; teacher forcing."""
     data, salt = tensors("train_true_grid"), config["salt"] + "true:"
     table = data["pos_emb_sum_t"]
     model = build_transformer(
@@ -212,7 +213,7 @@ def test_true_grid(config, tensors):
         shapes |= {f"id_vit_{k}_{s}": (1, config["nvit"], c.lfe_vit_dim) for s in range(c.lfe_num_scale)}
     given = {name: input_tensor(name, shape, salt) for name, shape in shapes.items()}
     given["timestep"] = torch.tensor([601])
-    given["rope_cos"], given["rope_sin"] = model.rotary(model._grid(given["hidden_states"]))
+    given["rope_cos"], given["rope_sin"] = model.rotary(latent_grid(given["hidden_states"], model.config))
     grid = {"T": 13, "H": 30, "W": 45}
     layers = sorted(int(key[len("noisy_mask.layer") :]) for key in data if key.startswith("noisy_mask"))
     noisy = torch.stack([masks(data[f"noisy_mask.layer{i}"].unsqueeze(0), grid) for i in layers])

@@ -1,4 +1,4 @@
-"""Weights and inputs of the parity fixtures: drawn by rule from their names, so that they need not be stored."""
+"""Weights and inputs of the parity fixtures, drawn by rule from their names so that none is stored."""
 
 from __future__ import annotations
 

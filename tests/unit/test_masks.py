@@ -1,0 +1,81 @@
+"""Mask algebra."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bya_core import masks
+from bya_core.errors import InputError
+
+GRID = (3, 4, 5)
+
+
+def some(characters: int, batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, characters, *GRID, generator=torch.Generator().manual_seed(characters))
+
+
+def test_audio_masks_follow_the_matrix():
+    given = some(2)
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).expand(2, 2, 2)
+    assert torch.equal(masks.audio_masks(given, None, inflate=False), given)
+    assert torch.equal(masks.audio_masks(given, swap, inflate=False), given.flip(1))
+
+
+def test_inflated_masks_leave_out_only_the_others():
+    """For two streams: one minus the other's mask; for one stream: everywhere; three: minus the sum."""
+    given = some(2)
+    assert torch.allclose(masks.audio_masks(given, None, inflate=True), 1 - given.flip(1))
+    assert torch.equal(masks.audio_masks(some(1), None, inflate=True), torch.ones(2, 1, *GRID))
+    three = some(3)
+    got = masks.audio_masks(three, None, inflate=True)
+    assert torch.allclose(got[:, 0], (1 - three[:, 1] - three[:, 2]).clamp(0, 1), atol=1e-6)
+
+
+def test_more_streams_than_characters():
+    given, matrix = some(1), torch.tensor([[[1.0], [0.0]]]).expand(2, 2, 1)
+    got = masks.audio_masks(given, matrix, inflate=False)
+    assert torch.equal(got[:, :1], given) and got[:, 1].abs().max() == 0
+
+
+def test_blend():
+    router, forced = some(2), some(2).flip(0)
+    assert torch.equal(masks.blend(router, None, 0.5), router)
+    assert torch.equal(masks.blend(router, forced, None), forced)
+    assert torch.allclose(masks.blend(router, forced, 0.0), router)
+    assert torch.allclose(masks.blend(router, forced, 1.0), forced)
+    per_character = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1)
+    got = masks.blend(router, forced, per_character)
+    assert torch.allclose(got[:, 0], router[:, 0]) and torch.allclose(got[:, 1], forced[:, 1])
+
+
+def test_time_union_is_static_and_covers():
+    given = some(2)
+    union = masks.time_union(given)
+    assert union.shape == given.shape and (union >= given).all()
+    assert torch.equal(union[:, :, 0], union[:, :, -1])
+
+
+def test_exclusive():
+    given = torch.tensor([0.9, 0.2, 0.6]).view(3, 1, 1, 1)
+    assert masks.exclusive(given).flatten().tolist() == [1, 0, 0]
+    assert masks.exclusive(torch.full((2, 1, 1, 1), 0.7)).flatten().tolist() == [0, 1]
+    assert masks.exclusive(torch.full((2, 1, 1, 1), 0.4)).sum() == 0
+    several = masks.exclusive(some(3))
+    assert several.shape == (2, 3, *GRID) and several.sum(1).max() == 1
+
+
+def test_labels():
+    labels = torch.tensor([[-1, 0, 1, 1]])
+    assert masks.labels_to_masks(labels, 2).tolist() == [[[0, 1, 0, 0], [0, 0, 1, 1]]]
+    with pytest.raises(InputError, match="label"):
+        masks.labels_to_masks(labels, 1)
+
+
+def test_objects_to_tokens_later_object_wins():
+    objects = torch.zeros(2, 9, 16, 16)
+    objects[0, :, :, :10] = 1
+    objects[1, :, :, 6:] = 1
+    tokens = masks.objects_to_tokens(objects, (3, 8, 8))
+    assert tokens.shape == (2, 3, 8, 8) and tokens.sum(0).max() == 1
+    assert tokens[0, 0, 0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
