@@ -12,34 +12,13 @@ from typing import Any
 import pytest
 
 import bya_core.checkpoints.registry as registry
-from bya_core.checkpoints.bundle import ModelBundle, NativeSize
-from bya_core.config import SamplingConfig
-from tests.headless.fakes import (
-    FakeCodec,
-    FakeFace,
-    FakeSpeech,
-    FakeText,
-    fake_transformer,
-    tone,
-    write_picture,
-    write_wav,
-)
+from bya_core.checkpoints.bundle import ModelBundle
+from tests.headless.fakes import fake_bundle, tone, write_picture, write_wav
 
 
 @pytest.fixture(scope="session")
 def bundle() -> ModelBundle:
-    return ModelBundle(
-        name="tiny",
-        transformer=fake_transformer(),
-        text=FakeText(),
-        face=FakeFace(),
-        speech=FakeSpeech(),
-        codec=FakeCodec(),
-        scheduler_config={},
-        native=NativeSize(height=64, width=96, num_frames=9),
-        sampling=SamplingConfig(steps=2, guidance_text=2.0, guidance_speech=2.0),
-        max_characters=2,
-    )
+    return fake_bundle()
 
 
 @pytest.fixture

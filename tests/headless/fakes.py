@@ -12,6 +12,8 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from bya_core.checkpoints.bundle import ModelBundle, NativeSize
+from bya_core.config import SamplingConfig
 from bya_core.encoders.base import FaceFeatures
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 
@@ -101,6 +103,21 @@ def fake_transformer() -> BindYourAvatarTransformer3DModel:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
+
+
+def fake_bundle() -> ModelBundle:
+    return ModelBundle(
+        name="tiny",
+        transformer=fake_transformer(),
+        text=FakeText(),
+        face=FakeFace(),
+        speech=FakeSpeech(),
+        codec=FakeCodec(),
+        scheduler_config={},
+        native=NativeSize(height=64, width=96, num_frames=9),
+        sampling=SamplingConfig(steps=2, guidance_text=2.0, guidance_speech=2.0),
+        max_characters=2,
+    )
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int = RATE) -> None:
