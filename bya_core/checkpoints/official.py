@@ -6,7 +6,7 @@ Our parameters carry the published names, so a released file differs from ours b
 |---|---|---|
 | transformer/*.safetensors | base video transformer (and sometimes all the rest) | |
 | audio_module/audio_modules.pt | speech path, flat | audio_model. |
-| face_module/face_modules.pt | extractor, and a list with one dict per face layer | local_facial_extractor., ... |
+| face_module/face_modules.pt | extractor; list of cross-attentions | local_facial_extractor., ... |
 | router/router_modules.pt | router with its position table, flat | router. |
 | lora_weight/pytorch_lora_weights.safetensors | update of the attention's q and k | (merged) |
 """
