@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ class RunSettings:
         minutes: stop after this time (the learning rate decays over it); None = after `stage.steps`.
         save_every: minutes between checkpoints.
         log_every: steps between log lines.
+        precision: "no" (float32), "bf16" or "fp16" of the forward pass.
     """
 
     output: Path
@@ -47,6 +49,7 @@ class RunSettings:
     minutes: float | None = None
     save_every: float = 5.0
     log_every: int = 25
+    precision: Literal["no", "bf16", "fp16"] = "no"
 
 
 class StageLoss:
@@ -184,7 +187,7 @@ def train(
     Returns:
         What was measured at the end: steps, minutes and the last means of all losses.
     """
-    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=settings.precision)
     settings.output.mkdir(parents=True, exist_ok=True)
     select_trainable(model, stage.trainable)
     model.to(accelerator.device).train()
@@ -213,7 +216,8 @@ def train(
                 for group in optimiser.param_groups:
                     group["lr"] = now
                 optimiser.zero_grad()
-            total, parts = loss_of(prepared, as_float(next(batches), accelerator.device), step)
+            with accelerator.autocast():
+                total, parts = loss_of(prepared, as_float(next(batches), accelerator.device), step)
             if not torch.isfinite(total):
                 raise FloatingPointError(f"the loss of step {step} is {float(total)}; the last checkpoint is kept")
             accelerator.backward(total)

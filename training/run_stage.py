@@ -40,6 +40,7 @@ class Arguments:
         minutes: train for this long instead of the recipe's steps.
         seed: of data order, noise and drops.
         threads: processor threads; 0 = all.
+        precision: of the forward pass; "no" = float32.
     """
 
     stage: Literal[1, 2, 3]
@@ -50,6 +51,7 @@ class Arguments:
     minutes: float | None = None
     seed: int = 0
     threads: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
 
 
 def main(arguments: Arguments) -> None:
@@ -64,7 +66,7 @@ def main(arguments: Arguments) -> None:
         model = BindYourAvatarTransformer3DModel.from_pretrained(arguments.init)
     else:
         raise InputError(f"--init {arguments.init}", "a folder with config.json", "give the final folder of a stage")
-    settings = RunSettings(arguments.output, seed=arguments.seed, minutes=arguments.minutes)
+    settings = RunSettings(arguments.output, seed=arguments.seed, minutes=arguments.minutes, precision=arguments.precision)
     summary = train(model, ClipFolder(arguments.data), recipe.stages[arguments.stage], settings)
     print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 
