@@ -34,7 +34,7 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from training.benchmark.puppet_suite import SHARES, all_scenes, measure_generated, measure_router
 from training.benchmark.scenes import HELD_OUT, SceneSettings
-from training.benchmark.subjects import ModelSubject, ShuffledSubject, Subject, TruthSubject
+from training.benchmark.subjects import CodecSubject, ModelSubject, ShuffledSubject, Subject, TruthSubject
 
 MARKS = {"router IoU": 0.5, "binding": 0.75, "binding swapped": 0.75}
 STAND_INS = {"truth": TruthSubject, "shuffled": ShuffledSubject}
@@ -54,6 +54,7 @@ class Arguments:
         frames: video frames per scene; 0 = as many as the model was trained with.
         steps: sampling steps; none = the model's.
         generate: also generate the scenes (most of the time); otherwise only the router is measured.
+        codec: also measure the drawn truth after the model's video codec, the best its transformer can reach.
         device: "auto" takes a GPU where there is one.
         threads: processor threads; 0 = all.
     """
@@ -67,6 +68,7 @@ class Arguments:
     frames: int = 0
     steps: int | None = None
     generate: bool = True
+    codec: bool = False
     device: str = "auto"
     threads: int = 0
 
@@ -77,6 +79,7 @@ def evaluate(
     *,
     steps: int | None = None,
     generate: bool = True,
+    codec: bool = False,
     stand_in: str = "truth",
     show: bool = False,
 ) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def evaluate(
         settings: which scenes; their size must fit the model.
         steps: sampling steps; None = the bundle's.
         generate: False = only the router.
+        codec: also "codec_ceiling", the drawn truth after the bundle's video codec.
         stand_in: "truth" or "shuffled".
         show: a progress bar on stderr.
 
@@ -104,7 +108,7 @@ def evaluate(
         subject = STAND_INS[stand_in](settings, SHARES, grid)
     scenes = all_scenes(settings)
     seconds = {"drawing scenes": time.perf_counter() - start}
-    total = len(scenes) * (2 + (4 if generate else 0))
+    total = len(scenes) * (2 + (4 if generate else 0) + (2 if codec and bundle is not None else 0))
     with tqdm(total=total, disable=not show, unit="part", mininterval=0.5, file=sys.stderr) as bar:
 
         def tick(doing: str) -> None:
@@ -114,7 +118,8 @@ def evaluate(
         start = time.perf_counter()
         router = measure_router(subject, scenes, tick)
         seconds["router"] = time.perf_counter() - start
-        generated, rows, ceiling = None, list[dict[str, Any]](), None
+        generated, ceiling, behind = None, None, None
+        rows: list[dict[str, Any]] = []
         if generate:
             start = time.perf_counter()
             generated, rows = measure_generated(subject, scenes, tick)
@@ -122,12 +127,15 @@ def evaluate(
             start = time.perf_counter()
             ceiling, _ = measure_generated(TruthSubject(settings, SHARES, subject.grid), scenes, tick)
             seconds["ceiling"] = time.perf_counter() - start
+        if codec and bundle is not None:
+            behind, _ = measure_generated(CodecSubject(bundle, settings, SHARES), scenes, tick)
     return {
         "suite": "puppets",
         "model": subject.name,
         "router": router,
         "generated": generated,
         "ceiling": ceiling,
+        "codec_ceiling": behind,
         "settings": {**asdict(settings), "points": SHARES, **subject.describe()},
         "seeds": [scene.clip.seed for scene in scenes],
         "versions": versions(),
@@ -146,7 +154,7 @@ def versions() -> dict[str, str]:
 
 def table(report: dict[str, Any]) -> str:
     """The figures that matter, for people."""
-    router, made, ceiling = report["router"], report["generated"], report["ceiling"]
+    router, made = report["router"], report["generated"]
     lines = [f"{report['model']} on {len(report['seeds'])} held-out puppet scenes", ""]
     lines.append(f"{'router IoU at noise':<26}{'with first frame':>18}{'without':>10}")
     for point in router["points"]:
@@ -158,8 +166,15 @@ def table(report: dict[str, Any]) -> str:
     lines += [f"  {'mean of both':<24}{_figure(router['headline_iou']):>18}{mark:>20}", ""]
     if made is None:
         return "\n".join(lines)
-    lines.append(f"{'generated clips':<26}{'all':>8}{'first frame':>13}{'without':>9}{'truth':>8}")
-    columns = (made, made["with_first_frame"], made["without_first_frame"], ceiling)
+    names = f"{'generated clips':<26}{'all':>8}{'first frame':>13}{'without':>9}{'truth':>8}{'codec':>8}"
+    lines.append(names)
+    columns = (
+        made,
+        made["with_first_frame"],
+        made["without_first_frame"],
+        report["ceiling"],
+        report["codec_ceiling"],
+    )
     rows = {
         "mask IoU with pixels": ("mask_iou",),
         "binding": ("binding", "accuracy"),
@@ -172,7 +187,7 @@ def table(report: dict[str, Any]) -> str:
     for name, path in rows.items():
         cells = [_figure(_at(column, path)) for column in columns]
         mark = f"   mark {MARKS[name]}" if name in MARKS else ""
-        lines.append(f"  {name:<24}{cells[0]:>8}{cells[1]:>13}{cells[2]:>9}{cells[3]:>8}{mark}")
+        lines.append(f"  {name:<24}{cells[0]:>8}{cells[1]:>13}{cells[2]:>9}{cells[3]:>8}{cells[4]:>8}{mark}")
     chance = made["binding"]["chance"]
     lines.append(f"  chance: binding {_figure(chance)}, identity {1 / report['settings']['references']:.3f}")
     return "\n".join(lines)
@@ -208,6 +223,7 @@ def main(arguments: Arguments) -> None:
         settings,
         steps=arguments.steps,
         generate=arguments.generate,
+        codec=arguments.codec,
         stand_in=arguments.model,
         show=True,
     )

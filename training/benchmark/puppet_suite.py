@@ -140,7 +140,8 @@ def measure_generated(
     subject: Subject, scenes: Sequence[SuiteScene], tick: Tick | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures on generated clips, pooled and apart by first frame given or not; and a row per scene."""
-    given, swapped = [], []
+    given: list[Judged] = []
+    swapped: list[Judged] = []
     for scene in scenes:
         for matrix, results, word in (
             (scene.clip.matrix, given, "generating"),
@@ -188,7 +189,8 @@ def all_scenes(settings: SceneSettings) -> list[SuiteScene]:
     return [suite_scene(settings, index) for index in range(settings.scenes)]
 
 
-def _round(value: float | int) -> float | int | None:
+def _round(value: Any) -> float | int | None:
+    """Four digits; counts as they are; None for what could not be measured."""
     if isinstance(value, int):
         return value
     return round(float(value), 4) if np.isfinite(value) else None

@@ -120,8 +120,7 @@ class ModelSubject:
         if self._prepared is None or self._prepared[0] != key:
             device, dtype = self.bundle.device, self.bundle.dtype
             conditions = prepare(self._scene(scene, scene.clip.matrix, first_frame), self.bundle)
-            video = rearrange(torch.from_numpy(scene.clip.frames).float() / 127.5 - 1, "f h w c -> 1 c f h w")
-            clean = self.bundle.codec.encode(video.to(device, dtype)).float().cpu()
+            clean = self.bundle.codec.encode(as_video(scene.clip).to(device, dtype)).float().cpu()
             inputs = lay_out(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
             self._prepared = key, (clean, inputs)
         return self._prepared[1]
@@ -170,6 +169,22 @@ class TruthSubject:
         return {}
 
 
+class CodecSubject(TruthSubject):
+    """Answers with the drawn truth after the video codec: the best that a transformer behind it can reach."""
+
+    def __init__(self, bundle: ModelBundle, settings: SceneSettings, shares: Sequence[float]) -> None:
+        super().__init__(settings, shares, bundle.grid(settings.num_frames, settings.height, settings.width))
+        self.name, self.bundle = "codec", bundle
+
+    @torch.no_grad()
+    def _made(self, clip: PuppetClip) -> Made:
+        made = super()._made(clip)
+        codec, video = self.bundle.codec, as_video(clip).to(self.bundle.device, self.bundle.dtype)
+        seen = codec.decode(codec.encode(video))[0].float().cpu()
+        frames = rearrange((seen + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
+        return Made(frames.numpy(), made.masks)
+
+
 class ShuffledSubject(TruthSubject):
     """Answers with the truth of some other scene: every figure must come out at chance."""
 
@@ -185,6 +200,11 @@ class ShuffledSubject(TruthSubject):
 
     def _other(self, scene: SuiteScene) -> PuppetClip:
         return draw(self.settings, scene.clip.seed + 500_000, "overlap")
+
+
+def as_video(clip: PuppetClip) -> Tensor:
+    """Frames of a clip as [1, 3, F, H, W] in -1..1."""
+    return rearrange(torch.from_numpy(clip.frames).float() / 127.5 - 1, "f h w c -> 1 c f h w")
 
 
 def weights_hash(module: torch.nn.Module) -> str | None:
