@@ -29,6 +29,7 @@ class ModelEntry:
         how_to_get: what to do where it is not here.
         folder: where its weights lie; None = nothing can be loaded under this name yet.
         loader: makes the bundle from `folder`.
+        needs: files and folders that must be in it.
     """
 
     name: str
@@ -39,11 +40,17 @@ class ModelEntry:
     how_to_get: str
     folder: Path | None = None
     loader: Callable[[Path], ModelBundle] | None = None
+    needs: tuple[str, ...] = ()
 
     @property
     def present(self) -> bool:
         """Whether its weights are on this machine."""
-        return self.folder is not None and any(self.folder.glob("**/*.safetensors"))
+        return self.folder is not None and self.folder.is_dir() and not self.missing
+
+    @property
+    def missing(self) -> list[str]:
+        """Which of `needs` are not there."""
+        return [name for name in self.needs if self.folder is None or not (self.folder / name).exists()]
 
 
 def _tiny(folder: Path) -> ModelBundle:
@@ -65,6 +72,7 @@ MODELS: dict[str, ModelEntry] = {
             "python training/run_stage.py --recipe tiny --stage 1 (then 2 and 3)",
             folder=HERE / "tiny",
             loader=_tiny,
+            needs=("bundle.json", "transformer", "vae", "face.safetensors", "speech.safetensors"),
         ),
         ModelEntry(
             name="official",
@@ -99,7 +107,6 @@ def load_bundle(name: str) -> ModelBundle:
     if entry.folder is None or entry.loader is None:
         raise InputError(f'the model "{name}" cannot be used yet', "one that can", entry.how_to_get)
     if not entry.present:
-        raise InputError(
-            f'the weights of "{name}" are not in {entry.folder}', "safetensors there", entry.how_to_get
-        )
+        came = f'the model "{name}" is not complete in {entry.folder}'
+        raise InputError(came, "there " + ", ".join(entry.missing or entry.needs), entry.how_to_get)
     return entry.loader(entry.folder)

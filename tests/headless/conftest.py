@@ -26,8 +26,10 @@ def registered(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """`--model tiny` gives the fake bundle."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    (folder / "any.safetensors").touch()
-    entry = dataclasses.replace(registry.MODELS["tiny"], folder=folder, loader=lambda _: bundle)
+    (folder / "weights").touch()
+    entry = dataclasses.replace(
+        registry.MODELS["tiny"], folder=folder, loader=lambda _: bundle, needs=("weights",)
+    )
     monkeypatch.setitem(registry.MODELS, "tiny", entry)
     return registry
 

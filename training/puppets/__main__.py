@@ -61,7 +61,7 @@ def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Pat
         Image.fromarray(clip.portraits[k]).save(folder / f"{stem}.png")
         soundfile.write(folder / f"{stem}.wav", clip.speeches[k], SAMPLE_RATE, subtype="PCM_16")
         characters.append({"name": name, "image": f"{stem}.png", "speech": f"{stem}.wav"})
-    scene = {"prompt": clip.prompt, "characters": characters, "frames": len(clip.frames), "seed": 0}
+    scene = {"prompt": clip.prompt, "characters": characters, "length": len(clip.frames), "seed": 0}
     if first_frame:
         Image.fromarray(clip.first_frame).save(folder / "first_frame.png")
         scene["first_frame"] = "first_frame.png"
