@@ -83,18 +83,23 @@ class PatchEmbed(CogVideoXPatchEmbed):
     table of the same rule (as the released code does for other lengths).
     """
 
-    def positions(self, text: int, frames: int, height: int, width: int) -> Tensor | None:
+    _rebuilt: tuple[tuple[int, int, int], Tensor] | None = None
+
+    def positions(
+        self, text: int, frames: int, height: int, width: int, device: torch.device
+    ) -> Tensor | None:
         """Table [1, text + S, D] for latents of frames x height x width, or None where none is added."""
         if not (self.use_positional_embeddings or self.use_learned_positional_embeddings):
             return None
         video_frames = (frames - 1) * self.temporal_compression_ratio + 1
-        trained = (self.sample_height, self.sample_width, self.sample_frames)
-        if (height, width, video_frames) == trained:
+        key = (height, width, video_frames)
+        if key == (self.sample_height, self.sample_width, self.sample_frames):
             table: Any = self.pos_embedding
         else:
-            table = self._get_positional_embeddings(
-                height, width, video_frames, device=self.proj.weight.device
-            )
+            if self._rebuilt is None or self._rebuilt[0] != key or self._rebuilt[1].device != device:
+                with torch.inference_mode(False):
+                    self._rebuilt = key, self._get_positional_embeddings(*key, device=device)
+            table = self._rebuilt[1]
         if text == self.max_text_seq_length:
             return table
         return torch.cat([table[:, :text], table[:, self.max_text_seq_length :]], dim=1)
@@ -104,7 +109,7 @@ class PatchEmbed(CogVideoXPatchEmbed):
         batch, frames, _, height, width = image_embeds.shape
         video = self.proj(image_embeds.flatten(0, 1)).flatten(2).transpose(1, 2)  # [B*T, h*w, D]
         joint = torch.cat([self.text_proj(text_embeds), video.reshape(batch, -1, video.shape[-1])], dim=1)
-        table = self.positions(text_embeds.shape[1], frames, height, width)
+        table = self.positions(text_embeds.shape[1], frames, height, width, image_embeds.device)
         return joint if table is None else joint + table.to(joint)
 
 

@@ -54,7 +54,8 @@ def check_call(latents: Tensor, text: Tensor, timestep: Tensor, given: Injection
     """
     batch = latents.shape[0]
     expect("text", text, (batch, None, config.text_embed_dim))
-    if config.use_learned_positional_embeddings and text.shape[1] > config.max_text_seq_length:
+    positions = config.use_learned_positional_embeddings or not config.use_rotary_positional_embeddings
+    if positions and text.shape[1] > config.max_text_seq_length:
         limit = config.max_text_seq_length
         raise InputError(f"text of {text.shape[1]} tokens", f"at most {limit}", "shorten the prompt")
     expect("timestep", timestep, (batch,))

@@ -7,6 +7,8 @@ and are equivariant to their order. Both return logits (the paper's with a backg
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -82,6 +84,13 @@ def released_position_table(shape: tuple[int, int, int], dim: int) -> Tensor:
     return table
 
 
+@functools.lru_cache(maxsize=4)
+def _rebuilt_table(shape: tuple[int, int, int], dim: int, device: str) -> Tensor:
+    """`released_position_table`, kept on the device it is used on (one clip asks for it in every layer)."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        return released_position_table(shape, dim).to(device)
+
+
 class _Router(nn.Module):
     """Part that both flavours share: queries and keys -> one score per head and face token."""
 
@@ -140,13 +149,9 @@ class OfficialRouter(_Router):
 
     def positions(self, grid: TokenGrid) -> Tensor:
         """[T, P, C] for any grid: the stored table where it fits, else rebuilt by its rule."""
-        shape = (grid.frames, grid.width, grid.height)
-        stored = tuple(self.pos_emb.shape[:3])
-        table = (
-            self.pos_emb
-            if shape == stored
-            else released_position_table(shape, self.features).to(self.pos_emb)
-        )
+        shape, table = (grid.frames, grid.width, grid.height), self.pos_emb
+        if shape != tuple(table.shape[:3]):
+            table = _rebuilt_table(shape, self.features, str(table.device)).to(table.dtype)
         return table.flatten(1, 2)
 
     def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:

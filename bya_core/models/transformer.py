@@ -362,7 +362,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         )
         check_call(hidden_states, encoder_hidden_states, timestep, inputs, config)
         if image_rotary_emb is None and config.use_rotary_positional_embeddings:
-            image_rotary_emb = self.rotary(grid)
+            image_rotary_emb = self.rotary(grid, hidden_states.device)
 
         # Timesteps are float32 whatever the weights are.
         temb = self.time_embedding(self.time_proj(timestep).to(hidden_states.dtype))
@@ -394,10 +394,10 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         output = BYATransformerOutput(sample, masks, logits, used)
         return output if return_dict else (sample, masks, logits, used)
 
-    def rotary(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+    def rotary(self, grid: TokenGrid, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """(cos, sin) [S, head_dim]; the official flavour fits the grid into the trained rows and columns."""
         c: Any = self.config
         base = None
         if c.flavour == "official":
             base = (c.sample_height // c.patch_size, c.sample_width // c.patch_size)
-        return rotary_embedding(grid, c.attention_head_dim, base, self.proj_out.weight.device)
+        return rotary_embedding(grid, c.attention_head_dim, base, device)
