@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 class CogVideoXCodec:
-    """Pixels [B, 3, F, height, width] in -1..1 <-> scaled latents [B, T, C, H, W].
+    """Pixels [B, 3, F, height, width] in -1..1 <-> normalised latents [B, T, C, H, W].
 
     Args:
-        vae: any `AutoencoderKLCogVideoX`; its config gives the factors and the scale.
+        vae: any `AutoencoderKLCogVideoX`; its config gives the factors, the scale and, where it has them, the mean
+            and deviation of each channel.
     """
 
     def __init__(self, vae: AutoencoderKLCogVideoX) -> None:
@@ -21,7 +22,9 @@ class CogVideoXCodec:
         self.space_factor = 2 ** (len(config.block_out_channels) - 1)
         self.time_factor = int(config.temporal_compression_ratio)
         self.latent_channels = int(config.latent_channels)
-        self.scale = float(config.scaling_factor)
+        scale = float(config.scaling_factor)
+        self.mean = torch.tensor(config.latents_mean or [0.0]).view(1, -1, 1, 1, 1)
+        self.std = torch.tensor(config.latents_std or [1.0]).view(1, -1, 1, 1, 1) / scale
 
     def to(self, device: torch.device | str) -> CogVideoXCodec:
         """Move the VAE; returns itself."""
@@ -30,12 +33,13 @@ class CogVideoXCodec:
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """The mean of the posterior, scaled: the same pixels always give the same latents."""
-        latents = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode() * self.scale
+        """The mean of the posterior, normalised: the same pixels always give the same latents."""
+        latents = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode()
+        latents = (latents - self.mean.to(latents)) / self.std.to(latents)
         return rearrange(latents, "b c t h w -> b t c h w")
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> pixels, about -1..1."""
-        latents = rearrange(latents.to(self.vae.dtype), "b t c h w -> b c t h w") / self.scale
-        return self.vae.decode(latents).sample
+        """Normalised latents -> pixels, about -1..1."""
+        latents = rearrange(latents.to(self.vae.dtype), "b t c h w -> b c t h w")
+        return self.vae.decode(latents * self.std.to(latents) + self.mean.to(latents)).sample

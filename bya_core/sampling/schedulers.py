@@ -80,8 +80,11 @@ def step(
     second_order = isinstance(scheduler, CogVideoXDPMScheduler)
     if second_order:
         back = timesteps[index - 1] if index > 0 else None
+        # The last step is first order, as the scheduler means it. It tells the last step by its arithmetic, which
+        # misses it where the steps do not divide the schedule (15 of 1000), and then extrapolates without bound.
+        older = previous_x0 if index + 1 < len(timesteps) else None
         result = scheduler.step(
-            velocity, previous_x0, timesteps[index], back, latents, generator=generator, return_dict=False
+            velocity, older, timesteps[index], back, latents, generator=generator, return_dict=False
         )
     else:
         result = scheduler.step(velocity, timesteps[index], latents, generator=generator, return_dict=False)

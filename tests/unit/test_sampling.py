@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
-from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise
+from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise, schedulers
 from bya_core.sampling.guidance import branches, combine
 
 T, C, H, W, N = 2, 3, 4, 6, 2
@@ -190,3 +190,20 @@ def test_what_is_missing_or_does_not_fit_is_said() -> None:
 def test_it_runs_without_speech_and_without_faces() -> None:
     none = {"audio_tokens": None, "silent_audio_tokens": None, "face_tokens": None, "canvas_latents": None}
     assert _run(conditions=_conditions(**none)).latents.isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [3, 7, 15, 16, 20])
+def test_the_last_step_ends_in_the_clean_latents_for_any_number_of_steps(steps):
+    """A perfect model must end in the clean latents, also where the steps do not divide the schedule."""
+    scheduler = build_scheduler("dpm")
+    clean = torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    timesteps = schedulers.schedule(scheduler, steps)
+    generator = torch.Generator().manual_seed(1)
+    x, x0 = torch.randn(clean.shape, generator=generator), None
+    for index, timestep in enumerate(timesteps):
+        alpha = scheduler.alphas_cumprod[timestep].float()
+        wobble = 0.3 * torch.randn(clean.shape, generator=generator)  # guesses that differ from step to step
+        guess = clean + (wobble if index + 1 < steps else 0)
+        velocity = (alpha.sqrt() * x - guess) / (1 - alpha).sqrt()
+        x, x0 = schedulers.step(scheduler, velocity, x, timesteps, index, x0, generator)
+    assert float((x - clean).abs().mean()) < 0.06

@@ -133,7 +133,8 @@ def train(settings: VaeTraining) -> dict:
             log.info("step %d  %.0f %% of the time  weighted L1 %.4f", step, 100 * passed, smooth)
         if step % 200 == 0:
             model.save_pretrained(settings.output)
-    model.register_to_config(scaling_factor=1.0 / latent_std(model))
+    mean, std = latent_statistics(model)
+    model.register_to_config(latents_mean=mean, latents_std=std)
     model.save_pretrained(settings.output)
     measured = {"steps": step, "weighted_l1": smooth, "settings": {k: str(v) for k, v in asdict(settings).items()}}
     (settings.output / "training.json").write_text(json.dumps(measured, indent=1))
@@ -141,11 +142,18 @@ def train(settings: VaeTraining) -> dict:
 
 
 @torch.no_grad()
-def latent_std(model: AutoencoderKLCogVideoX, clips: int = 16) -> float:
-    """Standard deviation of the latents of a few training clips; its inverse is the scaling factor."""
-    frames = np.stack([make_clip(700_000 + k).frames for k in range(clips)])
-    video = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
-    return float(model.encode(video).latent_dist.mode().std())
+def latent_statistics(model: AutoencoderKLCogVideoX, clips: int = 64) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every latent channel over training clips.
+
+    Without the means most of what a diffusion loss counts would be constant, and it would look learned.
+    """
+    latents = []
+    for k in range(clips):
+        video = torch.from_numpy(make_clip(700_000 + k).frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+        latents.append(model.encode(video).latent_dist.mode())
+    every = torch.cat(latents)
+    mean, std = every.mean((0, 2, 3, 4)), every.std((0, 2, 3, 4))
+    return [round(float(x), 5) for x in mean], [round(float(x), 5) for x in std]
 
 
 if __name__ == "__main__":
