@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor
@@ -25,10 +26,11 @@ except ImportError:  # diffusers < 0.35
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, parallel: Any = None) -> Tensor:
     """Scaled dot-product attention by the backend that the user chose: three of [B, S, heads, d] -> one."""
     if dispatch_attention_fn is None or (backend is None and parallel is None and query.device.type == "cpu"):
-        out = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        )
-        return out.transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        if torch.is_autocast_enabled("cpu"):  # the processor's bfloat16 attention is several times slower
+            with torch.autocast("cpu", enabled=False):
+                return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     extra = {} if parallel is None else {"parallel_config": parallel}
     return dispatch_attention_fn(query, key, value, backend=backend, **extra)
 
