@@ -126,19 +126,36 @@ def _neighbourhood(share: np.ndarray) -> np.ndarray:
 
 
 def _clean(share: np.ndarray) -> np.ndarray:
-    """Largest pieces only, holes filled."""
-    from scipy.ndimage import binary_fill_holes, label
+    """Whole people: specks go to whoever is nearest, holes are filled.
+
+    A piece counts with all that hangs together in space and time, so that somebody whom another one cuts in
+    two for a few frames stays whole.
+    """
+    from scipy.ndimage import binary_fill_holes, distance_transform_edt, label
 
     winner = share.argmax(axis=0)
     count = share.shape[0] - 1
     masks = np.stack([winner == n for n in range(count)])
+    homeless = np.zeros(winner.shape, dtype=bool)
     for n in range(count):
-        for f in range(masks.shape[1]):
-            pieces, total = label(masks[n, f])
-            if total > 1:
-                sizes = np.bincount(pieces.ravel())
-                sizes[0] = 0
-                masks[n, f] = (sizes >= 0.2 * sizes.max())[pieces]
+        pieces, total = label(masks[n])
+        if total > 1:
+            sizes = np.bincount(pieces.ravel())
+            sizes[0] = 0
+            kept = (sizes >= 0.2 * sizes.max())[pieces] & masks[n]
+            homeless |= masks[n] & ~kept
+            masks[n] = kept
+    for f in np.flatnonzero(homeless.any(axis=(1, 2))).tolist():
+        far = [
+            distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+            for mask in masks[:, f]
+        ]
+        nearest = np.argmin(far, axis=0)
+        close = homeless[f] & (np.min(far, axis=0) < share.shape[-2] / 8.0)
+        for n in range(count):
+            masks[n, f] |= close & (nearest == n)
+    for f in range(masks.shape[1]):
+        for n in range(count):
             others = np.delete(masks[:, f], n, axis=0).any(axis=0)
             masks[n, f] = binary_fill_holes(masks[n, f]) & ~others
     return masks
