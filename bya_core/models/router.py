@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from bya_core.grid import TokenGrid
+from bya_core.models.compat import attend
 from bya_core.models.rope import apply_rotary, rotary_embedding
 
 
@@ -34,11 +34,11 @@ class RouterAttention(nn.Module):
         if rotary is not None:
             q, k = (apply_rotary(part.flatten(2, 3), rotary).view_as(part) for part in (q, k))
         pattern = {
-            "space": "b n t p h d -> (b n t) h p d",
-            "time": "b n t p h d -> (b n p) h t d",
-            "characters": "b n t p h d -> (b t p) h n d",
+            "space": "b n t p h d -> (b n t) p h d",
+            "time": "b n t p h d -> (b n p) t h d",
+            "characters": "b n t p h d -> (b t p) n h d",
         }[axis]
-        out = F.scaled_dot_product_attention(*(rearrange(part, pattern) for part in (q, k, v)))
+        out = attend(*(rearrange(part, pattern) for part in (q, k, v)))
         back, here = pattern.split(" -> ")
         out = rearrange(out, f"{here} -> {back}", b=batch, n=characters, t=frames, p=places)
         return self.to_out[0](out.flatten(-2))
