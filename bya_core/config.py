@@ -23,7 +23,7 @@ class SamplingConfig:
         guidance_speech: guidance scale on speech; equal to `guidance_text` = one joint scale (as released).
         scheduler: "dpm" or "ddim" (CogVideoX schedulers of diffusers).
         seed: of all random numbers of one video.
-        drop_identity: also drop reference faces and canvas in the unconditional half (`zero2cond` of the released code).
+        drop_identity: also drop faces and canvas in the unconditional half (`zero2cond` of the released code).
     """
 
     steps: int = 50
@@ -39,7 +39,9 @@ class SamplingConfig:
         _at_least("sampling", "guidance_speech", self.guidance_speech, 0.0)
         _at_least("sampling", "seed", self.seed, 0)
         if self.scheduler not in ("dpm", "ddim"):
-            raise InputError(f"sampling.scheduler = {self.scheduler!r}", '"dpm" or "ddim"', "choose one of them")
+            raise InputError(
+                f"sampling.scheduler = {self.scheduler!r}", '"dpm" or "ddim"', "choose one of them"
+            )
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,20 @@ class TokenGrid:
         for name in ("frames", "height", "width", "patch", "space_factor", "time_factor"):
             value = getattr(self, name)
             if value < 1:
-                raise InputError(f"TokenGrid.{name} = {value}", "a whole number of at least 1", "give a larger one")
+                raise InputError(
+                    f"TokenGrid.{name} = {value}", "a whole number of at least 1", "give a larger one"
+                )
 
     @classmethod
     def from_pixels(
-        cls, num_frames: int, height: int, width: int, *, patch: int = 2, space_factor: int = 8, time_factor: int = 4
+        cls,
+        num_frames: int,
+        height: int,
+        width: int,
+        *,
+        patch: int = 2,
+        space_factor: int = 8,
+        time_factor: int = 4,
     ) -> TokenGrid:
         """Grid of a video of `num_frames` frames of height x width pixels.
 
@@ -60,7 +69,14 @@ class TokenGrid:
         if num_frames < 1 or (num_frames - 1) % time_factor:
             near = max(0, round((num_frames - 1) / time_factor)) * time_factor + 1
             raise InputError(f"{num_frames} frames", f"1 + a multiple of {time_factor}", f"use {near}")
-        return cls((num_frames - 1) // time_factor + 1, height // unit, width // unit, patch, space_factor, time_factor)
+        return cls(
+            (num_frames - 1) // time_factor + 1,
+            height // unit,
+            width // unit,
+            patch,
+            space_factor,
+            time_factor,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -118,7 +134,9 @@ class TokenGrid:
         small = F.adaptive_avg_pool2d(flat, (self.height, self.width))
         return self.frames_to_latent(small.reshape(*lead, masks.shape[-3], self.height, self.width), dim=-3)
 
-    def tokens_to_pixels(self, masks: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+    def tokens_to_pixels(
+        self, masks: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear"
+    ) -> Tensor:
         """[..., T, h, w] -> [..., F, height, width]; `mode` as in torch's interpolate."""
         lead = masks.shape[:-3]
         flat = self.latent_to_frames(masks.float(), dim=-3).reshape(-1, 1, self.height, self.width)

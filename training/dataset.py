@@ -7,8 +7,7 @@ shard's tensors are (K clips, see the shape alphabet of the design):
     masks [K,N,T,h,w] uint8 (255 = covered)  emphasis [K,T,H,W] uint8 (255 = most important)
     identity [K,N,id_dim] hidden [K,N,layers,P,vit_dim] speech [K,N,F+4,blocks,channels] seed [K]
 
-and the metadata key "silence" is not needed: a listener's speech is encoded silence already. Stream k belongs to
-character k.
+Stream k belongs to character k; a listener's stream is encoded silence.
 """
 
 from __future__ import annotations
@@ -35,7 +34,9 @@ class ClipFolder:
     def __init__(self, folder: Path | str) -> None:
         paths = sorted(Path(folder).glob("*.safetensors"))
         if not paths:
-            raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "make them first")
+            raise InputError(
+                f"data folder {str(folder)!r} without shards", "*.safetensors files", "make them first"
+            )
         groups: dict[tuple[int, int], list[Batch]] = {}
         for path in paths:
             with safe_open(path, framework="pt") as shard:
@@ -43,7 +44,8 @@ class ClipFolder:
             key = (tensors["masks"].shape[1], tensors["latents"].shape[1])
             groups.setdefault(key, []).append(tensors)
         self.groups = {
-            key: {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for key, parts in groups.items()
+            key: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            for key, parts in groups.items()
         }
 
     @property
@@ -59,7 +61,9 @@ class ClipFolder:
         """
         keys = sorted(self.groups)
         shortest = min(frames for _, frames in keys)
-        weights = torch.tensor([len(self.groups[key]["latents"]) * key[1] for key in keys], dtype=torch.float64)
+        weights = torch.tensor(
+            [len(self.groups[key]["latents"]) * key[1] for key in keys], dtype=torch.float64
+        )
         number = start
         while True:
             rng = torch.Generator().manual_seed(seed * 1_000_003 + number)

@@ -84,7 +84,13 @@ class StageLoss:
         noise = torch.randn(clean.shape, generator=rng).to(device)
         noisy = add_noise(clean, noise, alpha_bar)
         frames = clean.shape[1]
-        images = torch.cat([kept(batch["canvas"], stage.drops.reference), kept(batch["first_frame"], stage.drops.first_frame)], 1)
+        images = torch.cat(
+            [
+                kept(batch["canvas"], stage.drops.reference),
+                kept(batch["first_frame"], stage.drops.first_frame),
+            ],
+            1,
+        )
         images = F.pad(images[:, None], (0, 0, 0, 0, 0, 0, 0, frames - 1))
 
         teacher = paper_teacher(masks, model.schedule.face_layers, stage.teacher, rng)
@@ -96,7 +102,9 @@ class StageLoss:
             kept(batch["text"], stage.drops.text),
             timestep.to(device),
             face_tokens=model.encode_faces(batch["identity"], batch["hidden"]),
-            audio_tokens=model.encode_speech(kept(batch["speech"], stage.drops.speech)) if stage.speech else None,
+            audio_tokens=model.encode_speech(kept(batch["speech"], stage.drops.speech))
+            if stage.speech
+            else None,
             forced_masks=teacher.used.to(device),
             forced_weight=weight,
             run_router=stage.router,
@@ -152,7 +160,11 @@ def build_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, **adam)]
     if hidden:
         muon = torch.optim.Muon(
-            hidden, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            hidden,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=0.95,
+            adjust_lr_fn="match_rms_adamw",
         )
         optimisers.append(muon)
     return optimisers
@@ -187,7 +199,9 @@ def train(
     Returns:
         What was measured at the end: steps, minutes and the last means of all losses.
     """
-    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=settings.precision)
+    accelerator = accelerator or Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision=settings.precision
+    )
     settings.output.mkdir(parents=True, exist_ok=True)
     select_trainable(model, stage.trainable)
     model.to(accelerator.device).train()
@@ -201,7 +215,13 @@ def train(
     means: dict[str, float] = dict(state["means"])
     batches = data.batches(stage.batch, settings.seed, start=step)
     started = saved = time.monotonic()
-    log.info("stage %d from step %d: %d clips, %.2f M weights learn", stage.number, step, data.clips, sum(p.numel() for p in learned) / 1e6)
+    log.info(
+        "stage %d from step %d: %d clips, %.2f M weights learn",
+        stage.number,
+        step,
+        data.clips,
+        sum(p.numel() for p in learned) / 1e6,
+    )
 
     def minutes() -> float:
         return spent + (time.monotonic() - started) / 60
@@ -219,7 +239,9 @@ def train(
             with accelerator.autocast():
                 total, parts = loss_of(prepared, as_float(next(batches), accelerator.device), step)
             if not torch.isfinite(total):
-                raise FloatingPointError(f"the loss of step {step} is {float(total)}; the last checkpoint is kept")
+                raise FloatingPointError(
+                    f"the loss of step {step} is {float(total)}; the last checkpoint is kept"
+                )
             accelerator.backward(total)
             accelerator.clip_grad_norm_(learned, stage.optimiser.clip)
             for optimiser in optimisers:
@@ -231,7 +253,12 @@ def train(
             for name, value in {"loss": total, **parts}.items():
                 means[name] = 0.98 * means.get(name, float(value.detach())) + 0.02 * float(value.detach())
             if step % settings.log_every == 0:
-                line = {"step": step, "minutes": round(minutes(), 2), "lr": now, **{k: round(v, 4) for k, v in means.items()}}
+                line = {
+                    "step": step,
+                    "minutes": round(minutes(), 2),
+                    "lr": now,
+                    **{k: round(v, 4) for k, v in means.items()},
+                }
                 record.write(json.dumps(line) + "\n")
                 record.flush()
                 log.info("%s", "  ".join(f"{k} {v:.4g}" for k, v in line.items()))
@@ -239,7 +266,15 @@ def train(
                     watch(step, means)
             if time.monotonic() - saved > 60 * settings.save_every and accelerator.is_main_process:
                 saved = time.monotonic()
-                _save(settings.output, accelerator.unwrap_model(prepared), optimisers, ema, step, minutes(), means)
+                _save(
+                    settings.output,
+                    accelerator.unwrap_model(prepared),
+                    optimisers,
+                    ema,
+                    step,
+                    minutes(),
+                    means,
+                )
     model = accelerator.unwrap_model(prepared)
     if accelerator.is_main_process:
         _save(settings.output, model, optimisers, ema, step, minutes(), means)
@@ -247,12 +282,20 @@ def train(
             ema.copy_to(learned)
         model.save_pretrained(settings.output / "final")
     summary = {"steps": step, "minutes": minutes(), **means}
-    (settings.output / "summary.json").write_text(json.dumps({"stage": asdict(stage), "measured": summary}, indent=1, default=str))
+    (settings.output / "summary.json").write_text(
+        json.dumps({"stage": asdict(stage), "measured": summary}, indent=1, default=str)
+    )
     return summary
 
 
 def _save(
-    output: Path, model: nn.Module, optimisers: list, ema: EMAModel | None, step: int, minutes: float, means: dict[str, float]
+    output: Path,
+    model: nn.Module,
+    optimisers: list,
+    ema: EMAModel | None,
+    step: int,
+    minutes: float,
+    means: dict[str, float],
 ) -> None:
     """Written beside the old checkpoint, then renamed over it: a killed run always leaves one whole checkpoint."""
     target, fresh, old = output / "checkpoint", output / "checkpoint.new", output / "checkpoint.old"
@@ -275,7 +318,10 @@ def _save(
 
 def _resume(output: Path, model: nn.Module, optimisers: list, ema: EMAModel | None) -> dict:
     """Load the last whole checkpoint into model, optimisers and average; returns its progress."""
-    folder = next((f for f in (output / "checkpoint", output / "checkpoint.old") if (f / "progress.json").is_file()), None)
+    folder = next(
+        (f for f in (output / "checkpoint", output / "checkpoint.old") if (f / "progress.json").is_file()),
+        None,
+    )
     if folder is None:
         return {"step": 0, "minutes": 0.0, "means": {}}
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)

@@ -1,7 +1,8 @@
-"""Train one of the three stages.
+r"""Train one of the three stages.
 
     python training/run_stage.py --stage 1 --recipe tiny --data runs/tiny/data --output runs/tiny/stage1
-    python training/run_stage.py --stage 2 --recipe tiny --data runs/tiny/data --init runs/tiny/stage1/final --output runs/tiny/stage2
+    python training/run_stage.py --stage 2 --recipe tiny --data runs/tiny/data --output runs/tiny/stage2 \
+        --init runs/tiny/stage1/final
 
 A run that was stopped goes on from its checkpoint when started again with the same output folder.
 """
@@ -65,8 +66,12 @@ def main(arguments: Arguments) -> None:
     elif (arguments.init / "config.json").is_file():
         model = BindYourAvatarTransformer3DModel.from_pretrained(arguments.init)
     else:
-        raise InputError(f"--init {arguments.init}", "a folder with config.json", "give the final folder of a stage")
-    settings = RunSettings(arguments.output, seed=arguments.seed, minutes=arguments.minutes, precision=arguments.precision)
+        raise InputError(
+            f"--init {arguments.init}", "a folder with config.json", "give the final folder of a stage"
+        )
+    settings = RunSettings(
+        arguments.output, seed=arguments.seed, minutes=arguments.minutes, precision=arguments.precision
+    )
     summary = train(model, ClipFolder(arguments.data), recipe.stages[arguments.stage], settings)
     print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 

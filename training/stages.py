@@ -1,4 +1,4 @@
-"""The three stages as data: what is trained, what is given, what is dropped, and how it is scored (paper sec. 3.4, 5.2).
+"""The three stages as data: what is trained, given, dropped, and how it is scored (paper sec. 3.4, 5.2).
 
 A recipe file (`training/recipes/*.yaml`) names a model and changes single values of the stages; the code is the same
 for every recipe.

@@ -13,7 +13,13 @@ from torch import nn
 
 from bya_core.checkpoints.bundle import ModelBundle, NativeSize
 from bya_core.config import SamplingConfig
-from bya_core.encoders.tiny import ByteTextEncoder, FaceNetwork, SpeechNetwork, TinyFaceEncoder, TinySpeechEncoder
+from bya_core.encoders.tiny import (
+    ByteTextEncoder,
+    FaceNetwork,
+    SpeechNetwork,
+    TinyFaceEncoder,
+    TinySpeechEncoder,
+)
 from bya_core.encoders.video import CogVideoXCodec
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE

@@ -75,7 +75,7 @@ class FaceNetwork(nn.Module):
 
     def __init__(self, width: int = 32, id_dim: int = 64, size: int = 48) -> None:
         super().__init__()
-        self.size = size
+        self.width, self.id_dim, self.size = width, id_dim, size
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 2, 5, stride=2, padding=2),
             nn.GELU(),
@@ -118,9 +118,7 @@ class TinyFaceEncoder:
             InputError: an image of one single colour, which cannot hold a face.
         """
         if image.ndim != 3 or image.shape[0] != 3:
-            raise InputError(
-                f"an image of shape {tuple(image.shape)}", "[3, height, width]", "pass an RGB image"
-            )
+            raise InputError(f"an image of shape {tuple(image.shape)}", "[3, height, width]", "pass an RGB image")
         if float(image.std(dim=(1, 2)).max()) < 0.01:
             raise InputError(
                 "a reference image of one single colour",
@@ -189,7 +187,7 @@ class TinySpeechEncoder:
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, num_frames: int) -> Tensor:
-        """[S] mono at 16 kHz, sample 0 at video time 0 -> [num_frames + 4, 2, channels]; silence where there is no sound."""
+        """[S] mono at 16 kHz, sample 0 at video time 0 -> [num_frames + 4, 2, channels]; else silence."""
         step = self.sample_rate // self.fps
         wanted = (num_frames + 2 * self.context) * step
         padded = F.pad(waveform.float(), (self.context * step, 0))[:wanted]
@@ -208,8 +206,8 @@ def network_config(network: FaceNetwork | SpeechNetwork) -> Mapping[str, int]:
     """What `FaceNetwork(**config)` or `SpeechNetwork(**config)` needs to be built again."""
     if isinstance(network, FaceNetwork):
         return {
-            "width": network.layers[0][1].in_channels,
-            "id_dim": network.identity[-1].out_features,
+            "width": network.width,
+            "id_dim": network.id_dim,
             "size": network.size,
         }
     return {"channels": network.channels, "mels": network.mels}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from einops import rearrange
 from torch import Tensor
 
@@ -16,7 +17,7 @@ class CogVideoXCodec:
             and deviation of each channel.
     """
 
-    def __init__(self, vae: AutoencoderKLCogVideoX) -> None:
+    def __init__(self, vae: Any) -> None:  # diffusers does not type what its classes can do
         self.vae = vae.eval()
         config = vae.config
         self.space_factor = 2 ** (len(config.block_out_channels) - 1)

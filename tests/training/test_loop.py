@@ -1,4 +1,4 @@
-"""The training loop: it learns, it resumes to the same weights, it keeps what it must and refuses what it cannot use."""
+"""The training loop: it learns, it resumes to the same weights, it refuses what it cannot use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,47 @@ from training.loop import RunSettings, StageLoss, select_trainable, train
 from training.stages import PUBLISHED, load_recipe
 
 SMALL = {
-    "flavour": "paper", "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 3, "in_channels": 12, "out_channels": 4,
-    "time_embed_dim": 16, "text_embed_dim": 8, "max_text_seq_length": 4, "sample_height": 4, "sample_width": 6, "sample_frames": 5,
-    "use_learned_positional_embeddings": False, "injection_start": 0, "cross_attn_interval": 2, "num_router_layers": 2,
-    "cross_attn_num_heads": 2, "cross_attn_dim_head": 16, "lfe_dim": 16, "lfe_depth": 5, "lfe_dim_head": 8, "lfe_heads": 2,
-    "lfe_num_id_token": 2, "lfe_num_queries": 4, "lfe_output_dim": 16, "lfe_ff_mult": 2, "lfe_vit_dim": 8, "lfe_id_dim": 8,
-    "lfe_hidden_dim": 16, "router_dim": 16, "router_heads": 2, "router_blocks": 1, "inflate_audio_masks": False, "audio_dim": 16,
-    "audio_heads": 2, "audio_dim_head": 16, "audio_blocks": 2, "audio_channels": 4, "audio_hidden_dim": 16, "audio_context_tokens": 2,
-}  # fmt: skip
+    "flavour": "paper",
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 3,
+    "in_channels": 12,
+    "out_channels": 4,
+    "time_embed_dim": 16,
+    "text_embed_dim": 8,
+    "max_text_seq_length": 4,
+    "sample_height": 4,
+    "sample_width": 6,
+    "sample_frames": 5,
+    "use_learned_positional_embeddings": False,
+    "injection_start": 0,
+    "cross_attn_interval": 2,
+    "num_router_layers": 2,
+    "cross_attn_num_heads": 2,
+    "cross_attn_dim_head": 16,
+    "lfe_dim": 16,
+    "lfe_depth": 5,
+    "lfe_dim_head": 8,
+    "lfe_heads": 2,
+    "lfe_num_id_token": 2,
+    "lfe_num_queries": 4,
+    "lfe_output_dim": 16,
+    "lfe_ff_mult": 2,
+    "lfe_vit_dim": 8,
+    "lfe_id_dim": 8,
+    "lfe_hidden_dim": 16,
+    "router_dim": 16,
+    "router_heads": 2,
+    "router_blocks": 1,
+    "inflate_audio_masks": False,
+    "audio_dim": 16,
+    "audio_heads": 2,
+    "audio_dim_head": 16,
+    "audio_blocks": 2,
+    "audio_channels": 4,
+    "audio_hidden_dim": 16,
+    "audio_context_tokens": 2,
+}
 
 
 def model():
@@ -45,10 +78,17 @@ def data(tmp_path):
         left[:, 0, :, :, 0] = 255
         first = normal(6, 4, 4, 6)
         clip = {
-            "latents": first[:, None].repeat(1, frames, 1, 1, 1), "canvas": normal(6, 4, 4, 6), "first_frame": first, "text": normal(6, 4, 8),
-            "masks": left, "emphasis": torch.zeros(6, frames, 4, 6, dtype=torch.uint8), "identity": normal(6, n, 8),
-            "hidden": normal(6, n, 5, 3, 8), "speech": normal(6, n, (frames - 1) * 4 + 5, 2, 4), "seed": torch.arange(6),
-        }  # fmt: skip
+            "latents": first[:, None].repeat(1, frames, 1, 1, 1),
+            "canvas": normal(6, 4, 4, 6),
+            "first_frame": first,
+            "text": normal(6, 4, 8),
+            "masks": left,
+            "emphasis": torch.zeros(6, frames, 4, 6, dtype=torch.uint8),
+            "identity": normal(6, n, 8),
+            "hidden": normal(6, n, 5, 3, 8),
+            "speech": normal(6, n, (frames - 1) * 4 + 5, 2, 4),
+            "seed": torch.arange(6),
+        }
         save_file(clip, folder / f"n{n}_t{frames}.safetensors")
     return folder
 
@@ -65,7 +105,10 @@ def test_data_order_depends_on_the_seed_alone_and_can_start_anywhere(data):
     later = clips.batches(3, seed=1, start=3)
     assert torch.equal(next(later)["latents"], first[3]) and torch.equal(next(later)["latents"], first[4])
     other = clips.batches(3, seed=2)
-    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(first, (next(other)["latents"] for _ in range(5)), strict=True))
+    assert any(
+        a.shape != b.shape or not torch.equal(a, b)
+        for a, b in zip(first, (next(other)["latents"] for _ in range(5)), strict=True)
+    )
 
 
 def test_an_empty_folder_is_named(tmp_path):
@@ -115,15 +158,21 @@ def test_stage_one_gives_no_speech_and_stage_three_trains_the_router_from_its_ow
     network.zero_grad()
     _, parts = StageLoss(stage(3))(network, batch, 0)
     parts["diffusion"].backward()
-    assert all(p.grad is None or not p.grad.any() for name, p in network.named_parameters() if name.startswith("router"))
-    assert any(p.grad is not None and p.grad.any() for name, p in network.named_parameters() if name.startswith("audio_model"))
+    assert all(
+        p.grad is None or not p.grad.any() for name, p in network.named_parameters() if name.startswith("router")
+    )
+    assert any(
+        p.grad is not None and p.grad.any() for name, p in network.named_parameters() if name.startswith("audio_model")
+    )
 
 
 def test_published_stages_train_what_the_paper_says():
     network = model()
     router = select_trainable(network, PUBLISHED[3].trainable)
     assert any(name.startswith("router.") for name in router)
-    assert not any(name.startswith(("transformer_blocks", "local_facial_extractor", "audio_model.audio_proj")) for name in router)
+    assert not any(
+        name.startswith(("transformer_blocks", "local_facial_extractor", "audio_model.audio_proj")) for name in router
+    )
     assert PUBLISHED[1].drops.first_frame == 0.5 and PUBLISHED[1].mask_loss == 0.5 and not PUBLISHED[1].speech
     assert [PUBLISHED[k].steps for k in (1, 2, 3)] == [10_000, 40_000, 10_000]
 

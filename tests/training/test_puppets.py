@@ -19,7 +19,9 @@ def test_same_seed_same_clip_other_seed_other_clip():
     assert np.abs(one.frames.astype(int) - other.frames).mean() > 5
 
 
-@pytest.mark.parametrize(("n", "height", "width", "frames"), [(1, 64, 96, 17), (2, 96, 64, 9), (3, 48, 160, 5), (4, 128, 192, 1)])
+@pytest.mark.parametrize(
+    ("n", "height", "width", "frames"), [(1, 64, 96, 17), (2, 96, 64, 9), (3, 48, 160, 5), (4, 128, 192, 1)]
+)
 def test_any_number_size_and_length(n, height, width, frames):
     clip = make_clip(11, n, height, width, frames)
     assert clip.frames.shape == (frames, height, width, 3)
@@ -75,7 +77,9 @@ def test_portraits_show_the_same_person_differently():
     assert np.abs(first - second).mean((1, 2, 3)).min() > 1, "pose and light differ"
 
     def colours(portraits):
-        return np.stack([np.histogramdd(p.reshape(-1, 3), bins=6, range=[(0, 250)] * 3)[0].ravel() for p in portraits])
+        return np.stack(
+            [np.histogramdd(p.reshape(-1, 3), bins=6, range=[(0, 250)] * 3)[0].ravel() for p in portraits]
+        )
 
     a, b = colours(first), colours(second)
     nearest = np.abs(a[:, None] - b[None]).sum(-1).argmin(1)

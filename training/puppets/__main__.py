@@ -1,7 +1,7 @@
 """Draw one puppet clip to look at, or one scene to generate from.
 
-    python -m training.puppets --seed 7 -o clip.mp4
-    python -m training.puppets --seed 1000042 --scene demo          # scene.json, portraits, recordings, first frame
+python -m training.puppets --seed 7 -o clip.mp4
+python -m training.puppets --seed 1000042 --scene demo          # scene.json, portraits, recordings, first frame
 """
 
 from __future__ import annotations

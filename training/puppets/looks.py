@@ -34,7 +34,7 @@ def colour_name(colour: np.ndarray) -> str:
 
 
 def with_article(word: str) -> str:
-    """"a blue", "an orange"."""
+    """ "a blue", "an orange"."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
@@ -65,8 +65,10 @@ class Look:
         return np.clip(np.array([1.0 - wide, 1.0 - self.face_square, small_eyes], dtype=np.float32), 0.0, 1.0)
 
     def describe(self) -> str:
-        """"a green puppet with long red hair, glasses and a blue shirt"."""
-        parts = ["no hair" if self.hair_style == "bald" else f"{self.hair_style} {colour_name(self.hair)} hair"]
+        """ "a green puppet with long red hair, glasses and a blue shirt"."""
+        parts = [
+            "no hair" if self.hair_style == "bald" else f"{self.hair_style} {colour_name(self.hair)} hair"
+        ]
         if self.glasses:
             parts.append("glasses")
         if self.hat != "none":
@@ -88,7 +90,9 @@ def draw_look(rng: np.random.Generator, apart_from: tuple[Look, ...] = ()) -> Lo
     for _ in range(24):
         look = _draw_look(rng)
         distances = [
-            np.abs(look.skin - o.skin).sum() + np.abs(look.hair - o.hair).sum() + np.abs(look.clothes - o.clothes).sum()
+            np.abs(look.skin - o.skin).sum()
+            + np.abs(look.hair - o.hair).sum()
+            + np.abs(look.clothes - o.clothes).sum()
             for o in apart_from
         ]
         if min(distances, default=9.0) > 1.3:
@@ -108,7 +112,9 @@ def _draw_look(rng: np.random.Generator) -> Look:
         hair=hair,
         hair_style=str(rng.choice(HAIR_STYLES, p=[0.12, 0.34, 0.30, 0.24])),
         clothes=rgb(rng.uniform(0.0, 1.0), rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.95)),
-        stripe=rgb(rng.uniform(0.0, 1.0), rng.uniform(0.0, 0.5), rng.uniform(0.75, 1.0)) if rng.random() < 0.3 else None,
+        stripe=rgb(rng.uniform(0.0, 1.0), rng.uniform(0.0, 0.5), rng.uniform(0.75, 1.0))
+        if rng.random() < 0.3
+        else None,
         iris=rgb(rng.uniform(0.05, 0.65), rng.uniform(0.4, 0.8), rng.uniform(0.25, 0.6)),
         glasses=bool(rng.random() < 0.3),
         hat=str(rng.choice(HATS, p=[0.64, 0.2, 0.16])),

@@ -1,6 +1,6 @@
 """Puppet clips encoded for training (the format is documented in training/dataset.py).
 
-    python -m training.puppets.shards --encoders runs/tiny --output runs/tiny/data --clips 6000 --frames 17
+python -m training.puppets.shards --encoders runs/tiny --output runs/tiny/data --clips 6000 --frames 17
 """
 
 from __future__ import annotations
@@ -60,10 +60,13 @@ def encode_clips(clips: list[PuppetClip], encoders: TinyEncoders, grid: TokenGri
     """Tensors of one shard; all clips have the same number of characters, frames and pixels."""
     video = torch.from_numpy(np.stack([c.frames for c in clips])).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
     portraits = [torch.from_numpy(c.portraits).permute(0, 3, 1, 2).float() / 255.0 for c in clips]
-    canvases = torch.stack([reference_canvas(list(p), *grid.pixels) for p in portraits])[:, :, None] * 2.0 - 1.0
+    canvases = (
+        torch.stack([reference_canvas(list(p), *grid.pixels) for p in portraits])[:, :, None] * 2.0 - 1.0
+    )
     faces = [[encoders.face.encode(image) for image in p] for p in portraits]
     speech = [
-        torch.stack([encoders.speech.encode(torch.from_numpy(s), grid.video_frames) for s in c.speeches]) for c in clips
+        torch.stack([encoders.speech.encode(torch.from_numpy(s), grid.video_frames) for s in c.speeches])
+        for c in clips
     ]
     masks = torch.stack([grid.pixels_to_tokens(torch.from_numpy(c.masks)) for c in clips])
     return {
@@ -103,7 +106,9 @@ def write_shards(settings: Settings) -> None:
     """
     if settings.seed + settings.clips > EVALUATION_SEEDS:
         raise InputError(
-            f"seeds up to {settings.seed + settings.clips}", f"seeds below {EVALUATION_SEEDS}", "start lower: the others are for evaluation"
+            f"seeds up to {settings.seed + settings.clips}",
+            f"seeds below {EVALUATION_SEEDS}",
+            "start lower: the others are for evaluation",
         )
     settings.output.mkdir(parents=True, exist_ok=True)
     jobs = [(settings, start, n) for start, n in _plan(settings)]
@@ -111,7 +116,12 @@ def write_shards(settings: Settings) -> None:
     with multiprocessing.get_context("spawn").Pool(settings.processes, initializer=_start) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_one, jobs), 1):
             if done % 10 == 0 or done == len(jobs):
-                log.info("%d of %d shards, %.1f clips/s", done, len(jobs), done * settings.shard / (time.monotonic() - started))
+                log.info(
+                    "%d of %d shards, %.1f clips/s",
+                    done,
+                    len(jobs),
+                    done * settings.shard / (time.monotonic() - started),
+                )
 
 
 def _plan(settings: Settings) -> list[tuple[int, int]]:
@@ -134,11 +144,19 @@ def _write_one(job: tuple[Settings, int, int]) -> None:
     encoders = load_tiny_encoders(settings.encoders)
     codec = encoders.codec
     grid = TokenGrid.from_pixels(
-        settings.frames, settings.height, settings.width, patch=2, space_factor=codec.space_factor, time_factor=codec.time_factor
+        settings.frames,
+        settings.height,
+        settings.width,
+        patch=2,
+        space_factor=codec.space_factor,
+        time_factor=codec.time_factor,
     )
     parts = []
     for first in range(start, start + settings.shard, 8):
-        clips = [make_clip(seed, n, settings.height, settings.width, settings.frames) for seed in range(first, first + 8)]
+        clips = [
+            make_clip(seed, n, settings.height, settings.width, settings.frames)
+            for seed in range(first, first + 8)
+        ]
         parts.append(encode_clips(clips, encoders, grid))
     shard = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     temporary = path.with_suffix(f".{os.getpid()}.part")

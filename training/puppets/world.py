@@ -22,8 +22,8 @@ class PuppetClip:
     """One scene and its ground truth.
 
     Shapes: frames [F,H,W,3] uint8; masks [N,F,H,W] bool, the visible whole character; opening, shape [N,F] in 0..1;
-    speeches [N,S] and mix [S] float32 at 16 kHz; portraits [N,P,P,3] uint8 on white; matrix [N,N] (streams, characters);
-    mouth_centres [N,F,2] (x, y in pixels).
+    speeches [N,S] and mix [S] float32 at 16 kHz; portraits [N,P,P,3] uint8 on white; matrix [N,N] (streams,
+    characters); mouth_centres [N,F,2] (x, y in pixels).
     """
 
     seed: int
@@ -67,7 +67,7 @@ def make_clip(
         n: characters; None draws 1 to 4 (mostly 2).
         motion: how people move; "mixed" draws one of the others.
         talk: who speaks when; "mixed" draws one of the others.
-        tracks: (opening [N,F], speeches [N,S] at 16 kHz) to drive the mouths by recordings instead of synthetic voices.
+        tracks: (opening [N,F], speeches [N,S] at 16 kHz): mouths driven by recordings instead of synthetic voices.
         draw_video: False skips the frames and masks (empty arrays), for data that needs only portraits or voices.
     """
     rng = np.random.default_rng([seed, 0xB1AD])
@@ -98,7 +98,9 @@ def make_clip(
         frames = (canvas.pixels * 255.0 + 0.5).astype(np.uint8)
         masks = canvas.coverage > 0.5
     centres = np.stack([_mouth_centre(pose) for pose in poses])
-    portraits = np.stack([draw_portrait(look, np.random.default_rng([seed, k, 7]), portrait_size) for k, look in enumerate(looks)])
+    portraits = np.stack(
+        [draw_portrait(look, np.random.default_rng([seed, k, 7]), portrait_size) for k, look in enumerate(looks)]
+    )
     return PuppetClip(
         seed, frames, masks, opening, shape, speeches, speeches.sum(0) / max(1.0, np.sqrt(n)), portraits,
         _prompt(looks, places, wall), np.eye(n, dtype=np.float32), looks, centres, fps, str(motion),
@@ -109,10 +111,15 @@ def draw_portrait(look: Look, rng: np.random.Generator, size: int = 48) -> np.nd
     """A reference picture [size,size,3] uint8 on white: other pose, light and expression than in any video."""
     one = np.ones(1, np.float32)
     pose = Pose(
-        x=one * size * rng.uniform(0.47, 0.53), y=one * size * rng.uniform(0.46, 0.52), radius=one * size * rng.uniform(0.30, 0.34),
-        tilt=one * rng.uniform(-0.2, 0.2), blink=one * 0.0, gaze=one * rng.uniform(-1, 1),
-        opening=one * (rng.uniform(0.0, 0.5) if rng.random() < 0.3 else 0.0), shape=one * rng.uniform(0.0, 0.6),
-    )  # fmt: skip
+        x=one * size * rng.uniform(0.47, 0.53),
+        y=one * size * rng.uniform(0.46, 0.52),
+        radius=one * size * rng.uniform(0.30, 0.34),
+        tilt=one * rng.uniform(-0.2, 0.2),
+        blink=one * 0.0,
+        gaze=one * rng.uniform(-1, 1),
+        opening=one * (rng.uniform(0.0, 0.5) if rng.random() < 0.3 else 0.0),
+        shape=one * rng.uniform(0.0, 0.6),
+    )
     canvas = Canvas(np.ones((1, size, size, 3), np.float32), 1)
     draw_puppet(canvas, 0, look, pose, float(rng.uniform(-1.0, 1.0)))
     brightness = rng.uniform(0.85, 1.1)
@@ -122,13 +129,24 @@ def draw_portrait(look: Look, rng: np.random.Generator, size: int = 48) -> np.nd
 
 
 def _paths(
-    rng: np.random.Generator, n: int, places: np.ndarray, height: int, width: int, num_frames: int, fps: int, motion: str
+    rng: np.random.Generator,
+    n: int,
+    places: np.ndarray,
+    height: int,
+    width: int,
+    num_frames: int,
+    fps: int,
+    motion: str,
 ) -> list[dict[str, np.ndarray]]:
     """Head tracks per character: keyword arguments of `Pose` without the mouth."""
     time = np.arange(num_frames, dtype=np.float32) / fps
     slot = width / n
     radius = min(0.27 * height, 0.40 * slot)
-    pan = rng.uniform(-0.10, 0.10) * width * (time - time.mean()) if motion != "still" and rng.random() < 0.5 else 0.0 * time
+    pan = (
+        rng.uniform(-0.10, 0.10) * width * (time - time.mean())
+        if motion != "still" and rng.random() < 0.5
+        else 0.0 * time
+    )
     homes = (np.arange(n) + 0.5) * slot
     crossing = rng.permutation(n)[:2] if motion == "crossing" and n > 1 else np.zeros(0, int)
     progress = 1.0 / (1.0 + np.exp(-(time - time.mean()) * rng.uniform(2.5, 4.0)))
@@ -146,9 +164,12 @@ def _paths(
         blink = np.exp(-(((time - blink_at) / 0.08) ** 2))
         paths.append(
             {
-                "x": x.astype(np.float32), "y": y.astype(np.float32), "tilt": tilt.astype(np.float32),
+                "x": x.astype(np.float32),
+                "y": y.astype(np.float32),
+                "tilt": tilt.astype(np.float32),
                 "radius": (radius * rng.uniform(0.90, 1.05) * np.ones(num_frames)).astype(np.float32),
-                "blink": blink.astype(np.float32), "gaze": _sway(rng, time, 0.2, 0.8).astype(np.float32),
+                "blink": blink.astype(np.float32),
+                "gaze": _sway(rng, time, 0.2, 0.8).astype(np.float32),
             }  # fmt: skip
         )
     return paths
@@ -208,6 +229,8 @@ def _prompt(looks: tuple[Look, ...], places: np.ndarray, wall: np.ndarray) -> st
     n = len(looks)
     names = {1: "One puppet", 2: "Two puppets", 3: "Three puppets", 4: "Four puppets"}
     order = np.argsort(places)
-    words = PLACES.get(n) or tuple(("far left", "left", "right", "far right")[i] if n == 4 else ("left", "middle", "right")[i] for i in range(n))
+    words = PLACES.get(n) or tuple(
+        ("far left", "left", "right", "far right")[i] if n == 4 else ("left", "middle", "right")[i] for i in range(n)
+    )
     people = "; ".join(f"{words[place]} {looks[k].describe()}" for place, k in enumerate(order))
     return f"{names.get(n, f'{n} puppets')} before {with_article(colour_name(wall))} wall: {people}."

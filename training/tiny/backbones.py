@@ -94,9 +94,7 @@ def voices(rng: np.random.Generator, count: int, num_frames: int = 50) -> tuple[
         sound = sound + tone * np.roll(sound, 1)
         sounds.append(sound * 10 ** rng.uniform(-1.0, 0.5))
         mouths.append(np.stack([spoken.opening[:num_frames], spoken.shape[:num_frames]], -1))
-    return torch.from_numpy(np.stack(sounds).astype(np.float32)), torch.from_numpy(
-        np.stack(mouths).astype(np.float32)
-    )
+    return torch.from_numpy(np.stack(sounds).astype(np.float32)), torch.from_numpy(np.stack(mouths).astype(np.float32))
 
 
 def speech_loss(prediction: Tensor, mouth: Tensor) -> Tensor:

@@ -113,7 +113,9 @@ def train(settings: VaeTraining) -> dict:
         model = AutoencoderKLCogVideoX.from_pretrained(settings.output)
     else:
         model = AutoencoderKLCogVideoX(**TINY_VAE)
-    loader = iter(DataLoader(Crops(settings.crop, settings.frames, settings.seed), batch_size=settings.batch, num_workers=1))
+    loader = iter(
+        DataLoader(Crops(settings.crop, settings.frames, settings.seed), batch_size=settings.batch, num_workers=1)
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     start, step, smooth = time.monotonic(), 0, 0.0
     while (passed := (time.monotonic() - start) / (60 * settings.minutes)) < 1.0:
@@ -136,7 +138,11 @@ def train(settings: VaeTraining) -> dict:
     mean, std = latent_statistics(model)
     model.register_to_config(latents_mean=mean, latents_std=std)
     model.save_pretrained(settings.output)
-    measured = {"steps": step, "weighted_l1": smooth, "settings": {k: str(v) for k, v in asdict(settings).items()}}
+    measured = {
+        "steps": step,
+        "weighted_l1": smooth,
+        "settings": {k: str(v) for k, v in asdict(settings).items()},
+    }
     (settings.output / "training.json").write_text(json.dumps(measured, indent=1))
     return measured
 
