@@ -41,7 +41,7 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     path = Path(path)
     if not path.is_file():
         came = f"{what} {path} is a folder" if path.is_dir() else f"{what} {path} does not exist"
-        raise InputError(came, "a file that can be read", "check the path (it is relative to the scene file)")
+        raise InputError(came, "a file that can be read", "check the path; in a scene it counts from the scene file")
     return path
 
 

@@ -15,7 +15,7 @@ from bya_core.errors import Cancelled
 from bya_core.pipeline import Progress, Video, generate
 from bya_core.report import build_report, mask_figures, mask_notices
 from bya_core.scene import Character, Scene, Speech
-from tests.headless.fakes import RATE, tone
+from tests.headless.fakes import RATE, fake_bundle, tone
 
 
 def voice(seconds: float, hertz: float = 200.0) -> Speech:
@@ -156,3 +156,18 @@ def test_video_is_frozen(bundle: ModelBundle) -> None:
     video = Video(torch.zeros(1), torch.zeros(1), bundle.grid(9, 64, 96), None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         video.frames = torch.ones(1)  # type: ignore[misc]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_it_is_about_the_same_video(bundle: ModelBundle) -> None:
+    there = fake_bundle().to("cuda")
+    assert there.device.type == "cuda"
+    masks = torch.rand(2, 3, 4, 6)
+    scene = scene_of(2, bundle, first_frame=torch.rand(3, 30, 40))
+    forced = dataclasses.replace(scene, routing=RoutingConfig("manual", blend=0.5), forced_masks=masks)
+    for given in (scene, forced):
+        expected, made = generate(given, bundle), generate(given, there)
+        assert made.frames.device.type == "cpu"
+        torch.testing.assert_close(made.masks, expected.masks, atol=1e-2, rtol=0)
+        assert (made.frames.float() - expected.frames.float()).abs().mean() < 3
