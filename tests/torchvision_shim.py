@@ -11,14 +11,23 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
 
 import torch
 
+ASIDE = Path(sys.prefix) / "vision"
 _DECLARED: list[torch.library.Library] = []
 
 
 def importable() -> bool:
-    """Whether torchvision can be imported, after declaring what it misses if need be."""
+    """Whether torchvision can be imported, after declaring what it misses if need be.
+
+    `make test` keeps timm and torchvision in a folder of their own beside the environment, so that nothing but the
+    tests that need them ever sees a torchvision that cannot be loaded.
+    """
+    if importlib.util.find_spec("torchvision") is None and ASIDE.is_dir():
+        sys.path.append(str(ASIDE))
+        importlib.invalidate_caches()
     if importlib.util.find_spec("torchvision") is None:
         return False
     try:
