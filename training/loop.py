@@ -96,7 +96,8 @@ class StageLoss:
         teacher = paper_teacher(masks, model.schedule.face_layers, stage.teacher, rng)
         weight = None
         if stage.own_masks:
-            weight = (~chance(stage.own_masks)).float().view(-1, 1, 1, 1, 1)
+            share = stage.own_masks * min(1.0, (step + 1) / max(1, stage.own_masks_warmup))
+            weight = (~chance(share)).float().view(-1, 1, 1, 1, 1)
         out = model(
             torch.cat([noisy, images], dim=2),
             kept(batch["text"], stage.drops.text),

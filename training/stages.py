@@ -89,6 +89,7 @@ class Stage:
         mask_floor: weight of the background in those steps.
         emphasis: extra weight of the cells a data set marks as important (mouths).
         own_masks: share of the samples in stage 3 that use the router's own masks instead of the teacher's.
+        own_masks_warmup: steps over which that share grows from zero, while the router knows nothing yet.
         steps, batch: length of the stage and samples per step; a batch holds as many tokens whatever the clip length.
     """
 
@@ -103,6 +104,7 @@ class Stage:
     emphasis: float = 0.0
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     own_masks: float = 0.0
+    own_masks_warmup: int = 0
     router_weights: PaperRouterWeights = field(default_factory=PaperRouterWeights)
     optimiser: Optimiser = field(default_factory=Optimiser)
     steps: int = 10_000
