@@ -11,6 +11,8 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 demo: $(VENV)/.demo
 	$(PY) -m bya_core generate demo/scene.json -o demo/talk.mp4 --overlay demo/masks.mp4 --json demo/report.json
 
+# Threads that wait must not spin: tests run small models beside each other's processes.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: $(VENV)/.test
 	$(PY) -m ruff check .
 	$(PY) -m mypy bya_core

@@ -6,8 +6,12 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 
+from bya_core.errors import InputError
+from bya_core.scene_format import read_scene_file
 from training.puppets import MOUTH_RGB, make_clip
+from training.puppets.__main__ import Arguments, main, recorded_tracks
 from training.puppets.looks import draw_look
 from training.puppets.world import draw_portrait
 
@@ -102,3 +106,23 @@ def test_at_least_thirty_clips_a_second():
             make_clip(seed, 2)
         best = max(best, 8 / (time.process_time() - start))
     assert best >= 30, f"{best:.0f} clips/s"
+
+
+def test_command_line_drives_a_puppet_by_a_recording(tmp_path):
+    sound = np.zeros(16_000, np.float32)
+    sound[4_000:9_000] = 0.3 * np.sin(np.arange(5_000) * 0.06)
+    soundfile.write(tmp_path / "voice.wav", sound, 16_000)
+    opening, speeches = recorded_tracks((tmp_path / "voice.wav",), 25)
+    assert opening.shape == (1, 25) and speeches.shape == (1, 16_000)
+    assert opening[0, 8:13].min() > 0.3 > 0.1 > opening[0, 18:].max()
+    main(Arguments(output=tmp_path / "clip.mp4", recordings=(tmp_path / "voice.wav",), height=64, width=96, frames=25))
+    assert (tmp_path / "clip.mp4").stat().st_size > 1_000
+    with pytest.raises(InputError, match="recordings for 2"):
+        main(Arguments(output=tmp_path / "clip.mp4", recordings=(tmp_path / "voice.wav",), characters=2))
+
+
+def test_command_line_writes_a_scene_that_loads(tmp_path):
+    main(Arguments(seed=1_000_007, scene=tmp_path / "scene", characters=3, height=64, width=96, frames=9))
+    entries = read_scene_file(tmp_path / "scene" / "scene.json")
+    assert [c.name for c in entries.characters] == ["puppet A", "puppet B", "puppet C"] and entries.length == 9
+    assert all((tmp_path / "scene" / c.image).is_file() for c in entries.characters)

@@ -19,7 +19,8 @@ import tyro
 from PIL import Image
 
 from bya_core.errors import InputError
-from bya_core.media import write_video
+from bya_core.media import read_audio, resample_mono, write_video
+from training.puppets.voice import drive_by_recording
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
 
@@ -37,6 +38,7 @@ class Arguments:
         motion: how people move.
         talk: who speaks when.
         first_frame: give the scene a first frame.
+        recordings: speech files that drive the mouths instead of synthetic voices, one for each character.
     """
 
     seed: int = 7
@@ -49,6 +51,22 @@ class Arguments:
     motion: Literal["still", "moving", "crossing", "mixed"] = "mixed"
     talk: Literal["turns", "overlap", "one", "mixed"] = "mixed"
     first_frame: bool = True
+    recordings: tuple[Path, ...] = ()
+
+
+def recorded_tracks(paths: tuple[Path, ...], num_frames: int, fps: int = 25) -> tuple[np.ndarray, np.ndarray]:
+    """Opening [N,F] from the loudness of each recording, and the recordings [N,S] at 16 kHz, cut to the clip.
+
+    Raises:
+        InputError: a file that is missing or holds no sound.
+    """
+    length = round(num_frames / fps * SAMPLE_RATE)
+    openings, speeches = [], []
+    for path in paths:
+        waveform = resample_mono(*read_audio(path), SAMPLE_RATE).numpy()
+        speeches.append(np.pad(waveform[:length], (0, max(0, length - len(waveform)))))
+        openings.append(drive_by_recording(speeches[-1], SAMPLE_RATE, num_frames, fps))
+    return np.stack(openings), np.stack(speeches)
 
 
 def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Path:
@@ -74,15 +92,21 @@ def main(arguments: Arguments) -> None:
     """Draw and write."""
     if (arguments.output is None) == (arguments.scene is None):
         raise InputError("no output or two", "either -o FILE.mp4 or --scene FOLDER", "give one of them")
+    tracks = recorded_tracks(arguments.recordings, arguments.frames) if arguments.recordings else None
+    characters = len(arguments.recordings) or arguments.characters or None
+    if arguments.characters and characters != arguments.characters:
+        came = f"{len(arguments.recordings)} recordings for {arguments.characters} characters"
+        raise InputError(came, "one for each", "leave --characters out")
     clip = make_clip(
         arguments.seed,
-        arguments.characters or None,
+        characters,
         arguments.height,
         arguments.width,
         arguments.frames,
         motion=arguments.motion,
         talk=arguments.talk,
         portrait_size=96 if arguments.scene else 48,
+        tracks=tracks,
     )
     print(clip.prompt)
     if arguments.scene is not None:
