@@ -184,6 +184,8 @@ class PaperRouter(_Router):
         dim: width of the router, divisible by st_heads into even heads.
         reads_tokens: also give the router the video query itself, not only its scores with the faces. The
             paper reads scores alone; the query tells where shapes end.
+        temperature: of the softmax that gives the masks that act; below 1 they are sharper than the router is sure.
+            Its loss sees the logits as they are.
     """
 
     def __init__(
@@ -197,9 +199,11 @@ class PaperRouter(_Router):
         st_heads: int,
         num_blocks: int,
         reads_tokens: bool,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
         self.scale, self.rotary_dim = dim_head**-0.5, dim // st_heads
+        self.temperature = temperature
         self.proj_in = nn.Linear(self.features, dim)
         self.token_in = nn.Linear(heads * dim_head, dim) if reads_tokens else None
         self.spatial_temporal_layers = nn.ModuleList(
@@ -223,4 +227,4 @@ class PaperRouter(_Router):
         x = self.norm_out(x)
         per_class = torch.cat([self.final_proj(x), self.background(x.mean(dim=1, keepdim=True))], dim=1)
         logits = grid.unflatten(per_class.flatten(2))
-        return logits, logits.softmax(dim=1)[:, :-1]
+        return logits, (logits / self.temperature).softmax(dim=1)[:, :-1]

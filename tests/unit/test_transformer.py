@@ -357,3 +357,14 @@ def test_parts_that_a_model_lacks():
     with pytest.raises(InputError, match="no router"):
         run(unrouted, given)
     assert run(unrouted, given, forced_masks=torch.rand(2, 2, 3, 3, 4)).masks is None
+
+
+def test_router_temperature_sharpens_the_masks_that_act_and_leaves_the_logits():
+    given = inputs()
+    plain, sharp = (build("paper", router_temperature=value) for value in (1.0, 0.4))
+    sharp.load_state_dict(plain.state_dict())
+    a, b = run(plain, given), run(sharp, given)
+    first = a.router_logits[0], b.router_logits[0]
+    torch.testing.assert_close(*first)
+    torch.testing.assert_close(b.masks[0], (first[1] / 0.4).softmax(1)[:, :-1])
+    assert b.masks[0].amax(1).mean() > a.masks[0].amax(1).mean()
