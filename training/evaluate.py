@@ -51,7 +51,7 @@ class Arguments:
         scenes: held-out scenes; 64 for figures to publish, 8 for a look.
         seed_base: seed of the first scene.
         characters: people per scene.
-        frames: video frames per scene; 0 = as many as the model was trained with.
+        frames: video frames per scene; 0 = as many as the model takes.
         steps: sampling steps; none = the model's.
         generate: also generate the scenes (most of the time); otherwise only the router is measured.
         codec: also measure the drawn truth after the model's video codec, the best its transformer can reach.
@@ -65,7 +65,7 @@ class Arguments:
     scenes: int = 64
     seed_base: int = HELD_OUT
     characters: int = 2
-    frames: int = 0
+    frames: int = SceneSettings.num_frames
     steps: int | None = None
     generate: bool = True
     codec: bool = False
