@@ -19,6 +19,7 @@ from bya_core.checkpoints.tiny_bundle import load_tiny
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 LIMIT = 20_000_000  # bytes that may be shipped
 
 
@@ -40,7 +41,7 @@ class Arguments:
     output: Path
     native: NativeSize = field(default_factory=lambda: NativeSize(64, 96, 49))
     sampling: SamplingConfig = field(
-        default_factory=lambda: SamplingConfig(steps=20, guidance_text=1.0, guidance_speech=2.0)
+        default_factory=lambda: SamplingConfig(steps=16, guidance_text=1.0, guidance_speech=2.0)
     )
     max_characters: int = 4
 
@@ -66,8 +67,10 @@ def assemble(arguments: Arguments) -> int:
         if source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
-            for file in ("config.json", "diffusion_pytorch_model.safetensors"):
-                shutil.copyfile(source / file, target / file)
+            shutil.copyfile(source / WEIGHTS, target / WEIGHTS)
+            config = json.loads((source / "config.json").read_text())
+            config.pop("_name_or_path", None)  # where it was trained is nobody's business
+            (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         else:
             shutil.copyfile(source, target)
     sampling = {k: v for k, v in asdict(arguments.sampling).items() if k != "seed"}
