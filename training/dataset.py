@@ -57,7 +57,7 @@ class ClipFolder:
         """Endless batches in an order fixed by `seed`, beginning with batch number `start`.
 
         `size` is for the shortest clips; longer ones come in batches with about as many frames. Groups are drawn by
-        the number of their latent frames, characters are shuffled so that no slot means a side.
+        the number of their latent frames. Clips are taken as stored: their makers must not tie slots to sides.
         """
         keys = sorted(self.groups)
         shortest = min(frames for _, frames in keys)

@@ -199,10 +199,19 @@ def train(
 
     Returns:
         What was measured at the end: steps, minutes and the last means of all losses.
+
+    Raises:
+        InputError: a stage with LoRA, or several processes; neither is built yet.
     """
     accelerator = accelerator or Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision=settings.precision
     )
+    if stage.lora is not None:
+        came = f"stage {stage.number} with LoRA of rank {stage.lora.rank}"
+        raise InputError(came, "none: this loop does not train adapters yet", "set lora: null in the recipe")
+    if accelerator.num_processes > 1:
+        came = f"{accelerator.num_processes} processes"
+        raise InputError(came, "one: this loop does not share the data out yet", "start it without accelerate launch")
     settings.output.mkdir(parents=True, exist_ok=True)
     select_trainable(model, stage.trainable)
     model.to(accelerator.device).train()

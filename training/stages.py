@@ -34,7 +34,7 @@ class Drops:
         reference: canvas of portraits.
         first_frame: picture the video starts from.
         speech: all voices (replaced by zero features, what guidance compares with).
-        text: prompt (replaced by the empty prompt).
+        text: prompt (replaced by zeros, which is what the tiny text encoder makes of an empty prompt).
     """
 
     reference: float = 0.05

@@ -197,11 +197,6 @@ class TinySpeechEncoder:
         return features[0, : num_frames + 2 * self.context].cpu()
 
 
-def silence(encoder: TinySpeechEncoder, num_frames: int) -> Tensor:
-    """Features [num_frames + 4, 2, channels] of somebody who does not speak."""
-    return encoder.encode(torch.zeros(1), num_frames)
-
-
 def network_config(network: FaceNetwork | SpeechNetwork) -> Mapping[str, int]:
     """What `FaceNetwork(**config)` or `SpeechNetwork(**config)` needs to be built again."""
     if isinstance(network, FaceNetwork):

@@ -184,3 +184,9 @@ def test_recipe_with_a_wrong_key_is_refused(tmp_path):
         load_recipe(path)
     with pytest.raises(InputError, match="one of"):
         load_recipe("nothing")
+
+
+def test_what_the_loop_cannot_do_yet_is_refused_before_anything_is_written(data, tmp_path):
+    with pytest.raises(InputError, match="LoRA"):
+        train(model(), ClipFolder(data), replace(PUBLISHED[2], batch=3, steps=1), RunSettings(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
