@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from bya_core.errors import InputError
 
+RouterMode = Literal["intra", "pre", "post", "manual"]
+Region = Literal["box", "head"]
+SegmenterName = Literal["self", "sam2"]
+Bystanders = Literal["model", "hear", "silent"]
 
-def _at_least(owner: str, name: str, value: float, least: float) -> None:
-    if value < least:
-        raise InputError(f"{owner}.{name} = {value}", f"at least {least}", "give a larger value")
+
+def _within(owner: str, name: str, value: float, least: float, most: float | None = None) -> None:
+    if value < least or (most is not None and value > most):
+        rule = f"at least {least}" if most is None else f"a number from {least:g} to {most:g}"
+        raise InputError(f"{owner}.{name} = {value}", rule, "give one in that range")
+
+
+def _one_of(owner: str, name: str, value: str, kinds: Any) -> None:
+    if value not in get_args(kinds):
+        known = " or ".join(f'"{kind}"' for kind in get_args(kinds))
+        raise InputError(f"{owner}.{name} = {value!r}", known, "choose one of them")
 
 
 @dataclass(frozen=True)
@@ -34,14 +46,60 @@ class SamplingConfig:
     drop_identity: bool = False
 
     def __post_init__(self) -> None:
-        _at_least("sampling", "steps", self.steps, 1)
-        _at_least("sampling", "guidance_text", self.guidance_text, 0.0)
-        _at_least("sampling", "guidance_speech", self.guidance_speech, 0.0)
-        _at_least("sampling", "seed", self.seed, 0)
-        if self.scheduler not in ("dpm", "ddim"):
-            raise InputError(
-                f"sampling.scheduler = {self.scheduler!r}", '"dpm" or "ddim"', "choose one of them"
-            )
+        _within("sampling", "steps", self.steps, 1)
+        _within("sampling", "guidance_text", self.guidance_text, 0.0)
+        _within("sampling", "guidance_speech", self.guidance_speech, 0.0)
+        _within("sampling", "seed", self.seed, 0)
+        _one_of("sampling", "scheduler", self.scheduler, Literal["dpm", "ddim"])
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How long the intra router is watched before its masks are shown.
+
+    Args:
+        settled: mean change of the masks from one step to the next (0..1) under which they count as settled.
+        most: largest share of all steps that a probe may take.
+        steps: exactly so many steps instead; None = until settled.
+    """
+
+    settled: float = 0.01
+    most: float = 0.4
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("probe", "settled", self.settled, 0.0, 1.0)
+        _within("probe", "most", self.most, 0.0, 1.0)
+        if self.steps is not None:
+            _within("probe", "steps", self.steps, 1)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How masks are cleaned (paper sec. 3.3.3). Each step can be left out.
+
+    Args:
+        drop_below: tokens whose best claim is weaker lose their label first (0..1); 0 = none.
+        propagate: labels spread from the sure tokens to those without one, over time and space.
+        regions: connected regions kept per character and frame, the largest first; 0 = all.
+        fill_holes: fill what a character encloses in a frame.
+        smooth: deviation of the smoothing over time, in latent frames; 0 = none.
+        exclusive: each token has one owner; the background can be it.
+        grow: tokens by which masks grow in height and width; negative = shrink.
+    """
+
+    drop_below: float = 0.6
+    propagate: bool = True
+    regions: int = 1
+    fill_holes: bool = True
+    smooth: float = 0.7
+    exclusive: bool = True
+    grow: int = 0
+
+    def __post_init__(self) -> None:
+        _within("refine", "drop_below", self.drop_below, 0.0, 1.0)
+        _within("refine", "regions", self.regions, 0)
+        _within("refine", "smooth", self.smooth, 0.0)
 
 
 @dataclass(frozen=True)
@@ -49,15 +107,27 @@ class RoutingConfig:
     """Where the masks come from, and how they reach the speech.
 
     Args:
-        mode: "intra" = predicted while denoising (paper sec. 3.3.1); "manual" = given as `forced_masks`.
-        blend: 0 = the router decides, 1 = given masks are forced; only with given masks.
+        mode: "intra" = predicted while denoising; "pre" = static, from the first frame; "post" = from a first, silent
+            pass (paper sec. 3.3.1); "manual" = given masks alone.
+        probe: of the intra router.
+        region: what the pre router draws around a face.
+        segmenter: what finds the characters in the silent pass of the post router.
+        static: use the union over time in every frame (the paper's 2D masks).
+        refine: how masks are cleaned before they act; None = they act as they are.
+        bystanders: what tokens of nobody hear: "hear" = every voice (paper sec. 3.3.3), "silent" = none, "model" = as
+            the weights were trained.
     """
 
-    mode: Literal["intra", "manual"] = "intra"
-    blend: float = field(default=1.0)
+    mode: RouterMode = "intra"
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    region: Region = "head"
+    segmenter: SegmenterName = "self"
+    static: bool = False
+    refine: RefineConfig | None = None
+    bystanders: Bystanders = "model"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("intra", "manual"):
-            raise InputError(f"router.mode = {self.mode!r}", '"intra" or "manual"', "choose one of them")
-        if not 0.0 <= self.blend <= 1.0:
-            raise InputError(f"router.blend = {self.blend}", "a number from 0 to 1", "give one in that range")
+        _one_of("router", "mode", self.mode, RouterMode)
+        _one_of("router", "region", self.region, Region)
+        _one_of("router", "segmenter", self.segmenter, SegmenterName)
+        _one_of("router", "bystanders", self.bystanders, Bystanders)

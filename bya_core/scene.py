@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,6 +62,20 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class PromptSpan:
+    """A prompt for a part of the video.
+
+    Args:
+        start, end: in seconds.
+        prompt: in place of the scene's.
+    """
+
+    start: float
+    end: float
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Scene:
     """Everything that is asked for.
 
@@ -74,7 +88,12 @@ class Scene:
         height, width: of the video, in pixels.
         num_frames: F.
         fps: frames a second.
-        forced_masks: [N, T, h, w] in 0..1, only with routing.mode "manual".
+        forced_masks: [N, T, h, w] in 0..1, masks given by a person; with routing.mode "manual" the only ones.
+        forced_blend: [N], 0 = leave a character to the router ... 1 = only its given mask; None = 1.
+        forced_span: [N, 2], share of the run (from, to; 0..1) in which given masks act; None = all of it.
+        bind: "given" = the matrix says who hears whom; "auto" = voices are matched to faces.
+        speech_strength: [N] in 0..2, how strongly speech moves each character; None = 1, as trained.
+        prompts: further prompts for parts of the video, see `PromptSpan`.
         notices: what a person should know about it, one sentence each (silent recording, speech cut, ...).
 
     Raises:
@@ -94,6 +113,11 @@ class Scene:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     forced_masks: Tensor | None = None
+    forced_blend: Tensor | None = None
+    forced_span: Tensor | None = None
+    bind: Literal["given", "auto"] = "given"
+    speech_strength: Tensor | None = None
+    prompts: tuple[PromptSpan, ...] = ()
     notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -112,13 +136,18 @@ class Scene:
             raise InputError(
                 "an audio-character matrix with values outside 0..1", "0..1 each", "correct them"
             )
-        if (self.routing.mode == "manual") != (self.forced_masks is not None):
-            have = "without" if self.forced_masks is None else "with"
-            came = f'router mode "{self.routing.mode}" {have} masks'
-            raise InputError(came, 'masks with mode "manual", and only then', "give both or neither")
-        if self.forced_masks is not None and self.forced_masks.shape[0] != len(names):
-            came = f"{self.forced_masks.shape[0]} masks for {len(names)} characters"
-            raise InputError(came, "one mask for each character", "correct the masks")
+        if self.routing.mode == "manual" and self.forced_masks is None:
+            came = 'router mode "manual" without masks'
+            raise InputError(came, "a mask for each character", "give masks, or choose another mode")
+        for what, given in (
+            ("masks", self.forced_masks),
+            ("mask blends", self.forced_blend),
+            ("mask spans", self.forced_span),
+            ("speech strengths", self.speech_strength),
+        ):
+            if given is not None and given.shape[0] != len(names):
+                came = f"{given.shape[0]} {what} for {len(names)} characters"
+                raise InputError(came, "one for each character", f"correct the {what}")
 
     @property
     def matrix(self) -> Tensor:
@@ -191,8 +220,9 @@ def load_scene(
         num_frames=num_frames,
         fps=float(given.fps),
         sampling=_sampling(given, defaults.sampling, steps, seed),
-        routing=RoutingConfig(mode=given.router.mode, blend=given.router.blend),
+        routing=RoutingConfig(mode=given.router.mode),
         forced_masks=masks,
+        forced_blend=None if masks is None else torch.full((len(speeches),), given.router.blend),
         notices=tuple(notices),
     )
 

@@ -62,6 +62,8 @@ def check_call(latents: Tensor, text: Tensor, timestep: Tensor, given: Injection
     characters = _check_faces(batch, given, config)
     if given.audio_tokens is not None:
         _check_speech(batch, characters, given, config)
+        if given.speech_strength is not None:
+            expect("speech_strength", given.speech_strength, (batch, characters))
 
 
 def _check_faces(batch: int, given: Injection, config: Any) -> int | None:

@@ -67,6 +67,7 @@ class Injection:
         matrix: audio-character matrix [B, M, N] or None.
         forced: [B, N, T, h, w] or per face layer [R, B, N, T, h, w] or None.
         forced_weight: see `masks.blend`.
+        speech_strength: [B, N], how strongly speech acts on the tokens of each character; None = 1, as trained.
     """
 
     schedule: Schedule
@@ -84,6 +85,7 @@ class Injection:
     matrix: Tensor | None
     forced: Tensor | None
     forced_weight: Tensor | float | None
+    speech_strength: Tensor | None = None
     logits: dict[int, Tensor] = field(default_factory=dict)
     predicted: dict[int, Tensor] = field(default_factory=dict)
     used: dict[int, Tensor] = field(default_factory=dict)
@@ -153,7 +155,11 @@ class Injection:
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
         assert self.audio_layers is not None and self.audio_tokens is not None
         hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
-        return self.audio_layers[layer](hidden_states, self.audio_tokens, hearing)
+        out = self.audio_layers[layer](hidden_states, self.audio_tokens, hearing)
+        if self.speech_strength is None:
+            return out
+        change = torch.einsum("bn,bnthw->bthw", self.speech_strength - 1, masks.to(hidden_states))
+        return out * (1 + self.grid.flatten(change)).unsqueeze(-1)
 
     def stacked(self, record: dict[int, Tensor]) -> Tensor | None:
         """[R, ...] in the order of the layers, or None where nothing was recorded."""

@@ -322,6 +322,8 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         audio_character_matrix: Tensor | None = None,
         forced_masks: Tensor | None = None,
         forced_weight: Tensor | float | None = None,
+        speech_strength: Tensor | None = None,
+        inflate_audio_masks: bool | None = None,
         run_router: bool = False,
         return_dict: bool = True,
     ) -> BYATransformerOutput | tuple[Tensor | None, ...]:
@@ -338,6 +340,8 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             forced_masks: [B, N, T, h, w], or one per face layer [R, B, N, T, h, w]; in place of the router's.
             forced_weight: 0 = the router decides ... 1 = forced, broadcastable to [B, N, T, h, w]; None =
                 forced entirely, and the router does not run.
+            speech_strength: [B, N], scales what speech adds to the tokens of each character; None = 1.
+            inflate_audio_masks: in place of the model's own setting, see `masks.audio_masks`.
             run_router: let the router predict all the same (training).
             return_dict: False = a tuple in the order of `BYATransformerOutput`.
 
@@ -355,13 +359,14 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             router_layers=self.router_layers,
             router_detach=config.router_detach,
             run_router=run_router,
-            inflate=config.inflate_audio_masks,
+            inflate=config.inflate_audio_masks if inflate_audio_masks is None else inflate_audio_masks,
             face_scale=config.local_face_scale,
             face_tokens=face_tokens,
             audio_tokens=audio_tokens,
             matrix=None if audio_character_matrix is None else audio_character_matrix.to(hidden_states),
             forced=None if forced_masks is None else forced_masks.to(hidden_states),
             forced_weight=forced_weight,
+            speech_strength=None if speech_strength is None else speech_strength.to(hidden_states),
         )
         check_call(hidden_states, encoder_hidden_states, timestep, inputs, config)
         if image_rotary_emb is None and config.use_rotary_positional_embeddings:

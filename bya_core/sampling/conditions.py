@@ -32,6 +32,8 @@ class Conditions:
         forced_weight: broadcastable to [1, N, T, h, w]; 0 = router decides, 1 = forced; None = 1.
         forced_range: [N, 2], share of the run (from, to; 0..1) in which each character's mask is forced; None
         = all.
+        speech_strength: [1, N], scales what speech adds to each character; None = 1, as trained.
+        inflate_audio_masks: whether tokens of nobody hear every voice; None = as the model was trained.
     """
 
     text: Tensor
@@ -48,6 +50,8 @@ class Conditions:
     forced_masks: Tensor | None = None
     forced_weight: Tensor | None = None
     forced_range: Tensor | None = None
+    speech_strength: Tensor | None = None
+    inflate_audio_masks: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("canvas_latents", "first_frame_latents"):
@@ -140,6 +144,10 @@ def lay_out(
         ]
         fixed["audio_tokens"] = torch.cat(heard).to(device, dtype)
         fixed["audio_character_matrix"] = _matrices(conditions, dropped, device)
+        if conditions.speech_strength is not None:
+            fixed["speech_strength"] = conditions.speech_strength.to(device).expand(len(branches), -1)
+        if conditions.inflate_audio_masks is not None:
+            fixed["inflate_audio_masks"] = conditions.inflate_audio_masks
     zeros = torch.zeros(1, *conditions.latent_shape)
     canvas = zeros if conditions.canvas_latents is None else conditions.canvas_latents
     frame = zeros if conditions.first_frame_latents is None else conditions.first_frame_latents

@@ -87,9 +87,9 @@ def test_forced_masks_are_the_masks_that_act(bundle: ModelBundle) -> None:
     forced = generate(scene_of(2, bundle, routing=RoutingConfig("manual"), forced_masks=masks), bundle)
     torch.testing.assert_close(forced.masks, masks)
     free = generate(scene_of(2, bundle), bundle)
-    none = scene_of(2, bundle, routing=RoutingConfig("manual", blend=0.0), forced_masks=masks)
+    none = scene_of(2, bundle, routing=RoutingConfig("manual"), forced_masks=masks, forced_blend=torch.zeros(2))
     torch.testing.assert_close(generate(none, bundle).masks, free.masks)
-    half = scene_of(2, bundle, routing=RoutingConfig("manual", blend=0.5), forced_masks=masks)
+    half = scene_of(2, bundle, routing=RoutingConfig("manual"), forced_masks=masks, forced_blend=torch.full((2,), 0.5))
     assert not torch.equal(generate(half, bundle).frames, forced.frames)
 
 
@@ -153,7 +153,7 @@ def test_report_says_what_was_made_and_how(bundle: ModelBundle) -> None:
 
 
 def test_video_is_frozen(bundle: ModelBundle) -> None:
-    video = Video(torch.zeros(1), torch.zeros(1), bundle.grid(9, 64, 96), None)
+    video = Video(torch.zeros(1), torch.zeros(1), bundle.grid(9, 64, 96), None, torch.eye(2))
     with pytest.raises(dataclasses.FrozenInstanceError):
         video.frames = torch.ones(1)  # type: ignore[misc]
 
@@ -165,7 +165,8 @@ def test_on_a_gpu_it_is_about_the_same_video(bundle: ModelBundle) -> None:
     assert there.device.type == "cuda"
     masks = torch.rand(2, 3, 4, 6)
     scene = scene_of(2, bundle, first_frame=torch.rand(3, 30, 40))
-    forced = dataclasses.replace(scene, routing=RoutingConfig("manual", blend=0.5), forced_masks=masks)
+    half, manual = torch.full((2,), 0.5), RoutingConfig("manual")
+    forced = dataclasses.replace(scene, routing=manual, forced_masks=masks, forced_blend=half)
     for given in (scene, forced):
         expected, made = generate(given, bundle), generate(given, there)
         assert made.frames.device.type == "cpu"

@@ -123,7 +123,8 @@ def test_masks_at_token_and_pixel_resolution(make_scene: SceneMaker, tmp_path: P
     for name in ("tokens", "pixels"):
         router = {"mode": "manual", "masks": f"{name}.npz", "blend": 0.5}
         scene = load_scene(make_scene(router=router), DEFAULTS)
-        assert scene.routing == RoutingConfig("manual", 0.5) and scene.forced_masks is not None
+        assert scene.routing == RoutingConfig("manual") and scene.forced_masks is not None
+        assert scene.forced_blend is not None and scene.forced_blend.tolist() == [0.5, 0.5]
         torch.testing.assert_close(scene.forced_masks, torch.from_numpy(tokens))
 
 

@@ -119,7 +119,7 @@ class ModelSubject:
         key = (scene.clip.seed, first_frame)
         if self._prepared is None or self._prepared[0] != key:
             device, dtype = self.bundle.device, self.bundle.dtype
-            conditions = prepare(self._scene(scene, scene.clip.matrix, first_frame), self.bundle)
+            conditions = prepare(self._scene(scene, scene.clip.matrix, first_frame), self.bundle).conditions
             clean = self.bundle.codec.encode(as_video(scene.clip).to(device, dtype)).float().cpu()
             inputs = lay_out(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
             self._prepared = key, (clean, inputs)

@@ -1,0 +1,92 @@
+"""From a scene to what the denoiser is told: prompt, faces, voices and pictures, each encoded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from bya_core.canvas import reference_canvas
+from bya_core.checkpoints.bundle import ModelBundle
+from bya_core.grid import TokenGrid
+from bya_core.media import fit_image, place, resample_mono
+from bya_core.progress import Work
+from bya_core.sampling import Conditions
+from bya_core.scene import Scene, Speech
+
+INFLATE = {"model": None, "hear": True, "silent": False}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scene ready for the denoiser. Routers and sampler start from the same one, so they cannot disagree.
+
+    Args:
+        scene: what was asked for.
+        grid: its tokens.
+        conditions: what the denoiser is told; no masks yet.
+    """
+
+    scene: Scene
+    grid: TokenGrid
+    conditions: Conditions
+
+
+@torch.no_grad()
+def prepare(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Prepared:
+    """Encode everything a scene holds.
+
+    Raises:
+        InputError: the scene does not fit the model, or holds an image without a face.
+    """
+    work = work or Work()
+    grid = bundle.grid(scene.num_frames, scene.height, scene.width)
+    with work.part("reading the prompt"):
+        text, negative = bundle.text.encode([scene.prompt]), bundle.text.encode([scene.negative_prompt])
+    with work.part("looking at the faces"):
+        faces = [bundle.face.encode(character.image.to(bundle.device)) for character in scene.characters]
+        identity = torch.stack([face.identity for face in faces])[None].to(bundle.device, bundle.dtype)
+        hidden = torch.stack([face.hidden for face in faces])[None].to(bundle.device, bundle.dtype)
+        canvas = reference_canvas([face.portrait for face in faces], scene.height, scene.width)
+    with work.part("listening to the speech"):
+        features = torch.stack([speech_features(speech, scene, bundle) for speech in scene.speeches])[None]
+    with work.part("preparing the model"):
+        conditions = Conditions(
+            text=text,
+            negative_text=negative,
+            latent_shape=grid.latent_shape(bundle.codec.latent_channels),
+            face_tokens=bundle.transformer.encode_faces(identity, hidden),
+            dropped_face_tokens=bundle.transformer.encode_faces(identity * 0, hidden * 0),
+            audio_tokens=bundle.transformer.encode_speech(features),
+            silent_audio_tokens=bundle.transformer.encode_speech(features * 0),
+            audio_character_matrix=scene.matrix[None],
+            canvas_latents=still_latents(canvas, grid, bundle),
+            first_frame_latents=still_latents(scene.first_frame, grid, bundle),
+            speech_strength=None if scene.speech_strength is None else scene.speech_strength[None],
+            inflate_audio_masks=INFLATE[scene.routing.bystanders],
+        )
+    return Prepared(scene, grid, conditions)
+
+
+def speech_features(speech: Speech | None, scene: Scene, bundle: ModelBundle) -> Tensor:
+    """[F + 4, blocks, channels] of one voice; a silent listener hears encoded silence."""
+    rate = bundle.speech.sample_rate
+    if speech is None:
+        heard = torch.zeros(round(scene.seconds * rate))
+    else:
+        mono = resample_mono(speech.waveform, speech.sample_rate, rate)
+        heard = place(mono[None], rate, speech.offset, speech.gain)[0]
+    features = bundle.speech.encode(heard.to(bundle.device), scene.num_frames)
+    return features.to(bundle.device, bundle.dtype)
+
+
+def still_latents(image: Tensor | None, grid: TokenGrid, bundle: ModelBundle) -> Tensor | None:
+    """An image [3, H, W] in 0..1 as latents [1, T, C, H, W]: in the first latent frame, zeros after it."""
+    if image is None:
+        return None
+    still = fit_image(image, *grid.pixels).to(bundle.device, bundle.dtype) * 2 - 1
+    latents = bundle.codec.encode(rearrange(still, "c h w -> 1 c 1 h w"))
+    return F.pad(latents, (0, 0, 0, 0, 0, 0, 0, grid.frames - latents.shape[1]))
