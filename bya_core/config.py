@@ -131,3 +131,24 @@ class RoutingConfig:
         _one_of("router", "region", self.region, Region)
         _one_of("router", "segmenter", self.segmenter, SegmenterName)
         _one_of("router", "bystanders", self.bystanders, Bystanders)
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """How a video longer than one window is made, see `bya_core.long_video`.
+
+    Args:
+        frames: video frames of a window, 1 + a multiple of the time factor of the video VAE; None = as many as the
+            model was trained for.
+        overlap: video frames that a window shares with the one before it, likewise 1 + a multiple. They are what the
+            next window goes on from: more of them join motion better, and cost more.
+    """
+
+    frames: int | None = None
+    overlap: int = 9
+
+    def __post_init__(self) -> None:
+        _within("windows", "overlap", self.overlap, 1)
+        if self.frames is not None and self.frames <= self.overlap:
+            came = f"windows of {self.frames} frames with {self.overlap} in common"
+            raise InputError(came, "windows longer than their overlap", "lengthen them, or lessen the overlap")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bya_core.config import RoutingConfig, SamplingConfig
+from bya_core.config import RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.media import existing_file, read_audio, read_image
@@ -94,6 +94,7 @@ class Scene:
         bind: "given" = the matrix says who hears whom; "auto" = voices are matched to faces.
         speech_strength: [N] in 0..2, how strongly speech moves each character; None = 1, as trained.
         prompts: further prompts for parts of the video, see `PromptSpan`.
+        windows: how it is made where it is longer than a window.
         notices: what a person should know about it, one sentence each (silent recording, speech cut, ...).
 
     Raises:
@@ -118,6 +119,7 @@ class Scene:
     bind: Literal["given", "auto"] = "given"
     speech_strength: Tensor | None = None
     prompts: tuple[PromptSpan, ...] = ()
+    windows: WindowConfig = field(default_factory=WindowConfig)
     notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
