@@ -61,8 +61,8 @@ class Generate:
             from bya_core.checkpoints.registry import load_bundle
             from bya_core.pipeline import generate
             from bya_core.report import build_report, mask_figures, mask_notices
-            from bya_core.scene import load_scene
             from bya_core.scene_format import read_scene_file
+            from bya_core.scene_load import load_scene
 
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
             bar.say(f"loading the model {self.model}")

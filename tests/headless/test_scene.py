@@ -14,8 +14,9 @@ import torch
 
 from bya_core.config import RoutingConfig, SamplingConfig
 from bya_core.errors import InputError
-from bya_core.scene import Character, Scene, SceneDefaults, load_scene
+from bya_core.scene import Character, Scene, SceneDefaults
 from bya_core.scene_format import scene_schema, schema_text
+from bya_core.scene_load import load_scene
 from tests.headless.conftest import SceneMaker
 from tests.headless.fakes import RATE, tone, write_picture, write_wav
 
@@ -161,7 +162,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "scheduler": ({"scheduler": "euler"}, '"dpm" or "ddim"'),
     "router mode": ({"router": {"mode": "psychic"}}, '"intra" or "manual"'),
     "manual without masks": ({"router": {"mode": "manual"}}, '"manual" without masks'),
-    "masks without manual": ({"router": {"masks": "masks.npz"}}, '"intra" with masks'),
     "missing masks": ({"router": {"mode": "manual", "masks": "no.npz"}}, r"no\.npz does not exist"),
     "masks that are none": ({"router": {"mode": "manual", "masks": "ada.png"}}, "cannot be read"),
     "masks of one": ({"router": {"mode": "manual", "masks": "one.npz"}}, r"shape \(1, 3, 4, 6\)"),
