@@ -16,39 +16,53 @@ from bya_core.sampling import StepInfo, build_scheduler, denoise
 
 
 def probe(prepared: Prepared, bundle: ModelBundle, work: Work) -> Routing:
-    """Denoise until the masks have settled. Going on from the result is the same as never having stopped."""
+    """Denoise until the masks have settled, and stop there.
+
+    `scene.routing.probe` says when that is. Going on from the result with its masks untouched is the same as never
+    having stopped, and no step is taken twice.
+
+    Raises:
+        Cancelled: the watcher asked to stop.
+    """
     scene = prepared.scene
-    watch = _Settling(scene.routing.probe)
-    most = watch.config.steps or max(1, math.floor(watch.config.most * scene.sampling.steps))
-    scheduler = build_scheduler(scene.sampling.scheduler, bundle.scheduler_config)
+    settling = Settling(scene.routing.probe)
     with work.part("looking who is where", scene.sampling.steps) as step:
-
-        def callback(info: StepInfo) -> None:
-            watch(info)
-            step(info)
-
         made = denoise(
-            bundle.transformer, scheduler, prepared.conditions, scene.sampling, callback=callback, stop_at=most
+            bundle.transformer,
+            build_scheduler(scene.sampling.scheduler, bundle.scheduler_config),
+            prepared.conditions,
+            scene.sampling,
+            callback=step,
+            stop_at=most_steps(scene.routing.probe, scene.sampling.steps),
+            stop=settling,
         )
     assert made.masks is not None  # a scene has at least one character
-    return Routing.of(
-        "intra", made.masks, scene.matrix, forced=False, state=made.state, calls=made.state.step
-    )
+    # One call a step: the branches of guidance are one batch.
+    return Routing.of("intra", made.masks, scene.matrix, forced=False, state=made.state, calls=made.state.step)
+
+
+def most_steps(config: ProbeConfig, total: int) -> int:
+    """Steps after which a probe ends at the latest, of a run of `total` steps."""
+    if config.steps is not None:
+        return min(config.steps, total)
+    return max(1, math.floor(config.most * total + 1e-9))  # 0.3 of 10 is 3, whatever floats say
 
 
 @dataclass
-class _Settling:
-    """How much the masks change from step to step."""
+class Settling:
+    """Whether masks have come to rest: asked after each step, see `sampling.denoise.Stop`.
+
+    Args:
+        config: with a number of steps in it, they never do.
+        change: mean absolute change of the masks [N, T, h, w] from the step before; None before there are two.
+    """
 
     config: ProbeConfig
-    last: Tensor | None = None
-    change: float = math.inf
+    change: float | None = None
+    _last: Tensor | None = None
 
-    def __call__(self, info: StepInfo) -> None:
-        if self.last is not None and info.masks is not None:
-            self.change = float((info.masks - self.last).abs().mean())
-        self.last = info.masks
-
-    @property
-    def settled(self) -> bool:
-        return self.change < self.config.settled
+    def __call__(self, info: StepInfo) -> bool:
+        if info.masks is not None and self._last is not None:
+            self.change = float((info.masks.float() - self._last).abs().mean())
+        self._last = None if info.masks is None else info.masks.float()
+        return self.config.steps is None and self.change is not None and self.change < self.config.settled

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bya_core.config import RouterMode
 from bya_core.errors import InputError
+from bya_core.masks import time_union
 from bya_core.sampling import Conditions, DenoiseState
 
 
@@ -59,33 +60,63 @@ class Routing:
 
     def forced(self, masks: Tensor | None = None) -> Routing:
         """The same with all masks (or other ones [N, T, h, w]) forced over the whole run."""
-        masks = self.masks if masks is None else masks.float()
-        if masks.shape != self.masks.shape:
-            came, rule = f"masks of shape {tuple(masks.shape)}", f"{tuple(self.masks.shape)}"
-            raise InputError(came, rule, "give one mask for each character, at token resolution")
+        masks = self.masks if masks is None else masks.float().cpu()
+        self._check("masks", masks, tuple(self.masks.shape))
         fresh = Routing.of(self.origin, masks, self.matrix, forced=True)
         return replace(self, masks=masks, confidence=fresh.confidence, weight=fresh.weight, span=fresh.span)
 
     def override(self, masks: Tensor, blend: Tensor, span: Tensor) -> Routing:
-        """Draw masks towards given ones, character by character.
+        """Draw what acts towards given masks, character by character.
+
+        What acted before has 1 - blend of the say: the intra router where nothing was forced, forced masks where
+        they were, and both where they were blended already.
 
         Args:
             masks: given masks [N, T, h, w] in 0..1.
             blend: [N]; 0 = leave this character as it is ... 1 = only the given mask.
-            span: [N, 2], share of the run in which the given masks act; outside it the intra router decides.
+            span: [N, 2], share of the run (from, to) in which the given masks act; outside it the intra router
+                decides. A run that is gone on with has its first steps behind it: see `from_noise`.
+
+        Raises:
+            InputError: another shape, or values outside 0..1.
         """
-        blend = blend.float()
-        own = self.weight > 0  # forced already: mixed here; else the transformer mixes with what it predicts
-        mixed = torch.lerp(self.masks, masks.float(), blend.view(-1, 1, 1, 1))
-        shown = torch.where(own.view(-1, 1, 1, 1), mixed, torch.where(blend.view(-1, 1, 1, 1) > 0, masks, self.masks))
-        touched = (blend > 0)[:, None]
+        masks, blend, span = (given.float().cpu() for given in (masks, blend, span))
+        count = self.masks.shape[0]
+        self._check("masks", masks, tuple(self.masks.shape))
+        self._check("mask blends", blend, (count,))
+        self._check("mask spans", span, (count, 2))
+        if bool((span[:, 0] > span[:, 1]).any()):
+            raise InputError("a mask span that ends before it starts", "from, to in 0..1", "swap them")
+        # router (1 - w) + old w, drawn to the given by b: router (1 - w)(1 - b) + old w (1 - b) + given b
+        old = self.weight * (1 - blend)
+        weight = torch.where(blend == 1, 1.0, old + blend)
+        share = torch.where(blend > 0, blend / weight.clamp(min=1e-9), 0.0)
+        mixed = torch.lerp(self.masks, masks, share.clamp(max=1).view(-1, 1, 1, 1))
         return replace(
             self,
-            masks=shown,
-            confidence=confidences(shown),
-            weight=torch.where(own, self.weight, blend),
-            span=torch.where(touched, span.float(), self.span),
+            masks=mixed,
+            confidence=confidences(mixed),
+            weight=weight,
+            span=torch.where((blend > 0)[:, None], span, self.span),
         )
+
+    def held_still(self) -> Routing:
+        """The same with each mask's union over time in every frame (2D masks); all of them are forced then."""
+        masks = time_union(self.masks)
+        weight = torch.where(self.weight == 0, 1.0, self.weight)
+        return replace(self, masks=masks, confidence=confidences(masks), weight=weight)
+
+    def from_noise(self) -> Routing:
+        """The same without its half-done run: its masks then act from the first step, and that run is made anew."""
+        return replace(self, state=None)
+
+    def _check(self, what: str, given: Tensor, shape: tuple[int, ...]) -> None:
+        """Raise InputError unless `given` has this shape and values in 0..1."""
+        if tuple(given.shape) != shape:
+            came, rule = f"{what} of shape {tuple(given.shape)}", f"{shape}"
+            raise InputError(came, rule, "give one for each character, masks at token resolution")
+        if not bool(torch.isfinite(given).all()) or given.min() < 0 or given.max() > 1:
+            raise InputError(f"{what} with values outside 0..1", "0..1 each", "correct them")
 
     def applied(self, conditions: Conditions) -> Conditions:
         """The conditions of a run in which these masks act."""

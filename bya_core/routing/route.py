@@ -1,6 +1,11 @@
-"""Which router runs, and what is done to its masks before they act."""
+"""Which router runs, and what is done to its masks before they act.
+
+    find -> finish
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
@@ -20,13 +25,45 @@ def route(prepared: Prepared, bundle: ModelBundle, work: Work | None = None) -> 
         InputError: what the chosen router cannot do with this scene.
         Cancelled: the watcher asked to stop.
     """
+    return finish(find(prepared, bundle, work), prepared.scene)
+
+
+@torch.no_grad()
+def find(prepared: Prepared, bundle: ModelBundle, work: Work | None = None) -> Routing:
+    """What the scene's router says, and nothing done to it yet. Raises as `route` does.
+
+    Masks that a person gave act already while a router denoises: a run that is gone on with has obeyed them from its
+    first step.
+    """
     scene, work = prepared.scene, work or Work()
-    if scene.routing.mode == "manual":
-        assert scene.forced_masks is not None  # the scene has checked it
-        routing = Routing.of("manual", scene.forced_masks, scene.matrix, forced=False)
-    else:
-        routing = probe(prepared, bundle, work)
-    return with_given_masks(routing, scene)
+    if scene.forced_masks is not None:
+        given = Routing.of("manual", scene.forced_masks, scene.matrix, forced=False)
+        if scene.routing.mode == "manual":
+            return given
+        prepared = replace(prepared, conditions=with_given_masks(given, scene).applied(prepared.conditions))
+    if scene.routing.mode == "pre":
+        from bya_core.routing.pre import from_first_frame
+
+        return from_first_frame(prepared, bundle, work)
+    if scene.routing.mode == "post":
+        from bya_core.routing.post import from_silent_pass
+
+        return from_silent_pass(prepared, bundle, work)
+    return probe(prepared, bundle, work)
+
+
+def finish(routing: Routing, scene: Scene) -> Routing:
+    """What the scene wants done to a router's masks: cleaned, a person's masks laid over them, held still.
+
+    An intra router's masks that nothing is done to are not forced: it goes on deciding, step by step. A person's masks
+    are not cleaned.
+    """
+    if scene.routing.refine is not None and routing.origin != "manual":
+        from bya_core.routing.refine import refine
+
+        routing = refine(routing, scene.routing.refine)
+    routing = with_given_masks(routing, scene)
+    return routing.held_still() if scene.routing.static else routing
 
 
 def with_given_masks(routing: Routing, scene: Scene) -> Routing:

@@ -25,8 +25,8 @@ class StepInfo:
         step: steps done so far, 1..total.
         total: steps of the run.
         x0: clean latents as believed now [1, T, C, H, W]: a preview.
-        masks: character masks used in this step [N, T, h, w], of the fully conditioned branch; None without
-        faces. timestep: of this step.
+        masks: character masks used in this step [N, T, h, w], of the fully conditioned branch; None without faces.
+        timestep: of this step.
         latents: still noisy latents after this step [1, T, C, H, W].
     """
 
@@ -40,6 +40,9 @@ class StepInfo:
 
 Callback = Callable[[StepInfo], bool | None]
 """Called after each step; returning False (None is no answer) or raising `Cancelled` stops the run."""
+
+Stop = Callable[[StepInfo], bool]
+"""Asked after each step, after the callback; True ends the run there, half-done, without an error."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def denoise(
     callback: Callback | None = None,
     state: DenoiseState | None = None,
     stop_at: int | None = None,
+    stop: Stop | None = None,
 ) -> DenoiseResult:
     """Denoise one clip.
 
@@ -104,6 +108,7 @@ def denoise(
         callback: see `Callback`.
         state: of an earlier, unfinished run with the same number of steps.
         stop_at: end after this many steps in all; None = to the end.
+        stop: see `Stop`; never needed to end at `stop_at`.
 
     Raises:
         Cancelled: the callback asked for it.
@@ -124,7 +129,7 @@ def denoise(
 
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
-    masks = None
+    masks, done = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     with _cache_context(transformer):
         for i in range(state.step, last):
@@ -135,7 +140,9 @@ def denoise(
             info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
             if callback is not None and callback(info) is False:
                 raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
-    done = max(state.step, last)
+            done = i + 1
+            if stop is not None and stop(info):
+                break
     return DenoiseResult(x, masks, DenoiseState(done, config.steps, x, x0, generator.get_state()))
 
 
