@@ -63,7 +63,7 @@ class ProbeConfig:
         steps: exactly so many steps instead; None = until settled.
     """
 
-    settled: float = 0.01
+    settled: float = 0.02
     most: float = 0.4
     steps: int | None = None
 
@@ -111,7 +111,9 @@ class RoutingConfig:
             pass (paper sec. 3.3.1); "manual" = given masks alone.
         probe: of the intra router.
         region: what the pre router draws around a face.
-        segmenter: what finds the characters in the silent pass of the post router.
+        segmenter: what finds the characters in the silent pass of the post router: "self" = the model's own router,
+            "sam2" = SAM 2.
+        segmenter_weights: of SAM 2: a folder, or a name in the Hugging Face cache of this machine.
         static: use the union over time in every frame (the paper's 2D masks).
         refine: how masks are cleaned before they act; None = they act as they are.
         bystanders: what tokens of nobody hear: "hear" = every voice (paper sec. 3.3.3), "silent" = none, "model" = as
@@ -122,6 +124,7 @@ class RoutingConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     region: Region = "head"
     segmenter: SegmenterName = "self"
+    segmenter_weights: str = "facebook/sam2.1-hiera-tiny"
     static: bool = False
     refine: RefineConfig | None = None
     bystanders: Bystanders = "model"
