@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +69,11 @@ class PromptSpan:
     end: float
     prompt: str
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            came = f"a prompt from {self.start:g} to {self.end:g} s"
+            raise InputError(came, "a start of at least 0 and a later end", "correct its times")
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -89,6 +95,7 @@ class Scene:
         speech_strength: [N] in 0..2, how strongly speech moves each character; None = 1, as trained.
         prompts: further prompts for parts of the video, see `PromptSpan`.
         windows: how it is made where it is longer than a window.
+        sound: what is heard in the video where that is one recording of everybody; None = the mix of the speeches.
         notices: what a person should know about it, one sentence each (silent recording, speech cut, ...).
 
     Raises:
@@ -114,6 +121,7 @@ class Scene:
     speech_strength: Tensor | None = None
     prompts: tuple[PromptSpan, ...] = ()
     windows: WindowConfig = field(default_factory=WindowConfig)
+    sound: Speech | None = None
     notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -144,6 +152,21 @@ class Scene:
             if given is not None and given.shape[0] != len(names):
                 came = f"{given.shape[0]} {what} for {len(names)} characters"
                 raise InputError(came, "one for each character", f"correct the {what}")
+        for what, values, most in (
+            ("mask blends", self.forced_blend, 1),
+            ("mask spans", self.forced_span, 1),
+            ("speech strengths", self.speech_strength, 2),
+        ):
+            if values is not None and not bool(((values >= 0) & (values <= most)).all()):
+                raise InputError(f"{what} {values.tolist()}", f"0..{most} each", f"correct the {what}")
+        if self.forced_span is not None and bool((self.forced_span[:, 0] >= self.forced_span[:, 1]).any()):
+            came = f"mask spans {self.forced_span.tolist()}"
+            raise InputError(came, "an end after the start", "correct the mask spans")
+        spans = sorted(self.prompts, key=lambda span: span.start)
+        for before, after in pairwise(spans):
+            if after.start < before.end:
+                came = f"prompts from {before.start:g} to {before.end:g} s and from {after.start:g} to {after.end:g} s"
+                raise InputError(came, "one prompt at a time", "let the second start where the first ends")
 
     @property
     def matrix(self) -> Tensor:
@@ -153,9 +176,28 @@ class Scene:
         return torch.eye(len(self.speeches), len(self.characters))
 
     @property
+    def sounds(self) -> Sequence[Speech | None]:
+        """What is mixed into the sound of the video."""
+        return self.speeches if self.sound is None else (self.sound,)
+
+    @property
     def seconds(self) -> float:
         """Length of the video."""
         return self.num_frames / self.fps
+
+
+def prompt_at(scene: Scene, start: float, end: float) -> str:
+    """The prompt that covers most of the time from `start` to `end` seconds.
+
+    Where no further prompt stands, the scene's own holds. Of two that cover the same, the further and earlier one.
+    """
+    covered: dict[str, float] = {}
+    for span in scene.prompts:
+        shared = max(0.0, min(span.end, end) - max(span.start, start))
+        covered[span.prompt] = covered.get(span.prompt, 0.0) + shared
+    rest = (end - start) - sum(covered.values())
+    covered[scene.prompt] = covered.get(scene.prompt, 0.0) + rest
+    return max(covered, key=lambda prompt: round(covered[prompt], 6))
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bya_core.config import RoutingConfig, SamplingConfig
+from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.media import existing_file, read_audio, read_image
-from bya_core.scene import Character, Scene, SceneDefaults, Speech
-from bya_core.scene_format import CharacterEntry, SceneFile, read_scene_file
-
-SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
+from bya_core.media import existing_file, read_image
+from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech
+from bya_core.scene_format import RouterEntry, SceneFile, read_scene_file
+from bya_core.scene_masks import read_masks
+from bya_core.scene_speech import read_speeches
+from bya_core.speech_checks import length_notices
 
 
 def load_scene(
@@ -42,63 +42,54 @@ def load_scene(
     """
     path = existing_file(path, "the scene")
     given, folder = read_scene_file(path), path.parent
-    speeches = [_speech(character, folder) for character in given.characters]
-    notices = list(_speech_notices(given.characters, speeches))
+    voices = read_speeches(given, folder)
+    names = [character.name for character in given.characters]
+    notices = list(voices.notices)
     height, width = given.height or defaults.height, given.width or defaults.width
-    num_frames = _length(given, speeches, defaults, notices)
+    num_frames = _length(given, voices.speeches, names, defaults, notices)
     grid = _grid(path, num_frames, height, width, defaults)
-    masks = _masks(folder / given.router.masks, len(speeches), grid) if given.router.masks else None
+    masks = read_masks(given, folder, grid)
+    strengths = torch.tensor([character.speech_strength for character in given.characters])
     matrix = given.audio_character_matrix
     return Scene(
         prompt=given.prompt,
         negative_prompt=given.negative_prompt,
         characters=tuple(Character(c.name, read_image(folder / c.image)) for c in given.characters),
-        speeches=tuple(speeches),
-        audio_character_matrix=None if matrix is None else _matrix(matrix),
+        speeches=voices.speeches,
+        audio_character_matrix=_matrix(matrix, len(names)),
         first_frame=read_image(folder / given.first_frame) if given.first_frame else None,
         height=height,
         width=width,
         num_frames=num_frames,
         fps=float(given.fps),
         sampling=_sampling(given, defaults.sampling, steps, seed),
-        routing=RoutingConfig(mode=given.router.mode),
-        forced_masks=masks,
-        forced_blend=None if masks is None else torch.full((len(speeches),), given.router.blend),
-        notices=tuple(notices),
+        routing=_routing(given.router),
+        forced_masks=None if masks is None else masks.masks,
+        forced_blend=None if masks is None else masks.blend,
+        forced_span=None if masks is None else masks.span,
+        bind="auto" if matrix == "auto" else "given",
+        speech_strength=None if bool((strengths == 1).all()) else strengths,
+        prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in given.prompts),
+        windows=WindowConfig(given.windows.frames, given.windows.overlap),
+        sound=voices.sound,
+        notices=tuple([*notices, *_prompt_notices(given, num_frames / given.fps)]),
     )
 
 
-def _speech(character: CharacterEntry, folder: Path) -> Speech | None:
-    if character.speech is None:
-        return None
-    waveform, rate = read_audio(folder / character.speech)
-    speech = Speech(waveform, rate, character.offset, character.gain)
-    if speech.end <= 0:
-        came = f"the speech of {character.name} ends {-speech.end:.2f} s before the video starts"
-        raise InputError(came, "an offset shorter than the recording", "correct the offset")
-    return speech
-
-
-def _speech_notices(characters: Sequence[CharacterEntry], speeches: Sequence[Speech | None]) -> list[str]:
-    notices: list[str] = []
-    for i, (character, speech) in enumerate(zip(characters, speeches, strict=True)):
-        if speech is None:
-            continue
-        if float(speech.waveform.abs().max()) < SILENCE:
-            notices.append(
-                f"The speech of {character.name} ({character.speech}) is silent: the mouth will stay shut."
-            )
-            continue
-        for other, earlier in zip(characters[:i], speeches[:i], strict=True):
-            if earlier is not None and torch.equal(earlier.waveform, speech.waveform):
-                notices.append(
-                    f"{other.name} and {character.name} have the same recording: both will say the same."
-                )
-    return notices
+def _prompt_notices(given: SceneFile, seconds: float) -> list[str]:
+    return [
+        f"The prompt from {span.start:g} to {span.end:g} s begins after the end of the video ({seconds:.2f} s)."
+        for span in given.prompts
+        if span.start >= seconds
+    ]
 
 
 def _length(
-    given: SceneFile, speeches: Sequence[Speech | None], defaults: SceneDefaults, notices: list[str]
+    given: SceneFile,
+    speeches: Sequence[Speech | None],
+    names: Sequence[str],
+    defaults: SceneDefaults,
+    notices: list[str],
 ) -> int:
     """F; adds a notice where speech is cut or the model was not trained for that length."""
     longest = max((speech.end for speech in speeches if speech is not None), default=0.0)
@@ -118,14 +109,43 @@ def _length(
         frames = min(
             math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1, defaults.max_frames
         )
-    seconds = frames / given.fps
-    if longest > seconds + 0.5 / given.fps:
-        limit = "the longest this model makes" if frames == defaults.max_frames else "as asked for"
-        notices.append(
-            f"The speech lasts {longest:.2f} s, the video {seconds:.2f} s ({limit}): "
-            f"the last {longest - seconds:.2f} s of speech are cut."
-        )
+    why = "the longest this model makes" if frames == defaults.max_frames else "as asked for"
+    notices += length_notices(names, speeches, frames / given.fps, why)
     return frames
+
+
+def _matrix(given: list[list[float]] | str | None, count: int) -> Tensor | None:
+    """[M, N]; None = each speech moves its own character."""
+    if isinstance(given, list):
+        if not given or len({len(row) for row in given}) != 1:
+            raise InputError(
+                "an audio-character matrix with rows of different length", "equal rows", "correct it"
+            )
+        return torch.tensor(given, dtype=torch.float32).reshape(len(given), -1)
+    if given == "swapped":
+        if count != 2:
+            came = f'audio_character_matrix "swapped" with {count} character{"s" if count > 1 else ""}'
+            raise InputError(came, "2 characters", "write the matrix in rows")
+        return torch.eye(2).flip(0)
+    return None
+
+
+def _routing(given: RouterEntry) -> RoutingConfig:
+    refine = given.refine
+    if isinstance(refine, bool):
+        cleaned = RefineConfig() if refine else None
+    else:
+        cleaned = None if refine is None else RefineConfig(**asdict(refine))
+    return RoutingConfig(
+        mode=given.mode,
+        probe=ProbeConfig(**asdict(given.probe)),
+        region=given.region,
+        segmenter=given.segmenter,
+        segmenter_weights=given.segmenter_weights,
+        static=given.static,
+        refine=cleaned,
+        bystanders=given.bystanders,
+    )
 
 
 def _grid(path: Path, num_frames: int, height: int, width: int, defaults: SceneDefaults) -> TokenGrid:
@@ -140,36 +160,6 @@ def _grid(path: Path, num_frames: int, height: int, width: int, defaults: SceneD
         )
     except InputError as error:
         raise InputError(f"{path.name}: {error.came}", error.expected, error.do) from error
-
-
-def _matrix(rows: list[list[float]]) -> Tensor:
-    if not rows or len({len(row) for row in rows}) != 1:
-        raise InputError(
-            "an audio-character matrix with rows of different length", "equal rows", "correct it"
-        )
-    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), -1)
-
-
-def _masks(path: Path, count: int, grid: TokenGrid) -> Tensor:
-    """[N, T, h, w] from an npz file, at token or at any pixel resolution."""
-    path = existing_file(path, "the masks")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            masks = torch.from_numpy(np.asarray(archive["masks"], dtype=np.float32))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        came = f"the masks {path} cannot be read"
-        raise InputError(came, 'an npz file with an array "masks"', "write it with numpy.savez") from error
-    tokens, frames = (count, *grid.shape), (count, grid.video_frames)
-    if not bool(torch.isfinite(masks).all()) or masks.numel() == 0 or masks.min() < 0 or masks.max() > 1:
-        raise InputError(f"the masks {path} hold values outside 0..1", "0..1 each", "scale them")
-    if tuple(masks.shape) == tokens:
-        return masks
-    if masks.ndim == 4 and tuple(masks.shape[:2]) == frames:
-        return grid.pixels_to_tokens(masks)
-    came = f"the masks {path} have the shape {tuple(masks.shape)}"
-    raise InputError(
-        came, f"{tokens} (tokens) or {(*frames, 'height', 'width')} (pixels)", "correct the shape"
-    )
 
 
 def _sampling(given: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None) -> SamplingConfig:

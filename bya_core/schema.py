@@ -20,7 +20,10 @@ def entry(
     maximum: float | None = None,
     least_items: int | None = None,
 ) -> Any:
-    """A dataclass field of a file format: what it means, and the range it must lie in."""
+    """A dataclass field of a file format: what it means, and the range it must lie in.
+
+    A key that Python keeps for itself ("from") is a field with an underscore behind it.
+    """
     limits = {"minimum": minimum, "maximum": maximum, "minItems": least_items}
     metadata = {"doc": doc, "limits": {key: value for key, value in limits.items() if value is not None}}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
@@ -68,7 +71,9 @@ def _either(value: Any, kind: Any, args: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in args:
         return None
     options = [option for option in args if option is not type(None)]
-    if len(options) == 1:  # keep the precise message of the only real option
+    alike = [option for option in options if _shape(option) is type(value)]
+    options = alike or options
+    if len(options) == 1:  # keep the precise message of the only one that can be meant
         return _convert(value, options[0], where)
     for option in options:
         try:
@@ -78,10 +83,22 @@ def _either(value: Any, kind: Any, args: tuple[Any, ...], where: str) -> Any:
     raise InputError(f"{where} is {_show(value)}", _name(kind), "correct that value")
 
 
+def _shape(kind: Any) -> type | None:
+    """list or dict where JSON would show one for `kind`."""
+    if get_origin(kind) is list:
+        return list
+    return dict if dataclasses.is_dataclass(kind) else None
+
+
+def _key(spec: dataclasses.Field[Any]) -> str:
+    """What a field is called in the file."""
+    return spec.name.rstrip("_")
+
+
 def _object(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{where} is {_show(value)}", "an object in curly brackets", "correct that value")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {_key(spec): spec for spec in dataclasses.fields(kind)}
     for key in value:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
@@ -91,8 +108,8 @@ def _object(value: Any, kind: type, where: str) -> Any:
     result = {}
     for name, spec in fields.items():
         if name in value:
-            result[name] = _convert(value[name], hints[name], f"{where}: {name}")
-            _within(result[name], spec.metadata["limits"], f"{where}: {name}")
+            result[spec.name] = _convert(value[name], hints[spec.name], f"{where}: {name}")
+            _within(result[spec.name], spec.metadata["limits"], f"{where}: {name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise InputError(f'{where} has no "{name}"', spec.metadata["doc"], f'add "{name}"')
     return kind(**result)
@@ -162,6 +179,6 @@ def _object_schema(kind: type) -> dict[str, Any]:
         if spec.default is not dataclasses.MISSING:
             described["default"] = spec.default
         elif spec.default_factory is dataclasses.MISSING:
-            required.append(spec.name)
-        properties[spec.name] = described
+            required.append(_key(spec))
+        properties[_key(spec)] = described
     return {"type": "object", "additionalProperties": False, "required": required, "properties": properties}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,10 +12,11 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from bya_core.config import RoutingConfig, SamplingConfig
+from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
-from bya_core.scene import Character, Scene, SceneDefaults
+from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, prompt_at
 from bya_core.scene_format import scene_schema, schema_text
 from bya_core.scene_load import load_scene
 from tests.headless.conftest import SceneMaker
@@ -129,6 +131,122 @@ def test_masks_at_token_and_pixel_resolution(make_scene: SceneMaker, tmp_path: P
         torch.testing.assert_close(scene.forced_masks, torch.from_numpy(tokens))
 
 
+def write_mask(path: Path, share: float = 0.5, size: tuple[int, int] = (60, 40), mode: str = "L") -> None:
+    """A picture (width, height), white in its left `share`, black (or transparent) elsewhere."""
+    picture = Image.new(mode, size)
+    picture.paste("white", (0, 0, round(size[0] * share), size[1]))
+    picture.save(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "1"])
+def test_a_painted_mask_of_one_character(mode: str, make_scene: SceneMaker, tmp_path: Path) -> None:
+    """Of a size of its own, over the router's masks; the other character is left to the router."""
+    write_mask(tmp_path / "scene" / "left.png", mode=mode)
+    mine = characters(mask="left.png", mask_blend=0.75, mask_from=0.25, mask_to=0.5)
+    scene = load_scene(make_scene(characters=mine), DEFAULTS)
+    assert scene.routing.mode == "intra" and scene.forced_masks is not None
+    assert scene.forced_blend is not None and scene.forced_span is not None
+    left = torch.tensor([1.0, 1, 1, 0, 0, 0]).expand(3, 4, 6)
+    torch.testing.assert_close(scene.forced_masks[1], left)
+    assert scene.forced_blend.tolist() == [0, 0.75] and scene.forced_span.tolist() == [[0, 1], [0.25, 0.5]]
+
+
+def test_masks_of_one_character_from_arrays(make_scene: SceneMaker, tmp_path: Path) -> None:
+    """Still, per video frame, per latent frame, or picked by name from a file of everybody; area decides."""
+    folder = tmp_path / "scene"
+    still = np.zeros((4, 12), np.uint8)
+    still[:, :3] = 1  # a token and a half of six
+    frames = np.zeros((9, 8, 12))
+    frames[5:] = 1
+    latent = np.stack([np.full((4, 6), value) for value in (0.0, 0.5, 1.0)])
+    both = np.stack([np.zeros((3, 4, 6)), np.ones((3, 4, 6))])
+    np.savez(folder / "still.npz", mask=still)
+    np.savez(folder / "frames.npz", masks=frames)
+    np.savez(folder / "latent.npz", mask=latent)
+    np.savez(folder / "named.npz", masks=both, names=["Ada", "Bo"])
+    np.savez(folder / "swapped.npz", masks=both[::-1], names=["Bo", "Ada"])
+    np.savez(folder / "ordered.npz", masks=both)
+
+    def read(name: str) -> torch.Tensor:
+        scene = load_scene(make_scene(characters=characters(mask=f"{name}.npz")), DEFAULTS)
+        assert scene.forced_masks is not None
+        return scene.forced_masks[1]
+
+    torch.testing.assert_close(read("still"), torch.tensor([1, 0.5, 0, 0, 0, 0]).expand(3, 4, 6))
+    torch.testing.assert_close(read("frames"), torch.tensor([0.0, 0, 1]).view(3, 1, 1).expand(3, 4, 6))
+    torch.testing.assert_close(read("latent"), torch.tensor([0, 0.5, 1]).view(3, 1, 1).expand(3, 4, 6))
+    for name in ("named", "swapped", "ordered"):
+        torch.testing.assert_close(read(name), torch.ones(3, 4, 6))
+
+
+def test_the_mask_of_a_character_goes_before_the_file_of_all(make_scene: SceneMaker, tmp_path: Path) -> None:
+    np.savez(tmp_path / "scene" / "all.npz", masks=np.full((2, 3, 4, 6), 0.25, np.float32))
+    write_mask(tmp_path / "scene" / "all.png", share=1)
+    router = {"mode": "post", "masks": "all.npz", "blend": 0.5}
+    scene = load_scene(make_scene(router=router, characters=characters(mask="all.png")), DEFAULTS)
+    assert scene.forced_masks is not None and scene.forced_blend is not None
+    assert scene.forced_masks.mean((1, 2, 3)).tolist() == [0.25, 1.0]
+    assert scene.forced_blend.tolist() == [0.5, 1.0] and scene.routing.mode == "post"
+
+
+def test_every_setting_of_the_router_reaches_it(make_scene: SceneMaker) -> None:
+    refine = {
+        "drop_below": 0.3,
+        "propagate": False,
+        "regions": 2,
+        "fill_holes": False,
+        "smooth": 0,
+        "exclusive": False,
+        "grow": -1,
+    }
+    router = {
+        "mode": "pre",
+        "probe": {"settled": 0.1, "most": 0.2, "steps": 3},
+        "region": "box",
+        "segmenter": "sam2",
+        "segmenter_weights": "here",
+        "static": True,
+        "refine": refine,
+        "bystanders": "silent",
+    }
+    expected = RoutingConfig(
+        "pre", ProbeConfig(0.1, 0.2, 3), "box", "sam2", "here", True, RefineConfig(**refine), "silent"
+    )
+    given = load_scene(make_scene(router=router, windows={"frames": 13, "overlap": 5}), DEFAULTS)
+    assert given.routing == expected and given.windows == WindowConfig(13, 5)
+    assert set(router) == {field.name for field in dataclasses.fields(RoutingConfig)}
+    for value, meant in ((True, RefineConfig()), (False, None), (None, None), ({}, RefineConfig())):
+        assert load_scene(make_scene(router={"refine": value}), DEFAULTS).routing.refine == meant
+
+
+def test_the_matrix_in_words(make_scene: SceneMaker) -> None:
+    for word, rows, bind in (
+        ("identity", [[1, 0], [0, 1]], "given"),
+        ("swapped", [[0, 1], [1, 0]], "given"),
+        ("auto", [[1, 0], [0, 1]], "auto"),
+    ):
+        scene = load_scene(make_scene(audio_character_matrix=word), DEFAULTS)
+        assert scene.matrix.tolist() == rows and scene.bind == bind
+
+
+def test_speech_strength(make_scene: SceneMaker) -> None:
+    assert load_scene(make_scene(), DEFAULTS).speech_strength is None
+    scene = load_scene(make_scene(characters=characters(speech_strength=0.25)), DEFAULTS)
+    assert scene.speech_strength is not None and scene.speech_strength.tolist() == [1, 0.25]
+
+
+def test_prompts_for_parts(make_scene: SceneMaker) -> None:
+    spans = [{"start": 0.2, "end": 0.4, "prompt": "rain"}, {"start": 0.4, "end": 1, "prompt": "sun"}]
+    scene = load_scene(make_scene(prompts=spans, prompt="fog"), DEFAULTS)
+    assert scene.notices == ("The prompt from 0.4 to 1 s begins after the end of the video (0.36 s).",)
+    assert prompt_at(scene, 0, 0.36) == "fog"  # 0.20 s against 0.16 s
+    assert prompt_at(scene, 0, 0.4) == "rain"  # both 0.2 s: what was said for that time
+    assert prompt_at(scene, 0.1, 0.5) == "rain" and prompt_at(scene, 0.3, 0.6) == "sun"
+    assert prompt_at(scene, 1, 2) == "fog"
+    again = dataclasses.replace(scene, prompts=(PromptSpan(0, 1, "rain"), PromptSpan(1.5, 2.5, "rain")))
+    assert prompt_at(again, 0.5, 2.2) == "rain"  # in two pieces
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"promt": "x"}, r'unknown key "promt".*write "prompt"'),
     "unknown key of a character": ({"characters": characters(gian=1)}, r'characters\[1\].*"gian".*"gain"'),
@@ -160,11 +278,48 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "true is no number": ({"steps": True}, "a whole number"),
     "not a number": ({"guidance_text": math.nan}, "finite"),
     "scheduler": ({"scheduler": "euler"}, '"dpm" or "ddim"'),
-    "router mode": ({"router": {"mode": "psychic"}}, '"intra" or "manual"'),
+    "router mode": ({"router": {"mode": "psychic"}}, '"intra" or "pre" or "post" or "manual"'),
     "manual without masks": ({"router": {"mode": "manual"}}, '"manual" without masks'),
     "missing masks": ({"router": {"mode": "manual", "masks": "no.npz"}}, r"no\.npz does not exist"),
     "masks that are none": ({"router": {"mode": "manual", "masks": "ada.png"}}, "cannot be read"),
-    "masks of one": ({"router": {"mode": "manual", "masks": "one.npz"}}, r"shape \(1, 3, 4, 6\)"),
+    "manual without the mask of one": (
+        {"router": {"mode": "manual"}, "characters": characters(mask="left.png")},
+        '"manual", but Ada has no mask',
+    ),
+    "missing mask": ({"characters": characters(mask="no.png")}, r"the mask of Bo .*no\.png does not exist"),
+    "mask that is none": ({"characters": characters(mask="ada.wav")}, "the mask of Bo .* cannot be read"),
+    "empty mask": ({"characters": characters(mask="black.png")}, "the mask of Bo .* is empty"),
+    "mask of nobody here": ({"characters": characters(mask="others.npz")}, "of Cleo, Dan.* as the mask of Bo"),
+    "mask of odd frames": ({"characters": characters(mask="odd.npz")}, "the mask of Bo .* with 4 frames"),
+    "mask that ends before it begins": (
+        {"characters": characters(mask="left.png", mask_from=0.6, mask_to=0.5)},
+        "the mask of Bo acts from 0.6 to 0.5",
+    ),
+    "blend of a mask": ({"characters": characters(mask="left.png", mask_blend=2)}, "mask_blend is 2.* at most 1"),
+    "speech strength": ({"characters": characters(speech_strength=2.5)}, "speech_strength is 2.5.* at most 2"),
+    "probe": ({"router": {"probe": {"most": 2}}}, "probe: most is 2"),
+    "probe of another kind": ({"router": {"probe": 3}}, "probe is 3; expected an object"),
+    "refine": ({"router": {"refine": {"smoooth": 1}}}, r'refine.*"smoooth".*write "smooth"'),
+    "refine of another kind": ({"router": {"refine": "yes"}}, "an object in curly brackets or true or false"),
+    "region": ({"router": {"region": "hand"}}, '"box" or "head"'),
+    "segmenter": ({"router": {"segmenter": "eyes"}}, '"self" or "sam2"'),
+    "bystanders": ({"router": {"bystanders": "deaf"}}, '"model" or "hear" or "silent"'),
+    "matrix of another word": ({"audio_character_matrix": "swap"}, '"identity" or "swapped" or "auto"'),
+    "one character swapped": (
+        {"audio_character_matrix": "swapped", "characters": characters()[:1]},
+        '"swapped" with 1 character; expected 2',
+    ),
+    "prompt without an end": ({"prompts": [{"start": 0, "prompt": "x"}]}, r'prompts\[0\] has no "end"'),
+    "prompt that ends before it begins": (
+        {"prompts": [{"start": 2, "end": 1, "prompt": "x"}]},
+        "a prompt from 2 to 1 s",
+    ),
+    "two prompts at a time": (
+        {"prompts": [{"start": 1, "end": 3, "prompt": "x"}, {"start": 0, "end": 2, "prompt": "y"}]},
+        "prompts from 0 to 2 s and from 1 to 3 s; expected one prompt at a time",
+    ),
+    "windows": ({"windows": {"frames": 5, "overlap": 9}}, "windows of 5 frames with 9 in common"),
+    "masks of one": ({"router": {"mode": "manual", "masks": "one.npz"}}, r"shape 1 x 3 x 4 x 6; expected 2"),
     "masks out of range": ({"router": {"mode": "manual", "masks": "large.npz"}}, r"outside 0\.\.1"),
     "prompt of another kind": ({"prompt": 7}, "a text"),
 }
@@ -176,6 +331,10 @@ def test_one_clear_sentence(name: str, make_scene: SceneMaker, tmp_path: Path) -
     folder = tmp_path / "scene"
     np.savez(folder / "masks.npz", masks=np.zeros((2, 3, 4, 6), np.float32))
     np.savez(folder / "one.npz", masks=np.zeros((1, 3, 4, 6), np.float32))
+    np.savez(folder / "others.npz", masks=np.ones((2, 3, 4, 6), np.float32), names=["Cleo", "Dan"])
+    np.savez(folder / "odd.npz", mask=np.ones((4, 8, 8), np.float32))
+    write_mask(folder / "left.png")
+    write_mask(folder / "black.png", share=0)
     np.savez(folder / "large.npz", masks=np.full((2, 3, 4, 6), 3.0, np.float32))
     with pytest.raises(InputError, match=said) as caught:
         load_scene(make_scene(**given), DEFAULTS)
@@ -246,5 +405,15 @@ def test_the_example_of_the_documentation_is_valid() -> None:
     text = (ROOT / "docs" / "scene.md").read_text(encoding="utf-8")
     example = text.split("```json\n")[1].split("```")[0]
     jsonschema.validate(json.loads(example), scene_schema())
-    for key in scene_schema()["properties"]:
-        assert f"`{key}`" in text
+    for key in keys_of(scene_schema()):
+        assert f"`{key}`" in text, key
+
+
+def keys_of(schema: Any) -> set[str]:
+    """All keys that any object of the schema may have."""
+    if isinstance(schema, list):
+        return set().union(*map(keys_of, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = {key for key in schema.get("properties", {}) if key not in ("$schema", "text")}
+    return own.union(*map(keys_of, schema.values()))
