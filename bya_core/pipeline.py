@@ -79,7 +79,7 @@ def sample(prepared: Prepared, routing: Routing, bundle: ModelBundle, work: Work
         pixels = bundle.codec.decode(made.latents.to(bundle.device, bundle.dtype))[0].float()
         frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
     masks = routing.masks if made.masks is None else made.masks.float().cpu()  # None: the probe took every step
-    audio = mix_speeches(scene.speeches, scene.seconds)
+    audio = mix_speeches(scene.sounds, scene.seconds)
     notices = (*scene.notices, *routing.notices, *_doubts(scene, bundle))
     return Video(frames.cpu(), masks, grid, audio, routing.matrix, notices, work.seconds)
 

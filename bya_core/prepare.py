@@ -15,7 +15,7 @@ from bya_core.grid import TokenGrid
 from bya_core.media import fit_image, place, resample_mono
 from bya_core.progress import Work
 from bya_core.sampling import Conditions
-from bya_core.scene import Scene, Speech
+from bya_core.scene import Scene, Speech, prompt_at
 
 INFLATE = {"model": None, "hear": True, "silent": False}
 
@@ -45,7 +45,8 @@ def prepare(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Prep
     work = work or Work()
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
     with work.part("reading the prompt"):
-        text, negative = bundle.text.encode([scene.prompt]), bundle.text.encode([scene.negative_prompt])
+        text = bundle.text.encode([prompt_at(scene, 0.0, scene.seconds)])
+        negative = bundle.text.encode([scene.negative_prompt])
     with work.part("looking at the faces"):
         faces = [bundle.face.encode(character.image.to(bundle.device)) for character in scene.characters]
         identity = torch.stack([face.identity for face in faces])[None].to(bundle.device, bundle.dtype)
