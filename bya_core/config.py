@@ -88,7 +88,7 @@ class RefineConfig:
         grow: tokens by which masks grow in height and width; negative = shrink.
     """
 
-    drop_below: float = 0.6
+    drop_below: float = 0.5
     propagate: bool = True
     regions: int = 1
     fill_holes: bool = True
