@@ -1,0 +1,98 @@
+"""The command `probe`: who is where, before the video is made; and going on from what it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from bya_core.checkpoints.bundle import ModelBundle
+    from bya_core.pipeline import Video, Watcher
+    from bya_core.scene import Scene
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Find out who is where, before the video is made: masks to look at and edit, and a state to go on from.
+
+    Give the state to `generate --state`, and masks you have edited to `router.masks` of the scene.
+
+    Args:
+        scene: the scene file (see docs/scene.md).
+        state: safetensors to write: the masks and, with the intra router, the half-done video.
+        masks: npz to write the masks to.
+        overlay: png or mp4 to write: the video as far as it can be seen by now, tinted by the masks.
+        model: a name from `python -m bya_core models`.
+        steps: denoising steps of the whole video, in place of the scene's.
+        seed: of all random numbers, in place of the scene's.
+    """
+
+    scene: tyro.conf.Positional[Path]
+    state: Annotated[Path | None, tyro.conf.arg(aliases=["-s"])] = None
+    masks: Path | None = None
+    overlay: Path | None = None
+    model: str = "tiny"
+    steps: int | None = None
+    seed: int | None = None
+
+    def run(self) -> int:
+        from bya_core.cli import Bar, _device
+
+        with Bar() as bar:
+            bar.say("loading the libraries")
+            from bya_core.checkpoints.registry import load_bundle
+            from bya_core.media import existing_file
+            from bya_core.prepare import prepare
+            from bya_core.progress import Work
+            from bya_core.report import mask_figures, mask_notices
+            from bya_core.routing.output import RoutingOutputs
+            from bya_core.routing.route import find, finish
+            from bya_core.scene_format import read_scene_file
+            from bya_core.scene_load import load_scene
+
+            outputs = RoutingOutputs(self.state, self.masks, self.overlay)
+            outputs.check(inputs=(existing_file(self.scene, "the scene"),))
+            read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
+            bar.say(f"loading the model {self.model}")
+            bundle = load_bundle(self.model).to(_device())
+            scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
+            work = Work(bar)
+            prepared = prepare(scene, bundle, work)
+            found = find(prepared, bundle, work)
+            shown = finish(found, prepared.scene)
+            figures = mask_figures(shown.masks)
+            for notice in (*scene.notices, *shown.notices, *mask_notices(scene, figures)):
+                bar.warn(notice)
+            bar.say("writing")
+            outputs.write(found, shown, prepared, bundle)
+        if found.state is not None:
+            print(f"after {found.state.step} of {found.state.total} steps:")
+        width = max(len(character.name) for character in scene.characters)
+        for character, figure in zip(scene.characters, figures, strict=True):
+            share = f"{100 * figure.coverage:5.1f} % of the picture"
+            print(f"{character.name:<{width}}  {share}, confidence {figure.confidence:.2f}")
+        for path in outputs.wanted:
+            print(f"wrote {path}")
+        return 0
+
+
+def go_on(scene: Scene, bundle: ModelBundle, state: Path, watch: Watcher | None = None) -> Video:
+    """Make the video of a scene from the state that `probe` wrote for it.
+
+    What the scene wants done to the masks (cleaning, a person's masks over them, ...) is done now.
+
+    Raises:
+        InputError: a state that is broken or of another scene.
+        Cancelled: `watch` asked to stop.
+    """
+    from bya_core.pipeline import prepare, sample
+    from bya_core.progress import Work
+    from bya_core.routing.route import finish
+    from bya_core.routing.state_file import load_routing
+
+    work = Work(watch)
+    prepared = prepare(scene, bundle, work)
+    return sample(prepared, finish(load_routing(state, prepared), prepared.scene), bundle, work)
