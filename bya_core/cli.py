@@ -1,4 +1,4 @@
-"""The command line: generate | models | doctor."""
+"""The command line: generate | probe | models | doctor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tqdm import tqdm
 
+from bya_core.cli_routing import Probe, go_on
 from bya_core.errors import Cancelled, InputError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Generate:
         model: a name from `python -m bya_core models`.
         steps: denoising steps, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
+        state: go on from what `probe --state` wrote for this scene.
         masks: npz to write the masks to that acted.
         overlay: mp4 to write to: the video tinted by the masks, with a legend.
         json: report to write: timings, memory, masks per character, warnings.
@@ -45,6 +47,7 @@ class Generate:
     model: str = "tiny"
     steps: int | None = None
     seed: int | None = None
+    state: Path | None = None
     masks: Path | None = None
     overlay: Path | None = None
     json: Path | None = None
@@ -54,7 +57,8 @@ class Generate:
         from bya_core.output import Outputs
 
         outputs = Outputs(self.out, self.masks, self.overlay, self.json)
-        outputs.check(inputs=(existing_file(self.scene, "the scene"),))
+        state = () if self.state is None else (existing_file(self.state, "the state"),)
+        outputs.check(inputs=(existing_file(self.scene, "the scene"), *state))
         start = time.perf_counter()
         with Bar() as bar:
             bar.say("loading the libraries")
@@ -73,7 +77,7 @@ class Generate:
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
             for notice in scene.notices:
                 bar.warn(notice)
-            video = generate(scene, bundle, bar)
+            video = generate(scene, bundle, bar) if self.state is None else go_on(scene, bundle, self.state, bar)
             for notice in [
                 *video.notices[len(scene.notices) :],
                 *mask_notices(scene, mask_figures(video.masks)),
@@ -123,6 +127,7 @@ class Doctor:
 
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
