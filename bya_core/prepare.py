@@ -36,8 +36,13 @@ class Prepared:
 
 
 @torch.no_grad()
-def prepare(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Prepared:
+def prepare(
+    scene: Scene, bundle: ModelBundle, work: Work | None = None, features: Tensor | None = None
+) -> Prepared:
     """Encode everything a scene holds.
+
+    Args:
+        features: of the speech [M, F + 4, blocks, channels], where that is encoded already (as part of a longer one).
 
     Raises:
         InputError: the scene does not fit the model, or holds an image without a face.
@@ -53,7 +58,9 @@ def prepare(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Prep
         hidden = torch.stack([face.hidden for face in faces])[None].to(bundle.device, bundle.dtype)
         canvas = reference_canvas([face.portrait for face in faces], scene.height, scene.width)
     with work.part("listening to the speech"):
-        features = torch.stack([speech_features(speech, scene, bundle) for speech in scene.speeches])[None]
+        if features is None:
+            features = torch.stack([speech_features(speech, scene, bundle) for speech in scene.speeches])
+        features = features[None].to(bundle.device, bundle.dtype)
     with work.part("preparing the model"):
         conditions = Conditions(
             text=text,

@@ -122,7 +122,7 @@ class Routing:
         """The conditions of a run in which these masks act."""
         conditions = replace(conditions, audio_character_matrix=self.matrix[None])
         if not bool((self.weight > 0).any()):
-            return replace(conditions, forced_masks=None, forced_weight=None, forced_range=None)
+            return conditions
         always = bool((self.weight == 1).all())
         whole = bool((self.span == torch.tensor([0.0, 1.0])).all())
         return replace(

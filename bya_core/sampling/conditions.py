@@ -34,6 +34,8 @@ class Conditions:
         = all.
         speech_strength: [1, N], scales what speech adds to each character; None = 1, as trained.
         inflate_audio_masks: whether tokens of nobody hear every voice; None = as the model was trained.
+        kept_latents: clean latents of frames that are done already [1, T, C, H, W]; None = none.
+        kept: which latent frames those are, bool [T]. They stay as they are, and the others are made to fit.
     """
 
     text: Tensor
@@ -52,9 +54,11 @@ class Conditions:
     forced_range: Tensor | None = None
     speech_strength: Tensor | None = None
     inflate_audio_masks: bool | None = None
+    kept_latents: Tensor | None = None
+    kept: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("canvas_latents", "first_frame_latents"):
+        for name in ("canvas_latents", "first_frame_latents", "kept_latents"):
             latents = getattr(self, name)
             if latents is not None and tuple(latents.shape) != (1, *self.latent_shape):
                 raise InputError(

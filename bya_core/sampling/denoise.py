@@ -129,14 +129,17 @@ def denoise(
 
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
+    keep = _Kept.of(conditions, config.seed, device)
     masks, done = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     with _cache_context(transformer):
         for i in range(state.step, last):
+            x = keep.noised(x, scheduler, timesteps[i])
             output = _predict(transformer, x, timesteps[i], inputs, conditions.forced_at(i, config.steps))
             velocity = combine(output.sample, used)
             masks = None if output.used_masks is None else output.used_masks[-1]
             x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
+            x, x0 = (keep.clean(x) if i + 1 == config.steps else x), keep.clean(x0)
             info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
             if callback is not None and callback(info) is False:
                 raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
@@ -155,6 +158,40 @@ def _start(conditions: Conditions, latents: Tensor | None, generator: Generator,
             f"latents of shape {tuple(latents.shape)}", f"{shape}", "draw them for this video's size"
         )
     return DenoiseState(0, total, latents, None, generator.get_state())
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Latent frames that are done already: at each step they carry the noise of that step and nothing else changes.
+
+    Their noise is always the same and comes from the seed alone, so that a run can stop and go on.
+
+    Args:
+        latents: clean [1, T, C, H, W]; None = there are none.
+        noise: same shape.
+        frames: bool [T, 1, 1, 1].
+    """
+
+    latents: Tensor | None = None
+    noise: Tensor | None = None
+    frames: Tensor | None = None
+
+    @classmethod
+    def of(cls, conditions: Conditions, seed: int, device: torch.device) -> _Kept:
+        if conditions.kept_latents is None or conditions.kept is None:
+            return cls()
+        latents = conditions.kept_latents.to(device, torch.float32)
+        noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(seed)).to(device)
+        return cls(latents, noise, conditions.kept.to(device)[:, None, None, None])
+
+    def noised(self, x: Tensor, scheduler: schedulers.Scheduler, timestep: int) -> Tensor:
+        if self.latents is None or self.noise is None or self.frames is None:
+            return x
+        noisy = scheduler.add_noise(self.latents, self.noise, torch.tensor([timestep], device=x.device))
+        return torch.where(self.frames, noisy, x)
+
+    def clean(self, x: Tensor) -> Tensor:
+        return x if self.latents is None or self.frames is None else torch.where(self.frames, self.latents, x)
 
 
 def _predict(
