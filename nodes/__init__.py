@@ -1,0 +1,42 @@
+"""The pack's nodes: thin, one family a file; everything they do is in bya_core."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .characters import AudioEncode, Cast, FaceEncode
+from .demo import LoadDemo
+from .host import register_folder
+from .loader import Loader
+from .masks import MaskOverlay, SelectCharacterMask
+from .report import BindingReport, Preflight
+from .routing import EmbeddingRouter, MaskRefine
+from .sampler import Sampler
+from .scene import Scene
+
+NODES: list[type[io.ComfyNode]] = [
+    Loader,
+    LoadDemo,
+    FaceEncode,
+    AudioEncode,
+    *([Cast] if hasattr(io, "Autogrow") else []),
+    Scene,
+    EmbeddingRouter,
+    MaskRefine,
+    Sampler,
+    MaskOverlay,
+    SelectCharacterMask,
+    BindingReport,
+    Preflight,
+]
+
+register_folder()
+
+
+class BindYourAvatar(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> BindYourAvatar:
+    return BindYourAvatar()

@@ -1,0 +1,280 @@
+"""All that is ComfyUI's: model memory, progress, previews, cancelling, folders, and how errors are told.
+
+Model memory. Each part of a model (transformer, encoders, video codec) is held by a classic `ModelPatcher` and loaded
+whole whenever it is asked for; ComfyUI moves other models away to make room. Loading layer by layer was left out:
+layers that are no ComfyUI operations would stay on the CPU without being cast, and `ModelPatcherDynamic` refuses to
+load whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import InputImpl, Types
+from torch import Tensor, nn
+
+from bya_core.checkpoints.registry import MODELS
+from bya_core.doctor import PACKAGES
+from bya_core.errors import Cancelled, InputError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from bya_core.checkpoints.bundle import ModelBundle
+    from bya_core.progress import Progress, Watcher
+    from bya_core.scene import Scene, Speech
+
+log = logging.getLogger(__name__)
+
+FOLDER = "bindyouravatar"
+SILENT_RATE = 44_100  # Hz, of the sound of a video in which nobody speaks
+PREVIEW_SIDE = 512  # pixels; ComfyUI scales larger previews down
+
+
+def register_folder() -> None:
+    """Make `models/bindyouravatar` known; folders named in extra_model_paths.yaml are kept."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
+
+
+def model_place(name: str) -> tuple[str, Path | None]:
+    """Name of a model, and its folder where it is not one of the registry."""
+    folder = None if name in MODELS else model_folders().get(name)
+    return name, None if folder is None else Path(folder)
+
+
+def model_folders() -> dict[str, str]:
+    """Name -> path of every model folder (one that holds a bundle.json) in the registered places."""
+    found: dict[str, str] = {}
+    for place in folder_paths.get_folder_paths(FOLDER):
+        if os.path.isdir(place):
+            for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+                if os.path.isfile(os.path.join(entry.path, "bundle.json")):
+                    found.setdefault(entry.name, entry.path)
+    return found
+
+
+class Holder(nn.Module):
+    """What a `ModelPatcher` moves: it wants to set `device`, which the classes of diffusers do not allow."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+class Resident:
+    """A part of a model that is on ComfyUI's device whenever something of it is called.
+
+    Args:
+        part: the transformer, an encoder or the codec.
+        module: its weights.
+    """
+
+    def __init__(self, part: Any, module: nn.Module) -> None:
+        self._part = part
+        self.patcher = ModelPatcher(
+            Holder(module), load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_part":  # not there yet: while being copied
+            raise AttributeError(name)
+        value = getattr(self._part, name)
+        if callable(value):
+            self.load()
+        return value
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        self.load()
+        return self._part(*given, **named)
+
+    def load(self) -> None:
+        """Onto the device, whole."""
+        management.load_models_gpu([self.patcher], force_full_load=True)
+
+    def release(self) -> None:
+        """Off the device, and off ComfyUI's list of what is loaded."""
+        for index, loaded in reversed(list(enumerate(management.current_loaded_models))):
+            if loaded.model is self.patcher:
+                management.current_loaded_models.pop(index).model_unload()
+
+
+@dataclass(frozen=True)
+class HostModel:
+    """BYA_MODEL: a model whose parts ComfyUI moves.
+
+    Args:
+        bundle: with residents as parts.
+        residents: those of them that have weights.
+        low_memory: each part leaves the device as soon as a node is done with it.
+    """
+
+    bundle: ModelBundle
+    residents: tuple[Resident, ...]
+    low_memory: bool = False
+
+
+def adopt(bundle: ModelBundle, dtype: torch.dtype | None = None, low_memory: bool = False) -> HostModel:
+    """Hand a model that was loaded on the CPU over to ComfyUI.
+
+    Args:
+        dtype: of the transformer; None = as its weights are.
+    """
+    if dtype is not None:
+        bundle.transformer.to(dtype)
+    parts: dict[str, Any] = {}
+    residents = []
+    for name in ("transformer", "text", "face", "speech", "codec"):
+        part = getattr(bundle, name)
+        module = _weights(part)
+        if module is not None:
+            parts[name] = Resident(part, module)
+            residents.append(parts[name])
+    return HostModel(replace(bundle, **parts), tuple(residents), low_memory)
+
+
+def _weights(part: Any) -> nn.Module | None:
+    """The module of a part: itself, or what it holds; None where it has no weights."""
+    if isinstance(part, nn.Module):
+        return part
+    held = [value for value in vars(part).values() if isinstance(value, nn.Module)]
+    return nn.ModuleList(held) if len(held) > 1 else next(iter(held), None)
+
+
+@contextmanager
+def working(model: HostModel | None = None) -> Iterator[None]:
+    """Work that a click on cancel ends within one layer of any network; memory is given back as the model wants it."""
+
+    def ask(module: nn.Module, inputs: Any) -> None:
+        management.throw_exception_if_processing_interrupted()
+
+    management.throw_exception_if_processing_interrupted()
+    with nn.modules.module.register_module_forward_pre_hook(ask):
+        try:
+            yield
+        finally:
+            if model is not None and model.low_memory:
+                for resident in model.residents:
+                    resident.release()
+                management.soft_empty_cache()
+
+
+def watcher(model: HostModel, scene: Scene) -> Watcher:
+    """Shows each step on the node's progress bar, with a picture where ComfyUI shows previews."""
+    bar = comfy.utils.ProgressBar(1)
+    painter: list[Callable[..., Any]] = []
+
+    def watch(progress: Progress) -> None:
+        management.throw_exception_if_processing_interrupted()
+        if progress.total == 1:
+            return
+        picture = None
+        if progress.info is not None and args.preview_method != LatentPreviewMethod.NoPreviews:
+            if not painter:
+                from bya_core.preview import painter_for
+
+                painter.append(painter_for(model.bundle, scene))
+            picture = ("JPEG", painter[0](progress.info), PREVIEW_SIDE)
+        bar.update_absolute(progress.step, progress.total, picture)
+
+    return watch
+
+
+def on_cpu(value: Any) -> Any:
+    """A dataclass, tuple or tensor with all its tensors on the CPU: what nodes hand out must not hold GPU memory."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(on_cpu(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: on_cpu(getattr(value, f.name)) for f in fields(value) if f.init})
+    return value
+
+
+def images(frames: Tensor) -> Tensor:
+    """uint8 [F, H, W, 3] -> IMAGE."""
+    return frames.float() / 255
+
+
+def bytes_of(pictures: Tensor) -> Tensor:
+    """IMAGE -> uint8 [F, H, W, 3]."""
+    return (pictures[..., :3].cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def image(picture: Tensor) -> Tensor:
+    """[3, H, W] in 0..1 -> IMAGE of one picture."""
+    return picture.permute(1, 2, 0)[None].contiguous()
+
+
+def picture(drawn: PIL.Image.Image) -> Tensor:
+    """A PIL picture -> IMAGE."""
+    return images(torch.from_numpy(np.array(drawn.convert("RGB")))[None])
+
+
+def one_picture(pictures: Tensor, what: str) -> Tensor:
+    """IMAGE of one picture -> [3, H, W] in 0..1. Raises InputError where there are none or several."""
+    if pictures is None or pictures.shape[0] != 1:
+        came = f"{what}: {'nothing' if pictures is None else f'a batch of {pictures.shape[0]} pictures'}"
+        raise InputError(came, "exactly one picture", "pick one, for example with ImageFromBatch")
+    return pictures[0, ..., :3].permute(2, 0, 1).cpu().float().clamp(0, 1).contiguous()
+
+
+def one_speech(sound: dict[str, Any] | None, offset: float, gain: float) -> Speech:
+    """AUDIO of one recording -> a speech. Raises InputError where there is none, or several, or none of it is heard."""
+    from bya_core.scene import Speech
+
+    if sound is None or sound["waveform"].shape[0] != 1:
+        came = "no audio" if sound is None else f"a batch of {sound['waveform'].shape[0]} recordings"
+        raise InputError(came, "exactly one recording", "connect one; leave speech open for a silent listener")
+    if sound["waveform"].shape[-1] == 0:
+        raise InputError("an empty recording", "at least one sample", "choose another file")
+    speech = Speech(sound["waveform"][0].cpu().float(), int(sound["sample_rate"]), offset, gain)
+    if speech.end <= 0:
+        came = f"a speech that ends {-speech.end:.2f} s before the video starts"
+        raise InputError(came, "an offset shorter than the recording", "correct the offset")
+    return speech
+
+
+def audio(sound: tuple[Tensor, int] | None, seconds: float) -> dict[str, Any]:
+    """([C, S], rate) -> AUDIO; silence of `seconds` where there is none."""
+    waveform, rate = sound or (torch.zeros(1, round(seconds * SILENT_RATE)), SILENT_RATE)
+    return {"waveform": waveform[None], "sample_rate": rate}
+
+
+def video(frames: Tensor, sound: dict[str, Any] | None, fps: float) -> Any:
+    """IMAGE and AUDIO -> VIDEO."""
+    rate = Fraction(fps).limit_denominator(1001)
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=rate, audio=sound))
+
+
+def told_plainly(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """For `execute` of a node: what is missing is told in one sentence; being stopped is ComfyUI's own exception."""
+
+    @functools.wraps(execute)
+    def run(*given: Any, **named: Any) -> Any:
+        try:
+            return execute(*given, **named)
+        except Cancelled as stopped:
+            raise management.InterruptProcessingException() from stopped
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            project = next((p.project for p in PACKAGES if p.module == missing), missing)
+            came = f"the Python package {project} is missing"
+            do = f"run pip install {project} with ComfyUI's Python, then start ComfyUI again"
+            raise InputError(came, "it to be installed", do) from error
+
+    return run

@@ -1,0 +1,267 @@
+"""Who is where: the router's masks, and what a person does to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from bya_core.config import ProbeConfig, RefineConfig
+
+from . import host, types
+from .schema import schema
+
+PROBE, REFINE = ProbeConfig(), RefineConfig()
+MASKS_ORDER = "characters x latent frames pictures, all of the first character first"
+
+
+class EmbeddingRouter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "EmbeddingRouter",
+            "Embedding Router",
+            "Finds out which part of the picture belongs to whom, and hands over masks and, in intra mode, the "
+            "half-done video, so that nothing is computed twice.",
+            search_aliases=["masks", "who is where", "binding"],
+            inputs=[
+                types.Scenery.Input("scene", tooltip="From Scene."),
+                io.Combo.Input(
+                    "mode",
+                    options=["intra", "pre", "post", "manual"],
+                    default="intra",
+                    tooltip="intra: watched while denoising (best; costs nothing extra). pre: still masks from the "
+                    "faces in the first frame (needs one). post: from a first, silent video (twice the time). "
+                    "manual: only the masks you connect.",
+                ),
+                io.Combo.Input(
+                    "binding",
+                    options=["as given", "swapped", "auto"],
+                    default="as given",
+                    tooltip="Which voice moves whom. as given: each its own (or as matrix says). swapped: each voice "
+                    "moves the next character. auto: voices are matched to faces; the report says how sure that is.",
+                ),
+                io.String.Input(
+                    "matrix",
+                    default="",
+                    tooltip="Audio-character matrix: one row a voice, one column a character, 0..1, rows parted by "
+                    "';', such as 1 0; 0 1. Empty: each voice moves its own character.",
+                ),
+                io.Int.Input(
+                    "probe_steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="intra: steps to watch before masks are shown; 0 = until they settle. They are part of the "
+                    "run, not on top of it. 25 to 40 % of all steps is safe.",
+                ),
+                io.Float.Input(
+                    "settled",
+                    default=PROBE.settled,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="intra with probe_steps 0: masks count as settled when they change by less than this a "
+                    "step (mean, 0..1). 0.005 to 0.05 is safe; smaller watches longer.",
+                ),
+                io.Float.Input(
+                    "probe_most",
+                    default=PROBE.most,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="intra with probe_steps 0: largest share of all steps that is watched. 0.3 to 0.5 is safe: "
+                    "what you edit later acts only in the steps that remain.",
+                ),
+                io.Combo.Input(
+                    "region",
+                    options=["head", "box"],
+                    default="head",
+                    tooltip="pre: what is drawn around a face that was found: the head's oval, or its box.",
+                ),
+                io.Combo.Input(
+                    "segmenter",
+                    options=["self", "sam2"],
+                    default="self",
+                    tooltip="post: who finds the characters in the silent video: the model's own router, or SAM 2 "
+                    "(which must be on this machine).",
+                ),
+                io.Boolean.Input(
+                    "static",
+                    default=False,
+                    tooltip="On: each mask's union over time in every frame, for people who sit still. Off: masks "
+                    "move.",
+                ),
+                io.Combo.Input(
+                    "bystanders",
+                    options=["model", "hear", "silent"],
+                    default="model",
+                    tooltip="What parts of the picture that are nobody's hear: model = as trained, hear = every voice, "
+                    "silent = none (keeps backgrounds still).",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="manual: one mask a character (still), or one a latent or video frame, as a batch, all "
+                    "of the first character first, any size. Other modes: these masks act while the router watches.",
+                ),
+            ],
+            outputs=[
+                types.Routed.Output("routing", tooltip="Feeds Mask Refine, BYA Sampler and the mask nodes."),
+                io.Mask.Output("masks", tooltip=f"{MASKS_ORDER}, at the size of the video."),
+                io.String.Output(
+                    "report", tooltip="How much of the picture each character has, how sure that is, notices."
+                ),
+            ],
+        )
+
+    @classmethod
+    @host.told_plainly
+    def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
+        from bya_core.pipeline import prepare, route
+        from bya_core.progress import Work
+        from bya_core.routing_wishes import RouterWishes, describe, routed_scene
+
+        model = scene.model
+        wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
+        with host.working(model):
+            work = Work(host.watcher(model, wanted))
+            prepared = prepare(wanted, model.bundle, work)
+            routing = route(prepared, model.bundle, work)
+        value = types.RoutingValue(model, host.on_cpu(prepared), host.on_cpu(routing))
+        return io.NodeOutput(value, value.mask_images, describe(value.names, routing))
+
+
+class MaskRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "MaskRefine",
+            "Mask Refine",
+            "Cleans the router's masks and lets you replace or blend the mask of one character. Chain several for "
+            "several characters. The router is not run again.",
+            search_aliases=["edit masks", "clean masks", "override"],
+            inputs=[
+                types.Routed.Input("routing", tooltip="From Embedding Router or another Mask Refine."),
+                io.Boolean.Input(
+                    "clean",
+                    default=True,
+                    tooltip="On: the masks are cleaned by the settings below and then forced. Off: only the override "
+                    "acts; use it in a second Mask Refine of a chain.",
+                ),
+                io.Float.Input(
+                    "drop_below",
+                    default=REFINE.drop_below,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Tokens whose best claim is weaker lose their owner first (0..1); 0 = none. 0.5 to 0.8 "
+                    "is safe.",
+                ),
+                io.Boolean.Input(
+                    "propagate",
+                    default=REFINE.propagate,
+                    tooltip="On: owners spread from sure tokens to those without one, over space and time.",
+                ),
+                io.Int.Input(
+                    "regions",
+                    default=REFINE.regions,
+                    min=0,
+                    max=100,
+                    tooltip="Connected regions kept per character and frame, the largest first; 0 = all. 1 removes "
+                    "specks.",
+                ),
+                io.Boolean.Input(
+                    "fill_holes", default=REFINE.fill_holes, tooltip="On: what a character encloses becomes part of it."
+                ),
+                io.Float.Input(
+                    "smooth",
+                    default=REFINE.smooth,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="Smoothing over time, in latent frames (4 video frames each); 0 = none. Above 2, masks lag "
+                    "behind people who move.",
+                ),
+                io.Boolean.Input(
+                    "exclusive",
+                    default=REFINE.exclusive,
+                    tooltip="On: each token has one owner, which may be the background. Off: masks may overlap.",
+                ),
+                io.Int.Input(
+                    "grow",
+                    default=REFINE.grow,
+                    min=-8,
+                    max=8,
+                    tooltip="Tokens by which masks grow (16 pixels each in the large models, 8 in tiny); negative "
+                    "shrinks. -1 to 2 is safe.",
+                ),
+                io.Boolean.Input(
+                    "from_start",
+                    default=False,
+                    tooltip="Off: the sampler goes on from the router's half-done video, so edits act in the steps "
+                    "that remain. On: the video is made anew from noise and edits act in all steps; costs the probe "
+                    "again.",
+                ),
+                io.Mask.Input(
+                    "override_mask",
+                    optional=True,
+                    tooltip="A mask of your own for one character: one picture (still), or one a latent or video "
+                    "frame, any size; white = this character.",
+                ),
+                io.String.Input(
+                    "override_character",
+                    default="1",
+                    tooltip="Whom override_mask belongs to: the character's name, or its number from 1.",
+                ),
+                io.Float.Input(
+                    "blend",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much override_mask has to say: 0 = nothing, 1 = everything.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the run from which override_mask acts; 0 = from the first step. Before it the "
+                    "router decides.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the run up to which override_mask acts; 1 = to the last step. After it the "
+                    "router decides.",
+                ),
+            ],
+            outputs=[
+                types.Routed.Output("routing", tooltip="The same with the masks as they shall act."),
+                io.Mask.Output("masks", tooltip=f"{MASKS_ORDER}, at the size of the video."),
+                io.String.Output(
+                    "report", tooltip="How much of the picture each character has, how sure that is, notices."
+                ),
+            ],
+        )
+
+    @classmethod
+    @host.told_plainly
+    def execute(
+        cls, routing: types.RoutingValue, clean: bool, from_start: bool, override_mask: Any = None, **given: Any
+    ) -> io.NodeOutput:
+        from bya_core.routing.refine import refine
+        from bya_core.routing_wishes import OVERRIDE, describe, overridden
+
+        over = {name: given.pop(name) for name in OVERRIDE}
+        masks = refine(routing.routing, RefineConfig(**given)) if clean else routing.routing
+        if override_mask is not None:
+            masks = overridden(masks, override_mask, routing.prepared.grid, routing.names, **over)
+        value = routing.with_routing(masks.from_noise() if from_start else masks)
+        return io.NodeOutput(value, value.mask_images, describe(value.names, value.routing))

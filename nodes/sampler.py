@@ -1,0 +1,52 @@
+"""BYA Sampler: from masks to the finished video."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import host, types
+from .schema import schema
+
+
+class Sampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Sampler",
+            "BYA Sampler",
+            "Makes the video: goes on where the router stopped, with the masks as they are now. All settings are those "
+            "of Scene.",
+            search_aliases=["generate", "talking video", "render"],
+            inputs=[types.Routed.Input("routing", tooltip="From Embedding Router or Mask Refine.")],
+            outputs=[
+                io.Image.Output("frames", tooltip="All video frames."),
+                io.Video.Output("video", tooltip="Frames and the original voices together; feeds Save Video."),
+                io.Audio.Output(
+                    "audio", tooltip="All voices as recorded, as long as the video; silence if nobody speaks."
+                ),
+                io.Mask.Output(
+                    "masks",
+                    tooltip="The masks that acted in the last step: characters x latent frames pictures, all of the "
+                    "first character first.",
+                ),
+                io.Float.Output("fps", tooltip="Frames a second, always 25."),
+                io.String.Output("report", tooltip="Who was where, seconds per part of the work, notices."),
+            ],
+        )
+
+    @classmethod
+    @host.told_plainly
+    def execute(cls, routing: types.RoutingValue) -> io.NodeOutput:
+        from bya_core.mask_images import to_images
+        from bya_core.pipeline import sample
+        from bya_core.progress import Work
+        from bya_core.routing_wishes import describe_video
+
+        model, scene = routing.model, routing.prepared.scene
+        with host.working(model):
+            work = Work(host.watcher(model, scene))
+            made = sample(routing.prepared, routing.routing, model.bundle, work)
+        frames, audio = host.images(made.frames), host.audio(made.audio, scene.seconds)
+        video = host.video(frames, audio if made.audio is not None else None, scene.fps)
+        masks = to_images(made.masks, made.grid)
+        return io.NodeOutput(frames, video, audio, masks, scene.fps, describe_video(routing.names, made))
