@@ -1,7 +1,4 @@
-"""Which router runs, and what is done to its masks before they act.
-
-    find -> finish
-"""
+"""Which router runs (`find`), and what is done to its masks before they act (`finish`)."""
 
 from __future__ import annotations
 
