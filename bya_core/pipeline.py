@@ -68,23 +68,36 @@ def generate(scene: Scene, bundle: ModelBundle, watch: Watcher | None = None) ->
 @torch.no_grad()
 def sample(prepared: Prepared, routing: Routing, bundle: ModelBundle, work: Work | None = None) -> Video:
     """Denoise with the masks of `routing`, from where its router stopped, and decode. Raises as `generate` does."""
-    scene, grid, work = prepared.scene, prepared.grid, work or Work()
-    conditions = routing.applied(prepared.conditions)
-    with work.part("denoising", scene.sampling.steps) as step:
-        scheduler = build_scheduler(scene.sampling.scheduler, bundle.scheduler_config)
-        made = denoise(
-            bundle.transformer, scheduler, conditions, scene.sampling, callback=step, state=routing.state
-        )
-    with work.part("decoding the video"):
-        pixels = bundle.codec.decode(made.latents.to(bundle.device, bundle.dtype))[0].float()
-        frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
-    masks = routing.masks if made.masks is None else made.masks.float().cpu()  # None: the probe took every step
+    scene, work = prepared.scene, work or Work()
+    latents, masks = denoised(prepared, routing, bundle, work)
+    frames = decoded(latents, bundle, work)
     audio = mix_speeches(scene.sounds, scene.seconds)
-    notices = (*scene.notices, *routing.notices, *_doubts(scene, bundle))
-    return Video(frames.cpu(), masks, grid, audio, routing.matrix, notices, work.seconds)
+    notices = (*scene.notices, *routing.notices, *doubts(scene, bundle))
+    return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, work.seconds)
 
 
-def _doubts(scene: Scene, bundle: ModelBundle) -> Iterator[str]:
+@torch.no_grad()
+def denoised(prepared: Prepared, routing: Routing, bundle: ModelBundle, work: Work) -> tuple[Tensor, Tensor]:
+    """First half of `sample`: clean latents [1, T, C, H, W], and the masks [N, T, h, w] that acted in the last step."""
+    sampling = prepared.scene.sampling
+    conditions = routing.applied(prepared.conditions)
+    with work.part("denoising", sampling.steps) as step:
+        scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
+        made = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step, state=routing.state)
+    masks = routing.masks if made.masks is None else made.masks.float().cpu()  # None: the probe took every step
+    return made.latents, masks
+
+
+@torch.no_grad()
+def decoded(latents: Tensor, bundle: ModelBundle, work: Work) -> Tensor:
+    """Second half of `sample`: latents [1, T, C, H, W] -> uint8 [F, H, W, 3] on the CPU."""
+    with work.part("decoding the video"):
+        pixels = bundle.codec.decode(latents.to(bundle.device, bundle.dtype))[0].float()
+        frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
+    return frames.cpu()
+
+
+def doubts(scene: Scene, bundle: ModelBundle) -> Iterator[str]:
     """Where the scene goes beyond what the weights were trained for."""
     native, count = bundle.native, len(scene.characters)
     if bundle.max_characters is not None and count > bundle.max_characters:
