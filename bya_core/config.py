@@ -145,10 +145,12 @@ class WindowConfig:
             model was trained for.
         overlap: video frames that a window shares with the one before it, likewise 1 + a multiple. They are what the
             next window goes on from: more of them join motion better, and cost more.
+        hold_colours: give each window the colours of the first, so that they cannot drift.
     """
 
     frames: int | None = None
     overlap: int = 9
+    hold_colours: bool = True
 
     def __post_init__(self) -> None:
         _within("windows", "overlap", self.overlap, 1)

@@ -39,22 +39,11 @@ class Window:
         return self.stop - self.start
 
     @property
-    def latent_start(self) -> int:
-        """Its first latent frame, counted in the whole video."""
-        return self.start // self.time_factor
-
-    @property
-    def latent_frames(self) -> int:
-        return (self.frames - 1) // self.time_factor + 1
-
-    def latent(self, frames: int) -> int:
-        """Latent frames that hold so many video frames at an end of the window; 0 of 0."""
-        return 0 if frames == 0 else (frames - 1) // self.time_factor + 1
-
-    @property
-    def final(self) -> slice:
-        """Video frames [start, stop) of the whole video that are done once this window is: all but its tail."""
-        return slice(self.start, self.stop - self.tail)
+    def latent(self) -> Window:
+        """The same counted in latent frames, of which each counts as one."""
+        ends = (self.start // self.time_factor, (self.stop - 1) // self.time_factor + 1)
+        shared = (-(-self.lead // self.time_factor), -(-self.tail // self.time_factor))
+        return Window(self.index, *ends, *shared, time_factor=1)
 
 
 def plan_windows(num_frames: int, frames: int, overlap: int, time_factor: int = 4) -> list[Window]:
@@ -88,18 +77,39 @@ def plan_windows(num_frames: int, frames: int, overlap: int, time_factor: int = 
     return windows
 
 
-def fade(frames: int) -> Tensor:
-    """Weight [frames] of the later of two windows over what they share: rises evenly, never quite 0 or 1."""
-    return (torch.arange(frames) + 1) / (frames + 1)
-
-
-def join(before: Tensor, after: Tensor, dim: int = 0) -> Tensor:
-    """What two windows made of the same frames, faded from one to the other along `dim`; keeps the kind of number.
+def fade(before: Tensor, after: Tensor) -> Tensor:
+    """What two windows made of the same frames, evenly faded from one to the other along the first axis.
 
     Args:
-        before, after: of one shape, uint8 or float.
+        before, after: [O, ...] of one shape, uint8 or float. Neither counts 0 anywhere.
+
+    Returns:
+        The same shape and kind of number.
     """
-    weight = fade(before.shape[dim])
-    weight = weight.view([-1 if axis == dim % before.ndim else 1 for axis in range(before.ndim)])
-    mixed = torch.lerp(before.float(), after.float(), weight.to(before.device))
+    count = before.shape[0]
+    weight = (torch.arange(count, device=before.device) + 1) / (count + 1)
+    mixed = torch.lerp(before.float(), after.float(), weight.view(-1, *[1] * (before.ndim - 1)))
     return mixed.round().to(before.dtype) if before.dtype == torch.uint8 else mixed.to(before.dtype)
+
+
+class Joiner:
+    """Windows in, one after the other; out comes the video without a gap and without anything twice.
+
+    It keeps no more than what the next window shares with the last one.
+    """
+
+    def __init__(self) -> None:
+        self._open: Tensor | None = None
+
+    def add(self, piece: Tensor, lead: int, tail: int) -> Tensor:
+        """The next window [K, ...]; returns what is final now, all but its tail.
+
+        Args:
+            lead: how many of K the window before has made too; 0 for the first.
+            tail: how many of K the window after will make too; 0 for the last.
+        """
+        if lead and self._open is not None:
+            piece = torch.cat([fade(self._open, piece[:lead]), piece[lead:]])
+        done = piece.shape[0] - tail
+        self._open = piece[done:].clone()
+        return piece[:done]
