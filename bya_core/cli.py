@@ -1,4 +1,4 @@
-"""The command line: generate | probe | models | doctor."""
+"""The command line: generate | timeline | probe | models | doctor."""
 
 from __future__ import annotations
 
@@ -94,6 +94,42 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """Draw who speaks when: a lane per character, prompts, windows, and what is wrong with the voices.
+
+    Args:
+        scene: the scene file (see docs/scene.md).
+        out: png to write.
+        model: a name from `python -m bya_core models`; its sizes are used where the scene names none.
+    """
+
+    scene: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    model: str = "tiny"
+
+    def run(self) -> int:
+        from bya_core.files import AtomicFiles, check_output
+        from bya_core.media import existing_file
+
+        out = check_output(self.out, (".png",), "the timeline")
+        from bya_core.checkpoints.registry import load_bundle
+        from bya_core.scene_format import read_scene_file
+        from bya_core.scene_load import load_scene
+        from bya_core.timeline_picture import draw_timeline, window_spans
+
+        read_scene_file(existing_file(self.scene, "the scene"))
+        defaults = load_bundle(self.model).defaults
+        scene = load_scene(self.scene, defaults)
+        for notice in scene.notices:
+            print(f"warning: {notice}", file=sys.stderr)
+        picture = draw_timeline(scene, windows=window_spans(scene, defaults))
+        with AtomicFiles() as files:
+            picture.save(files.at(out))
+        print(f"wrote {out}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Models:
     """List the models: what each is for, size, licence, and whether it is here or how to get it."""
 
@@ -127,6 +163,7 @@ class Doctor:
 
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Timeline, tyro.conf.subcommand("timeline")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

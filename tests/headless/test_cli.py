@@ -93,6 +93,28 @@ def test_warnings_are_seen_and_kept(
         assert said.count(f"warning: {notice}") == 1
 
 
+def test_timeline_draws_and_warns(
+    make_scene: SceneMaker,
+    out: Path,
+    registered: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    from PIL import Image
+
+    write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
+    assert cli.main(["timeline", str(make_scene()), "-o", str(out / "t.png")]) == 0
+    assert [path.name for path in out.iterdir()] == ["t.png"]
+    with Image.open(out / "t.png") as picture:
+        assert picture.size[0] == 1440 and picture.size[1] > 300
+    said = capsys.readouterr()
+    assert "warning: The speech of Bo (bo.wav) is silent" in said.err and str(out / "t.png") in said.out
+    for arguments in ([str(out / "t.jpg")], [str(out / "no" / "t.png")]):
+        assert cli.main(["timeline", str(make_scene()), "-o", *arguments]) == 2
+    assert cli.main(["timeline", str(make_scene(dialogue="no.wav")), "-o", str(out / "u.png")]) == 2
+    assert [path.name for path in out.iterdir()] == ["t.png"]
+
+
 BAD: dict[str, dict[str, Any]] = {
     "unknown key": {"colour": "red"},
     "no characters": {"characters": []},
