@@ -100,7 +100,7 @@ def find_host() -> Host:
     folder = cache_folder() / f"comfyui-{VERSION}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        with locked(folder / "lock"):
             return _made(folder)
     except OSError as problem:
         raise NoHost(f"ComfyUI could not be set up in {folder}: {problem}") from problem
@@ -230,7 +230,7 @@ def _run(*command: str | Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """One set-up at a time, also where several test sessions start together."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

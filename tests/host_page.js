@@ -1,0 +1,127 @@
+// Drives ComfyUI's real page in Chromium: node host_page.js JOB.json, answers with one line of JSON.
+// The job: {modules, browser, url, viewport: [w, h], steps: [{do: "load" | "prompt" | ...}, ...]}; one answer a step.
+const fs = require('fs');
+const path = require('path');
+const job = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'));
+const { chromium } = require(path.join(job.modules, 'playwright-core'));
+const READY = 60000;
+
+const actions = {
+  // Opens a workflow file as if it were dropped on the page; answers which nodes it made, and where.
+  async load(page, { workflow }) {
+    const data = JSON.parse(fs.readFileSync(workflow, 'utf8'));
+    await page.evaluate((graph) => window.app.loadGraphData(graph), data);
+    await page.waitForFunction((count) => window.app.graph.nodes.length === count, data.nodes.length, { timeout: 15000 });
+    await page.waitForTimeout(500);
+    await page.keyboard.press('Escape');
+    return page.evaluate(() => window.app.graph.nodes.map((node) => ({
+      id: node.id, type: node.type, title: node.title, known: !node.has_errors && node.constructor.nodeData !== undefined,
+      box: [node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30],
+      wired: (node.inputs || []).filter((input) => input.link != null).map((input) => input.name),
+      widgets: Object.fromEntries((node.widgets || []).map((widget) => [widget.name, widget.value])),
+    })));
+  },
+  // The graph the page would queue.
+  async prompt(page) {
+    return page.evaluate(async () => (await window.app.graphToPrompt()).output);
+  },
+  // The workflow as the page would save it.
+  async saved(page) {
+    return page.evaluate(() => window.app.graph.serialize());
+  },
+  // Sets widgets: {values: {nodeId: {name: value}}}.
+  async set(page, { values }) {
+    await page.evaluate((wanted) => {
+      for (const [id, widgets] of Object.entries(wanted)) {
+        const node = window.app.graph.getNodeById(Number(id));
+        for (const [name, value] of Object.entries(widgets)) node.widgets.find((w) => w.name === name).value = value;
+      }
+    }, values);
+    return null;
+  },
+  // Clicks on Run, so to say; answers how it ended.
+  async run(page, { seconds }) {
+    const ended = page.evaluate((limit) => new Promise((resolve) => {
+      const { api } = window.app;
+      for (const kind of ['execution_success', 'execution_error', 'execution_interrupted']) {
+        api.addEventListener(kind, (event) => resolve({ kind, detail: event.detail }));
+      }
+      setTimeout(() => resolve({ kind: 'timeout' }), limit * 1000);
+    }), seconds);
+    await page.evaluate(() => window.app.queuePrompt(0, 1));
+    const result = await ended;
+    await page.waitForTimeout(2500); // pictures and videos arrive after the event
+    return result;
+  },
+  // What nodes show: pictures, and videos with their length.
+  async shown(page) {
+    return page.evaluate(async () => {
+      const found = {};
+      for (const node of window.app.graph.nodes) {
+        const pictures = (node.imgs || []).map((image) => [image.naturalWidth, image.naturalHeight]);
+        if (pictures.length) found[node.id] = { pictures };
+      }
+      const videos = [...document.querySelectorAll('video')].map((video) => ({
+        source: video.currentSrc || video.src, seconds: video.duration, width: video.videoWidth, state: video.readyState,
+      }));
+      return { nodes: found, videos };
+    });
+  },
+  // A picture of the page; `fit` shows the whole graph first.
+  async shot(page, { file, fit, quality }) {
+    if (fit) {
+      await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
+      await page.waitForTimeout(800);
+    }
+    await page.screenshot({ path: file, ...(file.endsWith('.jpg') ? { type: 'jpeg', quality: quality || 80 } : {}) });
+    return null;
+  },
+  // Opens the template browser and the folder of this pack; answers what it lists.
+  async templates(page, { pack, file }) {
+    await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'));
+    await page.waitForTimeout(2500);
+    const entry = page.getByText(pack, { exact: true }).first();
+    if (await entry.count()) await entry.click();
+    await page.waitForTimeout(2500);
+    if (file) await page.screenshot({ path: file });
+    const answer = await page.evaluate(() => ({
+      text: document.body.innerText,
+      pictures: [...document.querySelectorAll('img')].filter((image) => image.src.includes('workflow_templates'))
+        .map((image) => ({ source: image.src, width: image.naturalWidth })),
+    }));
+    await page.keyboard.press('Escape');
+    return answer;
+  },
+};
+
+(async () => {
+  const browser = await chromium.launch({
+    executablePath: job.browser,
+    headless: true,
+    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+      '--disable-component-update', '--disable-sync', '--autoplay-policy=no-user-gesture-required'],
+  });
+  try {
+    const [width, height] = job.viewport || [1600, 900];
+    const context = await browser.newContext({ viewport: { width, height } });
+    const local = (url) => ['127.0.0.1', 'localhost'].includes(url.hostname);
+    await context.route((url) => !local(url), (route) => route.abort()); // tests meet nothing outside this machine
+    const page = await context.newPage();
+    const errors = [];
+    page.on('pageerror', (error) => errors.push(error.message));
+    await page.goto(job.url);
+    await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph
+      && Object.keys(window.LiteGraph.registered_node_types).length > 50, null, { timeout: READY });
+    // a new user's first tab opens late and would replace what was loaded
+    await page.waitForFunction(() => window.app.extensionManager.workflow?.activeWorkflow, null, { timeout: READY });
+    await page.waitForTimeout(1500);
+    const answers = [];
+    for (const step of job.steps) answers.push(await actions[step.do](page, step));
+    process.stdout.write(`${JSON.stringify({ answers, errors })}\n`);
+  } finally {
+    await browser.close();
+  }
+})().catch((error) => {
+  process.stderr.write(`${error.stack}\n`);
+  process.exit(1);
+});
