@@ -147,7 +147,7 @@ class SpeechNetwork(nn.Module):
         self.mix = nn.Conv1d(64, channels, 3, padding=1)
         self.last = nn.Conv1d(channels, channels, 1)
         self.mouth = nn.Linear(channels, 2)
-        self.register_buffer("bands", _mel_bands(mels), persistent=False)
+        self.register_buffer("bands", mel_bands(mels), persistent=False)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """[B,S] at 16 kHz -> [B,mels,2*frames], level-normalised by the loudest second of the recording."""
@@ -168,7 +168,8 @@ class SpeechNetwork(nn.Module):
         return features, self.mouth(rearrange(second, "b c f -> b f c"))
 
 
-def _mel_bands(mels: int, sample_rate: int = 16_000, fft: int = 1024) -> Tensor:
+def mel_bands(mels: int, sample_rate: int = 16_000, fft: int = 1024) -> Tensor:
+    """Triangular mel filters of unit sum, [mels, fft // 2 + 1]."""
     from transformers.audio_utils import mel_filter_bank
 
     bank = mel_filter_bank(fft // 2 + 1, mels, 60.0, sample_rate / 2, sample_rate, norm=None, mel_scale="htk")
