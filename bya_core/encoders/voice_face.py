@@ -49,6 +49,9 @@ class VoiceTower(nn.Module):
     sample_rate = 16_000
     hop, window, fft = 320, 640, 1024  # samples: 20 ms, 40 ms (three periods of the lowest voice), room for all lags
     lags = (40, 216)  # 400 Hz down to 74 Hz
+    bands: Tensor
+    hann: Tensor
+    fall: Tensor
 
     def __init__(self, dim: int = 32, width: int = 64, mels: int = 40) -> None:
         super().__init__()
