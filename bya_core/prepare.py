@@ -14,6 +14,7 @@ from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.grid import TokenGrid
 from bya_core.media import fit_image, place, resample_mono
 from bya_core.progress import Work
+from bya_core.routing.binding import bound
 from bya_core.sampling import Conditions
 from bya_core.scene import Scene, Speech, prompt_at
 
@@ -25,7 +26,7 @@ class Prepared:
     """A scene ready for the denoiser. Routers and sampler start from the same one, so they cannot disagree.
 
     Args:
-        scene: what was asked for.
+        scene: what was asked for, its audio-character matrix settled.
         grid: its tokens.
         conditions: what the denoiser is told; no masks yet.
     """
@@ -48,6 +49,7 @@ def prepare(
         InputError: the scene does not fit the model, or holds an image without a face.
     """
     work = work or Work()
+    scene = bound(scene, bundle, work)
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
     with work.part("reading the prompt"):
         text = bundle.text.encode([prompt_at(scene, 0.0, scene.seconds)])

@@ -67,6 +67,18 @@ def bind(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Binding
     return replace(found, notices=tuple(_notices(found, voices, names, activity)))
 
 
+def bound(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Scene:
+    """The scene once it is settled who hears whom; a scene whose matrix is given comes back as it is.
+
+    Raises as `bind` does.
+    """
+    if scene.bind == "given":
+        return scene
+    found = bind(scene, bundle, work)
+    notices = (*scene.notices, *found.notices)
+    return replace(scene, audio_character_matrix=found.matrix, bind="given", notices=notices)
+
+
 def match(
     speeches: Sequence[Speech | None],
     images: Sequence[Tensor],
