@@ -17,10 +17,10 @@ import tyro
 from tqdm import tqdm
 
 from bya_core.cli_routing import Probe, go_on
-from bya_core.errors import Cancelled, InputError
+from bya_core.errors import Cancelled, InputError, Paused
 
 if TYPE_CHECKING:
-    from bya_core.pipeline import Progress
+    from bya_core.pipeline import Progress, Video
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 logger = logging.getLogger("bya_core")
@@ -37,6 +37,9 @@ class Generate:
         steps: denoising steps, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
         state: go on from what `probe --state` wrote for this scene.
+        work: folder that keeps the windows of a long video; None = beside the video until it is written.
+        again: number of a window in that folder to make once more, with another seed; the others stay.
+        again_seed: that seed; None = a new one each time.
         masks: npz to write the masks to that acted.
         overlay: mp4 to write to: the video tinted by the masks, with a legend.
         json: report to write: timings, memory, masks per character, warnings.
@@ -48,11 +51,15 @@ class Generate:
     steps: int | None = None
     seed: int | None = None
     state: Path | None = None
+    work: Path | None = None
+    again: int | None = None
+    again_seed: int | None = None
     masks: Path | None = None
     overlay: Path | None = None
     json: Path | None = None
 
     def run(self) -> int:
+        from bya_core.cli_long import LongRun
         from bya_core.media import existing_file
         from bya_core.output import Outputs
 
@@ -63,6 +70,7 @@ class Generate:
         with Bar() as bar:
             bar.say("loading the libraries")
             from bya_core.checkpoints.registry import load_bundle
+            from bya_core.long_video import LongVideo
             from bya_core.pipeline import generate
             from bya_core.report import build_report, mask_figures, mask_notices
             from bya_core.scene_format import read_scene_file
@@ -77,7 +85,14 @@ class Generate:
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
             for notice in scene.notices:
                 bar.warn(notice)
-            video = generate(scene, bundle, bar) if self.state is None else go_on(scene, bundle, self.state, bar)
+            long = LongRun(self.out, self.work, self.again, self.again_seed)
+            video: Video | LongVideo
+            if self.state is None and long.wanted(scene, bundle):
+                video = long.make(scene, bundle, bar)
+            elif self.state is None:
+                video = generate(scene, bundle, bar)
+            else:
+                video = go_on(scene, bundle, self.state, bar)
             for notice in [
                 *video.notices[len(scene.notices) :],
                 *mask_notices(scene, mask_figures(video.masks)),
@@ -85,7 +100,11 @@ class Generate:
                 bar.warn(notice)
             bar.say("writing")
             report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
+            if isinstance(video, LongVideo):
+                report["windows"] = list(video.windows)
             outputs.write(scene, video, report)
+            if isinstance(video, LongVideo):
+                long.done(video)
         print(f"{scene.seconds:.2f} s of video ({scene.width}x{scene.height}, {scene.fps:g} frames a second)")
         print(f"made by the model {bundle.name} in {time.perf_counter() - start:.1f} s")
         for path in outputs.wanted:
@@ -234,6 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a drive that went away
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except Paused as paused:
+        print(f"stopped; {paused}", file=sys.stderr)
+        return STOPPED
     except (Cancelled, KeyboardInterrupt):
         print("stopped; nothing was written", file=sys.stderr)
         return STOPPED

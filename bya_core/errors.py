@@ -16,3 +16,7 @@ class InputError(ValueError):
 
 class Cancelled(RuntimeError):
     """Raised where work stops because the caller asked for it; nothing half-written is left."""
+
+
+class Paused(Cancelled):
+    """Stopped, but what was finished is kept and can be gone on with; says where."""

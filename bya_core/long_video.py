@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.encoders.base import FaceFeatures
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.media import mix_speeches
@@ -175,7 +174,7 @@ class _Job:
     def __init__(self, scene: Scene, bundle: ModelBundle, folder: Path, work: Work) -> None:
         self.plan, self.work, self.notices = plan(scene, bundle), work, tuple[str, ...]()
         self.files = WindowFolder(folder, fingerprint(scene, bundle))
-        self.bundle = replace(bundle, text=_Once(bundle.text), face=_Once(bundle.face))
+        self.bundle = replace(bundle, text=_remembering(bundle.text), face=_remembering(bundle.face))
         self.scene = self._bound(scene)
         self.colours: tuple[Tensor, Tensor] | None = None
         missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
@@ -357,15 +356,18 @@ def _check_disk(folder: Path, needed: int) -> None:
         raise InputError(came, f"{needed / 1e9:.1f} GB for the windows of the video", "name a folder with more room")
 
 
+def _remembering(encoder: Any) -> Any:
+    """An encoder of prompts or faces that encodes equal ones once: they are the same in most windows."""
+    return _Once(encoder)
+
+
 @dataclass
 class _Once:
-    """An encoder that remembers: prompts and faces are the same in most windows."""
 
     encoder: Any
     known: dict[Any, Any] = field(default_factory=dict)
 
-    def encode(self, given: Any) -> Tensor | FaceFeatures:
-        """Prompts are told apart by their words, pictures by their pixels."""
+    def encode(self, given: list[str] | Tensor) -> Any:
         key = tuple(given) if isinstance(given, list) else (given.shape, given.cpu().numpy().tobytes())
         if key not in self.known:
             self.known[key] = self.encoder.encode(given)

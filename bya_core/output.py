@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,7 @@ from bya_core.errors import InputError
 from bya_core.files import AtomicFiles, check_output
 from bya_core.media import write_video
 from bya_core.overlay import overlay_frames
-from bya_core.pipeline import Video
-from bya_core.report import mask_figures
+from bya_core.report import MadeVideo, mask_figures
 from bya_core.scene import Scene
 
 
@@ -57,7 +58,7 @@ class Outputs:
             twice = next(place for place in places if places.count(place) > 1)
             raise InputError(f"{twice} was named twice", "a file of its own for each output", "rename one")
 
-    def write(self, scene: Scene, video: Video, report: dict[str, Any]) -> None:
+    def write(self, scene: Scene, video: MadeVideo, report: dict[str, Any]) -> None:
         """Write everything that is wanted; the files appear together, once all are complete."""
         with AtomicFiles() as files:
             write_video(files.at(self.video), video.frames, scene.fps, video.audio)
@@ -65,19 +66,24 @@ class Outputs:
                 names = np.array([character.name for character in scene.characters])
                 np.savez_compressed(files.at(self.masks), masks=video.masks.numpy(), names=names)
             if self.overlay is not None:
-                shown = video.grid.tokens_to_pixels(video.masks)
-                write_video(
-                    files.at(self.overlay),
-                    overlay_frames(video.frames, shown, legend_lines(scene, video)),
-                    scene.fps,
-                    video.audio,
-                )
+                tinted = _tinted(video, legend_lines(scene, video))
+                write_video(files.at(self.overlay), tinted, scene.fps, video.audio)
             if self.report is not None:
                 text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
                 files.at(self.report).write_text(text, encoding="utf-8")
 
 
-def legend_lines(scene: Scene, video: Video) -> list[str]:
+def _tinted(video: MadeVideo, labels: list[str]) -> Iterator[np.ndarray]:
+    """Frames under their masks, one at a time: a long video never lies in memory as a whole."""
+    single = replace(video.grid, frames=1)
+    frames = iter(video.frames)
+    for t in range(video.grid.frames):
+        shown = single.tokens_to_pixels(video.masks[:, t : t + 1])
+        for frame in islice(frames, 1 if t == 0 else video.grid.time_factor):
+            yield from overlay_frames(frame[None], shown, labels)
+
+
+def legend_lines(scene: Scene, video: MadeVideo) -> list[str]:
     """One line per character for the overlay."""
     return [
         f"{character.name}: {100 * figure.coverage:.0f} % of the picture, confidence {figure.confidence:.2f}"

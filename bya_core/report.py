@@ -5,19 +5,37 @@ from __future__ import annotations
 import importlib
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 import bya_core
 from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.pipeline import Video
+from bya_core.grid import TokenGrid
 from bya_core.scene import Scene
 
 LITTLE = 0.005  # share of the picture below which a character is as good as absent
+
+
+class MadeVideo(Protocol):
+    """What is told and written of a video, however it was made: `pipeline.Video`, `long_video.LongVideo`."""
+
+    @property
+    def frames(self) -> Iterable[Tensor]: ...
+    @property
+    def masks(self) -> Tensor: ...
+    @property
+    def grid(self) -> TokenGrid: ...
+    @property
+    def audio(self) -> tuple[Tensor, int] | None: ...
+    @property
+    def notices(self) -> tuple[str, ...]: ...
+    @property
+    def seconds(self) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ def build_report(
     scene: Scene,
     scene_path: Path,
     bundle: ModelBundle,
-    video: Video,
+    video: MadeVideo,
     seconds: dict[str, float],
     files: list[Path],
 ) -> dict[str, Any]:
