@@ -143,17 +143,19 @@ class WindowConfig:
     Args:
         frames: video frames of a window, 1 + a multiple of the time factor of the video VAE; None = as many as the
             model was trained for.
-        overlap: video frames that a window shares with the one before it, likewise 1 + a multiple. They are what the
-            next window goes on from: more of them join motion better, and cost more.
+        overlap: video frames that a window shares with the one before it, likewise 1 + a multiple; None = 9, or less
+            in short windows. They are what the next window goes on from: more join motion better, and cost more.
         hold_colours: give each window the colours of the first, so that they cannot drift.
     """
 
     frames: int | None = None
-    overlap: int = 9
+    overlap: int | None = None
     hold_colours: bool = True
 
     def __post_init__(self) -> None:
-        _within("windows", "overlap", self.overlap, 1)
-        if self.frames is not None and self.frames <= self.overlap:
+        for name, value in (("frames", self.frames), ("overlap", self.overlap)):
+            if value is not None:
+                _within("windows", name, value, 1)
+        if self.frames is not None and self.overlap is not None and self.frames <= self.overlap:
             came = f"windows of {self.frames} frames with {self.overlap} in common"
             raise InputError(came, "windows longer than their overlap", "lengthen them, or lessen the overlap")

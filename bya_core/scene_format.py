@@ -149,8 +149,8 @@ class WindowsEntry:
         minimum=1,
         maximum=100_000,
     )
-    overlap: int = entry(
-        "frames that a window shares with the one before it (1 + a multiple of 4)",
+    overlap: int | None = entry(
+        "frames that a window shares with the one before it (1 + a multiple of 4); null = 9, or less in short windows",
         WINDOWS.overlap,
         minimum=1,
         maximum=100_000,

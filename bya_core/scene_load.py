@@ -91,14 +91,10 @@ def _length(
     defaults: SceneDefaults,
     notices: list[str],
 ) -> int:
-    """F; adds a notice where speech is cut or the model was not trained for that length."""
+    """F; adds a notice where speech is cut or windows are longer than what the model was trained for."""
     longest = max((speech.end for speech in speeches if speech is not None), default=0.0)
     if given.length != "auto":
         frames = int(given.length)
-        if frames > defaults.max_frames:
-            notices.append(
-                f"{frames} frames asked for, the model was trained for {defaults.max_frames}: expect drift."
-            )
     else:
         if longest <= 0:
             raise InputError(
@@ -106,11 +102,13 @@ def _length(
             )
         # a thousandth of a frame is rounding, not speech
         needed = max(1, math.ceil(longest * given.fps - 1e-3))
-        frames = min(
-            math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1, defaults.max_frames
+        frames = math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1
+    window = min(given.windows.frames or defaults.max_frames, frames)
+    if window > defaults.max_frames:
+        notices.append(
+            f"{window} frames in one go, the model was trained for {defaults.max_frames}: expect drift."
         )
-    why = "the longest this model makes" if frames == defaults.max_frames else "as asked for"
-    notices += length_notices(names, speeches, frames / given.fps, why)
+    notices += length_notices(names, speeches, frames / given.fps, "as asked for")
     return frames
 
 

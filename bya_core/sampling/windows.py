@@ -46,15 +46,27 @@ class Window:
         return Window(self.index, *ends, *shared, time_factor=1)
 
 
-def plan_windows(num_frames: int, frames: int, overlap: int, time_factor: int = 4) -> list[Window]:
+OVERLAP = 9
+"""Video frames that windows share unless told otherwise: three latent frames, of which two show motion."""
+
+
+def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_factor: int = 4) -> list[Window]:
     """Windows that cover a video of `num_frames`, none longer than `frames`, each sharing `overlap` with the next.
 
     All have nearly the same length (they differ by one latent frame at most), so that the last one is no stub. There
     are as few as possible.
 
+    Args:
+        num_frames: of the video.
+        frames: most that one window has.
+        overlap: None = `OVERLAP`, or less where that were more than half a window.
+        time_factor: video frames per latent frame (after the first).
+
     Raises:
         InputError: lengths that are not 1 + a multiple of `time_factor`, or windows no longer than their overlap.
     """
+    if overlap is None:
+        overlap = max(0, min(OVERLAP, frames // 2) - 1) // time_factor * time_factor + 1
     for name, value in (("a video", num_frames), ("windows", frames), ("an overlap", overlap)):
         if value < 1 or (value - 1) % time_factor:
             near = max(0, round((value - 1) / time_factor)) * time_factor + 1

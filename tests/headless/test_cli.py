@@ -84,7 +84,7 @@ def test_warnings_are_seen_and_kept(
     write_wav(tmp_path / "scene" / "ada.wav", tone(2.0))
     write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
     report = out / "r.json"
-    assert cli.main(["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--json", str(report)]) == 0
+    assert cli.main(["generate", str(make_scene(length=9)), "-o", str(out / "a.mp4"), "--json", str(report)]) == 0
     said = capsys.readouterr().err
     kept = json.loads(report.read_text())["warnings"]
     assert any("1.64 s of speech are cut" in notice for notice in kept)

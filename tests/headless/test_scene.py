@@ -96,16 +96,18 @@ def test_auto_length_is_rounded_up(
     assert scene.speeches[1] is None
 
 
-def test_auto_length_says_how_much_is_cut(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_auto_length_holds_all_speech_however_long(make_scene: SceneMaker, tmp_path: Path) -> None:
     write_wav(tmp_path / "scene" / "bo.wav", tone(2.0))
     scene = load_scene(make_scene(characters=characters(offset=0.5)), DEFAULTS)
-    assert scene.num_frames == 17
-    assert len(scene.notices) == 1 and "2.50 s" in scene.notices[0] and "1.82 s" in scene.notices[0]
+    assert scene.num_frames == 65  # 2.5 s are 62.5 frames
+    assert not scene.notices
 
 
-def test_a_longer_video_than_trained_is_made_with_a_warning(make_scene: SceneMaker) -> None:
+def test_windows_longer_than_trained_are_made_with_a_warning(make_scene: SceneMaker) -> None:
     scene = load_scene(make_scene(length=21), DEFAULTS)
-    assert scene.num_frames == 21 and any("17" in notice for notice in scene.notices)
+    assert scene.num_frames == 21 and not scene.notices
+    scene = load_scene(make_scene(length=41, windows={"frames": 21}), DEFAULTS)
+    assert any("21 frames in one go" in notice and "17" in notice for notice in scene.notices)
 
 
 def test_silent_and_equal_recordings_are_told(make_scene: SceneMaker, tmp_path: Path) -> None:
