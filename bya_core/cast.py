@@ -46,7 +46,7 @@ class Wishes:
         frames: video frames; 0 = as long as the longest voice.
         sampling: steps, scales, scheduler, seed.
         timed_prompts: see `parse_prompts`.
-        window_frames, overlap_frames: see `WindowConfig`; 0 leaves the first to the model.
+        window_frames, overlap_frames: see `WindowConfig`.
     """
 
     prompt: str
@@ -58,7 +58,7 @@ class Wishes:
     sampling: SamplingConfig = SamplingConfig()
     timed_prompts: str = ""
     window_frames: int = 0
-    overlap_frames: int = WindowConfig.overlap
+    overlap_frames: int = 0
 
 
 def joined(*casts: Sequence[Member]) -> tuple[Member, ...]:
@@ -95,7 +95,7 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
         num_frames=frames,
         sampling=wishes.sampling,
         prompts=parse_prompts(wishes.timed_prompts),
-        windows=WindowConfig(wishes.window_frames or None, wishes.overlap_frames),
+        windows=WindowConfig(wishes.window_frames or None, wishes.overlap_frames or None),
         speech_strength=None if bool((strengths == 1).all()) else strengths,
     )
     notices = (
@@ -137,7 +137,11 @@ def parse_matrix(text: str, speeches: int, characters: int) -> Tensor | None:
 
 
 def parse_prompts(text: str) -> tuple[PromptSpan, ...]:
-    """Further prompts, one a line, such as "2.5 - 4: Ada laughs" (seconds of the video). Raises InputError otherwise."""
+    """Further prompts, one a line, in seconds of the video, such as "2.5 - 4: Ada laughs".
+
+    Raises:
+        InputError: a line that is something else.
+    """
     spans = []
     for line in filter(None, map(str.strip, text.splitlines())):
         found = re.fullmatch(r"([\d.]+)\s*(?:-|to)\s*([\d.]+)\s*s?\s*:\s*(.+)", line)

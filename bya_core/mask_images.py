@@ -14,9 +14,7 @@ from bya_core.grid import TokenGrid
 from bya_core.masks_given import given_masks
 from bya_core.media import fit_image
 from bya_core.overlay import overlay_frames
-from bya_core.prepare import Prepared
 from bya_core.report import mask_figures
-from bya_core.routing.result import confidences
 
 
 def to_images(masks: Tensor, grid: TokenGrid) -> Tensor:
@@ -72,21 +70,18 @@ def character_index(wanted: str, names: Sequence[str]) -> int:
     raise InputError(f'no character is called "{wanted}"', known, "write a name, or a number")
 
 
-def one_character(masks: Tensor, index: int) -> tuple[Tensor, Tensor]:
-    """What overriding one of N masks [N, T, h, w] needs: weights [N] (1 for it, else 0) and an empty stack of them."""
-    weights = torch.zeros(masks.shape[0])
-    weights[index] = 1.0
-    return weights, torch.zeros_like(masks)
+def still(picture: Tensor | None, grid: TokenGrid) -> Tensor:
+    """A picture [3, H, W] in 0..1 at the size of the video, or grey where there is none: uint8 [1, H, W, 3]."""
+    pixels = torch.full((3, *grid.pixels), 0.5) if picture is None else fit_image(picture, *grid.pixels)
+    return rearrange((pixels * 255).round().to(torch.uint8), "c h w -> 1 h w c")
 
 
-def overlay(
-    masks: Tensor, prepared: Prepared, frames: Tensor | None, labels: Sequence[str], opacity: float = 0.5
-) -> Tensor:
+def overlay(masks: Tensor, grid: TokenGrid, frames: Tensor, labels: Sequence[str], opacity: float = 0.5) -> Tensor:
     """Pictures tinted by masks, with a legend.
 
     Args:
-        masks: [N, T, h, w].
-        frames: uint8 [F, H, W, 3], or one picture for all frames; None = the scene's first frame, or grey.
+        masks: [N, T, h, w] on `grid`.
+        frames: uint8 [F, H, W, 3], or one picture for all frames.
         labels: names for the legend; none = no legend.
 
     Returns:
@@ -95,18 +90,12 @@ def overlay(
     Raises:
         InputError: another number of pictures.
     """
-    grid = prepared.grid
-    if frames is None:
-        start = prepared.scene.first_frame
-        still = torch.full((3, *grid.pixels), 0.5) if start is None else fit_image(start, *grid.pixels)
-        frames = rearrange((still * 255).round().to(torch.uint8), "c h w -> 1 h w c")
     if frames.shape[0] not in (1, grid.video_frames):
         came = f"{frames.shape[0]} pictures under masks of {grid.video_frames} frames"
-        raise InputError(came, f"1 or {grid.video_frames}", "connect all frames of the video, or one picture")
-    sure = confidences(masks)
+        raise InputError(came, f"1 or {grid.video_frames}", "connect all frames and the masks of one video")
     lines = [
-        f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {float(value):.2f}"
-        for name, figure, value in zip(labels, mask_figures(masks), sure, strict=False)
+        f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {figure.confidence:.2f}"
+        for name, figure in zip(labels, mask_figures(masks), strict=False)
     ]
     shown = grid.latent_to_frames(masks.float(), dim=1)
     whole = frames.expand(grid.video_frames, -1, -1, -1)

@@ -37,7 +37,7 @@ def latent_colours(codec: VideoCodec, pictures: Sequence[Tensor], size: tuple[in
         fitted = fit_image(picture, *size)
         encoded = codec.encode(rearrange(fitted * 2 - 1, "c h w -> 1 c 1 h w"))[0, 0].float().cpu()
         latents.append(rearrange(encoded, "c h w -> (h w) c"))
-        small = F.adaptive_avg_pool2d(fitted, encoded.shape[-2:])
+        small = F.adaptive_avg_pool2d(fitted, (encoded.shape[1], encoded.shape[2]))
         colours.append(rearrange(small, "c h w -> (h w) c"))
     known = torch.cat(latents)
     known = torch.cat([known, torch.ones(len(known), 1)], dim=1)

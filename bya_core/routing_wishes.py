@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,16 +12,18 @@ from torch import Tensor
 
 from bya_core.cast import moved_on, parse_matrix
 from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.config import Bystanders, ProbeConfig, Region, RouterMode, RoutingConfig, SegmenterName
+from bya_core.config import Bystanders, ProbeConfig, RefineConfig, Region, RouterMode, RoutingConfig, SegmenterName
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.mask_images import character_index, from_images, one_character
+from bya_core.mask_images import character_index, from_images
 from bya_core.pipeline import Video
+from bya_core.progress import Watcher
 from bya_core.report import mask_figures
 from bya_core.routing import Routing
-from bya_core.scene import Scene
+from bya_core.scene import Scene, prompt_at
 
 OVERRIDE = ("override_character", "blend", "start", "end")
+"""Fields of `Edit` that are about `Edit.mask`."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +83,109 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
     )
 
 
-def overridden(
-    routing: Routing,
-    mask: Tensor,
-    grid: TokenGrid,
-    names: Sequence[str],
-    *,
-    override_character: str,
-    blend: float,
-    start: float,
-    end: float,
-) -> Routing:
-    """One character's mask drawn towards a given one.
+def first_window(scene: Scene, bundle: ModelBundle) -> Scene:
+    """The part of a scene that is made first: all of it, where it is no longer than a window."""
+    from bya_core.long_video import plan
+
+    window = plan(scene, bundle)[0]
+    if window.frames == scene.num_frames:
+        return scene
+    masks = None if scene.forced_masks is None else scene.forced_masks[:, window.latent.start : window.latent.stop]
+    return replace(
+        scene,
+        prompt=prompt_at(scene, 0.0, window.frames / scene.fps),
+        prompts=(),
+        num_frames=window.frames,
+        forced_masks=masks,
+    )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a person does to masks.
 
     Args:
-        mask: pictures [B, H, W] of one character, see `bya_core.mask_images.from_images`.
+        refine: how they are cleaned; None = not.
+        from_start: the video is made anew from noise, so that edits act in all steps.
+        mask: pictures [B, H, W] of one character, see `bya_core.mask_images.from_images`; None = none.
+        override_character: whose, by name or number from 1.
+        blend: 0 = nothing ... 1 = only that mask.
+        start, end: share of the run in which it acts.
+    """
+
+    refine: RefineConfig | None = None
+    from_start: bool = False
+    mask: Tensor | None = None
+    override_character: str = "1"
+    blend: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+def edited(
+    routing: Routing, whole: Scene | None, grid: TokenGrid, edit: Edit, names: Sequence[str]
+) -> tuple[Routing, Scene | None]:
+    """Masks after an edit; where the video is made in windows, also the scene that tells each of them of it.
+
+    Args:
+        routing: of the scene, or of its first window.
+        whole: the scene where it is longer than a window.
+        grid: of `routing`.
 
     Raises:
         InputError: nobody of that name or number, another number of pictures, an end before the start.
     """
-    index = character_index(override_character, names)
-    chosen, given = one_character(routing.masks, index)
-    given[index] = from_images(mask, grid, 1, f"the mask of {names[index]}")[0]
-    span = torch.tensor([[start, end]]).expand(len(names), 2)
-    return routing.override(given, chosen * blend, span)
+    if edit.refine is not None:
+        from bya_core.routing.refine import refine
+
+        routing = refine(routing, edit.refine)
+        whole = whole and replace(whole, routing=replace(whole.routing, refine=edit.refine))
+    if edit.mask is not None:
+        index = character_index(edit.override_character, names)
+        what = f"the mask of {names[index]}"
+        if whole is not None:
+            every = replace(grid, frames=(whole.num_frames - 1) // grid.time_factor + 1)
+            whole = _with_override(whole, index, from_images(edit.mask, every, 1, what)[0], edit)
+            given = whole.forced_masks[index, : grid.frames]  # type: ignore[index]  # just given
+        else:
+            given = from_images(edit.mask, grid, 1, what)[0]
+        masks, blend = torch.zeros_like(routing.masks), torch.zeros(len(names))
+        masks[index], blend[index] = given, edit.blend
+        span = torch.tensor([[edit.start, edit.end]]).expand(len(names), 2)
+        routing = routing.override(masks, blend, span)
+    return (routing.from_noise() if edit.from_start else routing), whole
 
 
-def describe(names: Sequence[str], routing: Routing) -> str:
+def _with_override(scene: Scene, index: int, mask: Tensor, edit: Edit) -> Scene:
+    """The scene with one character's mask [T, h, w] given."""
+    count = len(scene.characters)
+    masks = torch.zeros(count, *mask.shape) if scene.forced_masks is None else scene.forced_masks.clone()
+    fresh = torch.zeros(count) if scene.forced_masks is None else torch.ones(count)
+    blend = fresh if scene.forced_blend is None else scene.forced_blend.clone()
+    span = torch.tensor([[0.0, 1.0]]).repeat(count, 1) if scene.forced_span is None else scene.forced_span.clone()
+    masks[index], blend[index] = mask, edit.blend
+    span[index] = torch.tensor([edit.start, edit.end])
+    return replace(scene, forced_masks=masks, forced_blend=blend, forced_span=span)
+
+
+def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, watch: Watcher | None = None) -> Video:
+    """A video longer than a window, in memory. Stopped and asked for again, it goes on with the windows it has.
+
+    Args:
+        folder: finished windows wait there, each scene in a folder of its own, until the video is complete.
+    """
+    from bya_core.long_video import generate_long
+    from bya_core.window_files import fingerprint
+
+    made = generate_long(scene, bundle, folder / fingerprint(scene, bundle)[:16], watch)
+    video = Video(
+        torch.stack(list(made.frames)), made.masks, made.grid, made.audio, made.matrix, made.notices, made.seconds
+    )
+    made.files.remove(len(made.windows))
+    return video
+
+
+def describe(names: Sequence[str], routing: Routing, whole: Scene | None = None) -> str:
     """One line per character, then notices."""
     figures = mask_figures(routing.masks)
     lines = [
@@ -115,7 +194,10 @@ def describe(names: Sequence[str], routing: Routing) -> str:
     ]
     lines += [f"{names[n]} hears {_heard(routing.matrix[:, n], names)}" for n in range(len(names))]
     lines.append(f"masks by the {routing.origin} router, {routing.calls} transformer calls so far")
-    return "\n".join([*lines, *(f"note: {notice}" for notice in routing.notices)])
+    notices = list(routing.notices)
+    if whole is not None:
+        notices.append("These are the masks of the first window; the sampler finds those of each window in turn.")
+    return "\n".join([*lines, *(f"note: {notice}" for notice in notices)])
 
 
 def _heard(column: Tensor, names: Sequence[str]) -> str:

@@ -68,6 +68,11 @@ def model_folders() -> dict[str, str]:
     return found
 
 
+def temporary_folder() -> Path:
+    """Where finished parts of a long video wait for the rest; ComfyUI empties it when it starts."""
+    return Path(folder_paths.get_temp_directory()) / FOLDER
+
+
 class Holder(nn.Module):
     """What a `ModelPatcher` moves: it wants to set `device`, which the classes of diffusers do not allow."""
 

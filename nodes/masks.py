@@ -54,13 +54,12 @@ class MaskOverlay(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, opacity: float, legend: bool, images: Any = None, masks: Any = None
     ) -> io.NodeOutput:
-        from bya_core.mask_images import overlay
+        from bya_core.mask_images import overlay, still
 
-        token_masks = routing.token_masks(masks)
-        frames = None if images is None else host.bytes_of(images)
+        tokens, grid = routing.token_masks(masks)
+        frames = still(routing.scene.first_frame, grid) if images is None else host.bytes_of(images)
         names = routing.names if legend else []
-        made = overlay(token_masks, routing.prepared, frames, names, opacity)
-        return io.NodeOutput(host.images(made))
+        return io.NodeOutput(host.images(overlay(tokens, grid, frames, names, opacity)))
 
 
 class SelectCharacterMask(io.ComfyNode):
@@ -96,8 +95,8 @@ class SelectCharacterMask(io.ComfyNode):
     def execute(cls, routing: types.RoutingValue, character: str, frames: str, masks: Any = None) -> io.NodeOutput:
         from bya_core.mask_images import character_index, to_images
 
-        grid = routing.prepared.grid
-        one = routing.token_masks(masks)[character_index(character, routing.names)][None]
+        tokens, grid = routing.token_masks(masks)
+        one = tokens[character_index(character, routing.names)][None]
         if frames == "video":
             return io.NodeOutput(grid.tokens_to_pixels(one, mode="nearest")[0])
         return io.NodeOutput(to_images(one, grid))

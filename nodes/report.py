@@ -39,12 +39,18 @@ class BindingReport(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue, frames: Any, masks: Any = None) -> io.NodeOutput:
-        from bya_core.binding_report import binding_report
+        from bya_core.binding_report import binding_report, mouth_colour
 
-        scene = routing.prepared.scene
-        shown = routing.token_masks(masks)
+        scene = routing.scene
+        tokens, grid = routing.token_masks(masks)
         made = binding_report(
-            host.bytes_of(frames), shown, scene.speeches, scene.fps, routing.names, matrix=routing.routing.matrix
+            host.bytes_of(frames),
+            grid.latent_to_frames(tokens, dim=1),
+            scene.speeches,
+            scene.fps,
+            routing.names,
+            matrix=routing.routing.matrix,
+            mouth_rgb=mouth_colour(routing.model.bundle),
         )
         return io.NodeOutput(host.picture(made.picture), made.text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -121,16 +122,18 @@ class EmbeddingRouter(io.ComfyNode):
     def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.pipeline import prepare, route
         from bya_core.progress import Work
-        from bya_core.routing_wishes import RouterWishes, describe, routed_scene
+        from bya_core.routing_wishes import RouterWishes, describe, first_window, routed_scene
 
         model = scene.model
         wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
+        part = first_window(wanted, model.bundle)
         with host.working(model):
-            work = Work(host.watcher(model, wanted))
-            prepared = prepare(wanted, model.bundle, work)
+            work = Work(host.watcher(model, part))
+            prepared = prepare(part, model.bundle, work)
             routing = route(prepared, model.bundle, work)
-        value = types.RoutingValue(model, host.on_cpu(prepared), host.on_cpu(routing))
-        return io.NodeOutput(value, value.mask_images, describe(value.names, routing))
+        whole = None if part is wanted else wanted
+        value = types.RoutingValue(model, host.on_cpu(prepared), host.on_cpu(routing), whole)
+        return io.NodeOutput(value, value.mask_images, describe(value.names, routing, whole))
 
 
 class MaskRefine(io.ComfyNode):
@@ -256,12 +259,10 @@ class MaskRefine(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, clean: bool, from_start: bool, override_mask: Any = None, **given: Any
     ) -> io.NodeOutput:
-        from bya_core.routing.refine import refine
-        from bya_core.routing_wishes import OVERRIDE, describe, overridden
+        from bya_core.routing_wishes import OVERRIDE, Edit, describe, edited
 
         over = {name: given.pop(name) for name in OVERRIDE}
-        masks = refine(routing.routing, RefineConfig(**given)) if clean else routing.routing
-        if override_mask is not None:
-            masks = overridden(masks, override_mask, routing.prepared.grid, routing.names, **over)
-        value = routing.with_routing(masks.from_noise() if from_start else masks)
-        return io.NodeOutput(value, value.mask_images, describe(value.names, value.routing))
+        edit = Edit(RefineConfig(**given) if clean else None, from_start, override_mask, **over)
+        masks, whole = edited(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
+        value = replace(routing, routing=masks, whole=whole)
+        return io.NodeOutput(value, value.mask_images, describe(value.names, masks, whole))

@@ -40,12 +40,15 @@ class Sampler(io.ComfyNode):
         from bya_core.mask_images import to_images
         from bya_core.pipeline import sample
         from bya_core.progress import Work
-        from bya_core.routing_wishes import describe_video
+        from bya_core.routing_wishes import describe_video, sample_windows
 
-        model, scene = routing.model, routing.prepared.scene
+        model, scene = routing.model, routing.scene
         with host.working(model):
-            work = Work(host.watcher(model, scene))
-            made = sample(routing.prepared, routing.routing, model.bundle, work)
+            watch = host.watcher(model, scene)
+            if routing.whole is None:
+                made = sample(routing.prepared, routing.routing, model.bundle, Work(watch))
+            else:
+                made = sample_windows(routing.whole, model.bundle, host.temporary_folder(), watch)
         frames, audio = host.images(made.frames), host.audio(made.audio, scene.seconds)
         video = host.video(frames, audio if made.audio is not None else None, scene.fps)
         masks = to_images(made.masks, made.grid)

@@ -6,8 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from bya_core.config import WindowConfig
-
 from . import host, types
 from .schema import schema
 
@@ -120,11 +118,11 @@ class Scene(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "overlap_frames",
-                    default=WindowConfig.overlap,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=100_000,
-                    tooltip="Frames that a window shares with the one before it, 1 + a multiple of 4. 5 to 17 is safe: "
-                    "more joins motion better and takes longer.",
+                    tooltip="Frames that a window shares with the one before it, 1 + a multiple of 4; 0 = what "
+                    "suits. 5 to 17 is safe: more joins motion better and takes longer.",
                 ),
                 io.Image.Input(
                     "first_frame",

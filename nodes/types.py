@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bya_core.cast import Member
+    from bya_core.grid import TokenGrid
     from bya_core.prepare import Prepared
     from bya_core.routing import Routing
     from bya_core.scene import Scene
@@ -37,15 +38,25 @@ class SceneValue:
 
 @dataclass(frozen=True)
 class RoutingValue:
-    """BYA_ROUTING: an encoded scene, who is where in it, and the model that goes on from there."""
+    """BYA_ROUTING: an encoded scene, who is where in it, and the model that goes on from there.
+
+    Args:
+        whole: the scene where it is longer than a window; the rest is then about its first window.
+    """
 
     model: HostModel
     prepared: Prepared
     routing: Routing
+    whole: Scene | None = None
+
+    @property
+    def scene(self) -> Scene:
+        """What was asked for."""
+        return self.prepared.scene if self.whole is None else self.whole
 
     @property
     def names(self) -> list[str]:
-        return [character.name for character in self.prepared.scene.characters]
+        return [character.name for character in self.scene.characters]
 
     @property
     def mask_images(self) -> Tensor:
@@ -54,14 +65,14 @@ class RoutingValue:
 
         return to_images(self.routing.masks, self.prepared.grid)
 
-    def token_masks(self, images: Tensor | None) -> Tensor:
-        """A MASK of all characters as [N, T, h, w]; that of the routing where there is none."""
+    def token_masks(self, images: Tensor | None) -> tuple[Tensor, TokenGrid]:
+        """A MASK of all characters as [N, T, h, w], and its grid; that of the routing where there is none."""
         from bya_core.mask_images import from_images
 
         if images is None:
-            return self.routing.masks
-        return from_images(images, self.prepared.grid, len(self.names))
-
-    def with_routing(self, routing: Routing) -> RoutingValue:
-        """The same scene with other masks."""
-        return replace(self, routing=routing)
+            return self.routing.masks, self.prepared.grid
+        count = len(self.names)
+        grid = self.prepared.grid
+        if self.whole is not None and images.shape[0] > count * grid.video_frames:
+            grid = self.model.bundle.grid(self.whole.num_frames, self.whole.height, self.whole.width)
+        return from_images(images, grid, count), grid
