@@ -52,6 +52,24 @@ def time_union(masks: Tensor) -> Tensor:
     return masks.amax(dim=-3, keepdim=True).expand_as(masks)
 
 
+def to_boxes(masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """Upright boxes, zeros and ones, around what each mask claims in each frame; nothing where it claims nothing.
+
+    Boxes of different characters may overlap (paper sec. 5.4.1). Masks and boxes [..., T, h, w].
+    """
+    own = masks > threshold
+    rows, columns = own.any(dim=-1, keepdim=True), own.any(dim=-2, keepdim=True)
+    for_rows, for_columns = (_between(line, axis) for line, axis in ((rows, -2), (columns, -1)))
+    return (for_rows & for_columns).to(masks.dtype)
+
+
+def _between(line: Tensor, axis: int) -> Tensor:
+    """True from the first to the last true value along `axis`."""
+    ahead = line.long().cumsum(axis) > 0
+    behind = line.flip(axis).long().cumsum(axis).flip(axis) > 0
+    return ahead & behind
+
+
 def exclusive(masks: Tensor, threshold: float = 0.5) -> Tensor:
     """Binary masks: a token belongs to the character that claims it most, if by more than `threshold`.
 

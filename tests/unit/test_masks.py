@@ -32,6 +32,39 @@ def test_inflated_masks_leave_out_only_the_others():
     assert torch.allclose(got[:, 0], (1 - three[:, 1] - three[:, 2]).clamp(0, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("characters", [2, 3])
+def test_inflation_of_two_streams_is_the_released_rule(characters):
+    """Released code: A = matrix masks; the two columns are swapped and taken from one. Any matrix, also uneven ones."""
+    given = some(characters)
+    draw = torch.Generator().manual_seed(7)
+    for matrix in (torch.rand(2, 2, characters, generator=draw), torch.zeros(2, 2, characters)):
+        heard = torch.einsum("bmn,bn...->bm...", matrix, given)
+        released = (1 - heard.flip(1)).clamp(0, 1)
+        assert torch.allclose(masks.audio_masks(given, matrix, inflate=True), released, atol=1e-6)
+
+
+@pytest.mark.parametrize("characters", [1, 2, 3, 4])
+def test_inflated_or_not_background_hears_all_or_nobody_and_people_their_own(characters):
+    owner = torch.randint(-1, characters, (1, *GRID), generator=torch.Generator().manual_seed(3))
+    given = masks.labels_to_masks(owner, characters)
+    plain, inflated = (masks.audio_masks(given, None, inflate=inflate) for inflate in (False, True))
+    nobody = (owner == -1).unsqueeze(1).expand_as(given)
+    assert nobody.any() and (plain[nobody] == 0).all() and (inflated[nobody] == 1).all()
+    assert torch.equal(plain[~nobody], given[~nobody]) and torch.equal(inflated[~nobody], given[~nobody])
+
+
+def test_boxes():
+    given = torch.zeros(2, 3, 4, 5)
+    given[0, 0, 1, 1] = given[0, 0, 2, 3] = 0.7
+    given[1, 0, 2, 2:] = 0.7
+    given[1, 2, 0, 0] = 0.5  # not above one half
+    boxes = masks.to_boxes(given)
+    assert boxes[0, 0].tolist() == [[0] * 5, [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0] * 5]
+    assert boxes[1, 0, 2].tolist() == [0, 0, 1, 1, 1] and boxes[:, 0].sum(0).max() == 2
+    assert boxes[:, 1:].sum() == 0 and torch.equal(masks.to_boxes(boxes), boxes)
+    assert torch.equal(masks.to_boxes(given[None]), boxes[None])
+
+
 def test_more_streams_than_characters():
     given, matrix = some(1), torch.tensor([[[1.0], [0.0]]]).expand(2, 2, 1)
     got = masks.audio_masks(given, matrix, inflate=False)
