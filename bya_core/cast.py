@@ -78,7 +78,7 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
         InputError: nobody in it, sizes that the model cannot make, or no way to tell how long it shall be.
     """
     names, speeches = [member.name for member in members], [member.speech for member in members]
-    frames, why = _frames(speeches, wishes.frames, defaults)
+    frames = _frames(speeches, wishes.frames, defaults)
     height, width = wishes.height or defaults.height, wishes.width or defaults.width
     TokenGrid.from_pixels(
         frames, height, width, patch=1, space_factor=defaults.size_unit, time_factor=defaults.time_factor
@@ -100,21 +100,23 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
     )
     notices = (
         *stream_notices(names, speeches, [None] * len(names)),
-        *length_notices(names, speeches, scene.seconds, why),
+        *length_notices(names, speeches, scene.seconds, "as asked for"),
     )
+    if min(scene.windows.frames or defaults.max_frames, frames) > defaults.max_frames:
+        told = f"{scene.windows.frames} frames in one go, the model was trained for {defaults.max_frames}: expect drift."
+        notices = (*notices, told)
     return replace(scene, notices=notices)
 
 
-def _frames(speeches: Sequence[Speech | None], asked: int, defaults: SceneDefaults) -> tuple[int, str]:
-    """F, and why it is no more."""
+def _frames(speeches: Sequence[Speech | None], asked: int, defaults: SceneDefaults) -> int:
+    """F: as asked for, or as many as the longest speech needs."""
     if asked:
-        return asked, "as asked for"
+        return asked
     longest = max((speech.end for speech in speeches if speech is not None), default=0.0)
     if longest <= 0:
         raise InputError("length 0 (as long as the speech) but nobody speaks", "a speech", "give the length in frames")
     needed = max(1, math.ceil(longest * Scene.fps - 1e-3))  # a thousandth of a frame is rounding, not speech
-    whole = math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1
-    return min(whole, defaults.max_frames), "the longest this model makes"
+    return math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1
 
 
 def parse_matrix(text: str, speeches: int, characters: int) -> Tensor | None:
