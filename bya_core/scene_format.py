@@ -155,6 +155,9 @@ class WindowsEntry:
         minimum=1,
         maximum=100_000,
     )
+    hold_colours: bool = entry(
+        "give each window the colours of the first, so that they cannot drift", WINDOWS.hold_colours
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingCo
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.media import existing_file, read_image
-from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech
+from bya_core.sampling.windows import plan_windows
+from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech, prompt_at
 from bya_core.scene_format import RouterEntry, SceneFile, read_scene_file
 from bya_core.scene_masks import read_masks
 from bya_core.scene_speech import read_speeches
@@ -51,7 +52,7 @@ def load_scene(
     masks = read_masks(given, folder, grid)
     strengths = torch.tensor([character.speech_strength for character in given.characters])
     matrix = given.audio_character_matrix
-    return Scene(
+    scene = Scene(
         prompt=given.prompt,
         negative_prompt=given.negative_prompt,
         characters=tuple(Character(c.name, read_image(folder / c.image)) for c in given.characters),
@@ -70,18 +71,26 @@ def load_scene(
         bind="auto" if matrix == "auto" else "given",
         speech_strength=None if bool((strengths == 1).all()) else strengths,
         prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in given.prompts),
-        windows=WindowConfig(given.windows.frames, given.windows.overlap),
+        windows=WindowConfig(**asdict(given.windows)),
         sound=voices.sound,
-        notices=tuple([*notices, *_prompt_notices(given, num_frames / given.fps)]),
+        notices=tuple(notices),
     )
+    return replace(scene, notices=(*scene.notices, *_prompt_notices(scene, defaults)))
 
 
-def _prompt_notices(given: SceneFile, seconds: float) -> list[str]:
-    return [
-        f"The prompt from {span.start:g} to {span.end:g} s begins after the end of the video ({seconds:.2f} s)."
-        for span in given.prompts
-        if span.start >= seconds
-    ]
+def _prompt_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
+    """Prompts that no window takes. Raises InputError where the windows cannot be planned."""
+    most, fps = scene.windows.frames or defaults.max_frames, scene.fps
+    windows = plan_windows(scene.num_frames, most, scene.windows.overlap, defaults.time_factor)
+    taken = {prompt_at(scene, window.start / fps, window.stop / fps) for window in windows}
+    for span in scene.prompts:
+        told = f"The prompt from {span.start:g} to {span.end:g} s"
+        if span.start >= scene.seconds:
+            yield f"{told} begins after the end of the video ({scene.seconds:.2f} s)."
+        elif span.prompt not in taken:
+            whole = "it covers the smaller part of the video, which is made in one go"
+            part = f"it covers the smaller part of each of the {len(windows)} windows"
+            yield f"{told} is not used: {whole if len(windows) == 1 else part}."
 
 
 def _length(

@@ -17,7 +17,7 @@ from PIL import Image
 from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, prompt_at
-from bya_core.scene_format import scene_schema, schema_text
+from bya_core.scene_format import ProbeEntry, RefineEntry, WindowsEntry, scene_schema, schema_text
 from bya_core.scene_load import load_scene
 from tests.headless.conftest import SceneMaker
 from tests.headless.fakes import RATE, tone, write_picture, write_wav
@@ -191,6 +191,10 @@ def test_the_mask_of_a_character_goes_before_the_file_of_all(make_scene: SceneMa
     assert scene.forced_blend.tolist() == [0.5, 1.0] and scene.routing.mode == "post"
 
 
+def names_of(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
 def test_every_setting_of_the_router_reaches_it(make_scene: SceneMaker) -> None:
     refine = {
         "drop_below": 0.3,
@@ -214,9 +218,10 @@ def test_every_setting_of_the_router_reaches_it(make_scene: SceneMaker) -> None:
     expected = RoutingConfig(
         "pre", ProbeConfig(0.1, 0.2, 3), "box", "sam2", "here", True, RefineConfig(**refine), "silent"
     )
-    given = load_scene(make_scene(router=router, windows={"frames": 13, "overlap": 5}), DEFAULTS)
-    assert given.routing == expected and given.windows == WindowConfig(13, 5)
-    assert set(router) == {field.name for field in dataclasses.fields(RoutingConfig)}
+    given = load_scene(make_scene(router=router, windows={"frames": 13, "overlap": 5, "hold_colours": False}), DEFAULTS)
+    assert given.routing == expected and given.windows == WindowConfig(13, 5, False)
+    assert set(router) == names_of(RoutingConfig) and names_of(WindowsEntry) == names_of(WindowConfig)
+    assert names_of(ProbeEntry) == names_of(ProbeConfig) and names_of(RefineEntry) == names_of(RefineConfig)
     for value, meant in ((True, RefineConfig()), (False, None), (None, None), ({}, RefineConfig())):
         assert load_scene(make_scene(router={"refine": value}), DEFAULTS).routing.refine == meant
 
@@ -237,10 +242,23 @@ def test_speech_strength(make_scene: SceneMaker) -> None:
     assert scene.speech_strength is not None and scene.speech_strength.tolist() == [1, 0.25]
 
 
+def test_a_prompt_that_no_window_takes_is_told(make_scene: SceneMaker) -> None:
+    """49 frames (1.96 s) in four windows of at most 17."""
+    spans = [{"start": 0, "end": 0.9, "prompt": "rain"}, {"start": 0.9, "end": 1.1, "prompt": "sun"}]
+    windows = {"frames": 17, "overlap": 5}
+    scene = load_scene(make_scene(prompts=spans, length=49, windows=windows), DEFAULTS)
+    assert [notice for notice in scene.notices if "prompt" in notice] == [
+        "The prompt from 0.9 to 1.1 s is not used: it covers the smaller part of each of the 4 windows."
+    ]
+
+
 def test_prompts_for_parts(make_scene: SceneMaker) -> None:
     spans = [{"start": 0.2, "end": 0.4, "prompt": "rain"}, {"start": 0.4, "end": 1, "prompt": "sun"}]
     scene = load_scene(make_scene(prompts=spans, prompt="fog"), DEFAULTS)
-    assert scene.notices == ("The prompt from 0.4 to 1 s begins after the end of the video (0.36 s).",)
+    assert scene.notices == (
+        "The prompt from 0.2 to 0.4 s is not used: it covers the smaller part of the video, which is made in one go.",
+        "The prompt from 0.4 to 1 s begins after the end of the video (0.36 s).",
+    )
     assert prompt_at(scene, 0, 0.36) == "fog"  # 0.20 s against 0.16 s
     assert prompt_at(scene, 0, 0.4) == "rain"  # both 0.2 s: what was said for that time
     assert prompt_at(scene, 0.1, 0.5) == "rain" and prompt_at(scene, 0.3, 0.6) == "sun"
@@ -321,6 +339,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "prompts from 0 to 2 s and from 1 to 3 s; expected one prompt at a time",
     ),
     "windows": ({"windows": {"frames": 5, "overlap": 9}}, "windows of 5 frames with 9 in common"),
+    "window of no length": ({"windows": {"frames": 10}}, r"windows of 10 frames; expected 1 \+ a multiple of 4"),
     "masks of one": ({"router": {"mode": "manual", "masks": "one.npz"}}, r"shape 1 x 3 x 4 x 6; expected 2"),
     "masks out of range": ({"router": {"mode": "manual", "masks": "large.npz"}}, r"outside 0\.\.1"),
     "prompt of another kind": ({"prompt": 7}, "a text"),

@@ -387,7 +387,7 @@ def test_a_turn_of_somebody_without_a_recording(make_scene: SceneMaker) -> None:
 def test_each_speech_longer_than_the_video_is_named(make_scene: SceneMaker, tmp_path: Path) -> None:
     notices = two_recordings(make_scene, tmp_path, tone(1.0), tone(0.7)).notices
     assert [notice for notice in notices if "are cut" in notice] == [
-        "The speech of Ada lasts 1.00 s, the video 0.68 s (the longest this model makes): "
+        "The speech of Ada lasts 1.00 s, the video 0.68 s (as asked for): "
         "the last 0.32 s of speech are cut."
     ]
 
