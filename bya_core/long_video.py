@@ -193,7 +193,7 @@ class _Job:
                 made = self.files.read(window.index)
             if self.colours is None:
                 self.colours = _statistics(made.latents)
-            tokens = masks.add(made.masks.movedim(1, 0), window.latent.lead, window.latent.tail).movedim(0, 1)
+            tokens = masks.add(made.masks.movedim(1, 0), window.latent_lead, window.latent_tail).movedim(0, 1)
             done = frames.add(made.frames, window.lead, window.tail)
             before = _end(made, window)
             yield WindowVideo(window, done, tokens, made.seed, made.take, fresh, made.notices)
@@ -222,7 +222,7 @@ class _Job:
         first = scene.first_frame if before is None else before.frames[0].movedim(-1, 0).float() / 255
         given = scene.forced_masks
         if given is not None:
-            given = given[:, window.latent.start : window.latent.stop]
+            given = given[:, window.latent]
         return replace(
             scene,
             prompt=prompt_at(scene, window.start / fps, window.stop / fps),
@@ -291,12 +291,12 @@ def carried(
     latents = torch.zeros(1, *conditions.latent_shape)
     masks = torch.zeros(1, conditions.characters, *prepared.grid.shape)
     if before is not None and conditions.first_frame_latents is not None:
-        lead = window.latent.lead
+        lead = window.latent_lead
         latents[:, :lead], masks[0, :, :lead] = before.latents, before.masks
         latents[:, :1] = conditions.first_frame_latents[:, :1].to(latents)  # one frame, where `before` had four
         kept[:lead] = True
     if after is not None:
-        tail = window.latent.tail
+        tail = window.latent_tail
         latents[:, -tail:], masks[0, :, -tail:] = after.latents[:, -tail:], after.masks[:, -tail:]
         kept[-tail:] = True
     if not bool(kept.any()):
@@ -323,7 +323,7 @@ def _end(made: StoredWindow, window: Window) -> StoredWindow:
     """Only what the next window needs of this one, in memory of its own."""
     if not window.tail:
         return made
-    shared = window.latent.tail
+    shared = window.latent_tail
     return replace(
         made,
         frames=made.frames[-window.tail :].clone(),

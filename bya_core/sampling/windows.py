@@ -39,11 +39,19 @@ class Window:
         return self.stop - self.start
 
     @property
-    def latent(self) -> Window:
-        """The same counted in latent frames, of which each counts as one."""
-        ends = (self.start // self.time_factor, (self.stop - 1) // self.time_factor + 1)
-        shared = (-(-self.lead // self.time_factor), -(-self.tail // self.time_factor))
-        return Window(self.index, *ends, *shared, time_factor=1)
+    def latent(self) -> slice:
+        """Its latent frames, counted in the whole video."""
+        return slice(self.start // self.time_factor, (self.stop - 1) // self.time_factor + 1)
+
+    @property
+    def latent_lead(self) -> int:
+        """Latent frames of its lead."""
+        return -(-self.lead // self.time_factor)
+
+    @property
+    def latent_tail(self) -> int:
+        """Latent frames of its tail."""
+        return -(-self.tail // self.time_factor)
 
 
 OVERLAP = 9

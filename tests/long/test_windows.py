@@ -1,0 +1,64 @@
+"""Where windows lie, and how they are joined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bya_core.config import WindowConfig
+from bya_core.errors import InputError
+from bya_core.sampling.windows import Joiner, fade, plan_windows
+
+
+@pytest.mark.parametrize("num_frames", [1, 17, 49, 53, 57, 89, 93, 129, 501, 1501, 15_001])
+@pytest.mark.parametrize(("frames", "overlap"), [(49, 9), (49, 1), (17, 5), (17, 13), (9, 5)])
+def test_every_frame_is_covered_and_no_window_is_a_stub(num_frames: int, frames: int, overlap: int) -> None:
+    windows = plan_windows(num_frames, frames, overlap)
+    assert windows[0].start == 0 and windows[-1].stop == num_frames
+    lengths = [window.frames for window in windows]
+    assert max(lengths) <= frames and max(lengths) - min(lengths) <= 4
+    for window in windows:
+        assert window.start % 4 == 0 and (window.frames - 1) % 4 == 0
+    for before, after in zip(windows, windows[1:], strict=False):
+        assert before.stop - after.start == overlap == before.tail == after.lead
+    fewest = 1 if num_frames <= frames else -(-(num_frames - overlap) // (frames - overlap))
+    assert len(windows) == fewest
+
+
+def test_latent_frames_of_windows_are_those_of_the_video() -> None:
+    windows = plan_windows(93, 49, 9)
+    covered = [set(range(window.latent.start, window.latent.stop)) for window in windows]
+    assert set().union(*covered) == set(range(24))
+    for one, next_one, window in zip(covered, covered[1:], windows, strict=False):
+        assert len(one & next_one) == window.latent_tail == 3
+
+
+def test_overlap_follows_the_length_of_windows() -> None:
+    assert [plan_windows(401, frames)[0].tail for frames in (9, 17, 49, 81)] == [1, 5, 9, 9]
+
+
+def test_lengths_that_do_not_fit_the_latents_are_refused() -> None:
+    with pytest.raises(InputError, match="use 49"):
+        plan_windows(101, 50, 9)
+    with pytest.raises(InputError, match="use 9"):
+        plan_windows(101, 49, 8)
+    with pytest.raises(InputError, match="longer than their overlap"):
+        plan_windows(101, 9, 9)
+    with pytest.raises(InputError, match="overlap"):
+        WindowConfig(frames=9, overlap=9)
+
+
+@pytest.mark.parametrize(("frames", "overlap"), [(17, 5), (17, 13), (9, 1)])
+def test_joined_windows_are_the_video(frames: int, overlap: int) -> None:
+    """Windows that agree give exactly what they were cut from, nothing twice and nothing missing."""
+    video = torch.randint(0, 256, (101, 2, 3, 3), dtype=torch.uint8)
+    joiner = Joiner()
+    windows = plan_windows(101, frames, overlap)
+    parts = [joiner.add(video[w.start : w.stop], w.lead, w.tail) for w in windows]
+    assert torch.equal(torch.cat(parts), video)
+
+
+def test_a_fade_goes_evenly_from_one_to_the_other() -> None:
+    mixed = fade(torch.zeros(4, 2), torch.full((4, 2), 10.0))
+    assert torch.allclose(mixed[:, 0], torch.tensor([2.0, 4.0, 6.0, 8.0]))
+    assert fade(torch.zeros(3, dtype=torch.uint8), torch.full((3,), 255, dtype=torch.uint8)).dtype == torch.uint8
