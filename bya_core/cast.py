@@ -102,9 +102,9 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
         *stream_notices(names, speeches, [None] * len(names)),
         *length_notices(names, speeches, scene.seconds, "as asked for"),
     )
-    if min(scene.windows.frames or defaults.max_frames, frames) > defaults.max_frames:
-        told = f"{scene.windows.frames} frames in one go, the model was trained for {defaults.max_frames}: expect drift."
-        notices = (*notices, told)
+    window, trained = min(scene.windows.frames or defaults.max_frames, frames), defaults.max_frames
+    if window > trained:
+        notices = (*notices, f"{window} frames in one go, the model was trained for {trained}: expect drift.")
     return replace(scene, notices=notices)
 
 
