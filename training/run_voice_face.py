@@ -33,6 +33,7 @@ from bya_core.encoders.activity import Finder, find_activity
 from bya_core.encoders.voice_face import TwoTowers, VoiceFace, VoiceFaceNetwork, VoiceTower
 from bya_core.errors import InputError
 from bya_core.files import AtomicFiles, check_output
+from bya_core.media import existing_file
 from bya_core.routing.binding import match
 from bya_core.scene import Speech
 from training.benchmark.scenes import HELD_OUT
@@ -268,7 +269,7 @@ def main(arguments: Arguments) -> None:
         raise InputError(f"seed base {arguments.seed_base}", f"{HELD_OUT} or more", "lower seeds are trained on")
     if arguments.json is not None:
         arguments = replace(arguments, json=check_output(arguments.json, (".json",), "the figures"))
-    report = evaluate(arguments, TwoTowers.load(arguments.checkpoint))
+    report = evaluate(arguments, TwoTowers.load(existing_file(arguments.checkpoint, "the checkpoint")))
     print(table(report))
     if arguments.json is not None:
         arguments.json.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
