@@ -2,6 +2,9 @@
 
     python training/evaluate.py --suite puppets --model tiny --json report.json
     python training/evaluate.py --suite puppets --model tiny --json report.json --scenes 8
+    python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18
+    python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18 --ways intra "post, fine"
+    python training/evaluate.py --suite refinement --model tiny --json refinement.json
 
 The models "truth" and "shuffled" answer with the drawn truth and with that of other scenes: they test the
 measurement (figures near 1, and at chance). A folder of weights can be given in place of a model's name.
@@ -30,9 +33,13 @@ if __package__ in (None, ""):  # started as a file: let the packages beside it b
 import bya_core
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.checkpoints.registry import load_bundle
+from bya_core.config import RefineConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from training.benchmark.puppet_suite import SHARES, all_scenes, measure_generated, measure_router
+from training.benchmark.refinement_suite import SHARES as REFINED_AT
+from training.benchmark.refinement_suite import refinement_report, refinement_table
+from training.benchmark.router_suite import ALL_WAYS, WAYS, router_report, router_table
 from training.benchmark.scenes import HELD_OUT, SceneSettings
 from training.benchmark.subjects import CodecSubject, ModelSubject, ShuffledSubject, Subject, TruthSubject
 
@@ -45,9 +52,11 @@ class Arguments:
     """Measure a model.
 
     Args:
-        suite: which benchmark.
+        suite: "puppets" = router, binding and identity of a model; "routers" = ways of routing against each other;
+            "refinement" = masks before and after cleaning.
         model: a name from `python -m bya_core models`, a folder of tiny weights, "truth" or "shuffled".
-        json: file for the whole report; none = only the table.
+        json: file for the whole report; none = only the table. The router suite writes it after every scene, and
+            goes on with what it finds there.
         scenes: held-out scenes; 64 for figures to publish, 8 for a look.
         seed_base: seed of the first scene.
         characters: people per scene.
@@ -55,11 +64,12 @@ class Arguments:
         steps: sampling steps; none = the model's.
         generate: also generate the scenes (most of the time); otherwise only the router is measured.
         codec: also measure the drawn truth after the model's video codec, the best its transformer can reach.
+        ways: of the router suite, those of this name, or that begin so; none = its table.
         device: "auto" takes a GPU where there is one.
         threads: processor threads; 0 = all.
     """
 
-    suite: Literal["puppets"] = "puppets"
+    suite: Literal["puppets", "routers", "refinement"] = "puppets"
     model: str = "tiny"
     json: Path | None = None
     scenes: int = 64
@@ -69,6 +79,7 @@ class Arguments:
     steps: int | None = None
     generate: bool = True
     codec: bool = False
+    ways: tuple[str, ...] = ()
     device: str = "auto"
     threads: int = 0
 
@@ -218,20 +229,72 @@ def main(arguments: Arguments) -> None:
     settings = SceneSettings(
         arguments.scenes, arguments.seed_base, arguments.characters, num_frames=frames, **size
     )
-    report = evaluate(
-        bundle,
-        settings,
-        steps=arguments.steps,
-        generate=arguments.generate,
-        codec=arguments.codec,
-        stand_in=arguments.model,
-        show=True,
-    )
+    if arguments.suite == "puppets":
+        report = evaluate(
+            bundle,
+            settings,
+            steps=arguments.steps,
+            generate=arguments.generate,
+            codec=arguments.codec,
+            stand_in=arguments.model,
+            show=True,
+        )
+        text = table(report)
+    elif bundle is None:
+        raise InputError(f"--model {arguments.model}", "a model with a router", 'choose one, or --suite "puppets"')
+    elif arguments.suite == "routers":
+        report = evaluate_routers(bundle, settings, arguments)
+        text = router_table(report)
+    else:
+        report = evaluate_refinement(bundle, settings)
+        text = refinement_table(report)
     report["model"] = arguments.model
-    print(table(report))
+    print(text)
     if arguments.json is not None:
-        arguments.json.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
+        _write(report, arguments.json)
         print(f"wrote {arguments.json}")
+
+
+def evaluate_routers(bundle: ModelBundle, settings: SceneSettings, arguments: Arguments) -> dict[str, Any]:
+    """The router suite; goes on with the report at `arguments.json` where there is one of the same model."""
+    ways = {name: way for name, way in WAYS.items() if not arguments.ways}
+    for start in arguments.ways:
+        found = {name: way for name, way in ALL_WAYS.items() if name == start}
+        found = found or {name: way for name, way in ALL_WAYS.items() if name.startswith(start)}
+        if not found:
+            raise InputError(f'--ways "{start}"', f"the beginning of one of {', '.join(ALL_WAYS)}", "choose one")
+        ways |= found
+    subject = ModelSubject(bundle, settings, (), arguments.steps)
+    path = arguments.json
+    known = jsonlib.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else None
+    if known is not None and known.get("suite") != "routers":
+        raise InputError(f"--json {path}", "a report of the router suite, or no file", "choose another")
+    with tqdm(total=len(ways) * settings.scenes, unit="clip", file=sys.stderr) as bar:
+
+        def tick(doing: str) -> None:
+            bar.set_description(doing)
+            bar.update()
+
+        save = None if path is None else lambda report: _write(report, path)
+        report = router_report(subject, ways, known, save, tick)
+    return report | {"versions": versions()}
+
+
+def evaluate_refinement(bundle: ModelBundle, settings: SceneSettings) -> dict[str, Any]:
+    """The refinement suite, with the default settings of refinement."""
+    subject = ModelSubject(bundle, settings, REFINED_AT)
+    scenes = all_scenes(settings)
+    return {
+        "suite": "refinement",
+        **refinement_report(subject, scenes, RefineConfig()),
+        "settings": {**asdict(settings), **subject.describe()},
+        "seeds": [scene.clip.seed for scene in scenes],
+        "versions": versions(),
+    }
+
+
+def _write(report: dict[str, Any], path: Path) -> None:
+    path.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _load(model: str, device: str) -> ModelBundle:

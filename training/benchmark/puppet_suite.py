@@ -66,10 +66,15 @@ class Judged:
         }
 
 
-def judge(made: Made, scene: SuiteScene, matrix: np.ndarray, grid: TokenGrid) -> Judged:
-    """Judge a generated clip from its pixels, its masks and the voices."""
+def judge(
+    made: Made, scene: SuiteScene, matrix: np.ndarray, grid: TokenGrid, overlapping: bool = False
+) -> Judged:
+    """Judge a generated clip from its pixels, its masks and the voices.
+
+    `overlapping`: masks that claim the same token both have it (boxes); otherwise the stronger claim wins.
+    """
     clip = scene.clip
-    owned = masking.to_labels(made.masks)
+    owned = made.masks >= 0.5 if overlapping else masking.to_labels(made.masks)
     regions = segment_characters(made.frames, clip.portraits, shared_rgb=MOUTH_RGB)
     seen = grid.pixels_to_tokens(torch.from_numpy(regions)).numpy() >= 0.5
     opening = mouth_opening(made.frames, regions, MOUTH_RGB)

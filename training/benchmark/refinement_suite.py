@@ -149,3 +149,14 @@ def refinement_report(subject: Subject, scenes: list[SuiteScene], config: Refine
         "noises": measure_refinement(gathered, config),
         "milliseconds for 4 characters on 13x30x45": milliseconds(config),
     }
+
+
+def refinement_table(report: dict[str, Any]) -> str:
+    """The figures for people, as a Markdown table."""
+    lines = ["| noise | IoU before | after | flicker before | after | truth |", "|---|---|---|---|---|---|"]
+    for name, row in report["noises"].items():
+        cells = [row["iou before"], row["iou after"], row["flicker before"], row["flicker after"]]
+        cells.append(row["flicker of the truth"])
+        lines.append(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
+    took = report["milliseconds for 4 characters on 13x30x45"]
+    return "\n".join([*lines, "", f"4 characters on 13x30x45: {took:.0f} ms of processor time"])

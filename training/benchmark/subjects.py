@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from bya_core.checkpoints.bundle import ModelBundle
+from bya_core.config import RoutingConfig
 from bya_core.grid import TokenGrid
 from bya_core.pipeline import generate, prepare
 from bya_core.sampling import build_scheduler
@@ -77,12 +78,19 @@ class ModelSubject:
         settings: size of the scenes; must fit the model.
         shares: points of the sampling schedule, 1 = all noise.
         steps: sampling steps; None = the bundle's.
+        routing: where the masks come from.
     """
 
     def __init__(
-        self, bundle: ModelBundle, settings: SceneSettings, shares: Sequence[float], steps: int | None = None
+        self,
+        bundle: ModelBundle,
+        settings: SceneSettings,
+        shares: Sequence[float],
+        steps: int | None = None,
+        routing: RoutingConfig | None = None,
     ) -> None:
         self.name, self.bundle, self.settings = bundle.name, bundle, settings
+        self.routing = routing or RoutingConfig()
         self.sampling = replace(bundle.sampling, steps=steps or bundle.sampling.steps)
         self.grid = bundle.grid(settings.num_frames, settings.height, settings.width)
         self.scheduler = build_scheduler(self.sampling.scheduler, bundle.scheduler_config)
@@ -97,7 +105,7 @@ class ModelSubject:
         return NoisePoint(share, timestep, round(noise, 4))
 
     def make(self, scene: SuiteScene, matrix: np.ndarray) -> Made:
-        video = generate(self._scene(scene, matrix, scene.first_frame), self.bundle)
+        video = generate(self.scene(scene, matrix, scene.first_frame), self.bundle)
         return Made(video.frames.numpy(), video.masks.numpy())
 
     @torch.no_grad()
@@ -119,13 +127,16 @@ class ModelSubject:
         key = (scene.clip.seed, first_frame)
         if self._prepared is None or self._prepared[0] != key:
             device, dtype = self.bundle.device, self.bundle.dtype
-            conditions = prepare(self._scene(scene, scene.clip.matrix, first_frame), self.bundle).conditions
+            conditions = prepare(self.scene(scene, scene.clip.matrix, first_frame), self.bundle).conditions
             clean = self.bundle.codec.encode(as_video(scene.clip).to(device, dtype)).float().cpu()
             inputs = lay_out(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
             self._prepared = key, (clean, inputs)
         return self._prepared[1]
 
-    def _scene(self, scene: SuiteScene, matrix: np.ndarray, first_frame: bool) -> Scene:
+    def scene(
+        self, scene: SuiteScene, matrix: np.ndarray, first_frame: bool, routing: RoutingConfig | None = None
+    ) -> Scene:
+        """What the model is asked for; `routing` in place of the subject's own."""
         clip = scene.clip
         return Scene(
             prompt=clip.prompt,
@@ -138,11 +149,13 @@ class ModelSubject:
             first_frame=_image(clip.first_frame) if first_frame else None,
             fps=clip.fps,
             sampling=replace(self.sampling, seed=clip.seed),
+            routing=routing or self.routing,
         )
 
     def describe(self) -> dict[str, Any]:
         return {
             "sampling": {**asdict(self.sampling), "seed": "that of the scene"},
+            "routing": asdict(self.routing),
             "device": str(self.bundle.device),
             "dtype": str(self.bundle.dtype).removeprefix("torch."),
             "transformer_sha256": weights_hash(self.bundle.transformer),
