@@ -93,15 +93,31 @@ def load_sam2(weights: str = SAM2_WEIGHTS, device: str = "cpu", dtype: torch.dty
         InputError: transformers without SAM 2, without torchvision beside it, or no weights on this machine.
     """
     model_class, processor_class = _sam2_classes()
+    folder = _folder(weights)
     try:
-        model = model_class.from_pretrained(weights, local_files_only=True, dtype=dtype)
-        processor = processor_class.from_pretrained(weights, local_files_only=True)
+        if folder is None:
+            raise OSError(f"{weights} is not here")
+        model = model_class.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        processor = processor_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        came = f"the segmenter SAM 2 has no weights on this machine ({weights})"
-        get = "" if Path(weights).is_absolute() else f": hf download {weights}"
-        do = f'download them{get}, or choose the segmenter "self", which needs none'
+        came = f"the segmenter SAM 2 has no usable weights on this machine ({weights})"
+        do = f'download them (hf download {SAM2_WEIGHTS}), or choose the segmenter "self", which needs none'
         raise InputError(came, "a folder with them, or a name in the Hugging Face cache", do) from error
     return Sam2Segmenter(model.to(device), processor)
+
+
+def _folder(weights: str) -> Path | None:
+    """Where they lie: a folder, or what the Hugging Face cache holds under that name. Asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(weights).expanduser().is_dir():
+        return Path(weights).expanduser()
+    try:
+        config = try_to_load_from_cache(weights, "config.json")
+    except HFValidationError:  # no name of a repository
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _sam2_classes() -> tuple[Any, Any]:

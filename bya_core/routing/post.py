@@ -14,13 +14,14 @@ from torch import Generator, Tensor
 
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import SamplingConfig
-from bya_core.encoders.segmenter import load_sam2
+from bya_core.encoders.segmenter import Segmenter, load_sam2
 from bya_core.prepare import Prepared
 from bya_core.progress import Work
 from bya_core.routing.result import Routing
 from bya_core.sampling import Conditions, build_scheduler, denoise
 from bya_core.sampling.conditions import lay_out
 from bya_core.sampling.guidance import branches
+from bya_core.scene import Scene
 
 LOOK_AT = 0.2
 """Share of the noise schedule at which finished latents are read: little noise. On puppets it hardly matters: mask IoU
@@ -36,6 +37,7 @@ def from_silent_pass(prepared: Prepared, bundle: ModelBundle, work: Work) -> Rou
         Cancelled: the watcher asked to stop.
     """
     scene = prepared.scene
+    segmenter = None if scene.routing.segmenter == "self" else _sam2(scene, bundle)  # missing weights are told first
     conditions = silent(prepared.conditions)
     # With silence in every branch only the prompt is left to guide: one scale, and one branch less to compute.
     sampling = replace(scene.sampling, guidance_speech=scene.sampling.guidance_text)
@@ -43,10 +45,10 @@ def from_silent_pass(prepared: Prepared, bundle: ModelBundle, work: Work) -> Rou
         scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
         latents = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step).latents
     with work.part("looking who is where"):
-        if scene.routing.segmenter == "self":
+        if segmenter is None:
             masks, calls = own_masks(latents, conditions, sampling, bundle), sampling.steps + 1
         else:
-            masks, calls = segmented_masks(latents, prepared, bundle), sampling.steps
+            masks, calls = segmented_masks(latents, prepared, bundle, segmenter), sampling.steps
     return Routing.of("post", masks, scene.matrix, forced=True, calls=calls)
 
 
@@ -78,12 +80,14 @@ def own_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig,
     return output.used_masks[0]
 
 
-def segmented_masks(latents: Tensor, prepared: Prepared, bundle: ModelBundle) -> Tensor:
-    """Segmenter "sam2": latents [1, T, C, H, W] as pictures, people followed from their boxes: [N, T, h, w]."""
+def _sam2(scene: Scene, bundle: ModelBundle) -> Segmenter:
+    return load_sam2(scene.routing.segmenter_weights, str(bundle.device), bundle.dtype)
+
+
+def segmented_masks(latents: Tensor, prepared: Prepared, bundle: ModelBundle, segmenter: Segmenter) -> Tensor:
+    """Finished latents [1, T, C, H, W] as pictures, people followed in them from their boxes: [N, T, h, w]."""
     from bya_core.routing.pre import character_boxes
 
-    routing = prepared.scene.routing
-    segmenter = load_sam2(routing.segmenter_weights, str(bundle.device), bundle.dtype)
     video = bundle.codec.decode(latents.to(bundle.device, bundle.dtype))[0].float().cpu()
     pixels = ((video + 1) / 2).clamp(0, 1)  # [3, F, H, W]
     boxes = character_boxes(pixels[:, 0], prepared.scene, bundle)
