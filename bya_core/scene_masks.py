@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -98,7 +100,7 @@ def _arrays(path: Path) -> tuple[Tensor, list[str] | None]:
             key = "masks" if "masks" in archive or "mask" not in archive else "mask"
             masks = torch.from_numpy(np.asarray(archive[key], dtype=np.float32))
             return masks, [str(name) for name in archive["names"]] if "names" in archive else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         came = f"the masks {path} cannot be read"
         raise InputError(came, 'an npz file with an array "masks"', "write it with numpy.savez") from error
 

@@ -340,6 +340,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "windows": ({"windows": {"frames": 5, "overlap": 9}}, "windows of 5 frames with 9 in common"),
     "window of no length": ({"windows": {"frames": 10}}, r"windows of 10 frames; expected 1 \+ a multiple of 4"),
+    "masks that are broken": ({"router": {"masks": "broken.npz"}}, r"broken\.npz cannot be read"),
     "masks of one": ({"router": {"mode": "manual", "masks": "one.npz"}}, r"shape 1 x 3 x 4 x 6; expected 2"),
     "masks out of range": ({"router": {"mode": "manual", "masks": "large.npz"}}, r"outside 0\.\.1"),
     "prompt of another kind": ({"prompt": 7}, "a text"),
@@ -354,6 +355,7 @@ def test_one_clear_sentence(name: str, make_scene: SceneMaker, tmp_path: Path) -
     np.savez(folder / "one.npz", masks=np.zeros((1, 3, 4, 6), np.float32))
     np.savez(folder / "others.npz", masks=np.ones((2, 3, 4, 6), np.float32), names=["Cleo", "Dan"])
     np.savez(folder / "odd.npz", mask=np.ones((4, 8, 8), np.float32))
+    (folder / "broken.npz").write_bytes(b"PK\x03\x04 and so on")
     write_mask(folder / "left.png")
     write_mask(folder / "black.png", share=0)
     np.savez(folder / "large.npz", masks=np.full((2, 3, 4, 6), 3.0, np.float32))
