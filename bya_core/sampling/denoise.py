@@ -132,7 +132,7 @@ def denoise(
     keep = _Kept.of(conditions, config.seed, device)
     masks, done = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
-    with _cache_context(transformer):
+    with cache_context(transformer, "denoise", fresh=state.step == 0):
         for i in range(state.step, last):
             x = keep.noised(x, scheduler, timesteps[i])
             output = _predict(transformer, x, timesteps[i], inputs, conditions.forced_at(i, config.steps))
@@ -219,10 +219,18 @@ def _per_branch(value: Tensor | None, like: Tensor, count: int) -> Tensor | None
 
 
 @contextmanager
-def _cache_context(transformer: Any) -> Iterator[None]:
-    """Step caches of diffusers keep one state per named context; all branches run as one batch: one."""
+def cache_context(transformer: Any, name: str, fresh: bool) -> Iterator[None]:
+    """Step caches of diffusers keep one state per named context; all branches run as one batch: one.
+
+    Args:
+        transformer: what is called inside.
+        name: of the context.
+        fresh: forget what is kept of earlier calls, as at the start of a run.
+    """
+    if fresh and hasattr(transformer, "_reset_stateful_cache"):
+        transformer._reset_stateful_cache()  # as diffusers' own pipelines do; there is no public name for it
     if not hasattr(transformer, "cache_context"):
         yield
         return
-    with transformer.cache_context("denoise"):
+    with transformer.cache_context(name):
         yield

@@ -23,6 +23,7 @@ from tests.routing.puppet_scene import VALIDATION, puppet_scene, two_puppets
 from tests.torchvision_shim import importable
 
 STEPS = 5
+LATENTS = torch.randn(1, 3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
 
 
@@ -79,6 +80,19 @@ def test_with_silent_branches_one_scale_is_all_there_is(fake, prepared):
         for scale in (sampling.guidance_speech, sampling.guidance_text)
     ]
     assert torch.allclose(*made, atol=1e-3)
+
+
+def test_reading_the_masks_goes_past_a_step_cache(prepared):
+    """A cache that skips as many blocks as it can must not answer with what it saw in the last step."""
+    hooks = pytest.importorskip("diffusers.hooks")
+    if not hasattr(hooks, "FirstBlockCacheConfig"):
+        pytest.skip("this diffusers has no first-block cache")
+    bundle = fake_bundle()
+    plain = post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle)
+    bundle.transformer.enable_cache(hooks.FirstBlockCacheConfig(threshold=1e9))
+    first = post.from_silent_pass(prepared, bundle, Work())
+    assert torch.equal(post.from_silent_pass(prepared, bundle, Work()).masks, first.masks), "nor with another run's"
+    assert torch.allclose(post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle), plain)
 
 
 def test_masks_given_by_a_person_act_in_the_first_pass_too(fake, prepared):
