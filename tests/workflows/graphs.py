@@ -77,11 +77,20 @@ def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
     return sampler, [sampler, saved]
 
 
-def shown_masks(sheet: Sheet, routing: Wire, title: str, sampler: Node | None = None) -> list[Node]:
-    """Masks over the pictures; those that acted, over the video, where a sampler is given."""
-    acted = {} if sampler is None else {"images": sampler["frames"], "masks": sampler["masks"]}
-    overlay = sheet.add("BYA_MaskOverlay", routing=routing, **acted)
-    return [overlay, sheet.add("PreviewImage", title, wide=360, images=overlay["images"])]
+def found_masks(sheet: Sheet, routing: Wire, title: str) -> list[Node]:
+    """Masks over the first frame, before anything is sampled."""
+    overlay = sheet.add("BYA_MaskOverlay", routing=routing)
+    return [overlay, sheet.add("PreviewImage", title, wide=360, high=300, images=overlay["images"])]
+
+
+def acted_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list[Node]:
+    """The masks that acted over the video, as a video."""
+    overlay = sheet.add("BYA_MaskOverlay", routing=routing, images=sampler["frames"], masks=sampler["masks"])
+    joined = sheet.add("CreateVideo", images=overlay["images"], fps=sampler["fps"], audio=sampler["audio"])
+    saved = sheet.add(
+        "SaveVideo", "Who is where", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_masks"
+    )
+    return [overlay, joined, saved]
 
 
 def report(sheet: Sheet, routing: Wire, sampler: Node) -> Group:
@@ -112,7 +121,7 @@ def two_talkers_tiny(sheet: Sheet) -> None:
     scene = demo_scene(sheet, model, demo, people)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
     sampler, made = result(sheet, router["routing"], "two_talkers")
-    masks = shown_masks(sheet, router["routing"], "Who is where", sampler)
+    masks = acted_masks(sheet, router["routing"], sampler, "two_talkers")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
         [Group("2 Characters", [people.voices, people.faces], "green")],
@@ -140,7 +149,7 @@ def two_talkers_real_weights(sheet: Sheet) -> None:
     scene = sheet.add("BYA_Scene", model=model["model"], cast=check["cast"], prompt=prompt)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
     sampler, made = result(sheet, router["routing"], "two_people")
-    masks = shown_masks(sheet, router["routing"], "Who is where", sampler)
+    masks = acted_masks(sheet, router["routing"], sampler, "two_people")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey")],
         [Group("1 Your inputs", [pictures, sounds], "green"),
@@ -159,7 +168,7 @@ def mask_preview_and_edit(sheet: Sheet) -> None:
     people = puppets(sheet, demo, 2)
     scene = demo_scene(sheet, model, demo, people)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
-    found = shown_masks(sheet, router["routing"], "What the router found")
+    found = found_masks(sheet, router["routing"], "What the router found")
     cleaned = sheet.add("BYA_MaskRefine", "Clean all masks", routing=router["routing"])
     picked = sheet.add("BYA_SelectCharacterMask", routing=cleaned["routing"], character="puppet A")
     grown = sheet.add("GrowMask", mask=picked["mask"], expand=4)
@@ -172,9 +181,9 @@ def mask_preview_and_edit(sheet: Sheet) -> None:
         override_mask=grown["MASK"],
         override_character="puppet A",
     )
-    after = shown_masks(sheet, edited["routing"], "Masks as they shall act")
+    after = found_masks(sheet, edited["routing"], "Masks as they shall act")
     sampler, made = result(sheet, edited["routing"], "edited_masks")
-    acted = shown_masks(sheet, edited["routing"], "Masks that acted", sampler)
+    acted = acted_masks(sheet, edited["routing"], sampler, "edited_masks")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
         [Group("1 Characters", [people.voices, people.faces], "green"), Group("1 Scene", [[scene]], "green")],
@@ -202,7 +211,7 @@ def hand_painted_masks(sheet: Sheet) -> None:
         for letter in "AB"
     ]
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], mode="manual", masks=masks["MASK"])
-    given = shown_masks(sheet, router["routing"], "Masks as given")
+    given = found_masks(sheet, router["routing"], "Masks as given")
     sampler, made = result(sheet, router["routing"], "painted_masks")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
@@ -217,12 +226,12 @@ def three_characters(sheet: Sheet) -> None:
     """Three puppets, three voices."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo", demo="three_puppets")
+    demo = sheet.add("BYA_LoadDemo", demo="three puppets")
     people = puppets(sheet, demo, 3)
     scene = demo_scene(sheet, model, demo, people)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], probe_most=0.5)
     sampler, made = result(sheet, router["routing"], "three_characters")
-    masks = shown_masks(sheet, router["routing"], "Who is where", sampler)
+    masks = acted_masks(sheet, router["routing"], sampler, "three_characters")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
         [Group("2 Characters", [people.voices, people.faces], "green")],
@@ -240,7 +249,7 @@ def one_talker_one_listener(sheet: Sheet) -> None:
     scene = demo_scene(sheet, model, demo, people)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
     sampler, made = result(sheet, router["routing"], "one_talker")
-    masks = shown_masks(sheet, router["routing"], "Who is where", sampler)
+    masks = acted_masks(sheet, router["routing"], sampler, "one_talker")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
         [Group("2 Characters", [people.voices, people.faces], "green")],
@@ -258,7 +267,7 @@ def long_dialogue(sheet: Sheet) -> None:
     scene = demo_scene(sheet, model, demo, people)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
     sampler, made = result(sheet, router["routing"], "long_dialogue")
-    masks = shown_masks(sheet, router["routing"], "Who is where", sampler)
+    masks = acted_masks(sheet, router["routing"], sampler, "long_dialogue")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
         [Group("2 Characters", [people.voices, people.faces], "green")],
@@ -278,7 +287,7 @@ def pre_intra_post(sheet: Sheet) -> None:
     for mode, colour in (("pre", "blue"), ("intra", "purple"), ("post", "orange")):
         router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", scene=scene["scene"], mode=mode)
         sampler, made = result(sheet, router["routing"], f"router_{mode}")
-        masks = shown_masks(sheet, router["routing"], f"Masks: {mode}", sampler)
+        masks = acted_masks(sheet, router["routing"], sampler, f"router_{mode}")
         rows.append(Group(mode, [[router], made, masks], colour))
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
