@@ -99,4 +99,6 @@ def overlay(masks: Tensor, grid: TokenGrid, frames: Tensor, labels: Sequence[str
     ]
     shown = grid.latent_to_frames(masks.float(), dim=1)
     whole = frames.expand(grid.video_frames, -1, -1, -1)
-    return torch.from_numpy(np.stack(list(overlay_frames(whole, shown, lines, opacity))))
+    made = torch.from_numpy(np.stack(list(overlay_frames(whole, shown, lines, opacity))))
+    scale = made.shape[2] // frames.shape[2]
+    return made if labels else made[:, : scale * frames.shape[1]]

@@ -13,12 +13,12 @@ from torch import Tensor
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.encoders.base import VideoCodec
 from bya_core.media import fit_image
-from bya_core.overlay import blend_masks
+from bya_core.overlay import blend_masks, colour
 from bya_core.sampling import StepInfo
 from bya_core.scene import Scene
 
 LEAST_SIDE = 256  # pixels; smaller pictures are enlarged by a whole number
-OPACITY = 0.35
+OPACITY = 0.3  # of the tint inside the outlines
 
 
 def latent_colours(codec: VideoCodec, pictures: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -46,7 +46,7 @@ def latent_colours(codec: VideoCodec, pictures: Sequence[Tensor], size: tuple[in
 
 
 def preview_picture(x0: Tensor, masks: Tensor | None, factors: Tensor) -> Image.Image:
-    """The middle latent frame in colours, tinted by the masks.
+    """The middle latent frame in colours; each mask as a tint with an outline.
 
     Args:
         x0: clean latents as believed now [1, T, C, H, W].
@@ -62,7 +62,11 @@ def preview_picture(x0: Tensor, masks: Tensor | None, factors: Tensor) -> Image.
     frame = (rearrange(picture, "1 c h w -> 1 h w c") * 255).round().to(torch.uint8)
     if masks is not None:
         own = masks[:, middle : middle + 1].float().cpu()
-        frame = blend_masks(frame, F.interpolate(own, size=size, mode="bilinear", align_corners=False), OPACITY)
+        large = F.interpolate(own, size=size, mode="bilinear", align_corners=False)
+        frame = blend_masks(frame, large, OPACITY)
+        for index, inside in enumerate((large > 0.5).float()):
+            edge = (F.max_pool2d(inside, 5, stride=1, padding=2) - inside)[0] > 0
+            frame[0, edge] = torch.tensor(colour(index), dtype=torch.uint8)
     return Image.fromarray(frame[0].numpy())
 
 

@@ -71,8 +71,8 @@ class RoutingValue:
 
         if images is None:
             return self.routing.masks, self.prepared.grid
-        count = len(self.names)
-        grid = self.prepared.grid
-        if self.whole is not None and images.shape[0] > count * grid.video_frames:
-            grid = self.model.bundle.grid(self.whole.num_frames, self.whole.height, self.whole.width)
+        count, grid, scene = len(self.names), self.prepared.grid, self.scene
+        every = self.model.bundle.grid(scene.num_frames, scene.height, scene.width)
+        if images.shape[0] in (count * every.frames, count * every.video_frames):
+            grid = every
         return from_images(images, grid, count), grid
