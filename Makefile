@@ -1,12 +1,14 @@
 # make demo: two drawn puppets talk, no GPU and no download of models needed.
-# make test: style, types and all tests. Both make .venv first where it is missing.
+# make test: style, types and all tests, those in a real ComfyUI included where one can be set up (else they say why not).
+# make test-host: only those in ComfyUI, its page included, from setting it up to the last screenshot.
+# All make .venv first where it is missing. ComfyUI for the tests is kept in ~/.cache/bind-your-avatar; clean-host drops it.
 
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test test-host clean clean-host
 
 demo: $(VENV)/.demo
 	$(PY) -m bya_core generate demo/scene.json -o demo/talk.mp4 --overlay demo/masks.mp4 --json demo/report.json
@@ -17,6 +19,11 @@ test: $(VENV)/.test
 	$(PY) -m ruff check .
 	$(PY) -m mypy bya_core
 	$(PY) -m pytest
+
+test-host: export OMP_WAIT_POLICY = PASSIVE
+test-host: $(VENV)/.test
+	$(PY) -m tests.host_setup
+	$(PY) -m pytest -m host
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -35,3 +42,6 @@ $(VENV)/.test: $(PY) pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV)
+
+clean-host:
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/bind-your-avatar"

@@ -76,6 +76,25 @@ const actions = {
     await page.screenshot({ path: file, ...(file.endsWith('.jpg') ? { type: 'jpeg', quality: quality || 80 } : {}) });
     return null;
   },
+  // Selects a node and opens its help; answers its text and the widths of its pictures.
+  async help(page, { type, file }) {
+    await page.evaluate((kind) => {
+      const node = window.app.graph.nodes.find((one) => one.type === kind);
+      window.app.canvas.selectNodes([node]);
+    }, type);
+    await page.waitForTimeout(500);
+    await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.SelectedNodeHelp')
+      .catch(() => null));
+    const button = page.locator('[data-testid="info-button"], .help-button').first();
+    if (await button.count()) await button.click();
+    await page.waitForTimeout(2500);
+    if (file) await page.screenshot({ path: file });
+    return page.evaluate(() => ({
+      text: document.body.innerText,
+      pictures: [...document.querySelectorAll('img')].filter((image) => image.src.includes('/docs/'))
+        .map((image) => image.naturalWidth),
+    }));
+  },
   // Opens the template browser and the folder of this pack; answers what it lists.
   async templates(page, { pack, file }) {
     await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'));

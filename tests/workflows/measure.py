@@ -78,9 +78,9 @@ def own_people() -> Image.Image:
         pen.ellipse((centre - 95, 150, centre + 95, 370), fill=colour)
         pen.pieslice((centre - 190, 390, centre + 190, 860), 180, 360, fill=colour)
         for ring in range(3):
-            box = [centre + turn * 60 - 50 - 34 * ring, 300 - 50 - 34 * ring]
-            pen.arc((*box, box[0] + 100 + 68 * ring, box[1] + 100 + 68 * ring), *((-40, 40) if turn > 0 else (140, 220)),
-                    fill="white", width=9)  # fmt: skip
+            x, y, radius = centre + turn * 60, 300, 50 + 34 * ring
+            start, end = (-40, 40) if turn > 0 else (140, 220)
+            pen.arc((x - radius, y - radius, x + radius, y + radius), start, end, fill="white", width=9)
     return made.resize(THUMBNAIL, Image.Resampling.LANCZOS)
 
 
@@ -109,18 +109,19 @@ def save(picture: Image.Image, path: Path) -> None:
 def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
     """What help pages show, from the workflows that have it."""
     found = graphs.films(server, run, graph)
-    shown = {graph[n].get("_meta", n): n for n in graphs.of_class(graph, "PreviewImage")}
+    shown = graphs.of_class(graph, "PreviewImage")
     wide = (240, 160)
     if name.startswith("01"):
         save(mosaic([spread(found["two_talkers"].frames, 3)], wide), PICTURES / "scene.jpg")
         save(mosaic([spread(found["two_talkers_masks"].frames, 3)], wide), PICTURES / "masks.jpg")
-        (number,) = shown.values()
+        (number,) = shown
         save(Image.fromarray(graphs.pictures(server, run, number)[0]), PICTURES / "report.jpg")
     elif name == graphs.REAL:
-        (number,) = [n for n in shown.values() if graph[n]["inputs"]["images"][0] in graphs.of_class(graph, "BYA_Preflight")]
+        checks = graphs.of_class(graph, "BYA_Preflight")
+        (number,) = [number for number in shown if graph[number]["inputs"]["images"][0] in checks]
         save(Image.fromarray(graphs.pictures(server, run, number)[0]), PICTURES / "faces.jpg")
     elif name.startswith("03"):
-        rows = [graphs.pictures(server, run, number)[:1] for number in shown.values()]
+        rows = [graphs.pictures(server, run, number)[:1] for number in shown]
         save(mosaic([[row[0] for row in rows]], (360, 260)), PICTURES / "refined.jpg")
         (number,) = graphs.of_class(graph, "MaskPreview")
         save(mosaic([spread(graphs.pictures(server, run, number), 3)], wide), PICTURES / "single.jpg")
@@ -152,8 +153,8 @@ def main(wanted: list[str]) -> None:
             if name != graphs.REAL:
                 frames = len(next(iter(graphs.films(server, run, graph).values())).frames)
                 figures[name] = (
-                    f"**Measured** {frames} frames: {seconds:.0f} s of processor time and {peak:.1f} GB of memory at most, "
-                    f"ComfyUI included, without GPU, from loading the model to the saved files "
+                    f"**Measured** {frames} frames: {seconds:.0f} s of processor time and {peak:.1f} GB of memory at "
+                    "most, ComfyUI included, without GPU, from loading the model to the saved files "
                     f"({platform.machine()} processor, ComfyUI 0.30.0)."
                 )
             log.info("%s: %.0f s, %.0f s of processor time, %.2f GB", name, run.seconds, seconds, peak)

@@ -1,0 +1,115 @@
+"""The pack in ComfyUI's real page: workflows load as they were drawn, run, and show what they made.
+
+Screenshots go into the folder named by BYA_SCREENSHOTS, else into pytest's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests import host_graphs as graphs
+from tests.host_page import play, tools
+from tests.host_server import PACK, Server
+from tests.host_setup import ROOT, NoHost
+
+pytestmark = pytest.mark.host
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go; skips where there is no browser."""
+    try:
+        tools()
+    except NoHost as problem:
+        pytest.skip(str(problem))
+    if given := os.environ.get("BYA_SCREENSHOTS"):
+        folder = Path(given).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    return tmp_path_factory.mktemp("screenshots")
+
+
+def _overlap(one: list[float], other: list[float]) -> bool:
+    (x, y, w, h), (a, b, c, d) = one, other
+    return x < a + c and a < x + w and y < b + d and b < y + h
+
+
+def _is_picture(path: Path) -> bool:
+    """A screenshot of a page, and not of an empty one."""
+    return len(set(Image.open(path).convert("RGB").resize((64, 64)).getdata())) > 50
+
+
+def test_workflows_load_as_drawn(server: Server, shots: Path) -> None:
+    """Every node is known, nothing overlaps, and the page queues the very graph that the server tests run."""
+    steps: list[dict[str, Any]] = []
+    for path in FILES:
+        picture = shots / f"{path.stem}.png"
+        steps += [{"do": "load", "workflow": path}, {"do": "prompt"}, {"do": "shot", "file": picture, "fit": True}]
+    answers = play(server.url, *steps, viewport=(1900, 1100))
+    for index, path in enumerate(FILES):
+        nodes, prompt = answers[3 * index], answers[3 * index + 1]
+        assert len(nodes) == len(json.loads(path.read_text(encoding="utf-8"))["nodes"])
+        assert not [node["type"] for node in nodes if not node["known"]], path.stem
+        lying = [
+            (one["type"], other["type"])
+            for number, one in enumerate(nodes)
+            for other in nodes[number + 1 :]
+            if _overlap(one["box"], other["box"])
+        ]
+        assert not lying, f"{path.stem}: over each other"
+        queued = {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in prompt.items()}
+        assert queued == graphs.load(path.stem), path.stem
+        assert _is_picture(shots / f"{path.stem}.png")
+
+
+def test_tiny_workflow_runs_and_shows(server: Server, shots: Path) -> None:
+    """A click on Run: the report's picture, and two videos that play: the scene, and the masks over it."""
+    path, graph = FILES[0], graphs.load(FILES[0].stem)
+    (scene,) = graphs.of_class(graph, "BYA_Scene")
+    picture = shots / "two-talkers-done.png"
+    _, _, ended, shown, _ = play(
+        server.url,
+        {"do": "load", "workflow": path},
+        {"do": "set", "values": {scene: {"frames": 17, "steps": 6}}},
+        {"do": "run", "seconds": 240},
+        {"do": "shown"},
+        {"do": "shot", "file": picture, "fit": True},
+    )
+    assert ended["kind"] == "execution_success", ended
+    (report,) = graphs.of_class(graph, "PreviewImage")
+    ((width, _),) = shown["nodes"][report]["pictures"]
+    assert width > 300
+    found = {video["source"].partition("filename=")[2].partition("_0")[0]: video for video in shown["videos"]}
+    assert set(found) == {"two_talkers", "two_talkers_masks"}
+    for video in found.values():
+        assert video["seconds"] == pytest.approx(17 / 25, abs=0.1)
+        assert video["width"] >= 96
+    assert _is_picture(picture)
+
+
+def test_template_browser_lists_the_pack(server: Server, shots: Path) -> None:
+    picture = shots / "templates.png"
+    (answer,) = play(server.url, {"do": "templates", "pack": PACK, "file": picture})
+    for path in FILES:
+        assert path.stem in answer["text"]
+    pictures = [entry for entry in answer["pictures"] if PACK in entry["source"]]
+    assert pictures and all(entry["width"] > 0 for entry in pictures)
+    assert _is_picture(picture)
+
+
+def test_help_is_shown_in_the_page(server: Server, shots: Path) -> None:
+    """The help page of a node is drawn in the side bar, its picture included."""
+    answer = play(
+        server.url,
+        {"do": "load", "workflow": FILES[0]},
+        {"do": "help", "type": "BYA_EmbeddingRouter", "file": shots / "help.png"},
+    )[1]
+    assert "Recipe" in answer["text"] and "probe_steps" in answer["text"]
+    assert any(width > 0 for width in answer["pictures"])
