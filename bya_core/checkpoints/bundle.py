@@ -10,6 +10,8 @@ import torch
 
 from bya_core.config import SamplingConfig
 from bya_core.encoders.base import FaceEncoder, SpeechEncoder, TextEncoder, VideoCodec
+from bya_core.encoders.finder import CharacterFinder
+from bya_core.encoders.voice_face import VoiceFace
 from bya_core.grid import TokenGrid
 from bya_core.scene import SceneDefaults
 
@@ -35,6 +37,8 @@ class ModelBundle:
         native: size and longest length it was trained at.
         sampling: settings used where a scene names none.
         max_characters: most characters it was trained with; None = not known. More work, with a warning.
+        faces: finds its characters in a picture; None = a detector of real faces, see `encoders.detector`.
+        voice_face: says which voice goes with which face; None = who hears whom must be given.
     """
 
     name: str
@@ -47,6 +51,8 @@ class ModelBundle:
     native: NativeSize
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     max_characters: int | None = None
+    faces: CharacterFinder | None = None
+    voice_face: VoiceFace | None = None
 
     @property
     def patch(self) -> int:

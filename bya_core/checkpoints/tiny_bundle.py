@@ -20,7 +20,9 @@ from bya_core.encoders.tiny import (
     TinyFaceEncoder,
     TinySpeechEncoder,
 )
+from bya_core.encoders.tiny_finder import PuppetFinder
 from bya_core.encoders.video import CogVideoXCodec
+from bya_core.encoders.voice_face import TwoTowers
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 
@@ -45,10 +47,14 @@ def load_tiny_encoders(folder: Path) -> TinyEncoders:
 
 
 def load_tiny(folder: Path) -> ModelBundle:
-    """The whole model, in float32 on the CPU; `bundle.json` holds its native size and sampling settings."""
+    """The whole model, in float32 on the CPU; `bundle.json` holds its native size and sampling settings.
+
+    `voice_face.safetensors` may be missing: then who hears whom must be given.
+    """
     settings = json.loads((folder / "bundle.json").read_text())
     encoders = load_tiny_encoders(folder)
     transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    voice_face = folder / "voice_face.safetensors"
     return ModelBundle(
         name="tiny",
         transformer=transformer,
@@ -60,6 +66,8 @@ def load_tiny(folder: Path) -> ModelBundle:
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
+        faces=PuppetFinder(encoders.face.network),
+        voice_face=TwoTowers.load(voice_face) if voice_face.is_file() else None,
     )
 
 
