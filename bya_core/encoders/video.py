@@ -41,6 +41,12 @@ class CogVideoXCodec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents -> pixels, about -1..1."""
+        """Normalised latents -> pixels, about -1..1.
+
+        The VAE makes one frame of the first latent only where their number is odd; of an even number it makes
+        `time_factor`, of which the last is the one.
+        """
+        frames = (latents.shape[1] - 1) * self.time_factor + 1
         latents = rearrange(latents.to(self.vae.dtype), "b t c h w -> b c t h w")
-        return self.vae.decode(latents * self.std.to(latents) + self.mean.to(latents)).sample
+        pixels = self.vae.decode(latents * self.std.to(latents) + self.mean.to(latents)).sample
+        return pixels[:, :, -frames:]
