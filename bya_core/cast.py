@@ -17,6 +17,8 @@ from bya_core.grid import TokenGrid
 from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech
 from bya_core.speech_checks import length_notices, stream_notices
 
+LARGEST = 16  # times the area a model was trained for; more is not asked of a machine
+
 
 @dataclass(frozen=True)
 class Member:
@@ -83,6 +85,7 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
     TokenGrid.from_pixels(
         frames, height, width, patch=1, space_factor=defaults.size_unit, time_factor=defaults.time_factor
     )
+    _possible(height, width, defaults)
     strengths = torch.tensor([member.speech_strength for member in members])
     scene = Scene(
         prompt=wishes.prompt,
@@ -106,6 +109,16 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
     if window > trained:
         notices = (*notices, f"{window} frames in one go, the model was trained for {trained}: expect drift.")
     return replace(scene, notices=notices)
+
+
+def _possible(height: int, width: int, defaults: SceneDefaults) -> None:
+    """Refuses what would only exhaust the machine: attention grows with the square of the picture's area."""
+    if height * width > LARGEST * defaults.height * defaults.width:
+        raise InputError(
+            f"{width}x{height} pixels",
+            f"at most {LARGEST} times the area that the model was trained for ({defaults.width}x{defaults.height})",
+            "give a smaller width and height; 0 takes the model's",
+        )
 
 
 def _frames(speeches: Sequence[Speech | None], asked: int, defaults: SceneDefaults) -> int:
