@@ -128,27 +128,27 @@ def stillness(opening: np.ndarray, speech: np.ndarray, target: np.ndarray | None
     return float(1.0 - moves[listening].mean() / max(moves[~listening].mean(), _FLAT))
 
 
-def listener_opening_ratio(opening: np.ndarray, speaking: np.ndarray, closed: np.ndarray, border: int = 2) -> float:
+def listener_opening_ratio(opening: np.ndarray, speaking: np.ndarray, border: int = 2) -> float:
     """Mean opening of mouths that should be shut, over that of mouths that speak; 0 = listeners' mouths stay closed.
 
     NaN where nobody speaks or nobody listens. Frames within `border` of a change from one to the other are left out: a
-    video latent spans four frames, a mouth cannot shut faster.
+    video latent spans four frames, a mouth cannot shut faster. Nothing is subtracted, so a mouth that is stuck open
+    counts; what `mouth_opening` says of dark hair would count too, leave such characters out.
 
     Args:
         opening: [K, F] of K characters, also of several clips, see `mouth_opening`.
         speaking: bool [K, F], who speaks when.
-        closed: [K], what `mouth_opening` says of the same character with a closed mouth (dark hair adds a constant).
         border: in frames.
     """
     from scipy.ndimage import binary_dilation, binary_erosion
 
-    apart = np.asarray(opening, dtype=np.float64) - np.asarray(closed, dtype=np.float64)[:, None]
-    speaking, reach = np.asarray(speaking, dtype=bool), np.ones((1, 2 * border + 1))
-    sure = binary_erosion(speaking, reach, border_value=1) if border else speaking
-    silent = ~binary_dilation(speaking, reach) if border else ~speaking
+    opening, speaking = np.asarray(opening, dtype=np.float64), np.asarray(speaking, dtype=bool)
+    reach = np.ones((1, 2 * border + 1))
+    sure = binary_erosion(speaking, reach, border_value=1)
+    silent = ~binary_dilation(speaking, reach)
     if not sure.any() or not silent.any():
         return float("nan")
-    return float(apart[silent].mean() / max(apart[sure].mean(), _FLAT))
+    return float(opening[silent].mean() / max(opening[sure].mean(), _FLAT))
 
 
 def targets_of(matrix: np.ndarray) -> np.ndarray:

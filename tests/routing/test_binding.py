@@ -27,6 +27,7 @@ from bya_core.routing.binding import (
 )
 from bya_core.scene import Character, Scene, Speech
 from tests.headless.fakes import RATE, fake_bundle
+from training.benchmark import listeners
 from training.run_voice_face import CHECKPOINT, Arguments, evaluate, main, try_scene
 
 VALIDATION = 2_000_000
@@ -210,12 +211,20 @@ def test_the_shipped_model_has_towers():
     assert isinstance(load_bundle("tiny").voice_face, TwoTowers)
 
 
-def test_a_listeners_mouth_counts_away_from_turns_and_above_its_own_darkness():
+def test_a_listeners_mouth_counts_away_from_turns():
     speaking = np.zeros((2, 20), bool)
     speaking[0, :10] = True
-    opening = np.where(speaking, 0.10, 0.01) + np.array([[0.02], [0.05]])  # dark hair: a constant
-    opening[0, 10:12] = 0.12  # still closing
-    closed = np.array([0.02, 0.05])
-    assert listener_opening_ratio(opening, speaking, closed) == pytest.approx(0.1)
-    assert listener_opening_ratio(opening, speaking, closed, border=0) > 0.1
-    assert math.isnan(listener_opening_ratio(opening, np.zeros_like(speaking), closed))
+    opening = np.where(speaking, 0.10, 0.01)
+    opening[0, 10:12] = 0.08  # still closing
+    assert listener_opening_ratio(opening, speaking) == pytest.approx(0.1)
+    assert listener_opening_ratio(opening, speaking, border=0) > 0.1
+    assert listener_opening_ratio(np.full((2, 20), 0.1), speaking) == pytest.approx(1.0), "stuck open"
+    assert math.isnan(listener_opening_ratio(opening, np.zeros_like(speaking)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+def test_generated_listeners_keep_their_mouths_shut():
+    report = listeners.evaluate(listeners.Arguments(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("tiny"))
+    assert report["drawn"] < 0.02 and report["judged"] >= 8
+    assert report["model"] <= listeners.BAR
