@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,6 @@ class WindowFolder:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
-        self.made_folder = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, index: int) -> Path:
@@ -101,10 +100,10 @@ class WindowFolder:
             return file.get_slice("features")[:, start : stop + 4]
 
     def remove(self, windows: int) -> None:
-        """Delete what this class wrote, and the folder if it made it and nothing else is in it."""
+        """Delete what this class wrote, and the folder if nothing else is in it."""
         for path in (self.speech_path, *(self.path(index) for index in range(windows))):
             path.unlink(missing_ok=True)
-        if self.made_folder and not any(self.folder.iterdir()):
+        with suppress(OSError):  # not empty: somebody else's files
             self.folder.rmdir()
 
     def _save(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
