@@ -58,11 +58,14 @@ class Probe:
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
             bar.say(f"loading the model {self.model}")
             bundle = load_bundle(self.model).to(_device())
+            bar.say("reading the scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
+            _one_window(scene, bundle)
             work = Work(bar)
             prepared = prepare(scene, bundle, work)
+            scene = prepared.scene  # who hears whom is settled now
             found = find(prepared, bundle, work)
-            shown = finish(found, prepared.scene)
+            shown = finish(found, scene)
             figures = mask_figures(shown.masks)
             for notice in (*scene.notices, *shown.notices, *mask_notices(scene, figures)):
                 bar.warn(notice)
@@ -77,6 +80,17 @@ class Probe:
         for path in outputs.wanted:
             print(f"wrote {path}")
         return 0
+
+
+def _one_window(scene: Scene, bundle: ModelBundle) -> None:
+    """Raise InputError where the scene is made in windows, each of which has a run of its own."""
+    from bya_core.errors import InputError
+    from bya_core.long_video import plan
+
+    if (windows := len(plan(scene, bundle))) > 1:
+        came = f"a scene of {scene.num_frames} frames, which is made in {windows} windows"
+        do = "shorten its length to look at its beginning, or make windows of that many frames"
+        raise InputError(came, f"one window ({scene.windows.frames or bundle.native.num_frames} frames)", do)
 
 
 def go_on(scene: Scene, bundle: ModelBundle, state: Path, watch: Watcher | None = None) -> Video:

@@ -26,6 +26,7 @@ from bya_core.sampling import DenoiseState
 from bya_core.scene import Scene
 
 FORMAT = "bind-your-avatar routing 1"
+MATRIX = "audio-character matrix"
 
 
 def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepared) -> None:
@@ -122,7 +123,7 @@ def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: 
         origin=facts["origin"],
         masks=masks,
         confidence=confidences(masks),
-        matrix=matrix if scene.bind == "auto" else scene.matrix,
+        matrix=matrix if facts["conditions"].get(MATRIX) == _hash(scene.matrix) else scene.matrix,
         weight=_fitting(tensors["weight"], (count,), unit=True),
         span=_fitting(tensors["span"], (count, 2), unit=True),
         state=state,
@@ -174,7 +175,8 @@ def _may_change(scene: Scene) -> dict[str, str]:
     return {
         "prompts": _hash(scene.prompt, scene.negative_prompt, *map(repr, scene.prompts)),
         "pictures": _hash(*(character.image for character in scene.characters), scene.first_frame),
-        "voices": _hash(*voices, scene.matrix, scene.speech_strength),
+        "voices": _hash(*voices, scene.speech_strength),
+        MATRIX: _hash(scene.matrix),
         "guidance": _hash(scene.sampling.guidance_text, scene.sampling.guidance_speech, scene.sampling.drop_identity),
     }
 

@@ -50,3 +50,8 @@ def test_probe_writes_a_video_of_masks(registered, make_scene, tmp_path):
     assert main(["probe", str(make_scene()), "--overlay", str(tmp_path / "masks.mp4")]) == 0
     assert (tmp_path / "masks.mp4").stat().st_size > 1000
     assert main(["probe", str(make_scene()), "--masks", str(tmp_path / "masks.npy")]) == 2
+
+
+def test_a_scene_of_several_windows_is_not_probed(registered, make_scene, capsys):
+    assert main(["probe", str(make_scene(length=17))]) == 2
+    assert "windows; expected one window (9 frames)" in capsys.readouterr().err

@@ -142,7 +142,15 @@ def test_what_may_change_is_told(fake, prepared, state, change, what):
 
 def test_the_matrix_of_the_scene_acts(fake, prepared, state):
     swapped = replace(prepared.scene, audio_character_matrix=torch.eye(2).flip(0))
-    assert torch.equal(load_routing(state, prepare(swapped, fake)).matrix, torch.eye(2).flip(0))
+    loaded = load_routing(state, prepare(swapped, fake))
+    assert torch.equal(loaded.matrix, torch.eye(2).flip(0)) and "other audio-character matrix:" in loaded.notices[0]
+
+
+def test_a_matrix_changed_in_the_routing_stays(prepared, routing, tmp_path):
+    path = tmp_path / "state.safetensors"
+    save_routing(replace(routing, matrix=torch.eye(2).flip(0)), path, prepared)
+    loaded = load_routing(path, prepared)
+    assert torch.equal(loaded.matrix, torch.eye(2).flip(0)) and loaded.notices == ()
 
 
 def _truncated(path: Path) -> None:
