@@ -75,10 +75,10 @@ def load_scene(
         sound=voices.sound,
         notices=tuple(notices),
     )
-    return replace(scene, notices=(*scene.notices, *_prompt_notices(scene, defaults)))
+    return replace(scene, notices=(*scene.notices, *prompt_notices(scene, defaults)))
 
 
-def _prompt_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
+def prompt_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
     """Prompts that no window takes. Raises InputError where the windows cannot be planned."""
     most, fps = scene.windows.frames or defaults.max_frames, scene.fps
     windows = plan_windows(scene.num_frames, most, scene.windows.overlap, defaults.time_factor)
