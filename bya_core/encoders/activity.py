@@ -75,7 +75,7 @@ class SileroActivity:
     """silero-vad: a network of 1 MB that tells speech from other sounds.
 
     Raises:
-        ImportError, RuntimeError, OSError: silero-vad is not there, or does not work here.
+        ImportError, AttributeError, RuntimeError, OSError: silero-vad is not there, or does not work here.
     """
 
     name = "silero"
@@ -121,7 +121,7 @@ def find_activity(finder: Finder = "auto") -> VoiceActivity:
     else:
         try:
             return SileroActivity()
-        except (ImportError, RuntimeError, OSError) as error:  # an older one needs torchaudio
+        except (ImportError, AttributeError, RuntimeError, OSError) as error:  # an older one needs torchaudio
             problem = f"cannot be loaded ({error})"
     if finder == "silero":
         raise InputError(f"silero-vad {problem}", "silero-vad 6.2.3 or newer", 'pip install "silero-vad>=6.2.3"')
