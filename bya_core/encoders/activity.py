@@ -142,7 +142,8 @@ def speaking_spans(speech: Speech, activity: VoiceActivity | None = None) -> lis
 def spans_of(scene: Scene, activity: VoiceActivity | None = None) -> list[list[Span]]:
     """When each of the N characters speaks, in seconds of the video; in between a character listens.
 
-    The audio-character matrix decides whose voice counts: any stream that moves a character by at least one half.
+    The audio-character matrix decides whose voice counts: any stream that moves a character by at least one half. Where
+    voices are still to be matched to faces (`bind == "auto"`), bind first.
     """
     voices = [[] if speech is None else speaking_spans(speech, activity) for speech in scene.speeches]
     spoken = []
