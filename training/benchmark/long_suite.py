@@ -83,18 +83,26 @@ def long_scene(settings: LongSettings, index: int, bundle: ModelBundle) -> tuple
     return scene, SuiteScene(clip, index % 2 == 0, references)
 
 
-def measure_long(bundle: ModelBundle, settings: LongSettings, tick: Tick | None = None) -> dict[str, Any]:
-    """Figures for each window, pooled over the scenes, and a row per scene. Ready for JSON."""
+def measure_long(
+    bundle: ModelBundle, settings: LongSettings, tick: Tick | None = None, folder: Path | None = None
+) -> dict[str, Any]:
+    """Figures for each window, pooled over the scenes, and a row per scene. Ready for JSON.
+
+    Args:
+        tick: called after each window with what it was.
+        folder: keeps the windows of each scene: a measurement that was stopped goes on; None = they are deleted.
+    """
     rows = []
     for index in range(settings.scenes):
         scene, suite = long_scene(settings, index, bundle)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as passing:
+            place = Path(passing) if folder is None else folder / str(suite.clip.seed)
 
             def watch(progress: Any, seed: int = suite.clip.seed) -> None:
                 if tick is not None and progress.doing.endswith("decoding the video") and progress.step:
                     tick(f"scene {seed}, {progress.doing}")
 
-            video = generate_long(scene, bundle, Path(folder), watch)
+            video = generate_long(scene, bundle, place, watch)
             frames = torch.stack(list(video.frames)).numpy()
         windows = plan(scene, bundle)
         judged = [_judge_window(window, frames, video.masks.numpy(), suite, bundle) for window in windows]
