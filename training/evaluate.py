@@ -5,6 +5,7 @@
     python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18
     python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18 --ways intra "post, fine"
     python training/evaluate.py --suite refinement --model tiny --json refinement.json
+    python training/evaluate.py --suite long --model tiny --scenes 2 --json long.json --windows kept
 
 The models "truth" and "shuffled" answer with the drawn truth and with that of other scenes: they test the
 measurement (figures near 1, and at chance). A folder of weights can be given in place of a model's name.
@@ -36,6 +37,7 @@ from bya_core.checkpoints.registry import load_bundle
 from bya_core.config import RefineConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
+from training.benchmark.long_suite import LongSettings, long_table, measure_long
 from training.benchmark.puppet_suite import SHARES, all_scenes, measure_generated, measure_router
 from training.benchmark.refinement_suite import SHARES as REFINED_AT
 from training.benchmark.refinement_suite import refinement_report, refinement_table
@@ -53,7 +55,7 @@ class Arguments:
 
     Args:
         suite: "puppets" = router, binding and identity of a model; "routers" = ways of routing against each other;
-            "refinement" = masks before and after cleaning.
+            "refinement" = masks before and after cleaning; "long" = 20 seconds in windows, each judged by itself.
         model: a name from `python -m bya_core models`, a folder of tiny weights, "truth" or "shuffled".
         json: file for the whole report; none = only the table. The router suite writes it after every scene, and
             goes on with what it finds there.
@@ -65,11 +67,12 @@ class Arguments:
         generate: also generate the scenes (most of the time); otherwise only the router is measured.
         codec: also measure the drawn truth after the model's video codec, the best its transformer can reach.
         ways: of the router suite, those of this name, or that begin so; none = its table.
+        windows: of the long suite, a folder that keeps the windows: a measurement that was stopped goes on.
         device: "auto" takes a GPU where there is one.
         threads: processor threads; 0 = all.
     """
 
-    suite: Literal["puppets", "routers", "refinement"] = "puppets"
+    suite: Literal["puppets", "routers", "refinement", "long"] = "puppets"
     model: str = "tiny"
     json: Path | None = None
     scenes: int = 64
@@ -80,6 +83,7 @@ class Arguments:
     generate: bool = True
     codec: bool = False
     ways: tuple[str, ...] = ()
+    windows: Path | None = None
     device: str = "auto"
     threads: int = 0
 
@@ -242,6 +246,9 @@ def main(arguments: Arguments) -> None:
         text = table(report)
     elif bundle is None:
         raise InputError(f"--model {arguments.model}", "a model with a router", 'choose one, or --suite "puppets"')
+    elif arguments.suite == "long":
+        report = evaluate_long(bundle, settings, arguments)
+        text = long_table(report)
     elif arguments.suite == "routers":
         report = evaluate_routers(bundle, settings, arguments)
         text = router_table(report)
@@ -278,6 +285,22 @@ def evaluate_routers(bundle: ModelBundle, settings: SceneSettings, arguments: Ar
         save = None if path is None else lambda report: _write(report, path)
         report = router_report(subject, ways, known, save, tick)
     return report | {"versions": versions()}
+
+
+def evaluate_long(bundle: ModelBundle, scenes: SceneSettings, arguments: Arguments) -> dict[str, Any]:
+    """The long suite; --frames longer than a window, or its default of 20 seconds."""
+    frames = {"num_frames": arguments.frames} if arguments.frames > bundle.native.num_frames else {}
+    settings = LongSettings(
+        scenes.scenes, scenes.seed_base, characters=scenes.characters, steps=arguments.steps, **frames
+    )
+    with tqdm(unit="window", file=sys.stderr) as bar:
+
+        def tick(doing: str) -> None:
+            bar.set_description(doing)
+            bar.update()
+
+        report = measure_long(bundle, settings, tick, arguments.windows)
+    return report | {"settings": asdict(settings), "versions": versions()}
 
 
 def evaluate_refinement(bundle: ModelBundle, settings: SceneSettings) -> dict[str, Any]:
