@@ -15,6 +15,7 @@ from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech
+from bya_core.scene_load import prompt_notices
 from bya_core.speech_checks import length_notices, stream_notices
 
 LARGEST = 16  # times the area a model was trained for; more is not asked of a machine
@@ -104,6 +105,7 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
     notices = (
         *stream_notices(names, speeches, [None] * len(names)),
         *length_notices(names, speeches, scene.seconds, "as asked for"),
+        *prompt_notices(scene, defaults),
     )
     window, trained = min(scene.windows.frames or defaults.max_frames, frames), defaults.max_frames
     if window > trained:

@@ -20,7 +20,9 @@ from bya_core.scene import SceneDefaults
 
 SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the tiny model
 KEPT = 30  # numbers held per token and channel while a block computes: queries, keys, values, feed-forward, copies
-DECODED = 3.0  # widest layers held at once while the video is decoded
+DECODED = 3  # widest layers held at once while the video is decoded
+AT_ONCE = 9  # video frames that are decoded together
+WIDEST = 128  # channels of the decoder where it works on pixels
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,29 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
 
     passes = len(branches(sampling.guidance_text, sampling.guidance_speech))
     step, width = _transformer(model, grid, characters)
-    decoding, widest = _decoder(model, grid)
+    decoding, channels = _decoder(model, grid)
     operations = step * passes * sampling.steps + decoding
     size = 2 if torch.cuda.is_available() else 4
-    held = max(KEPT * passes * grid.tokens * width, DECODED * widest) * size
+    held = max(held_while_denoising(grid, width, passes, size), held_while_decoding(grid, size, channels))
     seconds = operations / (SHARE_OF_PEAK * operations_per_second())
     return Estimate(seconds, (model.bytes + held) / 1e9)
+
+
+def held_while_denoising(grid: TokenGrid, width: int, passes: int, size: int) -> int:
+    """Bytes that a step holds beside the weights.
+
+    Args:
+        width: channels of a token.
+        passes: versions of the video that guidance needs.
+        size: bytes of a number.
+    """
+    return KEPT * passes * grid.tokens * width * size
+
+
+def held_while_decoding(grid: TokenGrid, size: int, channels: int = WIDEST) -> int:
+    """Bytes that decoding holds beside the weights; `size` as above."""
+    height, width = grid.pixels
+    return DECODED * channels * min(AT_ONCE, grid.video_frames) * height * width * size
 
 
 def _transformer(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int]:
@@ -121,8 +140,8 @@ def _transformer(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[
     return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim
 
 
-def _decoder(model: ModelFolder, grid: TokenGrid) -> tuple[float, float]:
-    """Operations of decoding the video, and numbers in its widest layer."""
+def _decoder(model: ModelFolder, grid: TokenGrid) -> tuple[float, int]:
+    """Operations of decoding the video, and channels where it works on pixels."""
     from diffusers import AutoencoderKLCogVideoX
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -130,9 +149,7 @@ def _decoder(model: ModelFolder, grid: TokenGrid) -> tuple[float, float]:
         vae = AutoencoderKLCogVideoX.from_config(model.settings("vae", "config.json")).eval()
         frames, channels, rows, columns = grid.latent_shape(vae.config.latent_channels)
         vae.decode(torch.zeros(1, channels, frames, rows, columns))
-    height, width = grid.pixels
-    widest = vae.config.block_out_channels[0] * grid.video_frames * height * width
-    return float(counter.get_total_flops()), float(widest)
+    return float(counter.get_total_flops()), int(vae.config.block_out_channels[0])
 
 
 def operations_per_second(size: int = 512, repeats: int = 8) -> float:

@@ -21,6 +21,7 @@ from bya_core.estimate import ModelFolder, estimate
 from bya_core.mask_images import from_images
 from bya_core.metrics.segment import foreground, segment_characters
 from bya_core.scene import Scene
+from bya_core.speech_checks import stream_notices
 
 Box = tuple[int, int, int, int]
 SIDE, LINE = 256, 22  # pixels of a picture in the report, and of a line of text
@@ -99,8 +100,10 @@ def preflight(cast: Sequence[Member], model: tuple[str, Path | None], asked: Ask
         faces = [None] * len(cast)
         findings.append(Finding("faces", "warning", f"not looked for: {error}"))
     findings += [_voice(member) for member in cast]
+    voices = stream_notices([m.name for m in cast], [m.speech for m in cast], [None] * len(cast))
+    findings += [Finding("voices", "warning", notice) for notice in voices]
     if folder is not None and not _packages():
-        findings += _scene(cast, folder, asked)
+        findings += _scene(cast, folder, asked, told=voices)
     return Preflight(tuple(findings), _picture(cast, faces))
 
 
@@ -169,13 +172,13 @@ def _voice(member: Member) -> Finding:
     length = member.speech.end - member.speech.offset
     text = f"{length:.2f} s at {member.speech.sample_rate} Hz, from {member.speech.offset:.2f} s on"
     if not spans:
-        return Finding(about, "warning", f"{text}; nobody speaks in it: the mouth will stay shut")
+        return Finding(about, "warning", f"{text}; nobody speaks in it")
     first = spans[0][0]
     return Finding(about, "ok", f"{text}; {heard:.2f} s of it are speech, the first word at {first:.2f} s")
 
 
-def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked) -> list[Finding]:
-    """Sizes, notices, masks, first frame, cost."""
+def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked, told: Sequence[str]) -> list[Finding]:
+    """Sizes, notices but those `told` already, masks, first frame, cost."""
     defaults = model.defaults
     sampling = chosen_sampling(
         defaults.sampling, steps=asked.steps, guidance_text=0, guidance_speech=0, scheduler="", seed=0
@@ -187,7 +190,7 @@ def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked) -> list[Fin
     except InputError as error:
         return [Finding("scene", "PROBLEM", str(error))]
     found = [Finding("scene", "ok", f"{scene.width}x{scene.height} pixels, {scene.seconds:.2f} s")]
-    found += [Finding("scene", "warning", notice) for notice in scene.notices]
+    found += [Finding("scene", "warning", notice) for notice in scene.notices if notice not in told]
     most = model.max_characters
     if most is not None and len(cast) > most:
         text = f"{len(cast)} characters, but the model was trained with at most {most}"

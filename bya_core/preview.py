@@ -21,11 +21,13 @@ LEAST_SIDE = 256  # pixels; smaller pictures are enlarged by a whole number
 OPACITY = 0.3  # of the tint inside the outlines
 
 
-def latent_colours(codec: VideoCodec, pictures: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def latent_colours(
+    codec: VideoCodec, pictures: Sequence[Tensor], size: tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
     """How latents become colours, by least squares over pictures and their latents: cheap, and true to any codec.
 
     Args:
-        codec: whose latents.
+        codec: whose latents; on `device`.
         pictures: [3, H, W] in 0..1 each; the more colours the better.
         size: (height, width) in pixels at which they are encoded.
 
@@ -35,7 +37,8 @@ def latent_colours(codec: VideoCodec, pictures: Sequence[Tensor], size: tuple[in
     latents, colours = [], []
     for picture in pictures:
         fitted = fit_image(picture, *size)
-        encoded = codec.encode(rearrange(fitted * 2 - 1, "c h w -> 1 c 1 h w"))[0, 0].float().cpu()
+        video = rearrange(fitted * 2 - 1, "c h w -> 1 c 1 h w").to(device)
+        encoded = codec.encode(video)[0, 0].float().cpu()
         latents.append(rearrange(encoded, "c h w -> (h w) c"))
         small = F.adaptive_avg_pool2d(fitted, (encoded.shape[1], encoded.shape[2]))
         colours.append(rearrange(small, "c h w -> (h w) c"))
@@ -75,5 +78,5 @@ def painter_for(bundle: ModelBundle, scene: Scene) -> Callable[[StepInfo], Image
     pictures = [character.image for character in scene.characters]
     if scene.first_frame is not None:
         pictures.append(scene.first_frame)
-    factors = latent_colours(bundle.codec, pictures, (scene.height, scene.width))
+    factors = latent_colours(bundle.codec, pictures, (scene.height, scene.width), bundle.device)
     return lambda info: preview_picture(info.x0, info.masks, factors)

@@ -85,12 +85,14 @@ class Resident:
     """A part of a model that is on ComfyUI's device whenever something of it is called.
 
     Args:
+        name: of the part in a bundle.
         part: the transformer, an encoder or the codec.
         module: its weights.
     """
 
-    def __init__(self, part: Any, module: nn.Module) -> None:
-        self._part = part
+    def __init__(self, name: str, part: Any, module: nn.Module) -> None:
+        self._part, self.name = part, name
+        self.room = 0  # bytes beside the weights
         self.patcher = ModelPatcher(
             Holder(module), load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
         )
@@ -108,8 +110,8 @@ class Resident:
         return self._part(*given, **named)
 
     def load(self) -> None:
-        """Onto the device, whole."""
-        management.load_models_gpu([self.patcher], force_full_load=True)
+        """Onto the device, whole, with room for what it computes."""
+        management.load_models_gpu([self.patcher], memory_required=self.room, force_full_load=True)
 
     def release(self) -> None:
         """Off the device, and off ComfyUI's list of what is loaded."""
@@ -147,7 +149,7 @@ def adopt(bundle: ModelBundle, dtype: torch.dtype | None = None, low_memory: boo
         part = getattr(bundle, name)
         module = _weights(part)
         if module is not None:
-            parts[name] = Resident(part, module)
+            parts[name] = Resident(name, part, module)
             residents.append(parts[name])
     return HostModel(replace(bundle, **parts), tuple(residents), low_memory)
 
@@ -160,19 +162,40 @@ def _weights(part: Any) -> nn.Module | None:
     return nn.ModuleList(held) if len(held) > 1 else next(iter(held), None)
 
 
+def _make_room(model: HostModel, scene: Scene) -> None:
+    """Say what denoising and decoding a scene hold beside the weights."""
+    from bya_core.estimate import held_while_decoding, held_while_denoising
+    from bya_core.sampling.guidance import branches
+
+    bundle, sampling = model.bundle, scene.sampling
+    config, size = bundle.transformer.config, bundle.dtype.itemsize
+    passes = len(branches(sampling.guidance_text, sampling.guidance_speech))
+    grid = bundle.grid(scene.num_frames, scene.height, scene.width)
+    width = config.num_attention_heads * config.attention_head_dim
+    for resident in model.residents:
+        if resident.name == "transformer":
+            resident.room = held_while_denoising(grid, width, passes, size)
+        elif resident.name == "codec":
+            resident.room = held_while_decoding(grid, size)
+
+
 @contextmanager
-def working(model: HostModel | None = None) -> Iterator[None]:
-    """Work that a click on cancel ends within one layer of any network; memory is given back as the model wants it."""
+def working(model: HostModel, scene: Scene) -> Iterator[None]:
+    """Work on a scene that a click on cancel ends within one layer of any network.
+
+    ComfyUI makes room for what is computed; memory is given back as the model wants it.
+    """
 
     def ask(module: nn.Module, inputs: Any) -> None:
         management.throw_exception_if_processing_interrupted()
 
     management.throw_exception_if_processing_interrupted()
+    _make_room(model, scene)
     with nn.modules.module.register_module_forward_pre_hook(ask):
         try:
             yield
         finally:
-            if model is not None and model.low_memory:
+            if model.low_memory:
                 for resident in model.residents:
                     resident.release()
                 management.soft_empty_cache()

@@ -127,7 +127,7 @@ class EmbeddingRouter(io.ComfyNode):
         model = scene.model
         wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
         part = first_window(wanted, model.bundle)
-        with host.working(model):
+        with host.working(model, part):
             work = Work(host.watcher(model, part))
             prepared = prepare(part, model.bundle, work)
             routing = route(prepared, model.bundle, work)

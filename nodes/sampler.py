@@ -43,7 +43,7 @@ class Sampler(io.ComfyNode):
         from bya_core.routing_wishes import describe_video, sample_windows
 
         model, scene = routing.model, routing.scene
-        with host.working(model):
+        with host.working(model, routing.prepared.scene):
             watch = host.watcher(model, scene)
             if routing.whole is None:
                 made = sample(routing.prepared, routing.routing, model.bundle, Work(watch))
