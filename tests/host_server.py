@@ -201,6 +201,7 @@ class Server:
             while not run.ended:
                 left = start + seconds - time.monotonic()
                 if left <= 0:
+                    self.interrupt()
                     raise TimeoutError(f"the run took more than {seconds} s; the log ends:\n{self.tail()}")
                 connection.settimeout(left)
                 try:

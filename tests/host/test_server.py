@@ -168,7 +168,7 @@ def _bad(change: str, graph: Graph) -> Graph:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ("no face", "face"),
+        ("no face", "portrait"),
         ("two pictures", "puppet A"),
         ("one mask for two", "mask"),
         ("no mask", "mask"),
