@@ -93,8 +93,9 @@ class Resident:
     def __init__(self, name: str, part: Any, module: nn.Module) -> None:
         self._part, self.name = part, name
         self.room = 0  # bytes beside the weights
+        holder = type(type(module).__name__, (Holder,), {})(module)  # the log names what is loaded by its class
         self.patcher = ModelPatcher(
-            Holder(module), load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+            holder, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -180,18 +181,22 @@ def _make_room(model: HostModel, scene: Scene) -> None:
 
 
 @contextmanager
-def working(model: HostModel, scene: Scene) -> Iterator[None]:
-    """Work on a scene that a click on cancel ends within one layer of any network.
-
-    ComfyUI makes room for what is computed; memory is given back as the model wants it.
-    """
+def cancellable() -> Iterator[None]:
+    """Work that a click on cancel ends within one layer of any network."""
 
     def ask(module: nn.Module, inputs: Any) -> None:
         management.throw_exception_if_processing_interrupted()
 
     management.throw_exception_if_processing_interrupted()
-    _make_room(model, scene)
     with nn.modules.module.register_module_forward_pre_hook(ask):
+        yield
+
+
+@contextmanager
+def working(model: HostModel, scene: Scene) -> Iterator[None]:
+    """Cancellable work on a scene; ComfyUI makes room for it, and gets memory back as the model wants it."""
+    _make_room(model, scene)
+    with cancellable():
         try:
             yield
         finally:

@@ -116,7 +116,8 @@ class Preflight(io.ComfyNode):
         from bya_core.preflight import Asked, preflight
 
         frame = None if first_frame is None else host.one_picture(first_frame, "the first frame")
-        found = preflight(cast, host.model_place(model), Asked(**sizes, first_frame=frame, masks=masks))
+        with host.cancellable():
+            found = preflight(cast, host.model_place(model), Asked(**sizes, first_frame=frame, masks=masks))
         if stop_on_problems:
             found.stop_if_problem()
         return io.NodeOutput(cast, host.picture(found.picture), found.text, found.ok)
