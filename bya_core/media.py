@@ -194,7 +194,9 @@ def write_video(
     """
     with AtomicFiles() as files, av.open(os.fspath(files.at(path)), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
-        video = container.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "medium"})
+        # mbtree reads memory that nobody wrote in small pictures: equal frames would not give equal files
+        options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
+        video = container.add_stream("libx264", rate=rate, options=options)
         video.pix_fmt = "yuv420p"
         sound = _Sound(container, *audio) if audio is not None else None
         size: tuple[int, int] | None = None

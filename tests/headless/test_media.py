@@ -23,7 +23,7 @@ from bya_core.media import (
     write_video,
 )
 from bya_core.scene import Speech
-from tests.headless.fakes import tone, write_picture, write_wav
+from tests.headless.fakes import RATE, tone, write_picture, write_wav
 
 
 def encode_audio(path: Path, codec: str, rate: int, layout: str = "stereo") -> None:
@@ -228,3 +228,13 @@ def test_an_older_video_stays_where_the_new_one_fails(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         write_video(tmp_path / "a.mp4", [], 25)
     assert (tmp_path / "a.mp4").read_bytes() == b"older"
+
+
+def test_equal_frames_and_sound_give_equal_files(tmp_path: Path) -> None:
+    """So that the same seed gives the same video, to the byte."""
+    small = torch.rand(49, 8, 12, 3, generator=torch.Generator().manual_seed(0))
+    frames = (small.repeat_interleave(8, 1).repeat_interleave(8, 2) * 255).to(torch.uint8)
+    sound = torch.from_numpy(tone(2.0)).float()[None]
+    for k in range(4):
+        write_video(tmp_path / f"{k}.mp4", frames, 25.0, (sound, RATE))
+    assert len({(tmp_path / f"{k}.mp4").read_bytes() for k in range(4)}) == 1
