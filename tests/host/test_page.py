@@ -87,7 +87,7 @@ def test_tiny_workflow_runs_and_shows(server: Server, shots: Path) -> None:
     ((width, _),) = shown["nodes"][report]["pictures"]
     assert width > 300
     found = {video["source"].partition("filename=")[2].partition("_0")[0]: video for video in shown["videos"]}
-    assert set(found) == {"two_talkers", "two_talkers_masks"}
+    assert set(found) == {"two_talkers", "two_talkers_overlay"}
     for video in found.values():
         assert video["seconds"] == pytest.approx(17 / 25, abs=0.1)
         assert video["width"] >= 96

@@ -88,7 +88,7 @@ def acted_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list
     overlay = sheet.add("BYA_MaskOverlay", routing=routing, images=sampler["frames"], masks=sampler["masks"])
     joined = sheet.add("CreateVideo", images=overlay["images"], fps=sampler["fps"], audio=sampler["audio"])
     saved = sheet.add(
-        "SaveVideo", "Who is where", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_masks"
+        "SaveVideo", "Who is where", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_overlay"
     )
     return [overlay, joined, saved]
 

@@ -89,8 +89,8 @@ def thumbnail(name: str, server: Server, run: Run, graph: Graph) -> Image.Image:
     if name == graphs.REAL:
         return own_people()
     found = graphs.films(server, run, graph)
-    videos = [film.frames for prefix, film in found.items() if not prefix.endswith("_masks")]
-    masks = [film.frames for prefix, film in found.items() if prefix.endswith("_masks")]
+    videos = [film.frames for prefix, film in found.items() if not prefix.endswith("_overlay")]
+    masks = [film.frames for prefix, film in found.items() if prefix.endswith("_overlay")]
     if len(videos) > 1:  # side by side: one column each
         third = (THUMBNAIL[0] // len(videos), THUMBNAIL[1] // 2)
         return mosaic([[frames[len(frames) // 2] for frames in row] for row in (videos, masks)], third)
@@ -113,7 +113,7 @@ def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
     wide = (240, 160)
     if name.startswith("01"):
         save(mosaic([spread(found["two_talkers"].frames, 3)], wide), PICTURES / "scene.jpg")
-        save(mosaic([spread(found["two_talkers_masks"].frames, 3)], wide), PICTURES / "masks.jpg")
+        save(mosaic([spread(found["two_talkers_overlay"].frames, 3)], wide), PICTURES / "masks.jpg")
         (number,) = shown
         save(Image.fromarray(graphs.pictures(server, run, number)[0]), PICTURES / "report.jpg")
     elif name == graphs.REAL:
@@ -126,7 +126,7 @@ def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
         (number,) = graphs.of_class(graph, "MaskPreview")
         save(mosaic([spread(graphs.pictures(server, run, number), 3)], wide), PICTURES / "single.jpg")
     elif name.startswith("05"):
-        save(mosaic([spread(found["three_characters_masks"].frames, 3)], wide), PICTURES / "three.jpg")
+        save(mosaic([spread(found["three_characters_overlay"].frames, 3)], wide), PICTURES / "three.jpg")
     demo = [np.asarray(Image.open(graphs.DEMO / f"{part}.png").convert("RGB")) for part in ("puppet_A", "puppet_B")]
     first = np.asarray(Image.open(graphs.DEMO / "first_frame.png").convert("RGB"))
     save(mosaic([[*demo, first]], (200, 200)), PICTURES / "demo.jpg")
