@@ -40,7 +40,7 @@ def from_images(images: Tensor, grid: TokenGrid, count: int, what: str = "the ma
     Raises:
         InputError: another number of pictures, or values outside 0..1.
     """
-    images = images[None] if images.ndim == 2 else images
+    images = (images[None] if images.ndim == 2 else images).float().cpu()
     if images.ndim != 3 or images.shape[0] % count:
         people = f"{count} character{'s' if count > 1 else ''}"
         came = f"{images.shape[0]} mask{'s' if images.shape[0] > 1 else ''} for {people}"
