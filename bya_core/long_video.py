@@ -32,6 +32,7 @@ from bya_core.media import mix_speeches
 from bya_core.pipeline import decoded, denoised, doubts, prepare, route
 from bya_core.prepare import Prepared, speech_features
 from bya_core.progress import Progress, Watcher, Work
+from bya_core.routing.binding import bound
 from bya_core.sampling.windows import Joiner, Window, plan_windows
 from bya_core.scene import Scene, Speech, prompt_at
 from bya_core.window_files import StoredWindow, WindowFolder, fingerprint
@@ -123,7 +124,7 @@ def generate_long(
 ) -> LongVideo:
     """Make all windows of a scene in `folder`. Arguments and errors as in `generate_windows`."""
     job = _Job(scene, bundle, folder, Work(watch))
-    rows, masks, notices = [], [], [*scene.notices, *doubts(scene, bundle), *job.notices]
+    rows, masks, notices = [], [], [*job.scene.notices, *doubts(scene, bundle)]
     for part in job.run(again, again_seed):
         span = [part.window.start, part.window.stop]
         rows.append({"frames": span, "seed": part.seed, "take": part.take, "made_now": part.fresh})
@@ -172,10 +173,10 @@ class _Job:
     """A scene on its way through its windows."""
 
     def __init__(self, scene: Scene, bundle: ModelBundle, folder: Path, work: Work) -> None:
-        self.plan, self.work, self.notices = plan(scene, bundle), work, tuple[str, ...]()
+        self.plan, self.work = plan(scene, bundle), work
         self.files = WindowFolder(folder, fingerprint(scene, bundle))
         self.bundle = replace(bundle, text=_remembering(bundle.text), face=_remembering(bundle.face))
-        self.scene = self._bound(scene)
+        self.scene = bound(scene, bundle, work)  # once, from all of the speech
         self.colours: tuple[Tensor, Tensor] | None = None
         missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
         _check_disk(folder, missing * scene.height * scene.width * 3)
@@ -243,16 +244,6 @@ class _Job:
                 every = [speech_features(speech, self.scene, self.bundle) for speech in self.scene.speeches]
                 self.files.write_speech(torch.stack(every))
         return self.files.read_speech(window.start, window.stop)
-
-    def _bound(self, scene: Scene) -> Scene:
-        """Who hears whom is found once, from all of the speech."""
-        if scene.bind == "given":
-            return scene
-        from bya_core.routing.binding import bind
-
-        found = bind(scene, self.bundle, self.work)
-        self.notices = found.notices
-        return replace(scene, bind="given", audio_character_matrix=found.matrix)
 
     def _told(self, window: Window) -> Work:
         """Work that says which window it is about and counts its time into that of the whole job."""

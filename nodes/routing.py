@@ -122,10 +122,12 @@ class EmbeddingRouter(io.ComfyNode):
     def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.pipeline import prepare, route
         from bya_core.progress import Work
+        from bya_core.routing.binding import bound
         from bya_core.routing_wishes import RouterWishes, describe, first_window, routed_scene
 
         model = scene.model
         wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
+        wanted = bound(wanted, model.bundle)  # from all of the speech, not from that of the first window
         part = first_window(wanted, model.bundle)
         with host.working(model, part):
             work = Work(host.watcher(model, part))
