@@ -341,7 +341,8 @@ def _with_statistics(latents: Tensor, wanted: tuple[Tensor, Tensor]) -> Tensor:
 
 def _check_disk(folder: Path, needed: int) -> None:
     """An early word where the disk cannot hold so many bytes of frames (latents and masks are small beside them)."""
-    free = shutil.disk_usage(folder).free
+    place = folder.absolute()
+    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
     if needed > free:
         came = f"{free / 1e9:.1f} GB free in {folder}"
         raise InputError(came, f"{needed / 1e9:.1f} GB for the windows of the video", "name a folder with more room")

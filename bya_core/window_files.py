@@ -52,13 +52,17 @@ class WindowFolder:
     """The windows of one scene, made by one model, in a folder; files of anything else are left alone.
 
     Args:
-        folder: made where it is missing.
+        folder: made with the first file where it is missing.
         fingerprint: of scene and model, see `fingerprint`.
+
+    Raises:
+        InputError: a file in the folder's place.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} for the windows is a file", "a folder, or none yet", "choose another name")
 
     def path(self, index: int) -> Path:
         """Of window number `index`, counted from 0; people count from 1."""
@@ -107,6 +111,7 @@ class WindowFolder:
             self.folder.rmdir()
 
     def _save(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         with AtomicFiles() as files:
             whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             save_file(whole, files.at(path), metadata={**about, "fingerprint": self.fingerprint})
