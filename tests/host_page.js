@@ -86,7 +86,7 @@ const actions = {
     await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.SelectedNodeHelp')
       .catch(() => null));
     const button = page.locator('[data-testid="info-button"], .help-button').first();
-    if (await button.count()) await button.click();
+    if (await button.count()) await button.dispatchEvent('click');
     await page.waitForTimeout(2500);
     if (file) await page.screenshot({ path: file });
     return page.evaluate(() => ({

@@ -82,7 +82,7 @@ def test_tiny_workflow_runs_and_shows(server: Server, shots: Path) -> None:
         {"do": "shown"},
         {"do": "shot", "file": picture, "fit": True},
     )
-    assert ended["kind"] == "execution_success", ended
+    assert ended["kind"] == "execution_success", ended["detail"].get("exception_message")
     (report,) = graphs.of_class(graph, "PreviewImage")
     ((width, _),) = shown["nodes"][report]["pictures"]
     assert width > 300

@@ -25,7 +25,7 @@ from tests.workflows.build import MEASURED, text
 
 WORKFLOWS = ROOT / "workflows"
 PICTURES = ROOT / "web" / "docs" / "pictures"
-THUMBNAIL, TILE = (512, 342), (256, 171)
+THUMBNAIL, TILE = (512, 513), (256, 171)
 log = logging.getLogger(__name__)
 
 
@@ -74,30 +74,32 @@ def own_people() -> Image.Image:
     """The picture of the workflow for people of one's own, which nobody has run here: two silhouettes that talk."""
     made = Image.new("RGB", (THUMBNAIL[0] * 2, THUMBNAIL[1] * 2), "#20242c")
     pen = ImageDraw.Draw(made)
-    for centre, colour, turn in ((300, "#f2a65a", 1), (724, "#5aa9f2", -1)):
-        pen.ellipse((centre - 95, 150, centre + 95, 370), fill=colour)
-        pen.pieslice((centre - 190, 390, centre + 190, 860), 180, 360, fill=colour)
+    for centre, colour, turn in ((270, "#f2a65a", 1), (754, "#5aa9f2", -1)):
+        pen.ellipse((centre - 110, 320, centre + 110, 570), fill=colour)
+        pen.pieslice((centre - 215, 600, centre + 215, 1240), 180, 360, fill=colour)
         for ring in range(3):
-            x, y, radius = centre + turn * 60, 300, 50 + 34 * ring
+            x, y, radius = centre + turn * 80, 460, 60 + 34 * ring
             start, end = (-40, 40) if turn > 0 else (140, 220)
             pen.arc((x - radius, y - radius, x + radius, y + radius), start, end, fill="white", width=9)
     return made.resize(THUMBNAIL, Image.Resampling.LANCZOS)
 
 
 def thumbnail(name: str, server: Server, run: Run, graph: Graph) -> Image.Image:
-    """Frames above, the masks that acted below."""
+    """Frames of the video, and between them the masks that acted."""
     if name == graphs.REAL:
         return own_people()
     found = graphs.films(server, run, graph)
     videos = [film.frames for prefix, film in found.items() if not prefix.endswith("_overlay")]
     masks = [film.frames for prefix, film in found.items() if prefix.endswith("_overlay")]
     if len(videos) > 1:  # side by side: one column each
-        third = (THUMBNAIL[0] // len(videos), THUMBNAIL[1] // 2)
-        return mosaic([[frames[len(frames) // 2] for frames in row] for row in (videos, masks)], third)
+        narrow = (THUMBNAIL[0] // len(videos), THUMBNAIL[0] // len(videos) * 2 // 3)
+        moments = [(which, share) for share in (0.3, 0.8) for which in (videos, masks)]
+        return mosaic([[frames[int(len(frames) * share)] for frames in row] for row, share in moments], narrow)
     if not masks:
         number = graphs.of_class(graph, "PreviewImage")[0]
         masks = [np.repeat(graphs.pictures(server, run, number), 5, axis=0)]
-    return mosaic([spread(videos[0], 2), spread(masks[0], 2)])
+    seen = spread(videos[0], 4)
+    return mosaic([seen[:2], spread(masks[0], 2), seen[2:]])
 
 
 def save(picture: Image.Image, path: Path) -> None:

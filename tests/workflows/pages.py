@@ -1,8 +1,8 @@
 """Keeps what is said twice the same: help pages and English names follow the tooltips of the nodes.
 
-    python -m tests.workflows.pages         # writes web/docs tables, locales/en/nodeDefs.json, the frozen schema
+    python -m tests.workflows.pages         # writes web/docs, locales/en/nodeDefs.json, the frozen schema
 
-The prose of web/docs/<node>.md is written by hand; between the two marks below stand the tables of inputs and outputs.
+The prose of web/docs/<node>.md is written by hand; between the two marks below stand the inputs and outputs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ def ours(infos: dict[str, NodeInfo]) -> dict[str, NodeInfo]:
     return {name: info for name, info in sorted(infos.items()) if name.startswith("BYA_")}
 
 
-def tables(info: NodeInfo) -> str:
-    """Inputs and outputs of a node in Markdown."""
+def lists(info: NodeInfo) -> str:
+    """Inputs and outputs of a node in Markdown: lists, as the page shows them in a narrow column."""
     optional = info["input_order"].get("optional", [])
-    lines = ["## Inputs", "", "| input | default | effect |", "|---|---|---|"]
+    lines = ["## Inputs", ""]
     for name, kind, options in described_inputs(info):
-        default = options.get("default", "")
-        shown = "left open" if name in optional and not is_widget(kind, options) else _shown(default)
-        lines.append(f"| `{name}` | {shown} | {options['tooltip']} |")
-    lines += ["", "## Outputs", "", "| output | what it is |", "|---|---|"]
+        if is_widget(kind, options):
+            aside = f" *({_shown(options['default'])})*" if options.get("default", "") != "" else ""
+        else:
+            aside = " *(may be left open)*" if name in optional else ""
+        lines.append(f"- **{name}**{aside}: {options['tooltip']}")
+    lines += ["", "## Outputs", ""]
     for name, tooltip in zip(info["output_name"], info["output_tooltips"], strict=True):
-        lines.append(f"| `{name}` | {tooltip} |")
+        lines.append(f"- **{name}**: {tooltip}")
     return "\n".join(lines)
 
 
@@ -48,10 +50,10 @@ def _shown(default: Any) -> str:
 
 
 def page(text: str, info: NodeInfo) -> str:
-    """A help page with its tables renewed."""
+    """A help page with its inputs and outputs renewed."""
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    return f"{before}{START}\n{tables(info)}\n{END}{after}"
+    return f"{before}{START}\n{lists(info)}\n{END}{after}"
 
 
 def english(infos: dict[str, NodeInfo]) -> dict[str, Any]:

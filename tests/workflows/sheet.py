@@ -115,10 +115,10 @@ class Sheet:
 
     def read_me(self, *, wide: int = 420) -> Node:
         """The note, in a node of its own."""
-        lines = sum(1 + len(line) * 7 // wide for line in self.note.splitlines())
+        lines = sum(1 + len(line) * 6 // wide for line in self.note.splitlines())
         info: NodeInfo = {"output": [], "output_name": [], "input_order": {}, "input": {}}
         given = {"": self.note}
-        node = Node(len(self.nodes) + 1, "MarkdownNote", info, given, "Read me", wide, 60 + 24 * lines)
+        node = Node(len(self.nodes) + 1, "MarkdownNote", info, given, "Read me", wide, 100 + 14 * lines)
         self.nodes.append(node)
         return node
 
