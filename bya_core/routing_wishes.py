@@ -20,6 +20,7 @@ from bya_core.pipeline import Video
 from bya_core.progress import Watcher
 from bya_core.report import mask_figures
 from bya_core.routing import Routing
+from bya_core.routing.binding import bound
 from bya_core.scene import Scene, prompt_at
 
 OVERRIDE = ("override_character", "blend", "start", "end")
@@ -52,7 +53,7 @@ class RouterWishes:
 
 
 def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundle: ModelBundle) -> Scene:
-    """The scene with the router that is wished for.
+    """The scene with the router that is wished for, and who hears whom settled from all of the speech.
 
     Args:
         masks: given mask pictures, see `bya_core.mask_images.from_images`; None = none.
@@ -67,7 +68,7 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
     if wishes.binding == "swapped":
         matrix = moved_on(scene.matrix if matrix is None else matrix)
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
-    return replace(
+    routed = replace(
         scene,
         audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
         bind="auto" if wishes.binding == "auto" else "given",
@@ -81,6 +82,7 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
             bystanders=wishes.bystanders,
         ),
     )
+    return bound(routed, bundle)
 
 
 def first_window(scene: Scene, bundle: ModelBundle) -> Scene:
@@ -185,19 +187,23 @@ def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, watch: Watch
     return video
 
 
-def describe(names: Sequence[str], routing: Routing, whole: Scene | None = None) -> str:
-    """One line per character, then notices."""
-    figures = mask_figures(routing.masks)
+def describe(scene: Scene, routing: Routing, first_window: bool = False) -> str:
+    """One line per character, then notices.
+
+    Args:
+        first_window: the routing is that of the first window only.
+    """
+    names = [character.name for character in scene.characters]
     lines = [
         f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {float(sure):.2f}"
-        for name, figure, sure in zip(names, figures, routing.confidence, strict=True)
+        for name, figure, sure in zip(names, mask_figures(routing.masks), routing.confidence, strict=True)
     ]
-    lines += [f"{names[n]} hears {_heard(routing.matrix[:, n], names)}" for n in range(len(names))]
+    lines += [f"{name} hears {_heard(routing.matrix[:, n], names)}" for n, name in enumerate(names)]
     lines.append(f"masks by the {routing.origin} router, {routing.calls} transformer calls so far")
-    notices = list(routing.notices)
-    if whole is not None:
+    notices = [*scene.notices, *routing.notices]
+    if first_window:
         notices.append("These are the masks of the first window; the sampler finds those of each window in turn.")
-    return "\n".join([*lines, *(f"note: {notice}" for notice in notices)])
+    return "\n".join([*lines, *(f"note: {notice}" for notice in dict.fromkeys(notices))])
 
 
 def _heard(column: Tensor, names: Sequence[str]) -> str:

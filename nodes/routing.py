@@ -40,7 +40,8 @@ class EmbeddingRouter(io.ComfyNode):
                     options=["as given", "swapped", "auto"],
                     default="as given",
                     tooltip="Which voice moves whom. as given: each its own (or as matrix says). swapped: each voice "
-                    "moves the next character. auto: voices are matched to faces; the report says how sure that is.",
+                    "moves the next character. auto: voices are matched to faces; the report says how, and warns "
+                    "where it is unsure.",
                 ),
                 io.String.Input(
                     "matrix",
@@ -122,12 +123,11 @@ class EmbeddingRouter(io.ComfyNode):
     def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.pipeline import prepare, route
         from bya_core.progress import Work
-        from bya_core.routing.binding import bound
         from bya_core.routing_wishes import RouterWishes, describe, first_window, routed_scene
 
         model = scene.model
-        wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
-        wanted = bound(wanted, model.bundle)  # from all of the speech, not from that of the first window
+        with host.cancellable():
+            wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
         part = first_window(wanted, model.bundle)
         with host.working(model, part):
             work = Work(host.watcher(model, part))
@@ -135,7 +135,7 @@ class EmbeddingRouter(io.ComfyNode):
             routing = route(prepared, model.bundle, work)
         whole = None if part is wanted else wanted
         value = types.RoutingValue(model, host.on_cpu(prepared), host.on_cpu(routing), whole)
-        return io.NodeOutput(value, value.mask_images, describe(value.names, routing, whole))
+        return io.NodeOutput(value, value.mask_images, describe(value.scene, routing, whole is not None))
 
 
 class MaskRefine(io.ComfyNode):
@@ -267,4 +267,4 @@ class MaskRefine(io.ComfyNode):
         edit = Edit(RefineConfig(**given) if clean else None, from_start, override_mask, **over)
         masks, whole = edited(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
         value = replace(routing, routing=masks, whole=whole)
-        return io.NodeOutput(value, value.mask_images, describe(value.names, masks, whole))
+        return io.NodeOutput(value, value.mask_images, describe(value.scene, masks, whole is not None))
