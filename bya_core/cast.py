@@ -134,21 +134,34 @@ def _frames(speeches: Sequence[Speech | None], asked: int, defaults: SceneDefaul
     return math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1
 
 
+def matrix_rows(text: str) -> list[list[float]]:
+    """Rows of numbers as they are written, such as "1 0; 0 1"; none where nothing is.
+
+    Raises:
+        InputError: something that is no number, or numbers outside 0..1.
+    """
+    rows = [row.replace(",", " ").split() for row in text.replace("\n", ";").split(";") if row.strip()]
+    try:
+        numbers = [[float(number) for number in row] for row in rows]
+    except ValueError as error:
+        came = f'the audio-character matrix "{text}"'
+        raise InputError(came, "rows of numbers in 0..1, such as 1 0; 0 1", "write numbers only") from error
+    if not all(0 <= number <= 1 for row in numbers for number in row):
+        raise InputError(f'the audio-character matrix "{text}"', "numbers in 0..1", "correct them")
+    return numbers
+
+
 def parse_matrix(text: str, speeches: int, characters: int) -> Tensor | None:
-    """An audio-character matrix written as rows of numbers, such as "1 0; 0 1"; None where nothing is written.
+    """An audio-character matrix in words, see `matrix_rows`; None where nothing is written.
 
     Raises:
         InputError: no numbers, or another number of rows or columns.
     """
-    rows = [row.replace(",", " ").split() for row in text.replace("\n", ";").split(";") if row.strip()]
-    if not rows:
+    numbers = matrix_rows(text)
+    if not numbers:
         return None
-    rule = f"{speeches} rows of {characters} numbers in 0..1, such as 1 0; 0 1"
-    try:
-        numbers = [[float(number) for number in row] for row in rows]
-    except ValueError as error:
-        raise InputError(f'the audio-character matrix "{text}"', rule, "write numbers only") from error
     if len(numbers) != speeches or {len(row) for row in numbers} != {characters}:
+        rule = f"{speeches} rows of {characters} numbers in 0..1, such as 1 0; 0 1"
         raise InputError(f'the audio-character matrix "{text}"', rule, "give one row a voice, one column a character")
     return torch.tensor(numbers)
 

@@ -294,6 +294,14 @@ def video(frames: Tensor, sound: dict[str, Any] | None, fps: float) -> Any:
     return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=rate, audio=sound))
 
 
+def valid(read: Callable[[str], Any], text: str | None) -> bool | str:
+    """For `validate_inputs`: whether what is written can be read; None (it comes by a wire) is looked at later."""
+    try:
+        return text is None or read(text) is not None
+    except InputError as error:
+        return str(error)
+
+
 def told_plainly(execute: Callable[..., Any]) -> Callable[..., Any]:
     """For `execute` of a node: what is missing is told in one sentence; being stopped is ComfyUI's own exception."""
 

@@ -119,6 +119,12 @@ class EmbeddingRouter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, matrix: str | None = None) -> bool | str:
+        from bya_core.cast import matrix_rows
+
+        return host.valid(matrix_rows, matrix)
+
+    @classmethod
     @host.told_plainly
     def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.pipeline import prepare, route
@@ -255,6 +261,12 @@ class MaskRefine(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, start: float | None = None, end: float | None = None) -> bool | str:
+        if start is None or end is None or 0 <= start < end <= 1:  # None = it comes by a wire
+            return True
+        return f"override_mask from {start} to {end}; expected 0 to 1, the start before the end; correct them."
 
     @classmethod
     @host.told_plainly

@@ -138,6 +138,12 @@ class Scene(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, timed_prompts: str | None = None) -> bool | str:
+        from bya_core.cast import parse_prompts
+
+        return host.valid(parse_prompts, timed_prompts)
+
+    @classmethod
     @host.told_plainly
     def execute(cls, model: host.HostModel, cast: Any, first_frame: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.cast import Wishes, chosen_sampling, compose, summary

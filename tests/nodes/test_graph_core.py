@@ -77,8 +77,11 @@ def test_a_written_matrix() -> None:
     given = parse_matrix("1, 0.5; 0 1", 2, 2)
     assert given is not None and given.tolist() == [[1, 0.5], [0, 1]]
     assert moved_on(torch.eye(3)).argmax(1).tolist() == [1, 2, 0]
-    for wrong in ("1 0", "1 0; 0 1; 1 1", "1 x; 0 1"):
+    for wrong in ("1 0", "1 0; 0 1; 1 1", "1 0; 1"):
         with pytest.raises(InputError, match="2 rows of 2 numbers"):
+            parse_matrix(wrong, 2, 2)
+    for wrong in ("1 x; 0 1", "1 0; 0 2", "1 0; 0 nan"):
+        with pytest.raises(InputError, match=r"0\.\.1"):
             parse_matrix(wrong, 2, 2)
 
 

@@ -59,6 +59,17 @@ def test_names_must_be_written(nodes: dict[str, Any]) -> None:
     assert "without a name" in nodes["FaceEncode"].validate_inputs(name="  ")
 
 
+def test_slips_of_the_pen_are_told_before_anything_runs(nodes: dict[str, Any]) -> None:
+    router, refine, scene = nodes["EmbeddingRouter"], nodes["MaskRefine"], nodes["Scene"]
+    assert router.validate_inputs(matrix="1 0; 0 1") is True and router.validate_inputs(matrix=None) is True
+    assert "write numbers only" in router.validate_inputs(matrix="1 o")
+    assert "numbers in 0..1" in router.validate_inputs(matrix="2 0; 0 1")
+    assert refine.validate_inputs(start=0.2, end=0.5) is True and refine.validate_inputs(end=0.5) is True
+    assert "the start before the end" in refine.validate_inputs(start=0.5, end=0.5)
+    assert scene.validate_inputs(timed_prompts="") is True
+    assert "2.5 - 4: Ada laughs" in scene.validate_inputs(timed_prompts="later: Ada laughs")
+
+
 START = """
 import os, sys, time
 sys.path.insert(0, os.environ["COMFYUI_DIR"])
