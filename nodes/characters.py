@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from bya_core.errors import InputError
 
-from . import host, types
+from . import convert, host, types
 from .schema import schema
 
 
@@ -69,7 +69,7 @@ class FaceEncode(io.ComfyNode):
     ) -> io.NodeOutput:
         from bya_core.cast import Member, joined
 
-        member = Member(name.strip(), host.one_picture(image, f"the picture of {name}"), speech, speech_strength)
+        member = Member(name.strip(), convert.one_picture(image, f"the picture of {name}"), speech, speech_strength)
         return io.NodeOutput(joined(cast or (), (member,)))
 
 
@@ -118,7 +118,7 @@ class AudioEncode(io.ComfyNode):
     def execute(cls, audio: Any, offset: float, gain: float) -> io.NodeOutput:
         from bya_core.encoders.activity import speaking_spans
 
-        speech = host.one_speech(audio, offset, gain)
+        speech = convert.one_speech(audio, offset, gain)
         lines = [f"{start:.2f} - {end:.2f} s" for start, end in speaking_spans(speech)]
         return io.NodeOutput(speech, "\n".join(lines) or "nobody speaks")
 

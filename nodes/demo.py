@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host
+from . import convert, host
 from .schema import schema
 
 
@@ -48,7 +48,7 @@ class LoadDemo(io.ComfyNode):
         scene = load_demo(demo)
         slots: list[object] = []
         for picture, voice in scene.characters:
-            slots += [host.image(picture), None if voice is None else host.audio(voice, 0.0)]
+            slots += [convert.image(picture), None if voice is None else convert.audio(voice, 0.0)]
         slots += [None] * (6 - len(slots))
-        frame = None if scene.first_frame is None else host.image(scene.first_frame)
+        frame = None if scene.first_frame is None else convert.image(scene.first_frame)
         return io.NodeOutput(scene.prompt, frame, scene.frames, *slots[:6])

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host, types
+from . import convert, host, types
 from .schema import schema
 
 
@@ -57,9 +57,9 @@ class MaskOverlay(io.ComfyNode):
         from bya_core.mask_images import overlay, still
 
         tokens, grid = routing.token_masks(masks)
-        frames = still(routing.scene.first_frame, grid) if images is None else host.bytes_of(images)
+        frames = still(routing.scene.first_frame, grid) if images is None else convert.bytes_of(images)
         names = routing.names if legend else []
-        return io.NodeOutput(host.images(overlay(tokens, grid, frames, names, opacity)))
+        return io.NodeOutput(convert.images(overlay(tokens, grid, frames, names, opacity)))
 
 
 class SelectCharacterMask(io.ComfyNode):

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from bya_core.checkpoints.registry import MODELS
 
-from . import host, types
+from . import convert, host, types
 from .schema import schema
 
 
@@ -44,7 +44,7 @@ class BindingReport(io.ComfyNode):
         scene = routing.scene
         tokens, grid = routing.token_masks(masks)
         made = binding_report(
-            host.bytes_of(frames),
+            convert.bytes_of(frames),
             grid.latent_to_frames(tokens, dim=1),
             scene.speeches,
             scene.fps,
@@ -52,7 +52,7 @@ class BindingReport(io.ComfyNode):
             matrix=routing.routing.matrix,
             mouth_rgb=mouth_colour(routing.model.bundle),
         )
-        return io.NodeOutput(host.picture(made.picture), made.text)
+        return io.NodeOutput(convert.picture(made.picture), made.text)
 
 
 class Preflight(io.ComfyNode):
@@ -115,9 +115,9 @@ class Preflight(io.ComfyNode):
     ) -> io.NodeOutput:
         from bya_core.preflight import Asked, preflight
 
-        frame = None if first_frame is None else host.one_picture(first_frame, "the first frame")
+        frame = None if first_frame is None else convert.one_picture(first_frame, "the first frame")
         with host.cancellable():
             found = preflight(cast, host.model_place(model), Asked(**sizes, first_frame=frame, masks=masks))
         if stop_on_problems:
             found.stop_if_problem()
-        return io.NodeOutput(cast, host.picture(found.picture), found.text, found.ok)
+        return io.NodeOutput(cast, convert.picture(found.picture), found.text, found.ok)

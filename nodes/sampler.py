@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host, types
+from . import convert, host, types
 from .schema import schema
 
 
@@ -49,7 +49,7 @@ class Sampler(io.ComfyNode):
                 made = sample(routing.prepared, routing.routing, model.bundle, Work(watch))
             else:
                 made = sample_windows(routing.whole, model.bundle, host.temporary_folder(), watch)
-        frames, audio = host.images(made.frames), host.audio(made.audio, scene.seconds)
-        video = host.video(frames, audio if made.audio is not None else None, scene.fps)
+        frames, audio = convert.images(made.frames), convert.audio(made.audio, scene.seconds)
+        video = convert.video(frames, audio if made.audio is not None else None, scene.fps)
         masks = to_images(made.masks, made.grid)
         return io.NodeOutput(frames, video, audio, masks, scene.fps, describe_video(routing.names, made))

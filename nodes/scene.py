@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import host, types
+from . import convert, host, types
 from .schema import schema
 
 MAX_SEED = 2**63 - 1
@@ -149,7 +149,7 @@ class Scene(io.ComfyNode):
         from bya_core.cast import Wishes, chosen_sampling, compose, summary
 
         sampling = chosen_sampling(model.bundle.sampling, **{key: given.pop(key) for key in SAMPLING})
-        frame = None if first_frame is None else host.one_picture(first_frame, "the first frame")
+        frame = None if first_frame is None else convert.one_picture(first_frame, "the first frame")
         scene = compose(cast, Wishes(**given, first_frame=frame, sampling=sampling), model.bundle.defaults)
         return io.NodeOutput(types.SceneValue(model, scene), summary(scene))
 
