@@ -15,7 +15,7 @@ const actions = {
     await page.waitForTimeout(500);
     await page.keyboard.press('Escape');
     return page.evaluate(() => window.app.graph.nodes.map((node) => ({
-      id: node.id, type: node.type, title: node.title, known: !node.has_errors && node.constructor.nodeData !== undefined,
+      id: node.id, type: node.type, title: node.title, known: !node.has_errors,
       box: [node.pos[0], node.pos[1] - 30, node.size[0], node.size[1] + 30],
       wired: (node.inputs || []).filter((input) => input.link != null).map((input) => input.name),
       widgets: Object.fromEntries((node.widgets || []).map((widget) => [widget.name, widget.value])),
@@ -55,6 +55,9 @@ const actions = {
   },
   // What nodes show: pictures, and videos with their length.
   async shown(page) {
+    // pictures are fetched when their node is first drawn
+    await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
+    await page.waitForTimeout(2500);
     return page.evaluate(async () => {
       const found = {};
       for (const node of window.app.graph.nodes) {
