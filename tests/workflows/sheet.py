@@ -15,7 +15,8 @@ MUTED = 2
 COLOURS = {"blue": "#3f5f8a", "green": "#3f7a5a", "purple": "#6a4f8a", "orange": "#8a6a3f", "grey": "#555555"}
 NOTE_COLOURS = {"color": "#2b3648", "bgcolor": "#1f2836"}
 SHOWS = {"PreviewImage": PICTURE, "MaskPreview": PICTURE, "SaveVideo": PICTURE + 30, "PreviewAny": 160,
-         "LoadImage": PICTURE + 20, "LoadAudio": 60}  # fmt: skip
+         "LoadImage": PICTURE + 20, "LoadAudio": 60,
+         "BYA_EmbeddingRouter": PICTURE, "BYA_Sampler": PICTURE}  # fmt: skip  # live previews make them grow
 NodeInfo = dict[str, Any]
 
 
