@@ -97,7 +97,7 @@ def read_film(path: Path) -> Film:
     """A video file."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        fps, heard = float(stream.average_rate), bool(container.streams.audio)
+        fps, heard = float(stream.average_rate or 0), bool(container.streams.audio)
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     if not heard:
         return Film(frames, fps, 0.0, 0.0)

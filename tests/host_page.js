@@ -108,8 +108,7 @@ const actions = {
     if (file) await page.screenshot({ path: file });
     const answer = await page.evaluate(() => ({
       text: document.body.innerText,
-      pictures: [...document.querySelectorAll('img')].filter((image) => image.src.includes('workflow_templates'))
-        .map((image) => ({ source: image.src, width: image.naturalWidth })),
+      widths: [...document.querySelectorAll('img')].map((image) => image.naturalWidth),
     }));
     await page.keyboard.press('Escape');
     return answer;
