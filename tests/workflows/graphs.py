@@ -80,7 +80,8 @@ def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
 def found_masks(sheet: Sheet, routing: Wire, title: str) -> list[Node]:
     """Masks over the first frame, before anything is sampled."""
     overlay = sheet.add("BYA_MaskOverlay", routing=routing)
-    return [overlay, sheet.add("PreviewImage", title, wide=360, high=300, images=overlay["images"])]
+    one = sheet.add("ImageFromBatch", "One moment of it", image=overlay["images"], batch_index=24)
+    return [overlay, one, sheet.add("PreviewImage", title, wide=360, high=300, images=one["IMAGE"])]
 
 
 def acted_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list[Node]:

@@ -16,8 +16,8 @@ from tests.workflows.graphs import WORKFLOWS
 
 WORKFLOW_FILES = sorted((ROOT / "workflows").glob("*.json"))
 CORE = {
-    "CreateVideo", "GrowMask", "ImageBatch", "ImageToMask", "LoadAudio", "LoadImage", "MarkdownNote", "MaskComposite",
-    "MaskPreview", "MaskToImage", "PreviewAny", "PreviewImage", "SaveVideo", "SolidMask",
+    "CreateVideo", "GrowMask", "ImageBatch", "ImageFromBatch", "ImageToMask", "LoadAudio", "LoadImage", "MarkdownNote",
+    "MaskComposite", "MaskPreview", "MaskToImage", "PreviewAny", "PreviewImage", "SaveVideo", "SolidMask",
 }  # fmt: skip
 
 
