@@ -73,8 +73,8 @@ class Generate:
             from bya_core.long_video import LongVideo
             from bya_core.pipeline import generate
             from bya_core.report import build_report, mask_figures, mask_notices
-            from bya_core.scene_format import read_scene_file
-            from bya_core.scene_load import load_scene
+            from bya_core.scene_file.format import read_scene_file
+            from bya_core.scene_file.load import load_scene
 
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
             bar.say(f"loading the model {self.model}")
@@ -132,8 +132,8 @@ class Timeline:
 
         out = check_output(self.out, (".png",), "the timeline")
         from bya_core.checkpoints.registry import load_bundle
-        from bya_core.scene_format import read_scene_file
-        from bya_core.scene_load import load_scene
+        from bya_core.scene_file.format import read_scene_file
+        from bya_core.scene_file.load import load_scene
         from bya_core.timeline_picture import draw_timeline, window_spans
 
         read_scene_file(existing_file(self.scene, "the scene"))

@@ -50,8 +50,8 @@ class Probe:
             from bya_core.report import mask_figures, mask_notices
             from bya_core.routing.output import RoutingOutputs
             from bya_core.routing.route import find, finish
-            from bya_core.scene_format import read_scene_file
-            from bya_core.scene_load import load_scene
+            from bya_core.scene_file.format import read_scene_file
+            from bya_core.scene_file.load import load_scene
 
             outputs = RoutingOutputs(self.state, self.masks, self.overlay)
             outputs.check(inputs=(existing_file(self.scene, "the scene"),))

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from bya_core.canvas import reference_canvas
 from bya_core.checkpoints.bundle import ModelBundle
+from bya_core.encoders.base import FaceFeatures
+from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.media import fit_image, place, resample_mono
 from bya_core.progress import Work
 from bya_core.routing.binding import bound
 from bya_core.sampling import Conditions
-from bya_core.scene import Scene, Speech, prompt_at
+from bya_core.scene import Character, Scene, Speech, prompt_at
 
 INFLATE = {"model": None, "hear": True, "silent": False}
 
@@ -55,7 +57,7 @@ def prepare(
         text = bundle.text.encode([prompt_at(scene, 0.0, scene.seconds)])
         negative = bundle.text.encode([scene.negative_prompt])
     with work.part("looking at the faces"):
-        faces = [bundle.face.encode(character.image.to(bundle.device)) for character in scene.characters]
+        faces = [_face(character, bundle) for character in scene.characters]
         identity = torch.stack([face.identity for face in faces])[None].to(bundle.device, bundle.dtype)
         hidden = torch.stack([face.hidden for face in faces])[None].to(bundle.device, bundle.dtype)
         canvas = reference_canvas([face.portrait for face in faces], scene.height, scene.width)
@@ -79,6 +81,14 @@ def prepare(
             inflate_audio_masks=INFLATE[scene.routing.bystanders],
         )
     return Prepared(scene, grid, conditions)
+
+
+def _face(character: Character, bundle: ModelBundle) -> FaceFeatures:
+    """Features of a character's face; an error says whose picture it is about."""
+    try:
+        return bundle.face.encode(character.image.to(bundle.device))
+    except InputError as error:
+        raise InputError(f"the picture of {character.name}: {error.came}", error.expected, error.do) from error
 
 
 def speech_features(speech: Speech | None, scene: Scene, bundle: ModelBundle) -> Tensor:

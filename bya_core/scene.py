@@ -1,14 +1,10 @@
-"""What flows through the house: characters, speeches, and the scene they are in. `scene_load` reads one from a file.
-
-`python -m bya_core.scene` writes the JSON schema of scene files to docs/scene.schema.json.
-"""
+"""What flows through the house: characters, speeches, and the scene they are in (`scene_file.load` reads one)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,9 +12,6 @@ from torch import Tensor
 
 from bya_core.config import RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
-from bya_core.scene_format import schema_text
-
-SCHEMA_FILE = Path(__file__).resolve().parents[1] / "docs" / "scene.schema.json"
 
 
 @dataclass(frozen=True)
@@ -218,8 +211,3 @@ class SceneDefaults:
     size_unit: int
     time_factor: int
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-
-
-if __name__ == "__main__":
-    SCHEMA_FILE.parent.mkdir(exist_ok=True)
-    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")

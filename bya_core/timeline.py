@@ -16,8 +16,8 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.media import existing_file, resample
 from bya_core.scene import Speech
-from bya_core.scene_format import TurnEntry
-from bya_core.schema import read
+from bya_core.scene_file.format import TurnEntry
+from bya_core.scene_file.schema import read
 
 FADE = 0.01  # seconds over which a piece swells and dies away at its borders, or cuts would click
 SLACK = 0.05  # seconds by which a turn may pass the end of its recording; diarisers round

@@ -14,7 +14,7 @@ from bya_core.encoders.activity import spans_of
 from bya_core.overlay import colour
 from bya_core.sampling.windows import plan_windows
 from bya_core.scene import Scene, SceneDefaults, Speech
-from bya_core.speech_checks import loudness
+from bya_core.scene_file.checks import loudness
 
 Span = tuple[float, float]
 Box = tuple[float, float, float, float]

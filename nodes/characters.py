@@ -67,7 +67,7 @@ class FaceEncode(io.ComfyNode):
     def execute(
         cls, image: Any, name: str, speech_strength: float, speech: Any = None, cast: Any = None
     ) -> io.NodeOutput:
-        from bya_core.cast import Member, joined
+        from bya_core.graph.cast import Member, joined
 
         member = Member(name.strip(), convert.one_picture(image, f"the picture of {name}"), speech, speech_strength)
         return io.NodeOutput(joined(cast or (), (member,)))
@@ -147,7 +147,7 @@ class Cast(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, characters: dict[str, Any]) -> io.NodeOutput:
-        from bya_core.cast import joined
+        from bya_core.graph.cast import joined
 
         given = [cast for cast in characters.values() if cast is not None]
         if not given:

@@ -159,7 +159,7 @@ def _weights(part: Any) -> nn.Module | None:
 
 def _make_room(model: HostModel, scene: Scene) -> None:
     """Say what denoising and decoding a scene hold beside the weights."""
-    from bya_core.estimate import held_while_decoding, held_while_denoising
+    from bya_core.graph.estimate import held_while_decoding, held_while_denoising
     from bya_core.sampling.guidance import branches
 
     bundle, sampling = model.bundle, scene.sampling
@@ -212,7 +212,7 @@ def watcher(model: HostModel, scene: Scene) -> Watcher:
         picture = None
         if progress.info is not None and args.preview_method != LatentPreviewMethod.NoPreviews:
             if not painter:
-                from bya_core.preview import painter_for
+                from bya_core.graph.preview import painter_for
 
                 painter.append(painter_for(model.bundle, scene))
             picture = ("JPEG", painter[0](progress.info), PREVIEW_SIDE)

@@ -113,7 +113,7 @@ class Preflight(io.ComfyNode):
     def execute(
         cls, cast: Any, model: str, stop_on_problems: bool, first_frame: Any = None, masks: Any = None, **sizes: int
     ) -> io.NodeOutput:
-        from bya_core.preflight import Asked, preflight
+        from bya_core.graph.preflight import Asked, preflight
 
         frame = None if first_frame is None else convert.one_picture(first_frame, "the first frame")
         with host.cancellable():

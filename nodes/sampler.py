@@ -37,10 +37,10 @@ class Sampler(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue) -> io.NodeOutput:
-        from bya_core.mask_images import to_images
+        from bya_core.graph.mask_images import to_images
+        from bya_core.graph.wishes import describe_video, sample_windows
         from bya_core.pipeline import sample
         from bya_core.progress import Work
-        from bya_core.routing_wishes import describe_video, sample_windows
 
         model, scene = routing.model, routing.scene
         with host.working(model, routing.prepared.scene):

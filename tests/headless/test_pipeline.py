@@ -11,7 +11,7 @@ import torch
 
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import RoutingConfig
-from bya_core.errors import Cancelled
+from bya_core.errors import Cancelled, InputError
 from bya_core.pipeline import Progress, Video, generate
 from bya_core.report import build_report, mask_figures, mask_notices
 from bya_core.scene import Character, Scene, Speech
@@ -172,3 +172,13 @@ def test_on_a_gpu_it_is_about_the_same_video(bundle: ModelBundle) -> None:
         assert made.frames.device.type == "cpu"
         torch.testing.assert_close(made.masks, expected.masks, atol=1e-2, rtol=0)
         assert (made.frames.float() - expected.frames.float()).abs().mean() < 3
+
+
+def test_a_picture_without_a_face_is_told_with_whose_it_is(bundle: ModelBundle) -> None:
+    class Blind:
+        def encode(self, image: torch.Tensor) -> None:
+            raise InputError("no face in the picture", "one face", "choose another picture")
+
+    scene = scene_of(2, bundle)
+    with pytest.raises(InputError, match=f"the picture of {scene.characters[0].name}: no face in the picture"):
+        generate(scene, dataclasses.replace(bundle, face=Blind()))

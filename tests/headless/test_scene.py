@@ -17,8 +17,8 @@ from PIL import Image
 from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, prompt_at
-from bya_core.scene_format import ProbeEntry, RefineEntry, WindowsEntry, scene_schema, schema_text
-from bya_core.scene_load import load_scene
+from bya_core.scene_file.format import ProbeEntry, RefineEntry, WindowsEntry, scene_schema, schema_text
+from bya_core.scene_file.load import load_scene
 from tests.headless.conftest import SceneMaker
 from tests.headless.fakes import RATE, tone, write_picture, write_wav
 
@@ -399,7 +399,7 @@ def test_a_scene_made_in_code_is_checked_too() -> None:
 
 
 def test_the_schema_file_is_up_to_date() -> None:
-    """If this fails: python -m bya_core.scene"""
+    """If this fails: python -m bya_core.scene_file.format"""
     assert (ROOT / "docs" / "scene.schema.json").read_text(encoding="utf-8") == schema_text()
 
 

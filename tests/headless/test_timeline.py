@@ -13,7 +13,7 @@ import torch
 from bya_core.errors import InputError
 from bya_core.media import mix_speeches
 from bya_core.scene import Scene, Speech
-from bya_core.scene_load import load_scene
+from bya_core.scene_file.load import load_scene
 from bya_core.timeline import (
     FADE,
     Clip,

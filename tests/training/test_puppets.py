@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from bya_core.errors import InputError
-from bya_core.scene_format import read_scene_file
+from bya_core.scene_file.format import read_scene_file
 from training.puppets import MOUTH_RGB, make_clip
 from training.puppets.__main__ import Arguments, main, recorded_tracks
 from training.puppets.looks import draw_look

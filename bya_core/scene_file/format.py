@@ -1,4 +1,7 @@
-"""The scene file: every key it may have, its meaning and range; read strictly, and as a JSON schema."""
+"""The scene file: every key it may have, its meaning and range; read strictly, and as a JSON schema.
+
+`python -m bya_core.scene_file.format` writes the schema to docs/scene.schema.json.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from bya_core.config import (
     WindowConfig,
 )
 from bya_core.errors import InputError
-from bya_core.schema import entry, json_schema, read
+from bya_core.scene_file.schema import entry, json_schema, read
+
+SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "scene.schema.json"
 
 PROBE, REFINE, ROUTING, WINDOWS = ProbeConfig(), RefineConfig(), RoutingConfig(), WindowConfig()
 
@@ -238,3 +243,8 @@ def scene_schema() -> dict[str, Any]:
 def schema_text() -> str:
     """The schema as it stands in docs/scene.schema.json."""
     return json.dumps(scene_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.parent.mkdir(exist_ok=True)
+    SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")

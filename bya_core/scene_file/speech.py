@@ -9,8 +9,8 @@ from pathlib import Path
 from bya_core.errors import InputError
 from bya_core.media import read_audio
 from bya_core.scene import Speech
-from bya_core.scene_format import CharacterEntry, SceneFile
-from bya_core.speech_checks import stream_notices, turn_notices
+from bya_core.scene_file.checks import stream_notices, turn_notices
+from bya_core.scene_file.format import CharacterEntry, SceneFile
 from bya_core.timeline import Clip, Turn, assign, cut_clip, cut_dialogue, join_clips, read_timeline, turns_of
 
 

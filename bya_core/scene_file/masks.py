@@ -16,7 +16,7 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.masks_given import given_masks
 from bya_core.media import existing_file
-from bya_core.scene_format import CharacterEntry, SceneFile
+from bya_core.scene_file.format import CharacterEntry, SceneFile
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech
-from bya_core.scene_load import prompt_notices
-from bya_core.speech_checks import length_notices, stream_notices
+from bya_core.scene_file.checks import length_notices, stream_notices
+from bya_core.scene_file.load import prompt_notices
 
 LARGEST = 16  # times the area a model was trained for; more is not asked of a machine
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.media import read_audio, read_image
-from bya_core.scene_format import read_scene_file
+from bya_core.scene_file.format import read_scene_file
 
-FOLDER = Path(__file__).resolve().parents[1] / "demo"
+FOLDER = Path(__file__).resolve().parents[2] / "demo"
 MAIN = "two puppets"  # scene.json
 NO_OTHER = ("scene", "report")  # the report is what `make demo` writes beside them
 

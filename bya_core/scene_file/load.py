@@ -18,10 +18,10 @@ from bya_core.grid import TokenGrid
 from bya_core.media import existing_file, read_image
 from bya_core.sampling.windows import plan_windows
 from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech, prompt_at
-from bya_core.scene_format import RouterEntry, SceneFile, read_scene_file
-from bya_core.scene_masks import read_masks
-from bya_core.scene_speech import read_speeches
-from bya_core.speech_checks import length_notices
+from bya_core.scene_file.checks import length_notices
+from bya_core.scene_file.format import RouterEntry, SceneFile, read_scene_file
+from bya_core.scene_file.masks import read_masks
+from bya_core.scene_file.speech import read_speeches
 
 
 def load_scene(

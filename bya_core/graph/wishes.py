@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bya_core.cast import moved_on, parse_matrix
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import Bystanders, ProbeConfig, RefineConfig, Region, RouterMode, RoutingConfig, SegmenterName
 from bya_core.errors import InputError
+from bya_core.graph.cast import moved_on, parse_matrix
+from bya_core.graph.mask_images import character_index, from_images
 from bya_core.grid import TokenGrid
-from bya_core.mask_images import character_index, from_images
 from bya_core.pipeline import Video
 from bya_core.progress import Watcher
 from bya_core.report import mask_figures
@@ -34,7 +34,7 @@ class RouterWishes:
     Args:
         binding: "as given" = by `matrix`, or each voice its own character; "swapped" = that, moved on by one character;
             "auto" = voices are matched to faces.
-        matrix: see `bya_core.cast.parse_matrix`.
+        matrix: see `bya_core.graph.cast.parse_matrix`.
         probe_steps: 0 = until the masks settle.
         settled, probe_most: see `ProbeConfig`.
         mode, region, segmenter, static, bystanders: see `RoutingConfig`.
@@ -56,7 +56,7 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
     """The scene with the router that is wished for, and who hears whom settled from all of the speech.
 
     Args:
-        masks: given mask pictures, see `bya_core.mask_images.from_images`; None = none.
+        masks: given mask pictures, see `bya_core.graph.mask_images.from_images`; None = none.
 
     Raises:
         InputError: masks or a matrix that do not fit the scene; a matrix beside automatic binding.
@@ -109,7 +109,7 @@ class Edit:
     Args:
         refine: how they are cleaned; None = not.
         from_start: the video is made anew from noise, so that edits act in all steps.
-        mask: pictures [B, H, W] of one character, see `bya_core.mask_images.from_images`; None = none.
+        mask: pictures [B, H, W] of one character, see `bya_core.graph.mask_images.from_images`; None = none.
         override_character: whose, by name or number from 1.
         blend: 0 = nothing ... 1 = only that mask.
         start, end: share of the run in which it acts.

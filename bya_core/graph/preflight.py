@@ -12,16 +12,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from bya_core.cast import Member, Wishes, chosen_sampling, compose
 from bya_core.checkpoints.registry import MODELS
 from bya_core.doctor import PACKAGES
 from bya_core.encoders.activity import speaking_spans
 from bya_core.errors import InputError
-from bya_core.estimate import ModelFolder, estimate
-from bya_core.mask_images import from_images
+from bya_core.graph.cast import Member, Wishes, chosen_sampling, compose
+from bya_core.graph.estimate import ModelFolder, estimate
+from bya_core.graph.mask_images import from_images
 from bya_core.metrics.segment import foreground, segment_characters
 from bya_core.scene import Scene
-from bya_core.speech_checks import stream_notices
+from bya_core.scene_file.checks import stream_notices
 
 Box = tuple[int, int, int, int]
 SIDE, LINE = 256, 22  # pixels of a picture in the report, and of a line of text
@@ -38,7 +38,7 @@ class Asked:
         frames: video frames.
         steps: denoising steps.
         first_frame: [3, H, W] in 0..1, or None.
-        masks: mask pictures [B, H, W], see `bya_core.mask_images.from_images`; None = none.
+        masks: mask pictures [B, H, W], see `bya_core.graph.mask_images.from_images`; None = none.
     """
 
     width: int = 0

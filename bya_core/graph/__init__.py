@@ -1,0 +1,1 @@
+"""What the nodes do beyond the pipeline: casts, mask pictures, wishes as plain values, previews, preflight."""
