@@ -13,6 +13,8 @@ from torch import Tensor
 from bya_core.config import RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 
+SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
+
 
 @dataclass(frozen=True)
 class Character:
@@ -47,6 +49,16 @@ class Speech:
     def end(self) -> float:
         """Second of the video at which it ends."""
         return self.offset + self.waveform.shape[-1] / self.sample_rate
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is nothing to hear in it."""
+        return self.waveform.numel() == 0 or float(self.waveform.abs().max()) < SILENCE
+
+
+def moved_on(matrix: Tensor) -> Tensor:
+    """An audio-character matrix [M, N] with swapped voices: each moves the next character, the last one the first."""
+    return matrix.roll(1, dims=1)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.media import resample_mono
 from bya_core.metrics.loudness import loudness_track
-from bya_core.scene import Scene, Speech
+from bya_core.scene import SILENCE, Scene, Speech
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ Span = tuple[float, float]
 Finder = Literal["auto", "silero", "loudness"]
 
 RATE = 16_000
-SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB), as for warnings about scenes
 LONGEST_PAUSE = 0.2  # seconds between two words of one span
 SHORTEST = 0.1  # seconds; a shorter sound is a click
 PAD = 0.03  # seconds added before and after each span
@@ -156,7 +155,7 @@ def spans_of(scene: Scene, activity: VoiceActivity | None = None) -> list[list[S
 
 def is_audible(speech: Speech | None) -> bool:
     """Whether there is anything to hear in it."""
-    return speech is not None and speech.waveform.numel() > 0 and float(speech.waveform.abs().max()) >= SILENCE
+    return speech is not None and not speech.silent
 
 
 def joined(spans: list[Span], longest_pause: float = LONGEST_PAUSE) -> list[Span]:

@@ -186,11 +186,6 @@ def parse_prompts(text: str) -> tuple[PromptSpan, ...]:
     return tuple(spans)
 
 
-def moved_on(matrix: Tensor) -> Tensor:
-    """[M, N] in which each voice moves the next character: of two characters, the other one."""
-    return matrix.roll(1, dims=1)
-
-
 def chosen_sampling(
     base: SamplingConfig, *, steps: int, guidance_text: float, guidance_speech: float, scheduler: str, seed: int
 ) -> SamplingConfig:

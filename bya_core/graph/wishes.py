@@ -13,7 +13,7 @@ from torch import Tensor
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import Bystanders, ProbeConfig, RefineConfig, Region, RouterMode, RoutingConfig, SegmenterName
 from bya_core.errors import InputError
-from bya_core.graph.cast import moved_on, parse_matrix
+from bya_core.graph.cast import parse_matrix
 from bya_core.graph.mask_images import character_index, from_images
 from bya_core.grid import TokenGrid
 from bya_core.pipeline import Video
@@ -21,7 +21,7 @@ from bya_core.progress import Watcher
 from bya_core.report import mask_figures
 from bya_core.routing import Routing
 from bya_core.routing.binding import bound
-from bya_core.scene import Scene, prompt_at
+from bya_core.scene import Scene, moved_on, prompt_at
 
 OVERRIDE = ("override_character", "blend", "start", "end")
 """Fields of `Edit` that are about `Edit.mask`."""

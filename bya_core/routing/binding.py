@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -160,19 +159,6 @@ def pair_confidence(scores: np.ndarray) -> np.ndarray:
         other = linear_sum_assignment(without, maximize=True)
         sure[row] = 1.0 / (1.0 + np.exp(-(best - without[other].sum())))
     return sure
-
-
-def named_matrix(mode: Literal["identity", "swapped"], streams: int, characters: int) -> Tensor:
-    """A matrix [M, N] by name.
-
-    "identity": stream i moves character i. "swapped": two exchange their voices; of more than two each gets the voice
-    of the next one, and the last one that of the first.
-    """
-    if mode not in ("identity", "swapped"):
-        raise InputError(f"a matrix called {mode!r}", '"identity" or "swapped"', "choose one of them")
-    side = max(streams, characters)
-    square = torch.eye(side)
-    return (square.roll(1, dims=0) if mode == "swapped" else square)[:streams, :characters].clone()
 
 
 def stream_name(index: int) -> str:

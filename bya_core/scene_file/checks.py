@@ -11,7 +11,6 @@ import torch
 from bya_core.scene import Speech
 from bya_core.timeline import Turn
 
-SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
 HOP = 0.02  # seconds of one loudness value
 QUIET = 0.05  # share of a recording's own loudest value (its 95th percentile) below which nobody speaks (-26 dB)
 CLEARLY = 0.3  # difference of two shares of time that is no accident
@@ -29,7 +28,7 @@ def stream_notices(names: Sequence[str], speeches: Sequence[Speech | None], file
     for i, (name, speech) in enumerate(zip(names, speeches, strict=True)):
         if speech is None:
             continue
-        if float(speech.waveform.abs().max()) < SILENCE:
+        if speech.silent:
             told = f" ({files[i]})" if files[i] else ""
             notices.append(f"The speech of {name}{told} is silent: the mouth will stay shut.")
             continue

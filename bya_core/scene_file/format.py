@@ -179,7 +179,7 @@ class SceneFile:
     audio_character_matrix: list[list[float]] | Literal["identity", "swapped", "auto"] | None = entry(
         "one row for the speech of each character, one column for each character, values 0..1: "
         '1 = that speech moves that character; "identity" or null = each speech moves its own character; "swapped" = '
-        'each of two moves the other; "auto" = voices are matched to faces',
+        'each moves the next character, of two the other one; "auto" = voices are matched to faces',
         None,
     )
     height: int | None = entry("pixels; null = as the model was trained", None, minimum=8, maximum=4096)

@@ -17,7 +17,7 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.media import existing_file, read_image
 from bya_core.sampling.windows import plan_windows
-from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech, prompt_at
+from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech, moved_on, prompt_at
 from bya_core.scene_file.checks import length_notices
 from bya_core.scene_file.format import RouterEntry, SceneFile, read_scene_file
 from bya_core.scene_file.masks import read_masks
@@ -130,10 +130,10 @@ def _matrix(given: list[list[float]] | str | None, count: int) -> Tensor | None:
             )
         return torch.tensor(given, dtype=torch.float32).reshape(len(given), -1)
     if given == "swapped":
-        if count != 2:
-            came = f'audio_character_matrix "swapped" with {count} character{"s" if count > 1 else ""}'
-            raise InputError(came, "2 characters", "write the matrix in rows")
-        return torch.eye(2).flip(0)
+        if count < 2:
+            came = 'audio_character_matrix "swapped" with 1 character'
+            raise InputError(came, "at least 2", "leave it out")
+        return moved_on(torch.eye(count))
     return None
 
 

@@ -234,6 +234,9 @@ def test_the_matrix_in_words(make_scene: SceneMaker) -> None:
     ):
         scene = load_scene(make_scene(audio_character_matrix=word), DEFAULTS)
         assert scene.matrix.tolist() == rows and scene.bind == bind
+    third = {**characters()[0], "name": "Cy"}
+    three = load_scene(make_scene(audio_character_matrix="swapped", characters=[*characters(), third]), DEFAULTS)
+    assert three.matrix.argmax(1).tolist() == [1, 2, 0], "each voice moves the next character"
 
 
 def test_speech_strength(make_scene: SceneMaker) -> None:
@@ -327,7 +330,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "matrix of another word": ({"audio_character_matrix": "swap"}, '"identity" or "swapped" or "auto"'),
     "one character swapped": (
         {"audio_character_matrix": "swapped", "characters": characters()[:1]},
-        '"swapped" with 1 character; expected 2',
+        '"swapped" with 1 character; expected at least 2',
     ),
     "prompt without an end": ({"prompts": [{"start": 0, "prompt": "x"}]}, r'prompts\[0\] has no "end"'),
     "prompt that ends before it begins": (

@@ -14,7 +14,7 @@ from bya_core.checkpoints.folder import load_folder
 from bya_core.checkpoints.registry import MODELS, load_bundle
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
-from bya_core.graph.cast import Member, Wishes, chosen_sampling, compose, joined, moved_on, parse_matrix, parse_prompts
+from bya_core.graph.cast import Member, Wishes, chosen_sampling, compose, joined, parse_matrix, parse_prompts
 from bya_core.graph.demo import demo_names, load_demo
 from bya_core.graph.estimate import ModelFolder, estimate
 from bya_core.graph.mask_images import character_index, from_images, overlay, still, to_images
@@ -22,7 +22,7 @@ from bya_core.graph.preflight import Asked, preflight
 from bya_core.graph.preview import latent_colours, preview_picture
 from bya_core.grid import TokenGrid
 from bya_core.media import fit_image
-from bya_core.scene import SceneDefaults, Speech
+from bya_core.scene import SceneDefaults, Speech, moved_on
 from training.puppets import MOUTH_RGB, make_clip
 
 GRID = TokenGrid(3, 4, 6, patch=2, space_factor=4)

@@ -20,7 +20,6 @@ from bya_core.routing.binding import (
     bind,
     match,
     matrix_text,
-    named_matrix,
     pair_confidence,
     pieces_of,
     vote,
@@ -155,15 +154,6 @@ def test_confidence_is_the_odds_of_the_best_against_the_next():
     assert pair_confidence(np.array([[-3.0]])).tolist() == [1.0]
     one_voice = pair_confidence(np.array([[1.0, 0.0, -5.0]]))
     np.testing.assert_allclose(one_voice, 1 / (1 + math.exp(-1.0)))
-
-
-def test_named_matrices():
-    assert named_matrix("identity", 2, 3).tolist() == [[1, 0, 0], [0, 1, 0]]
-    assert named_matrix("swapped", 2, 2).tolist() == [[0, 1], [1, 0]]
-    turned = named_matrix("swapped", 3, 3)
-    assert turned.argmax(0).tolist() == [1, 2, 0], "each gets the voice of the next one"
-    with pytest.raises(InputError):
-        named_matrix("crossed", 2, 2)  # type: ignore[arg-type]
 
 
 def test_towers_take_any_size_and_length(tmp_path):
