@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(VENV)/.test
 	$(PY) -m ruff check .
-	$(PY) -m mypy bya_core
+	$(PY) -m mypy bya_core nodes
 	$(PY) -m pytest
 
 test-host: export OMP_WAIT_POLICY = PASSIVE

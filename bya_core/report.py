@@ -33,6 +33,8 @@ class MadeVideo(Protocol):
     @property
     def audio(self) -> tuple[Tensor, int] | None: ...
     @property
+    def matrix(self) -> Tensor: ...
+    @property
     def notices(self) -> tuple[str, ...]: ...
     @property
     def seconds(self) -> dict[str, float]: ...
@@ -106,7 +108,11 @@ def build_report(
             "size": [scene.width, scene.height],
             "frames": scene.num_frames,
             "fps": scene.fps,
-            "audio_character_matrix": scene.matrix.tolist(),
+            "audio_character_matrix": video.matrix.tolist(),
+            "bind": scene.bind,
+            "speech_strength": None if scene.speech_strength is None else scene.speech_strength.tolist(),
+            "prompts": [asdict(span) for span in scene.prompts],
+            "windows": asdict(scene.windows),
             "first_frame": scene.first_frame is not None,
         },
         "model": {"name": bundle.name, "version": bya_core.__version__},
@@ -114,7 +120,7 @@ def build_report(
         "sampling": asdict(scene.sampling),
         "router": asdict(scene.routing),
         "characters": [
-            {"name": character.name, "speech_of": _heard(scene, index), "mask": asdict(figure)}
+            {"name": character.name, "speech_of": _heard(scene, video.matrix, index), "mask": asdict(figure)}
             for index, (character, figure) in enumerate(zip(scene.characters, figures, strict=True))
         ],
         "seconds": {**parts, "total": round(sum(parts.values()), 3)},
@@ -130,9 +136,9 @@ def build_report(
     }
 
 
-def _heard(scene: Scene, index: int) -> list[str]:
+def _heard(scene: Scene, matrix: Tensor, index: int) -> list[str]:
     """Whose speech moves that character; empty = a silent listener."""
     names = [character.name for character in scene.characters]
     names += [f"speech {i + 1}" for i in range(len(names), len(scene.speeches))]
-    driving = zip(names, scene.speeches, scene.matrix[:, index], strict=False)
+    driving = zip(names, scene.speeches, matrix[:, index], strict=False)
     return [name for name, speech, weight in driving if speech is not None and weight > 0]

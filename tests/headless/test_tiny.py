@@ -60,6 +60,22 @@ def test_demo_inputs_are_small_and_complete() -> None:
 
 
 @needs_tiny
+def test_voices_handed_over_the_wrong_way_round_find_their_faces(tmp_path: Path) -> None:
+    """"auto" from the scene file to the report, which tells the matrix that acted."""
+    scene = json.loads((DEMO / "scene.json").read_text())
+    one, other = scene["characters"]
+    one["speech"], other["speech"] = other["speech"], one["speech"]
+    for character in scene["characters"]:
+        character |= {key: str(DEMO / character[key]) for key in ("image", "speech")}
+    scene |= {"first_frame": None, "length": 5, "audio_character_matrix": "auto"}
+    (tmp_path / "scene.json").write_text(json.dumps(scene))
+    report = generate(tmp_path / "scene.json", tmp_path, "--steps", "2")
+    assert report["scene"]["audio_character_matrix"] == [[0, 1], [1, 0]]
+    assert [character["speech_of"] for character in report["characters"]] == [["puppet B"], ["puppet A"]]
+    assert any("matched to faces" in warning for warning in report["warnings"])
+
+
+@needs_tiny
 def test_demo(tmp_path: Path) -> None:
     """What `make demo` runs: within 120 s and 4 GB."""
     report = generate(DEMO / "scene.json", tmp_path)
