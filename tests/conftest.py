@@ -1,4 +1,4 @@
-"""What tests in a real ComfyUI share: the host, and one server for all of them."""
+"""What all tests share: torchvision where there is one, the host, and one server for all tests in a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import torchvision_shim
 from tests.host_server import Server
 from tests.host_setup import Host, NoHost, find_host
+
+torchvision_shim.importable()  # before anything else: libraries look once whether it is there
 
 
 @pytest.fixture(scope="session")
