@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -253,7 +254,9 @@ def test_a_signal_stops_a_running_process(number: int, make_scene: SceneMaker, o
         "sys.exit(cli.main(['generate', sys.argv[1], '-o', sys.argv[2], '--steps', '500']))\n"
     )
     command = [sys.executable, "-c", program, str(make_scene()), str(out / "a.mp4")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # whoever runs the tests in the background ignores Ctrl-C, and its children would too
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stderr is not None
     said = ""
     limit = time.monotonic() + 120
