@@ -175,7 +175,7 @@ class _Job:
     def __init__(self, scene: Scene, bundle: ModelBundle, folder: Path, work: Work) -> None:
         self.plan, self.work = plan(scene, bundle), work
         self.files = WindowFolder(folder, fingerprint(scene, bundle))
-        self.bundle = replace(bundle, text=_remembering(bundle.text), face=_remembering(bundle.face))
+        self.bundle = replace(bundle, text=_Once(bundle.text), face=_Once(bundle.face))
         self.scene = bound(scene, bundle, work)  # once, from all of the speech
         self.colours: tuple[Tensor, Tensor] | None = None
         missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
@@ -348,13 +348,9 @@ def _check_disk(folder: Path, needed: int) -> None:
         raise InputError(came, f"{needed / 1e9:.1f} GB for the windows of the video", "name a folder with more room")
 
 
-def _remembering(encoder: Any) -> Any:
-    """An encoder of prompts or faces that encodes equal ones once: they are the same in most windows."""
-    return _Once(encoder)
-
-
 @dataclass
 class _Once:
+    """An encoder of prompts or faces that encodes equal ones once: they are the same in most windows."""
 
     encoder: Any
     known: dict[Any, Any] = field(default_factory=dict)
