@@ -12,6 +12,7 @@ Stream k belongs to character k; a listener's stream is encoded silence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,27 +26,27 @@ Batch = dict[str, Tensor]
 
 
 class ClipFolder:
-    """All shards of a folder, in memory as they are stored, grouped by (characters, latent frames).
+    """All shards of a folder and its subfolders, in memory as they are stored.
+
+    They are grouped by what must be equal in a batch: (characters, latent frames, latent rows, latent columns).
 
     Raises:
         InputError: a folder without shards.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        paths = sorted(Path(folder).glob("*.safetensors"))
+        paths = sorted(Path(folder).rglob("*.safetensors"))
         if not paths:
-            raise InputError(
-                f"data folder {str(folder)!r} without shards", "*.safetensors files", "make them first"
-            )
-        groups: dict[tuple[int, int], list[Batch]] = {}
+            raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "make them first")
+        groups: dict[tuple[int, int, int, int], list[Batch]] = {}
         for path in paths:
             with safe_open(path, framework="pt") as shard:
                 tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 - not a dict
-            key = (tensors["masks"].shape[1], tensors["latents"].shape[1])
+            _, frames, _, height, width = tensors["latents"].shape
+            key = (tensors["masks"].shape[1], frames, height, width)
             groups.setdefault(key, []).append(tensors)
         self.groups = {
-            key: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            for key, parts in groups.items()
+            key: {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for key, parts in groups.items()
         }
 
     @property
@@ -56,20 +57,19 @@ class ClipFolder:
     def batches(self, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """Endless batches in an order fixed by `seed`, beginning with batch number `start`.
 
-        `size` is for the shortest clips; longer ones come in batches with about as many frames. Groups are drawn by
-        the number of their latent frames. Clips are taken as stored: their makers must not tie slots to sides.
+        `size` is for the smallest clips; longer or larger ones come in batches with about as many latent cells. Groups
+        are drawn by the number of their cells. Clips are taken as stored: their makers must not tie slots to sides.
         """
         keys = sorted(self.groups)
-        shortest = min(frames for _, frames in keys)
-        weights = torch.tensor(
-            [len(self.groups[key]["latents"]) * key[1] for key in keys], dtype=torch.float64
-        )
+        cells = {key: math.prod(key[1:]) for key in keys}
+        smallest = min(cells.values())
+        weights = torch.tensor([len(self.groups[key]["latents"]) * cells[key] for key in keys], dtype=torch.float64)
         number = start
         while True:
             rng = torch.Generator().manual_seed(seed * 1_000_003 + number)
             key = keys[int(torch.multinomial(weights, 1, generator=rng))]
             group = self.groups[key]
-            count = max(1, round(size * shortest / key[1]))
+            count = max(1, round(size * smallest / cells[key]))
             chosen = torch.randint(len(group["latents"]), (count,), generator=rng)
             yield {name: tensor[chosen] for name, tensor in group.items()}
             number += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
 import time
@@ -14,19 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.sampling import build_scheduler
-from training.dataset import Batch, ClipFolder, as_float
-from training.losses import add_noise, mask_weights, router_loss_paper, x0_loss
-from training.stages import Optimiser, Stage
-from training.teacher_forcing import paper_teacher
+from training.dataset import ClipFolder, as_float
+from training.optimisers import build_optimisers, rate, select_trainable
+from training.stage_loss import StageLoss
+from training.stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -50,139 +46,6 @@ class RunSettings:
     save_every: float = 5.0
     log_every: int = 25
     precision: Literal["no", "bf16", "fp16"] = "no"
-
-
-class StageLoss:
-    """The loss of one stage on one batch.
-
-    Args:
-        stage: what is given, dropped and scored.
-        seed: of all random choices; step k always draws the same.
-    """
-
-    def __init__(self, stage: Stage, seed: int = 0) -> None:
-        self.stage, self.seed = stage, seed
-        self.alpha_bar = build_scheduler().alphas_cumprod.float()
-
-    def __call__(
-        self, model: BindYourAvatarTransformer3DModel, batch: Batch, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total, parts) of a batch from `as_float`."""
-        stage, rng = self.stage, torch.Generator().manual_seed(self.seed * 7_919_003 + step)
-        clean, masks = batch["latents"], batch["masks"]
-        count, device = len(clean), clean.device
-
-        def chance(probability: float) -> Tensor:
-            return (torch.rand(count, generator=rng) < probability).to(device)
-
-        def kept(tensor: Tensor, probability: float) -> Tensor:
-            keep = ~chance(probability)
-            return tensor * keep.view(-1, *[1] * (tensor.ndim - 1)).to(tensor)
-
-        timestep = torch.randint(len(self.alpha_bar), (count,), generator=rng)
-        alpha_bar = self.alpha_bar[timestep].to(device)
-        noise = torch.randn(clean.shape, generator=rng).to(device)
-        noisy = add_noise(clean, noise, alpha_bar)
-        frames = clean.shape[1]
-        images = torch.cat(
-            [
-                kept(batch["canvas"], stage.drops.reference),
-                kept(batch["first_frame"], stage.drops.first_frame),
-            ],
-            1,
-        )
-        images = F.pad(images[:, None], (0, 0, 0, 0, 0, 0, 0, frames - 1))
-
-        teacher = paper_teacher(masks, model.schedule.face_layers, stage.teacher, rng)
-        weight = None
-        if stage.own_masks:
-            share = stage.own_masks * min(1.0, (step + 1) / max(1, stage.own_masks_warmup))
-            weight = (~chance(share)).float().view(-1, 1, 1, 1, 1)
-        out = model(
-            torch.cat([noisy, images], dim=2),
-            kept(batch["text"], stage.drops.text),
-            timestep.to(device),
-            face_tokens=model.encode_faces(batch["identity"], batch["hidden"]),
-            audio_tokens=model.encode_speech(kept(batch["speech"], stage.drops.speech))
-            if stage.speech
-            else None,
-            forced_masks=teacher.used.to(device),
-            forced_weight=weight,
-            run_router=stage.router,
-        )
-        parts = {"diffusion": x0_loss(out.sample, noisy, clean, alpha_bar, self._weights(batch, rng))}
-        total = parts["diffusion"]
-        if stage.router:
-            router = router_loss_paper(out.router_logits, masks, stage.router_weights)
-            parts |= {name: value for name, value in router.items() if name != "total"}
-            parts["router_iou"] = hard_iou(out.masks[0], masks)
-            total = total + router["total"]
-        return total, parts
-
-    def _weights(self, batch: Batch, rng: torch.Generator) -> Tensor | None:
-        """Weights of the latents [B,T,1,H,W]: people by chance, emphasised cells always."""
-        stage, latents = self.stage, batch["latents"]
-        weights = torch.ones_like(latents[:, :, :1])
-        if float(torch.rand(1, generator=rng)) < stage.mask_loss:
-            patch = latents.shape[-1] // batch["masks"].shape[-1]
-            weights = mask_weights(batch["masks"], patch, stage.mask_floor)
-        return weights + stage.emphasis * rearrange(batch["emphasis"], "b t h w -> b t 1 h w")
-
-
-@torch.no_grad()
-def hard_iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Mean IoU of masks [B,N,T,h,w] cut at one half."""
-    a, b = predicted > 0.5, truth > 0.5
-    union = (a | b).sum((2, 3, 4))
-    return ((a & b).sum((2, 3, 4)) / union.clamp_min(1))[union > 0].mean()
-
-
-def select_trainable(model: nn.Module, prefixes: tuple[str, ...]) -> list[str]:
-    """Freeze all parameters but those whose name starts with one of `prefixes` ("*" = all); returns their names."""
-    chosen = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("*" in prefixes or name.startswith(prefixes) or "lora_" in name)
-        if parameter.requires_grad:
-            chosen.append(name)
-    if not chosen:
-        raise InputError(f"trainable = {list(prefixes)}", "prefixes of parameter names", "check the recipe")
-    return chosen
-
-
-def build_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    adam = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
-    if settings.name == "adamw":
-        return [torch.optim.AdamW([p for _, p in named], **adam)]
-    hidden = [p for name, p in named if p.ndim == 2 and _inside(name)]
-    chosen = {id(p) for p in hidden}
-    rest = [p for _, p in named if id(p) not in chosen]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, **adam)]
-    if hidden:
-        muon = torch.optim.Muon(
-            hidden,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        optimisers.append(muon)
-    return optimisers
-
-
-def _inside(name: str) -> bool:
-    """Matrices that map hidden features to hidden features, as Muon wants them."""
-    outer = ("patch_embed", "proj_out", "time_embedding", "norm", "latents", "final_proj", "background")
-    return not any(part in name for part in outer)
-
-
-def rate(settings: Optimiser, step: int, passed: float) -> float:
-    """Learning rate at a step, `passed` = share of the run that is over."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup))
-    if settings.decay == "constant":
-        return settings.lr * warm
-    return settings.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, passed))))
 
 
 def train(

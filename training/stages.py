@@ -121,9 +121,7 @@ PUBLISHED: dict[int, Stage] = {
         steps=10_000,
     ),
     2: Stage(number=2, trainable=FACE + SPEECH, lora=Lora(), steps=40_000),
-    3: Stage(
-        number=3, trainable=ROUTER + FACE_ATTENTION + SPEECH_ATTENTION, lora=Lora(), router=True, steps=10_000
-    ),
+    3: Stage(number=3, trainable=ROUTER + FACE_ATTENTION + SPEECH_ATTENTION, lora=Lora(), router=True, steps=10_000),
 }
 """The paper's stages: full transformer; then speech, face and LoRA; then router, attentions and LoRA."""
 
@@ -144,24 +142,38 @@ class Recipe:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """A recipe by name (`training/recipes/NAME.yaml`) or path.
+    """A recipe by name (`training/recipes/NAME.yaml`) or path; `extends: NAME` takes over what it does not say itself.
 
     Raises:
         InputError: no such recipe, or a key that no stage has.
     """
+    path, content = _read(name)
+    common = content.get("all_stages", {})
+    stages = {}
+    for number, published in PUBLISHED.items():
+        stage = _override(published, common, f"{path.name}: all_stages")
+        stages[number] = _override(stage, content.get("stages", {}).get(number, {}), f"{path.name}: stage {number}")
+    return Recipe(path.stem, content["model"], stages)
+
+
+def _read(name: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Path and content of a recipe file, upon the content of the one it extends."""
     path = Path(name) if str(name).endswith(".yaml") else RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise InputError(f"recipe {str(name)!r}", f"one of {known}, or a .yaml file", "check the name")
     content = yaml.safe_load(path.read_text())
-    common = content.get("all_stages", {})
-    stages = {}
-    for number, published in PUBLISHED.items():
-        stage = _override(published, common, f"{path.name}: all_stages")
-        stages[number] = _override(
-            stage, content.get("stages", {}).get(number, {}), f"{path.name}: stage {number}"
-        )
-    return Recipe(path.stem, content["model"], stages)
+    base = content.pop("extends", None)
+    return path, content if base is None else _merged(_read(base)[1], content)
+
+
+def _merged(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    """Nested mappings, the upper one's values winning."""
+    both = {
+        k: _merged(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
+        for k, v in above.items()
+    }
+    return {**below, **both}
 
 
 def _override(settings: Any, changes: dict[str, Any], where: str) -> Any:
@@ -170,9 +182,7 @@ def _override(settings: Any, changes: dict[str, Any], where: str) -> Any:
     values = {}
     for key, value in changes.items():
         if key not in known:
-            raise InputError(
-                f"{where}: key {key!r}", f"one of {', '.join(sorted(known))}", "check the spelling"
-            )
+            raise InputError(f"{where}: key {key!r}", f"one of {', '.join(sorted(known))}", "check the spelling")
         current = getattr(settings, key)
         if is_dataclass(current) and isinstance(value, dict):
             value = _override(current, value, f"{where}.{key}")

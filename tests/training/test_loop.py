@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.dataset import ClipFolder, as_float
-from training.loop import RunSettings, StageLoss, select_trainable, train
+from training.loop import RunSettings, train
+from training.optimisers import select_trainable
+from training.stage_loss import StageLoss
 from training.stages import PUBLISHED, load_recipe
 
 SMALL = {
