@@ -1,0 +1,1 @@
+"""Clips in webdataset tar shards: what curation writes and stage 3 reads. The format is told in docs/shards.md."""

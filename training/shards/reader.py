@@ -1,0 +1,98 @@
+"""Clips out of tar shards, one at a time and in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from bya_core.errors import InputError
+from training.shards.members import BrokenClip, unpack
+from training.shards.sample import ClipSample
+
+log = logging.getLogger(__name__)
+OnBroken = Literal["error", "skip"]
+
+
+def find_shards(source: Path | str | Iterable[Path | str]) -> list[Path]:
+    """The tar files of a folder and its subfolders in the order of their names; or the given paths as they are.
+
+    Raises:
+        InputError: no shards, or a path that is none.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        paths = [path] if path.is_file() else sorted(p for p in path.rglob("*.tar") if not p.name.startswith("."))
+    else:
+        paths = [Path(p) for p in source]
+    missing = [p for p in paths if not p.is_file()]
+    if missing or not paths:
+        came = f"no shard at {missing[0]}" if missing else f"no *.tar in {source}"
+        raise InputError(came, "a folder of tar shards (docs/shards.md)", "check the path")
+    return paths
+
+
+def read_shards(
+    source: Path | str | Iterable[Path | str],
+    on_broken: OnBroken = "error",
+    skipped: list[str] | None = None,
+) -> Iterator[ClipSample]:
+    """All clips of these shards; only one clip is in memory at a time.
+
+    Args:
+        source: a folder (with its subfolders), one shard, or several.
+        on_broken: "skip" goes on with the next clip (of a shard that cannot be read on: with the next shard).
+        skipped: takes up why each one was skipped.
+
+    Raises:
+        InputError: no shards.
+        BrokenClip: one that cannot be read, with "error".
+    """
+    for path in find_shards(source):
+        try:
+            for key, members in members_of(path):
+                try:
+                    sample = unpack(key, members)
+                except BrokenClip as error:
+                    _broken(error, path, on_broken, skipped)
+                    continue
+                yield sample
+        except BrokenClip as error:
+            _broken(error, path, on_broken, skipped)
+
+
+def members_of(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, files by ending) of every clip of one shard: neighbouring files of one name up to its first dot.
+
+    Raises:
+        BrokenClip: the shard cannot be opened or breaks off.
+    """
+    key, members = "", dict[str, bytes]()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for entry in tar:
+                if not entry.isfile():
+                    continue
+                name, _, ending = os.path.basename(entry.name).partition(".")
+                name = os.path.join(os.path.dirname(entry.name), name).replace("/", "_")
+                if name != key and members:
+                    yield key, members
+                    members = {}
+                file = tar.extractfile(entry)
+                key, members[ending] = name, b"" if file is None else file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise BrokenClip(f"shard {path} cannot be read on ({error})", "a whole tar file", "make it again") from error
+    if members:
+        yield key, members
+
+
+def _broken(error: BrokenClip, path: Path, on_broken: OnBroken, skipped: list[str] | None) -> None:
+    """Raise, or tell and note."""
+    if on_broken == "error":
+        raise BrokenClip(f"{path.name}: {error.came}", error.expected, error.do) from error
+    log.warning("skipped: %s: %s", path.name, error.came)
+    if skipped is not None:
+        skipped.append(f"{path.name}: {error.came}")
