@@ -63,11 +63,16 @@ def clean_from_velocity(noisy: Tensor, velocity: Tensor, alpha_bar: Tensor) -> T
 
 
 def weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
-    """sum(w * loss) / sum(w) over everything, w broadcast to the loss; without weights the plain mean."""
+    """sum(w * loss) / sum(w) of every sample [B, ...], then the mean of the samples; without weights the plain mean.
+
+    Sample by sample, so that the mean over equal slices of a batch is that of the batch. `weights` broadcast to
+    the loss.
+    """
     if weights is None:
         return loss.mean()
     weights = weights.to(loss.device, loss.dtype).expand_as(loss)
-    return (weights * loss).sum() / weights.sum().clamp(min=1e-8)
+    axes = tuple(range(1, loss.ndim))
+    return ((weights * loss).sum(axes) / weights.sum(axes).clamp(min=1e-8)).mean()
 
 
 def x0_loss(

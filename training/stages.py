@@ -13,8 +13,10 @@ from typing import Any, Literal
 import yaml
 
 from bya_core.errors import InputError
-from training.losses import PaperRouterWeights
+from training.losses import OfficialRouterWeights, PaperRouterWeights
 from training.teacher_forcing import TeacherConfig
+
+Flavour = Literal["paper", "official"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -24,23 +26,57 @@ FACE_ATTENTION = ("perceiver_cross_attention.",)
 SPEECH = ("audio_model.",)
 SPEECH_ATTENTION = ("audio_model.layers.",)
 ROUTER = ("router.",)
+EVERYTHING = "reference+identity+first_frame+speech"
+
+
+CONDITIONS: dict[str, tuple[str, ...]] = {
+    "reference": ("canvas",),
+    "first_frame": ("first_frame",),
+    "speech": ("speech",),
+    "text": ("text",),
+    "identity": ("identity", "hidden"),
+}
+"""Conditions that can be left out, and the tensors of a batch that hold them."""
 
 
 @dataclass(frozen=True)
 class Drops:
-    """Probability that a condition is left out of a sample.
+    """Probability that a condition is left out of a sample (its tensors become zeros).
 
     Args:
         reference: canvas of portraits.
         first_frame: picture the video starts from.
-        speech: all voices (replaced by zero features, what guidance compares with).
-        text: prompt (replaced by zeros, which is what the tiny text encoder makes of an empty prompt).
+        speech: all voices (zero features, what guidance compares with).
+        text: prompt (zeros are what the tiny text encoder makes of an empty prompt; a model that was taught the
+            empty prompt beforehand needs none of this).
+        identity: face features of everybody.
+        together: probability of combinations beside that, one at most per sample, written "speech+first_frame".
     """
 
     reference: float = 0.05
     first_frame: float = 0.05
     speech: float = 0.05
     text: float = 0.0
+    identity: float = 0.0
+    together: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shares = {name: getattr(self, name) for name in CONDITIONS} | self.together
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"drops.{name} = {share}", "a probability from 0 to 1", "give one")
+        for name in self.together:
+            unknown = [part for part in name.split("+") if part not in CONDITIONS]
+            if unknown:
+                came = f"drops.together: {name!r}"
+                raise InputError(came, f"names of {', '.join(CONDITIONS)} joined by +", "check the spelling")
+        if sum(self.together.values()) > 1:
+            total = sum(self.together.values())
+            raise InputError(f"drops.together add up to {total:g}", "at most 1", "lower some of them")
+
+    def combinations(self) -> dict[tuple[str, ...], float]:
+        """What is dropped at once, with its probability."""
+        return {tuple(names.split("+")): share for names, share in self.together.items()}
 
 
 @dataclass(frozen=True)
@@ -82,19 +118,28 @@ class Stage:
     Args:
         number: 1 identity, 2 speech, 3 router.
         trainable: prefixes of parameter names that learn; "*" = all that is in use.
+        flavour: whose losses and teacher masks: "paper" = cross-entropy with background, L1 smoothness and layer
+            variance on masks per frame (eqs. 2-5, appendix B); "official" = the six terms and the static, partly
+            random teacher masks of the released code.
         lora: adapters trained beside them, or None.
         speech: voices are given.
         router: the router runs and learns.
-        mask_loss: share of the steps whose loss counts only people (dynamic mask loss).
-        mask_floor: weight of the background in those steps.
+        mask_loss: share of the samples whose loss counts only people (dynamic mask loss).
+        mask_floor: weight of the background in those samples.
         emphasis: extra weight of the cells a data set marks as important (mouths).
-        own_masks: share of the samples in stage 3 that use the router's own masks instead of the teacher's.
+        own_masks: share of the samples in stage 3 that use the router's own masks instead of the teacher's; 0 is
+            appendix B to the letter, 1 is no teacher forcing.
         own_masks_warmup: steps over which that share grows from zero, while the router knows nothing yet.
+        copies: clips of one character are given as so many, one random slot active (paper sec. 3.4, stage 3);
+            1 = as they are, which needs a model for any number of characters.
+        static_masks: teacher and targets are the union over time, 2D masks in place of 3D ones.
+        router_weights, official_weights: of the router's loss terms in either flavour.
         steps, batch: length of the stage and samples per step; a batch holds as many tokens whatever the clip length.
     """
 
     number: int
     trainable: tuple[str, ...]
+    flavour: Flavour = "paper"
     lora: Lora | None = None
     speech: bool = True
     router: bool = False
@@ -105,7 +150,10 @@ class Stage:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     own_masks: float = 0.0
     own_masks_warmup: int = 0
+    copies: int = 1
+    static_masks: bool = False
     router_weights: PaperRouterWeights = field(default_factory=PaperRouterWeights)
+    official_weights: OfficialRouterWeights = field(default_factory=OfficialRouterWeights)
     optimiser: Optimiser = field(default_factory=Optimiser)
     steps: int = 10_000
     batch: int = 16
@@ -120,10 +168,44 @@ PUBLISHED: dict[int, Stage] = {
         teacher=TeacherConfig(noise=0.0, drop_tokens=0.0),
         steps=10_000,
     ),
-    2: Stage(number=2, trainable=FACE + SPEECH, lora=Lora(), steps=40_000),
-    3: Stage(number=3, trainable=ROUTER + FACE_ATTENTION + SPEECH_ATTENTION, lora=Lora(), router=True, steps=10_000),
+    2: Stage(
+        number=2,
+        trainable=FACE + SPEECH,
+        lora=Lora(),
+        drops=Drops(together={"reference+first_frame": 0.05, "first_frame+speech": 0.05, EVERYTHING: 0.05}),
+        mask_loss=0.0,
+        steps=40_000,
+    ),
+    3: Stage(
+        number=3,
+        trainable=ROUTER + FACE_ATTENTION + SPEECH_ATTENTION,
+        lora=Lora(),
+        router=True,
+        mask_loss=0.0,
+        copies=2,
+        steps=10_000,
+    ),
 }
-"""The paper's stages: full transformer; then speech, face and LoRA; then router, attentions and LoRA."""
+"""The paper's stages (sec. 3.4, 5.2): full transformer; then speech, face and LoRA; then router, attentions and LoRA.
+
+The paper names the dynamic mask loss for stage 1 only, and no probabilities for the combinations of stage 2.
+"""
+
+RELEASED: dict[int, Stage] = {
+    1: replace(PUBLISHED[1], flavour="official"),
+    2: replace(PUBLISHED[2], flavour="official"),
+    3: replace(
+        PUBLISHED[3],
+        flavour="official",
+        trainable=(*PUBLISHED[3].trainable, "audio_model.mute_learnable_tokens"),
+        drops=Drops(reference=0.0, first_frame=0.5, speech=0.0, together={"reference+first_frame": 0.05}),
+        mask_loss=0.2,
+        teacher=TeacherConfig(noise=0.1, drop_tokens=0.1, drop_masks=0.2),
+    ),
+}
+"""Stage 3 as the released code trains it. Its stages 1 and 2 were never released: they are the paper's."""
+
+FLAVOURS: dict[Flavour, dict[int, Stage]] = {"paper": PUBLISHED, "official": RELEASED}
 
 
 @dataclass(frozen=True)
@@ -144,13 +226,18 @@ class Recipe:
 def load_recipe(name: str | Path) -> Recipe:
     """A recipe by name (`training/recipes/NAME.yaml`) or path; `extends: NAME` takes over what it does not say itself.
 
+    Its stages begin as those of its `flavour` (`FLAVOURS`) and change what `all_stages` and `stages` name.
+
     Raises:
         InputError: no such recipe, or a key that no stage has.
     """
     path, content = _read(name)
     common = content.get("all_stages", {})
+    flavour = content.get("flavour", "paper")
+    if flavour not in FLAVOURS:
+        raise InputError(f"{path.name}: flavour {flavour!r}", " or ".join(FLAVOURS), "choose one")
     stages = {}
-    for number, published in PUBLISHED.items():
+    for number, published in FLAVOURS[flavour].items():
         stage = _override(published, common, f"{path.name}: all_stages")
         stages[number] = _override(stage, content.get("stages", {}).get(number, {}), f"{path.name}: stage {number}")
     return Recipe(path.stem, content["model"], stages)
