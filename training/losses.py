@@ -159,21 +159,27 @@ def router_loss_paper(
     """Router loss of the paper (eqs. 2-5): cross-entropy with background + smoothness + layer variance.
 
     The equations sum over the same positions in every term, so means keep their ratios and do not grow with
-    the grid.
+    the grid. For a router without background (a sigmoid per character, what the paper did not choose), the
+    cross-entropy is that of each character by itself.
 
     Args:
-        router_logits: [R, B, N + 1, T, h, w], background last.
+        router_logits: [R, B, N + 1, T, h, w], background last, or [R, B, N, T, h, w].
         target_masks: [B, N, T, h, w], soft 0..1 (share of each token that shows the character).
 
     Returns:
         Scalars "cross_entropy", "smoothness", "layer_variance" (unweighted) and "total" (weighted sum).
     """
-    weights = weights or PaperRouterWeights()
-    log_p = router_logits.float().log_softmax(dim=2)
-    target = with_background(target_masks)
-    masks = log_p[:, :, :-1].exp()
+    weights, logits = weights or PaperRouterWeights(), router_logits.float()
+    if logits.shape[2] == target_masks.shape[1]:
+        masks = logits.sigmoid()
+        target = target_masks.float().clamp(0, 1).expand_as(logits)
+        entropy = F.binary_cross_entropy_with_logits(logits, target)
+    else:
+        log_p = logits.log_softmax(dim=2)
+        masks = log_p[:, :, :-1].exp()
+        entropy = -(with_background(target_masks) * log_p).sum(dim=2).mean()
     terms = {
-        "cross_entropy": -(target * log_p).sum(dim=2).mean(),
+        "cross_entropy": entropy,
         "smoothness": smoothness(masks),
         "layer_variance": layer_variance(masks),
     }

@@ -8,6 +8,7 @@ and are equivariant to their order. Both return logits (the paper's with a backg
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -186,6 +187,8 @@ class PaperRouter(_Router):
             paper reads scores alone; the query tells where shapes end.
         temperature: of the softmax that gives the masks that act; below 1 they are sharper than the router is sure.
             Its loss sees the logits as they are.
+        activation: "softmax" over the characters and the background, as in the paper, or "sigmoid" of each character
+            by itself, without background.
     """
 
     def __init__(
@@ -200,6 +203,7 @@ class PaperRouter(_Router):
         num_blocks: int,
         reads_tokens: bool,
         temperature: float = 1.0,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
     ) -> None:
         super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
         self.scale, self.rotary_dim = dim_head**-0.5, dim // st_heads
@@ -211,10 +215,10 @@ class PaperRouter(_Router):
         )
         self.norm_out = nn.LayerNorm(dim)
         self.final_proj = nn.Linear(dim, 1)
-        self.background = nn.Linear(dim, 1)
+        self.background = nn.Linear(dim, 1) if activation == "softmax" else None
 
     def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        """As `OfficialRouter.forward`, but logits are [B, N+1, T, h, w], the background class last."""
+        """As `OfficialRouter.forward`, but with softmax logits are [B, N+1, T, h, w], the background class last."""
         query = self.norm_q(rearrange(query, "b h s d -> b s (h d)"))
         k = self.to_k[layer](self.norm_k(rearrange(key, "b n h q d -> b n q (h d)")))
         x = self.proj_in(self.norm(self._scores(self.to_q[layer](query), k, self.scale)))  # [B, N, S, C]
@@ -225,6 +229,9 @@ class PaperRouter(_Router):
         for block in self.spatial_temporal_layers:
             x = block(x, rotary)
         x = self.norm_out(x)
+        if self.background is None:
+            logits = grid.unflatten(self.final_proj(x).flatten(2))
+            return logits, (logits / self.temperature).sigmoid()
         per_class = torch.cat([self.final_proj(x), self.background(x.mean(dim=1, keepdim=True))], dim=1)
         logits = grid.unflatten(per_class.flatten(2))
         return logits, (logits / self.temperature).softmax(dim=1)[:, :-1]

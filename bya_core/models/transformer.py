@@ -62,7 +62,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         inflate_audio_masks: see `masks.audio_masks`.
         router_detach: the router reads detached queries and keys and hands over detached masks, so that its
             own loss alone trains it, and trains nothing else (paper appendix B).
-        router_reads_tokens, router_temperature: paper flavour, see `PaperRouter`.
+        router_reads_tokens, router_temperature, router_activation: paper flavour, see `PaperRouter`.
         router_dim: width of the router in the paper flavour; in the official one it is queries x heads.
         router_grid: (T, a, b) of the stored position table (official); None = from the sample sizes.
         cross_attn_kv_dim: width of face tokens; None = lfe_output_dim.
@@ -133,6 +133,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         router_detach: bool = True,
         router_reads_tokens: bool = False,
         router_temperature: float = 1.0,
+        router_activation: Literal["softmax", "sigmoid"] = "softmax",
         inflate_audio_masks: bool = True,
         audio_dim: int = 768,
         audio_heads: int = 48,
@@ -235,7 +236,11 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
                 self.router = OfficialRouter(grid=viewed if router_grid is None else router_grid, **shared)
             else:
                 self.router = PaperRouter(
-                    dim=router_dim, reads_tokens=router_reads_tokens, temperature=router_temperature, **shared
+                    dim=router_dim,
+                    reads_tokens=router_reads_tokens,
+                    temperature=router_temperature,
+                    activation=router_activation,
+                    **shared,
                 )
         if use_audio:
             self.audio_model = AudioModel(

@@ -215,3 +215,15 @@ def test_recipes_of_the_published_size_choose_a_flavour(tmp_path):
     path.write_text("extends: tiny\nflavour: own\n")
     with pytest.raises(InputError, match="paper or official"):
         load_recipe(path)
+
+
+def test_a_router_of_sigmoids_has_no_background_and_its_characters_learn_apart():
+    network = small_model(router_activation="sigmoid")
+    heard, batch = Listener(network), small_batch(3)
+    _, parts = StageLoss(PUBLISHED[3])(heard, batch, 0)
+    output = network(*heard.calls[0][0], **heard.calls[0][1])
+    assert output.router_logits.shape == output.masks.shape
+    assert torch.allclose(output.masks, output.router_logits.sigmoid())
+    p, y = output.masks, batch["masks"]
+    assert torch.isclose(parts["cross_entropy"], -(y * p.log() + (1 - y) * (1 - p).log()).mean(), rtol=1e-4)
+    assert "background" not in str([name for name, _ in network.named_parameters()])
