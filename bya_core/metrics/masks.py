@@ -48,6 +48,17 @@ def flicker(masks: np.ndarray) -> float:
     return float((changed[seen] / area[seen]).mean()) if seen.any() else 0.0
 
 
+def change(masks: np.ndarray) -> np.ndarray:
+    """Mean absolute change of soft masks [..., T, h, w] from one frame to the next, float64 [...]; 0 with one frame.
+
+    Taken over the whole picture, as the smoothness of masks is trained (paper eq. 3, its temporal part).
+    """
+    masks = np.asarray(masks, dtype=np.float64)
+    if masks.shape[-3] < 2:
+        return np.zeros(masks.shape[:-3])
+    return np.abs(np.diff(masks, axis=-3)).mean(axis=(-3, -2, -1))
+
+
 def assignment(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Which true character each predicted mask fits best, one to one, per frame: int [F, N].
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from bya_core.grid import TokenGrid
 from bya_core.metrics import masks
 from bya_core.metrics.segment import segment_characters
 from tests.headless.fakes import FakeCodec, FakeFace, FakeSpeech, FakeText, fake_transformer
-from training.benchmark.puppet_suite import SHARES, all_scenes, judge, measure_generated, measure_router
-from training.benchmark.scenes import SceneSettings, redrawn, suite_scene
-from training.benchmark.subjects import Made, ModelSubject, ShuffledSubject, TruthSubject
+from training.benchmark.puppet_report import Examiner, Wanted, in_processes, puppet_report
+from training.benchmark.puppet_suite import SHARES, all_scenes, judge
+from training.benchmark.scenes import SceneSettings, redrawn, suite_scene, talk_of
+from training.benchmark.subjects import Made, ModelSubject
 from training.evaluate import Arguments, evaluate, main, table
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import make_clip
@@ -27,30 +30,67 @@ GRID = TokenGrid.from_pixels(17, 64, 96, space_factor=4)
 
 
 def test_truth_scores_about_one():
-    subject = TruthSubject(SETTINGS, SHARES, GRID)
-    scenes = all_scenes(SETTINGS)
-    assert measure_router(subject, scenes)["headline_iou"] > 0.99
-    figures, rows = measure_generated(subject, scenes)
+    report = evaluate(None, SETTINGS)
+    assert report["router"]["headline_iou"] > 0.99 and report["router"]["noisiest_with_first_frame"] > 0.99
+    figures = report["generated"]
     assert figures["mask_iou"] > 0.85
     assert figures["binding"]["accuracy"] > 0.9 and figures["binding_swapped"]["accuracy"] > 0.9
     assert figures["binding"]["own"] > 0.8 > 0.4 > figures["binding"]["other"]
     assert figures["identity"] == 1.0
-    assert [row["seed"] for row in rows] == list(range(1_000_000, 1_000_004))
+    assert report["seeds"] == list(range(1_000_000, 1_000_004))
     assert figures["with_first_frame"]["identities_judged"] == 4
+    assert report["router"]["change_on_static"] == report["router"]["change_on_static_of_truth"]
+    assert report["ceiling"] == figures
 
 
 def test_other_scenes_score_at_chance():
-    settings = SceneSettings(scenes=12)
-    subject = ShuffledSubject(settings, SHARES[-1:], GRID)
-    scenes = all_scenes(settings)
-    assert measure_router(subject, scenes)["headline_iou"] < 0.4
-    figures, _ = measure_generated(subject, scenes)
+    report = evaluate(None, SceneSettings(scenes=12), stand_in="shuffled")
+    assert report["router"]["headline_iou"] < 0.4
+    figures = report["generated"]
     judged = figures["binding"]["judged"]
     assert figures["binding"]["chance"] == 0.5 and judged >= 18
     pooled = (figures["binding"]["accuracy"] + figures["binding_swapped"]["accuracy"]) / 2
     assert abs(pooled - 0.5) < 3 * 0.5 / math.sqrt(2 * judged)
     assert figures["identity"] < 0.125 + 3 * math.sqrt(0.125 * 0.875 / 24)
-    assert figures["mask_iou"] < 0.6
+    assert figures["mask_iou"] < 0.6 < report["ceiling"]["mask_iou"]
+
+
+def test_a_mixed_list_holds_every_combination():
+    settings = SceneSettings(scenes=32, characters="mixed")
+    kinds = {(settings.people(k), k % 2 == 0, talk_of(k), k % 8) for k in range(32)}
+    assert len(kinds) == 32 and {kind[0] for kind in kinds} == {1, 2, 3, 4}
+    assert sorted(settings.people(k) for k in range(8)) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert settings.version != SETTINGS.version
+    scene = suite_scene(settings, 4)
+    assert len(scene.clip.portraits) == settings.people(4) == 3 and scene.references.shape[:2] == (3, 8)
+
+
+def test_scenes_are_gone_on_with_and_pooled_apart():
+    settings = SceneSettings(scenes=8, characters="mixed")
+    whole = puppet_report(Examiner.of(None, settings, Wanted()))
+    assert set(whole["generated"]["by"]) >= {"n = 1", "n = 2", "n = 3", "n = 4"}
+    assert whole["generated"]["by"]["n = 4"]["identities_judged"] == 8
+    assert whole["generated"]["by"]["n = 1"]["binding"]["judged"] == 0
+    written: list[dict] = []
+    first = puppet_report(Examiner.of(None, replace(settings, scenes=5), Wanted()), save=written.append)
+    assert len(written) == 5 and written[2]["seeds"] == whole["seeds"][:3]
+    asked: list[str] = []
+    known = json.loads(json.dumps(first))
+    rest = puppet_report(Examiner.of(None, settings, Wanted()), known=known, tick=asked.append)
+    assert len(asked) == 3 * 3, "router, video and drawn truth of the three scenes that were missing"
+    for part in ("router", "generated", "ceiling", "scenes", "settings"):
+        assert json.dumps(rest[part]) == json.dumps(whole[part])
+    other = replace(settings, scenes=1, references=9)
+    puppet_report(Examiner.of(None, other, Wanted(generate=False)), known=known, tick=asked.append)
+    assert len(asked) == 10, "scenes of other settings are not taken over"
+
+
+def test_several_processes_give_the_same_rows():
+    settings = SceneSettings(scenes=2, characters="mixed")
+    load = functools.partial(Examiner.of, None, settings, Wanted(generate=False))
+    alone = puppet_report(load())
+    shared = puppet_report(load(), elsewhere=in_processes(load, 2))
+    assert shared["scenes"] == alone["scenes"] and shared["router"] == alone["router"]
 
 
 @pytest.mark.parametrize("characters", [1, 2, 3])
@@ -117,7 +157,7 @@ def test_report_of_a_random_model_is_complete(bundle):
     assert report["settings"]["sampling"]["steps"] == 2
     assert len(report["settings"]["transformer_sha256"]) == 64
     assert len(report["router"]["points"]) == 5 and len(report["router"]["per_layer"]) == 2
-    assert {"router", "generated", "ceiling"} <= set(report["seconds"])
+    assert report["seconds"] > 0 and report["codec_ceiling"] is None
     assert "binding swapped" in table(report)
     again = evaluate(bundle, SceneSettings(scenes=2, num_frames=9), steps=2)
     assert again["router"] == report["router"] and again["scenes"] == report["scenes"]

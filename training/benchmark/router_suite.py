@@ -225,7 +225,7 @@ def _make(subject: ModelSubject, found: _Found, way: Way) -> tuple[Made, _Cost]:
 
 def _drawn(subject: ModelSubject, scene: SuiteScene) -> Made:
     """The drawn clip with its true masks; where the voices are swapped, the mouths are drawn so."""
-    own = np.eye(subject.settings.characters, dtype=np.float32)
+    own = np.eye(len(scene.clip.portraits), dtype=np.float32)
     right = replace(scene, clip=replace(scene.clip, matrix=own))
     return TruthSubject(subject.settings, (), subject.grid).make(right, scene.clip.matrix)
 

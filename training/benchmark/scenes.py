@@ -1,8 +1,9 @@
-"""The held-out scenes of the puppet suite."""
+"""The held-out scenes of the puppet suite. Its list is fixed: scene number k of a version never changes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from training.puppets.world import SAMPLE_RATE, Motion, PuppetClip, Talk, draw_p
 
 HELD_OUT = 1_000_000
 """Seeds from here up are never trained on."""
+MOST = 4
+"""Characters of the largest scenes of a mixed list."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class SceneSettings:
     Args:
         scenes: how many.
         seed_base: seed of the first; the others follow.
-        characters: N in every scene; with 1 there is nobody to mix up, and binding is not judged.
+        characters: N in every scene, or "mixed": 1 to 4 by turns, each as often, with and without first frame, and
+            with one or all talking. With 1 there is nobody to mix up, and binding is not judged.
         height, width: pixels.
         num_frames: F.
         references: portraits among which an identity must be told, the own one included.
@@ -30,7 +34,7 @@ class SceneSettings:
 
     scenes: int = 64
     seed_base: int = HELD_OUT
-    characters: int = 2
+    characters: int | Literal["mixed"] = 2
     height: int = 64
     width: int = 96
     num_frames: int = 17
@@ -43,10 +47,24 @@ class SceneSettings:
             raise InputError(
                 f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are trained on"
             )
-        if self.characters < 1:
+        most = MOST if self.characters == "mixed" else self.characters
+        if most < 1:
             raise InputError(f"{self.characters} characters", "at least 1", "ask for more")
-        if self.references < self.characters:
-            raise InputError(f"{self.references} references", f"at least {self.characters}", "ask for more")
+        if self.references < most:
+            raise InputError(f"{self.references} references", f"at least {most}", "ask for more")
+
+    @property
+    def version(self) -> str:
+        """Name of the list of scenes: a change of what is drawn or asked needs another one."""
+        return "puppets-mixed-1" if self.characters == "mixed" else "puppets-1"
+
+    def people(self, index: int) -> int:
+        """N of scene number `index`. Of a mixed list any 32 scenes in a row hold every combination of a number of
+        people, a first frame or none, and `talk_of` once."""
+        if self.characters != "mixed":
+            return self.characters
+        pair = index // 2
+        return 1 + (pair + pair // MOST) % MOST
 
 
 @dataclass(frozen=True)
@@ -81,16 +99,20 @@ class SuiteScene:
 
 def suite_scene(settings: SceneSettings, index: int) -> SuiteScene:
     """Scene number `index`: even ones have a first frame; in one of four only one talks, else all do."""
-    seed = settings.seed_base + index
-    talk: Talk = "one" if index // 2 % 4 == 3 else "overlap"
-    return with_references(settings, draw(settings, seed, talk), index % 2 == 0)
+    clip = draw(settings, settings.seed_base + index, talk_of(index), people=settings.people(index))
+    return with_references(settings, clip, index % 2 == 0)
+
+
+def talk_of(index: int) -> Talk:
+    """Who talks in scene number `index`."""
+    return "one" if index // 2 % 4 == 3 else "overlap"
 
 
 def with_references(settings: SceneSettings, clip: PuppetClip, first_frame: bool) -> SuiteScene:
     """A clip and the portraits among which its people must be told."""
     rng = np.random.default_rng([clip.seed, 0x1D])
     size = clip.portraits.shape[1]
-    count = settings.characters
+    count = len(clip.portraits)
     strangers = [draw_portrait(draw_look(rng), rng, size) for _ in range(settings.references - count)]
     references = np.stack(
         [np.stack([*np.roll(clip.portraits, -n, axis=0), *strangers]) for n in range(count)],
@@ -104,11 +126,12 @@ def draw(
     talk: Talk,
     tracks: tuple[np.ndarray, np.ndarray] | None = None,
     motion: Motion = "mixed",
+    people: int | None = None,
 ) -> PuppetClip:
-    """A clip of the suite's size and number of characters."""
+    """A clip of the suite's size; `people` in it, by default as many as the settings say."""
     return make_clip(
         seed,
-        settings.characters,
+        people or settings.people(seed - settings.seed_base),
         settings.height,
         settings.width,
         settings.num_frames,
@@ -124,5 +147,5 @@ def redrawn(scene: SuiteScene, settings: SceneSettings, matrix: np.ndarray) -> P
     if np.array_equal(matrix, clip.matrix):
         return clip
     opening = np.einsum("mn,mf->nf", matrix, clip.opening)
-    drawn = draw(settings, clip.seed, "overlap", (opening, clip.speeches), scene.motion)
+    drawn = draw(settings, clip.seed, "overlap", (opening, clip.speeches), scene.motion, len(clip.portraits))
     return replace(drawn, matrix=matrix)
