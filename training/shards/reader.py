@@ -7,11 +7,11 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from bya_core.errors import InputError
 from training.shards.members import BrokenClip, unpack
-from training.shards.sample import ClipSample
+from training.shards.sample import ClipSample, safe_key
 
 log = logging.getLogger(__name__)
 OnBroken = Literal["error", "skip"]
@@ -53,44 +53,51 @@ def read_shards(
     """
     for path in find_shards(source):
         try:
-            for key, members in members_of(path):
-                try:
-                    sample = unpack(key, members)
-                except BrokenClip as error:
-                    _broken(error, path, on_broken, skipped)
-                    continue
-                yield sample
+            with path.open("rb") as file:
+                for key, members in members_of(file):
+                    try:
+                        sample = unpack(key, members)
+                    except BrokenClip as error:
+                        tell_broken(error, path, on_broken, skipped)
+                        continue
+                    yield sample
         except BrokenClip as error:
-            _broken(error, path, on_broken, skipped)
+            tell_broken(error, path, on_broken, skipped)
 
 
-def members_of(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, files by ending) of every clip of one shard: neighbouring files of one name up to its first dot.
+def members_of(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, files by ending) of every clip of an open shard: neighbouring files of one name up to its first dot.
 
     Raises:
-        BrokenClip: the shard cannot be opened or breaks off.
+        BrokenClip: it is no tar file, or breaks off.
     """
     key, members = "", dict[str, bytes]()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
                 if not entry.isfile():
                     continue
-                name, _, ending = os.path.basename(entry.name).partition(".")
-                name = os.path.join(os.path.dirname(entry.name), name).replace("/", "_")
+                name, ending = split_name(entry.name)
                 if name != key and members:
                     yield key, members
                     members = {}
-                file = tar.extractfile(entry)
-                key, members[ending] = name, b"" if file is None else file.read()
+                content = tar.extractfile(entry)
+                key, members[ending] = name, b"" if content is None else content.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise BrokenClip(f"shard {path} cannot be read on ({error})", "a whole tar file", "make it again") from error
+        raise BrokenClip(f"it cannot be read on ({error})", "a whole tar file", "make it again") from error
     if members:
         yield key, members
 
 
-def _broken(error: BrokenClip, path: Path, on_broken: OnBroken, skipped: list[str] | None) -> None:
-    """Raise, or tell and note."""
+def split_name(name: str) -> tuple[str, str]:
+    """(key, ending) of a file in a shard; folders become part of the key."""
+    folder, _, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return safe_key(f"{folder}/{stem}" if folder else stem), ending
+
+
+def tell_broken(error: BrokenClip, path: Path, on_broken: OnBroken, skipped: list[str] | None) -> None:
+    """Raise, naming the shard, or log and note."""
     if on_broken == "error":
         raise BrokenClip(f"{path.name}: {error.came}", error.expected, error.do) from error
     log.warning("skipped: %s: %s", path.name, error.came)
