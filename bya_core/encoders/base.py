@@ -19,11 +19,13 @@ class FaceFeatures:
         identity: [id_dim], who it is (face recognition and pooled image features together).
         hidden: [K, P, vit_dim], K layers of P patch features each, for fine detail.
         portrait: [3, h, w] in 0..1, the face cut out on white; goes onto the reference canvas.
+        notices: what a person should know about the picture, one sentence each.
     """
 
     identity: Tensor
     hidden: Tensor
     portrait: Tensor
+    notices: tuple[str, ...] = ()
 
 
 @runtime_checkable

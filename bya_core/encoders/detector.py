@@ -1,13 +1,15 @@
 """Faces of real people in a picture: three detectors behind one Protocol, each imported only when it is used.
 
-`find_detector` takes the best one that is there: insightface's SCRFD where its weights are on this machine, else the
-cascade classifiers that come inside opencv-python 4 or, as OpenCV 5 ships none, inside scikit-image. Cascades know
-faces that look into the camera or straight to a side; SCRFD knows far more. Nothing is ever downloaded.
+`find_detector` takes the best one that is there: insightface's SCRFD (`scrfd.py`) where its weights are on this
+machine, else the cascade classifiers that come inside opencv-python 4 or, as OpenCV 5 ships none, inside scikit-image.
+Cascades know faces that look into the camera or straight to a side; SCRFD knows far more. Nothing is ever downloaded.
+The detector of the released model stands in `retinaface.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +28,7 @@ _LONGEST = 960  # pixels; larger pictures are shrunk, cascades get slow and no b
 _SMALLEST = 1 / 24  # of the shorter side: smaller faces have no mouth that a video model could move
 
 Box = tuple[float, float, float, float]
+Points = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,17 @@ class Face:
     Args:
         box: x0, y0, x1, y1 in pixels, from forehead to chin.
         score: how sure the detector is, 0..1.
+        points: x, y of the eyes (left one in the picture first), nose and corners of the mouth; None = not known.
     """
 
     box: Box
     score: float
+    points: Points | None = None
+
+    @property
+    def area(self) -> float:
+        """Square pixels of the box."""
+        return max(0.0, self.box[2] - self.box[0]) * max(0.0, self.box[3] - self.box[1])
 
 
 @runtime_checkable
@@ -56,46 +66,13 @@ class FaceDetector(Protocol):
         ...
 
 
-class ScrfdDetector:
-    """SCRFD of insightface (https://arxiv.org/abs/2105.04714), on the CPU.
-
-    Args:
-        folder: holds the models (antelopev2, buffalo_l, ...), itself or up to three folders deeper: insightface wants
-            models/antelopev2, and that archive unpacks one level too deep.
-        least: score from which a face counts.
-
-    Raises:
-        InputError: no detection model in `folder`, or insightface cannot be imported.
-    """
-
-    name = "insightface SCRFD"
-
-    def __init__(self, folder: Path, least: float = 0.5) -> None:
-        file = scrfd_file(folder)
-        if file is None:
-            came = f"no face detection model in {folder}"
-            raise InputError(came, " or ".join(_SCRFD_FILES[:2]), "unpack antelopev2 or buffalo_l there")
-        try:
-            from insightface.model_zoo import get_model
-        except ImportError as error:
-            came = f"insightface cannot be imported ({error})"
-            raise InputError(came, "insightface 1.0 or later", "pip install insightface onnxruntime") from error
-        self.model: Any = get_model(str(file), providers=["CPUExecutionProvider"])
-        self.model.prepare(ctx_id=-1, input_size=(640, 640), det_thresh=least)
-
-    def detect(self, image: Tensor) -> list[Face]:
-        found, _ = self.model.detect(np.ascontiguousarray(_pixels(image)[..., ::-1]))  # it wants BGR
-        return _surest([Face(_box(row[:4]), float(row[4])) for row in found])
-
-
 class OpenCvDetector:
     """Haar cascades inside opencv-python 4: faces from the front and, looked at both ways, from the side."""
 
     name = "OpenCV Haar cascades"
 
     def __init__(self) -> None:
-        import cv2
-
+        cv2: Any = import_module("cv2")
         self.cv2 = cv2
         folder = Path(cv2.data.haarcascades)
         self.front = [
@@ -109,14 +86,14 @@ class OpenCvDetector:
         if find_spec("cv2") is None:
             return False
         try:
-            import cv2
+            cv2: Any = import_module("cv2")
         except ImportError:  # installed, but a library of the system that it needs is missing
             return False
         return hasattr(cv2, "CascadeClassifier") and any(Path(cv2.data.haarcascades).glob("haarcascade_frontal*.xml"))
 
     def detect(self, image: Tensor) -> list[Face]:
-        pixels, scale = _shrunk(image)
-        grey = self.cv2.cvtColor(pixels, self.cv2.COLOR_RGB2GRAY)
+        shrunk, scale = _shrunk(image)
+        grey = self.cv2.cvtColor(shrunk, self.cv2.COLOR_RGB2GRAY)
         mirrored, width = np.ascontiguousarray(grey[:, ::-1]), grey.shape[1]
         faces = [face for cascade in self.front for face in self._look(cascade, grey, scale)]
         faces += self._look(self.side, grey, scale)
@@ -150,13 +127,13 @@ class LbpDetector:
         return find_spec("skimage") is not None
 
     def detect(self, image: Tensor) -> list[Face]:
-        pixels, scale = _shrunk(image)
-        side = min(pixels.shape[:2])
+        shrunk, scale = _shrunk(image)
+        side = min(shrunk.shape[:2])
         least = max(24, round(side * _SMALLEST))  # its window has 24 pixels
         if side < least:
             return []
         found = self.cascade.detect_multi_scale(
-            pixels,
+            shrunk,
             scale_factor=1.1,
             step_ratio=1,
             min_size=(least, least),
@@ -189,19 +166,21 @@ def find_detector(folder: Path | None = None) -> FaceDetector:
     Raises:
         InputError: a folder was given that holds none, or there is no detector at all.
     """
+    from bya_core.encoders.scrfd import ScrfdDetector
+
     if folder is not None:
         return ScrfdDetector(folder)
-    if scrfd_file(INSIGHTFACE_HOME / "models") is not None and find_spec("insightface") is not None:
+    if scrfd_file(INSIGHTFACE_HOME / "models") is not None and find_spec("onnxruntime") is not None:
         return ScrfdDetector(INSIGHTFACE_HOME / "models")
     if OpenCvDetector.present():
         return OpenCvDetector()
     if LbpDetector.present():
         return LbpDetector()
     came = "no face detector is installed (OpenCV 5 alone has none)"
-    raise InputError(came, "insightface or scikit-image", "pip install insightface onnxruntime, or give masks")
+    raise InputError(came, "an SCRFD model or scikit-image", "pip install scikit-image, or give masks")
 
 
-def _pixels(image: Tensor) -> np.ndarray:
+def pixels(image: Tensor) -> np.ndarray:
     """[3, H, W] in 0..1 -> uint8 [H, W, 3]."""
     if image.ndim != 3 or image.shape[0] != 3:
         raise InputError(f"an image of shape {tuple(image.shape)}", "[3, height, width]", "pass an RGB image")
@@ -213,12 +192,12 @@ def _shrunk(image: Tensor) -> tuple[np.ndarray, float]:
     """Pixels no longer than a cascade can use, and their scale to the original."""
     from PIL import Image
 
-    pixels = _pixels(image)
-    scale = min(1.0, _LONGEST / max(pixels.shape[:2]))
+    whole = pixels(image)
+    scale = min(1.0, _LONGEST / max(whole.shape[:2]))
     if scale == 1.0:
-        return pixels, scale
-    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)), scale
+        return whole, scale
+    size = (round(whole.shape[1] * scale), round(whole.shape[0] * scale))
+    return np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.LANCZOS)), scale
 
 
 def _box(values: np.ndarray) -> Box:
@@ -228,16 +207,18 @@ def _box(values: np.ndarray) -> Box:
 
 def _surest(faces: list[Face], overlap: float = 0.3) -> list[Face]:
     """The surest first; those that overlap a surer one (IoU above `overlap`) are left out."""
-    kept: list[Face] = []
-    for face in sorted(faces, key=lambda face: -face.score):
-        if all(_iou(face.box, other.box) <= overlap for other in kept):
-            kept.append(face)
+    boxes = np.array([face.box for face in faces], dtype=np.float64).reshape(-1, 4)
+    return [faces[k] for k in not_covered(boxes, np.array([face.score for face in faces]), overlap)]
+
+
+def not_covered(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
+    """Which of the boxes [K, 4] overlap no surer one that stays (IoU above `overlap`), the surest first."""
+    sizes = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+    waiting, kept = np.argsort(-scores, kind="stable"), []
+    while len(waiting):
+        best, waiting = int(waiting[0]), waiting[1:]
+        kept.append(best)
+        corner, end = np.maximum(boxes[best, :2], boxes[waiting, :2]), np.minimum(boxes[best, 2:], boxes[waiting, 2:])
+        both = np.prod(np.clip(end - corner, 0, None), axis=1)
+        waiting = waiting[both <= overlap * np.maximum(sizes[best] + sizes[waiting] - both, 1e-12)]
     return kept
-
-
-def _iou(a: Box, b: Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)

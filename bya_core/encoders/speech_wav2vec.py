@@ -87,7 +87,7 @@ class Wav2VecSpeech:
         if self._model is None:
             from transformers import Wav2Vec2Model
 
-            model = Wav2Vec2Model.from_pretrained(self.folder, local_files_only=True)
+            model: Any = Wav2Vec2Model.from_pretrained(self.folder, local_files_only=True)
             self._model = model.to(self.device, self.dtype).requires_grad_(False).eval()
         return self._model
 

@@ -60,7 +60,7 @@ class T5Text:
         if self._model is None:
             from transformers import T5EncoderModel
 
-            model = T5EncoderModel.from_pretrained(self.weights_folder, local_files_only=True, **_in(self.dtype))
+            model: Any = T5EncoderModel.from_pretrained(self.weights_folder, local_files_only=True, **_in(self.dtype))
             self._model = model.to(self.device).requires_grad_(False).eval()
         return self._model
 
@@ -105,7 +105,7 @@ class T5Text:
         self._model = None
 
 
-def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
+def _in(dtype: torch.dtype) -> dict[str, Any]:
     """The argument of `from_pretrained` that says so; it was renamed in transformers 4.56."""
     import transformers
     from packaging.version import Version
