@@ -238,8 +238,8 @@ def load_recipe(name: str | Path) -> Recipe:
         raise InputError(f"{path.name}: flavour {flavour!r}", " or ".join(FLAVOURS), "choose one")
     stages = {}
     for number, published in FLAVOURS[flavour].items():
-        stage = _override(published, common, f"{path.name}: all_stages")
-        stages[number] = _override(stage, content.get("stages", {}).get(number, {}), f"{path.name}: stage {number}")
+        stage = overridden(published, common, f"{path.name}: all_stages")
+        stages[number] = overridden(stage, content.get("stages", {}).get(number, {}), f"{path.name}: stage {number}")
     return Recipe(path.stem, content["model"], stages)
 
 
@@ -263,16 +263,26 @@ def _merged(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
     return {**below, **both}
 
 
-def _override(settings: Any, changes: dict[str, Any], where: str) -> Any:
-    """A dataclass with the values of a (nested) mapping put in."""
+MADE_OF: dict[str, type] = {"lora": Lora}
+"""What a key that may be null becomes when a recipe says more than null."""
+
+
+def overridden(settings: Any, changes: dict[str, Any], where: str) -> Any:
+    """A dataclass with the values of a (nested) mapping put in, as recipe files write them.
+
+    Raises:
+        InputError: a key that it does not have; the error says `where`.
+    """
     known = {f.name for f in fields(settings)}
     values = {}
     for key, value in changes.items():
         if key not in known:
             raise InputError(f"{where}: key {key!r}", f"one of {', '.join(sorted(known))}", "check the spelling")
         current = getattr(settings, key)
+        if key in MADE_OF and current is None and isinstance(value, dict):
+            current = MADE_OF[key]()
         if is_dataclass(current) and isinstance(value, dict):
-            value = _override(current, value, f"{where}.{key}")
+            value = overridden(current, value, f"{where}.{key}")
         elif isinstance(value, list):
             value = tuple(value)
         values[key] = value
