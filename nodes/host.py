@@ -159,7 +159,7 @@ def _weights(part: Any) -> nn.Module | None:
 
 def _make_room(model: HostModel, scene: Scene) -> None:
     """Say what denoising and decoding a scene hold beside the weights."""
-    from bya_core.graph.estimate import held_while_decoding, held_while_denoising
+    from bya_core.memory import held_while_decoding, held_while_denoising
     from bya_core.sampling.guidance import branches
 
     bundle, sampling = model.bundle, scene.sampling

@@ -16,13 +16,10 @@ import torch
 
 from bya_core.config import SamplingConfig
 from bya_core.grid import TokenGrid
+from bya_core.memory import held_while_decoding, held_while_denoising
 from bya_core.scene import SceneDefaults
 
 SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the tiny model
-KEPT = 30  # numbers held per token and channel while a block computes: queries, keys, values, feed-forward, copies
-DECODED = 3  # widest layers held at once while the video is decoded
-AT_ONCE = 9  # video frames that are decoded together
-WIDEST = 128  # channels of the decoder where it works on pixels
 
 
 @dataclass(frozen=True)
@@ -94,23 +91,6 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
     held = max(held_while_denoising(grid, width, passes, size), held_while_decoding(grid, size, channels))
     seconds = operations / (SHARE_OF_PEAK * operations_per_second())
     return Estimate(seconds, (model.bytes + held) / 1e9)
-
-
-def held_while_denoising(grid: TokenGrid, width: int, passes: int, size: int) -> int:
-    """Bytes that a step holds beside the weights.
-
-    Args:
-        width: channels of a token.
-        passes: versions of the video that guidance needs.
-        size: bytes of a number.
-    """
-    return KEPT * passes * grid.tokens * width * size
-
-
-def held_while_decoding(grid: TokenGrid, size: int, channels: int = WIDEST) -> int:
-    """Bytes that decoding holds beside the weights; `size` as above."""
-    height, width = grid.pixels
-    return DECODED * channels * min(AT_ONCE, grid.video_frames) * height * width * size
 
 
 def _transformer(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int]:
