@@ -1,4 +1,4 @@
-"""The command line: generate | timeline | probe | models | doctor."""
+"""The command line: generate | timeline | probe | models | download | convert | doctor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tqdm import tqdm
 
+from bya_core.cli_models import Convert, Download, Models
 from bya_core.cli_routing import Probe, go_on
 from bya_core.errors import Cancelled, InputError, Paused
 
@@ -149,20 +150,6 @@ class Timeline:
 
 
 @dataclass(frozen=True)
-class Models:
-    """List the models: what each is for, size, licence, and whether it is here or how to get it."""
-
-    def run(self) -> int:
-        from bya_core.checkpoints.registry import MODELS
-
-        for entry in MODELS.values():
-            state = f"yes ({entry.folder})" if entry.present else f"no; {entry.how_to_get}"
-            print(f"{entry.name}\n  for         {entry.purpose}\n  size        {entry.size}")
-            print(f"  licence     {entry.licence}\n  commercial  {entry.commercial}\n  here        {state}")
-        return 0
-
-
-@dataclass(frozen=True)
 class Doctor:
     """Look over this machine: Python, torch, device, memory, what is missing and how to get it.
 
@@ -185,6 +172,8 @@ Command = (
     | Annotated[Timeline, tyro.conf.subcommand("timeline")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Models, tyro.conf.subcommand("models")]
+    | Annotated[Download, tyro.conf.subcommand("download")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 

@@ -9,15 +9,19 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 
-PREFIXES = ("transformer.module.", "transformer.")
-"""What may stand before a weight's name in a LoRA file; the longer one comes from a DeepSpeed run."""
+PREFIXES = ("base_model.model.", "transformer.", "module.")
+"""What wrappers leave before a weight's name: peft, pipelines of diffusers, and DeepSpeed or several GPUs."""
 
 
-def _plain(name: str) -> str:
-    for prefix in PREFIXES:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
+def plain_name(name: str) -> str:
+    """The name without what wrappers left before it, in whatever order."""
+    while True:
+        bare = name
+        for prefix in PREFIXES:
+            bare = bare.removeprefix(prefix)
+        if bare == name:
+            return name
+        name = bare
 
 
 def lora_pairs(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -28,7 +32,7 @@ def lora_pairs(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """
     halves: dict[str, dict[str, Tensor]] = {}
     for key, value in lora.items():
-        name, found, _ = _plain(key).partition(".lora_")
+        name, found, _ = plain_name(key).partition(".lora_")
         side = key.rpartition(".lora_")[2][:1]
         if not found or side not in ("A", "B"):
             raise InputError(

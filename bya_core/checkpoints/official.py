@@ -9,6 +9,8 @@ Our parameters carry the published names, so a released file differs from ours b
 | face_module/face_modules.pt | extractor; list of cross-attentions | local_facial_extractor., ... |
 | router/router_modules.pt | router with its position table, flat | router. |
 | lora_weight/pytorch_lora_weights.safetensors | update of the attention's q and k | (merged) |
+
+Names may carry what wrappers left before them ("module.", "transformer.module."); it is taken off.
 """
 
 from __future__ import annotations
@@ -17,20 +19,21 @@ import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from bya_core.checkpoints.lora import merge_lora
+from bya_core.checkpoints.lora import lora_pairs, plain_name
+from bya_core.checkpoints.weights import WeightFile, complain_about_differences, empty, fill
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 
 log = logging.getLogger(__name__)
+
+__all__ = ["complain_about_differences", "load_released", "model_arguments", "to_released"]
 
 AUDIO_FILE = "audio_module/audio_modules.pt"
 FACE_FILE = "face_module/face_modules.pt"
@@ -43,6 +46,11 @@ AUDIO, EXTRACTOR, CROSS, ROUTER = (
     "perceiver_cross_attention.",
     "router.",
 )
+MODULES = (AUDIO, EXTRACTOR, CROSS, ROUTER)
+"""What is not in the transformer's own file."""
+PROJECTION = "patch_embed.proj.weight"
+TABLE = "patch_embed.pos_embedding"
+LEARNED = "use_learned_positional_embeddings"
 RENAMED = {"is_train_face": "use_face", "is_train_audio": "use_audio"}
 HARD_CODED = ("LFE_", "cross_attn_dim_head", "cross_attn_num_heads")
 """Entries of a released config.json that its own code never reads."""
@@ -59,34 +67,39 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def audio_to_ours(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """audio_modules.pt -> our names."""
-    return {AUDIO + key: value for key, value in released.items()}
+    return {AUDIO + plain_name(key).removeprefix(AUDIO): value for key, value in released.items()}
 
 
 def face_to_ours(released: Mapping[str, Any]) -> dict[str, Tensor]:
-    """face_modules.pt -> our names."""
-    ours = {EXTRACTOR + key: value for key, value in released["local_facial_extractor"].items()}
-    for layer, weights in enumerate(released["perceiver_cross_attention"]):
-        ours |= {f"{CROSS}{layer}.{key}": value for key, value in weights.items()}
+    """face_modules.pt -> our names. Raises InputError where it is laid out otherwise."""
+    try:
+        extractor, layers = released["local_facial_extractor"], released["perceiver_cross_attention"]
+    except (KeyError, TypeError) as error:
+        came = f"face modules without an entry {error}"
+        expected = "local_facial_extractor and perceiver_cross_attention"
+        raise InputError(came, expected, "fetch the file again") from error
+    ours = {EXTRACTOR + plain_name(key): value for key, value in extractor.items()}
+    for layer, weights in enumerate(layers):
+        ours |= {f"{CROSS}{layer}.{plain_name(key)}": value for key, value in weights.items()}
     return ours
 
 
 def router_to_ours(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """router_modules.pt -> our names."""
-    return {ROUTER + key: value for key, value in released.items()}
+    return {ROUTER + plain_name(key).removeprefix(ROUTER): value for key, value in released.items()}
 
 
 def to_released(ours: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our state dict -> contents of the released files, by the name they have in the released folder.
 
-    "transformer" holds the base; LoRA is merged and cannot be taken out again.
+    "transformer" holds the base.
     """
     layers: dict[int, dict[str, Tensor]] = {}
     for key, value in _under(ours, CROSS):
         layer, _, name = key.partition(".")
         layers.setdefault(int(layer), {})[name] = value
-    parts = (AUDIO, EXTRACTOR, CROSS, ROUTER)
     return {
-        "transformer": {key: value for key, value in ours.items() if not key.startswith(parts)},
+        "transformer": {key: value for key, value in ours.items() if not key.startswith(MODULES)},
         AUDIO_FILE: dict(_under(ours, AUDIO)),
         FACE_FILE: {
             "local_facial_extractor": dict(_under(ours, EXTRACTOR)),
@@ -100,90 +113,119 @@ def _under(weights: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Te
     return ((key.removeprefix(prefix), value) for key, value in weights.items() if key.startswith(prefix))
 
 
-def widen_patch_embed(weight: Tensor, in_channels: int) -> Tensor:
-    """Input projection [D, C, p, p] of a model with fewer input channels: the new ones begin at zero.
+@dataclass(frozen=True)
+class Recipe:
+    """How a transformer is put together from files.
+
+    Args:
+        arguments: of `BindYourAvatarTransformer3DModel`.
+        files: with its weights, in the order in which later ones win.
+        lora: name of a weight -> (A, B), on the CPU.
+        sources: files that went in, LoRA included.
+    """
+
+    arguments: dict[str, Any]
+    files: tuple[WeightFile, ...]
+    lora: dict[str, tuple[Tensor, Tensor]]
+    sources: tuple[Path, ...]
+
+    def build(
+        self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> BindYourAvatarTransformer3DModel:
+        """The transformer, filled straight on its device.
+
+        Raises:
+            InputError: names or shapes do not fit.
+        """
+        model = empty(lambda: BindYourAvatarTransformer3DModel(**self.arguments))
+        expected = model.state_dict()
+        for name, (a, b) in self.lora.items():
+            if name not in expected or tuple(expected[name].shape) != (b.shape[0], a.shape[1]):
+                came = f"a LoRA for {name!r} of shape {(b.shape[0], a.shape[1])}"
+                has = f"the model's own shape {tuple(expected[name].shape)}" if name in expected else "a weight it has"
+                raise InputError(came, has, "use the LoRA that was made for this model")
+        fill(model, self.files, dtype=dtype, device=device, lora=self.lora, widen=PROJECTION)
+        if self.lora:
+            log.info("merged %d LoRA updates", len(self.lora))
+        return model
+
+
+def is_released(folder: Path) -> bool:
+    """Whether a folder is laid out as the released one."""
+    return (folder / AUDIO_FILE).is_file() and _base(folder).is_dir()
+
+
+def _base(folder: Path) -> Path:
+    """The averaged transformer counts where there is one, as in the released code."""
+    return folder / ("transformer_ema" if (folder / "transformer_ema").is_dir() else "transformer")
+
+
+def released_recipe(folder: Path) -> Recipe:
+    """The recipe of a released folder.
+
+    The separate files win over what the transformer's own file may also hold, and so does the separate LoRA.
 
     Raises:
-        InputError: it has more channels than wanted.
+        InputError: a file is missing or broken.
     """
-    missing = in_channels - weight.shape[1]
-    if missing < 0:
-        raise InputError(
-            f"an input projection of {weight.shape[1]} channels", f"at most {in_channels}", "use another base"
-        )
-    return torch.cat([weight, weight.new_zeros(len(weight), missing, *weight.shape[2:])], dim=1)
+    base = _base(folder)
+    config = json.loads(_present(base / "config.json").read_text(encoding="utf-8"))
+    arguments = model_arguments(config)
+    shards = [WeightFile(path, rename=ours) for path in sorted(base.glob("*.safetensors"))]
+    if not shards:
+        _present(base / "*.safetensors")
+    modules = [
+        WeightFile(_present(folder / AUDIO_FILE), lambda content: audio_to_ours(content).items()),
+        WeightFile(_present(folder / FACE_FILE), lambda content: face_to_ours(content).items()),
+        WeightFile(_present(folder / ROUTER_FILE), lambda content: router_to_ours(content).items()),
+    ]
+    return recipe(arguments, shards, modules, folder / LORA_FILE, table=LEARNED in config)
 
 
-def read_released(folder: Path, dtype: torch.dtype | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads a released folder -> (arguments of our transformer, state dict under our names, LoRA merged).
+def recipe(
+    arguments: dict[str, Any],
+    shards: list[WeightFile],
+    modules: list[WeightFile],
+    lora_file: Path,
+    table: bool = True,
+) -> Recipe:
+    """The recipe of those files.
 
-    The separate files win over what the transformer's own file may also hold.
-
-    Raises:
-        InputError: a file is missing.
+    Args:
+        table: whether the arguments say if there is a learned table of positions; else the files do.
     """
-    base = folder / ("transformer_ema" if (folder / "transformer_ema").is_dir() else "transformer")
-    arguments = model_arguments(json.loads(_present(base / "config.json").read_text()))
-    weights: dict[str, Tensor] = {}
-    lora: dict[str, Tensor] = {}
-    for shard in sorted(base.glob("*.safetensors")) or [_present(base / "*.safetensors")]:
-        with safe_open(shard, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 (not a dict)
-                name = key.replace(".base_layer.", ".")
-                (lora if ".lora_" in name else weights)[name] = opened.get_tensor(key)
-    for file, to_ours in (
-        (AUDIO_FILE, audio_to_ours),
-        (FACE_FILE, face_to_ours),
-        (ROUTER_FILE, router_to_ours),
-    ):
-        weights |= to_ours(
-            torch.load(_present(folder / file), map_location="cpu", weights_only=True, mmap=True)
-        )
-    projection = "patch_embed.proj.weight"
-    if projection in weights:
-        weights[projection] = widen_patch_embed(weights[projection], arguments["in_channels"])
-    if (folder / LORA_FILE).is_file():
-        lora = load_file(folder / LORA_FILE)
-    if lora:
-        log.info("merged %d LoRA updates", merge_lora(weights, lora))
-    if dtype is not None:
-        weights = {key: value.to(dtype) for key, value in weights.items()}
-    return arguments, weights
+    inside: dict[str, Tensor] = {}
+    found: set[str] = set()
+    for shard in shards:
+        with shard.open() as stored:
+            found |= stored.keys()
+            inside |= {name: tensor.whole().clone() for name, tensor in stored.items() if ".lora_" in name}
+    if not table:
+        arguments = arguments | {LEARNED: TABLE in found}
+    lora = inside
+    sources = [file.path for file in (*shards, *modules)]
+    if lora_file.is_file():
+        with WeightFile(lora_file).open() as stored:
+            lora = {name: tensor.whole().clone() for name, tensor in stored.items()}
+        sources.append(lora_file)
+    kept = [replace(shard, without=".lora_") for shard in shards]
+    return Recipe(arguments, (*kept, *modules), lora_pairs(lora), tuple(sources))
 
 
-def load_released(folder: Path, dtype: torch.dtype | None = None) -> BindYourAvatarTransformer3DModel:
-    """Our transformer with the released weights, without ever holding them twice.
+def ours(name: str) -> str:
+    """Name in a file of the transformer -> ours."""
+    return plain_name(name).replace(".base_layer.", ".")
+
+
+def load_released(
+    folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> BindYourAvatarTransformer3DModel:
+    """Our transformer with the released weights, LoRA merged; never more than a piece of them is held twice.
 
     Raises:
         InputError: a file is missing, or names or shapes do not fit.
     """
-    arguments, weights = read_released(folder, dtype)
-    with init_empty_weights():
-        model = BindYourAvatarTransformer3DModel(**arguments)
-    complain_about_differences(
-        {key: tuple(value.shape) for key, value in model.state_dict().items()},
-        {key: tuple(value.shape) for key, value in weights.items()},
-    )
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
-
-
-def complain_about_differences(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raises InputError, naming the first few, if names or shapes differ."""
-    problems = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
-        "of another shape": sorted(k for k in expected.keys() & given.keys() if expected[k] != given[k]),
-    }
-    told = [f"{len(names)} {kind} ({', '.join(names[:3])}...)" for kind, names in problems.items() if names]
-    if told:
-        raise InputError(
-            f"released weights with entries {'; '.join(told)}",
-            f"exactly the {len(expected)} entries of this model",
-            "check that all released files belong together",
-        )
+    return released_recipe(folder).build(dtype, device)
 
 
 def _present(path: Path) -> Path:

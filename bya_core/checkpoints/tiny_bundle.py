@@ -46,14 +46,18 @@ def load_tiny_encoders(folder: Path) -> TinyEncoders:
     )
 
 
-def load_tiny(folder: Path) -> ModelBundle:
+def load_tiny(folder: Path, transformer: BindYourAvatarTransformer3DModel | None = None) -> ModelBundle:
     """The whole model, in float32 on the CPU; `bundle.json` holds its native size and sampling settings.
 
     `voice_face.safetensors` may be missing: then who hears whom must be given.
+
+    Args:
+        transformer: in place of the folder's own.
     """
     settings = json.loads((folder / "bundle.json").read_text())
     encoders = load_tiny_encoders(folder)
-    transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    if transformer is None:
+        transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()
     voice_face = folder / "voice_face.safetensors"
     return ModelBundle(
         name="tiny",

@@ -310,7 +310,8 @@ def test_registry_is_honest(
     assert registry.load_bundle("tiny") is bundle
     with pytest.raises(InputError, match="use --model tiny"):
         registry.find_model("tinny")
-    with pytest.raises(InputError, match="cannot be used yet"):
+    monkeypatch.setenv("BYA_MODELS_DIR", str(registered.HERE / "nowhere"))
+    with pytest.raises(InputError, match='"official" .* is not complete .* python -m bya_core download official'):
         registry.load_bundle("official")
     folder = registry.MODELS["tiny"].folder
     assert folder is not None

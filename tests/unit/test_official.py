@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bya_core.checkpoints import official
 from bya_core.checkpoints.lora import lora_pairs, merge_lora
@@ -101,8 +102,6 @@ def test_lora_is_merged_at_scale_one(folder: Path, model: BindYourAvatarTransfor
 def test_lora_inside_the_transformer_file_is_merged_too(
     folder: Path, model: BindYourAvatarTransformer3DModel
 ) -> None:
-    from safetensors.torch import load_file
-
     name = "transformer_blocks.0.attn1.to_k"
     a, b = torch.randn(2, 32), torch.randn(32, 2)
     for path in sorted((folder / "transformer").glob("*.safetensors")):
@@ -126,11 +125,104 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         official.load_released(folder)
 
 
-def test_a_base_with_fewer_input_channels_is_widened() -> None:
-    wide = official.widen_patch_embed(torch.ones(4, 2, 2, 2), 5)
-    assert wide.shape == (4, 5, 2, 2) and wide.sum() == 32 and wide[:, 2:].abs().sum() == 0
-    with pytest.raises(InputError, match="at most 1"):
-        official.widen_patch_embed(wide, 1)
+def test_a_base_with_fewer_input_channels_is_widened(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
+    """As CogVideoX-5B-I2V, whose projection has 32 of the 48 channels; more than 48 are an error."""
+    _change(folder, official.PROJECTION, lambda weight: weight[:, :32].contiguous())
+    wide = official.load_released(folder).state_dict()[official.PROJECTION]
+    assert torch.equal(wide[:, :32], model.state_dict()[official.PROJECTION][:, :32])
+    assert wide.shape[1] == 48 and not wide[:, 32:].any()
+    _change(folder, official.PROJECTION, lambda weight: torch.cat([weight, weight], dim=1))
+    with pytest.raises(InputError, match=r"1 of another shape \(patch_embed.proj.weight \(32, 64, 2, 2\) in place of"):
+        official.load_released(folder)
+
+
+def _change(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    """Change, or take out, one weight of the transformer's files."""
+    for path in sorted((folder / "transformer").glob("*.safetensors")):
+        part = load_file(path)
+        if name in part:
+            changed = change(part.pop(name))
+            save_file(part if changed is None else {**part, name: changed}, path)
+
+
+@pytest.mark.parametrize("told", [True, False, None])
+def test_a_learned_table_of_positions_may_be_there_or_not(
+    folder: Path, model: BindYourAvatarTransformer3DModel, told: bool | None
+) -> None:
+    """config.json decides; where it says nothing, the files do."""
+    path = folder / "transformer/config.json"
+    config = json.loads(path.read_text())
+    if told is not None:
+        config[official.LEARNED] = told
+        path.write_text(json.dumps(config))
+    if told is False:
+        with pytest.raises(InputError, match=r"1 unexpected \(patch_embed.pos_embedding\)"):
+            official.load_released(folder)
+    else:
+        assert torch.equal(official.load_released(folder).patch_embed.pos_embedding, model.patch_embed.pos_embedding)
+    _change(folder, official.TABLE, lambda _: None)
+    if told is True:
+        with pytest.raises(InputError, match=r"1 missing \(patch_embed.pos_embedding\)"):
+            official.load_released(folder)
+    else:
+        loaded = official.load_released(folder)
+        assert official.TABLE not in loaded.state_dict() and not loaded.config[official.LEARNED]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "transformer.module.", "transformer."])
+def test_what_wrappers_left_before_names_is_taken_off(
+    folder: Path, model: BindYourAvatarTransformer3DModel, prefix: str
+) -> None:
+    for path in (folder / "transformer").glob("*.safetensors"):
+        save_file({prefix + name: value for name, value in load_file(path).items()}, path)
+    for file, own in ((official.AUDIO_FILE, official.AUDIO), (official.ROUTER_FILE, official.ROUTER)):
+        content = torch.load(folder / file, weights_only=True)
+        torch.save({prefix + own + name: value for name, value in content.items()}, folder / file)
+    loaded = official.load_released(folder).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+
+def test_all_stored_tables_get_the_number_format(folder: Path) -> None:
+    """As in the released code, which casts everything, the position tables of router and patches included."""
+    half = official.load_released(folder, torch.bfloat16)
+    assert half.router.pos_emb.dtype == half.patch_embed.pos_embedding.dtype == torch.bfloat16
+
+
+def test_the_separate_files_win_over_the_transformer_s_own(
+    folder: Path, model: BindYourAvatarTransformer3DModel
+) -> None:
+    path = next((folder / "transformer").glob("*.safetensors"))
+    stale = {"router.pos_emb": torch.zeros(1), "audio_model.learnable_scale": torch.full((1,), 7.0)}
+    save_file(load_file(path) | stale, path)
+    loaded = official.load_released(folder)
+    assert torch.equal(loaded.router.pos_emb, model.router.pos_emb)
+    assert torch.equal(loaded.audio_model.learnable_scale, model.audio_model.learnable_scale)
+
+
+def test_the_averaged_transformer_is_preferred(folder: Path) -> None:
+    (folder / "transformer").rename(folder / "transformer_ema")
+    (folder / "transformer").mkdir()
+    official.load_released(folder)
+
+
+def test_pickles_that_hold_more_than_tensors_are_refused(folder: Path, tmp_path: Path) -> None:
+    torch.save({"pos_emb": tmp_path}, folder / official.ROUTER_FILE)  # a path is an object like any other
+    with pytest.raises(InputError, match="router_modules.pt cannot be read"):
+        official.load_released(folder)
+    (folder / official.ROUTER_FILE).write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="router_modules.pt cannot be read"):
+        official.load_released(folder)
+    path = next((folder / "transformer").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="part-.* cannot be read"):
+        official.load_released(folder)
+
+
+def test_the_old_format_of_torch_is_read_too(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = torch.load(folder / official.ROUTER_FILE, weights_only=True)
+    torch.save(content, folder / official.ROUTER_FILE, _use_new_zipfile_serialization=False)
+    official.load_released(folder)
+    assert "old format" in caplog.text
 
 
 def test_a_lora_that_does_not_fit_is_refused() -> None:

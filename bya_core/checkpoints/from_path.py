@@ -1,0 +1,172 @@
+"""A model from where it lies: a converted file, released files, the folder of a training run, a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bya_core.checkpoints.bundle import ModelBundle, NativeSize
+from bya_core.checkpoints.folder import load_folder
+from bya_core.checkpoints.official import Recipe, is_released, ours, recipe, released_recipe
+from bya_core.checkpoints.official_bundle import complain_about_missing, load_official
+from bya_core.checkpoints.parts import OFFICIAL, OFFICIAL_SETTINGS, RELEASE
+from bya_core.checkpoints.record import missing_files
+from bya_core.checkpoints.registry import MODELS, find_model, find_path
+from bya_core.checkpoints.single_file import read_about
+from bya_core.checkpoints.tiny_bundle import load_tiny
+from bya_core.checkpoints.weights import WeightFile
+from bya_core.config import SamplingConfig
+from bya_core.errors import InputError
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+
+RUN_LORA = "pytorch_lora_weights.safetensors"
+"""Where a training run leaves its LoRA, beside the weights and with scale 1."""
+MEETS = (
+    "text_embed_dim",
+    "out_channels",
+    "lfe_id_dim",
+    "lfe_vit_dim",
+    "lfe_num_scale",
+    "audio_blocks",
+    "audio_channels",
+)
+"""Arguments of the transformer that its encoders decide."""
+OFFICIAL_MEETS = (4096, 16, 1280, 1024, 5, 12, 768)
+WIDTHS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A transformer that can be put together, and what belongs to it.
+
+    Args:
+        recipe: how.
+        encoders: name or folder of the model whose encoders it needs; None = not known, found by its sizes.
+        settings: native size, sampling, most characters; None = those of that model.
+        precision: as a converted file says; None = as stored.
+    """
+
+    recipe: Recipe
+    encoders: str | None = None
+    settings: Mapping[str, Any] | None = None
+    precision: str | None = None
+
+
+def find(name_or_path: str | Path) -> Found:
+    """What lies there; weights are not read.
+
+    Raises:
+        InputError: nothing, or nothing that is a model.
+    """
+    path = find_path(name_or_path)
+    if path is None:
+        entry = find_model(str(name_or_path))
+        path = entry.here
+        if entry.parts:
+            complain_about_missing([part for part in entry.parts if part is RELEASE], path)
+    if path.is_file():
+        return _single(path)
+    if is_released(path):
+        settings = _json(path / "bundle.json") if (path / "bundle.json").is_file() else OFFICIAL_SETTINGS
+        return Found(released_recipe(path), "official", settings)
+    if (path / "bundle.json").is_file():
+        name = path.name if MODELS.get(path.name) and MODELS[path.name].folder == path else str(path.absolute())
+        return Found(_diffusers(path / "transformer"), name, _json(path / "bundle.json"))
+    if (path / "config.json").is_file():
+        return Found(_diffusers(path))
+    came = f"{path} is no model"
+    expected = "a converted file, or a folder with bundle.json, config.json (training run) or the released layout"
+    raise InputError(came, expected, "see docs/models.md")
+
+
+def load_path(
+    path: Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> ModelBundle:
+    """The bundle of what lies at `path`, under its name; arguments as in `registry.load_bundle`."""
+    if path.is_dir() and (path / "bundle.json").is_file() and not is_released(path):
+        bundle = load_folder(path)
+        if dtype is not None:
+            bundle.transformer.to(dtype)
+        return bundle if device is None else bundle.to(device)
+    found = find(path)
+    encoders = found.encoders or encoders_for(found.recipe.arguments)
+    if encoders == "official":
+        folder = path if path.is_dir() and _has_encoders(path) else MODELS["official"].here
+        complain_about_missing([part for part in OFFICIAL if part is not RELEASE], folder)  # before the long work
+    width = dtype if dtype is not None else WIDTHS.get(found.precision or "")
+    if encoders == "official" and width is None:
+        width = torch.bfloat16
+    transformer = found.recipe.build(width, "cpu" if device is None else device)
+    if encoders == "official":
+        bundle = load_official(folder, dtype=width, device=device, transformer=transformer)
+    else:
+        bundle = load_tiny(_bundle_folder(encoders), transformer)
+        bundle = bundle if device is None else bundle.to(device)
+    settings = found.settings
+    if settings is not None:
+        bundle = replace(
+            bundle,
+            native=NativeSize(**settings["native"]),
+            sampling=SamplingConfig(**settings["sampling"]),
+            max_characters=settings["max_characters"],
+        )
+    return replace(bundle, name=path.stem if path.is_file() else path.name)
+
+
+def encoders_for(arguments: Mapping[str, Any]) -> str:
+    """Name of the model whose encoders give what a transformer of these arguments takes.
+
+    Raises:
+        InputError: none of the registry.
+    """
+    model = _defaults() | dict(arguments)
+    wanted = tuple(model[name] for name in MEETS)
+    if wanted == OFFICIAL_MEETS:
+        return "official"
+    tiny = _json(MODELS["tiny"].here / "transformer" / "config.json")
+    if wanted == tuple(tiny[name] for name in MEETS):
+        return "tiny"
+    came = "a transformer whose sizes fit the encoders of no known model"
+    pairs = ", ".join(f"{name} {value}" for name, value in zip(MEETS, wanted, strict=True))
+    raise InputError(f"{came} ({pairs})", "those of tiny or official", "name its model: convert --encoders FOLDER")
+
+
+def _defaults() -> dict[str, Any]:
+    import inspect
+
+    parameters = inspect.signature(BindYourAvatarTransformer3DModel.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _has_encoders(folder: Path) -> bool:
+    return not any(missing_files(part, folder) for part in OFFICIAL if part.needed and part is not RELEASE)
+
+
+def _bundle_folder(encoders: str) -> Path:
+    return MODELS[encoders].here if encoders in MODELS else Path(encoders)
+
+
+def _single(path: Path) -> Found:
+    about = read_about(path)
+    built = Recipe(json.loads(about["config"]), (WeightFile(path),), {}, (path,))
+    return Found(built, about["encoders"], json.loads(about["settings"]), about["precision"])
+
+
+def _diffusers(folder: Path) -> Recipe:
+    """Weights beside a config.json of our transformer, with the LoRA of a training run where there is one."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no config.json in {folder}", "the arguments of the transformer", "copy the whole folder")
+    arguments = {name: value for name, value in _json(folder / "config.json").items() if not name.startswith("_")}
+    shards = [WeightFile(p, rename=ours) for p in sorted(folder.glob("*.safetensors")) if p.name != RUN_LORA]
+    if not shards:
+        raise InputError(f"no weights in {folder}", "*.safetensors beside config.json", "copy the whole folder")
+    return recipe(arguments, shards, [], folder / RUN_LORA)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

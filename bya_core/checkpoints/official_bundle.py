@@ -1,0 +1,96 @@
+"""The released model with its real encoders, from the folder that `download` fills."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+
+from bya_core.checkpoints.bundle import ModelBundle, NativeSize
+from bya_core.checkpoints.download import repair_nested
+from bya_core.checkpoints.official import load_released
+from bya_core.checkpoints.parts import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, Part
+from bya_core.checkpoints.record import missing_files
+from bya_core.config import SamplingConfig
+from bya_core.encoders.video import CogVideoXCodec
+from bya_core.errors import InputError
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+
+log = logging.getLogger(__name__)
+
+FACES = Path("face_encoder")
+DETECTOR = FACES / "detection_Resnet50_Final.pth"
+PARSER = FACES / "parsing_bisenet.pth"
+RECOGNISER = FACES / "models" / "antelopev2" / "glintr100.onnx"
+VISION = FACES / "EVA02_CLIP_L_336_psz14_s6B.pt"
+SPEECH = Path("wav2vec2-base-960h")
+
+
+def load_official(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    transformer: BindYourAvatarTransformer3DModel | None = None,
+) -> ModelBundle:
+    """The model with all it needs.
+
+    Args:
+        folder: laid out as the released one, with all needed parts of `parts.OFFICIAL`.
+        dtype: of the transformer, the video codec and the text encoder; None = bfloat16.
+        device: where to; None = the CPU.
+        transformer: in place of the released one, whose files may then be missing.
+
+    Raises:
+        InputError: parts are missing (which, what for, where from, how large, under which licence), or files that do
+            not fit.
+    """
+    from bya_core.encoders.face_real import FaceParts, RealFace
+    from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
+    from bya_core.encoders.text_t5 import T5Text
+
+    repair_nested(folder)
+    complain_about_missing([part for part in OFFICIAL if part is not RELEASE or transformer is None], folder)
+    dtype = torch.bfloat16 if dtype is None else dtype
+    place = "cpu" if device is None else device
+    settings = read_settings(folder)
+    if transformer is None:
+        transformer = load_released(folder, dtype, place)
+    vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
+    face = FaceParts.load(folder / DETECTOR, folder / PARSER, folder / RECOGNISER, folder / VISION)
+    bundle = ModelBundle(
+        name="official",
+        transformer=transformer,
+        text=T5Text(folder, dtype=torch.bfloat16 if dtype == torch.float16 else dtype),
+        face=RealFace(face),
+        speech=Wav2VecSpeech(folder / SPEECH),
+        codec=CogVideoXCodec(vae),
+        scheduler_config=json.loads((folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8")),
+        native=NativeSize(**settings["native"]),
+        sampling=SamplingConfig(**settings["sampling"]),
+        max_characters=settings["max_characters"],
+    )
+    return bundle if device is None else bundle.to(device)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The folder's bundle.json, where a person put one there, else what the released model was made for."""
+    path = folder / "bundle.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else OFFICIAL_SETTINGS
+
+
+def complain_about_missing(parts: list[Part], folder: Path) -> None:
+    """Raise InputError that tells of the first needed part that is not whole, and how many more there are."""
+    gone = [(part, files) for part in parts if part.needed and (files := missing_files(part, folder))]
+    if not gone:
+        return
+    part, files = gone[0]
+    more = f" (and {len(gone) - 1} more parts: {', '.join(p.name for p, _ in gone[1:])})" if len(gone) > 1 else ""
+    came = f"{folder} lacks {', '.join(files[:3])}{more}"
+    expected = f"{part.purpose}: {part.size}, licence: {part.licence}, from {part.page}"
+    names = " ".join(p.name for p, _ in gone)
+    raise InputError(came, expected, f"run python -m bya_core download official --parts {names}")
