@@ -1,0 +1,96 @@
+"""The real models of the registry: thin makers around bya_core's encoders and metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+
+from bya_core.encoders.base import SpeechEncoder
+from bya_core.encoders.detector import FaceDetector, find_detector
+from bya_core.encoders.segmenter import SAM2_WEIGHTS, Segmenter, load_sam2
+from bya_core.errors import InputError
+from bya_core.metrics.colour import histogram, lab
+from bya_core.metrics.identity import cosine_similarity, histogram_similarity
+
+_SIDE = 32  # pixels that a face is shrunk to before its colours are counted
+
+
+def any_detector() -> FaceDetector:
+    """The best one on this machine."""
+    return find_detector()
+
+
+def scrfd(folder: str = "~/.insightface/models", least: float = 0.5) -> FaceDetector:
+    """SCRFD from this folder."""
+    from bya_core.encoders.scrfd import ScrfdDetector
+
+    return ScrfdDetector(Path(folder).expanduser(), least)
+
+
+class ColourIdentity:
+    """Faces by their colours in CIE Lab: good enough to follow people through one shot, useless beyond."""
+
+    same = 0.75
+
+    def describe(self, face: np.ndarray) -> np.ndarray:
+        small = np.asarray(Image.fromarray(face).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
+        return histogram(lab(small))
+
+    def likeness(self, one: np.ndarray, many: np.ndarray) -> np.ndarray:
+        return histogram_similarity(one, many)
+
+
+class ArcFaceIdentity:
+    """Faces by a recognition network.
+
+    Args:
+        file: its ONNX model, such as glintr100.onnx of antelopev2.
+    """
+
+    same = 0.3
+
+    def __init__(self, file: str) -> None:
+        from bya_core.encoders.arcface import ArcFace
+
+        self.network = ArcFace(Path(file).expanduser())
+
+    def describe(self, face: np.ndarray) -> np.ndarray:
+        image = rearrange(torch.from_numpy(face.astype(np.float32) / 255.0), "h w c -> c h w")
+        return self.network.features(image).flatten().cpu().numpy()
+
+    def likeness(self, one: np.ndarray, many: np.ndarray) -> np.ndarray:
+        return cosine_similarity(one, many)
+
+
+def sam2(weights: str = SAM2_WEIGHTS, device: str = "cpu", dtype: str = "float32") -> Segmenter:
+    """SAM 2.1 from a folder or the Hugging Face cache."""
+    return load_sam2(weights, device, getattr(torch, dtype))
+
+
+def no_speech_encoder() -> None:
+    """Training makes the features itself."""
+    return None
+
+
+def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
+    """wav2vec2 from a folder."""
+    from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
+
+    encoder = Wav2VecSpeech(Path(folder).expanduser())
+    encoder.to(device)
+    return encoder
+
+
+def tiny_speech(folder: str = "") -> SpeechEncoder:
+    """The speech network of the tiny model."""
+    from bya_core.checkpoints.registry import find_model
+    from bya_core.checkpoints.tiny_bundle import load_tiny_encoders
+
+    place = Path(folder).expanduser() if folder else find_model("tiny").folder
+    if place is None or not (place / "speech.safetensors").is_file():
+        raise InputError(f"no speech network in {place}", "speech.safetensors", "give the folder of the tiny model")
+    return load_tiny_encoders(place).speech
