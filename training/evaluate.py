@@ -163,7 +163,8 @@ def _earlier(path: Path | None, suite: str) -> tuple[dict[str, Any] | None, Call
         return None, None
     known = jsonlib.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if known is not None and known.get("suite") != suite:
-        raise InputError(f"--json {path}", f"a report of the {suite.removesuffix('s')} suite, or no file", "choose another")
+        rule = f"a report of the {suite.removesuffix('s')} suite, or no file"
+        raise InputError(f"--json {path}", rule, "choose another")
     return known, lambda report: _write(report, path)
 
 

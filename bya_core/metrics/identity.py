@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from bya_core.metrics.colour import histogram, lab
@@ -30,3 +32,52 @@ def cosine_similarity(one: np.ndarray, many: np.ndarray) -> np.ndarray:
 def nearest(similarity: np.ndarray) -> int:
     """Index of the most similar reference."""
     return int(np.argmax(similarity))
+
+
+@dataclass(frozen=True)
+class IdentityTable:
+    """Faces of N characters against the references of all.
+
+    Args:
+        per_frame: cosine of each face with its own reference [N, F]; NaN where there is no face.
+        confusion: mean cosine of character n's faces with the reference of character k [N, N]; NaN without faces.
+    """
+
+    per_frame: np.ndarray
+    confusion: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[N], over the frames with a face."""
+        return np.diag(self.confusion)
+
+    @property
+    def worst(self) -> np.ndarray:
+        """[N], the frame least like its reference."""
+        seen = np.isfinite(self.per_frame).any(axis=1)
+        least = np.where(np.isfinite(self.per_frame), self.per_frame, np.inf).min(axis=1)
+        return np.where(seen, least, np.nan)
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether a character is most like its own reference, bool [N]; False without a face."""
+        likeness = np.where(np.isfinite(self.confusion), self.confusion, -np.inf)
+        own = np.arange(len(likeness))
+        return (likeness.argmax(axis=1) == own) & np.isfinite(likeness.max(axis=1))
+
+
+def identity_table(faces: np.ndarray, references: np.ndarray) -> IdentityTable:
+    """Compare embeddings.
+
+    Args:
+        faces: [N, F, D]; rows of NaN where a character shows no face.
+        references: [N, D].
+    """
+    faces, references = (np.asarray(given, dtype=np.float64) for given in (faces, references))
+    lengths = np.linalg.norm(faces, axis=2, keepdims=True) * np.linalg.norm(references, axis=1)
+    cosine = np.einsum("nfd,kd->nfk", faces, references) / np.maximum(lengths, 1e-12)  # [N, F, N]
+    seen = np.isfinite(cosine).all(axis=2)
+    total = np.where(seen[..., None], cosine, 0.0).sum(axis=1)
+    count = seen.sum(axis=1)[:, None]
+    confusion = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return IdentityTable(np.stack([cosine[n, :, n] for n in range(len(faces))]), confusion)

@@ -1,0 +1,124 @@
+"""Faces over time: one box per frame and character, and the crops that SyncNet and face recognition look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bya_core.errors import InputError
+
+_GREY = 110  # what lies outside the picture, as in the reference
+_WIDER = 0.4  # of the box, on each side and (twice) below
+_SMOOTH = 13  # frames of the median filter
+
+
+class _Found(Protocol):
+    """A face of `encoders.detector`."""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]: ...
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """Box around each mask: bool [N, F, H, W] -> float [N, F, 4] as x0, y0, x1, y1; NaN where there is nothing."""
+    made = np.full((*masks.shape[:2], 4), np.nan)
+    for n, f in np.argwhere(masks.any(axis=(2, 3))):
+        rows, columns = (np.flatnonzero(masks[n, f].any(axis=axis)) for axis in (1, 0))
+        made[n, f] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return made
+
+
+def tracks(found: Sequence[Sequence[_Found]], masks: np.ndarray) -> np.ndarray:
+    """Faces found in each frame -> a box per character and frame [N, F, 4]; NaN where a character shows none.
+
+    A face belongs to the character whose mask claims the most of it, one face each; who is where is settled by the
+    masks, not by looks, so that a swapped identity is seen as one.
+
+    Args:
+        found: faces of each of F frames.
+        masks: bool [N, F, H, W].
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    count, length = masks.shape[:2]
+    made = np.full((count, length, 4), np.nan)
+    for f, faces in enumerate(found):
+        if not faces:
+            continue
+        share = np.zeros((count, len(faces)))
+        for k, face in enumerate(faces):
+            x0, y0, x1, y1 = (max(0, round(value)) for value in face.box)
+            here = masks[:, f, y0:y1, x0:x1]
+            share[:, k] = here.mean(axis=(1, 2)) if here.size else 0.0
+        for n, k in zip(*linear_sum_assignment(-share), strict=True):
+            if share[n, k] > 0.2:
+                made[n, f] = faces[k].box
+    return made
+
+
+def filled(track: np.ndarray, gap: int = 12) -> np.ndarray:
+    """A track [F, 4] with gaps of up to `gap` frames filled in between its neighbours, and its ends held.
+
+    Raises:
+        InputError: no face in any frame, or a longer gap.
+    """
+    known = np.flatnonzero(np.isfinite(track).all(axis=1))
+    if known.size == 0:
+        raise InputError("a character without a face in any frame", "a face to follow", "look at the masks")
+    longest = int(np.diff(np.concatenate([[-1], known, [len(track)]])).max()) - 1
+    if longest > gap:
+        raise InputError(f"a face that is gone for {longest} frames", f"at most {gap}", "cut the video there")
+    frames = np.arange(len(track))
+    return np.stack([np.interp(frames, known, track[known, side]) for side in range(4)], axis=1)
+
+
+def crops(frames: np.ndarray, track: np.ndarray, size: int = 224) -> np.ndarray:
+    """What SyncNet sees of a face: uint8 [F, size, size, 3] from frames uint8 [F, H, W, 3] and boxes [F, 4].
+
+    As the reference cuts: a square about the middle of the box, its half side the longer half of the box, all three
+    smoothed by a median over 13 frames; wider by 0.4 of it to the sides and by 0.8 below; grey outside the picture.
+    """
+    from scipy.signal import medfilt
+
+    x0, y0, x1, y1 = track.T
+    half = medfilt(np.maximum(x1 - x0, y1 - y0) / 2, _SMOOTH)
+    middle_x, middle_y = medfilt((x0 + x1) / 2, _SMOOTH), medfilt((y0 + y1) / 2, _SMOOTH)
+    made = np.empty((len(frames), size, size, 3), dtype=np.uint8)
+    for f, frame in enumerate(frames):
+        s = half[f]
+        rim = int(s * (1 + 2 * _WIDER))
+        padded = np.pad(frame, ((rim, rim), (rim, rim), (0, 0)), constant_values=_GREY)
+        y, x = middle_y[f] + rim, middle_x[f] + rim
+        rows = slice(max(0, int(y - s)), int(y + s * (1 + 2 * _WIDER)))
+        columns = slice(max(0, int(x - s * (1 + _WIDER))), int(x + s * (1 + _WIDER)))
+        made[f] = resized(padded[rows, columns], size)
+    return made
+
+
+def resized(picture: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [h, w, 3] -> [size, size, 3], bilinear without antialiasing; grey where there is nothing to see."""
+    if 0 in picture.shape:
+        return np.full((size, size, 3), _GREY, dtype=np.uint8)
+    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+    made = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+    return made[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def face_pictures(frames: np.ndarray, track: np.ndarray, size: int = 160, margin: float = 0.1) -> np.ndarray:
+    """Tight pictures for face recognition: uint8 [F, size, size, 3]; the box, wider by `margin` of it on each side.
+
+    Frames without a face (NaN in `track` [F, 4]) come out grey; leave them out by `np.isfinite(track)`.
+    """
+    made = np.full((len(frames), size, size, 3), _GREY, dtype=np.uint8)
+    height, width = frames.shape[1:3]
+    for f in np.flatnonzero(np.isfinite(track).all(axis=1)):
+        x0, y0, x1, y1 = track[f]
+        wider, taller = margin * (x1 - x0), margin * (y1 - y0)
+        rows = slice(max(0, int(y0 - taller)), min(height, int(np.ceil(y1 + taller))))
+        columns = slice(max(0, int(x0 - wider)), min(width, int(np.ceil(x1 + wider))))
+        made[f] = resized(frames[f, rows, columns], size)
+    return made
