@@ -1,206 +1,194 @@
-"""The training loop of all stages: one step of `Stage` on a batch, and everything around it that must not get lost."""
+"""The training loop of all stages: one step of a stage's loss, and everything around it that must not get lost.
+
+Every process draws the same whole batch number k and takes its slices of it; so neither the number of processes nor
+the accumulation changes what is learned at step k, and a restart goes on with batch k. One device, several processes,
+FSDP2 or DeepSpeed is accelerate's matter: `accelerate launch --config_file training/recipes/accelerate/NAME.yaml`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import time
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from training.dataset import ClipFolder, as_float
-from training.optimisers import build_optimisers, rate, select_trainable
+from training.adapters import add_lora, has_lora, write_model
+from training.dataset import Clips
+from training.distribution import PRECISIONS, OneDoor, Part, batch_parts, build_accelerator, check
+from training.optimisers import build_optimisers, idle_parts, rate, select_trainable, set_precision
+from training.run_checkpoint import Checkpoints, Progress, Trained, fingerprint, whole, written_whole
+from training.run_settings import Clock, RunSettings
 from training.stage_loss import StageLoss
 from training.stages import Stage
+from training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """One run of one stage.
-
-    Args:
-        output: folder of checkpoints, log and the final weights.
-        seed: of data order, noise and drops.
-        minutes: stop after this time (the learning rate decays over it); None = after `stage.steps`.
-        save_every: minutes between checkpoints.
-        log_every: steps between log lines.
-        precision: "no" (float32), "bf16" or "fp16" of the forward pass.
-    """
-
-    output: Path
-    seed: int = 0
-    minutes: float | None = None
-    save_every: float = 5.0
-    log_every: int = 25
-    precision: Literal["no", "bf16", "fp16"] = "no"
-
-
 def train(
     model: BindYourAvatarTransformer3DModel,
-    data: ClipFolder,
+    data: Clips,
     stage: Stage,
     settings: RunSettings,
     accelerator: Accelerator | None = None,
-    watch: Callable[[int, dict[str, float]], None] | None = None,
+    watch: Callable[[int, dict[str, float], nn.Module], Any] | None = None,
 ) -> dict[str, float]:
-    """Train one stage; resumes from `settings.output/checkpoint` if there is one.
+    """Train one stage, from the last checkpoint in `settings.output` if there is one.
 
-    The final (averaged) weights are written to `settings.output/final` in diffusers' layout.
+    Writes `final/` (see training/adapters.py; the averaged weights where the stage keeps some) and `summary.json`.
+
+    Args:
+        watch: called as (step, means, model) every `watch.every` steps (`log_every` if it has no such thing), in all
+            processes, with the averaged weights in the model. If it has a `tracker` that is None, it gets the run's.
 
     Returns:
-        What was measured at the end: steps, minutes and the last means of all losses.
+        What was measured at the end: steps, minutes, samples per second, skipped steps, the last means of all losses.
 
     Raises:
-        InputError: a stage with LoRA, or several processes; neither is built yet.
+        InputError: settings that do not go together, a checkpoint of another run, a full disk, or no finite loss in
+            `patience` steps. The last checkpoint is kept in any case.
     """
-    accelerator = accelerator or Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision=settings.precision
-    )
-    if stage.lora is not None:
-        came = f"stage {stage.number} with LoRA of rank {stage.lora.rank}"
-        raise InputError(came, "none: this loop does not train adapters yet", "set lora: null in the recipe")
-    if accelerator.num_processes > 1:
-        came = f"{accelerator.num_processes} processes"
-        raise InputError(came, "one: this loop does not share the data out yet", "start it without accelerate launch")
-    settings.output.mkdir(parents=True, exist_ok=True)
-    select_trainable(model, stage.trainable)
+    accelerator = accelerator or build_accelerator(settings)
+    check(stage, settings, accelerator)
+    output, main = settings.output, accelerator.is_main_process
+    if stage.lora is not None and not has_lora(model):
+        add_lora(model, stage.lora)
+    select_trainable(model, stage.trainable, idle_parts(stage))
+    set_precision(model, PRECISIONS.get(accelerator.mixed_precision) if settings.half_frozen else None)
+    started_with = {"stage": stage.number, "seed": settings.seed, "frozen": fingerprint(model), "init": settings.init}
+    if settings.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
     model.to(accelerator.device).train()
-    optimisers = build_optimisers(model, stage.optimiser)
+    optimisers: Any = build_optimisers(model, stage.optimiser, settings.eight_bit)
+    door, *optimisers = accelerator.prepare(OneDoor(model, accelerator.mixed_precision), *optimisers)
+    model = accelerator.unwrap_model(door).model
     learned = [p for p in model.parameters() if p.requires_grad]
     ema = EMAModel(learned, decay=stage.optimiser.ema, use_ema_warmup=False) if stage.optimiser.ema else None
-    prepared, *optimisers = accelerator.prepare(model, *optimisers)
-    loss_of = StageLoss(stage, settings.seed)
-    state = _resume(settings.output, accelerator.unwrap_model(prepared), optimisers, ema)
-    step, spent = int(state["step"]), float(state["minutes"])
-    means: dict[str, float] = dict(state["means"])
-    batches = data.batches(stage.batch, settings.seed, start=step)
-    started = saved = time.monotonic()
-    log.info(
-        "stage %d from step %d: %d clips, %.2f M weights learn",
-        stage.number,
-        step,
-        data.clips,
-        sum(p.numel() for p in learned) / 1e6,
-    )
 
-    def minutes() -> float:
-        return spent + (time.monotonic() - started) / 60
+    run = Trained(accelerator, model, optimisers, ema, started_with)
+    checkpoints = Checkpoints(output, settings.keep)
+    set_seed(settings.seed, device_specific=True)
+    progress = checkpoints.resume(run)
+    parts = batch_parts(accelerator, data, stage.batch, settings.seed, progress.step)
+    loss_of, clock = StageLoss(stage, settings.seed), Clock(stage, settings, progress)
+    count = sum(p.numel() for p in learned) / 1e6
+    log.info("stage %d from step %d: %d clips, %.2f M weights learn", stage.number, progress.step, data.clips, count)
+    in_a_row, saved = 0, progress.step
 
-    def passed() -> float:
-        return minutes() / settings.minutes if settings.minutes is not None else step / stage.steps
-
-    with (settings.output / "log.jsonl").open("a") as record:
-        while passed() < 1.0:
-            now = rate(stage.optimiser, step, passed())
+    with Tracker(
+        output,
+        progress.step,
+        active=main,
+        tensorboard=settings.tensorboard,
+        wandb=settings.wandb,
+        config={**asdict(stage), **asdict(settings)},
+    ) as tracker:
+        if getattr(watch, "tracker", tracker) is None:
+            watch.tracker = tracker  # type: ignore[union-attr]
+        while not clock.over():
+            lr = rate(stage.optimiser, progress.step, clock.passed())
             for optimiser in optimisers:
                 for group in optimiser.param_groups:
-                    group["lr"] = now
-                optimiser.zero_grad()
-            with accelerator.autocast():
-                total, parts = loss_of(prepared, as_float(next(batches), accelerator.device), step)
-            if not torch.isfinite(total):
-                raise FloatingPointError(
-                    f"the loss of step {step} is {float(total)}; the last checkpoint is kept"
-                )
-            accelerator.backward(total)
-            accelerator.clip_grad_norm_(learned, stage.optimiser.clip)
-            for optimiser in optimisers:
-                optimiser.step()
-            step += 1
-            if ema is not None:
-                ema.decay = min(stage.optimiser.ema, (1 + step) / (10 + step))
-                ema.step(learned)
-            for name, value in {"loss": total, **parts}.items():
-                means[name] = 0.98 * means.get(name, float(value.detach())) + 0.02 * float(value.detach())
-            if step % settings.log_every == 0:
-                line = {
-                    "step": step,
-                    "minutes": round(minutes(), 2),
-                    "lr": now,
-                    **{k: round(v, 4) for k, v in means.items()},
-                }
-                record.write(json.dumps(line) + "\n")
-                record.flush()
-                log.info("%s", "  ".join(f"{k} {v:.4g}" for k, v in line.items()))
-                if watch is not None:
-                    watch(step, means)
-            if time.monotonic() - saved > 60 * settings.save_every and accelerator.is_main_process:
-                saved = time.monotonic()
-                _save(
-                    settings.output,
-                    accelerator.unwrap_model(prepared),
-                    optimisers,
-                    ema,
-                    step,
-                    minutes(),
-                    means,
-                )
-    model = accelerator.unwrap_model(prepared)
-    if accelerator.is_main_process:
-        _save(settings.output, model, optimisers, ema, step, minutes(), means)
-        if ema is not None:
-            ema.copy_to(learned)
-        model.save_pretrained(settings.output / "final")
-    summary = {"steps": step, "minutes": minutes(), **means}
-    (settings.output / "summary.json").write_text(
-        json.dumps({"stage": asdict(stage), "measured": summary}, indent=1, default=str)
-    )
+                    group["lr"] = lr
+            part = next(parts)
+            measured = one_step(accelerator, door, learned, optimisers, stage, loss_of, part, progress.step)
+            clock.tick(accelerator, progress, part.whole)
+            if measured.pop("taken"):
+                in_a_row = 0
+                if ema is not None:
+                    ema.step(learned)
+                for name, value in measured.items():
+                    progress.means[name] = 0.98 * progress.means.get(name, value) + 0.02 * value
+            else:
+                progress.skipped, in_a_row = progress.skipped + 1, in_a_row + 1
+                log.warning("step %d skipped (%d so far): %s", progress.step, progress.skipped, measured)
+                if in_a_row >= settings.patience:
+                    came = f"no finite loss or gradient in the last {in_a_row} steps (now step {progress.step})"
+                    do = "lower the learning rate or look at the data; a new start goes on from the last checkpoint"
+                    raise InputError(came, "finite numbers", do)
+            if progress.step % settings.log_every == 0:
+                tracker.line(clock.figures(progress, measured, lr), progress.step)
+            if watch is not None and progress.step % getattr(watch, "every", settings.log_every) == 0:
+                look(door, watch, progress, ema, learned)
+            if clock.time_to_save(progress):
+                checkpoints.save(run, progress)
+                saved = progress.step
+        if saved < progress.step:
+            checkpoints.save(run, progress)
+
+    if ema is not None:
+        ema.copy_to(learned)
+    state = {name: whole(value) for name, value in model.state_dict().items()}
+    about = {"stage": stage, "steps": progress.step, "init": settings.init, "trained": list(run.learned())}
+    with written_whole(output / "final", run, "the final weights", checkpoints.all()[-1:]) as folder:
+        if main:
+            write_model(folder, model, state, stage.lora, {**about, "stage": asdict(stage)})
+    summary = {**clock.summary(progress), **progress.means}
+    if main:
+        described = {"stage": asdict(stage), "settings": asdict(settings), "measured": summary}
+        described["processes"] = accelerator.num_processes
+        (output / "summary.json").write_text(json.dumps(described, indent=1, default=str))
+    accelerator.wait_for_everyone()
     return summary
 
 
-def _save(
-    output: Path,
-    model: nn.Module,
-    optimisers: list,
-    ema: EMAModel | None,
+def one_step(
+    accelerator: Accelerator,
+    door: nn.Module,
+    learned: list[nn.Parameter],
+    optimisers: list[Any],
+    stage: Stage,
+    loss_of: StageLoss,
+    part: Part,
     step: int,
-    minutes: float,
-    means: dict[str, float],
+) -> dict[str, float]:
+    """One change of the weights by one whole batch, of which this process has a part.
+
+    Returns:
+        Losses of the whole batch, the gradient's norm, and "taken": 0 where something was not finite, so that nothing
+        was changed.
+    """
+    slices, finite, sums = accelerator.gradient_accumulation_steps, False, {}
+    for k in range(slices):
+        piece, offset, weight = part.slice(k, slices, accelerator.device)
+        with accelerator.accumulate(door):
+            total, terms = door(lambda net, piece=piece, offset=offset: loss_of(net, piece, step, offset, part.whole))
+            # accelerate takes the mean over slices and processes; the weights make it the mean over samples.
+            accelerator.backward(total * (weight * slices * accelerator.num_processes))
+            for name, value in {"loss": total, **terms}.items():
+                sums[name] = sums.get(name, 0.0) + weight * value.detach().float()
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(learned, stage.optimiser.clip)
+                norm = torch.zeros(()) if norm is None else torch.as_tensor(norm)
+                finite = bool(torch.isfinite(norm))
+                if finite or accelerator.scaler is not None:  # the loss scale of fp16 has to see what overflowed
+                    for optimiser in optimisers:
+                        optimiser.step()
+                for optimiser in optimisers:
+                    optimiser.zero_grad()
+    losses = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
+    finite = finite and all(map(math.isfinite, losses))
+    return {**dict(zip(sums, losses, strict=True)), "grad_norm": float(norm), "taken": float(finite)}
+
+
+def look(
+    door: nn.Module, watch: Callable[..., Any], progress: Progress, ema: EMAModel | None, learned: list[nn.Parameter]
 ) -> None:
-    """Written beside the old checkpoint, then renamed over it: a killed run always leaves one whole checkpoint."""
-    target, fresh, old = output / "checkpoint", output / "checkpoint.new", output / "checkpoint.old"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimisers": [o.state_dict() for o in optimisers],
-            "ema": ema.state_dict() if ema is not None else None,
-        },
-        fresh / "state.pt",
-    )
-    (fresh / "progress.json").write_text(json.dumps({"step": step, "minutes": minutes, "means": means}))
-    if target.exists():
-        os.replace(target, old)
-    os.replace(fresh, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _resume(output: Path, model: nn.Module, optimisers: list, ema: EMAModel | None) -> dict:
-    """Load the last whole checkpoint into model, optimisers and average; returns its progress."""
-    folder = next(
-        (f for f in (output / "checkpoint", output / "checkpoint.old") if (f / "progress.json").is_file()),
-        None,
-    )
-    if folder is None:
-        return {"step": 0, "minutes": 0.0, "means": {}}
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
-    if ema is not None and state["ema"] is not None:
-        ema.load_state_dict(state["ema"])
-    return json.loads((folder / "progress.json").read_text())
+    """Call `watch` with the averaged weights in the model; weights and random states are as before afterwards."""
+    if ema is not None:
+        ema.store(learned)
+        ema.copy_to(learned)
+    with torch.random.fork_rng(), torch.no_grad():
+        door(lambda net: watch(progress.step, dict(progress.means), net))
+    if ema is not None:
+        ema.restore(learned)

@@ -3,17 +3,19 @@ r"""Train one of the three stages.
     python training/run_stage.py --stage 1 --recipe tiny --data runs/tiny/data --output runs/tiny/stage1
     python training/run_stage.py --stage 2 --recipe tiny --data runs/tiny/data --output runs/tiny/stage2 \
         --init runs/tiny/stage1/final
+    accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/run_stage.py --stage 3 \
+        --recipe cogvideox5b --data SHARDS --init runs/stage2/final --output runs/stage3 --gradient-checkpointing
 
-A run that was stopped goes on from its checkpoint when started again with the same output folder.
+A run that was stopped, or killed, goes on from its last checkpoint when started again with the same output folder.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -23,9 +25,12 @@ if __package__ in (None, ""):  # started as a file: let the packages beside it b
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from training.dataset import ClipFolder
-from training.loop import RunSettings, train
-from training.stages import load_recipe
+from training.adapters import load_model, with_adapters
+from training.dataset import open_data
+from training.distribution import build_accelerator
+from training.loop import train
+from training.run_settings import RunSettings
+from training.stages import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -34,46 +39,68 @@ class Arguments:
 
     Args:
         stage: 1 identity, 2 speech, 3 router.
-        data: folder of encoded clips (see training/dataset.py).
-        output: folder for checkpoints, log and final weights.
+        data: folder of encoded clips or of shards, or puppets drawn on the way ("puppets:n=1-4"; training/dataset.py).
+        run: how it is run.
         recipe: name in training/recipes, or a .yaml file.
-        init: folder of the weights to start from (the `final` folder of the stage before); none = from scratch.
-        minutes: train for this long instead of the recipe's steps.
-        seed: of data order, noise and drops.
+        steps: train for so many instead of the recipe's.
+        encoders: model whose encoders make features of shards; none = those of the tiny model for puppets.
+        buckets: lengths and sizes to train at, such as 49x480x720; none = each clip's own.
+        skip_broken: leave out clips that cannot be used and count them, instead of ending with an error.
+        validate_every: steps between two looks at held-out puppets (masks, binding, pictures); 0 = never.
+        validation_scenes: how many of them.
         threads: processor threads; 0 = all.
-        precision: of the forward pass; "no" = float32.
     """
 
     stage: Literal[1, 2, 3]
-    data: Path
-    output: Path
+    data: str
+    run: Annotated[RunSettings, tyro.conf.arg(name="")]
     recipe: str = "tiny"
-    init: Path | None = None
-    minutes: float | None = None
-    seed: int = 0
+    steps: int | None = None
+    encoders: str | None = None
+    buckets: tuple[str, ...] = ()
+    skip_broken: bool = False
+    validate_every: int = 0
+    validation_scenes: int = 6
     threads: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
 
 
 def main(arguments: Arguments) -> None:
     """Build or load the model and train it."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    recipe = load_recipe(arguments.recipe)
-    torch.manual_seed(arguments.seed)
-    if arguments.init is None:
-        model = BindYourAvatarTransformer3DModel(**recipe.model)
-    elif (arguments.init / "config.json").is_file():
-        model = BindYourAvatarTransformer3DModel.from_pretrained(arguments.init)
-    else:
-        raise InputError(
-            f"--init {arguments.init}", "a folder with config.json", "give the final folder of a stage"
-        )
-    settings = RunSettings(
-        arguments.output, seed=arguments.seed, minutes=arguments.minutes, precision=arguments.precision
+    recipe, settings = load_recipe(arguments.recipe), arguments.run
+    stage = recipe.stages[arguments.stage]
+    if arguments.steps is not None:
+        stage = replace(stage, steps=arguments.steps)
+    accelerator = build_accelerator(settings)
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    clips = open_data(
+        arguments.data,
+        arguments.encoders,
+        buckets=arguments.buckets,
+        on_broken="skip" if arguments.skip_broken else "error",
+        device=accelerator.device,
     )
-    summary = train(model, ClipFolder(arguments.data), recipe.stages[arguments.stage], settings)
-    print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
+    model = build_model(recipe, arguments.stage, settings)
+    watch: Any = None
+    if arguments.validate_every:
+        from training.validation import Validation
+
+        bundle = arguments.encoders or "tiny"
+        watch = Validation(arguments.validate_every, arguments.validation_scenes, bundle=bundle)
+    summary = train(model, clips, stage, settings, accelerator, watch)
+    if accelerator.is_main_process:
+        print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
+
+
+def build_model(recipe: Recipe, stage: int, settings: RunSettings) -> BindYourAvatarTransformer3DModel:
+    """The model of --init, or a new one; the same in all processes."""
+    lora = recipe.stages[stage].lora
+    torch.manual_seed(settings.seed)
+    if settings.init is not None:
+        return load_model(Path(settings.init), lora)
+    return with_adapters(BindYourAvatarTransformer3DModel(**recipe.model), {}, lora)
 
 
 if __name__ == "__main__":

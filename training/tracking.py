@@ -65,8 +65,7 @@ class Tracker:
         """Figures of the training itself: kept in log.jsonl as they are, told on the screen, shown as curves."""
         if not self.active:
             return
-        self._record.write(json.dumps({"step": step, **values}) + "\n")
-        self._record.flush()
+        self._write({"step": step, **values})
         told = dict(values)
         left = told.pop("minutes_left", None)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in told.items())
@@ -77,8 +76,7 @@ class Tracker:
         """Figures of anything else (validation), kept in log.jsonl with `"kind": "validation"` and shown as curves."""
         if not self.active:
             return
-        self._record.write(json.dumps({"step": step, "kind": "validation", **values}) + "\n")
-        self._record.flush()
+        self._write({"step": step, "kind": "validation", **values})
         log.info("step %d  %s", step, "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
         self._curves("validation", values, step)
 
@@ -111,6 +109,15 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        try:
+            self._record.write(json.dumps(line) + "\n")
+            self._record.flush()
+        except OSError as error:
+            came = f"{self.output / 'log.jsonl'} could not be written ({error})"
+            do = "make room and start again: the run goes on from its last checkpoint"
+            raise InputError(came, "room on the disk", do) from error
 
     def _curves(self, group: str, values: Mapping[str, float], step: int) -> None:
         if self._board is not None:

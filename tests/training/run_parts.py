@@ -1,0 +1,99 @@
+"""Runs of the training loop on a model of a few thousand weights: data, recipes, and processes to start and to kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tests.training.stage_parts import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "training" / "run_stage.py"
+
+
+def write_data(folder: Path) -> Path:
+    """Encoded clips of one and two people and of two lengths: 18 of them in three groups."""
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng).half()
+
+    folder.mkdir(parents=True)
+    for n, frames in ((2, 2), (1, 2), (2, 4)):
+        left = torch.zeros(6, n, frames, 2, 3, dtype=torch.uint8)
+        left[:, 0, :, :, 0] = 255
+        first = normal(6, 4, 4, 6)
+        clip = {
+            "latents": first[:, None].repeat(1, frames, 1, 1, 1),
+            "canvas": normal(6, 4, 4, 6),
+            "first_frame": first,
+            "text": normal(6, 4, 8),
+            "masks": left,
+            "emphasis": torch.zeros(6, frames, 4, 6, dtype=torch.uint8),
+            "identity": normal(6, n, 8),
+            "hidden": normal(6, n, 5, 3, 8),
+            "speech": normal(6, n, (frames - 1) * 4 + 5, 2, 4),
+            "seed": torch.arange(6),
+        }
+        save_file(clip, folder / f"n{n}_t{frames}.safetensors")
+    return folder
+
+
+def write_recipe(path: Path, **changes: Any) -> Path:
+    """The published stages for the small model, with adapters of rank 2 and a quick learning rate."""
+    stages = {
+        "batch": 4,
+        "steps": 12,
+        "lora": {"rank": 2, "alpha": 4, "targets": ["attn1.to_q", "attn1.to_k"]},
+        "optimiser": {"lr": 0.01, "warmup": 3, "ema": 0.9},
+        **changes,
+    }
+    model = {**SMALL, "dropout": 0.1}  # so that random states matter
+    path.write_text(yaml.safe_dump({"model": model, "all_stages": stages}))
+    return path
+
+
+def command(recipe: Path, data: Path, output: Path, *more: str, processes: int = 1, stage: int = 3) -> list[str]:
+    """The command line of a run, by accelerate's launcher where there are several processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += ["--main_process_port", "0"]
+    given = {"stage": stage, "recipe": recipe, "data": data, "output": output, "threads": 1, "log-every": 1}
+    flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return [*launcher, str(SCRIPT), *flags, "--no-tensorboard", *more]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """Start a run beside this process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, env={**kept, **quiet}, **pipes)
+
+
+def finish(arguments: list[str]) -> None:
+    """Run to the end."""
+    process = start(arguments)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told[-3000:]
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    """What a run wrote into its log, step by step."""
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def losses(output: Path) -> dict[int, tuple[float, ...]]:
+    """The losses and gradient norms of each step."""
+    told = ("loss_now", "loss", "diffusion", "cross_entropy", "grad_norm")
+    return {line["step"]: tuple(line[name] for name in told) for line in lines(output)}
