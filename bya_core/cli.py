@@ -1,4 +1,4 @@
-"""The command line: generate | timeline | probe | models | download | convert | doctor."""
+"""The command line: generate | timeline | probe | models | download | convert | doctor | selftest."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tqdm import tqdm
 
+from bya_core.cli_memory import Selftest, Vram
 from bya_core.cli_models import Convert, Download, Models
 from bya_core.cli_routing import Probe, go_on
 from bya_core.errors import Cancelled, InputError, Paused
@@ -35,6 +36,7 @@ class Generate:
         scene: the scene file (see docs/scene.md).
         out: mp4 to write.
         model: a name from `python -m bya_core models`.
+        vram: GB of GPU memory to make do with; auto = what is free on it now (docs/memory.md).
         steps: denoising steps, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
         state: go on from what `probe --state` wrote for this scene.
@@ -49,6 +51,7 @@ class Generate:
     scene: tyro.conf.Positional[Path]
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     model: str = "tiny"
+    vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None
     state: Path | None = None
@@ -80,7 +83,7 @@ class Generate:
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
             bar.say(f"loading the model {self.model}")
             loading = time.perf_counter()
-            bundle = load_bundle(self.model).to(_device())
+            bundle = load_bundle(self.model, vram=self.vram)
             seconds = {"loading the model": round(time.perf_counter() - loading, 3)}
             bar.say("reading the scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
@@ -175,6 +178,7 @@ Command = (
     | Annotated[Download, tyro.conf.subcommand("download")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Selftest, tyro.conf.subcommand("selftest")]
 )
 
 
@@ -216,12 +220,6 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

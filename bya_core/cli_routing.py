@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from bya_core.cli_memory import Vram
+
 if TYPE_CHECKING:
     from bya_core.checkpoints.bundle import ModelBundle
     from bya_core.pipeline import Video, Watcher
@@ -26,6 +28,7 @@ class Probe:
         masks: npz to write the masks to.
         overlay: png or mp4 to write: the video as far as it can be seen by now, tinted by the masks.
         model: a name from `python -m bya_core models`.
+        vram: GB of GPU memory to make do with; auto = what is free on it now (docs/memory.md).
         steps: denoising steps of the whole video, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
     """
@@ -35,11 +38,12 @@ class Probe:
     masks: Path | None = None
     overlay: Path | None = None
     model: str = "tiny"
+    vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None
 
     def run(self) -> int:
-        from bya_core.cli import Bar, _device
+        from bya_core.cli import Bar
 
         with Bar() as bar:
             bar.say("loading the libraries")
@@ -57,7 +61,7 @@ class Probe:
             outputs.check(inputs=(existing_file(self.scene, "the scene"),))
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
             bar.say(f"loading the model {self.model}")
-            bundle = load_bundle(self.model).to(_device())
+            bundle = load_bundle(self.model, vram=self.vram)
             bar.say("reading the scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
             _one_window(scene, bundle)
