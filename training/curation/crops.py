@@ -1,4 +1,4 @@
-"""Pictures of a clip as models want them: the cut-out window at any size, and faces as SyncNet and TSE models see them."""
+"""Pictures of a clip as models want them: the cut-out window at any size, faces as SyncNet sees them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def boxes_in(record: Record, size: tuple[int, int], context: bool = False) -> np
 def face_crops(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """[F,H,W,3] and [N,F,4] -> uint8 [N,F,224,224,3], framed as SyncNet was trained.
 
-    With s half the longer side of a box, smoothed over time: from s above its middle to 1.8 s below, 1.4 s to both sides.
+    With s half the longer side of a box, smoothed over time: s above its middle, 1.8 s below, 1.4 s to both sides.
     """
     from scipy.signal import medfilt
 

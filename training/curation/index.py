@@ -15,7 +15,8 @@ from typing import Any
 from bya_core.errors import InputError
 from training.curation.record import FPS, Record
 
-_NUMBERS = ("width", "height", "fps", "seconds", "people", "distance_ratio", "sync_mean", "mask_overlap", "caption_words")
+_FACTS = ("width", "height", "fps", "seconds")
+_NUMBERS = (*_FACTS, "people", "distance_ratio", "sync_mean", "mask_overlap", "caption_words")
 _TEXTS = ("codec", "detector", "caption")
 _ROWS = 4096  # written at once
 

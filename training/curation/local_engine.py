@@ -81,7 +81,8 @@ def run_local(sources: Sequence[Record], output: Output, progress: Progress, wor
     try:
         from pebble import ProcessPool
     except ImportError as error:
-        raise InputError("no pebble", "pebble 5 or newer", 'pip install "bind-your-avatar[data]", or --workers 0') from error
+        do = 'pip install "bind-your-avatar[data]", or --workers 0'
+        raise InputError("no pebble", "pebble 5 or newer", do) from error
     pool = ProcessPool(
         max_workers=workers,
         initializer=_start,
@@ -122,9 +123,7 @@ def _given_up(first: int, last: int, made: list[Record], output: Output) -> dict
 class _Run:
     """All jobs of a run."""
 
-    def __init__(
-        self, sources: Sequence[Record], output: Output, progress: Progress, pool: Any, workers: int
-    ) -> None:
+    def __init__(self, sources: Sequence[Record], output: Output, progress: Progress, pool: Any, workers: int) -> None:
         self.sources, self.output, self.progress, self.pool = sources, output, progress, pool
         self.limit = workers * _AHEAD
         self.queue = [_Job(n, 0, 0, source, 0) for n, source in enumerate(sources)]
@@ -139,9 +138,7 @@ class _Run:
         while self.queue or self.running:
             while self.queue and len(self.running) < self.limit:
                 job = heapq.heappop(self.queue)
-                future = self.pool.schedule(
-                    _job, args=(job.record, job.number), timeout=self.output.settings.patience
-                )
+                future = self.pool.schedule(_job, args=(job.record, job.number), timeout=self.output.settings.patience)
                 self.running[future] = job
             finished, _ = wait(self.running, timeout=self.progress.every, return_when=FIRST_COMPLETED)
             if not finished:
@@ -174,9 +171,7 @@ class _Run:
         self.ended[job.source] += 1
         self.progress.share(job.source, self.ended[job.source] / (self.ended[job.source] + self.left[job.source]))
         while self.next < len(self.sources) and self.left[self.next] == 0:
-            self.output.take(
-                self.sources[self.next], lambda function, *args: self.pool.schedule(function, args=args)
-            )
+            self.output.take(self.sources[self.next], lambda function, *args: self.pool.schedule(function, args=args))
             self.next += 1
 
     def _lost(self, job: _Job, reason: str) -> tuple[list[Record], int]:

@@ -77,7 +77,8 @@ class Masks:
             mask_overlap=round(overlap, 4),
         )
         if cover.min() < self.settings.on_face:
-            return [seen.reject(f"a mask lost its face: it covers {cover.min():.2f}, at least {self.settings.on_face:g}")]
+            least = f"at least {self.settings.on_face:g}"
+            return [seen.reject(f"a mask lost its face: it covers {cover.min():.2f} of it, {least}")]
         if overlap > self.settings.elsewhere:
             return [seen.reject(f"masks of two people overlap: IoU {overlap:.2f}, at most {self.settings.elsewhere:g}")]
         return [seen.with_arrays(masks=masks)]

@@ -19,8 +19,8 @@ import torch
 from bya_core.media import write_video
 from training.curation.record import FPS
 from training.puppets.draw import Canvas, Pose, draw_puppet
-from training.puppets.looks import Look, draw_look
-from training.puppets.voice import conversation, speak, voice_for
+from training.puppets.looks import Look, draw_look, rgb
+from training.puppets.voice import conversation, random_voice, speak, voice_for
 
 RATE = 16_000
 _PIECE = 25  # frames drawn at once
@@ -73,7 +73,8 @@ class Truth:
 
     def save(self, path: Path) -> None:
         """As npz, masks packed."""
-        np.savez_compressed(path, **{**vars(self), "masks": np.packbits(self.masks, axis=-1), "width": self.masks.shape[-1]})
+        packed = {"masks": np.packbits(self.masks, axis=-1), "width": self.masks.shape[-1]}
+        np.savez_compressed(path, **{**vars(self), **packed})
 
     @classmethod
     def load(cls, path: Path) -> Truth:
@@ -117,7 +118,7 @@ class _Drawn:
         for _ in shot.places:
             looks += (draw_look(rng, apart_from=looks),)
         self.looks, self.light = looks, float(rng.uniform(-1, 1))
-        self.wall = rng.uniform(0.25, 0.8, 3).astype(np.float32)
+        self.wall = rgb(0.618 * shot.seed, 0.5, (0.4, 0.85)[shot.seed % 2])  # neighbours differ as real shots do
         samples = shot.frames * RATE // FPS
         spans = conversation(len(looks), shot.seconds, rng, mode=shot.talk)
         voices = [voice_for(look.voice_traits) for look in looks]
@@ -125,7 +126,7 @@ class _Drawn:
         heard = spoken
         if shot.dubbed:
             other = conversation(len(looks), shot.seconds, rng, mode="overlap")
-            heard = [speak(v, other[k], shot.seconds, rng=rng) for k, v in enumerate(voices)]
+            heard = [speak(random_voice(rng), spans, shot.seconds, rng=rng) for spans in other]
         self.voices = np.zeros((4, samples), np.float32)
         for k, voice in enumerate(heard):
             self.voices[k] = voice.waveform[:samples]

@@ -1,7 +1,7 @@
 """Stand-ins for the models of the curation that know drawn puppets only.
 
-They are chosen by the name "puppet" and say so wherever they were used. All but `PuppetVoices` look and listen like
-their real counterparts; that one takes voices from the film's own recordings and decides by what it sees whose is whose.
+They are chosen by the name "puppet", and runs that use them say so. All but `PuppetVoices` look and listen like their
+real counterparts; that one takes voices from the film's own recordings and decides by what it sees whose is whose.
 """
 
 from __future__ import annotations

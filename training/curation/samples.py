@@ -83,7 +83,8 @@ def _resized(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     made = np.empty((*masks.shape[:2], *size), bool)
     for n, track in enumerate(masks):
         values = torch.from_numpy(track).float()[:, None]
-        made[n] = torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)[:, 0].numpy() >= 0.5
+        small = torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)
+        made[n] = small[:, 0].numpy() >= 0.5
     return made
 
 

@@ -90,7 +90,8 @@ class Segments:
 
     @property
     def _form(self) -> str:
-        return f"{self.settings.face_pixels} pixels of face in a picture of {self.settings.size[1]}x{self.settings.size[0]}"
+        height, width = self.settings.size
+        return f"{self.settings.face_pixels} pixels of face in a picture of {width}x{height}"
 
     def _tail(self, track: np.ndarray, end: int) -> int:
         """Frames after the last sighting that it still covers: up to the next look, if there was one."""
@@ -118,8 +119,9 @@ class Segments:
         Characters come in an order that says nothing about where they are: training takes slots as they are stored, and
         must not learn that the first voice is the left one's.
         """
-        around = record.start + max(run[0], span[0] - self.settings.context), record.start + min(
-            run[1], span[1] + self.settings.context
+        around = (
+            record.start + max(run[0], span[0] - self.settings.context),
+            record.start + min(run[1], span[1] + self.settings.context),
         )
         start, end = record.start + span[0], record.start + span[1]
         boxes = np.stack([boxes_at(tracks[n], np.arange(*around)) for n in who])

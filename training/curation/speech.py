@@ -130,7 +130,8 @@ class SyncFilter:
         mean = float(np.mean([value for value in own if value is not None]))
         seen = record.with_data(sync_c=own, sync_d=distances, sync_table=table, sync_mean=round(mean, 4))
         if mean < self.settings.least:
-            return [seen.reject(f"lips do not follow the voices: mean Sync-C {mean:.2f}, at least {self.settings.least:g}")]
+            least = f"at least {self.settings.least:g}"
+            return [seen.reject(f"lips do not follow the voices: mean Sync-C {mean:.2f}, {least}")]
         return [seen]
 
 
@@ -191,7 +192,8 @@ class Matrix:
         free = sorted(set(range(len(voices))) - set(found.tolist()))
         for m, n in zip([m for m, speaking in enumerate(speaks) if not speaking], free, strict=True):
             matrix[m, n] = 1  # a listener has a stream too: silence
-        seen = record.with_data(matrix=matrix.tolist(), speaks=speaks, twins=twins, rebound=gain >= self.settings.margin)
+        rebound = gain >= self.settings.margin
+        seen = record.with_data(matrix=matrix.tolist(), speaks=speaks, twins=twins, rebound=rebound)
         return [seen.with_arrays(speeches=speeches)]
 
 
