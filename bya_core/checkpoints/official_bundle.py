@@ -53,7 +53,6 @@ def load_official(
     from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
     from bya_core.encoders.text_t5 import T5Text
 
-    repair_nested(folder)
     complain_about_missing([part for part in OFFICIAL if part is not RELEASE or transformer is None], folder)
     dtype = torch.bfloat16 if dtype is None else dtype
     place = "cpu" if device is None else device
@@ -84,9 +83,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def complain_about_missing(parts: list[Part], folder: Path) -> None:
-    """Raise InputError that tells of the first needed part that is not whole, and how many more there are."""
+    """Raise InputError that tells of the first needed part that is not whole, and which more there are."""
     gone = [(part, files) for part in parts if part.needed and (files := missing_files(part, folder))]
     if not gone:
+        repair_nested(folder)
         return
     part, files = gone[0]
     more = f" (and {len(gone) - 1} more parts: {', '.join(p.name for p, _ in gone[1:])})" if len(gone) > 1 else ""

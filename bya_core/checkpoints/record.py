@@ -34,8 +34,14 @@ def missing_files(part: Part, root: Path) -> list[str]:
     if recorded is not None and recorded["repository"] == part.repository:
         gone = [name for name, file in recorded["files"].items() if not _has_size(folder / name, file["size"])]
     else:
-        gone = [options[0] for options in part.wanted if not any(any(folder.glob(o)) for o in options)]
+        gone = [options[0] for options in part.wanted if not any(_any(folder, option) for option in options)]
     return [(Path(part.folder) / name).as_posix() for name in gone]
+
+
+def _any(folder: Path, pattern: str) -> bool:
+    """Whether a file is there, or one folder too deep (archives unpack so; it is put right when it is loaded)."""
+    path = Path(pattern)
+    return any(folder.glob(pattern)) or any(folder.glob(str(path.parent / path.parent.name / path.name)))
 
 
 def complete(part: Part, root: Path) -> bool:

@@ -221,17 +221,14 @@ def load_bundle(
 
 def _named(entry: ModelEntry, dtype: torch.dtype | None, device: torch.device | str | None) -> ModelBundle:
     """Load an entry of the registry."""
-    folder = entry.here
     if entry.loader is None:
         raise InputError(f'the model "{entry.name}" cannot be used yet', "one that can", entry.how_to_get)
+    if entry.parts:  # its loader tells what is missing, with licence and source
+        return entry.loader(entry.here, dtype=dtype, device=device)
     if not entry.present:
-        gone = entry.missing or entry.needs
-        told = ", ".join(gone[:4]) + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
-        came = f'the model "{entry.name}" ({entry.size}) is not complete in {folder}'
-        raise InputError(came, f"there {told}", entry.how_to_get)
-    if entry.parts:
-        return entry.loader(folder, dtype=dtype, device=device)
-    bundle = entry.loader(folder)
+        came = f'the model "{entry.name}" is not complete in {entry.here}'
+        raise InputError(came, "there " + ", ".join(entry.missing or entry.needs), entry.how_to_get)
+    bundle = entry.loader(entry.here)
     if dtype is not None:
         bundle.transformer.to(dtype)
     return bundle if device is None else bundle.to(device)

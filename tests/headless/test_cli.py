@@ -311,7 +311,7 @@ def test_registry_is_honest(
     with pytest.raises(InputError, match="use --model tiny"):
         registry.find_model("tinny")
     monkeypatch.setenv("BYA_MODELS_DIR", str(registered.HERE / "nowhere"))
-    with pytest.raises(InputError, match='"official" .* is not complete .* python -m bya_core download official'):
+    with pytest.raises(InputError, match="official lacks transformer.* python -m bya_core download official"):
         registry.load_bundle("official")
     folder = registry.MODELS["tiny"].folder
     assert folder is not None
