@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from bya_core.encoders.resnet import BasicBlock, ResNet
@@ -124,8 +125,10 @@ class FaceParser:
         if isinstance(network, BiSeNet):
             self.network = network.eval()
         else:
-            self.network = BiSeNet()
-            load_strictly(self.network, read_weights(network, FILE), FILE)
+            weights = read_weights(network, FILE)
+            with init_empty_weights():
+                self.network = BiSeNet()
+            load_strictly(self.network, weights, FILE)
 
     @torch.no_grad()
     def parse(self, crop: Tensor) -> Tensor:

@@ -74,13 +74,16 @@ class EvaVision(nn.Module):
     def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
         """Loads a published EVA-CLIP state dict, whole ("visual." and "text." entries) or its visual part.
 
+        The tensors become the weights, in their own dtype; a tower on the meta device becomes a real one.
+
         Raises:
             InputError: entries are missing, left over or of another shape.
         """
         from timm.models.eva import checkpoint_filter_fn
 
         try:
-            self.tower.load_state_dict(checkpoint_filter_fn(dict(state_dict), self.tower), strict=True)
+            taken = checkpoint_filter_fn(dict(state_dict), self.tower)
+            self.tower.load_state_dict(taken, strict=True, assign=True)
         except RuntimeError as problem:
             raise InputError(
                 f"a vision checkpoint that does not fit ({problem})",

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -72,14 +73,16 @@ class FaceParts:
         from bya_core.encoders.retinaface import RetinaFaceDetector
         from bya_core.encoders.scrfd import ScrfdDetector
 
+        published = read_weights(vision, VISION_FILE)
         finder: FaceDetector
         if detector.suffix == ".onnx" or detector.is_dir():
             finder = ScrfdDetector(detector, least=0.2)
         else:
             finder = RetinaFaceDetector(detector, least=UNSURE)
-        tower = EvaVision()
-        tower.load_published(read_weights(vision, VISION_FILE))
-        return FaceParts(finder, FaceParser(parser), ArcFace(recogniser), tower.requires_grad_(False).eval())
+        with init_empty_weights():
+            tower = EvaVision()
+        tower.load_published(published)
+        return FaceParts(finder, FaceParser(parser), ArcFace(recogniser), tower.float().requires_grad_(False).eval())
 
 
 @dataclass(frozen=True)

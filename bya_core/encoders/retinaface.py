@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -123,8 +124,10 @@ class RetinaFaceDetector:
         if isinstance(network, RetinaFace):
             self.network = network.eval()
         else:
-            self.network = RetinaFace()
-            load_strictly(self.network, read_weights(network, FILE), FILE)
+            weights = read_weights(network, FILE)
+            with init_empty_weights():
+                self.network = RetinaFace()
+            load_strictly(self.network, weights, FILE)
 
     @torch.no_grad()
     def detect(self, image: Tensor) -> list[Face]:

@@ -41,10 +41,10 @@ def read_weights(path: Path, what: str) -> dict[str, Tensor]:
 
 
 def load_strictly(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Give a network its weights. Raises InputError where names or shapes differ."""
+    """Give a network, also one on the meta device, its weights. Raises InputError where names or shapes differ."""
     try:
-        network.load_state_dict(weights, strict=True)
+        network.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         told = str(error).replace("\n", " ").replace("\t", " ")
         raise InputError(f"weights that do not fit ({told[:300]})", what, "give the published file") from error
-    network.requires_grad_(False).eval()
+    network.float().requires_grad_(False).eval()

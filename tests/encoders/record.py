@@ -1,4 +1,4 @@
-"""What facexlib, insightface and OpenCV make of the networks and pictures of `networks.py`: the references of the tests.
+"""What facexlib, insightface and OpenCV make of the networks and pictures of `networks.py`: references of the tests.
 
     python -m tests.encoders.record
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from bya_core.encoders import detector
-from bya_core.encoders.detector import FaceDetector, LbpDetector, OpenCvDetector, ScrfdDetector, find_detector
+from bya_core.encoders.detector import FaceDetector, LbpDetector, OpenCvDetector, find_detector
+from bya_core.encoders.scrfd import ScrfdDetector
 from bya_core.errors import InputError
 from bya_core.media import read_image
 
@@ -62,33 +60,6 @@ def test_a_folder_without_models_is_an_error_and_nothing_is_downloaded(tmp_path)
     with pytest.raises(InputError, match="no face detection model"):
         ScrfdDetector(tmp_path)
     assert [file.name for file in tmp_path.rglob("*")] == ["glintr100.onnx"]
-
-
-def test_scrfd_gets_bgr_and_gives_boxes_the_surest_first(tmp_path, monkeypatch):
-    (tmp_path / "det_10g.onnx").touch()
-    asked: dict[str, object] = {}
-
-    class Model:
-        def prepare(self, **given):
-            asked.update(given)
-
-        def detect(self, pixels):
-            asked["pixel"] = pixels[0, 0].tolist()
-            return np.array([[1, 2, 11, 12, 0.6], [40, 2, 50, 12, 0.9]], np.float32), None
-
-    def get_model(file, **given):
-        asked["file"] = file
-        return Model()
-
-    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
-    zoo = types.ModuleType("insightface.model_zoo")
-    zoo.get_model = get_model
-    monkeypatch.setitem(sys.modules, "insightface.model_zoo", zoo)
-    image = torch.zeros(3, 20, 60)
-    image[0] = 1.0  # red
-    faces = find_detector(tmp_path).detect(image)
-    assert asked["pixel"] == [0, 0, 255] and asked["file"] == str(tmp_path / "det_10g.onnx")
-    assert [round(face.score, 1) for face in faces] == [0.9, 0.6] and faces[0].box == (40, 2, 50, 12)
 
 
 def test_without_any_detector_the_error_says_what_to_install(monkeypatch, tmp_path):
