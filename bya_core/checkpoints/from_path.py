@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from bya_core.checkpoints.bundle import ModelBundle, NativeSize
 from bya_core.checkpoints.folder import load_folder
 from bya_core.checkpoints.official import Recipe, is_released, ours, recipe, released_recipe
 from bya_core.checkpoints.official_bundle import complain_about_missing, load_official
-from bya_core.checkpoints.parts import OFFICIAL, OFFICIAL_SETTINGS, RELEASE
+from bya_core.checkpoints.parts import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, Part
 from bya_core.checkpoints.record import missing_files
 from bya_core.checkpoints.registry import MODELS, find_model, find_path
 from bya_core.checkpoints.single_file import read_about
@@ -85,27 +85,32 @@ def find(name_or_path: str | Path) -> Found:
 
 
 def load_path(
-    path: Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
     """The bundle of what lies at `path`, under its name; arguments as in `registry.load_bundle`."""
     if path.is_dir() and (path / "bundle.json").is_file() and not is_released(path):
-        bundle = load_folder(path)
+        bundle = replace(load_folder(path), **(given or {}))
         if dtype is not None:
             bundle.transformer.to(dtype)
         return bundle if device is None else bundle.to(device)
     found = find(path)
     encoders = found.encoders or encoders_for(found.recipe.arguments)
     if encoders == "official":
-        folder = path if path.is_dir() and _has_encoders(path) else MODELS["official"].here
-        complain_about_missing([part for part in OFFICIAL if part is not RELEASE], folder)  # before the long work
+        needed = [part for part in OFFICIAL if part is not RELEASE and part.name not in (given or {})]
+        folder = path if path.is_dir() and _whole(needed, path) else MODELS["official"].here
+        complain_about_missing(needed, folder)  # before the long work
     width = dtype if dtype is not None else WIDTHS.get(found.precision or "")
     if encoders == "official" and width is None:
         width = torch.bfloat16
     transformer = found.recipe.build(width, "cpu" if device is None else device)
     if encoders == "official":
-        bundle = load_official(folder, dtype=width, device=device, transformer=transformer)
+        bundle = load_official(folder, dtype=width, device=device, transformer=transformer, given=given)
     else:
-        bundle = load_tiny(_bundle_folder(encoders), transformer)
+        bundle = replace(load_tiny(_bundle_folder(encoders), transformer), **(given or {}))
         bundle = bundle if device is None else bundle.to(device)
     settings = found.settings
     if settings is not None:
@@ -143,8 +148,8 @@ def _defaults() -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _has_encoders(folder: Path) -> bool:
-    return not any(missing_files(part, folder) for part in OFFICIAL if part.needed and part is not RELEASE)
+def _whole(parts: Sequence[Part], folder: Path) -> bool:
+    return not any(missing_files(part, folder) for part in parts if part.needed)
 
 
 def _bundle_folder(encoders: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from bya_core.config import SamplingConfig
 from bya_core.encoders.video import CogVideoXCodec
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-
-log = logging.getLogger(__name__)
+from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 
 FACES = Path("face_encoder")
 DETECTOR = FACES / "detection_Resnet50_Final.pth"
@@ -36,6 +35,7 @@ def load_official(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     transformer: BindYourAvatarTransformer3DModel | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
     """The model with all it needs.
 
@@ -44,6 +44,7 @@ def load_official(
         dtype: of the transformer, the video codec and the text encoder; None = bfloat16.
         device: where to; None = the CPU.
         transformer: in place of the released one, whose files may then be missing.
+        given: "text" or "codec" in place of its own (a host may have them already), whose files may then be missing.
 
     Raises:
         InputError: parts are missing (which, what for, where from, how large, under which licence), or files that do
@@ -53,27 +54,40 @@ def load_official(
     from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
     from bya_core.encoders.text_t5 import T5Text
 
-    complain_about_missing([part for part in OFFICIAL if part is not RELEASE or transformer is None], folder)
+    given = given or {}
+    spared = {*given, *(() if transformer is None else (RELEASE.name,))}
+    complain_about_missing([part for part in OFFICIAL if part.name not in spared], folder)
     dtype = torch.bfloat16 if dtype is None else dtype
     place = "cpu" if device is None else device
     settings = read_settings(folder)
     if transformer is None:
         transformer = load_released(folder, dtype, place)
-    vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
     face = FaceParts.load(folder / DETECTOR, folder / PARSER, folder / RECOGNISER, folder / VISION)
     bundle = ModelBundle(
         name="official",
         transformer=transformer,
-        text=T5Text(folder, dtype=torch.bfloat16 if dtype == torch.float16 else dtype),
+        text=given.get("text") or T5Text(folder, dtype=torch.bfloat16 if dtype == torch.float16 else dtype),
         face=RealFace(face),
         speech=Wav2VecSpeech(folder / SPEECH),
-        codec=CogVideoXCodec(vae),
-        scheduler_config=json.loads((folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8")),
+        codec=given.get("codec") or _codec(folder, dtype),
+        scheduler_config=_schedule(folder),
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
     )
     return bundle if device is None else bundle.to(device)
+
+
+def _codec(folder: Path, dtype: torch.dtype) -> CogVideoXCodec:
+    return CogVideoXCodec(
+        AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
+    )
+
+
+def _schedule(folder: Path) -> dict[str, Any]:
+    """The published schedule; where its file is not there, as a host gave the codec, the one of CogVideoX-5b."""
+    path = folder / "scheduler/scheduler_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else dict(COGVIDEOX_SCHEDULE)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -79,24 +79,35 @@ RELEASE = Part(
     commercial="not clear: ask the authors; the base allows it only after registering with its makers",
 )
 
-BASE = Part(
-    name="base",
-    purpose="video codec (VAE), text encoder (T5-XXL), tokenizer and noise schedule of CogVideoX-5B-I2V",
-    repository="zai-org/CogVideoX-5b-I2V",  # THUDM/CogVideoX-5b-I2V until its makers renamed themselves
+_BASE = "zai-org/CogVideoX-5b-I2V"  # THUDM/CogVideoX-5b-I2V until its makers renamed themselves
+
+TEXT = Part(
+    name="text",
+    purpose="T5-XXL with its tokenizer: what a prompt means",
+    repository=_BASE,
     revision=None,
     wanted=(
-        ("vae/config.json",),
-        ("vae/*.safetensors",),
         ("text_encoder/config.json",),
         ("text_encoder/*.safetensors",),
         ("text_encoder/*.index.json",),
         ("tokenizer/*",),
-        ("scheduler/scheduler_config.json",),
     ),
     folder=".",
-    size="about 10 GB (text encoder 4.99 + 4.53 GB, video codec 0.4 or 0.9 GB)",
-    licence="CogVideoX licence (vae, transformer); T5-XXL: Apache-2.0",
-    commercial="only after registering with its makers (CogVideoX licence); T5-XXL: yes",
+    size="about 9.5 GB (4.99 + 4.53 GB)",
+    licence="Apache-2.0 (T5); published with CogVideoX-5B-I2V",
+    commercial="yes",
+)
+
+CODEC = Part(
+    name="codec",
+    purpose="video codec (VAE) and noise schedule of CogVideoX-5B-I2V",
+    repository=_BASE,
+    revision=None,
+    wanted=(("vae/config.json",), ("vae/*.safetensors",), ("scheduler/scheduler_config.json",)),
+    folder=".",
+    size="about 0.4 GB (bfloat16) or 0.9 GB (float32)",
+    licence="CogVideoX licence",
+    commercial="only after registering with its makers",
 )
 
 VISION = Part(
@@ -217,7 +228,7 @@ SYNCNET = Part(
     needed=False,
 )
 
-OFFICIAL: tuple[Part, ...] = (RELEASE, BASE, VISION, RECOGNITION, FACES, SPEECH, SEGMENTER, SYNCNET)
+OFFICIAL: tuple[Part, ...] = (RELEASE, TEXT, CODEC, VISION, RECOGNITION, FACES, SPEECH, SEGMENTER, SYNCNET)
 """All parts of the model `official`."""
 
 OFFICIAL_SETTINGS = {

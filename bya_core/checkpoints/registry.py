@@ -9,7 +9,7 @@ import difflib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,7 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     vram: str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
     """Load a model.
 
@@ -200,6 +201,7 @@ def load_bundle(
         dtype: of the weights; None = as the model wants it (tiny float32, official bfloat16).
         device: where to; None = the CPU.
         vram: gigabytes of GPU memory to make do with ("8" to "80", see docs/memory.md); None = nothing is arranged.
+        given: parts of the bundle ("text", "codec") in place of the model's own; files of those need not be here.
 
     Raises:
         InputError: no such model, or its weights are not here (with how to get them).
@@ -209,9 +211,9 @@ def load_bundle(
     if path is not None:
         from bya_core.checkpoints.from_path import load_path
 
-        bundle = load_path(path, dtype=dtype, device=first)
+        bundle = load_path(path, dtype=dtype, device=first, given=given)
     else:
-        bundle = _named(find_model(str(name_or_path)), dtype, first)
+        bundle = _named(find_model(str(name_or_path)), dtype, first, given or {})
     if vram is not None:
         from bya_core.memory import arrange
 
@@ -219,16 +221,19 @@ def load_bundle(
     return bundle
 
 
-def _named(entry: ModelEntry, dtype: torch.dtype | None, device: torch.device | str | None) -> ModelBundle:
+def _named(
+    entry: ModelEntry, dtype: torch.dtype | None, device: torch.device | str | None, given: Mapping[str, Any]
+) -> ModelBundle:
     """Load an entry of the registry."""
     if entry.loader is None:
         raise InputError(f'the model "{entry.name}" cannot be used yet', "one that can", entry.how_to_get)
     if entry.parts:  # its loader tells what is missing, with licence and source
-        return entry.loader(entry.here, dtype=dtype, device=device)
+        return entry.loader(entry.here, dtype=dtype, device=device, given=given)
     if not entry.present:
         came = f'the model "{entry.name}" is not complete in {entry.here}'
         raise InputError(came, "there " + ", ".join(entry.missing or entry.needs), entry.how_to_get)
-    bundle = entry.loader(entry.here)
+    loaded = entry.loader(entry.here)
+    bundle = replace(loaded, **given) if given else loaded
     if dtype is not None:
         bundle.transformer.to(dtype)
     return bundle if device is None else bundle.to(device)

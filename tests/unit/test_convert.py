@@ -256,7 +256,7 @@ def test_the_official_model_tells_what_is_missing(tmp_path: Path, monkeypatch: p
     from bya_core.checkpoints.official_bundle import load_official
 
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
-    expected = r"lacks transformer.*and 5 more parts.*licence: none stated.*huggingface.co/hyb1124.*download official"
+    expected = r"lacks transformer.*and 6 more parts.*licence: none stated.*huggingface.co/hyb1124.*download official"
     with pytest.raises(InputError, match=expected):
         load_official(tmp_path / "official")
     with pytest.raises(InputError, match="python -m bya_core download official --parts release"):

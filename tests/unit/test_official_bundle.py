@@ -24,7 +24,7 @@ from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.pipeline import generate
 from bya_core.scene import Character, Scene, Speech
-from tests.headless.fakes import IDENTITY, RATE, SCALES, VIT, FakeFace, tone
+from tests.headless.fakes import IDENTITY, RATE, SCALES, VIT, FakeCodec, FakeFace, FakeText, tone
 from tests.unit.test_official import SIZES
 
 SMALL = {
@@ -171,7 +171,7 @@ def test_a_converted_file_finds_the_encoders_of_the_released_model(folder: Path,
     assert isinstance(bundle.text, T5Text) and bundle.name == "one" and bundle.native.height == 64
     assert generate(_scene(bundle), bundle).frames.shape == (5, 64, 64, 3)
     (folder / "vae/config.json").unlink()
-    with pytest.raises(InputError, match=r"lacks vae/config.json; expected video codec.*--parts base"):
+    with pytest.raises(InputError, match=r"lacks vae/config.json; expected video codec.*--parts codec"):
         load_bundle(file)
 
 
@@ -192,4 +192,14 @@ def test_presence_is_told(folder: Path) -> None:
     (folder / "wav2vec2-base-960h/model.safetensors").unlink()
     assert not entry.present and entry.missing == ["wav2vec2-base-960h/model.safetensors"]
     with pytest.raises(InputError, match="wav2vec2-base-960h: what is heard in a voice: 378 MB, licence: Apache-2.0"):
+        load_bundle("official")
+
+
+def test_what_a_host_has_already_need_not_be_here(folder: Path) -> None:
+    (folder / "vae/config.json").unlink()
+    (folder / "text_encoder").unlink()
+    text, codec = FakeText(), FakeCodec()
+    bundle = load_bundle("official", given={"text": text, "codec": codec})
+    assert bundle.text is text and bundle.codec is codec
+    with pytest.raises(InputError, match=r"lacks text_encoder/config.json.* \(and 1 more parts: codec\)"):
         load_bundle("official")
