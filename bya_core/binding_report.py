@@ -1,14 +1,15 @@
 """Did every mouth follow its own voice? Measured in the finished pictures, told in sentences and a picture.
 
 What is measured is movement, not sense: the area that has the colour of a mouth's inside for drawn puppets; for real
-people how much the lower half of a face changes from frame to frame, beyond what its upper half does. The second is a
-weak measure: it tells a talking face from a still one, but a laugh from a word it does not.
+people lip sync by SyncNet where its weights are there (`binding_faces`), else how much the lower half of a face changes
+from frame to frame beyond what its upper half does. The last is a weak measure: it tells a talking face from a still
+one, but a laugh from a word it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,46 @@ from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.encoders.tiny import ByteTextEncoder
 from bya_core.errors import InputError
 from bya_core.media import place
-from bya_core.metrics.binding import correlations, targets_of
+from bya_core.metrics.binding import lagged, local_correlations, targets_of
+from bya_core.metrics.identity import IdentityTable, colour_table
 from bya_core.metrics.loudness import loudness_track
 from bya_core.metrics.masks import flicker
-from bya_core.metrics.mouth import mouth_opening
+from bya_core.metrics.mouth import mouth_motion, mouth_opening
+from bya_core.metrics.sync import CrossTalk, Span, failing_spans
 from bya_core.report import mask_figures
 from bya_core.scene import Speech
 
 PUPPET_MOUTH = (0.20, 0.01, 0.07)  # colour of the inside of every drawn puppet's mouth
 LAG = 2  # frames by which a mouth may be early or late
-MARGIN = 0.1  # of two correlations nearer than this, none is the larger
-FOLLOWS = 0.25  # correlation from which a mouth is said to follow a voice
+REACH = 10  # frames within which a mouth is looked for that is earlier or later than that
 STILL = 0.35  # a listener's mouth moves less than this share of what speakers' mouths do
 SHORT = 25  # frames below which a correlation says nothing
+QUIET = 0.05  # of its loudest moment, below which a voice is silent
+PAUSE = 3  # frames around speech in which a mouth may still move, or already
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a score of a mouth and a voice means.
+
+    Args:
+        name: of the measure, in words.
+        follows: from here a mouth is said to follow a voice.
+        margin: of two scores nearer than this, none is the larger.
+        full: as good as it gets; for colours.
+        moment: by which a foreign voice must win over a second or so to be told.
+    """
+
+    name: str
+    follows: float
+    margin: float
+    full: float
+    moment: float
+
+
+COLOUR = Scale("mouth colour", 0.25, 0.1, 0.6, 0.4)
+MOTION = Scale("movement of the lower face", 0.25, 0.1, 0.6, 0.4)
+SYNC = Scale("lip sync (Sync-C)", 2.0, 0.5, 6.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -45,8 +73,13 @@ class Lane:
         heard: index of the voice that should move it; -1 = a listener.
         mouth: [F] movement of the mouth, 0 = shut or still, 1 = the most of anybody in this video.
         loudness: [F] of that voice, 0..1 of its loudest moment; zeros for a listener.
-        verdict: "own", "wrong", "unclear", "still" or "moves".
+        verdict: "own", "wrong", "shifted", "unclear", "still" or "moves".
         text: the verdict in a sentence.
+        listening: bool [F], its voice is silent.
+        coverage: [F] share of the picture that its mask claims.
+        identity: [F] likeness to its own reference, and to the most similar other (-1 where there is none); None = not
+            measured.
+        bad: bool [F], something is not as it should be.
     """
 
     name: str
@@ -55,11 +88,15 @@ class Lane:
     loudness: np.ndarray
     verdict: str
     text: str
+    listening: np.ndarray
+    coverage: np.ndarray
+    identity: tuple[np.ndarray, np.ndarray] | None
+    bad: np.ndarray
 
     @property
     def good(self) -> bool | None:
         """True = as it should be, False = not, None = cannot be told."""
-        return {"own": True, "still": True, "wrong": False, "moves": False}.get(self.verdict)
+        return {"own": True, "still": True, "wrong": False, "shifted": False, "moves": False}.get(self.verdict)
 
 
 @dataclass(frozen=True)
@@ -69,12 +106,29 @@ class BindingReport:
     Args:
         text: sentences, one a line.
         picture: mouths against voices, and lanes over time.
-        figures: everything ready for JSON.
+        figures: everything ready for JSON; "passed" is True, False, or None where something cannot be told.
     """
 
     text: str
     picture: Image.Image
     figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FaceFigures:
+    """What networks say of real faces; see `binding_faces`.
+
+    Args:
+        sync: every face against every voice; None = not measured.
+        identity: faces against references, by name of the network.
+        boxes: of the faces [N, F, 4], NaN where there is none; None = not looked for.
+        notices: what could not be measured, why, and how to get it; one sentence each.
+    """
+
+    sync: CrossTalk | None = None
+    identity: dict[str, IdentityTable] = field(default_factory=dict)
+    boxes: np.ndarray | None = None
+    notices: tuple[str, ...] = ()
 
 
 def mouth_colour(bundle: ModelBundle) -> tuple[float, float, float] | None:
@@ -91,6 +145,8 @@ def binding_report(
     *,
     matrix: Tensor | None = None,
     mouth_rgb: tuple[float, float, float] | None = None,
+    portraits: Sequence[Tensor] | None = None,
+    faces: FaceFigures | None = None,
 ) -> BindingReport:
     """Measure a finished video.
 
@@ -102,6 +158,8 @@ def binding_report(
         names: of the N characters; voice m is named after character m.
         matrix: audio-character matrix [M, N]; None = voice m moves character m.
         mouth_rgb: see `mouth_colour`.
+        portraits: N pictures [3, h, w] in 0..1 on white: likeness of drawn characters by their colours.
+        faces: what networks say, for real people.
 
     Raises:
         InputError: masks of another number of characters or frames.
@@ -111,36 +169,84 @@ def binding_report(
         came = f"masks of {masks.shape[0]} characters and {masks.shape[1]} frames"
         raise InputError(came, f"{count} and {length}", "use the masks of this video")
     matrix = torch.eye(len(speeches), count) if matrix is None else matrix
-    voices = np.stack([_loudness(speech, length, fps) for speech in speeches])
+    faces = faces or FaceFigures()
+    voices = np.stack([loudness_of(speech, length, fps) for speech in speeches])
     regions = F.interpolate(masks.float(), size=frames.shape[1:3], mode="bilinear", align_corners=False).numpy() > 0.5
     mouths = _mouths(frames.numpy(), regions, mouth_rgb)
-    follows = correlations(mouths, voices, LAG)  # [N, M]
     heard = np.where(voices.max(axis=1) > 0, 1.0, 0.0)[:, None] * matrix.numpy()
-    targets = targets_of(heard)
-    scale = max(float(mouths.max(initial=0.0)), 1e-9)
+    measured = _Measured(mouths, voices, targets_of(heard), regions, fps, faces.sync, mouth_rgb is not None)
+    likeness = dict(faces.identity)
+    if mouth_rgb is not None and portraits is not None:
+        pictures = [(p.permute(1, 2, 0) * 255).round().byte().numpy() for p in portraits]
+        likeness["colours"] = colour_table(frames.numpy(), regions, pictures)
     owners = [*names, *(f"voice {m + 1}" for m in range(count, len(speeches)))]
-    lanes = []
-    for n, name in enumerate(names):
-        verdict, text = _verdict(n, mouths, follows, targets, regions[n], owners, length)
-        loud = voices[targets[n]] if targets[n] >= 0 else np.zeros(length)
-        lane = Lane(name, int(targets[n]), mouths[n] / scale, loud / max(float(loud.max()), 1e-9), verdict, text)
-        lanes.append(lane)
-    figures = {
-        "correlation": np.round(follows, 3).tolist(),
-        "should_follow": targets.tolist(),
-        "verdicts": [lane.verdict for lane in lanes],
-        "movement": np.round(mouths.std(axis=1), 5).tolist(),
-        "coverage": [figure.coverage for figure in mask_figures(masks)],
-        "flicker": round(flicker(masks.numpy()), 4),
-        "measure": "mouth colour" if mouth_rgb is not None else "movement of the lower face",
-    }
-    text = "\n".join([*(lane.text for lane in lanes), *_about_masks(names, figures), _honestly(mouth_rgb, length)])
+    lanes = [_lane(n, measured, owners, masks, next(iter(likeness.values()), None)) for n in range(count)]
+    figures = _figures(lanes, measured, masks, likeness, owners)
+    text = "\n".join(
+        [
+            *(lane.text for lane in lanes),
+            *_about_moments(lanes, measured, owners),
+            *_about_masks(names, figures),
+            *_about_identity(names, likeness),
+            *faces.notices,
+            _honestly(measured),
+        ]
+    )
     from bya_core.binding_picture import draw_report
 
-    return BindingReport(text, draw_report(lanes, follows, owners, fps, figures["measure"]), figures)
+    return BindingReport(text, draw_report(lanes, measured.follows, owners, fps, measured.scale), figures)
 
 
-def _loudness(speech: Speech | None, length: int, fps: float) -> np.ndarray:
+class _Measured:
+    """Mouths and voices of a clip, and how they go together."""
+
+    def __init__(
+        self,
+        mouths: np.ndarray,
+        voices: np.ndarray,
+        targets: np.ndarray,
+        regions: np.ndarray,
+        fps: float,
+        sync: CrossTalk | None,
+        drawn: bool,
+    ) -> None:
+        self.mouths, self.voices, self.targets, self.regions, self.fps = mouths, voices, targets, regions, fps
+        self.length = mouths.shape[1]
+        self.audible = voices > QUIET * np.maximum(voices.max(axis=1, keepdims=True), 1e-9)
+        self.listening = np.stack([self._pauses(own) for own in targets])
+        self.failing: tuple[Span, ...] = ()
+        if sync is not None:
+            self.scale, self.follows = SYNC, sync.confidence
+            # SyncNet counts where the sound is too early, which is where the mouth is late
+            self.offset, self.shifted, self.failing = sync.offset, sync.confidence, sync.failing
+            return
+        self.scale = COLOUR if drawn else MOTION
+        reach = min(REACH, max(LAG, (self.length - SHORT) // 2))
+        every = lagged(mouths, voices, reach)
+        self.follows = every[..., reach - LAG : reach + LAG + 1].max(axis=2)
+        self.offset, self.shifted = every.argmax(axis=2) - reach, every.max(axis=2)
+        if self.length >= SHORT:
+            local = local_correlations(mouths, voices, SHORT, LAG)
+            self.failing = failing_spans(local, targets, self.audible, fps, self.scale.moment)
+
+    def _pauses(self, own: int) -> np.ndarray:
+        """bool [F]: well away from any speech of that voice."""
+        from scipy.ndimage import binary_dilation
+
+        if own < 0:
+            return np.ones(self.length, dtype=bool)
+        return ~binary_dilation(self.audible[own], iterations=PAUSE)
+
+    @property
+    def speaking_level(self) -> float:
+        """Mean movement of mouths that speak; 0 where nobody does."""
+        said = [self.mouths[n, self.audible[own]] for n, own in enumerate(self.targets) if own >= 0]
+        joined = np.concatenate(said) if said else np.zeros(0)
+        return float(joined.mean()) if joined.size else 0.0
+
+
+def loudness_of(speech: Speech | None, length: int, fps: float) -> np.ndarray:
+    """Loudness of a voice as it is heard in the video, per frame [F]; zeros for nobody."""
     if speech is None:
         return np.zeros(length)
     heard = place(speech.waveform.float(), speech.sample_rate, speech.offset, speech.gain)
@@ -149,64 +255,142 @@ def _loudness(speech: Speech | None, length: int, fps: float) -> np.ndarray:
 
 def _mouths(frames: np.ndarray, regions: np.ndarray, mouth_rgb: tuple[float, float, float] | None) -> np.ndarray:
     """[N, F]: how open, or how much in motion, each mouth is."""
-    if mouth_rgb is not None:
-        opening = mouth_opening(frames, regions, mouth_rgb)
-        return opening - opening.min(axis=1, keepdims=True)
-    grey = frames.astype(np.float32).mean(axis=-1) / 255.0
-    moved = np.abs(np.diff(grey, axis=0, prepend=grey[:1]))
-    made = np.zeros(regions.shape[:2])
-    for n, region in enumerate(regions):
-        for f, here in enumerate(region):
-            rows = np.flatnonzero(here.any(axis=1))
-            if rows.size < 2:
-                continue
-            middle = (rows[0] + rows[-1] + 1) // 2
-            upper, lower = here.copy(), here.copy()
-            upper[middle:], lower[:middle] = False, False
-            made[n, f] = max(0.0, _mean(moved[f], lower) - _mean(moved[f], upper))
-    return made
+    if mouth_rgb is None:
+        return mouth_motion(frames, regions)
+    opening = mouth_opening(frames, regions, mouth_rgb)
+    return opening - opening.min(axis=1, keepdims=True)
 
 
-def _mean(values: np.ndarray, where: np.ndarray) -> float:
-    return float(values[where].mean()) if where.any() else 0.0
+def _lane(
+    n: int, measured: _Measured, owners: Sequence[str], masks: Tensor, identity: IdentityTable | None
+) -> Lane:
+    verdict, text = _verdict(n, measured, owners)
+    own, mouths = int(measured.targets[n]), measured.mouths
+    loud = measured.voices[own] if own >= 0 else np.zeros(measured.length)
+    bad = measured.listening[n] & (mouths[n] > STILL * max(measured.speaking_level, 1e-9))
+    bad &= measured.speaking_level > 0
+    frames = np.arange(measured.length) / measured.fps
+    for span in measured.failing:
+        if span.character == n:
+            bad |= (frames >= span.start) & (frames < span.end)
+    if verdict in ("wrong", "shifted"):
+        bad |= measured.audible[own]
+    likeness = None
+    if identity is not None:
+        others = np.delete(identity.likeness[n], n, axis=1)
+        rival = others.max(axis=1) if others.shape[1] else np.full(measured.length, -1.0)
+        likeness = identity.per_frame[n], rival
+        bad |= np.nan_to_num(likeness[0], nan=2.0) < np.nan_to_num(rival, nan=-1.0)
+    return Lane(
+        name=owners[n],
+        heard=own,
+        mouth=mouths[n] / max(float(mouths.max(initial=0.0)), 1e-9),
+        loudness=loud / max(float(loud.max()), 1e-9),
+        verdict=verdict,
+        text=text,
+        listening=measured.listening[n],
+        coverage=(masks[n] > 0.5).float().mean(dim=(1, 2)).numpy(),
+        identity=likeness,
+        bad=bad,
+    )
 
 
-def _verdict(
-    n: int,
-    mouths: np.ndarray,
-    follows: np.ndarray,
-    targets: np.ndarray,
-    region: np.ndarray,
-    owners: Sequence[str],
-    length: int,
-) -> tuple[str, str]:
+def _verdict(n: int, measured: _Measured, owners: Sequence[str]) -> tuple[str, str]:
     """What is said of one character, as a word and a sentence."""
-    name, own = owners[n], int(targets[n])
-    if not region.any():
+    name, own, scale = owners[n], int(measured.targets[n]), measured.scale
+    if not measured.regions[n].any():
         return "unclear", f"{name} has no place in the masks, so nothing can be measured."
     if own < 0:
-        speakers = mouths[targets >= 0].std(axis=1)
+        speakers = measured.mouths[measured.targets >= 0].std(axis=1)
         if speakers.size == 0:
             return "unclear", f"{name} listens; nobody speaks, so there is nothing to compare with."
-        share = float(mouths[n].std() / max(speakers.mean(), 1e-9))
+        share = float(measured.mouths[n].std() / max(speakers.mean(), 1e-9))
         if share < STILL:
             return "still", f"{name} listens and keeps still: the mouth moves {share:.0%} as much as those that speak."
         return "moves", f"{name} should listen, but the mouth moves {share:.0%} as much as those that speak."
-    if length < SHORT:
-        return "unclear", f"{name}: {length} frames are too few to tell."
-    row = follows[n]
+    if measured.length < SHORT:
+        return "unclear", f"{name}: {measured.length} frames are too few to tell."
+    row = measured.follows[n]
     mine, others = float(row[own]), np.delete(row, own)
     rival = int(np.delete(np.arange(len(row)), own)[others.argmax()]) if others.size else -1
-    best = float(others.max()) if others.size else -1.0
+    best = float(others.max()) if others.size else -np.inf
+    late, there = int(measured.offset[n, own]), float(measured.shifted[n, own])
+    if abs(late) > LAG and there >= 2 * scale.follows and there > best + scale.margin and there > _at_rest(n, measured):
+        when = f"{abs(late)} frames ({abs(late) / measured.fps * 1000:.0f} ms) {'late' if late > 0 else 'early'}"
+        return "shifted", f"{name} follows the right voice, but {when} ({there:.2f})."
     voice = "its own voice" if own == n else f"the voice of {owners[own]}, as it should,"
-    if mine >= FOLLOWS and mine > best + MARGIN:
+    if mine >= scale.follows and mine > best + scale.margin:
         beside = f" (next: the voice of {owners[rival]}, {best:.2f})" if rival >= 0 else ""
         return "own", f"{name} follows {voice} with {mine:.2f}{beside}."
-    if best >= FOLLOWS and best > mine + MARGIN:
+    if best >= scale.follows and best > mine + scale.margin:
         wrong = f"the voice of {owners[rival]} ({best:.2f})"
         return "wrong", f"{name} follows {wrong} more than the right one ({mine:.2f})."
     next_to_it = f", {best:.2f} with the next" if rival >= 0 else ""
     return "unclear", f"{name}: cannot be told ({mine:.2f} with the right voice{next_to_it})."
+
+
+def _at_rest(n: int, measured: _Measured) -> float:
+    """What a shifted mouth must beat: the score without the shift. Sync-C is that of the best shift already."""
+    if measured.scale is SYNC:
+        return -np.inf
+    return float(measured.follows[n, measured.targets[n]]) + measured.scale.margin
+
+
+def _figures(
+    lanes: Sequence[Lane],
+    measured: _Measured,
+    masks: Tensor,
+    likeness: dict[str, IdentityTable],
+    owners: Sequence[str],
+) -> dict[str, Any]:
+    judged = [lane.good for lane in lanes]
+    return {
+        "passed": False if False in judged else None if None in judged else True,
+        "measure": measured.scale.name,
+        "characters": list(owners[: len(lanes)]),
+        "score": np.round(measured.follows, 3).tolist(),
+        "should_follow": measured.targets.tolist(),
+        "verdicts": [lane.verdict for lane in lanes],
+        "offset": [int(measured.offset[n, own]) if own >= 0 else None for n, own in enumerate(measured.targets)],
+        "movement": np.round(measured.mouths.std(axis=1), 5).tolist(),
+        "listening": [_spans(lane.listening, measured.fps) for lane in lanes],
+        "not_as_it_should_be": [_spans(lane.bad, measured.fps) for lane in lanes],
+        "follows_another": [
+            {"character": owners[s.character], "voice": owners[s.rival], "from": s.start, "to": s.end}
+            for s in measured.failing
+        ],
+        "coverage": [figure.coverage for figure in mask_figures(masks)],
+        "flicker": round(flicker(masks.numpy()), 4),
+        "identity": {
+            name: {
+                "mean": _rounded(table.mean),
+                "worst": _rounded(table.worst),
+                "confusion": [_rounded(row) for row in table.confusion],
+                "right": table.right.tolist(),
+            }
+            for name, table in likeness.items()
+        },
+    }
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [round(float(value), 4) if np.isfinite(value) else None for value in values]
+
+
+def _spans(where: np.ndarray, fps: float) -> list[list[float]]:
+    """[F] bool -> [from, to] in seconds."""
+    edges = np.flatnonzero(np.diff(where.astype(np.int8), prepend=0, append=0)).tolist()
+    return [[round(a / fps, 3), round(b / fps, 3)] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _about_moments(lanes: Sequence[Lane], measured: _Measured, owners: Sequence[str]) -> list[str]:
+    """Moments that go wrong; not told of those of whom the whole goes wrong."""
+    return [
+        f"From {span.start:.2f} to {span.end:.2f} s {owners[span.character]} goes with the voice of "
+        f"{owners[span.rival]} more than with the right one."
+        for span in measured.failing
+        if lanes[span.character].good is not False
+    ]
 
 
 def _about_masks(names: Sequence[str], figures: dict[str, Any]) -> list[str]:
@@ -214,9 +398,23 @@ def _about_masks(names: Sequence[str], figures: dict[str, Any]) -> list[str]:
     return [f"Masks: {places} of the picture; {figures['flicker']:.1%} of their area changes from frame to frame."]
 
 
-def _honestly(mouth_rgb: tuple[float, float, float] | None, length: int) -> str:
-    if mouth_rgb is not None:
-        how = "the area in the colour of a puppet's mouth, against the loudness of each voice"
-    else:
-        how = "movement in the lower half of each face beyond that of its upper half, a weak measure"
-    return f"Measured: {how}, over {length} frames; correlations within {LAG} frames, -1 to 1."
+def _about_identity(names: Sequence[str], likeness: dict[str, IdentityTable]) -> list[str]:
+    lines = []
+    for how, table in likeness.items():
+        cells = [
+            f"{name} {mean:.2f} (worst frame {worst:.2f}{'' if right else ', LIKE ANOTHER'})"
+            for name, mean, worst, right in zip(names, table.mean, table.worst, table.right, strict=True)
+        ]
+        lines.append(f"Likeness to the own reference, by {how}: {', '.join(cells)}.")
+    return lines
+
+
+def _honestly(measured: _Measured) -> str:
+    how = {
+        COLOUR: "the area in the colour of a puppet's mouth, against the loudness of each voice",
+        MOTION: "movement in the lower half of each face beyond that of its upper half, a weak measure",
+        SYNC: "lip sync by SyncNet (Sync-C of each face with each voice)",
+    }[measured.scale]
+    if measured.scale is SYNC:
+        return f"Measured: {how}, over {measured.length} frames; higher is better, about 4 and more is good."
+    return f"Measured: {how}, over {measured.length} frames; correlations within {LAG} frames, -1 to 1."

@@ -1,4 +1,4 @@
-"""The command line: generate | timeline | probe | models | download | convert | doctor | selftest."""
+"""The command line: generate | timeline | probe | report | models | download | convert | doctor | selftest."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from bya_core.cli_memory import Selftest, Vram
 from bya_core.cli_models import Convert, Download, Models
+from bya_core.cli_report import Report
 from bya_core.cli_routing import Probe, go_on
 from bya_core.errors import Cancelled, InputError, Paused
 
@@ -174,6 +175,7 @@ Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Timeline, tyro.conf.subcommand("timeline")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Download, tyro.conf.subcommand("download")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]

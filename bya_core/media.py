@@ -175,6 +175,28 @@ def mix_speeches(speeches: Sequence[PlacedSpeech | None], seconds: float) -> tup
     return mix / max(1.0, float(mix.abs().max())) if mix.numel() else mix, rate
 
 
+def read_video(path: str | os.PathLike[str]) -> tuple[Tensor, float]:
+    """The pictures of a video: (uint8 [F, H, W, 3], frames a second).
+
+    Raises:
+        InputError: missing, unreadable, or without pictures.
+    """
+    path = existing_file(path, "the video")
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path} has no pictures", "a video", "choose another file")
+            rate = container.streams.video[0].average_rate
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.error.FFmpegError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the video {path} cannot be read", "a video such as mp4", "save it again") from error
+    if not frames or not rate:
+        raise InputError(f"the video {path} is empty", "at least one frame", "choose another file")
+    return torch.from_numpy(np.stack(frames)), float(rate)
+
+
 def write_video(
     path: str | os.PathLike[str],
     frames: Iterable[Tensor | np.ndarray],

@@ -20,20 +20,50 @@ def correlations(opening: np.ndarray, speech: np.ndarray, max_lag: int = 0) -> n
         speech: [M, F], loudness (or opening) per stream.
         max_lag: the best correlation over shifts of the speech by -max_lag..max_lag frames is taken.
     """
+    return lagged(opening, speech, max_lag).max(axis=2)
+
+
+def lagged(opening: np.ndarray, speech: np.ndarray, max_lag: int) -> np.ndarray:
+    """Correlation of every mouth with every speech at every shift, float64 [N, M, 2 max_lag + 1].
+
+    Column max_lag + k compares a mouth with what was said k frames earlier: a peak at k > 0 is a mouth that is late by
+    k frames, or a sound that is early. Arguments as in `correlations`.
+    """
     opening, speech = np.asarray(opening, dtype=np.float64), np.asarray(speech, dtype=np.float64)
     frames = opening.shape[1]
-    best = np.full((opening.shape[0], speech.shape[0]), -np.inf)
+    made = np.zeros((opening.shape[0], speech.shape[0], 2 * max_lag + 1))
     for lag in range(-max_lag, max_lag + 1):
         late, early = max(lag, 0), max(-lag, 0)
+        if frames - late - early < 2:
+            continue
         mouths = _standard(opening[:, late : frames - early])
         voices = _standard(speech[:, early : frames - late])
-        best = np.maximum(best, mouths @ voices.T / mouths.shape[1])
-    return best
+        made[..., max_lag + lag] = mouths @ voices.T / mouths.shape[1]
+    return made
+
+
+def local_correlations(opening: np.ndarray, speech: np.ndarray, width: int, max_lag: int = 0) -> np.ndarray:
+    """Correlation over `width` frames about every frame, float64 [N, M, F]; the ends hold the nearest whole window."""
+    opening, speech = np.asarray(opening, dtype=np.float64), np.asarray(speech, dtype=np.float64)
+    frames = opening.shape[1]
+    width = min(width, frames - 2 * max_lag)
+    if width < 2:
+        return np.zeros((opening.shape[0], speech.shape[0], frames))
+    inner = np.arange(max_lag, frames - max_lag - width + 1)  # starts of the mouths' windows
+    mouths = np.lib.stride_tricks.sliding_window_view(opening, width, axis=1)[:, inner]
+    best = np.full((opening.shape[0], speech.shape[0], inner.size), -np.inf)
+    for lag in range(-max_lag, max_lag + 1):
+        voices = np.lib.stride_tricks.sliding_window_view(speech, width, axis=1)[:, inner - lag]
+        here = np.einsum("nvw,mvw->nmv", _standard(mouths), _standard(voices)) / width
+        best = np.maximum(best, here)
+    nearest = np.clip(np.arange(frames) - width // 2 - max_lag, 0, inner.size - 1)
+    return best[..., nearest]
 
 
 def _standard(tracks: np.ndarray) -> np.ndarray:
-    centred = tracks - tracks.mean(axis=1, keepdims=True)
-    spread = centred.std(axis=1, keepdims=True)
+    """Of mean 0 and deviation 1 along the last axis; tracks without a change become 0."""
+    centred = tracks - tracks.mean(axis=-1, keepdims=True)
+    spread = centred.std(axis=-1, keepdims=True)
     return np.where(spread > _FLAT, centred / np.maximum(spread, _FLAT), 0.0)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bya_core.metrics.colour import histogram, lab
+from bya_core.metrics.segment import foreground
 
 _SPREAD = (1.6, 1.0)
 
@@ -39,12 +41,23 @@ class IdentityTable:
     """Faces of N characters against the references of all.
 
     Args:
-        per_frame: cosine of each face with its own reference [N, F]; NaN where there is no face.
-        confusion: mean cosine of character n's faces with the reference of character k [N, N]; NaN without faces.
+        likeness: of character n's face in frame f to the reference of character k [N, F, N]; NaN without a face.
     """
 
-    per_frame: np.ndarray
-    confusion: np.ndarray
+    likeness: np.ndarray
+
+    @property
+    def per_frame(self) -> np.ndarray:
+        """Likeness of each face to its own reference [N, F]; NaN where there is no face."""
+        return np.stack([self.likeness[n, :, n] for n in range(len(self.likeness))])
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Mean likeness of character n's faces to the reference of character k [N, N]; NaN without faces."""
+        seen = np.isfinite(self.likeness).all(axis=2)
+        total = np.where(seen[..., None], self.likeness, 0.0).sum(axis=1)
+        count = seen.sum(axis=1)[:, None]
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     @property
     def mean(self) -> np.ndarray:
@@ -75,9 +88,19 @@ def identity_table(faces: np.ndarray, references: np.ndarray) -> IdentityTable:
     """
     faces, references = (np.asarray(given, dtype=np.float64) for given in (faces, references))
     lengths = np.linalg.norm(faces, axis=2, keepdims=True) * np.linalg.norm(references, axis=1)
-    cosine = np.einsum("nfd,kd->nfk", faces, references) / np.maximum(lengths, 1e-12)  # [N, F, N]
-    seen = np.isfinite(cosine).all(axis=2)
-    total = np.where(seen[..., None], cosine, 0.0).sum(axis=1)
-    count = seen.sum(axis=1)[:, None]
-    confusion = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return IdentityTable(np.stack([cosine[n, :, n] for n in range(len(faces))]), confusion)
+    return IdentityTable(np.einsum("nfd,kd->nfk", faces, references) / np.maximum(lengths, 1e-12))
+
+
+def colour_table(frames: np.ndarray, regions: np.ndarray, portraits: Sequence[np.ndarray]) -> IdentityTable:
+    """The same by colours alone, for drawn characters whose looks differ.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        regions: bool [N, F, H, W].
+        portraits: N pictures uint8 [h, w, 3] on white.
+    """
+    known = np.stack([colour_descriptor(portrait, foreground(portrait)) for portrait in portraits])
+    likeness = np.full((*regions.shape[:2], len(known)), np.nan)
+    for n, f in np.argwhere(regions.any(axis=(2, 3))):
+        likeness[n, f] = histogram_similarity(colour_descriptor(frames[f], regions[n, f]), known)
+    return IdentityTable(likeness)

@@ -8,7 +8,7 @@ biases short clips; scores of clips of different lengths do not compare.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -148,8 +148,11 @@ def failing_spans(
     audible: np.ndarray | None = None,
     fps: float = 25.0,
     margin: float = 0.0,
+    least: float = 0.2,
 ) -> tuple[Span, ...]:
     """Stretches in which a foreign voice beats the own one, while the own one is heard.
+
+    Neighbouring ones with the same rival are joined over gaps shorter than `least`.
 
     Args:
         local: score of every face and voice at every moment [N, M, V].
@@ -157,6 +160,7 @@ def failing_spans(
         audible: bool [M, V].
         fps: moments a second.
         margin: by which a foreign voice must win.
+        least: seconds; what is shorter is not told.
     """
     spans: list[Span] = []
     for n, own in enumerate(target):
@@ -169,7 +173,13 @@ def failing_spans(
         lost &= True if audible is None else np.asarray(audible[own], dtype=bool)
         winner = np.where(lost, rival, -1)
         edges = np.flatnonzero(np.diff(winner, prepend=-1, append=-1))
-        for begin, end in zip(edges[:-1], edges[1:], strict=True):
-            if winner[begin] >= 0:
-                spans.append(Span(n, int(winner[begin]), round(begin / fps, 3), round(end / fps, 3)))
+        here: list[Span] = []
+        for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            if winner[begin] < 0:
+                continue
+            span = Span(n, int(winner[begin]), round(begin / fps, 3), round(end / fps, 3))
+            if here and here[-1].rival == span.rival and span.start - here[-1].end < least:
+                span = replace(span, start=here.pop().start)
+            here.append(span)
+        spans += [span for span in here if span.end - span.start >= least]
     return tuple(spans)

@@ -57,8 +57,9 @@ def load_scene(
         negative_prompt=given.negative_prompt,
         characters=tuple(Character(c.name, read_image(folder / c.image)) for c in given.characters),
         speeches=voices.speeches,
-        audio_character_matrix=_matrix(matrix, len(names)),
+        audio_character_matrix=matrix_of(matrix, len(names)),
         first_frame=read_image(folder / given.first_frame) if given.first_frame else None,
+        first_frame_fit=given.first_frame_fit,
         height=height,
         width=width,
         num_frames=num_frames,
@@ -121,8 +122,8 @@ def _length(
     return frames
 
 
-def _matrix(given: list[list[float]] | str | None, count: int) -> Tensor | None:
-    """[M, N]; None = each speech moves its own character."""
+def matrix_of(given: list[list[float]] | str | None, count: int) -> Tensor | None:
+    """Audio-character matrix of a scene file [M, N]; None = each speech moves its own character."""
     if isinstance(given, list):
         if not given or len({len(row) for row in given}) != 1:
             raise InputError(

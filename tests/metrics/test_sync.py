@@ -116,7 +116,7 @@ def test_crosstalk_of_right_swapped_and_chance():
     assert right.right.all() and not right.failing and (right.margin > 1).all() and (np.diag(right.offset) == 0).all()
     swapped = judged(lips[::-1])
     assert not swapped.right.any() and {(span.character, span.rival) for span in swapped.failing} == {(0, 1), (1, 0)}
-    assert sum(span.end - span.start for span in swapped.failing) == pytest.approx(2 * 44 / 25, abs=0.2)
+    assert sum(span.end - span.start for span in swapped.failing) == pytest.approx(2 * 44 / 25, abs=0.3)
     half = lips.copy()
     half[:, 30:] = lips[::-1, 30:]
     spans = judged(half, width=np.int64(9)).failing
