@@ -262,3 +262,25 @@ def test_the_official_model_tells_what_is_missing(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="python -m bya_core download official --parts release"):
         find("official")
     assert registry.MODELS["official"].missing
+
+
+@needs_tiny
+def test_what_the_training_loop_writes_is_read(tmp_path: Path) -> None:
+    """The trainer's own writer, adapters of another scale included."""
+    from training.adapters import add_lora, load_model, write_model
+    from training.stages import Lora
+
+    lora = Lora(rank=4, alpha=8, targets=("attn1.to_q", "attn1.to_k"))
+    model = load_model(MODELS["tiny"].here / "transformer")
+    add_lora(model, lora)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.eval()
+    write_model(tmp_path / "final", model, model.state_dict(), lora, {"stage": 3})
+    file = tmp_path / "mine.safetensors"
+    assert "merged 12 LoRA updates" in convert(tmp_path / "final", file)
+    made = _output(model)
+    assert_close(_output(load_bundle(file).transformer), made)
+    assert (_output(load_bundle("tiny").transformer) - made).abs().max() > 0.01
