@@ -56,7 +56,6 @@ VARIANTS: dict[str, Variant] = {
     BASE: Variant("as it is: softmax, 3D masks, both losses, LoRA, half of the samples on the router's own masks"),
     "no_smoothness": Variant("without smoothness loss", {"router_weights": {"smoothness": 0.0}}),
     "no_layer_loss": Variant("without layer loss", {"router_weights": {"layer_variance": 0.0}}),
-    "always_forced": Variant("teacher forcing in all samples (appendix B)", {"own_masks": 0.0}),
     "no_teacher": Variant(
         "without teacher forcing: own masks only, router and denoiser trained jointly",
         {"own_masks": 1.0, "own_masks_warmup": 0},
@@ -65,6 +64,7 @@ VARIANTS: dict[str, Variant] = {
     "no_lora": Variant("without LoRA", {"lora": None}),
     "targets_2d": Variant("2D targets: one mask for all frames", {"static_masks": True}),
     "sigmoid": Variant("a sigmoid per character instead of the softmax", {}, {"router_activation": "sigmoid"}),
+    "always_forced": Variant("teacher forcing in all samples (appendix B)", {"own_masks": 0.0}),
 }
 
 COLUMNS = {
@@ -111,7 +111,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int | None = None
     batch: int | None = None
-    held_out: HeldOut = field(default_factory=lambda: HeldOut(masks=12, videos=6, shares=(0.9, 0.5, 0.1)))
+    held_out: HeldOut = field(default_factory=lambda: HeldOut(masks=8, videos=4, shares=(0.9, 0.5, 0.1)))
     precision: str = "bf16"
     threads: int = 0
     table: bool = False
