@@ -5,17 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
 
+from bya_core.metrics.face_track import crops
 from training.curation.footage import read_window
 from training.curation.record import Record
-
-FACE = 224
-"""Side of a face crop."""
-
-_MARGIN = 0.4  # of SyncNet's crop (syncnet_python, also AV_MossFormer2_TSE): share of half a face added around
-_GREY = 110  # beyond the picture
-_SMOOTH = 13  # frames of the median filter on the boxes
 
 
 def work_size(record: Record, longest: int) -> tuple[int, int]:
@@ -52,31 +45,5 @@ def boxes_in(record: Record, size: tuple[int, int], context: bool = False) -> np
 
 
 def face_crops(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """[F,H,W,3] and [N,F,4] -> uint8 [N,F,224,224,3], framed as SyncNet was trained.
-
-    With s half the longer side of a box, smoothed over time: s above its middle, 1.8 s below, 1.4 s to both sides.
-    """
-    from scipy.signal import medfilt
-
-    made = np.empty((*boxes.shape[:2], FACE, FACE, 3), np.uint8)
-    for n, track in enumerate(boxes):
-        half = np.maximum(track[:, 2] - track[:, 0], track[:, 3] - track[:, 1]) / 2
-        middle = (track[:, :2] + track[:, 2:]) / 2
-        padded = [np.pad(values, _SMOOTH // 2, mode="edge") for values in (half, middle[:, 0], middle[:, 1])]
-        inner = slice(_SMOOTH // 2, -(_SMOOTH // 2))
-        half, x, y = (medfilt(values, _SMOOTH)[inner] for values in padded)
-        for f, frame in enumerate(frames):
-            s = max(1.0, float(half[f]))
-            made[n, f] = _square(frame, x[f] - s * (1 + _MARGIN), y[f] - s, 2 * s * (1 + _MARGIN))
-    return made
-
-
-def _square(frame: np.ndarray, left: float, top: float, side: float) -> np.ndarray:
-    """A square of the picture, grey beyond it, as [224,224,3]."""
-    x, y, wide = round(left), round(top), max(1, round(side))
-    height, width = frame.shape[:2]
-    square = np.full((wide, wide, 3), _GREY, np.uint8)
-    x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + wide), min(height, y + wide)
-    if x1 > x0 and y1 > y0:
-        square[y0 - y : y1 - y, x0 - x : x1 - x] = frame[y0:y1, x0:x1]
-    return np.asarray(Image.fromarray(square).resize((FACE, FACE), Image.Resampling.BILINEAR))
+    """[F,H,W,3] and [N,F,4] -> uint8 [N,F,224,224,3], framed as SyncNet sees them."""
+    return np.stack([crops(frames, track) for track in boxes])

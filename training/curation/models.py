@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from bya_core.errors import InputError
+from bya_core.metrics.sync import Sync
 
 Part = Literal["detector", "identity", "extractor", "sync", "segmenter", "speech", "captioner"]
 
@@ -65,21 +66,12 @@ class SpeechExtractor(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Sync:
-    """How well lips fit a voice: Sync-C, Sync-D and the shift in frames at which they fit best (SyncNet)."""
-
-    confidence: float
-    distance: float
-    offset: int
-
-
 @runtime_checkable
 class SyncScorer(Protocol):
-    """Judges whether lips and voice belong together."""
+    """Judges whether lips and voices belong together."""
 
-    def score(self, faces: np.ndarray, speech: np.ndarray) -> Sync:
-        """uint8 [F,224,224,3] at 25 a second, float32 [S] at 16 kHz."""
+    def scores(self, faces: np.ndarray, voices: np.ndarray) -> list[list[Sync]]:
+        """uint8 [N,F,224,224,3] at 25 a second, float32 [M,S] at 16 kHz -> M rows of N."""
         ...
 
 

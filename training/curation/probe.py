@@ -65,10 +65,10 @@ class Probe:
             return f"cut off: it claims {facts.declared:.1f} s and holds {facts.seconds:.1f} s of pictures"
         if facts.seconds < wanted.least_seconds:
             return f"too short: {facts.seconds:.2f} s, at least {wanted.least_seconds:.2f} s"
+        if facts.gap > max(wanted.gap, 1.5 / facts.fps):
+            return f"pictures are missing: {facts.gap:.2f} s without a new one"
         if not wanted.least_fps <= facts.fps <= wanted.most_fps:
             return f"{facts.fps:.2f} frames a second, {wanted.least_fps:g} to {wanted.most_fps:g} are wanted"
-        if facts.gap > wanted.gap:
-            return f"pictures are missing: {facts.gap:.2f} s without a new one"
         if facts.hdr:
             return f"HDR ({facts.hdr}): its colours would be wrong without tone mapping"
         if facts.sound_seconds == 0:

@@ -19,10 +19,11 @@ from bya_core.errors import InputError
 from bya_core.metrics.loudness import loudness_track
 from bya_core.metrics.mouth import mouth_opening
 from bya_core.metrics.segment import segment_characters
+from bya_core.metrics.sync import SHIFT, Sync
 from training.curation.footage import RATE
-from training.curation.models import Sync, Talk
+from training.curation.models import Talk
 from training.curation.record import FPS
-from training.puppets.looks import MOUTH_RGB, colour_name
+from training.puppets.looks import MOUTH_RGB, colour_name, with_article
 
 _WHITE = 0.80  # darkest channel of the white of an eye, after video compression
 _APART = (0.9, 3.0)  # distance of two eyes in eye widths
@@ -106,15 +107,19 @@ class PuppetVoices:
 class PuppetSync:
     """Ten times the correlation of mouth and loudness near the same time, above that at other times."""
 
-    def score(self, faces: np.ndarray, speech: np.ndarray) -> Sync:
-        mouth = opening_of(faces)
-        loud = loudness_track(speech, RATE, len(mouth), FPS)
-        reach = min(15, len(mouth) // 3)
+    def scores(self, faces: np.ndarray, voices: np.ndarray) -> list[list[Sync]]:
+        mouths = [opening_of(face) for face in faces]
+        loud = [loudness_track(voice, RATE, len(mouths[0]), FPS) for voice in voices]
+        return [[self._score(mouth, voice) for mouth in mouths] for voice in loud]
+
+    def _score(self, mouth: np.ndarray, loud: np.ndarray) -> Sync:
+        reach = min(SHIFT, len(mouth) // 3)
         shifts = np.arange(-reach, reach + 1)
         fits = np.array([_shifted(mouth, loud, int(shift)) for shift in shifts])
         near = np.abs(shifts) <= 2
         best = int(np.argmax(np.where(near, fits, -np.inf)))
-        return Sync(10 * float(fits[best] - np.median(fits)), 10 * (1 - float(fits[best])), int(shifts[best]))
+        confidence, curve = float(fits[best] - np.median(fits)), 10 * (1 - fits)
+        return Sync(10 * confidence, float(curve[best]), int(shifts[best]), curve)
 
 
 def opening_of(faces: np.ndarray) -> np.ndarray:
@@ -177,6 +182,7 @@ class PuppetCaptions:
             column = slice(max(0, int(x0 + 0.45 * (x1 - x0))), max(1, int(x0 + 0.55 * (x1 - x0))))
             colour = colour_name(np.median(frames[0][row, column].reshape(-1, 3), axis=0) / 255)
             place = ("on the left", "in the middle", "on the right")[int(np.clip(3 * (x0 + x1) / 2 / width, 0, 2))]
-            people.append(((x0 + x1) / 2, f"{place} a {colour} puppet who {'speaks' if speaks[n] else 'listens'}"))
+            does = "speaks" if speaks[n] else "listens"
+            people.append(((x0 + x1) / 2, f"{place} {with_article(colour)} puppet who {does}"))
         count = {1: "One puppet", 2: "Two puppets", 3: "Three puppets", 4: "Four puppets"}[len(people)]
         return f"{count} before a wall: {', '.join(text for _, text in sorted(people))}."

@@ -15,6 +15,9 @@ from bya_core.encoders.segmenter import SAM2_WEIGHTS, Segmenter, load_sam2
 from bya_core.errors import InputError
 from bya_core.metrics.colour import histogram, lab
 from bya_core.metrics.identity import cosine_similarity, histogram_similarity
+from bya_core.metrics.networks.syncnet import SyncEmbedder
+from bya_core.metrics.networks.weights import SYNCNET
+from bya_core.metrics.sync import Sync, shifted_distances, sync_of
 
 _SIDE = 32  # pixels that a face is shrunk to before its colours are counted
 
@@ -64,6 +67,27 @@ class ArcFaceIdentity:
 
     def likeness(self, one: np.ndarray, many: np.ndarray) -> np.ndarray:
         return cosine_similarity(one, many)
+
+
+class SyncNetScorer:
+    """Sync-C and Sync-D of every face and voice by SyncNet.
+
+    Args:
+        embedder: `SyncEmbedder`.
+    """
+
+    def __init__(self, embedder: SyncEmbedder) -> None:
+        self.embedder = embedder
+
+    def scores(self, faces: np.ndarray, voices: np.ndarray) -> list[list[Sync]]:
+        lips = [self.embedder.lips(face) for face in faces]
+        heard = [self.embedder.voice(voice, faces.shape[1]) for voice in voices]
+        return [[sync_of(shifted_distances(face, voice)) for face in lips] for voice in heard]
+
+
+def syncnet(weights: str = "", device: str = "cpu") -> SyncNetScorer:
+    """SyncNet from a file, by default from where the metrics look for it."""
+    return SyncNetScorer(SyncEmbedder(Path(weights).expanduser() if weights else SYNCNET.needed(), device))
 
 
 def sam2(weights: str = SAM2_WEIGHTS, device: str = "cpu", dtype: str = "float32") -> Segmenter:

@@ -70,8 +70,8 @@ def _summary(rows: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> 
     raw = sum(files.values())
     share = f" ({100 * seconds / raw:.1f} %)" if raw else ""
     return (
-        f"<p>{len(files)} files with {raw / 60:.1f} minutes of footage; {len(kept)} clips with {seconds / 60:.1f} minutes"
-        f"{share} were kept.</p>"
+        f"<p>{len(files)} files with {raw / 60:.1f} minutes of footage; "
+        f"{len(kept)} clips with {seconds / 60:.1f} minutes{share} were kept.</p>"
     )
 
 
@@ -99,7 +99,7 @@ def _funnel(layout: Layout) -> str:
         bar = f'<div class="bar"><div style="width:{100 * min(1.0, kept / max(most, kept)):.0f}%"></div></div>'
         lines.append(f"<tr><td>{name}<td>{jobs}<td>{kept}<td>{rejected}<td>{each}<td>{bar}")
     note = (
-        "A file becomes shots, a shot becomes clips; all results in the output folder count, also of earlier settings."
+        "A file becomes shots, a shot becomes clips. All results in the output folder count, of earlier settings too."
     )
     return f'<table>{"".join(lines)}</table><p class="small">{note}</p>'
 
@@ -124,9 +124,8 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> str:
 
 def _histogram(name: str, rows: Sequence[dict[str, Any]], bins: int = 24) -> str:
     """Kept and dropped above each other."""
-    values = {
-        kept: [row[name] for row in rows if row[name] is not None and row["kept"] == kept] for kept in (True, False)
-    }
+    known = [row for row in rows if row[name] is not None]
+    values = {kept: [row[name] for row in known if row["kept"] == kept] for kept in (True, False)}
     both = np.array(values[True] + values[False], np.float64)
     if not len(both):
         return ""

@@ -122,8 +122,10 @@ class SyncFilter:
         speaks = record.data["speaks"]
         table: list[list[float | None]] = []
         distances: list[float | None] = []
-        for m, voice in enumerate(voices):
-            row = [scorer.score(face, voice) for face in faces] if speaks[m] else []
+        rows = [m for m, speaking in enumerate(speaks) if speaking]
+        scored = dict(zip(rows, scorer.scores(faces, voices[rows]), strict=True))
+        for m in range(len(voices)):
+            row = scored.get(m, [])
             table.append([round(sync.confidence, 4) for sync in row] or [None] * len(faces))
             distances.append(round(row[m].distance, 4) if row else None)
         own = [table[m][m] for m in range(len(voices))]
