@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from bya_core.canvas import reference_canvas
+from bya_core.canvas import check_fit, first_frame, reference_canvas
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.encoders.base import FaceFeatures
 from bya_core.errors import InputError
@@ -51,6 +52,8 @@ def prepare(
         InputError: the scene does not fit the model, or holds an image without a face.
     """
     work = work or Work()
+    released = getattr(bundle.transformer.config, "flavour", "paper") == "official"
+    check_fit(scene.first_frame_fit, released)
     scene = bound(scene, bundle, work)
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
     with work.part("reading the prompt"):
@@ -60,7 +63,9 @@ def prepare(
         faces = [_face(character, bundle) for character in scene.characters]
         identity = torch.stack([face.identity for face in faces])[None].to(bundle.device, bundle.dtype)
         hidden = torch.stack([face.hidden for face in faces])[None].to(bundle.device, bundle.dtype)
-        canvas = reference_canvas([face.portrait for face in faces], scene.height, scene.width)
+        scene = _with_notices(scene, faces)
+        portraits = [face.portrait for face in faces]
+        canvas = reference_canvas(portraits, scene.height, scene.width, "released" if released else "row")
     with work.part("listening to the speech"):
         if features is None:
             features = torch.stack([speech_features(speech, scene, bundle) for speech in scene.speeches])
@@ -76,7 +81,7 @@ def prepare(
             silent_audio_tokens=bundle.transformer.encode_speech(features * 0),
             audio_character_matrix=scene.matrix[None],
             canvas_latents=still_latents(canvas, grid, bundle),
-            first_frame_latents=still_latents(scene.first_frame, grid, bundle),
+            first_frame_latents=still_latents(first_frame(scene), grid, bundle),
             speech_strength=None if scene.speech_strength is None else scene.speech_strength[None],
             inflate_audio_masks=INFLATE[scene.routing.bystanders],
         )
@@ -89,6 +94,12 @@ def _face(character: Character, bundle: ModelBundle) -> FaceFeatures:
         return bundle.face.encode(character.image.to(bundle.device))
     except InputError as error:
         raise InputError(f"the picture of {character.name}: {error.came}", error.expected, error.do) from error
+
+
+def _with_notices(scene: Scene, faces: Sequence[FaceFeatures]) -> Scene:
+    """The scene, and what is odd about its pictures."""
+    told = [f"{c.name}: {each}" for c, face in zip(scene.characters, faces, strict=True) for each in face.notices]
+    return replace(scene, notices=(*scene.notices, *told))
 
 
 def speech_features(speech: Speech | None, scene: Scene, bundle: ModelBundle) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bya_core.config import RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 
+FrameFit = Literal["crop", "pad", "stretch"]
 SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
 
 
@@ -90,6 +91,7 @@ class Scene:
         speeches: M of them; None = a silent listener (hears encoded silence, not nothing).
         audio_character_matrix: [M, N], 1 where speech m moves character n; None = speech i moves character i.
         first_frame: [3, H, W] in 0..1 that fixes the start, or None.
+        first_frame_fit: how it gets the size of the video; see `canvas.first_frame`.
         height, width: of the video, in pixels.
         num_frames: F.
         fps: frames a second.
@@ -128,6 +130,7 @@ class Scene:
     windows: WindowConfig = field(default_factory=WindowConfig)
     sound: Speech | None = None
     notices: tuple[str, ...] = ()
+    first_frame_fit: FrameFit = "crop"
 
     def __post_init__(self) -> None:
         names = [character.name for character in self.characters]

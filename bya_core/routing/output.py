@@ -11,10 +11,11 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from bya_core.canvas import first_frame
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.errors import InputError
 from bya_core.files import AtomicFiles, check_output
-from bya_core.media import fit_image, write_video
+from bya_core.media import write_video
 from bya_core.overlay import overlay_frames
 from bya_core.prepare import Prepared
 from bya_core.report import mask_figures
@@ -95,12 +96,12 @@ def preview(found: Routing, prepared: Prepared, bundle: ModelBundle) -> Tensor:
 
     The half-done run's guess at its end; without one the first frame, held; without that, grey.
     """
-    grid, still = prepared.grid, prepared.scene.first_frame
+    grid, still = prepared.grid, first_frame(prepared.scene)
     if found.state is not None and found.state.previous_x0 is not None:
         latents = found.state.previous_x0.to(bundle.device, bundle.dtype)
         pixels = (bundle.codec.decode(latents)[0].float().cpu() + 1) / 2
     else:
-        image = torch.full((3, *grid.pixels), GREY) if still is None else fit_image(still, *grid.pixels)
+        image = torch.full((3, *grid.pixels), GREY) if still is None else still
         pixels = repeat(image, "c h w -> c f h w", f=grid.video_frames)
     return rearrange(pixels * 255, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
 

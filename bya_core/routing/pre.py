@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bya_core.canvas import first_frame
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import Region
 from bya_core.encoders.detector import find_detector
 from bya_core.encoders.finder import CharacterFinder, FaceFinder, Sightings
 from bya_core.errors import InputError
-from bya_core.media import fit_image
 from bya_core.prepare import Prepared
 from bya_core.progress import Work
 from bya_core.routing.result import Routing
@@ -55,7 +55,8 @@ def from_first_frame(prepared: Prepared, bundle: ModelBundle, work: Work) -> Rou
         came = 'router mode "pre" without a first frame'
         raise InputError(came, "a first frame to find the faces in", 'give one, or use router mode "intra"')
     with work.part("looking for the faces"):
-        frame = fit_image(scene.first_frame, *grid.pixels)  # as the model sees it
+        frame = first_frame(scene)  # as the model sees it
+        assert frame is not None
         found = find_characters(frame, scene, bundle)
         regions = draw_regions(found, grid.pixels, scene.routing.region)
         masks = replace(grid, frames=1).pixels_to_tokens(regions[:, None]).expand(-1, grid.frames, -1, -1)

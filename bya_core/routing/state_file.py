@@ -172,9 +172,10 @@ def _shown(value: Any) -> str:
 def _may_change(scene: Scene) -> dict[str, str]:
     """Fingerprints of what a run may change on its way."""
     voices = [part for s in scene.speeches for part in (_speech_parts(s) if s else ("silent",))]
+    fit = () if scene.first_frame_fit == "crop" else (scene.first_frame_fit,)
     return {
         "prompts": _hash(scene.prompt, scene.negative_prompt, *map(repr, scene.prompts)),
-        "pictures": _hash(*(character.image for character in scene.characters), scene.first_frame),
+        "pictures": _hash(*(character.image for character in scene.characters), scene.first_frame, *fit),
         "voices": _hash(*voices, scene.speech_strength),
         MATRIX: _hash(scene.matrix),
         "guidance": _hash(scene.sampling.guidance_text, scene.sampling.guidance_speech, scene.sampling.drop_identity),

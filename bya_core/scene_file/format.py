@@ -21,6 +21,7 @@ from bya_core.config import (
     WindowConfig,
 )
 from bya_core.errors import InputError
+from bya_core.scene import FrameFit
 from bya_core.scene_file.schema import entry, json_schema, read
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "scene.schema.json"
@@ -171,7 +172,12 @@ class SceneFile:
     characters: list[CharacterEntry] = entry("who is in the scene, in the order of all masks", least_items=1)
     prompts: list[PromptEntry] = entry("other prompts for parts of the video", [])
     negative_prompt: str = entry("what should not be seen", "")
-    first_frame: str | None = entry("picture that fixes the start of the video; scaled to cover it", None)
+    first_frame: str | None = entry("picture that fixes the start of the video", None)
+    first_frame_fit: FrameFit = entry(
+        'how it gets the size of the video: "crop" = it covers it, the rest is cut evenly; "pad" = all of it, between '
+        'black bars; "stretch" = pulled to the size, with the released weights only (what their own code does)',
+        "crop",
+    )
     dialogue: str | None = entry("one recording of all voices, which the timeline cuts apart", None)
     timeline: str | list[TurnEntry] | None = entry(
         "who speaks when: a file (rttm, srt, vtt, json), or the turns themselves", None, least_items=1
