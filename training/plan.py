@@ -99,8 +99,8 @@ class Traced:
     Args:
         parameters: by part of the model: (trained, frozen).
         matrices: trained parameters that are matrices.
-        block: parameters of the largest block.
-        blocks: parameters of all blocks.
+        root: parameters that FSDP2 gathers for the whole step (all but blocks, face extractor and speech).
+        gathered: parameters of the largest thing that it gathers for itself: two blocks, or speech projection.
         forward, backward, again: operations (2 per multiplication and addition); `again` are those of the blocks that
             gradient checkpointing computes twice.
         kept: bytes for the backward pass outside of blocks, and in each block.
@@ -110,8 +110,8 @@ class Traced:
 
     parameters: dict[str, tuple[int, int]]
     matrices: int
-    block: int
-    blocks: int
+    root: int
+    gathered: int
     forward: int
     backward: int
     again: int
@@ -204,7 +204,8 @@ def _resident(traced: Traced, stage: Stage, machine: Machine) -> dict[str, float
     """Bytes per device that stay from step to step.
 
     What learns is float32; ZeRO-2 keeps it in half precision and a float32 copy inside its shared optimiser. FSDP2
-    shares everything and gathers, in half precision, what is at work: two blocks, and all that is outside of blocks.
+    shares everything and gathers, in half precision, what is at work: two blocks or the speech projection, and for the
+    whole step what is in none of the parts that it is told to wrap (recipes/accelerate/fsdp2.yaml).
     """
     half = 4 if machine.precision == "no" else 2
     share = machine.devices if machine.sharding != "none" else 1
@@ -226,8 +227,7 @@ def _resident(traced: Traced, stage: Stage, machine: Machine) -> dict[str, float
     if stage.optimiser.ema:
         memory["averaged weights"] = trained * 4 / spread
     if machine.sharding == "full":
-        outside = trained + frozen - traced.blocks
-        memory["gathered weights"] = float((2 * traced.block + outside) * half)
+        memory["gathered weights"] = float((traced.root + traced.gathered) * half)
     return memory
 
 
@@ -301,12 +301,15 @@ def _traced(
         more = parameter.numel()
         parts[part] = (trained + more, frozen) if parameter.requires_grad else (trained, frozen + more)
     sizes = [sum(p.numel() for p in block.parameters()) for block in model.transformer_blocks]
+    extractor, speech = model.local_facial_extractor, model.audio_model
+    apart = [0 if m is None else sum(p.numel() for p in m.parameters()) for m in (extractor, speech)]
+    projection = 0 if speech is None else sum(p.numel() for p in speech.audio_proj_model.parameters())
     grid = batch["masks"].shape[-3:]
     return Traced(
         parameters=dict(sorted(parts.items(), key=lambda item: -sum(item[1]))),
         matrices=sum(p.numel() for p in model.parameters() if p.requires_grad and p.ndim == 2),
-        block=max(sizes),
-        blocks=sum(sizes),
+        root=sum(p.numel() for p in model.parameters()) - sum(sizes) - sum(apart),
+        gathered=max(2 * max(sizes), projection, apart[0]),
         forward=forward,
         backward=backward,
         again=sum(inside[index] for index in alive),

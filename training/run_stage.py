@@ -6,6 +6,8 @@ r"""Train one of the three stages.
     accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/run_stage.py --stage 3 \
         --recipe cogvideox5b --data SHARDS --init runs/stage2/final --output runs/stage3 --gradient-checkpointing
 
+With `--plan` it tells what the stage needs, and does nothing else (training/plan.py).
+
 A run that was stopped, or killed, goes on from its last checkpoint when started again with the same output folder.
 """
 
@@ -106,7 +108,12 @@ def build_model(recipe: Recipe, stage: int, settings: RunSettings) -> BindYourAv
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        main(tyro.cli(Arguments))
+        if "--plan" in sys.argv:
+            from training.plan import main as print_plan
+
+            print_plan(sys.argv[1:])
+        else:
+            main(tyro.cli(Arguments))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
