@@ -36,7 +36,7 @@ class Generate:
     Args:
         scene: the scene file (see docs/scene.md).
         out: mp4 to write.
-        model: a name from `python -m bya_core models`.
+        model: a name from `python -m bya_core models`, or the path of a model (docs/models.md).
         vram: GB of GPU memory to make do with; auto = what is free on it now (docs/memory.md).
         steps: denoising steps, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
@@ -136,13 +136,13 @@ class Timeline:
         from bya_core.media import existing_file
 
         out = check_output(self.out, (".png",), "the timeline")
-        from bya_core.checkpoints.registry import load_bundle
+        from bya_core.checkpoints.from_path import load_defaults
         from bya_core.scene_file.format import read_scene_file
         from bya_core.scene_file.load import load_scene
         from bya_core.timeline_picture import draw_timeline, window_spans
 
         read_scene_file(existing_file(self.scene, "the scene"))
-        defaults = load_bundle(self.model).defaults
+        defaults = load_defaults(self.model)
         scene = load_scene(self.scene, defaults)
         for notice in scene.notices:
             print(f"warning: {notice}", file=sys.stderr)

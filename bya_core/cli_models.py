@@ -121,7 +121,7 @@ class Convert:
 def _entry(entry: ModelEntry, models_dir: Path | None) -> dict[str, Any]:
     """All that is known of a model and its parts."""
     root = entry.in_place(models_dir)
-    parts = [_part(part, root) for part in entry.parts]
+    parts = [_part(part, root, entry.name) for part in entry.parts]
     return {
         "name": entry.name,
         "for": entry.purpose,
@@ -135,24 +135,30 @@ def _entry(entry: ModelEntry, models_dir: Path | None) -> dict[str, Any]:
     }
 
 
-def _part(part: Part, root: Path) -> dict[str, Any]:
+def _part(part: Part, root: Path, model: str) -> dict[str, Any]:
     from bya_core.checkpoints.record import missing_files, read_record
 
     recorded = read_record(root).get(part.name)
     missing = missing_files(part, root)
+    known = 0 if recorded is None else sum(file["size"] for file in recorded["files"].values())
     return {
         "name": part.name,
         "for": part.purpose,
         "needed": part.needed,
-        "size": part.size,
+        "size": _in_words(known) if known else part.size,
         "licence": part.licence,
         "commercial": part.commercial,
         "from": part.page,
         "revision": recorded["revision"] if recorded else part.revision,
         "verified": recorded is not None,
         "missing": missing,
+        "how to get": f"python -m bya_core download {model} --parts {part.name}",
         "here": not missing,
     }
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _as_text(entry: dict[str, Any]) -> str:
@@ -166,6 +172,6 @@ def _as_text(entry: dict[str, Any]) -> str:
         here = "yes" + ("" if part["verified"] else ", not fetched by this project and not verified")
         if part["missing"]:
             more = f" and {len(part['missing']) - 4} more" if len(part["missing"]) > 4 else ""
-            here = f"missing: {', '.join(part['missing'][:4])}{more}"
+            here = f"missing: {', '.join(part['missing'][:4])}{more}\n    {'how to get':<11} {part['how to get']}"
         lines.append(f"    {'here':<11} {here}")
     return "\n".join([*lines, ""])

@@ -13,16 +13,17 @@ import torch
 from bya_core.checkpoints.bundle import ModelBundle, NativeSize
 from bya_core.checkpoints.folder import load_folder
 from bya_core.checkpoints.official import Recipe, is_released, ours, recipe, released_recipe
-from bya_core.checkpoints.official_bundle import complain_about_missing, load_official
-from bya_core.checkpoints.parts import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, Part
+from bya_core.checkpoints.official_bundle import complain_about_missing, load_official, read_settings
+from bya_core.checkpoints.parts import OFFICIAL, RELEASE, Part
 from bya_core.checkpoints.record import missing_files
-from bya_core.checkpoints.registry import MODELS, find_model, find_path
+from bya_core.checkpoints.registry import MODELS, find_model, find_path, load_bundle
 from bya_core.checkpoints.single_file import read_about
 from bya_core.checkpoints.tiny_bundle import load_tiny
 from bya_core.checkpoints.weights import WeightFile
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.scene import SceneDefaults
 
 RUN_LORA = "pytorch_lora_weights.safetensors"
 """Where a training run leaves its LoRA, beside the weights and with scale 1."""
@@ -37,6 +38,8 @@ MEETS = (
 )
 """Arguments of the transformer that its encoders decide."""
 OFFICIAL_MEETS = (4096, 16, 1280, 1024, 5, 12, 768)
+COGVIDEOX_UNIT, COGVIDEOX_TIME = 16, 4
+"""Pixels per token and side (codec 8, patch 2), and video frames per latent frame, of the CogVideoX family."""
 WIDTHS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
 
 
@@ -72,8 +75,7 @@ def find(name_or_path: str | Path) -> Found:
     if path.is_file():
         return _single(path)
     if is_released(path):
-        settings = _json(path / "bundle.json") if (path / "bundle.json").is_file() else OFFICIAL_SETTINGS
-        return Found(released_recipe(path), "official", settings)
+        return Found(released_recipe(path), "official", read_settings(path))
     if (path / "bundle.json").is_file():
         name = path.name if MODELS.get(path.name) and MODELS[path.name].folder == path else str(path.absolute())
         return Found(_diffusers(path / "transformer"), name, _json(path / "bundle.json"))
@@ -121,6 +123,36 @@ def load_path(
             max_characters=settings["max_characters"],
         )
     return replace(bundle, name=path.stem if path.is_file() else path.name)
+
+
+def load_defaults(name_or_path: str | Path) -> SceneDefaults:
+    """What a scene file may leave out for that model; weights are read only where no file tells it.
+
+    Raises:
+        InputError: no such model. (That weights are missing is no error here.)
+    """
+    path = find_path(name_or_path)
+    settings: Mapping[str, Any] | None = None
+    if path is None:
+        entry = find_model(str(name_or_path))
+        if entry.parts and entry.settings is not None:
+            settings = read_settings(entry.here)
+    elif path.is_file():
+        about = read_about(path)
+        settings = json.loads(about["settings"]) if about["encoders"] == "official" else None
+    elif is_released(path):
+        settings = read_settings(path)
+    if settings is None:
+        return load_bundle(name_or_path).defaults
+    native = NativeSize(**settings["native"])
+    return SceneDefaults(
+        height=native.height,
+        width=native.width,
+        max_frames=native.num_frames,
+        size_unit=COGVIDEOX_UNIT,
+        time_factor=COGVIDEOX_TIME,
+        sampling=SamplingConfig(**settings["sampling"]),
+    )
 
 
 def encoders_for(arguments: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def missing_files(part: Part, root: Path) -> list[str]:
     if recorded is not None and recorded["repository"] == part.repository:
         gone = [name for name, file in recorded["files"].items() if not _has_size(folder / name, file["size"])]
     else:
-        gone = [options[0] for options in part.wanted if not any(_any(folder, option) for option in options)]
+        gone = [options[-1] for options in part.wanted if not any(_any(folder, option) for option in options)]
     return [(Path(part.folder) / name).as_posix() for name in gone]
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, Wav2
 
 from bya_core.checkpoints import official
 from bya_core.checkpoints.convert import convert
-from bya_core.checkpoints.from_path import OFFICIAL_MEETS
+from bya_core.checkpoints.from_path import OFFICIAL_MEETS, load_defaults
 from bya_core.checkpoints.official_bundle import load_official
 from bya_core.checkpoints.registry import MODELS, load_bundle
 from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
@@ -203,3 +203,13 @@ def test_what_a_host_has_already_need_not_be_here(folder: Path) -> None:
     assert bundle.text is text and bundle.codec is codec
     with pytest.raises(InputError, match=r"lacks text_encoder/config.json.* \(and 1 more parts: codec\)"):
         load_bundle("official")
+
+
+def test_a_scene_s_defaults_are_known_without_weights(folder: Path, tmp_path: Path) -> None:
+    whole = load_bundle("official").defaults
+    file = tmp_path / "one.safetensors"
+    convert("official", file, encoders="official")
+    for path in (folder / "transformer").iterdir():
+        path.unlink()
+    assert load_defaults("official") == load_defaults(file) == load_defaults(folder) == whole
+    assert load_defaults("tiny") == load_bundle("tiny").defaults
