@@ -161,7 +161,7 @@ class RealFace:
         faces, doubt = self._found(image)
         chosen = max(faces, key=lambda face: face.area if self.choose == "largest" else face.score)
         assert chosen.points is not None
-        crop = warp(image, similarity(chosen.points))
+        crop = (warp(image, similarity(chosen.points)) * 255).round() / 255  # a picture of 8 bits, as released
         mask = self.parts.parser.face(crop).to(crop.device)
         portrait = torch.where(mask, crop, torch.ones_like(crop))
         others = tuple(face for face in faces if face is not chosen)

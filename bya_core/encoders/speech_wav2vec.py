@@ -114,7 +114,7 @@ class Wav2VecSpeech:
             came = f"a waveform of shape {tuple(waveform.shape)}"
             raise InputError(came, "one channel with at least one sample", "mix the channels")
         frames = math.ceil(len(waveform) / self.sample_rate * self.fps)
-        samples = waveform.to(self.device, torch.float32)
+        samples = waveform.to("cpu", torch.float32)
         if self.isolation is not None:
             samples = self.isolation.isolate(samples, self.sample_rate).to(samples)
         if self.even_loudness:
@@ -122,7 +122,7 @@ class Wav2VecSpeech:
         samples = (samples - samples.mean()) / (samples.var(correction=0) + 1e-7).sqrt()
         # the convolutions need some 25 ms to say anything
         samples = F.pad(samples, (0, max(0, self._field - len(samples))))
-        values = rearrange(self._convolved(samples.to(self.dtype)), "n c -> 1 c n")
+        values = rearrange(self._convolved(samples.to(self.device, self.dtype)), "n c -> 1 c n")
         values = F.interpolate(values.float(), size=frames, mode="linear", align_corners=True)
         return self._transformed(rearrange(values, "1 c f -> f c"))
 
@@ -223,13 +223,14 @@ def _norm_over_all(first: Any, samples: Tensor) -> tuple[Tensor, Tensor]:
     kernel, stride = first.conv.kernel_size[0], first.conv.stride[0]
     count = (len(samples) - kernel) // stride + 1
     size = 32_000
-    total = samples.new_zeros(2, first.conv.out_channels, dtype=torch.float64)
+    total = torch.zeros(2, first.conv.out_channels, dtype=torch.float64)
     for start in range(0, count, size):
         stop = min(count, start + size)
-        x = first.conv(samples[None, None, start * stride : (stop - 1) * stride + kernel])[0].double()
-        total += torch.stack([x.sum(dim=1), x.square().sum(dim=1)])
+        x = first.conv(samples[None, None, start * stride : (stop - 1) * stride + kernel])[0].float()
+        total += torch.stack([x.sum(dim=1), x.square().sum(dim=1)]).cpu()
     mean = total[0] / count
     variance = (total[1] / count - mean.square()).clamp_min(0)
     norm = first.layer_norm
-    scale = norm.weight.double() / (variance + norm.eps).sqrt()
-    return scale.float()[:, None], (norm.bias.double() - mean * scale).float()[:, None]
+    scale = norm.weight.cpu().double() / (variance + norm.eps).sqrt()
+    shift = norm.bias.cpu().double() - mean * scale
+    return scale.float().to(samples.device)[:, None], shift.float().to(samples.device)[:, None]
