@@ -155,6 +155,26 @@ def load_defaults(name_or_path: str | Path) -> SceneDefaults:
     )
 
 
+def model_settings(path: Path, *parts: str) -> dict[str, Any]:
+    """One of the JSON files of a bundle folder, or what stands in its place in any other model; nothing is loaded.
+
+    Args:
+        path: a folder or file that `load_bundle` takes.
+        parts: "bundle.json", or "transformer" and "config.json", or "vae" and "config.json".
+    """
+    if path.is_dir() and not is_released(path) and path.joinpath(*parts).is_file():
+        return _json(path.joinpath(*parts))
+    found = find(path)
+    if parts[0] == "transformer":
+        return _defaults() | found.recipe.arguments
+    if parts[0] == "bundle.json" and found.settings is not None:
+        return dict(found.settings)
+    if path.is_dir() and path.joinpath(*parts).is_file():
+        return _json(path.joinpath(*parts))
+    encoders = found.encoders or encoders_for(found.recipe.arguments)
+    return _json(_bundle_folder(encoders).joinpath(*parts))
+
+
 def encoders_for(arguments: Mapping[str, Any]) -> str:
     """Name of the model whose encoders give what a transformer of these arguments takes.
 

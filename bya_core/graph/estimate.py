@@ -6,7 +6,6 @@ counted; a short multiplication says how fast this machine is.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +21,31 @@ from bya_core.scene import SceneDefaults
 SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the tiny model
 
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".onnx")
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A model that is there but not loaded.
 
     Args:
-        folder: with bundle.json, transformer/ and vae/, as the shipped tiny one.
+        folder: with bundle.json, transformer/ and vae/, as the shipped tiny one; or any other that can be loaded, or a
+            converted file.
     """
 
     folder: Path
 
     def settings(self, *parts: str) -> dict[str, Any]:
         """One of its JSON files."""
-        return json.loads(self.folder.joinpath(*parts).read_text(encoding="utf-8"))
+        from bya_core.checkpoints.from_path import model_settings
+
+        return model_settings(self.folder, *parts)
 
     @property
     def bytes(self) -> int:
         """Of all weights."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+        files = [self.folder] if self.folder.is_file() else self.folder.rglob("*")
+        return sum(path.stat().st_size for path in files if path.suffix in WEIGHTS)
 
     @property
     def max_characters(self) -> int | None:

@@ -21,6 +21,7 @@ from bya_core.checkpoints.registry import MODELS, load_bundle
 from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
 from bya_core.encoders.text_t5 import T5Text
 from bya_core.errors import InputError
+from bya_core.graph.estimate import ModelFolder
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.pipeline import generate
 from bya_core.scene import Character, Scene, Speech
@@ -213,3 +214,14 @@ def test_a_scene_s_defaults_are_known_without_weights(folder: Path, tmp_path: Pa
         path.unlink()
     assert load_defaults("official") == load_defaults(file) == load_defaults(folder) == whole
     assert load_defaults("tiny") == load_bundle("tiny").defaults
+
+
+def test_settings_of_every_kind_of_model_are_read_the_same_way(folder: Path, tmp_path: Path) -> None:
+    """What a preflight asks for, of a folder and of a file."""
+    file = tmp_path / "one.safetensors"
+    convert("official", file, encoders="official")
+    for path in (folder, file):
+        model = ModelFolder(path)
+        assert model.max_characters == 2 and model.defaults == load_defaults("official")
+        assert model.settings("transformer", "config.json")["lfe_id_dim"] == IDENTITY
+        assert model.bytes >= file.stat().st_size / 2
