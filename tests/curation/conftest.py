@@ -52,7 +52,7 @@ def small(tmp_path_factory) -> Films:
             Shot(2_000_101, (0.5,), 1.4, keep=False),
             Shot(2_000_102, two, 1.4, talk="turns"),
         ],
-        "ein zweiter Film äöü": [Shot(2_000_103, two, 1.4), Shot(2_000_105, (0.18, 0.5, 0.82), 1.4, 0.18, keep=False)],
+        "ein zweiter Film äöü": [Shot(2_000_103, two, 1.4), Shot(2_000_105, (0.18, 0.5, 0.82), 1.4, 0.2, keep=False)],
     }
     changes = {
         "size: [128, 192]": "size: [64, 96]",
@@ -61,4 +61,4 @@ def small(tmp_path_factory) -> Films:
         "face_pixels: 24": "face_pixels: 16",
         "least: 5.0}": "least: 0.5}",
     }
-    return films_in(tmp_path_factory.mktemp("small"), plans, 128, 192, **changes)
+    return films_in(tmp_path_factory.mktemp("small"), plans, 160, 240, **changes)

@@ -152,7 +152,8 @@ class _Drawn:
             outside = -1.6 * radius if shot.places[k] < 0.5 else self.width + 1.6 * radius
             way = np.clip((time - shot.enters[k]) / 0.6, 0, 1)
             x = outside + (x - outside) * way
-        blinks = np.exp(-(((time[:, None] - rng.uniform(0, shot.seconds, 2)) / 0.06) ** 2)).max(axis=1)
+        moments = rng.uniform(0.3, max(0.31, shot.seconds - 0.3), 1 + int(shot.seconds / 3))
+        blinks = np.exp(-(((time[:, None] - moments) / 0.06) ** 2)).max(axis=1)
         tracks = {
             "x": x, "y": 0.47 * self.height + 0.06 * radius * sway[1], "radius": np.full(frames, radius),
             "tilt": 0.06 * sway[2], "blink": blinks, "gaze": 0.5 * sway[1], "opening": opening, "shape": shape,
@@ -166,11 +167,12 @@ class _Drawn:
         for start in range(0, self.shot.frames, _PIECE):
             part = slice(start, min(start + _PIECE, self.shot.frames))
             count = part.stop - part.start
-            canvas = Canvas(np.repeat(wall[None], count, axis=0).copy(), 4)
+            canvas = Canvas(np.repeat(wall[None], count, axis=0), len(self.looks))
             for k, (look, pose) in enumerate(zip(self.looks, self.poses, strict=True)):
                 piece = Pose(**{name: track[part] for name, track in vars(pose).items()})
                 draw_puppet(canvas, k, look, piece, self.light)
-            yield (canvas.pixels * 255 + 0.5).astype(np.uint8), canvas.coverage > 0.5
+            masks = np.pad(canvas.coverage > 0.5, ((0, 4 - len(self.looks)), (0, 0), (0, 0), (0, 0)))
+            yield (canvas.pixels * 255 + 0.5).astype(np.uint8), masks
 
 
 def demo_film(seed: int = 3_000_000, seconds: float = 4.0) -> list[Shot]:

@@ -27,7 +27,7 @@ from training.puppets.looks import MOUTH_RGB, colour_name, with_article
 
 _WHITE = 0.80  # darkest channel of the white of an eye, after video compression
 _APART = (0.9, 3.0)  # distance of two eyes in eye widths
-_LONGEST = 144  # pixels at which puppets are told from the wall
+_LONGEST = 112  # pixels at which puppets are told from the wall
 
 
 class PuppetFaces:
