@@ -129,7 +129,7 @@ def _pieces(value: Any, seen: tuple[int, ...] = ()) -> Iterator[bytes | memoryvi
     elif isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
         yield f"{value.dtype} {tuple(value.shape)}".encode()
-        yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+        yield flat.view(torch.uint8).numpy().data if flat.numel() else b""
     elif isinstance(value, np.ndarray):
         yield f"{value.dtype} {value.shape}".encode()
         yield np.ascontiguousarray(value).tobytes()

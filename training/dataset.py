@@ -31,7 +31,7 @@ from training.shards.buckets import Bucket, Fit, View, choose_bucket, own_bucket
 from training.shards.encode import FPS, ClipEncoder, Content, Encoders, content_of, load_encoders
 from training.shards.index import ShardIndex
 from training.shards.puppets import PuppetPlan
-from training.shards.reader import OnBroken
+from training.shards.reader import OnBroken, files_of
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def open_data(
         InputError: nothing there, no encoders, or clips that do not fit the buckets.
     """
     drawn = str(source).partition(":")[0] == "puppets" and not Path(source).is_dir()
-    if not drawn and _holds(source, "*.safetensors") and not _holds(source, "*.tar"):
+    if not drawn and Path(source).is_dir() and not files_of(source, ".tar") and files_of(source, ".safetensors"):
         return ClipFolder(source)
     if encoders is None and not drawn:
         came = f"undecoded clips in {str(source)!r} without encoders"
@@ -119,7 +119,7 @@ class ClipFolder:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        paths = [p for p in sorted(Path(folder).rglob("*.safetensors")) if not p.name.startswith(".")]
+        paths = files_of(folder, ".safetensors")
         if not paths:
             raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "make them first")
         self.groups: dict[Group, list[tuple[Path, int]]] = {}
@@ -252,6 +252,14 @@ class EncodedClips:
             yield _stack([self._clip(key, int(view)) for view in _slice(chosen, part)])
             number += 1
 
+    def encode_all(self, part: tuple[int, int] = WHOLE) -> Iterator[tuple[int, int]]:
+        """Encode every clip of a part once, for the cache; yields (done, total) after each."""
+        everything = [(key, number) for key, views in self.groups.items() for number in range(len(views))]
+        mine = _slice(everything, part)
+        for done, (key, number) in enumerate(mine, 1):
+            self._clip(key, number)
+            yield done, len(mine)
+
     def _chosen(self, size: int, seed: int, number: int) -> tuple[tuple[int, Bucket], np.ndarray]:
         """Group and clips of batch `number`."""
         per_epoch = len(self._order(size, seed, 0))
@@ -286,12 +294,6 @@ class EncodedClips:
                     self.skipped.append(told)
                     log.warning("skipped: %s", told)
         raise InputError(f"{len(views)} clips of which none can be used", "at least one", "see the log")
-
-
-def _holds(folder: Path | str, pattern: str) -> bool:
-    return (
-        next((p for p in Path(folder).rglob(pattern) if "cache" not in p.relative_to(folder).parts), None) is not None
-    )
 
 
 def _slice(chosen: Any, part: tuple[int, int]) -> Any:

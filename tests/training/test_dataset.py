@@ -24,6 +24,7 @@ from training.loop import train
 from training.run_settings import RunSettings
 from training.shards.buckets import Bucket, at_rate, choose_bucket, find_cut, fit_frames, own_bucket, window_starts
 from training.shards.encode import ClipEncoder
+from training.shards.fill_cache import Arguments, fill
 from training.shards.puppets import PuppetPlan
 from training.shards.sample import ClipSample
 from training.shards.writer import ShardWriter
@@ -134,6 +135,19 @@ def test_features_are_made_once_and_never_decoded_again(shards, tmp_path, monkey
     assert all(equal(a, b) for a, b in zip(first, again.batches(1, 0), strict=False))
     assert not [name for name in again.cache.counts if name.endswith(("miss", "damaged"))]
     assert again.cache.counts["video hit"] == 14
+
+
+def test_the_cache_can_be_filled_beforehand_in_parts(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.dataset.load_encoders", lambda name: encoders())
+    for part in ("0/2", "1/2"):
+        counts = fill(Arguments(shards, cache=tmp_path, part=part))
+        assert counts["video miss"] == 7
+    data = open_data(shards, encoders(), cache=tmp_path)
+    list(islice(data.batches(3, 0), 8))
+    assert not [name for name in data.cache.counts if name.endswith("miss")]
+    for part in ("2/2", "1", "a/b"):
+        with pytest.raises(InputError, match="r/w"):
+            fill(Arguments(shards, part=part))
 
 
 def test_only_what_changed_is_made_again(shards, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from bya_core.errors import InputError
 from training.cache import FeatureCache
+from training.shards import check
 from training.shards.index import ShardIndex
 from training.shards.members import BrokenClip, pack, unpack
 from training.shards.puppets import Arguments, PuppetPlan, main
@@ -302,3 +303,22 @@ def test_puppets_are_written_by_the_command(tmp_path, capsys):
 def test_wrong_puppets_are_refused(text):
     with pytest.raises(InputError):
         PuppetPlan.parse(text)
+
+
+def test_checking_counts_what_is_there_and_names_what_is_broken(tmp_path, capsys):
+    first, _ = shards(tmp_path)
+    assert check.main(check.Arguments(tmp_path)) == 0
+    told = capsys.readouterr().out
+    assert "4 clips in 2 shards, 36 frames" in told and "0 broken" in told and "mp4" in told
+    damage(first, "flip")
+    assert check.main(check.Arguments(tmp_path)) == 1
+    told = capsys.readouterr().out
+    assert "1 broken" in told and "clip_0" in told and "3 clips" in told
+
+
+def test_caches_and_hidden_files_are_not_taken_for_data(tmp_path):
+    shards(tmp_path / "data" / "deeper")
+    for name in ("data/cache/x.tar", "data/.hidden/x.tar", "data/.x.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [p.name for p in find_shards(tmp_path)] == ["clips-000000.tar", "clips-000001.tar"]

@@ -22,7 +22,7 @@ from bya_core.encoders.base import FaceEncoder, SpeechEncoder, TextEncoder, Vide
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from training.cache import FeatureCache, Tensors, digest_of, version_of
-from training.shards.buckets import Fit, View, at_rate, find_cut, fit_frames, needs_cut, resampled, silence
+from training.shards.buckets import Cut, Fit, View, at_rate, find_cut, fit_frames, needs_cut, resampled, silence
 from training.shards.sample import ClipSample
 
 FPS = 25.0  # of all models of this family: their speech features come 25 times a second
@@ -139,7 +139,7 @@ class ClipEncoder:
     def _video(self, clip: Content, view: View, load: Callable[[], ClipSample]) -> Tensors:
         def make() -> Tensors:
             sample = load()
-            cut = find_cut(*sample.frames.shape[1:3], view.bucket, self.fit, sample.masks)
+            cut = self._cut(sample, view)
             shown = sample.frames[view.start : view.start + view.bucket.frames]
             video = fit_frames(shown, cut, view.bucket).to(self.device)
             return {"latents": self._latents(video), "first_frame": self._latents(video[:, :, :1])[0]}
@@ -153,6 +153,10 @@ class ClipEncoder:
         # for one small clip torch takes another convolution, which is slower than two clips by the usual one
         return self.encoders.codec.encode(torch.cat([video, video]) if twice else video)[0].half()
 
+    def _cut(self, sample: ClipSample, view: View) -> Cut:
+        _, height, width, _ = sample.frames.shape
+        return find_cut(height, width, view.bucket, self.fit, sample.masks)
+
     def _place(self, clip: Content, view: View) -> tuple[Any, ...]:
         """What the pixels of a view depend on, besides the video."""
         bucket = view.bucket
@@ -163,7 +167,7 @@ class ClipEncoder:
     def _masks(self, clip: Content, view: View, grid: TokenGrid, load: Callable[[], ClipSample]) -> Tensors:
         def make() -> Tensors:
             sample = load()
-            cut = find_cut(*sample.frames.shape[1:3], view.bucket, self.fit, sample.masks)
+            cut = self._cut(sample, view)
             span = slice(view.start, view.start + view.bucket.frames)
             seen = cut.of(torch.from_numpy(sample.masks[:, span]))
             mouths = None if sample.mouths is None else sample.mouths[:, span] - (cut.left, cut.top)

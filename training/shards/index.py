@@ -79,8 +79,8 @@ class ShardIndex:
 
     def place(self, number: int) -> Place:
         """Where clip `number` lies, and its sizes."""
-        *whole, fps = (int(value) for value in self.table[number])
-        return Place(*whole, fps / 1e6)
+        offset, length, frames, height, width, characters, fps = (int(value) for value in self.table[number])
+        return Place(offset, length, frames, height, width, characters, fps / 1e6)
 
     def shape(self, number: int) -> tuple[int, int, int, int, float]:
         """(characters, frames, height, width, frames a second) of clip `number`."""

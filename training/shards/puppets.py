@@ -9,7 +9,7 @@ import logging
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import tyro
@@ -76,7 +76,7 @@ class PuppetPlan:
     def parse(text: str) -> PuppetPlan:
         """ "puppets" or "puppets:name=value,...". Raises InputError for other names and values."""
         known = {f.name for f in fields(PuppetPlan)}
-        given = {}
+        given: dict[str, Any] = {}
         for option in filter(None, text.partition(":")[2].split(",")):
             name, _, value = (piece.strip() for piece in option.partition("="))
             if name not in known:
@@ -111,7 +111,7 @@ class PuppetPlan:
         )
 
 
-def _value(name: str, text: str) -> object:
+def _value(name: str, text: str) -> Any:
     """The value of an option of `PuppetPlan`."""
     if name in ("motion", "talk"):
         return text

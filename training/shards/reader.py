@@ -18,14 +18,14 @@ OnBroken = Literal["error", "skip"]
 
 
 def find_shards(source: Path | str | Iterable[Path | str]) -> list[Path]:
-    """The tar files of a folder and its subfolders in the order of their names; or the given paths as they are.
+    """The tar files of a folder (see `files_of`), or the given paths as they are.
 
     Raises:
         InputError: no shards, or a path that is none.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        paths = [path] if path.is_file() else sorted(p for p in path.rglob("*.tar") if not p.name.startswith("."))
+        paths = [path] if path.is_file() else files_of(path, ".tar")
     else:
         paths = [Path(p) for p in source]
     missing = [p for p in paths if not p.is_file()]
@@ -33,6 +33,18 @@ def find_shards(source: Path | str | Iterable[Path | str]) -> list[Path]:
         came = f"no shard at {missing[0]}" if missing else f"no *.tar in {source}"
         raise InputError(came, "a folder of tar shards (docs/shards.md)", "check the path")
     return paths
+
+
+def files_of(folder: Path | str, ending: str) -> list[Path]:
+    """Files with that ending in a folder and its subfolders, in the order of their names.
+
+    Left out: hidden files and folders, and folders named `cache` (which may hold millions of features).
+    """
+    found = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "cache" and name[0] != "."]
+        found += [Path(base, name) for name in names if name.endswith(ending) and name[0] != "."]
+    return sorted(found)
 
 
 def read_shards(

@@ -277,7 +277,7 @@ def read_mask(path: Path) -> np.ndarray:
             values = np.asarray(picture)
     except (OSError, ValueError, SyntaxError) as error:
         raise refuse(f"a mask {path.parent.name}/{path.name} that cannot be read ({error})", "a png") from error
-    return values.any(-1) if values.ndim == 3 else values > 0
+    return np.asarray(values > 0) if values.ndim == 2 else np.asarray(values.any(-1))
 
 
 def portrait(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
