@@ -296,3 +296,15 @@ def test_the_command_downloads_and_models_lists(
     assert "below/old/a.bin" in capsys.readouterr().err
     assert cli.main(["download", "official", "--parts", "wieghts"]) == 2
     assert cli.main(["download", "tiny"]) == 2
+
+
+def test_what_was_fetched_is_found_by_what_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bya_core.metrics.networks.weights import SYNCNET
+
+    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
+    part = next(part for part in OFFICIAL if part.name == "syncnet")
+    file = tmp_path / "official" / part.folder / part.known[0].path
+    assert SYNCNET.find() is None and "--parts syncnet" in SYNCNET.missing
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert SYNCNET.find() == file

@@ -17,7 +17,8 @@ class MetricWeights:
 
     Args:
         name: of the network.
-        file: name of the file, looked for in the folder "metrics" of every place where models lie.
+        file: name of the file, looked for in the folder "metrics" of every place where models lie, and where
+            `download official` puts it.
         why: which figures need it.
         source: where to get it.
         size: in words.
@@ -38,8 +39,9 @@ class MetricWeights:
 
     def find(self) -> Path | None:
         """The file, if it is on this machine."""
-        candidates = (place / FOLDER / self.file for place in places())
-        return next((path for path in candidates if path.is_file()), None)
+        own = (place / FOLDER / self.file for place in places())
+        fetched = (path for place in places() for path in place.glob(f"official/**/{self.file}"))
+        return next((path for path in (*own, *fetched) if path.is_file()), None)
 
     def needed(self) -> Path:
         """The file. Raises InputError, with how to get it, where it is not here."""
@@ -66,7 +68,8 @@ SYNCNET = MetricWeights(
     "SyncNet",
     "syncnet_v2.model",
     "Sync-C and Sync-D",
-    "http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+    "http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model "
+    "(or: python -m bya_core download official --parts syncnet)",
     "55 MB",
     "published with MIT-licensed code, no licence of their own",
 )
