@@ -158,7 +158,7 @@ class RealFace:
             InputError: no face, with what was looked at and what to do.
         """
         image = _limited(image)
-        faces, doubt = self._found(image)
+        faces, doubt = self.found(image)
         chosen = max(faces, key=lambda face: face.area if self.choose == "largest" else face.score)
         assert chosen.points is not None
         crop = (warp(image, similarity(chosen.points)) * 255).round() / 255  # a picture of 8 bits, as released
@@ -181,8 +181,12 @@ class RealFace:
         """Move everything to the CPU."""
         self.to("cpu")
 
-    def _found(self, image: Tensor) -> tuple[list[Face], tuple[str, ...]]:
-        """Faces that count, and a word of doubt where the detector is not sure of them."""
+    def found(self, image: Tensor) -> tuple[list[Face], tuple[str, ...]]:
+        """Faces of [3, H, W] that count, and a word of doubt where the detector is not sure of them.
+
+        Raises:
+            InputError: no face, with what was looked at and what to do.
+        """
         detector: Any = self.parts.detector
         sure = getattr(detector, "sure", 0.5)
         unsure: list[Face] = []

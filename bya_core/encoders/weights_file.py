@@ -33,8 +33,9 @@ def read_weights(path: Path, what: str) -> dict[str, Tensor]:
             read = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read ({error})", what, "download it again") from error
-    if isinstance(read, Mapping) and isinstance(read.get("state_dict"), Mapping):
-        read = read["state_dict"]
+    for inside in ("model", "module", "state_dict"):
+        if isinstance(read, Mapping) and isinstance(read.get(inside), Mapping):
+            read = read[inside]
     if not isinstance(read, Mapping) or not all(isinstance(value, Tensor) for value in read.values()):
         raise InputError(f"{path} holds no table of weights", what, "download it again")
     return {name.removeprefix("module."): value for name, value in read.items()}
