@@ -51,6 +51,7 @@ def load_official(
             not fit.
     """
     from bya_core.encoders.face_real import FaceParts, RealFace
+    from bya_core.encoders.real_finder import RealFinder
     from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
     from bya_core.encoders.text_t5 import T5Text
 
@@ -62,18 +63,19 @@ def load_official(
     settings = read_settings(folder)
     if transformer is None:
         transformer = load_released(folder, dtype, place)
-    face = FaceParts.load(folder / DETECTOR, folder / PARSER, folder / RECOGNISER, folder / VISION)
+    face = RealFace(FaceParts.load(folder / DETECTOR, folder / PARSER, folder / RECOGNISER, folder / VISION))
     bundle = ModelBundle(
         name="official",
         transformer=transformer,
         text=given.get("text") or T5Text(folder, dtype=torch.bfloat16 if dtype == torch.float16 else dtype),
-        face=RealFace(face),
+        face=face,
         speech=Wav2VecSpeech(folder / SPEECH),
         codec=given.get("codec") or _codec(folder, dtype),
         scheduler_config=_schedule(folder),
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
+        faces=RealFinder(face),
     )
     return bundle if device is None else bundle.to(device)
 
