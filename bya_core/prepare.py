@@ -21,6 +21,7 @@ from bya_core.routing.binding import bound
 from bya_core.sampling import Conditions
 from bya_core.scene import Character, Scene, Speech, prompt_at
 
+CONTEXT = 2  # video frames on each side that speech features of a clip have beyond it
 INFLATE = {"model": None, "hear": True, "silent": False}
 
 
@@ -104,13 +105,15 @@ def _with_notices(scene: Scene, faces: Sequence[FaceFeatures]) -> Scene:
 
 def speech_features(speech: Speech | None, scene: Scene, bundle: ModelBundle) -> Tensor:
     """[F + 4, blocks, channels] of one voice; a silent listener hears encoded silence."""
-    rate = bundle.speech.sample_rate
+    rate, lead = bundle.speech.sample_rate, 0
     if speech is None:
         heard = torch.zeros(round(scene.seconds * rate))
     else:
         mono = resample_mono(speech.waveform, speech.sample_rate, rate)
-        heard = place(mono[None], rate, speech.offset, speech.gain)[0]
-    features = bundle.speech.encode(heard.to(bundle.device), scene.num_frames)
+        lead = min(CONTEXT, int(max(0.0, -speech.offset) * scene.fps))  # the end of what its start loses is context
+        heard = place(mono[None], rate, speech.offset + lead / scene.fps, speech.gain)[0]
+    before = {"lead": lead} if lead else {}
+    features = bundle.speech.encode(heard.to(bundle.device), scene.num_frames, **before)
     return features.to(bundle.device, bundle.dtype)
 
 

@@ -56,10 +56,13 @@ class SpeechEncoder(Protocol):
 
     sample_rate: int
 
-    def encode(self, waveform: Tensor, num_frames: int) -> Tensor:
-        """[S] mono samples, sample 0 at video time 0 -> [num_frames + 4, blocks, channels].
+    def encode(self, waveform: Tensor, num_frames: int, lead: int = 0) -> Tensor:
+        """[S] mono samples -> [num_frames + 4, blocks, channels].
 
         Two context frames lie on each side: real neighbours where the waveform has them, else silence.
+
+        Args:
+            lead: video frames of the waveform that lie before video time 0 (0, 1 or 2).
         """
         ...
 

@@ -92,16 +92,18 @@ class Wav2VecSpeech:
         return self._model
 
     @torch.no_grad()
-    def encode(self, waveform: Tensor, num_frames: int) -> Tensor:
-        """[S] mono at 16 kHz, sample 0 at video time 0 -> [num_frames + 4, 12, 768], two context frames on each side.
+    def encode(self, waveform: Tensor, num_frames: int, lead: int = 0) -> Tensor:
+        """[S] mono at 16 kHz -> [num_frames + 4, 12, 768], two context frames on each side.
 
-        Context after the video is the recording's own where it goes on; frames outside it hold encoded silence.
+        Context is the recording's own where it has begun before the video (by `lead` frames: 0, 1 or 2) or goes on
+        after it; frames outside the recording hold encoded silence.
         """
         silence = self.silence()
         made = silence.expand(num_frames + 2 * self.context, -1, -1).clone()
         if bool(waveform.any()):
-            heard = self.features(waveform)[: num_frames + self.context]
-            made[self.context : self.context + len(heard)] = heard
+            first = self.context - lead
+            heard = self.features(waveform)[: len(made) - first]
+            made[first : first + len(heard)] = heard
         return made
 
     @torch.no_grad()

@@ -187,11 +187,11 @@ class TinySpeechEncoder:
         self.network = network.eval()
 
     @torch.no_grad()
-    def encode(self, waveform: Tensor, num_frames: int) -> Tensor:
-        """[S] mono at 16 kHz, sample 0 at video time 0 -> [num_frames + 4, 2, channels]; else silence."""
+    def encode(self, waveform: Tensor, num_frames: int, lead: int = 0) -> Tensor:
+        """[S] mono at 16 kHz -> [num_frames + 4, 2, channels]; `lead` frames of it lie before video time 0."""
         step = self.sample_rate // self.fps
         wanted = (num_frames + 2 * self.context) * step
-        padded = F.pad(waveform.float(), (self.context * step, 0))[:wanted]
+        padded = F.pad(waveform.float(), ((self.context - lead) * step, 0))[:wanted]
         padded = F.pad(padded, (0, wanted - padded.shape[0]))
         weight = next(self.network.parameters())
         features, _ = self.network(padded[None].to(weight))

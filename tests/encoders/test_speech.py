@@ -103,6 +103,9 @@ def test_context_is_the_recording_itself_and_silence_outside_of_it(encoder):
     assert torch.equal(inside[:2], silence.expand(2, -1, -1)) and torch.equal(inside[2:], heard[:43])
     outside = encoder.encode(waveform, 53)  # the video goes on after the recording
     assert torch.equal(outside[2:52], heard) and torch.equal(outside[52:], silence.expand(5, -1, -1))
+    begun = encoder.encode(waveform, 21, lead=2)  # the recording had begun before the video
+    assert torch.equal(begun, heard[:25])
+    assert torch.equal(encoder.encode(waveform, 21, lead=1)[1:], heard[:24])
     assert (heard - silence).square().mean() > 0.01  # silence is not what a voice is
     assert torch.equal(encoder.encode(torch.zeros(RATE), 9), silence.expand(13, -1, -1))
 
@@ -203,3 +206,20 @@ def test_the_published_configuration_gives_12_layers_of_768(tmp_path):
     Wav2Vec2Model(Wav2Vec2Config()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 768
     assert Wav2VecSpeech(tmp_path).encode(voice(0.4), 9).shape == (13, 12, 768)
+
+
+def test_a_speech_whose_start_is_cut_is_heard_from_a_little_before(encoder):
+    """Through `prepare`: 1.2 s are cut, the two frames before that are context; nothing is shifted."""
+    from types import SimpleNamespace
+
+    from bya_core.prepare import speech_features
+    from bya_core.scene import Character, Scene, Speech
+
+    waveform = voice(3.0)
+    scene = Scene("", [Character("Ada", torch.zeros(3, 8, 8))], [None], 480, 720, 21)
+    bundle = SimpleNamespace(speech=encoder, device=torch.device("cpu"), dtype=torch.float32)
+    cut = speech_features(Speech(waveform[None], RATE, offset=-1.2), scene, bundle)
+    whole = encoder.features(waveform[round(1.12 * RATE) :])
+    assert_close(cut, whole[:25])
+    plain = speech_features(Speech(waveform[None], RATE), scene, bundle)
+    assert torch.equal(plain, encoder.encode(waveform, 21))
