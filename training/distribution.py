@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bya_core.errors import InputError
 from training.dataset import Batch, Clips, as_float
@@ -94,6 +95,19 @@ def batch_parts(accelerator: Accelerator, data: Clips, size: int, seed: int, sta
         elif stand_in is None:
             stand_in = next(iter(data.batches(size, seed, start=start)))
         yield Part(tensors if samples else stand_in, samples, rank * whole // processes, whole)  # type: ignore[arg-type]
+
+
+def clip_gradients(accelerator: Accelerator, learned: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale all gradients to a norm of at most `limit`; returns the norm before (0 where DeepSpeed keeps it)."""
+    if not any(isinstance(p.grad, DTensor) for p in learned):
+        norm = accelerator.clip_grad_norm_(learned, limit)
+        return torch.zeros(()) if norm is None else torch.as_tensor(norm)
+    # On the shards themselves: lists of distributed tensors are slow to dispatch.
+    accelerator.unscale_gradients()
+    shards = [p.grad.to_local() for p in learned if isinstance(p.grad, DTensor)]
+    norm = accelerator.reduce(torch.nn.utils.get_total_norm(shards).square(), "sum").sqrt()
+    torch._foreach_mul_(shards, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def build_accelerator(settings: RunSettings) -> Accelerator:

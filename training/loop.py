@@ -19,12 +19,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.adapters import add_lora, has_lora, write_model
 from training.dataset import Clips
-from training.distribution import PRECISIONS, OneDoor, Part, batch_parts, build_accelerator, check
+from training.distribution import PRECISIONS, OneDoor, Part, batch_parts, build_accelerator, check, clip_gradients
 from training.optimisers import build_optimisers, idle_parts, rate, select_trainable, set_precision
 from training.run_checkpoint import Checkpoints, Progress, Trained, fingerprint, whole, written_whole
 from training.run_settings import Clock, RunSettings
@@ -52,7 +53,7 @@ def train(
             processes, with the averaged weights in the model. If it has a `tracker` that is None, it gets the run's.
 
     Returns:
-        What was measured at the end: steps, minutes, samples per second, skipped steps, the last means of all losses.
+        Figures of the end: steps, minutes, samples per second, skipped steps and clips, last means of all losses.
 
     Raises:
         InputError: settings that do not go together, a checkpoint of another run, a full disk, or no finite loss in
@@ -82,7 +83,8 @@ def train(
     parts = batch_parts(accelerator, data, stage.batch, settings.seed, progress.step)
     loss_of, clock = StageLoss(stage, settings.seed), Clock(stage, settings, progress)
     count = sum(p.numel() for p in learned) / 1e6
-    log.info("stage %d from step %d: %d clips, %.2f M weights learn", stage.number, progress.step, data.clips, count)
+    told = f"{count:.2f} M weights learn, {accelerator.num_processes} processes ({accelerator.distributed_type.value})"
+    log.info("stage %d from step %d: %d clips, %s", stage.number, progress.step, data.clips, told)
     in_a_row, saved = 0, progress.step
 
     with Tracker(
@@ -133,10 +135,10 @@ def train(
     with written_whole(output / "final", run, "the final weights", checkpoints.all()[-1:]) as folder:
         if main:
             write_model(folder, model, state, stage.lora, {**about, "stage": asdict(stage)})
-    summary = {**clock.summary(progress), **progress.means}
+    summary = {**clock.summary(progress), "broken_clips": len(getattr(data, "skipped", ())), **progress.means}
     if main:
         described = {"stage": asdict(stage), "settings": asdict(settings), "measured": summary}
-        described["processes"] = accelerator.num_processes
+        described |= {"processes": accelerator.num_processes, "skipped_clips": list(getattr(data, "skipped", ()))}
         (output / "summary.json").write_text(json.dumps(described, indent=1, default=str))
     accelerator.wait_for_everyone()
     return summary
@@ -168,8 +170,7 @@ def one_step(
             for name, value in {"loss": total, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + weight * value.detach().float()
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(learned, stage.optimiser.clip)
-                norm = torch.zeros(()) if norm is None else torch.as_tensor(norm)
+                norm = clip_gradients(accelerator, learned, stage.optimiser.clip)
                 finite = bool(torch.isfinite(norm))
                 if finite or accelerator.scaler is not None:  # the loss scale of fp16 has to see what overflowed
                     for optimiser in optimisers:
@@ -190,5 +191,7 @@ def look(
         ema.copy_to(learned)
     with torch.random.fork_rng(), torch.no_grad():
         door(lambda net: watch(progress.step, dict(progress.means), net))
+    if isinstance(door, FSDPModule):
+        door.reshard()  # otherwise a backward pass does it
     if ema is not None:
         ema.restore(learned)

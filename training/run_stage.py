@@ -9,6 +9,9 @@ r"""Train one of the three stages.
 With `--plan` it tells what the stage needs, and does nothing else (training/plan.py).
 
 A run that was stopped, or killed, goes on from its last checkpoint when started again with the same output folder.
+What a stage needs (memory, tokens, arithmetic), without loading or training anything, is told by
+
+    python training/run_stage.py --plan --stage 3 --recipe cogvideox5b --help
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ class Arguments:
         skip_broken: leave out clips that cannot be used and count them, instead of ending with an error.
         validate_every: steps between two looks at held-out puppets (masks, binding, pictures); 0 = never.
         validation_scenes: how many of them.
+        validation_files: scene files that are made and shown instead, for models that know no puppets.
         threads: processor threads; 0 = all.
     """
 
@@ -63,6 +67,7 @@ class Arguments:
     skip_broken: bool = False
     validate_every: int = 0
     validation_scenes: int = 6
+    validation_files: tuple[Path, ...] = ()
     threads: int = 0
 
 
@@ -90,7 +95,8 @@ def main(arguments: Arguments) -> None:
         from training.validation import Validation
 
         bundle = arguments.encoders or "tiny"
-        watch = Validation(arguments.validate_every, arguments.validation_scenes, bundle=bundle)
+        scenes = arguments.validation_files or arguments.validation_scenes
+        watch = Validation(arguments.validate_every, scenes, bundle=bundle)
     summary = train(model, clips, stage, settings, accelerator, watch)
     if accelerator.is_main_process:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from tests.training.stage_parts import SMALL
+from tests.training.stage_parts import SMALL, small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "run_stage.py"
@@ -47,17 +47,23 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def write_recipe(path: Path, **changes: Any) -> Path:
-    """The published stages for the small model, with adapters of rank 2 and a quick learning rate."""
+def write_recipe(path: Path, dropout: float = 0.1, **changes: Any) -> Path:
+    """The published stages for the small model, with adapters of rank 2 and a quick learning rate.
+
+    The model they start from is written beside it.
+
+    Args:
+        dropout: of the model's blocks, so that random states matter.
+    """
     stages = {
         "batch": 4,
         "steps": 12,
         "lora": {"rank": 2, "alpha": 4, "targets": ["attn1.to_q", "attn1.to_k"]},
-        "optimiser": {"lr": 0.01, "warmup": 3, "ema": 0.9},
+        "optimiser": {"lr": 0.01, "warmup": 3, "ema": 0.9, "decay": "constant"},
         **changes,
     }
-    model = {**SMALL, "dropout": 0.1}  # so that random states matter
-    path.write_text(yaml.safe_dump({"model": model, "all_stages": stages}))
+    path.write_text(yaml.safe_dump({"model": {**SMALL, "dropout": dropout}, "all_stages": stages}))
+    small_model(dropout=dropout).save_pretrained(path.parent / "init")
     return path
 
 
@@ -68,7 +74,8 @@ def command(recipe: Path, data: Path, output: Path, *more: str, processes: int =
         launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
         launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         launcher += ["--main_process_port", "0"]
-    given = {"stage": stage, "recipe": recipe, "data": data, "output": output, "threads": 1, "log-every": 1}
+    given: dict[str, Any] = {"stage": stage, "recipe": recipe, "data": data, "output": output}
+    given |= {"init": recipe.parent / "init", "threads": 1, "log-every": 1}
     flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     return [*launcher, str(SCRIPT), *flags, "--no-tensorboard", *more]
 
@@ -96,4 +103,4 @@ def lines(output: Path) -> list[dict[str, Any]]:
 def losses(output: Path) -> dict[int, tuple[float, ...]]:
     """The losses and gradient norms of each step."""
     told = ("loss_now", "loss", "diffusion", "cross_entropy", "grad_norm")
-    return {line["step"]: tuple(line[name] for name in told) for line in lines(output)}
+    return {line["step"]: tuple(line[name] for name in told) for line in lines(output) if "kind" not in line}

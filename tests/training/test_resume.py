@@ -58,7 +58,6 @@ def test_killed_at_a_random_step_and_started_again_it_gives_the_same_losses_bit_
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(data, tmp_path, stage):
-    stage = replace(stage, optimiser=replace(stage.optimiser, decay="constant"))
     clips = ClipFolder(data)
     train(small_model(), clips, stage, settings(tmp_path / "whole"))
     train(small_model(), clips, replace(stage, steps=7), settings(tmp_path / "parts"))
