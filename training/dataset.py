@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bya_core.canvas import Layout
 from bya_core.errors import InputError
 from training.cache import FeatureCache
 from training.shards.buckets import Bucket, Fit, View, choose_bucket, own_bucket, resampled, window_starts
@@ -71,6 +72,7 @@ def open_data(
     fit: Fit = "cover",
     patch: int = 2,
     device: torch.device | str = "cpu",
+    canvas: Layout = "row",
 ) -> Clips:
     """Clips to train from.
 
@@ -86,6 +88,7 @@ def open_data(
         fit: how pictures get the shape of a bucket.
         patch: latent cells per token and side of the model.
         device: where the encoders run.
+        canvas: "released" for a model of the official flavour.
 
     Raises:
         InputError: nothing there, no encoders, or clips that do not fit the buckets.
@@ -104,7 +107,7 @@ def open_data(
     clips: _Drawn | ShardIndex
     clips = _Drawn(PuppetPlan.parse(str(source))) if folder is None else ShardIndex(folder, kept, on_broken, skipped)
     wanted = [Bucket.parse(b) if isinstance(b, str) else b for b in buckets]
-    encoder = ClipEncoder(encoders, kept, patch, fit, device)
+    encoder = ClipEncoder(encoders, kept, patch, fit, device, canvas)
     return EncodedClips(clips, encoder, wanted, on_broken, skipped)
 
 

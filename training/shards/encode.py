@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bya_core.canvas import reference_canvas
+from bya_core.canvas import Layout, reference_canvas
 from bya_core.encoders.base import FaceEncoder, SpeechEncoder, TextEncoder, VideoCodec
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
@@ -84,6 +84,7 @@ class ClipEncoder:
         patch: latent cells per token and side.
         fit: how pictures are brought to the shape of a bucket.
         device: where the encoders run.
+        canvas: how portraits stand on the canvas (`bya_core.canvas`): "released" for models of the official flavour.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class ClipEncoder:
         patch: int = 2,
         fit: Fit = "cover",
         device: torch.device | str = "cpu",
+        canvas: Layout = "row",
     ) -> None:
         self.encoders, self.cache, self.patch, self.fit = encoders, cache or FeatureCache(None), patch, fit
-        self.device = torch.device(device)
+        self.device, self.canvas = torch.device(device), canvas
         for part in (encoders.text, encoders.face, encoders.speech, encoders.codec):
             if self.device.type != "cpu" and hasattr(part, "to"):
                 part.to(self.device)
@@ -194,20 +196,21 @@ class ClipEncoder:
         def make() -> Tensors:
             picture = torch.from_numpy(load().portraits[k]).permute(2, 0, 1).float() / 255.0
             face = self.encoders.face.encode(picture.to(self.device))
-            return {"identity": face.identity.half(), "hidden": face.hidden.half(), "portrait": face.portrait.float()}
+            return {"identity": face.identity.half(), "hidden": face.hidden.half(), "portrait": face.portrait.half()}
 
         return self.cache.get("face", (CODE, self.version("face"), clip.digests[f"portrait{k}.png"]), make)
 
     def _canvas(self, clip: Content, view: View, faces: list[Tensors]) -> Tensor:
         def make() -> Tensors:
             size = view.bucket.height, view.bucket.width
-            canvas = reference_canvas([face["portrait"] for face in faces], *size)
+            canvas = reference_canvas([face["portrait"].float() for face in faces], *size, self.canvas)
             return {
                 "canvas": self.encoders.codec.encode(canvas[None, :, None].to(self.device) * 2.0 - 1.0)[0, 0].half()
             }
 
         who = [clip.digests[f"portrait{k}.png"] for k in range(len(faces))]
-        key = (CODE, self.version("codec"), self.version("face"), view.bucket.height, view.bucket.width, *who)
+        size = view.bucket.height, view.bucket.width
+        key = (CODE, self.version("codec"), self.version("face"), self.canvas, *size, *who)
         return self.cache.get("canvas", key, make)["canvas"]
 
     def _speech(self, clip: Content, view: View, load: Callable[[], ClipSample]) -> Tensor:
@@ -279,15 +282,25 @@ def clip_seed(clip: Content) -> int:
 
 
 def load_encoders(name: str | Path = "tiny") -> Encoders:
-    """The encoders of a model: a name of the registry, or a folder with vae/, face.safetensors and speech.safetensors.
+    """The encoders of a model, without its transformer where that is large.
+
+    Args:
+        name: of the registry (tiny, official), a folder with vae, face.safetensors and speech.safetensors, one laid out
+            as the released model, or anything else that `load_bundle` takes.
 
     Raises:
         InputError: no such model, or its weights are not here.
     """
     from bya_core.checkpoints.registry import MODELS, load_bundle
-    from bya_core.checkpoints.tiny_bundle import load_tiny_encoders
 
-    folder = MODELS["tiny"].folder if name == "tiny" else Path(name)
-    if folder is not None and (folder / "speech.safetensors").is_file():
+    entry = MODELS.get(str(name))
+    folder = Path(name).expanduser() if entry is None else entry.here
+    if (folder / "speech.safetensors").is_file():
+        from bya_core.checkpoints.tiny_bundle import load_tiny_encoders
+
         return load_tiny_encoders(folder)
-    return load_bundle(str(name))
+    if (folder / "text_encoder").is_dir() or (entry is not None and entry.parts):
+        from bya_core.checkpoints.official_bundle import load_official
+
+        return load_official(folder, transformer=torch.nn.Identity())  # type: ignore[arg-type]
+    return load_bundle(name)

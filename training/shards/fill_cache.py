@@ -34,6 +34,7 @@ class Arguments:
         cache: folder of the features; none = `cache` beside the shards.
         part: "r/w": the r-th of w equal parts of the clips, for w processes that share the work.
         fit: how pictures get the shape of a bucket.
+        canvas: "released" for a model of the official flavour.
         device: where the encoders run.
         skip_broken: go on where a clip cannot be used.
     """
@@ -44,6 +45,7 @@ class Arguments:
     cache: Path | None = None
     part: str = "0/1"
     fit: Literal["cover", "letterbox"] = "cover"
+    canvas: Literal["row", "released"] = "row"
     device: str = "cpu"
     skip_broken: bool = False
 
@@ -64,6 +66,7 @@ def fill(arguments: Arguments) -> Counter[str]:
         cache=arguments.cache,
         on_broken="skip" if arguments.skip_broken else "error",
         fit=arguments.fit,
+        canvas=arguments.canvas,
         device=arguments.device,
     )
     if not isinstance(data, EncodedClips):
