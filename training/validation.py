@@ -218,20 +218,32 @@ class Validation:
         return step // self.every > before // self.every
 
     def __call__(self, step: int, means: Mapping[str, float], model: nn.Module) -> dict[str, float]:
-        """Look at the model if it is time: figures (empty if it is not). The model and all random states stay."""
+        """Look at the model if it is time: figures (empty if it is not). The model and all random states stay.
+
+        Scenes that the model cannot be given (puppets, where it knows real faces) are told of and left out: no training
+        ends for that.
+        """
         if not self.due(step):
             return {}
         started = time.monotonic()
         with undisturbed(model):
-            if isinstance(self.bundle, str):
-                self.bundle = load_bundle(self.bundle)
-            bundle = replace(self.bundle, transformer=model)
-            bundle.to(bundle.device)
-            figures = self._puppets(bundle, step) if self.held_out is not None else {}
-            self._files(bundle, step)
+            try:
+                figures = self._look(model, step)
+            except InputError as error:
+                log.warning("step %d is not looked at: %s", step, error)
+                return {}
         figures["validation_seconds"] = time.monotonic() - started
         if self.tracker is not None:
             self.tracker.scalars(figures, step)
+        return figures
+
+    def _look(self, model: nn.Module, step: int) -> dict[str, float]:
+        if isinstance(self.bundle, str):
+            self.bundle = load_bundle(self.bundle)
+        bundle = replace(self.bundle, transformer=model)
+        bundle.to(bundle.device)
+        figures = self._puppets(bundle, step) if self.held_out is not None else {}
+        self._files(bundle, step)
         return figures
 
     def _puppets(self, bundle: ModelBundle, step: int) -> dict[str, float]:

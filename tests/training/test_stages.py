@@ -227,3 +227,10 @@ def test_a_router_of_sigmoids_has_no_background_and_its_characters_learn_apart()
     p, y = output.masks, batch["masks"]
     assert torch.isclose(parts["cross_entropy"], -(y * p.log() + (1 - y) * (1 - p).log()).mean(), rtol=1e-4)
     assert "background" not in str([name for name, _ in network.named_parameters()])
+
+
+def test_the_recipe_for_one_device_changes_stage_one_alone():
+    whole, one = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_one_gpu")
+    assert one.model == whole.model and one.stages[2] == whole.stages[2] and one.stages[3] == whole.stages[3]
+    assert one.stages[1].lora.rank == 128 and "*" not in one.stages[1].trainable
+    assert replace(one.stages[1], lora=None, trainable=("*",)) == whole.stages[1]

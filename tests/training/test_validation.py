@@ -136,3 +136,10 @@ def test_a_sheet_tints_each_moment_with_its_own_mask():
     assert pixels[:150, 10 : wide // 3].max() == 0  # the first frame is a latent frame of its own
     assert pixels[:150, 4 * wide + 10 : 4 * wide + wide // 3].max() > 100
     assert pixels[:150, -wide // 3 : -10].max() == 0
+
+
+def test_a_scene_that_the_model_cannot_make_is_told_and_training_goes_on(bundle, tmp_path, caplog):
+    board = Board(tmp_path)
+    look = Validation(1, scenes=[tmp_path / "missing.json"], tracker=board)
+    assert look(1, {}, bundle.transformer) == {} and not board.figures
+    assert "step 1 is not looked at" in caplog.text and "missing.json" in caplog.text
