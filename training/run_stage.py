@@ -82,14 +82,16 @@ def main(arguments: Arguments) -> None:
     accelerator = build_accelerator(settings)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
+    model = build_model(recipe, arguments.stage, settings)
     clips = open_data(
         arguments.data,
         arguments.encoders,
         buckets=arguments.buckets,
         on_broken="skip" if arguments.skip_broken else "error",
+        patch=model.config.patch_size,
         device=accelerator.device,
+        canvas="released" if model.config.flavour == "official" else "row",
     )
-    model = build_model(recipe, arguments.stage, settings)
     watch: Any = None
     if arguments.validate_every:
         from training.validation import Validation
