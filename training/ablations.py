@@ -54,16 +54,16 @@ class Variant:
 BASE = "base"
 VARIANTS: dict[str, Variant] = {
     BASE: Variant("as it is: softmax, 3D masks, both losses, LoRA, half of the samples on the router's own masks"),
-    "no_smoothness": Variant("without smoothness loss", {"router_weights": {"smoothness": 0.0}}),
-    "no_layer_loss": Variant("without layer loss", {"router_weights": {"layer_variance": 0.0}}),
     "no_teacher": Variant(
         "without teacher forcing: own masks only, router and denoiser trained jointly",
         {"own_masks": 1.0, "own_masks_warmup": 0},
         {"router_detach": False},
     ),
-    "no_lora": Variant("without LoRA", {"lora": None}),
-    "targets_2d": Variant("2D targets: one mask for all frames", {"static_masks": True}),
     "sigmoid": Variant("a sigmoid per character instead of the softmax", {}, {"router_activation": "sigmoid"}),
+    "targets_2d": Variant("2D targets: one mask for all frames", {"static_masks": True}),
+    "no_layer_loss": Variant("without layer loss", {"router_weights": {"layer_variance": 0.0}}),
+    "no_lora": Variant("without LoRA", {"lora": None}),
+    "no_smoothness": Variant("without smoothness loss", {"router_weights": {"smoothness": 0.0}}),
     "always_forced": Variant("teacher forcing in all samples (appendix B)", {"own_masks": 0.0}),
 }
 

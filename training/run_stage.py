@@ -6,8 +6,6 @@ r"""Train one of the three stages.
     accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/run_stage.py --stage 3 \
         --recipe cogvideox5b --data SHARDS --init runs/stage2/final --output runs/stage3 --gradient-checkpointing
 
-With `--plan` it tells what the stage needs, and does nothing else (training/plan.py).
-
 A run that was stopped, or killed, goes on from its last checkpoint when started again with the same output folder.
 What a stage needs (memory, tokens, arithmetic), without loading or training anything, is told by
 
