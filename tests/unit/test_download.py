@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +37,8 @@ class FakeHub:
     repositories: dict[str, dict[str, bytes]]
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     lies: dict[str, bytes] = field(default_factory=dict)  # file -> what arrives in its place
-    cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the line breaks, once
+    cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the line breaks
+    slow: set[str] = field(default_factory=set)  # files that arrive a piece at a time, with pauses
     endpoint: str = ""
 
     def info(self, repository: str, revision: str) -> dict | None:
@@ -70,6 +75,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 return
             repository, _, rest = path[1:].partition("/resolve/")
             name = rest.partition("/")[2]
+            if name not in hub.repositories.get(repository, {}):
+                self._send(404, b"", {})
+                return
             content = hub.lies.get(name, hub.repositories[repository][name])
             start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
             body = content[start:]
@@ -83,15 +91,21 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.close()
                 return
-            self._send(status, body, headers)
+            self._send(status, body, headers, slowly=name in hub.slow)
 
-        def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        def _send(self, status: int, body: bytes, headers: dict[str, str], slowly: bool = False) -> None:
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            pieces = [body[i : i + 50_000] for i in range(0, len(body), 50_000)] if slowly else [body]
+            for piece in pieces:
+                try:
+                    self.wfile.write(piece)
+                except OSError:  # whoever asked is gone
+                    return
+                time.sleep(0.1 * slowly)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -123,7 +137,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)  # between its tries
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})  # it waits between its tries
+    monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
     yield hub
     server.shutdown()
     server.server_close()
@@ -175,6 +190,32 @@ def test_a_stopped_download_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -
     ranges = {path.rpartition("/")[2]: wanted for _, path, wanted in hub.asked if "/resolve/" in path}
     assert ranges["a.bin"] == f"bytes={have}-" and ranges["b.bin"] is None
     assert (tmp_path / "below/old/a.bin").read_bytes() == WEIGHTS and not unfinished.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_killed_process_loses_nothing(hub: FakeHub, tmp_path: Path) -> None:
+    hub.slow.add("old/a.bin")
+    program = (
+        "import sys, pathlib, huggingface_hub.constants\n"
+        "huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 50_000\n"
+        "from bya_core.checkpoints.download import download\n"
+        "from tests.unit.test_download import PART\n"
+        "download([PART], pathlib.Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2])
+    unfinished = tmp_path / "below/old/a.bin.part"
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and not (unfinished.is_file() and unfinished.stat().st_size > 100_000):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    have = unfinished.stat().st_size
+    assert 100_000 < have < len(WEIGHTS)
+    hub.slow.clear()
+    hub.asked.clear()
+    download([PART], tmp_path)
+    assert any(wanted == f"bytes={have}-" for _, _, wanted in hub.asked)
+    assert (tmp_path / "below/old/a.bin").read_bytes() == WEIGHTS
 
 
 def test_a_broken_line_keeps_what_arrived(hub: FakeHub, tmp_path: Path) -> None:
