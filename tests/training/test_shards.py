@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import tarfile
@@ -57,7 +58,11 @@ def test_everything_but_the_video_comes_back_exactly(tmp_path):
     given = [
         clip(0),
         clip(1, speech_features=rng.standard_normal((len(clip(1).speeches), 13, 3, 5)).astype(np.float16)),
-        clip(2, measured={"sync": 1 / 3, "boxes": [[1, 2.5]], "why": None, "text": "ä ❤", "flag": True}, fps=23.976),
+        clip(
+            2,
+            measured={"sync": 1 / 3, "boxes": [[1, 2.5]], "why": None, "text": "ä ❤", "flag": True},
+            fps=24_000 / 1001,
+        ),
         clip(3, caption="Zwei Füße — “quoted”\n", mouths=None),
     ]
     with ShardWriter(tmp_path / "with space ü", per_shard=3) as writer:
@@ -67,6 +72,8 @@ def test_everything_but_the_video_comes_back_exactly(tmp_path):
     read = list(read_shards(tmp_path / "with space ü"))
     assert [sample.key for sample in read] == [f"clip_{k}" for k in range(4)]
     assert all(same(a, b) for a, b in zip(given, read, strict=True))
+    index = ShardIndex(tmp_path / "with space ü", FeatureCache(None))
+    assert [index.content(k).head["fps"] for k in range(4)] == [index.shape(k)[4] for k in range(4)]
     assert min(loss_of_codec(a, b) for a, b in zip(given, read, strict=True)) > 28
 
 
@@ -275,6 +282,53 @@ def test_the_index_finds_each_clip_and_survives_what_is_broken(tmp_path):
     assert 2 <= len(ShardIndex(tmp_path / "data", again, "skip", skipped)) < 5 and len(skipped) == 1
     with pytest.raises(BrokenClip, match="leave shards alone"):
         index.content(2).load()
+
+
+def test_shards_packed_again_by_tar_are_read(tmp_path):
+    """Names in another order, behind "./", with folders between them and another owner."""
+    (path,) = shards(tmp_path / "a", clips=2)
+    with tarfile.open(path) as tar:
+        tar.extractall(tmp_path / "files", filter="data")
+    (tmp_path / "b").mkdir()
+    with tarfile.open(tmp_path / "b" / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(tmp_path / "files", "./", recursive=False)
+        for file in sorted((tmp_path / "files").iterdir()):
+            tar.add(file, f"./{file.name}")
+    index = ShardIndex(tmp_path / "b", FeatureCache(None))
+    assert [index.content(k).key for k in range(len(index))] == ["clip_0", "clip_1"]
+    assert all(same(index.content(k).load(), clip(k)) for k in range(2))
+    assert [sample.key for sample in read_shards(tmp_path / "b")] == ["clip_0", "clip_1"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": None}, {"frames": 0}, {"height": "64"}, {"fps": 0}, {"fps": "fast"}, {"matrix": [[1, 2], 3]},
+        {"measured": None}, {"caption": 7}, {"sha256": {}}, {"sha256": None}, {"speeches": [1]}, None, [],
+    ],
+)  # fmt: skip
+def test_a_json_of_another_kind_is_named_everywhere(tmp_path, change):
+    members = pack(clip(0))
+    head = {**json.loads(members["json"]), **change} if isinstance(change, dict) else change
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for ending, content in {**members, "json": json.dumps(head).encode()}.items():
+            entry = tarfile.TarInfo(f"odd.{ending}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    with pytest.raises(BrokenClip, match="odd"):
+        list(read_shards(tmp_path))
+    with pytest.raises(BrokenClip, match="odd"):
+        ShardIndex(tmp_path, FeatureCache(None))
+
+
+def test_a_shard_that_was_exchanged_meanwhile_is_noticed(tmp_path):
+    (path,) = shards(tmp_path, clips=1)
+    index = ShardIndex(tmp_path, FeatureCache(None))
+    with ShardWriter(tmp_path, first=0) as writer:
+        writer.write(replace(clip(0), fps=24.0))
+    assert writer.shards == [path]
+    with pytest.raises(BrokenClip, match="another clip"):
+        index.content(0)
 
 
 def test_the_webdataset_library_reads_them(tmp_path):

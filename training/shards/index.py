@@ -19,11 +19,12 @@ import torch
 
 from training.cache import FeatureCache, Tensors
 from training.shards.encode import Content
-from training.shards.members import FORMAT, BrokenClip, unpack
+from training.shards.members import BrokenClip, check_head, unpack
 from training.shards.reader import OnBroken, find_shards, members_of, split_name, tell_broken
 from training.shards.sample import ClipSample
 
-UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError)
+UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+SIZES = ("characters", "frames", "height", "width", "fps")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class ShardIndex:
     def place(self, number: int) -> Place:
         """Where clip `number` lies, and its sizes."""
         offset, length, frames, height, width, characters, fps = (int(value) for value in self.table[number])
-        return Place(offset, length, frames, height, width, characters, fps / 1e6)
+        return Place(offset, length, frames, height, width, characters, float(np.int64(fps).view(np.float64)))
 
     def shape(self, number: int) -> tuple[int, int, int, int, float]:
         """(characters, frames, height, width, frames a second) of clip `number`."""
@@ -97,6 +98,9 @@ class ShardIndex:
         try:
             with path.open("rb") as file:
                 key, head = _head(file, place.offset)
+            check_head(head)
+            if self.shape(number) != tuple(head[name] for name in SIZES):
+                raise ValueError("another clip is there now")
             return Content(key, head, head["sha256"], lambda: _load(path, place))
         except UNREADABLE as error:
             came = f"clip {number} of {path} cannot be read ({error})"
@@ -133,6 +137,8 @@ def _heads(file: BinaryIO) -> Iterator[tuple[str, bytes, int, int]]:
     key, head, offset = "", b"", 0
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for entry in tar:
+            if not entry.isfile():
+                continue
             name, ending = split_name(entry.name)
             if name != key:
                 if key:
@@ -153,7 +159,7 @@ def _tabulate(path: Path) -> Tensors:
             for key, text, offset, length in _heads(file):
                 try:
                     rows.append([offset, length, *_sizes(json.loads(text))])
-                except (ValueError, KeyError, TypeError) as error:
+                except UNREADABLE as error:
                     troubles.append(f"clip {key!r} has no JSON of this format ({error})")
     except (tarfile.TarError, OSError, EOFError) as error:
         troubles.append(f"it cannot be read on after {len(rows)} clips ({error})")
@@ -164,8 +170,11 @@ def _tabulate(path: Path) -> Tensors:
 
 
 def _sizes(head: dict) -> list[int]:
-    """The last columns of the table. Raises ValueError, KeyError or TypeError."""
-    sizes = [int(head[name]) for name in ("frames", "height", "width", "characters")]
-    if head["format"] > FORMAT or min(sizes) < 1 or not dict(head["sha256"]):
-        raise ValueError(f"format {head['format']}, sizes {sizes}")
-    return [*sizes, round(head["fps"] * 1e6)]
+    """The last columns of the table. Raises one of UNREADABLE."""
+    check_head(head)
+    return [head["frames"], head["height"], head["width"], head["characters"], _bits(head["fps"])]
+
+
+def _bits(number: float) -> int:
+    """A float64 as the int64 of the same bits, for a table of whole numbers."""
+    return int(np.float64(number).view(np.int64))

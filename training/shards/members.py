@@ -71,6 +71,23 @@ def pack(sample: ClipSample) -> dict[str, bytes]:
     return {"json": text.encode(), **members}
 
 
+def check_head(head: Any) -> None:
+    """Raises ValueError, KeyError or TypeError for a JSON that is not one of this format."""
+    if head["format"] > FORMAT:
+        raise ValueError(f"it has format {head['format']}, this version reads up to {FORMAT}")
+    streams, samples = head["speeches"]
+    sizes = [head[name] for name in ("frames", "height", "width", "characters")]
+    if any(type(size) is not int or size < 1 for size in sizes) or not 0 < float(head["fps"]) < 1e4:
+        raise ValueError(f"its sizes are {sizes} at {head['fps']} frames a second")
+    if not isinstance(head["caption"], str) or not isinstance(head["measured"], dict):
+        raise ValueError("its caption is no text, or `measured` no object")
+    np.array(head["matrix"], float).reshape(streams, head["characters"])
+    wanted = {"mp4", "masks.npz", *(f"portrait{k}.png" for k in range(head["characters"]))}
+    wanted |= {f"speech{m}.wav" for m in range(streams if samples else 0)}
+    if missing := sorted(wanted - head["sha256"].keys()):
+        raise ValueError(f"it has no {' and no '.join(missing)}")
+
+
 def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
     """The clip of these files.
 
@@ -79,8 +96,7 @@ def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
     """
     try:
         head = json.loads(members["json"])
-        if head["format"] > FORMAT:
-            raise ValueError(f"it has format {head['format']}, this version reads up to {FORMAT}")
+        check_head(head)
         for ending, digest in head["sha256"].items():
             if hashlib.sha256(members[ending]).hexdigest() != digest:
                 raise ValueError(f"its {ending} is damaged")
@@ -103,7 +119,16 @@ def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
             speech_features=extra.get("speech"),
             mouths=extra.get("mouths"),
         )
-    except (KeyError, ValueError, TypeError, OSError, SyntaxError, zipfile.BadZipFile, av.error.FFmpegError) as error:
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        av.error.FFmpegError,
+    ) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise BrokenClip(
             f"clip {key!r} cannot be read ({what})", "the files docs/shards.md lists", "write it again or skip it"

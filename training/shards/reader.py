@@ -103,7 +103,7 @@ def members_of(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def split_name(name: str) -> tuple[str, str]:
     """(key, ending) of a file in a shard; folders become part of the key."""
-    folder, _, base = name.rpartition("/")
+    folder, _, base = name.removeprefix("./").rpartition("/")
     stem, _, ending = base.partition(".")
     return safe_key(f"{folder}/{stem}" if folder else stem), ending
 
