@@ -152,7 +152,7 @@ class Recipe:
 
 def is_released(folder: Path) -> bool:
     """Whether a folder is laid out as the released one."""
-    return (folder / AUDIO_FILE).is_file() and _base(folder).is_dir()
+    return (folder / AUDIO_FILE).parent.is_dir() and _base(folder).is_dir()
 
 
 def _base(folder: Path) -> Path:
@@ -175,11 +175,12 @@ def released_recipe(folder: Path) -> Recipe:
     if not shards:
         _present(base / "*.safetensors")
     modules = [
-        WeightFile(_present(folder / AUDIO_FILE), lambda content: audio_to_ours(content).items()),
-        WeightFile(_present(folder / FACE_FILE), lambda content: face_to_ours(content).items()),
-        WeightFile(_present(folder / ROUTER_FILE), lambda content: router_to_ours(content).items()),
+        WeightFile(_only(folder / AUDIO_FILE), lambda content: audio_to_ours(content).items()),
+        WeightFile(_only(folder / FACE_FILE), lambda content: face_to_ours(content).items()),
+        WeightFile(_only(folder / ROUTER_FILE), lambda content: router_to_ours(content).items()),
     ]
-    return recipe(arguments, shards, modules, folder / LORA_FILE, table=LEARNED in config)
+    lora = folder / LORA_FILE
+    return recipe(arguments, shards, modules, _only(lora) if lora.parent.is_dir() else lora, table=LEARNED in config)
 
 
 def recipe(
@@ -226,6 +227,15 @@ def load_released(
         InputError: a file is missing, or names or shapes do not fit.
     """
     return released_recipe(folder).build(dtype, device)
+
+
+def _only(path: Path) -> Path:
+    """A file under its published name, or the only one of its kind in its folder."""
+    others = [path] if path.is_file() else sorted(path.parent.glob(f"*{path.suffix}"))
+    if len(others) > 1:
+        came = f"several files in {path.parent} ({', '.join(other.name for other in others[:4])})"
+        raise InputError(came, f"one, or one that is called {path.name}", "move the others away")
+    return others[0] if others else _present(path)
 
 
 def _present(path: Path) -> Path:

@@ -34,8 +34,13 @@ def missing_files(part: Part, root: Path) -> list[str]:
     if recorded is not None and recorded["repository"] == part.repository:
         gone = [name for name, file in recorded["files"].items() if not _has_size(folder / name, file["size"])]
     else:
-        gone = [options[-1] for options in part.wanted if not any(_any(folder, option) for option in options)]
+        gone = [_plainest(options) for options in part.wanted if not any(_any(folder, option) for option in options)]
     return [(Path(part.folder) / name).as_posix() for name in gone]
+
+
+def _plainest(options: tuple[str, ...]) -> str:
+    """The option to name where nothing is there: a file by its name, if there is one; the last, if there are more."""
+    return next((option for option in reversed(options) if "*" not in option), options[-1])
 
 
 def _any(folder: Path, pattern: str) -> bool:

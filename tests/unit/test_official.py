@@ -205,6 +205,16 @@ def test_the_averaged_transformer_is_preferred(folder: Path) -> None:
     official.load_released(folder)
 
 
+def test_files_may_have_other_names_where_they_are_alone(folder: Path) -> None:
+    """Names of training runs, such as router_modules_v2.pt."""
+    router = folder / official.ROUTER_FILE
+    router.rename(router.with_name("router_modules_v2.pt"))
+    official.load_released(folder)
+    torch.save({}, router.with_name("older.pt"))
+    with pytest.raises(InputError, match=r"several files in .*router \(older.pt, router_modules_v2.pt\)"):
+        official.load_released(folder)
+
+
 def test_pickles_that_hold_more_than_tensors_are_refused(folder: Path, tmp_path: Path) -> None:
     torch.save({"pos_emb": tmp_path}, folder / official.ROUTER_FILE)  # a path is an object like any other
     with pytest.raises(InputError, match="router_modules.pt cannot be read"):
