@@ -24,6 +24,7 @@ from training.shards.reader import OnBroken, find_shards, members_of, split_name
 from training.shards.sample import ClipSample
 
 UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+CODE = 1  # raised when the table changes
 SIZES = ("characters", "frames", "height", "width", "fps")
 
 
@@ -67,7 +68,7 @@ class ShardIndex:
         tables = []
         for path in self.paths:
             state = path.stat()
-            key = (str(path.absolute()), state.st_size, state.st_mtime_ns)
+            key = (CODE, str(path.absolute()), state.st_size, state.st_mtime_ns)
             kept = cache.get("index", key, lambda path=path: _tabulate(path))  # type: ignore[misc]
             for trouble in json.loads(bytes(kept["troubles"].tolist())):
                 tell_broken(BrokenClip(trouble, "whole shards", "make it again or skip it"), path, on_broken, skipped)
