@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Generator, Tensor
 
 from bya_core.checkpoints.bundle import ModelBundle
+from bya_core.checkpoints.places import fetched
 from bya_core.config import SamplingConfig
 from bya_core.encoders.segmenter import Segmenter, load_sam2
 from bya_core.prepare import Prepared
@@ -83,7 +84,7 @@ def own_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig,
 
 
 def _sam2(scene: Scene, bundle: ModelBundle) -> Segmenter:
-    return load_sam2(scene.routing.segmenter_weights, str(bundle.device), bundle.dtype)
+    return load_sam2(fetched(scene.routing.segmenter_weights), str(bundle.device), bundle.dtype)
 
 
 def segmented_masks(latents: Tensor, prepared: Prepared, bundle: ModelBundle, segmenter: Segmenter) -> Tensor:

@@ -23,6 +23,7 @@ from bya_core.checkpoints import registry
 from bya_core.checkpoints.download import download, repair_nested
 from bya_core.checkpoints.hub import DownloadStopped
 from bya_core.checkpoints.parts import OFFICIAL, KnownFile, Part
+from bya_core.checkpoints.places import fetched
 from bya_core.checkpoints.record import RECORD, changed_files, complete, missing_files
 from bya_core.errors import Cancelled, InputError
 
@@ -337,6 +338,16 @@ def test_the_command_downloads_and_models_lists(
     assert "below/old/a.bin" in capsys.readouterr().err
     assert cli.main(["download", "official", "--parts", "wieghts"]) == 2
     assert cli.main(["download", "tiny"]) == 2
+
+
+def test_a_fetched_part_is_found_by_the_name_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
+    part = next(part for part in OFFICIAL if part.name == "segmenter")
+    folder = tmp_path / "official" / part.folder
+    folder.mkdir(parents=True)
+    assert fetched(part.repository) == part.repository and fetched("/no/such/folder") == "/no/such/folder"
+    (folder / "config.json").touch()
+    assert fetched(part.repository) == str(folder)
 
 
 def test_what_was_fetched_is_found_by_what_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
