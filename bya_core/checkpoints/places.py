@@ -41,7 +41,7 @@ def own_models() -> dict[str, Path]:
 
 
 def fetched(repository: str) -> str:
-    """Folder of a part that `download` fetched from a repository ("facebook/sam2.1-hiera-large"), or the name itself."""
+    """Folder of a part that `download` fetched from a repository ("owner/name"); else the name itself."""
     name = repository.rpartition("/")[2]
     folders = [place / "official" / name for place in places()] if "/" in repository else []
     return next((str(folder) for folder in folders if (folder / "config.json").is_file()), repository)
