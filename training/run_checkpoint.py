@@ -190,8 +190,11 @@ def written_whole(target: Path, run: Trained, what: str, kept: list[Path] | None
         _to_disk(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # Libraries that write tensors report a full disk as errors of their own.
-        shutil.rmtree(fresh, ignore_errors=True)
+        if main:
+            shutil.rmtree(fresh, ignore_errors=True)
+        # torch reports a full disk as an error of its own
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
         free = shutil.disk_usage(target.parent if target.parent.is_dir() else Path.cwd()).free / 1e9
         came = f"{what} could not be written to {target.parent} ({free:.1f} GB free there): {error}"
         after = f"start again: the run goes on from {kept[0].name}" if kept else "start again"
@@ -211,7 +214,9 @@ def fingerprint(model: nn.Module) -> str:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor in one piece on the CPU; of a distributed one, called by all processes."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+    tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+    padded = tensor.untyped_storage().nbytes() > tensor.nbytes  # gathered from unequal shards
+    return tensor.clone() if padded else tensor
 
 
 def _as_held(value: Any, parameter: Tensor) -> Any:

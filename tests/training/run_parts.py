@@ -92,7 +92,7 @@ def finish(arguments: list[str]) -> None:
     """Run to the end."""
     process = start(arguments)
     told, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, told[-3000:]
+    assert process.returncode == 0, told[-12000:]
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
