@@ -1,4 +1,4 @@
-"""AV_MossFormer2_TSE_16K of clearvoice, as a process of its own: started by `clearvoice.ClearVoiceExtractor`.
+"""AV_MossFormer2_TSE_16K of clearvoice, as a process of its own: started by `extractor.ClearVoiceExtractor`.
 
 clearvoice pins old versions of much of what this project uses, so it lives in an environment of its own:
 
@@ -16,24 +16,35 @@ import os
 import sys
 import traceback
 
+if __name__ == "__main__":
+    sys.path.pop(0)  # the folder of this file, whose modules must not stand in for those of clearvoice
+
 import numpy as np
 
+NAME = "AV_MossFormer2_TSE_16K"
 MEAN, SPREAD = 0.4161, 0.1688  # of grey lips, as the model was trained
 SIDE = 112  # pixels in the middle of a face crop that the model sees
 FPS, RATE = 25, 16000
 
 
 def load(checkpoints, device):
-    """clearvoice's wrapper with weights from checkpoints/AV_MossFormer2_TSE_16K; downloads nothing."""
-    folder = os.path.join(checkpoints, "AV_MossFormer2_TSE_16K")
-    if not os.path.isdir(folder) or not os.listdir(folder):
-        raise FileNotFoundError(f"no weights in {folder} (alibabasglab/AV_MossFormer2_TSE_16K)")
-    os.chdir(os.path.dirname(os.path.abspath(checkpoints)))  # clearvoice looks for ./checkpoints
+    """Model and arguments of clearvoice, with weights from checkpoints/AV_MossFormer2_TSE_16K; downloads nothing."""
+    folder = os.path.join(checkpoints, NAME)
+    if not os.path.isfile(os.path.join(folder, "last_best_checkpoint")):
+        raise FileNotFoundError(f"no weights in {folder} (alibabasglab/{NAME})")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
     from clearvoice.network_wrapper import network_wrapper
+    from clearvoice.networks import CLS_AV_MossFormer2_TSE_16K
 
-    speech = network_wrapper()("target_speaker_extraction", "AV_MossFormer2_TSE_16K")
+    if not torch.cuda.is_available():  # the model moves one index to CUDA whatever device it is on
+        torch.Tensor.cuda = lambda self, *args, **options: self
+    wrapper = network_wrapper()
+    wrapper.model_name = NAME
+    wrapper.load_args_tse()
+    wrapper.args.checkpoint_dir = folder
+    speech = CLS_AV_MossFormer2_TSE_16K(wrapper.args)
     speech.args.device = speech.device
     return speech.model, speech.args
 

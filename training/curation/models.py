@@ -126,7 +126,7 @@ MODELS: dict[Part, dict[str, Entry]] = {
         "arcface": Entry(_REAL + "ArcFaceIdentity", "ArcFace (glintr100)"),
     },
     "extractor": {
-        "clearvoice": Entry("training.curation.clearvoice:ClearVoiceExtractor", "AV_MossFormer2_TSE_16K of clearvoice"),
+        "clearvoice": Entry("training.curation.extractor:ClearVoiceExtractor", "AV_MossFormer2_TSE_16K of clearvoice"),
         "puppet": Entry(_PUPPET + "PuppetVoices", "recorded voices picked by drawn mouths", stand_in=True),
     },
     "sync": {

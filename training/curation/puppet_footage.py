@@ -119,14 +119,14 @@ class _Drawn:
             looks += (draw_look(rng, apart_from=looks),)
         self.looks, self.light = looks, float(rng.uniform(-1, 1))
         self.wall = rgb(0.618 * shot.seed, 0.5, (0.4, 0.85)[shot.seed % 2])  # neighbours differ as real shots do
-        samples = shot.frames * RATE // FPS
-        spans = conversation(len(looks), shot.seconds, rng, mode=shot.talk)
+        samples, seconds = shot.frames * RATE // FPS, shot.frames / FPS
+        spans = conversation(len(looks), seconds, rng, mode=shot.talk)
         voices = [voice_for(look.voice_traits) for look in looks]
-        spoken = [speak(v, spans[k], shot.seconds, rng=rng, num_frames=shot.frames) for k, v in enumerate(voices)]
+        spoken = [speak(v, spans[k], seconds, rng=rng, num_frames=shot.frames) for k, v in enumerate(voices)]
         heard = spoken
         if shot.dubbed:
-            other = conversation(len(looks), shot.seconds, rng, mode="overlap")
-            heard = [speak(random_voice(rng), spans, shot.seconds, rng=rng) for spans in other]
+            other = conversation(len(looks), seconds, rng, mode="overlap")
+            heard = [speak(random_voice(rng), spans, seconds, rng=rng) for spans in other]
         self.voices = np.zeros((4, samples), np.float32)
         for k, voice in enumerate(heard):
             self.voices[k] = voice.waveform[:samples]
