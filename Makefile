@@ -36,7 +36,7 @@ $(VENV)/.demo: $(PY) pyproject.toml constraints.txt
 
 $(VENV)/.test: $(PY) pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; a few minutes)"
-	$(PIP) -e ".[train,eval,dev]"
+	$(PIP) -e ".[train,data,cluster,eval,dev]"
 	$(PIP) --no-deps --upgrade --target $(VENV)/vision timm torchvision
 	@touch $@ $(VENV)/.demo
 
