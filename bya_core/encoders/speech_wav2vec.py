@@ -198,7 +198,7 @@ class Wav2VecSpeech:
             made[start : start + len(part)] += part * fade[:, None, None]
             weights[start : start + len(part)] += fade[:, None, None]
         assert made is not None
-        return made / weights
+        return made.div_(weights)
 
     def _blocks(self, values: Tensor) -> Tensor:
         """[F, channels] -> [F, blocks, width] on the CPU: what each transformer block puts out."""
