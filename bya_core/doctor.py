@@ -40,7 +40,8 @@ PACKAGES = (
     Package("accelerate", "accelerate", "training", required=False),
     Package("peft", "peft", "LoRA", required=False),
     Package("timm", "timm", "the face path of the official model", required=False),
-    Package("insightface", "insightface", "the face path of the official model", required=False),
+    Package("onnxruntime", "onnxruntime", "the face path of the official model", required=False),
+    Package("sentencepiece", "sentencepiece", "the prompts of the official model", required=False),
     Package("librosa", "librosa", "loudness and pitch of recordings", required=False),
 )
 
