@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bya_core import __version__
-from bya_core.checkpoints.from_path import WIDTHS, Found, encoders_for, find
-from bya_core.checkpoints.official import LORA_FILE, MODULES, OVERRIDES, PROJECTION, RENAMED, to_released
+from bya_core.checkpoints.from_path import WIDTHS, Found, default_arguments, encoders_for, find
+from bya_core.checkpoints.official import LORA_FILE, MODULES, PROJECTION, RENAMED, to_released
 from bya_core.checkpoints.parts import OFFICIAL_SETTINGS
 from bya_core.checkpoints.registry import MODELS
 from bya_core.checkpoints.single_file import EIGHT_BITS, FORMAT, in_8_bits, write_single
@@ -24,6 +24,39 @@ from bya_core.errors import InputError
 from bya_core.files import AtomicFiles, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 
+RELEASED_CONFIG = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "out_channels",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "time_embed_dim",
+    "text_embed_dim",
+    "num_layers",
+    "dropout",
+    "attention_bias",
+    "sample_width",
+    "sample_height",
+    "sample_frames",
+    "patch_size",
+    "temporal_compression_ratio",
+    "max_text_seq_length",
+    "activation_fn",
+    "timestep_activation_fn",
+    "norm_elementwise_affine",
+    "norm_eps",
+    "spatial_interpolation_scale",
+    "temporal_interpolation_scale",
+    "use_rotary_positional_embeddings",
+    "use_learned_positional_embeddings",
+    "is_train_face",
+    "cross_attn_interval",
+    "local_face_scale",
+    "is_train_audio",
+    "audio_attn_interval",
+)
+"""Settings that the released transformer has."""
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -128,7 +161,10 @@ def to_released_folder(model: str | Path, out: Path, precision: str = "as-stored
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     lora = f"{len(recipe.lora)} updates in {LORA_FILE}" if recipe.lora else "none apart (merged, or never one)"
-    return [f"wrote {out} ({', '.join([WEIGHTS, *content])})", f"LoRA: {lora}"]
+    told = [f"wrote {out} ({', '.join([WEIGHTS, *content])})", f"LoRA: {lora}"]
+    if beyond := _beyond_released(shell):
+        told.append(f"the released code will not understand these settings of the model: {', '.join(beyond)}")
+    return told
 
 
 def _stored_dtypes(found: Found) -> dict[str, torch.dtype]:
@@ -187,10 +223,18 @@ def _source(path: Path) -> dict[str, Any]:
 
 
 def _released_config(model: Any) -> dict[str, Any]:
-    """config.json as the released code reads it."""
+    """config.json as the released code reads it; with those of our own settings that are not as it has them."""
     back = {ours: theirs for theirs, ours in RENAMED.items()}
-    kept = {name: value for name, value in _arguments(model).items() if name != "flavour"}
-    return {back.get(name, name): value for name, value in kept.items()} | {"in_channels": OVERRIDES["in_channels"]}
+    named = {back.get(name, name): value for name, value in _arguments(model).items()}
+    told = {name: named[name] for name in RELEASED_CONFIG if name in named}
+    return told | {"is_kps": False} | {name: named[name] for name in _beyond_released(model)}
+
+
+def _beyond_released(model: Any) -> list[str]:
+    """Settings that the released code does not have, and that differ from what it does."""
+    unlike = {name: value for name, value in _arguments(model).items() if value != default_arguments()[name]}
+    known = {*RELEASED_CONFIG, *RENAMED.values()}
+    return sorted(name for name in unlike if name not in known)
 
 
 def _released_lora(pairs: Mapping[str, tuple[Tensor, Tensor]], width: torch.dtype | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -166,7 +167,7 @@ def model_settings(path: Path, *parts: str) -> dict[str, Any]:
         return _json(path.joinpath(*parts))
     found = find(path)
     if parts[0] == "transformer":
-        return _defaults() | found.recipe.arguments
+        return default_arguments() | found.recipe.arguments
     if parts[0] == "bundle.json" and found.settings is not None:
         return dict(found.settings)
     if path.is_dir() and path.joinpath(*parts).is_file():
@@ -181,7 +182,7 @@ def encoders_for(arguments: Mapping[str, Any]) -> str:
     Raises:
         InputError: none of the registry.
     """
-    model = _defaults() | dict(arguments)
+    model = default_arguments() | dict(arguments)
     wanted = tuple(model[name] for name in MEETS)
     if wanted == OFFICIAL_MEETS:
         return "official"
@@ -193,9 +194,8 @@ def encoders_for(arguments: Mapping[str, Any]) -> str:
     raise InputError(f"{came} ({pairs})", "those of tiny or official", "name its model: convert --encoders FOLDER")
 
 
-def _defaults() -> dict[str, Any]:
-    import inspect
-
+def default_arguments() -> dict[str, Any]:
+    """What the transformer takes where nothing is said: the published sizes."""
     parameters = inspect.signature(BindYourAvatarTransformer3DModel.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -205,7 +205,11 @@ def _whole(parts: Sequence[Part], folder: Path) -> bool:
 
 
 def _bundle_folder(encoders: str) -> Path:
-    return MODELS[encoders].here if encoders in MODELS else Path(encoders)
+    folder = MODELS[encoders].here if encoders in MODELS else Path(encoders)
+    if not (folder / "bundle.json").is_file():
+        came = f"the encoders of this model are those of {folder}, where there is no bundle.json"
+        raise InputError(came, "a bundle folder", "convert it again with --encoders")
+    return folder
 
 
 def _single(path: Path) -> Found:

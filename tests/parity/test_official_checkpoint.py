@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch.testing import assert_close
 
-from bya_core.checkpoints import official
+from bya_core.checkpoints import convert, official
 from bya_core.checkpoints.lora import lora_pairs, merge_lora_into
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from tests.parity.parity_models import build_transformer, face_tokens
@@ -93,3 +93,10 @@ def test_lora_at_scale_one(settings, tensors, prefix: str) -> None:
             audio_tokens=model.encode_speech(inputs["audio"]),
         )
     assert_close(out.sample, tensors("lora_output")["out"], atol=5e-5, rtol=1e-5)
+
+
+def test_a_written_config_has_the_released_entries(manifest, released_model) -> None:
+    written = convert._released_config(released_model)
+    assert written == manifest["config"] and official.model_arguments(written) == official.model_arguments(
+        manifest["config"]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,7 @@ def test_a_run_becomes_the_released_files(
     out = tmp_path / "pretrained"
     told = to_released_folder(run, out)
     assert "1 updates in lora_weight/pytorch_lora_weights.safetensors" in told[1]
+    assert "will not understand" in told[2] and "lfe_dim" in told[2] and "num_layers" not in told[2]
     files = (official.AUDIO_FILE, official.FACE_FILE, official.ROUTER_FILE, official.LORA_FILE)
     assert all((out / file).is_file() for file in files)
     config = json.loads((out / "transformer/config.json").read_text())
@@ -244,6 +246,18 @@ def test_no_room_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match=rf"1 missing \({gone}\)"):
         convert(run, tmp_path / "a.safetensors")
     assert not list(tmp_path.glob("*a.*"))
+
+
+@needs_tiny
+def test_encoders_of_a_bundle_of_one_s_own(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(MODELS["tiny"].here, own)
+    file = tmp_path / "mine.safetensors"
+    convert(own, file)
+    assert read_about(file)["encoders"] == str(own) and load_bundle(file).native == load_bundle(own).native
+    shutil.rmtree(own)
+    with pytest.raises(InputError, match="the encoders of this model are those of"):
+        load_bundle(file)
 
 
 def test_encoders_are_found_by_what_they_give(tmp_path: Path) -> None:
