@@ -187,7 +187,8 @@ def test_changed_content_is_made_again(tmp_path):
 
 def test_a_damaged_feature_is_made_again(tmp_path):
     folder = written(tmp_path / "data", "puppets:n=1,clips=1,seed=2000000,frames=5")
-    data = open_data(folder, encoders())
+    (shard,) = folder.glob("*.tar")
+    data = open_data(shard, encoders())
     before = next(data.batches(1, 0))
     kept = [p for p in (folder / "cache").rglob("*.safetensors")]
     assert len(kept) == 7  # beside the shards by default, and not taken for data

@@ -346,6 +346,8 @@ def test_puppets_are_written_by_the_command(tmp_path, capsys):
     read = list(read_shards(tmp_path))
     plan = PuppetPlan.parse("puppets:n=2,clips=3,seed=2000100,frames=5/9,size=64x96/96x64")
     assert all(same(sample, plan.clip(k)) for k, sample in enumerate(read))
+    decibels = check.losses(tmp_path, plan)
+    assert decibels == pytest.approx([loss_of_codec(plan.clip(k), sample) for k, sample in enumerate(read)], abs=0.01)
     with tarfile.open(tmp_path / "clips-000000.tar") as tar:
         assert tar.getnames()[:2] == ["puppet_2000100.json", "puppet_2000100.mp4"]
 

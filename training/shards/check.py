@@ -12,11 +12,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 
 from bya_core.errors import InputError
 from training.shards.members import BrokenClip, unpack
-from training.shards.reader import find_shards, members_of
+from training.shards.puppets import PuppetPlan
+from training.shards.reader import find_shards, members_of, read_shards
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,11 @@ class Arguments:
 
     Args:
         shards: folder of shards, or one of them.
+        drawn_as: what `training.shards.puppets` wrote them from; tells what the video codec lost.
     """
 
     shards: Path
+    drawn_as: str | None = None
 
 
 def check(source: Path) -> tuple[Counter[str], list[str]]:
@@ -56,6 +60,15 @@ def check(source: Path) -> tuple[Counter[str], list[str]]:
     return counts, broken
 
 
+def losses(source: Path, plan: PuppetPlan) -> list[float]:
+    """Signal to noise of each drawn clip's video in dB."""
+    errors = [
+        np.mean((clip.frames.astype(np.float32) - plan.clip(number).frames) ** 2)
+        for number, clip in enumerate(read_shards(source))
+    ]
+    return [float(10 * np.log10(255**2 / error)) for error in errors]
+
+
 def table(counts: Counter[str], broken: list[str]) -> str:
     """What was found, for people."""
     clips = max(1, counts["clips"])
@@ -76,6 +89,9 @@ def main(arguments: Arguments) -> int:
     """Print the table; 1 where something is broken."""
     counts, broken = check(arguments.shards)
     print(table(counts, broken))
+    if arguments.drawn_as is not None:
+        decibels = losses(arguments.shards, PuppetPlan.parse(arguments.drawn_as))
+        print(f"the videos' signal to noise is {min(decibels):.1f} to {max(decibels):.1f} dB")
     return 1 if broken else 0
 
 

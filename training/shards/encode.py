@@ -204,9 +204,7 @@ class ClipEncoder:
         def make() -> Tensors:
             size = view.bucket.height, view.bucket.width
             canvas = reference_canvas([face["portrait"].float() for face in faces], *size, self.canvas)
-            return {
-                "canvas": self.encoders.codec.encode(canvas[None, :, None].to(self.device) * 2.0 - 1.0)[0, 0].half()
-            }
+            return {"canvas": self._latents(canvas[None, :, None].to(self.device) * 2.0 - 1.0)[0]}
 
         who = [clip.digests[f"portrait{k}.png"] for k in range(len(faces))]
         size = view.bucket.height, view.bucket.width
