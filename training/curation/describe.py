@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bya_core.encoders.base import SpeechEncoder
+from training.cache import version_of
 from training.curation.crops import boxes_in, clip_frames, work_size
 from training.curation.models import Captioner, ModelChoice, model_of
 from training.curation.record import Record
@@ -29,10 +30,11 @@ class Features:
     """Speech features [M, F+4, blocks, channels]; beyond the clip they hear its real surroundings where it has some."""
 
     name = "features"
-    version = 1
+    version = 2
 
     def __init__(self, settings: FeatureSettings, resources: Resources) -> None:
         self.settings, self.resources = settings, resources
+        self._heard_by: str | None = None
 
     def prepare(self) -> None:
         """Build the model. Raises InputError where it cannot be."""
@@ -48,7 +50,10 @@ class Features:
                 encoder.encode(torch.from_numpy(speech), lead + record.frames).float().cpu().numpy()[lead:]
                 for speech in record.array("speeches")
             ]
-        return [record.with_arrays(features=np.stack(heard).astype(np.float16))]
+        if self._heard_by is None:  # training takes the features if its encoder is the same (docs/shards.md)
+            self._heard_by = version_of(encoder)
+        made = record.with_arrays(features=np.stack(heard).astype(np.float16))
+        return [made.with_data(speech_encoder=self._heard_by)]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("clearvoice_worker.py")
 _TRIES = 2
+_START = 600.0  # seconds that loading may take
 
 
 class ClearVoiceExtractor:
@@ -89,7 +90,7 @@ class ClearVoiceExtractor:
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
         try:
-            answer = self._answer(self._worker)
+            answer = self._answer(self._worker, max(self.seconds, _START))
         except (EOFError, TimeoutError, ValueError) as error:
             self.close()
             answer = {"error": f"it ended at its start ({error or type(error).__name__})"}
@@ -105,11 +106,11 @@ class ClearVoiceExtractor:
         assert worker.stdin is not None
         worker.stdin.write(json.dumps(request) + "\n")
         worker.stdin.flush()
-        answer = self._answer(worker)
+        answer = self._answer(worker, self.seconds)
         if "error" in answer:
             raise RuntimeError(f"clearvoice: {answer['error']}")
 
-    def _answer(self, worker: subprocess.Popen[str]) -> dict[str, Any]:
+    def _answer(self, worker: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
         """The next line; the worker is ended where none comes in time."""
         assert worker.stdout is not None
         late = threading.Event()
@@ -118,14 +119,14 @@ class ClearVoiceExtractor:
             late.set()
             worker.kill()
 
-        timer = threading.Timer(self.seconds, end)
+        timer = threading.Timer(seconds, end)
         timer.start()
         try:
             line = worker.stdout.readline()
         finally:
             timer.cancel()
         if late.is_set():
-            raise TimeoutError(f"no answer in {self.seconds:g} s")
+            raise TimeoutError(f"no answer in {seconds:g} s")
         if not line:
             raise EOFError(f"exit code {worker.poll()}")
         return json.loads(line)

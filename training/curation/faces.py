@@ -10,10 +10,10 @@ from einops import rearrange
 from PIL import Image
 
 from bya_core.encoders.detector import FaceDetector
-from training.curation.footage import on_time_line
+from training.curation.footage import pictures
 from training.curation.models import FaceIdentity, ModelChoice, model_of
 from training.curation.record import FPS, Record
-from training.curation.stage import Resources
+from training.curation.stage import Resources, Unusable
 from training.curation.tracks import Tracker, TrackSettings, flat
 
 _AROUND = 0.15  # share of a face box added on each side before its looks are taken
@@ -26,7 +26,8 @@ class FaceSettings:
     Args:
         detector: the model that finds them.
         identity: the model that tells them apart.
-        every: frames (25 a second) from one look to the next; boxes in between are interpolated.
+        every: frames (25 a second) from one look to the next, at least; what no other picture refers to is not
+            decoded at all. Boxes in between are interpolated.
         longest: pixels of the longer side of what the detector sees.
         least_score: of the detector.
         track: when two sightings are one person.
@@ -58,15 +59,20 @@ class Faces:
         detector: FaceDetector = model_of("detector", self.settings.detector)
         identity: FaceIdentity = model_of("identity", self.settings.identity)
         tracker = Tracker(self.settings.track, identity, FPS)
-        looks = 0
-        for k, picture in on_time_line(record.source, record.start, record.end, self.settings.every):
-            pixels = picture.pixels
+        looks, last, due = 0, record.start, record.start
+        for picture in pictures(record.source, record.start / FPS, record.end / FPS, rough=True):
+            k = max(record.start, round(picture.time * FPS))
+            if picture.after_break and looks:
+                raise Unusable(f"it cannot be decoded at second {picture.time:.2f}")
+            if k < due or k >= record.end:
+                continue
+            pixels, last, due = picture.pixels, k, k + self.settings.every
             boxes, scores = self._found(detector, pixels)
             described = [identity.describe(face_of(pixels, box)) for box in boxes]
             tracker.add(k, boxes, scores, np.array(described))
             looks += 1
         people = tracker.people()
-        seen = record.with_data(people=len(people), looks=looks, detector=detector.name)
+        seen = record.with_data(people=len(people), looks=looks, last_look=last, detector=detector.name)
         if not people:
             return [seen.reject("nobody's face is found")]
         return [seen.with_arrays(tracks=flat(people))]

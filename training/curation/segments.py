@@ -35,7 +35,6 @@ class SegmentSettings:
         bystander: faces less high than this share of the picture are nobody.
         face_pixels: least height of every face, mean over the clip.
         size: height, width that clips will have; a part of the picture of this form that holds all faces is cut out.
-        every: as in FaceSettings; how far a sighting reaches.
     """
 
     characters: int = 2
@@ -44,7 +43,6 @@ class SegmentSettings:
     bystander: float = 0.04
     face_pixels: int = 48
     size: tuple[int, int] = (480, 720)
-    every: int = 5
 
     def __post_init__(self) -> None:
         if self.characters < 1 or not self.lengths or any(n < 5 or n % 4 != 1 for n in self.lengths):
@@ -69,7 +67,9 @@ class Segments:
         frames = np.arange(record.start, record.end)
         seen = np.zeros((len(tracks), len(frames)), bool)
         for n, track in enumerate(tracks):
-            seen[n] = (frames >= track[0, 1]) & (frames <= track[-1, 1] + self._tail(track, record.end))
+            seen[n] = (frames >= track[0, 1]) & (frames <= track[-1, 1])
+            if track[-1, 1] >= record.data["last_look"]:  # still there when the shot ends
+                seen[n] |= frames > track[-1, 1]
         counts = seen.sum(axis=0)
         n = self.settings.characters
         share = {str(k): round(float((counts == k).mean()), 4) for k in np.unique(counts)}
@@ -92,10 +92,6 @@ class Segments:
     def _form(self) -> str:
         height, width = self.settings.size
         return f"{self.settings.face_pixels} pixels of face in a picture of {width}x{height}"
-
-    def _tail(self, track: np.ndarray, end: int) -> int:
-        """Frames after the last sighting that it still covers: up to the next look, if there was one."""
-        return self.settings.every - 1 if track[-1, 1] + self.settings.every >= end else 0
 
     def _cut(self, first: int, last: int) -> list[tuple[int, int]]:
         """Clips, one after the other; what is left over is shared by both ends."""

@@ -64,11 +64,6 @@ class CurationSettings:
     patience: float = 3600.0
     resources: Mapping[str, Resources] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.segments.every != self.faces.every:
-            came = f"segments.every {self.segments.every} and faces.every {self.faces.every}"
-            raise InputError(came, "the same", "change the recipe")
-
 
 def load_settings(path: Path) -> CurationSettings:
     """Raises InputError where the file is missing, is no YAML, or names what does not exist."""
