@@ -260,9 +260,9 @@ def place_transformer(transformer: Any, rung: Rung, device: torch.device, seat: 
         take_before_forward(seat, None, transformer)
         offload_layers(list(chain(*groups)), device)
     away = {id(t) for module in _away(transformer, groups) for t in (*module.parameters(), *module.buffers())}
-    with torch.inference_mode(False):
-        for tensor in (*transformer.parameters(), *transformer.buffers()):
-            if id(tensor) not in away:
+    for tensor in (*transformer.parameters(), *transformer.buffers()):
+        if id(tensor) not in away:
+            with torch.inference_mode(tensor.is_inference()):
                 tensor.data = tensor.data.to(device)
 
 

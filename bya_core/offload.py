@@ -71,7 +71,10 @@ class Weights:
     def __init__(self, modules: Iterable[nn.Module], pinned: bool = False) -> None:
         found = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         self._tensors = list({id(t): t for t in found}.values())
-        self._home = [_pinned(t.data) if pinned else t.data for t in self._tensors]
+        # a tensor made in inference mode takes only values made there, and any other one only values made outside
+        self._inference = any(t.is_inference() for t in self._tensors)
+        with torch.inference_mode(self._inference):
+            self._home = [_pinned(t.data) if pinned else t.data for t in self._tensors]
         self._place(self._home)
 
     @property
@@ -80,7 +83,7 @@ class Weights:
 
     def copies(self, device: torch.device) -> list[Tensor]:
         """Copies on the device, begun on the current stream; nothing uses them yet."""
-        with torch.inference_mode(False):
+        with torch.inference_mode(self._inference):
             return [t.to(device, non_blocking=True, copy=True) for t in self._home]
 
     def use(self, copies: Sequence[Tensor]) -> None:
@@ -92,7 +95,7 @@ class Weights:
         self._place(self._home)
 
     def _place(self, values: Sequence[Tensor]) -> None:
-        with torch.inference_mode(False):
+        with torch.inference_mode(self._inference):
             for tensor, value in zip(self._tensors, values, strict=True):
                 tensor.data = value
 

@@ -1,40 +1,33 @@
-"""All that is ComfyUI's: model memory, progress, previews, cancelling, folders, and how errors are told.
-
-Model memory. Each part of a model (transformer, encoders, video codec) is held by a classic `ModelPatcher` and loaded
-whole whenever it is asked for; ComfyUI moves other models away to make room. Loading layer by layer was left out:
-layers that are no ComfyUI operations would stay on the CPU without being cast, and `ModelPatcherDynamic` refuses to
-load whole.
-"""
+"""All that is ComfyUI's: progress, previews, cancelling, folders, and how errors are told; model memory: host_model."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as management
 import comfy.utils
 import folder_paths
-import torch
 from comfy.cli_args import LatentPreviewMethod, args
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from bya_core.checkpoints.places import add_place, own_models
 from bya_core.checkpoints.registry import MODELS
 from bya_core.doctor import PACKAGES
 from bya_core.errors import Cancelled, InputError
 
+from .host_model import HostModel, adopt, given
+
 if TYPE_CHECKING:
-    from bya_core.checkpoints.bundle import ModelBundle
     from bya_core.progress import Progress, Watcher
     from bya_core.scene import Scene
 
-log = logging.getLogger(__name__)
+__all__ = ["HostModel", "adopt", "given"]  # from host_model, for the nodes
 
 FOLDER = "bindyouravatar"
 PREVIEW_SIDE = 512  # pixels; ComfyUI scales larger previews down
@@ -45,133 +38,45 @@ def register_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
 
 
+def models() -> list[str]:
+    """Names of all models that can be chosen: of the registry, and one's own in the registered places."""
+    return [*MODELS, *(name for name in _own() if name not in MODELS)]
+
+
 def model_place(name: str) -> tuple[str, Path | None]:
-    """Name of a model, and its folder where it is not one of the registry."""
-    folder = None if name in MODELS else model_folders().get(name)
-    return name, None if folder is None else Path(folder)
+    """Name of a model, and where it lies if it is not one of the registry."""
+    return name, None if name in MODELS else _own().get(name)
 
 
-def model_folders() -> dict[str, str]:
-    """Name -> path of every model folder (one that holds a bundle.json) in the registered places."""
-    found: dict[str, str] = {}
+def _own() -> dict[str, Path]:
+    """Folders with a bundle.json and converted files in the registered places."""
     for place in folder_paths.get_folder_paths(FOLDER):
-        if os.path.isdir(place):
-            for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
-                if os.path.isfile(os.path.join(entry.path, "bundle.json")):
-                    found.setdefault(entry.name, entry.path)
-    return found
+        add_place(Path(place))
+    return own_models()
+
+
+def fetch(name: str) -> None:
+    """Download what is missing of a model into ComfyUI's folder, with progress; a click on cancel stops it.
+
+    Raises:
+        InputError: nothing can be downloaded under that name, too little room, a broken file.
+    """
+    from bya_core.checkpoints import registry
+
+    bar = comfy.utils.ProgressBar(1)
+
+    def watch(here: int, wanted: int) -> None:
+        management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(here // 10**6, max(1, wanted // 10**6))
+
+    if name in MODELS and MODELS[name].parts and not MODELS[name].present:
+        _own()  # so that ComfyUI's folder is the first place
+        registry.fetch(name, watch=watch)
 
 
 def temporary_folder() -> Path:
     """Where finished parts of a long video wait for the rest; ComfyUI empties it when it starts."""
     return Path(folder_paths.get_temp_directory()) / FOLDER
-
-
-class Holder(nn.Module):
-    """What a `ModelPatcher` moves: it wants to set `device`, which the classes of diffusers do not allow."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-
-class Resident:
-    """A part of a model that is on ComfyUI's device whenever something of it is called.
-
-    Args:
-        name: of the part in a bundle.
-        part: the transformer, an encoder or the codec.
-        module: its weights.
-    """
-
-    def __init__(self, name: str, part: Any, module: nn.Module) -> None:
-        self._part, self.name = part, name
-        self.room = 0  # bytes beside the weights
-        holder = type(type(module).__name__, (Holder,), {})(module)  # the log names what is loaded by its class
-        self.patcher = ModelPatcher(
-            holder, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_part":  # not there yet: while being copied
-            raise AttributeError(name)
-        value = getattr(self._part, name)
-        if callable(value):
-            self.load()
-        return value
-
-    def __call__(self, *given: Any, **named: Any) -> Any:
-        self.load()
-        return self._part(*given, **named)
-
-    def load(self) -> None:
-        """Onto the device, whole, with room for what it computes."""
-        management.load_models_gpu([self.patcher], memory_required=self.room, force_full_load=True)
-
-    def release(self) -> None:
-        """Off the device, and off ComfyUI's list of what is loaded."""
-        for index, loaded in reversed(list(enumerate(management.current_loaded_models))):
-            if loaded.model is self.patcher:
-                management.current_loaded_models.pop(index).model_unload()
-
-
-@dataclass(frozen=True)
-class HostModel:
-    """BYA_MODEL: a model whose parts ComfyUI moves.
-
-    Args:
-        bundle: with residents as parts.
-        residents: those of them that have weights.
-        low_memory: each part leaves the device as soon as a node is done with it.
-    """
-
-    bundle: ModelBundle
-    residents: tuple[Resident, ...]
-    low_memory: bool = False
-
-
-def adopt(bundle: ModelBundle, dtype: torch.dtype | None = None, low_memory: bool = False) -> HostModel:
-    """Hand a model that was loaded on the CPU over to ComfyUI.
-
-    Args:
-        dtype: of the transformer; None = as its weights are.
-    """
-    if dtype is not None:
-        bundle.transformer.to(dtype)
-    parts: dict[str, Any] = {}
-    residents = []
-    for name in ("transformer", "text", "face", "speech", "codec"):
-        part = getattr(bundle, name)
-        module = _weights(part)
-        if module is not None:
-            parts[name] = Resident(name, part, module)
-            residents.append(parts[name])
-    return HostModel(replace(bundle, **parts), tuple(residents), low_memory)
-
-
-def _weights(part: Any) -> nn.Module | None:
-    """The module of a part: itself, or what it holds; None where it has no weights."""
-    if isinstance(part, nn.Module):
-        return part
-    held = [value for value in vars(part).values() if isinstance(value, nn.Module)]
-    return nn.ModuleList(held) if len(held) > 1 else next(iter(held), None)
-
-
-def _make_room(model: HostModel, scene: Scene) -> None:
-    """Say what denoising and decoding a scene hold beside the weights."""
-    from bya_core.memory import held_while_decoding, held_while_denoising
-    from bya_core.sampling.guidance import branches
-
-    bundle, sampling = model.bundle, scene.sampling
-    config, size = bundle.transformer.config, bundle.dtype.itemsize
-    passes = len(branches(sampling.guidance_text, sampling.guidance_speech))
-    grid = bundle.grid(scene.num_frames, scene.height, scene.width)
-    width = config.num_attention_heads * config.attention_head_dim
-    for resident in model.residents:
-        if resident.name == "transformer":
-            resident.room = held_while_denoising(grid, width, passes, size)
-        elif resident.name == "codec":
-            resident.room = held_while_decoding(grid, size)
 
 
 @contextmanager
@@ -189,15 +94,12 @@ def cancellable() -> Iterator[None]:
 @contextmanager
 def working(model: HostModel, scene: Scene) -> Iterator[None]:
     """Cancellable work on a scene; ComfyUI makes room for it, and gets memory back as the model wants it."""
-    _make_room(model, scene)
+    model.make_room(scene)
     with cancellable():
         try:
             yield
         finally:
-            if model.low_memory:
-                for resident in model.residents:
-                    resident.release()
-                management.soft_empty_cache()
+            model.rest()
 
 
 def watcher(model: HostModel, scene: Scene) -> Watcher:

@@ -6,8 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from bya_core.checkpoints.registry import MODELS
-
 from . import convert, host, types
 from .schema import schema
 
@@ -68,7 +66,7 @@ class Preflight(io.ComfyNode):
                 types.Cast.Input("cast", tooltip="The characters, from Face Encode or Cast."),
                 io.Combo.Input(
                     "model",
-                    options=[*MODELS, *(name for name in host.model_folders() if name not in MODELS)],
+                    options=host.models(),
                     default="tiny",
                     tooltip="Which model it is for; only its settings are read, nothing is loaded.",
                 ),

@@ -116,11 +116,11 @@ def _model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFolder |
     if entry is None:
         return [Finding(about, "PROBLEM", f"not known; known are {', '.join(MODELS)}"), *missing], None
     if not entry.present:
-        gone = f" (not there: {', '.join(entry.missing)})" if entry.missing else ""
-        text = f"its weights are not on this machine{gone}; {entry.size}; {entry.how_to_get}"
+        gone, more = entry.missing[:3], len(entry.missing) - 3
+        told = f" (not there: {', '.join(gone)}{f' and {more} more' if more > 0 else ''})" if gone else ""
+        text = f"its weights are not on this machine{told}; {entry.size}; {entry.how_to_get}"
         return [Finding(about, "PROBLEM", text), *missing], None
-    assert entry.folder is not None  # what is present lies somewhere
-    return [Finding(about, "ok", f"{entry.size}, {entry.licence}"), *missing], ModelFolder(entry.folder)
+    return [Finding(about, "ok", f"{entry.size}, {entry.licence}"), *missing], ModelFolder(entry.here)
 
 
 def _packages() -> list[str]:

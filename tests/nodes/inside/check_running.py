@@ -147,7 +147,7 @@ def test_preflight_stops_or_tells(run: Run, cast: Any) -> None:
         run("Preflight", cast=cast, frames=F, masks=torch.ones(1, 8, 8))
     wrong = {"cast": cast, "model": "official", "stop_on_problems": False}
     _, _, text, ok = run("Preflight", **wrong)
-    assert ok is False and "PROBLEM model official" in text and "https://" in text
+    assert ok is False and "PROBLEM model official" in text and "download official" in text
 
 
 def test_a_long_video_is_made_in_windows(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ def test_a_long_video_is_made_in_windows(run: Run, model: Any, cast: Any, demo: 
         ("FaceEncode", {"image": torch.ones(1, 64, 64, 3), "name": "Cy"}, "one single colour"),
         ("AudioEncode", {"audio": None}, "no audio"),
         ("AudioEncode", {"offset": -60.0}, "before the video starts"),
-        ("Loader", {"model": "official"}, "cannot be used yet"),
+        ("Loader", {"model": "official"}, "download official"),
     ],
 )
 def test_wrong_input_is_told_in_one_sentence(
