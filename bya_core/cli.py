@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tqdm import tqdm
 
+from bya_core.cli_faces import Faces
 from bya_core.cli_memory import Selftest, Vram
 from bya_core.cli_models import Convert, Download, Models
 from bya_core.cli_report import Report
@@ -175,6 +176,7 @@ Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Timeline, tyro.conf.subcommand("timeline")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Faces, tyro.conf.subcommand("faces")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Download, tyro.conf.subcommand("download")]
