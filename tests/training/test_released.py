@@ -142,6 +142,8 @@ def hostile(layout):
     (layout.videos / "broken_video.mp4").write_bytes(b"no video")
     layout.add("video_ends")
     write_video(layout.videos / "video_ends.mp4", iter(np.zeros((10, HEIGHT, WIDTH, 3), np.uint8)), 25)
+    layout.add("fast")
+    write_video(layout.videos / "fast.mp4", iter(np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.uint8)), 30)
     layout.add("short", frames=8)
     layout.add("short_run", valid=range_list(0, 9) + range_list(11, 18))
     layout.add("masks_gone")
@@ -157,7 +159,7 @@ def hostile(layout):
     (sounds / "left_audio" / "no_sound.pt").unlink()
     (sounds / "right_audio" / "no_sound.pt").unlink()
     layout.add("bad_sound")
-    (sounds / "right_audio" / "bad_sound.pt").write_bytes(b"\x80\x04no tensor")
+    (sounds / "right_audio" / "bad_sound.pt").write_bytes(b"\x80\x02no tensor")
     layout.add("three", people=3)
     layout.add("nobody", people=0)
     layout.add("no_boxes")
@@ -171,6 +173,7 @@ def hostile(layout):
         "no_video": "no video",
         "broken_video": "cannot be decoded",
         "video_ends": "ends before frame",
+        "fast": "30 frames a second",
         "short": "length of 8 frames",
         "short_run": "in a row",
         "masks_gone": "in a row",
@@ -197,8 +200,8 @@ def test_every_hostile_video_is_left_out_with_its_reason(layout, tmp_path):
     assert [clip.key for clip in clips] == ["good_000002"]
     assert rejected.keys() == expected.keys()
     assert [name for name, words in expected.items() if words not in rejected[name]] == []
-    report = json.loads((tmp_path / "out" / "convert.json").read_text())
-    assert report["videos"] == 17 and report["clips"] == 1 and len(report["left_out"]) == 16
+    report = json.loads((tmp_path / "out" / "convert-clips.json").read_text())
+    assert report["videos"] == 18 and report["clips"] == 1 and len(report["left_out"]) == 17
     with pytest.raises(InputError, match="no_video"):
         layout.convert(tmp_path / "strict", strict=True)
 

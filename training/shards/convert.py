@@ -28,10 +28,11 @@ class Arguments:
 
     Args:
         entries: text file with lines VIDEO_FOLDER,ANNOTATIONS.json,ANNOTATION_FOLDER.
-        output: folder for the shards; `convert.json` beside them says why videos were left out.
+        output: folder for the shards; `convert-PREFIX.json` beside them says why videos were left out.
         shortest: frames a clip must have at least.
         longest: frames of a clip at most; longer runs are cut into equal parts.
         per_shard: clips in a shard.
+        prefix: of the shards' names; conversions that run at the same time need different ones.
         strict: end at the first video that cannot be used, instead of leaving it out.
     """
 
@@ -40,6 +41,7 @@ class Arguments:
     shortest: int = 49
     longest: int = 490
     per_shard: int = 32
+    prefix: str = "clips"
     strict: bool = False
 
 
@@ -55,7 +57,7 @@ def convert(arguments: Arguments) -> dict[str, str]:
     annotations = read_entries(arguments.entries)
     rejected: dict[str, str] = {}
     names: Counter[str] = Counter()
-    with ShardWriter(arguments.output, arguments.per_shard) as writer:
+    with ShardWriter(arguments.output, arguments.per_shard, prefix=arguments.prefix) as writer:
         for annotation in annotations:
             names[annotation.name] += 1
             try:
@@ -68,19 +70,19 @@ def convert(arguments: Arguments) -> dict[str, str]:
                 log.warning("left out: %s: %s; expected %s", annotation.video, error.came, error.expected)
                 rejected[str(annotation.video)] = f"{error.came}; expected {error.expected}"
     report = {"videos": len(annotations), "clips": writer.clips, "left_out": rejected}
+    told = arguments.output / f"convert-{arguments.prefix}.json"
     with AtomicFiles() as files:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        files.at(arguments.output / "convert.json").write_text(text, encoding="utf-8")
+        files.at(told).write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     if not writer.clips:
         came = f"{len(annotations)} videos of which none can be used"
-        raise InputError(came, "at least one", f"see {arguments.output / 'convert.json'}")
+        raise InputError(came, "at least one", f"see {told}")
     return rejected
 
 
 def main(arguments: Arguments) -> None:
     """Convert and tell."""
     rejected = convert(arguments)
-    print(f"wrote shards to {arguments.output}; {len(rejected)} videos were left out (convert.json says why)")
+    print(f"wrote shards to {arguments.output}; {len(rejected)} videos were left out (convert-*.json says why)")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ mask is the face's track; the portrait is a square around the head in the clip's
 left voice (or the only one) belongs to whoever stands on side `speaker` in video frame 0.
 
 What is different: all frames in which everybody has a face and a mask are taken, not 49 at random; a video where
-nobody can tell who stands on which side is refused.
+nobody can tell who stands on which side is refused, and one that has not 25 frames a second.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from PIL import Image
 from bya_core.errors import InputError
 from training.shards.sample import ClipSample, safe_key
 
+FPS = 25.0  # the released training counts frames, and its features come 25 a second
 CONTEXT = 2  # frames of speech features before and after the pictures
 PORTRAIT = 480
 WIDER = 0.2
@@ -200,7 +201,7 @@ class Annotation:
         return ClipSample(
             key=safe_key(f"{self.name}_{start:06d}"),
             frames=frames,
-            fps=25.0,  # the released training counts frames, and its features come 25 a second
+            fps=FPS,
             speeches=np.zeros((len(features), 0), np.float32),
             masks=masks,
             portraits=tuple(portraits),
@@ -256,6 +257,9 @@ def read_frames(path: Path, pieces: list[tuple[int, int]]) -> Iterator[np.ndarra
     held: list[np.ndarray] = []
     try:
         with av.open(os.fspath(path)) as container:
+            rate = float(container.streams.video[0].average_rate or FPS)
+            if abs(rate / FPS - 1) > 0.01:
+                raise refuse(f"a video of {rate:g} frames a second", f"{FPS:g}, as many as its speech features have")
             for number, picture in enumerate(container.decode(video=0)):
                 if wanted and wanted[0][0] <= number < wanted[0][1]:
                     held.append(picture.to_ndarray(format="rgb24"))
@@ -265,6 +269,8 @@ def read_frames(path: Path, pieces: list[tuple[int, int]]) -> Iterator[np.ndarra
                     held = []
                 if not wanted:
                     return
+    except Unusable:
+        raise
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise refuse(f"a video that cannot be decoded ({error})", "h264 in an mp4") from error
     raise refuse(f"a video that ends before frame {wanted[-1][1]}", "as many frames as have masks")
