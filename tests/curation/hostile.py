@@ -34,6 +34,8 @@ def video(
     channels: int = 1,
     noise: float = 0.05,
     container: str | None = None,
+    aspect: Fraction | None = None,
+    interlaced: bool = False,
 ) -> Path:
     """A moving grey pattern with a hum; `sound` in seconds (None = as long as the video, 0 = none)."""
     with av.open(os.fspath(path), "w", format=container) as out:
@@ -42,6 +44,10 @@ def video(
         if trc is not None:
             stream.codec_context.color_trc = trc
             stream.codec_context.options = {"x264-params": f"transfer={'smpte2084' if trc == 16 else 'arib-std-b67'}"}
+        if aspect is not None:
+            stream.sample_aspect_ratio = aspect
+        if interlaced:
+            stream.codec_context.options = {"x264-params": "interlaced=1:tff=1"}
         if rotation:
             stream.set_display_rotation(rotation)
         if times is not None:
@@ -136,6 +142,8 @@ def make_hostile(folder: Path) -> dict[str, str]:
     video(add("uneven.mkv", KEPT), times=lambda k: k / 25 + (0.01 if k % 3 else 0.0))  # changing frame rate
     video(add("hdr pq.mp4", r"HDR \(PQ\)"), trc=16)
     video(add("hdr hlg.mp4", r"HDR \(HLG\)"), trc=18)
+    video(add("flat pixels.mp4", "not square .*1.333"), aspect=Fraction(4, 3))
+    video(add("interlaced.mp4", "interlaced: lips"), interlaced=True)
     for angle in (90, 180, 270):
         video(add(f"turned {angle}.mp4", KEPT), rotation=angle)
     video(add("odd size.mkv", KEPT), 131, 97, codec="ffv1", pixels="yuv444p")

@@ -241,7 +241,7 @@ def test_a_missing_model_is_told_before_anything_is_done(tmp_path, small):
     from training.curate import Arguments, curate
 
     path = tmp_path / "c.yaml"
-    path.write_text(small.config.read_text().replace("masks: {segmenter: puppet}", "masks: {segmenter: sam2}"))
+    path.write_text(small.config.read_text().replace("masks: {segmenter: puppet,", "masks: {segmenter: sam2,"))
     with pytest.raises(InputError, match="SAM 2 has no usable weights"):
         curate(Arguments(small.folder, tmp_path / "out", path, workers=0))
     assert not Layout(tmp_path / "out").store.exists()

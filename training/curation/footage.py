@@ -42,6 +42,8 @@ class Facts:
         rotation: degrees counter-clockwise that were applied.
         codec: of the pictures.
         hdr: name of an HDR transfer function, or "".
+        pixel_form: width over height of one pixel.
+        interlaced: two moments in the odd and even lines of one picture.
         sound_seconds: extent of the sound; 0 = none.
         sound_rate, channels: of the sound.
     """
@@ -55,6 +57,8 @@ class Facts:
     rotation: int
     codec: str
     hdr: str
+    pixel_form: float
+    interlaced: bool
     sound_seconds: float
     sound_rate: int
     channels: int
@@ -88,7 +92,7 @@ def opened(path: str) -> Iterator[av.container.InputContainer]:
             yield container
     except av.error.FFmpegError as error:
         raise Unusable(f"it cannot be read as video ({error.strerror or type(error).__name__})") from error
-    except (OSError, ValueError, UnicodeError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, UnicodeError, OverflowError) as error:
         raise Unusable(f"it cannot be read ({error})") from error
 
 
@@ -149,6 +153,8 @@ def look(path: str) -> Facts:
             rotation=90 * quarter,
             codec=str(video.codec_context.name),
             hdr=HDR.get(int(first.color_trc), ""),
+            pixel_form=float(video.sample_aspect_ratio or 1) or 1.0,
+            interlaced=bool(first.interlaced_frame),
             sound_seconds=heard.seconds,
             sound_rate=int(sound.rate or 0) if sound is not None else 0,
             channels=int(sound.channels or 0) if sound is not None else 0,

@@ -24,6 +24,8 @@ from training.curation.store import Store
 
 log = logging.getLogger(__name__)
 
+_Task = tuple[Path, int, list[Record], CurationSettings, list[str]]
+
 Submit = Callable[..., Any]
 """Runs a function, now or elsewhere; the result has `.result()` where it is not there at once."""
 
@@ -69,7 +71,7 @@ class Output:
         self._contents: dict[str, str] = {}
         self._waiting: list[Record] = []
         self._number = 0
-        self._running: list[tuple[int, list[str], Any]] = []
+        self._running: list[tuple[_Task, list[str], Any]] = []
         self._done: dict[int, dict[str, Any]] = {}
 
     def ends(self, source: Record) -> Iterator[Record]:
@@ -128,17 +130,17 @@ class Output:
             if path.is_file() and path.stat().st_size == known["bytes"]:
                 self._done[number] = known
                 return
-        job = submit(write_shard, self.layout.folder, number, records, self.settings, self.stand_ins)
-        self._running.append((number, clips, job))
+        task = (self.layout.folder, number, records, self.settings, self.stand_ins)
+        self._running.append((task, clips, submit(write_shard, *task)))
 
     def _collect(self, wait: bool) -> None:
         """Note shards that are written."""
         left = []
-        for number, clips, job in self._running:
+        for task, clips, job in self._running:
             if not wait and hasattr(job, "done") and not job.done():
-                left.append((number, clips, job))
+                left.append((task, clips, job))
                 continue
-            path: Path = job.result() if hasattr(job, "result") else job
+            path, number = _path(job, task), task[1]
             size = path.stat().st_size
             self._done[number] = {"name": path.name, "bytes": size, "clips": clips, "form": self._form}
             log.info("%s: %d clips", path.name, len(clips))
@@ -162,3 +164,14 @@ class Output:
         temporary = self.layout.journal.with_suffix(f".{os.getpid()}.part")
         temporary.write_text(json.dumps(entries), encoding="utf-8")
         os.replace(temporary, self.layout.journal)
+
+
+def _path(job: Any, task: _Task) -> Path:
+    """The shard of a finished job; where its process was lost, it is written here."""
+    try:
+        return job.result() if hasattr(job, "result") else job
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the engine says of a lost process
+        log.warning("shard %d could not be written elsewhere (%s); written here", task[1], error)
+        return write_shard(*task)

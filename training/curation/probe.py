@@ -9,6 +9,8 @@ from training.curation.footage import Facts
 from training.curation.record import FPS, Record
 from training.curation.stage import Resources
 
+_SQUARE = 0.02  # from this on a circle is an egg
+
 
 @dataclass(frozen=True)
 class ProbeSettings:
@@ -71,6 +73,10 @@ class Probe:
             return f"{facts.fps:.2f} frames a second, {wanted.least_fps:g} to {wanted.most_fps:g} are wanted"
         if facts.hdr:
             return f"HDR ({facts.hdr}): its colours would be wrong without tone mapping"
+        if abs(facts.pixel_form - 1) > _SQUARE:
+            return f"its pixels are not square (width over height {facts.pixel_form:.3f})"
+        if facts.interlaced:
+            return "interlaced: lips would be in two places at once"
         if facts.sound_seconds == 0:
             return "no sound: who speaks cannot be told"
         if facts.sound_seconds < wanted.sound * facts.seconds:
