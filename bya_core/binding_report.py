@@ -215,6 +215,7 @@ class _Measured:
         self.audible = voices > QUIET * np.maximum(voices.max(axis=1, keepdims=True), 1e-9)
         self.listening = np.stack([self._pauses(own) for own in targets])
         self.failing: tuple[Span, ...] = ()
+        self.sync = sync
         if sync is not None:
             self.scale, self.follows = SYNC, sync.confidence
             # SyncNet counts where the sound is too early, which is where the mouth is late
@@ -359,6 +360,7 @@ def _figures(
             {"character": owners[s.character], "voice": owners[s.rival], "from": s.start, "to": s.end}
             for s in measured.failing
         ],
+        **_sync(measured.sync),
         "coverage": [figure.coverage for figure in mask_figures(masks)],
         "flicker": round(flicker(masks.numpy()), 4),
         "identity": {
@@ -371,6 +373,14 @@ def _figures(
             for name, table in likeness.items()
         },
     }
+
+
+def _sync(sync: CrossTalk | None) -> dict[str, Any]:
+    """Sync-C and Sync-D of every face with every voice, for the record."""
+    if sync is None:
+        return {}
+    tables = {name: np.round(getattr(sync, name), 4).tolist() for name in ("confidence", "distance", "offset")}
+    return {"sync": tables | {"margin": _rounded(sync.margin)}}
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:

@@ -6,6 +6,9 @@ r"""Measure a model.
         --characters mixed --processes 2
     python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18
     python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18 --ways intra "post, fine"
+    python training/evaluate.py --suite baselines --model tiny --json baselines.json --scenes 18
+    python training/evaluate.py --suite byab --data BENCHMARK --model official --output results
+    python training/evaluate.py --suite folder --data VIDEOS --output results
     python training/evaluate.py --suite refinement --model tiny --json refinement.json
     python training/evaluate.py --suite long --model tiny --scenes 2 --json long.json --windows kept
 
@@ -20,8 +23,8 @@ import json as jsonlib
 import logging
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +41,15 @@ from bya_core.config import RefineConfig
 from bya_core.errors import InputError
 from bya_core.files import AtomicFiles
 from training.benchmark.long_suite import LongSettings, long_table, measure_long
+from training.benchmark.page import Keeper, write_page
 from training.benchmark.puppet_report import (
     STAND_INS,
     Examiner,
     Wanted,
+    cell_of,
     evaluate,
     in_processes,
+    kept_cells,
     puppet_report,
     table,
     versions,
@@ -51,7 +57,7 @@ from training.benchmark.puppet_report import (
 from training.benchmark.puppet_suite import all_scenes
 from training.benchmark.refinement_suite import SHARES as REFINED_AT
 from training.benchmark.refinement_suite import refinement_report, refinement_table
-from training.benchmark.router_suite import ALL_WAYS, WAYS, router_report, router_table
+from training.benchmark.router_suite import ALL_WAYS, BASELINES, WAYS, router_report, router_table
 from training.benchmark.scenes import HELD_OUT, SceneSettings
 from training.benchmark.subjects import ModelSubject
 
@@ -64,11 +70,18 @@ class Arguments:
 
     Args:
         suite: "puppets" = router, binding and identity of a model; "routers" = ways of routing against each other;
+            "baselines" = what others do, beside the routers;
+            "byab" = the Bind-Your-Avatar benchmark (docs/benchmark.md); "folder" = videos of any system;
             "refinement" = masks before and after cleaning; "long" = 20 seconds in windows, each judged by itself.
         model: a name from `python -m bya_core models`, a folder of tiny weights, "truth" or "shuffled".
-        json: file for the whole report; none = only the table. The suites of puppets and routers write it after every
-            scene, and go on with what they find there.
-        scenes: held-out scenes; 64 or more for figures to publish, 8 for a look.
+        output: folder for everything: results.json, table.md, videos and index.html that shows them side by side.
+        json: file for the whole report; none = results.json in `output`, or only the table. The suites of puppets,
+            routers and baselines write it after every scene, and go on with what they find there.
+        data: of the suite "byab", the benchmark's folder; of "folder", the videos, in folders of one system each.
+        scenes_at: of the suite "folder", where scene files are that do not lie beside the videos.
+        real: of both, real videos by the same names: FID and FVD are measured against them.
+        length: of the suite "byab", frames of a video; none = as long as its speech.
+        scenes: held-out scenes, or pairs; 64 or more for figures to publish, 8 for a look.
         seed_base: seed of the first scene.
         characters: people per scene; "mixed" = 1 to 4 by turns (suite of puppets).
         frames: video frames per scene; 0 = as many as the model takes.
@@ -83,9 +96,14 @@ class Arguments:
         processes: that measure scenes of the suite of puppets at once; for the tiny model one per core is fastest.
     """
 
-    suite: Literal["puppets", "routers", "refinement", "long"] = "puppets"
+    suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long"] = "puppets"
     model: str = "tiny"
+    output: Path | None = None
     json: Path | None = None
+    data: Path | None = None
+    scenes_at: Path | None = None
+    real: Path | None = None
+    length: int | None = None
     scenes: int = 64
     seed_base: int = HELD_OUT
     characters: int | Literal["mixed"] = 2
@@ -105,42 +123,121 @@ def main(arguments: Arguments) -> None:
     """Load, measure, print, write."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        arguments = replace(arguments, json=arguments.json or arguments.output / "results.json")
     if arguments.json is not None and not os.access(arguments.json.resolve().parent, os.W_OK):
         raise InputError(
             f"--json {arguments.json}", "a folder that can be written to", "make it or choose another"
         )
+    report, text, rows = (_videos if arguments.suite in ("byab", "folder") else _drawn)(arguments)
+    print(text)
+    if arguments.json is not None:
+        _write(report, arguments.json)
+        print(f"wrote {arguments.json}")
+    if arguments.output is not None:
+        (arguments.output / "table.md").write_text(text + "\n", encoding="utf-8")
+        title = f"{arguments.suite}: {report['model']}"
+        about = [f"{name}: {value}" for name, value in report["versions"].items()]
+        seeds = report.get("seeds") or sorted({row["seed"] for row in report.get("rows", ()) if "seed" in row})
+        about = [f"seeds {seeds[0]} to {seeds[-1]}" if seeds else "", ", ".join(about)]
+        write_page(arguments.output / "index.html", title, text, rows, [line for line in about if line])
+        print(f"wrote {arguments.output / 'index.html'}")
+
+
+Rows = Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]
+
+
+def _drawn(arguments: Arguments) -> tuple[dict[str, Any], str, Rows]:
+    """Suites of drawn puppets: report, table, rows of the page."""
     bundle = None if arguments.model in STAND_INS else _load(arguments.model, arguments.device)
     size = {} if bundle is None else {"height": bundle.native.height, "width": bundle.native.width}
     frames = arguments.frames or (SceneSettings.num_frames if bundle is None else bundle.native.num_frames)
     settings = SceneSettings(
         arguments.scenes, arguments.seed_base, arguments.characters, num_frames=frames, **size
     )
+    keeper = None if arguments.output is None else Keeper(arguments.output)
+    cells: dict[str, dict[int, dict[str, Any]]] = {}
     if arguments.suite == "puppets":
-        report = evaluate_puppets(bundle, settings, arguments)
-        text = table(report)
+        report = evaluate_puppets(bundle, settings, arguments, keeper)
+        text, cells = table(report), kept_cells(report)
     elif bundle is None:
         raise InputError(f"--model {arguments.model}", "a model with a router", 'choose one, or --suite "puppets"')
     elif arguments.suite == "long":
         report = evaluate_long(bundle, settings, arguments)
         text = long_table(report)
-    elif arguments.suite == "routers":
-        report = evaluate_routers(bundle, settings, arguments)
+    elif arguments.suite in ("routers", "baselines"):
+        report = evaluate_routers(bundle, settings, arguments, keeper)
         text = router_table(report)
+        for row in report["rows"]:
+            if "failed" not in row:
+                cells.setdefault(row["way"], {})[row["seed"]] = cell_of(row)
     else:
         report = evaluate_refinement(bundle, settings)
         text = refinement_table(report)
     report["model"] = arguments.model
-    print(text)
-    if arguments.json is not None:
-        _write(report, arguments.json)
-        print(f"wrote {arguments.json}")
+    seeds = list(dict.fromkeys(seed for by_seed in cells.values() for seed in by_seed))
+    return report, text, [] if keeper is None else keeper.rows(seeds, cells)
 
 
-def evaluate_puppets(bundle: ModelBundle | None, settings: SceneSettings, arguments: Arguments) -> dict[str, Any]:
+def _videos(arguments: Arguments) -> tuple[dict[str, Any], str, Rows]:
+    """Suites of finished videos: report, table, rows of the page."""
+    from training.benchmark.byab import VERSION, check, fingerprint, read_pairs
+    from training.benchmark.video_suite import (
+        Tools,
+        byab_tasks,
+        folder_tasks,
+        measure_videos,
+        page_rows,
+        video_table,
+    )
+
+    output, data = arguments.output, arguments.data
+    if output is None or data is None:
+        came = f"--suite {arguments.suite} without {'--output' if output is None else '--data'}"
+        raise InputError(came, "both", "name the folders")
+    notices: list[str] = []
+    about: dict[str, Any] = {}
+    with tqdm(unit="video", file=sys.stderr) as bar:
+
+        def tick(doing: str) -> None:
+            bar.set_description(doing)
+            bar.update()
+
+        if arguments.suite == "byab":
+            pairs = read_pairs(data)[: arguments.scenes]
+            notices = check(data)
+            about = {"list": VERSION, "pairs": [pair.name for pair in pairs], "sha256": fingerprint(pairs)}
+            done = all((output / "videos" / arguments.model / f"{pair.name}.mp4").is_file() for pair in pairs)
+            bundle = None if done else _load(arguments.model, arguments.device)
+            tasks = byab_tasks(
+                pairs, output, arguments.model, bundle, steps=arguments.steps, frames=arguments.length, tick=tick
+            )
+        else:
+            tasks = folder_tasks(data, arguments.scenes_at)
+        tools = Tools.here("cuda" if torch.cuda.is_available() and arguments.device != "cpu" else "cpu")
+        known, _ = _earlier(arguments.json, arguments.suite)
+        rows = {(row["system"], row["clip"]): row for row in known["rows"]} if known is not None else {}
+        measured, systems = measure_videos(tasks, tools, output, real=arguments.real, known=rows, tick=tick)
+    report = {
+        "suite": arguments.suite,
+        "model": arguments.model if arguments.suite == "byab" else ", ".join(systems),
+        "systems": systems,
+        "notices": [*notices, *tools.notices],
+        "settings": about,
+        "versions": versions(),
+        "rows": measured,
+    }
+    return report, video_table(report), page_rows(measured)
+
+
+def evaluate_puppets(
+    bundle: ModelBundle | None, settings: SceneSettings, arguments: Arguments, keeper: Keeper | None = None
+) -> dict[str, Any]:
     """The suite of puppets; goes on with the report at `arguments.json` where there is one of the same model."""
     wanted = Wanted(arguments.router, arguments.generate, arguments.codec and bundle is not None)
-    load = functools.partial(_examiner, arguments.model, arguments.device, settings, wanted, arguments.steps)
-    examiner = Examiner.of(bundle, settings, wanted, arguments.steps, arguments.model)
+    load = functools.partial(_examiner, arguments.model, arguments.device, settings, wanted, arguments.steps, keeper)
+    examiner = Examiner.of(bundle, settings, wanted, arguments.steps, arguments.model, keeper)
     known, save = _earlier(arguments.json, "puppets")
     elsewhere = in_processes(load, arguments.processes, arguments.threads or 1) if arguments.processes > 1 else None
     with tqdm(unit=" parts", mininterval=0.5, file=sys.stderr) as bar:
@@ -152,9 +249,11 @@ def evaluate_puppets(bundle: ModelBundle | None, settings: SceneSettings, argume
         return puppet_report(examiner, known=known, save=save, tick=tick, elsewhere=elsewhere)
 
 
-def _examiner(model: str, device: str, settings: SceneSettings, wanted: Wanted, steps: int | None) -> Examiner:
+def _examiner(
+    model: str, device: str, settings: SceneSettings, wanted: Wanted, steps: int | None, keeper: Keeper | None
+) -> Examiner:
     bundle = None if model in STAND_INS else _load(model, device)
-    return Examiner.of(bundle, settings, wanted, steps, model)
+    return Examiner.of(bundle, settings, wanted, steps, model, keeper)
 
 
 def _earlier(path: Path | None, suite: str) -> tuple[dict[str, Any] | None, Callable[[dict[str, Any]], None] | None]:
@@ -168,24 +267,27 @@ def _earlier(path: Path | None, suite: str) -> tuple[dict[str, Any] | None, Call
     return known, lambda report: _write(report, path)
 
 
-def evaluate_routers(bundle: ModelBundle, settings: SceneSettings, arguments: Arguments) -> dict[str, Any]:
-    """The router suite; goes on with the report at `arguments.json` where there is one of the same model."""
-    ways = {name: way for name, way in WAYS.items() if not arguments.ways}
+def evaluate_routers(
+    bundle: ModelBundle, settings: SceneSettings, arguments: Arguments, keeper: Keeper | None = None
+) -> dict[str, Any]:
+    """Ways of routing, or baselines; goes on with the report at `arguments.json` where there is one of the model."""
+    usual, every = (BASELINES, BASELINES) if arguments.suite == "baselines" else (WAYS, ALL_WAYS)
+    ways = {name: way for name, way in usual.items() if not arguments.ways}
     for start in arguments.ways:
-        found = {name: way for name, way in ALL_WAYS.items() if name == start}
-        found = found or {name: way for name, way in ALL_WAYS.items() if name.startswith(start)}
+        found = {name: way for name, way in every.items() if name == start}
+        found = found or {name: way for name, way in every.items() if name.startswith(start)}
         if not found:
-            raise InputError(f'--ways "{start}"', f"the beginning of one of {', '.join(ALL_WAYS)}", "choose one")
+            raise InputError(f'--ways "{start}"', f"the beginning of one of {', '.join(every)}", "choose one")
         ways |= found
     subject = ModelSubject(bundle, settings, (), arguments.steps)
-    known, save = _earlier(arguments.json, "routers")
+    known, save = _earlier(arguments.json, arguments.suite)
     with tqdm(total=len(ways) * settings.scenes, unit="clip", file=sys.stderr) as bar:
 
         def tick(doing: str) -> None:
             bar.set_description(doing)
             bar.update()
 
-        report = router_report(subject, ways, known, save, tick)
+        report = router_report(subject, ways, known, save, tick, every, keeper)
     return report | {"versions": versions()}
 
 

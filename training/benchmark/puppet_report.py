@@ -16,7 +16,8 @@ import torch
 import bya_core
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.grid import TokenGrid
-from training.benchmark.puppet_suite import SHARES, Tick, pooled_report, scene_row
+from training.benchmark.page import Keeper
+from training.benchmark.puppet_suite import KEPT, SHARES, Tick, pooled_report, scene_row
 from training.benchmark.scenes import SceneSettings, suite_scene
 from training.benchmark.subjects import CodecSubject, ModelSubject, ShuffledSubject, Subject, TruthSubject
 
@@ -55,6 +56,7 @@ class Examiner:
     settings: SceneSettings
     wanted: Wanted
     drawn: dict[str, Subject]
+    keeper: Keeper | None = None
 
     @classmethod
     def of(
@@ -64,8 +66,9 @@ class Examiner:
         wanted: Wanted,
         steps: int | None = None,
         stand_in: str = "truth",
+        keeper: Keeper | None = None,
     ) -> Examiner:
-        """For a model, or for the stand-in of that name where there is none."""
+        """For a model, or for the stand-in of that name where there is none; `keeper` keeps the videos."""
         if bundle is not None:
             subject: Subject = ModelSubject(bundle, settings, SHARES, steps)
         else:
@@ -74,13 +77,18 @@ class Examiner:
         drawn: dict[str, Subject] = {"drawn truth": TruthSubject(settings, SHARES, subject.grid)}
         if wanted.codec and bundle is not None:
             drawn["behind the codec"] = CodecSubject(bundle, settings, SHARES)
-        return cls(subject, settings, wanted, drawn)
+        return cls(subject, settings, wanted, drawn, keeper)
 
     def row(self, index: int, tick: Tick | None = None) -> dict[str, Any]:
         scene = suite_scene(self.settings, index)
-        wanted = self.wanted
         return scene_row(
-            self.subject, scene, router=wanted.router, generate=wanted.generate, drawn=self.drawn, tick=tick
+            self.subject,
+            scene,
+            router=self.wanted.router,
+            generate=self.wanted.generate,
+            drawn=self.drawn,
+            tick=tick,
+            keeper=self.keeper,
         )
 
 
@@ -276,6 +284,24 @@ def _router_lines(router: dict[str, Any]) -> list[str]:
     change, truth = router["change_on_static"], _figure(router["change_on_static_of_truth"])
     mark = f"mark {MARKS['change on static']} or less (truth {truth}, {router['static_scenes']} scenes)"
     return [*lines, f"  {'change on static people':<24}{_figure(change):>18}     {mark}", ""]
+
+
+def kept_cells(report: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """What the page says below each kept video: name -> seed -> cell."""
+    cells: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in ("made", "drawn truth"):
+        for word, key in zip(KEPT, ("given", "swapped"), strict=True):
+            cells[f"{name}, {word}"] = {row["seed"]: cell_of(row[name][key]) for row in report["scenes"] if name in row}
+    return cells
+
+
+def cell_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Below one video: is it bound, and its figures."""
+    judged = [n for n, is_judged in enumerate(row["judged"]) if is_judged]
+    right = all(row["follows"][n] == row["should_follow"][n] for n in judged)
+    own = [row["correlation"][n][k] for n, k in enumerate(row["should_follow"]) if k >= 0]
+    words = f"masks {_figure(row['mask_iou'])}, own voice {', '.join(f'{value:.2f}' for value in own)}"
+    return {"good": right if judged else None, "words": [words]}
 
 
 def _at(column: dict[str, Any] | None, path: tuple[str, ...]) -> float | None:

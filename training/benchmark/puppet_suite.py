@@ -36,12 +36,14 @@ from bya_core.metrics import masks as masking
 from bya_core.metrics.identity import colour_descriptor, histogram_similarity
 from bya_core.metrics.mouth import mouth_opening
 from bya_core.metrics.segment import foreground, segment_characters
+from training.benchmark.page import Keeper
 from training.benchmark.scenes import SceneSettings, SuiteScene, suite_scene
 from training.benchmark.subjects import Made, NoisePoint, Subject
 from training.puppets.looks import MOUTH_RGB
 
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 HALF = 0.5
+KEPT = ("voices as asked", "voices swapped")
 
 Tick = Callable[[str], object]
 """Called before each piece of work with what it is."""
@@ -51,7 +53,7 @@ Rows = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Judged:
-    """One generated clip: masks against pixels, binding, stillness of listeners, identity per character.
+    """One generated clip: masks against pixels, binding, stillness of listeners, identity and likeness per character.
 
     `flicker` is a share of the area of the masks cut at one half, `change` the mean |M_t - M_t-1| of each soft one.
     """
@@ -62,6 +64,7 @@ class Judged:
     binding: bindings.BindingResult
     stillness: float
     identity: list[bool]
+    likeness: list[float]
     change: np.ndarray
 
     def row(self) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class Judged:
             "judged": self.binding.judged.tolist(),
             "stillness": _round(self.stillness),
             "identity": self.identity,
+            "likeness": np.round(self.likeness, 4).tolist(),
         }
 
 
@@ -93,27 +97,31 @@ def judge(
     seen = grid.pixels_to_tokens(torch.from_numpy(regions)).numpy() >= 0.5
     opening = mouth_opening(made.frames, regions, MOUTH_RGB)
     target = bindings.targets_of(matrix)
+    likeness = _likeness(made.frames, owned, scene.references, grid)
     return Judged(
         mask_iou=float(np.nan_to_num(masking.mean_iou(owned, seen))),
         swap_rate=masking.swap_rate(owned, seen),
         flicker=masking.flicker(owned),
         binding=bindings.bind(opening, scene.loudness, target),
         stillness=bindings.stillness(opening, scene.loudness, target),
-        identity=_identities(made.frames, owned, scene.references, grid),
+        # a mask that claims nothing is like nobody
+        identity=[bool(row[0] > row[1:].max()) for row in likeness],
+        likeness=[float(row[0]) for row in likeness],
         change=masking.change(made.masks),
     )
 
 
-def _identities(frames: np.ndarray, owned: np.ndarray, references: np.ndarray, grid: TokenGrid) -> list[bool]:
-    """Whether the colours inside each mask [N, T, h, w] are nearest to the first of its references."""
+def _likeness(
+    frames: np.ndarray, owned: np.ndarray, references: np.ndarray, grid: TokenGrid
+) -> list[np.ndarray]:
+    """How like each of its references [N, K, ...] the colours inside each mask [N, T, h, w] are: N times [K]."""
     size = (frames.shape[1], frames.shape[2])
     places = grid.tokens_to_pixels(torch.from_numpy(owned).float(), size, mode="nearest").numpy() >= 0.5
-    right = []
+    found = []
     for place, people in zip(places, references, strict=True):
         known = np.stack([colour_descriptor(person, foreground(person)) for person in people])
-        likeness = histogram_similarity(colour_descriptor(frames, place), known)
-        right.append(bool(likeness[0] > likeness[1:].max()))  # a mask that claims nothing is like nobody
-    return right
+        found.append(histogram_similarity(colour_descriptor(frames, place), known))
+    return found
 
 
 def scene_row(
@@ -124,6 +132,7 @@ def scene_row(
     generate: bool = True,
     drawn: Mapping[str, Subject] | None = None,
     tick: Tick | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
     """Everything that is measured of one scene, ready for JSON.
 
@@ -132,6 +141,7 @@ def scene_row(
         generate: make and judge the scene, with the voices given and swapped (alike where there is one voice).
         drawn: further subjects whose videos are judged in the same way, by the name of their figures.
         tick: called before each piece of work.
+        keeper: keeps the videos.
     """
     clip = scene.clip
     row: dict[str, Any] = {
@@ -148,7 +158,7 @@ def scene_row(
         for name, maker in {"made": subject, **(drawn or {})}.items():
             if tick is not None:
                 tick(f"{name}: scene {clip.seed}, voices as given and swapped")
-            row[name] = made_row(maker, scene, subject.grid)
+            row[name] = made_row(maker, scene, subject.grid, keeper, name)
     return row
 
 
@@ -166,14 +176,17 @@ def router_row(subject: Subject, scene: SuiteScene) -> dict[str, Any]:
     return row
 
 
-def made_row(subject: Subject, scene: SuiteScene, grid: TokenGrid) -> dict[str, Any]:
+def made_row(
+    subject: Subject, scene: SuiteScene, grid: TokenGrid, keeper: Keeper | None = None, name: str = "made"
+) -> dict[str, Any]:
     """The scene made with its voices "given" and "swapped", both judged."""
     given, swapped = scene.clip.matrix, scene.swapped
     matrices = [given] if np.array_equal(given, swapped) else [given, swapped]
-    judged = [
-        judge(made, scene, matrix, grid).row()
-        for made, matrix in zip(subject.make_all(scene, matrices), matrices, strict=True)
-    ]
+    clips = subject.make_all(scene, matrices)
+    judged = [judge(made, scene, matrix, grid).row() for made, matrix in zip(clips, matrices, strict=True)]
+    if keeper is not None:
+        for made, word in zip(clips, KEPT, strict=False):
+            keeper.keep(scene.clip, f"{name}, {word}", made.frames)
     return {"given": judged[0], "swapped": judged[-1]}
 
 
@@ -253,6 +266,7 @@ def pooled_made(rows: Rows, key: str) -> dict[str, Any]:
         "binding_swapped": _binding(swapped),
         "listener_stillness": _round(np.mean(stillness)) if stillness else None,
         "identity": _round(np.mean(identities)),
+        "likeness": _round(np.mean([value for row in given for value in row["likeness"]])),
         "identities_judged": len(identities),
         "scenes": len(rows),
     }

@@ -23,13 +23,16 @@ from bya_core.config import Bystanders, RefineConfig, Region, RoutingConfig
 from bya_core.errors import InputError
 from bya_core.masks import time_union, to_boxes
 from bya_core.metrics import binding as bindings
-from bya_core.pipeline import Prepared, prepare, sample
+from bya_core.pipeline import Prepared, denoised, prepare
+from bya_core.progress import Work
 from bya_core.routing.refine import refine
 from bya_core.routing.result import Routing
 from bya_core.routing.route import find
+from training.benchmark.baselines import Baseline, make_baseline
+from training.benchmark.page import Keeper
 from training.benchmark.puppet_suite import Tick, judge
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
-from training.benchmark.subjects import Made, ModelSubject, TruthSubject
+from training.benchmark.subjects import Made, ModelSubject, TruthSubject, decode_clips
 from training.puppets.world import Motion
 
 MOTIONS: tuple[Motion, ...] = ("still", "moving", "crossing")
@@ -47,6 +50,7 @@ class Way:
         refine: cleans the masks first.
         region: what the pre router draws around a face.
         bystanders: what tokens of nobody hear.
+        baseline: made as others do it, see `baselines`; then nothing of the above counts.
     """
 
     router: Literal["intra", "post", "pre", "truth"]
@@ -56,6 +60,7 @@ class Way:
     refine: RefineConfig | None = None
     region: Region = "head"
     bystanders: Bystanders = "model"
+    baseline: Baseline | None = None
 
     @property
     def routing(self) -> RoutingConfig:
@@ -99,6 +104,19 @@ BYSTANDERS: dict[str, Way] = {
     "intra, background hears nobody": Way("intra", forced=False, bystanders="silent"),
 }
 
+BASELINES: dict[str, Way] = {
+    "concat": Way("intra", baseline="concat"),
+    "mixed": Way("intra", baseline="mixed"),
+    "boxes": Way("pre", static=True, region="box"),
+    "halves": Way("intra", baseline="halves"),
+    "ingredients-style": Way("intra", baseline="tokens"),
+    "pre": WAYS["pre, head 2D"],
+    "post": WAYS["post, fine 3D"],
+    "intra": WAYS["intra"],
+    "drawn truth": WAYS["drawn truth"],
+}
+"""The table of baselines: what others do, beside the three routers."""
+
 ALL_WAYS = WAYS | BYSTANDERS
 
 
@@ -120,6 +138,7 @@ def measure_routers(
     known: dict[tuple[int, str], dict[str, Any]] | None = None,
     done: Callable[[list[dict[str, Any]]], object] | None = None,
     tick: Tick | None = None,
+    keeper: Keeper | None = None,
 ) -> list[dict[str, Any]]:
     """One row of figures per scene and way.
 
@@ -130,13 +149,14 @@ def measure_routers(
         known: rows by (seed, way) of an earlier run; they are not made again.
         done: called with all rows after each scene.
         tick: called before each clip.
+        keeper: keeps the videos.
     """
     rows: list[dict[str, Any]] = []
     for index in indices:
         seed = subject.settings.seed_base + index
         have = {name: known[seed, name] for name in ways if known and (seed, name) in known}
         wanted = {name: way for name, way in ways.items() if name not in have}
-        made = dict(_judged(subject, router_scene(subject.settings, index), wanted, tick)) if wanted else {}
+        made = dict(_judged(subject, router_scene(subject.settings, index), wanted, tick, keeper)) if wanted else {}
         rows += [have.get(name) or made[name] for name in ways]
         if done is not None:
             done(rows)
@@ -144,7 +164,7 @@ def measure_routers(
 
 
 def _judged(
-    subject: ModelSubject, scene: SuiteScene, ways: dict[str, Way], tick: Tick | None
+    subject: ModelSubject, scene: SuiteScene, ways: dict[str, Way], tick: Tick | None, keeper: Keeper | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     matrix = scene.clip.matrix
     shared: dict[RoutingConfig, _Found] = {}
@@ -154,6 +174,10 @@ def _judged(
         about = {"seed": scene.clip.seed, "motion": scene.clip.motion, "way": name}
         if way.router == "truth":
             made, cost = _drawn(subject, scene), _Cost()
+        elif way.baseline is not None:
+            cost = _Cost()
+            with cost.counted(subject.bundle.transformer):
+                made = make_baseline(way.baseline, subject, scene, matrix)
         else:
             try:
                 if way.routing not in shared:
@@ -162,6 +186,8 @@ def _judged(
                 yield name, about | {"failed": str(error)}
                 continue
             made, cost = _make(subject, shared[way.routing], way)
+        if keeper is not None:
+            keeper.keep(scene.clip, name, made.frames)
         judged = judge(made, scene, matrix, subject.grid, overlapping=True)
         followed = judged.binding
         heard = [(n, k) for n, k in enumerate(followed.target) if k >= 0]
@@ -219,8 +245,9 @@ def _find(subject: ModelSubject, scene: SuiteScene, config: RoutingConfig) -> _F
 def _make(subject: ModelSubject, found: _Found, way: Way) -> tuple[Made, _Cost]:
     cost = replace(found.cost)
     with cost.counted(subject.bundle.transformer):
-        video = sample(found.prepared, way.shaped(found.routing), subject.bundle)
-    return Made(video.frames.numpy(), video.masks.numpy()), cost
+        latents, masks = denoised(found.prepared, way.shaped(found.routing), subject.bundle, Work())
+        frames = decode_clips(subject.bundle, [latents])[0]
+    return Made(frames, masks.numpy()), cost
 
 
 def _drawn(subject: ModelSubject, scene: SuiteScene) -> Made:
@@ -236,6 +263,8 @@ def router_report(
     known: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], object] | None = None,
     tick: Tick | None = None,
+    table: dict[str, Way] = ALL_WAYS,
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
     """Everything for the record.
 
@@ -244,26 +273,28 @@ def router_report(
         known: an earlier report of the same model and settings: what it holds is not made again, and stays in it.
         save: called with the report so far after each scene.
         tick: called before each clip.
+        table: every way there is, in its order.
+        keeper: keeps the videos.
     """
     settings = {**asdict(subject.settings), **subject.describe()}
     old = known["rows"] if known is not None and known["settings"] | {"scenes": 0} == settings | {"scenes": 0} else []
     rows = {(row["seed"], row["way"]): row for row in old}
-    order = list(ALL_WAYS)
+    order = list(table)
 
     def report(fresh: list[dict[str, Any]]) -> dict[str, Any]:
         rows.update({(row["seed"], row["way"]): row for row in fresh})
         ordered = sorted(rows.values(), key=lambda row: (order.index(row["way"]), row["seed"]))
         return {
-            "suite": "routers",
+            "suite": "baselines" if table is BASELINES else "routers",
             "model": subject.name,
             "summary": summary(ordered),
             "settings": settings,
-            "ways": {name: asdict(ALL_WAYS[name]) for name in order if any(row["way"] == name for row in ordered)},
+            "ways": {name: asdict(table[name]) for name in order if any(row["way"] == name for row in ordered)},
             "rows": ordered,
         }
 
     done = None if save is None else lambda fresh: save(report(fresh))
-    return report(measure_routers(subject, range(subject.settings.scenes), ways, dict(rows), done, tick))
+    return report(measure_routers(subject, range(subject.settings.scenes), ways, dict(rows), done, tick, keeper))
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -297,6 +328,7 @@ def pooled(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{f"binding {key}": value for key, value in asdict(score).items()},
         "own": float(np.mean([row["own"] for row in rows])),
         "identity": float(np.mean(identities)),
+        "likeness": float(np.mean([value for row in rows for value in row.get("likeness", [np.nan])])),
         **cost,
     }
     return {"scenes": len(rows), "failed": failed} | {
@@ -306,7 +338,8 @@ def pooled(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def router_table(report: dict[str, Any]) -> str:
     """The figures for people, as a Markdown table."""
-    head = ["way", "mask IoU", *MOTIONS, "binding", *MOTIONS, "own / other", "swaps", "identity", "calls", "seconds"]
+    head = ["way", "mask IoU", *MOTIONS, "binding", *MOTIONS, "own / other", "swaps", "identity", "likeness", "calls"]
+    head.append("seconds")
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     for name, parts in report["summary"].items():
         whole = parts["all"]
@@ -316,7 +349,7 @@ def router_table(report: dict[str, Any]) -> str:
         for key in ("mask_iou", "binding accuracy"):
             cells += [_cell(parts.get(part, {}).get(key)) for part in ("all", *MOTIONS)]
         cells.append(f"{_cell(whole['own'])} / {_cell(whole['binding other'])}")
-        cells += [_cell(whole["swap_rate"]), _cell(whole["identity"])]
+        cells += [_cell(whole["swap_rate"]), _cell(whole["identity"]), _cell(whole.get("likeness"))]
         cells += [f"{whole['calls']:.0f}", f"{whole['seconds']:.1f}"]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)

@@ -1,0 +1,117 @@
+"""Results as one page: the table, and videos side by side. No scripts, nothing from the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bya_core.media import write_video
+from training.puppets.world import SAMPLE_RATE, PuppetClip
+
+STYLE = """
+body { font: 16px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 96rem; padding: 0 1.5rem;
+       background: #18181c; color: #eee }
+h1 { font-size: 1.5rem; font-weight: 600 } h2 { font-size: 1.1rem; font-weight: 600; margin: 2.2rem 0 .6rem }
+p, li { color: #b8b8c0 } table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #46464e; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } th { color: #b8b8c0; font-weight: 500 }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
+figure { margin: 0; background: #24242a; border-radius: 6px; overflow: hidden; border-top: 4px solid #78787f }
+figure.good { border-color: #2ea05e } figure.bad { border-color: #c83e3e }
+video { width: 100%; display: block; background: #000 } figcaption { padding: .6rem .8rem .8rem; font-size: .85rem }
+figcaption b { font-size: .95rem } figcaption p { margin: .3rem 0 0 } a { color: #7db8ff }
+"""
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps the videos of a suite of drawn scenes, enlarged, as FOLDER/videos/SEED/NAME.mp4."""
+
+    folder: Path
+    enlarge: int = 4
+
+    def place(self, seed: int, name: str) -> Path:
+        return self.folder / "videos" / str(seed) / f"{name.replace('/', '-')}.mp4"
+
+    def keep(self, clip: PuppetClip, name: str, frames: np.ndarray) -> None:
+        """Frames uint8 [F, H, W, 3], with the sound of the clip."""
+        path = self.place(clip.seed, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        large = frames.repeat(self.enlarge, axis=1).repeat(self.enlarge, axis=2)
+        write_video(path, large, clip.fps, (torch.from_numpy(clip.mix)[None], SAMPLE_RATE))
+
+    def rows(
+        self, seeds: Sequence[int], names: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    ) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+        """For `write_page`: what was kept of each seed, with "good" and "words" of `names` (name -> seed -> cell)."""
+        for seed in seeds:
+            cells = {
+                name: {"video": self.place(seed, name), **by_seed.get(seed, {})}
+                for name, by_seed in names.items()
+                if self.place(seed, name).is_file()
+            }
+            if cells:
+                yield f"scene {seed}", cells
+
+
+def write_page(
+    path: Path,
+    title: str,
+    table: str,
+    rows: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]],
+    about: Iterable[str] = (),
+) -> None:
+    """Write the page.
+
+    Args:
+        path: of the page; files it shows are named relative to its folder.
+        title: heading.
+        table: Markdown table; lines that are none become paragraphs.
+        rows: (name, column -> video, and optionally picture, good (True, False or None) and words) of each clip.
+        about: sentences below the heading: model, seeds, versions.
+    """
+    body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in about), _table(table)]
+    for name, cells in rows:
+        body.append(f'<h2>{escape(name)}</h2><div class="row">')
+        body += [_figure(column, cell, path.parent) for column, cell in cells.items()]
+        body.append("</div>")
+    head = f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    path.write_text(head + "\n".join(body) + "\n", encoding="utf-8")
+
+
+def _figure(column: str, cell: Mapping[str, Any], folder: Path) -> str:
+    state = {True: ' class="good"', False: ' class="bad"'}.get(cell.get("good"), "")
+    words = "".join(f"<p>{escape(line)}</p>" for line in cell.get("words", ()))
+    link = f' · <a href="{_address(cell["picture"], folder)}">report</a>' if cell.get("picture") else ""
+    video = f'<video src="{_address(cell["video"], folder)}#t=0.1" controls loop preload="metadata"></video>'
+    return f"<figure{state}>{video}<figcaption><b>{escape(column)}</b>{link}{words}</figcaption></figure>"
+
+
+def _address(file: str | Path, folder: Path) -> str:
+    return escape(Path(os.path.relpath(file, folder)).as_posix().replace("%", "%25").replace("#", "%23"), quote=True)
+
+
+def _table(text: str) -> str:
+    """A Markdown table as HTML; other lines as paragraphs."""
+    made, rows = [], []
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if not all(set(cell) <= set("-: ") for cell in cells):
+                rows.append(cells)
+        elif line.strip():
+            made.append(f"<p>{escape(line.removeprefix('- '))}</p>")
+    if not rows:
+        return "".join(made)
+    lines = [
+        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        for cells, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
+    ]
+    return "".join(["<table>", *lines, "</table>", *made])
