@@ -94,7 +94,7 @@ def preflight(cast: Sequence[Member], model: tuple[str, Path | None], asked: Ask
     """
     findings, folder = _model(*model)
     try:
-        faces = _faces(cast, drawn=folder is not None)
+        faces = _faces(cast, drawn=folder is not None and not _packages() and _draws(folder))
         findings += [_face(member, box) for member, box in zip(cast, faces, strict=True)]
     except InputError as error:  # nothing here can look for them
         faces = [None] * len(cast)
@@ -121,6 +121,15 @@ def _model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFolder |
         text = f"its weights are not on this machine{told}; {entry.size}; {entry.how_to_get}"
         return [Finding(about, "PROBLEM", text), *missing], None
     return [Finding(about, "ok", f"{entry.size}, {entry.licence}"), *missing], ModelFolder(entry.here)
+
+
+def _draws(model: ModelFolder) -> bool:
+    """Whether its characters are drawn: its encoders are like those of the tiny model."""
+    from bya_core.checkpoints.from_path import encoders_for
+
+    if (model.folder / "face.safetensors").is_file():
+        return True
+    return encoders_for(model.settings("transformer", "config.json")) != "official"
 
 
 def _packages() -> list[str]:
