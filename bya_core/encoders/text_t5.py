@@ -75,8 +75,8 @@ class T5Text:
             except (ImportError, ValueError) as error:  # transformers says either where sentencepiece is missing
                 raise InputError(
                     f"the tokenizer in {self.tokenizer_folder} cannot be read ({error})",
-                    "spiece.model or tokenizer.json, and the package sentencepiece",
-                    "pip install sentencepiece",
+                    "spiece.model or tokenizer.json, and the packages sentencepiece and protobuf",
+                    "pip install sentencepiece protobuf",
                 ) from error
         return self._tokenizer
 
