@@ -2,7 +2,7 @@
 
     python benchmarks/curation_throughput.py [--minutes 1 2 4] [--height 720]
 
-A piece of footage is made first, texture that moves with noise and cuts, and repeated to the lengths asked for. Then every
+A piece of footage is made first (texture that moves, noise, cuts) and repeated to the lengths asked for. Then every
 stage that asks no model runs over it, and those that decode for a model run with one that answers at once. The peak of
 memory is that of a process of its own for each length.
 """

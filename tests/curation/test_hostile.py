@@ -35,9 +35,10 @@ def test_hostile_files_are_rejected_with_a_reason_and_sound_ones_are_worked_on(t
 def test_a_turned_film_is_measured_upright(tmp_path):
     from tests.curation.hostile import video
     from training.curation import footage
+    from training.curation.facts import look
 
     for angle, size in ((0, (128, 96)), (90, (96, 128)), (180, (128, 96)), (270, (96, 128))):
-        facts = footage.look(str(video(tmp_path / f"{angle}.mp4", rotation=angle)))
+        facts = look(str(video(tmp_path / f"{angle}.mp4", rotation=angle)))
         assert (facts.width, facts.height) == size
         assert footage.still(str(tmp_path / f"{angle}.mp4"), 3).shape == (size[1], size[0], 3)
 

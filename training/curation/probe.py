@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from training.curation import footage
-from training.curation.footage import Facts
+from training.curation.facts import Facts, look
 from training.curation.record import FPS, Record
 from training.curation.stage import Resources
 
@@ -47,7 +46,7 @@ class Probe:
         self.settings, self.resources = settings, resources
 
     def __call__(self, record: Record) -> list[Record]:
-        facts = footage.look(record.source)
+        facts = look(record.source)
         seen = record.with_data(**{name: _short(value) for name, value in asdict(facts).items()})
         reason = self._reason(facts)
         if reason is not None:

@@ -84,6 +84,7 @@ def run_ray(sources: Sequence[Record], output: Output, progress: Progress, **ini
     except ImportError as error:
         raise InputError("no ray", "ray 2.44 or newer", 'pip install "bind-your-avatar[cluster]"') from error
     if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         root = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False, **init)
@@ -107,6 +108,7 @@ def run_ray(sources: Sequence[Record], output: Output, progress: Progress, **ini
             told = [Record("", "", rejected=None if kept else "", broken=broken) for kept, broken in made]
             progress.worked(number, last, told)
         record: Record = row["record"]
+        progress.share(row["source"], 0.5)  # how much of it is left only Ray knows
         if record.broken:
             _note_broken(output, sources[row["source"]], record)
     _finish_locally(sources, output)
