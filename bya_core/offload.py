@@ -61,20 +61,56 @@ class PartGuest:
             self.part.to("cpu")
 
 
+class Slabs:
+    """Page-locked memory of the host, from where copies to the device run beside its computation.
+
+    It is taken in slabs of a power of two: torch rounds every piece of such memory up to one, which by single tensors
+    would take nearly twice what they need.
+
+    Args:
+        locked: whether it is page-locked; where the machine refuses, it is ordinary memory, and copies are slower.
+    """
+
+    size = 2**28  # bytes
+
+    def __init__(self, locked: bool = True) -> None:
+        self.locked, self.taken = locked, 0
+        self._slab: Tensor | None = None
+        self._used = 0
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A copy of `tensor` in a slab."""
+        start = -(-self._used // 256) * 256
+        if self._slab is None or start + tensor.nbytes > len(self._slab):
+            self._slab, start = self._take(max(self.size, tensor.nbytes)), 0
+        self._used = start + tensor.nbytes
+        place = self._slab[start : self._used].view(tensor.dtype).view(tensor.shape)
+        return place.copy_(tensor)
+
+    def _take(self, size: int) -> Tensor:
+        self.taken += size
+        try:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=self.locked)
+        except RuntimeError as error:
+            log.warning("no more memory could be page-locked, streaming will be slower: %s", error)
+            self.locked = False
+            return torch.empty(size, dtype=torch.uint8)
+
+
 class Weights:
     """Parameters and buffers of some modules: at home, or as copies on the device.
 
     Args:
-        pinned: keep them in page-locked memory, from where copies run beside the computation.
+        slabs: where they are kept; None = where they are.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], pinned: bool = False) -> None:
+    def __init__(self, modules: Iterable[nn.Module], slabs: Slabs | None = None) -> None:
         found = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         self._tensors = list({id(t): t for t in found}.values())
         # a tensor made in inference mode takes only values made there, and any other one only values made outside
         self._inference = any(t.is_inference() for t in self._tensors)
         with torch.inference_mode(self._inference):
-            self._home = [_pinned(t.data) if pinned else t.data for t in self._tensors]
+            self._home = [t.data if slabs is None else slabs.copy(t.data) for t in self._tensors]
         self._place(self._home)
 
     @property
@@ -133,7 +169,8 @@ class BlockStream:
     def __init__(self, groups: Sequence[Sequence[nn.Module]], device: torch.device) -> None:
         cuda = device.type == "cuda"
         self.device = device
-        self.groups = [Weights(modules, pinned=cuda) for modules in groups]
+        slabs = Slabs() if cuda else None
+        self.groups = [Weights(modules, slabs) for modules in groups]
         self._copies: dict[int, list[Tensor]] = {}
         self._ready: dict[int, Any] = {}
         self._ending: Any = None
@@ -225,12 +262,3 @@ def _seated(seat: Seat, guest: Guest | None, method: Callable[..., Any]) -> Call
         return method(*given, **named)
 
     return call
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """A page-locked copy; where the machine refuses, the tensor itself, and copies are slower."""
-    try:
-        return tensor.contiguous().pin_memory()
-    except RuntimeError as error:
-        log.warning("%.1f MB could not be page-locked, streaming will be slower: %s", tensor.nbytes / 1e6, error)
-        return tensor

@@ -20,7 +20,7 @@ from bya_core.encoders.video import CogVideoXCodec
 from bya_core.errors import InputError
 from bya_core.memory import GIB, LADDER, Rung, apply_rung, needed, part_sizes, plan_memory
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.offload import BlockStream, Seat, Weights
+from bya_core.offload import BlockStream, Seat, Slabs, Weights
 from tests.headless.fakes import FakeFace, FakeSpeech, FakeText
 
 CPU = torch.device("cpu")
@@ -173,6 +173,30 @@ def test_two_groups_are_on_the_device_and_after_an_error_they_leave() -> None:
     stream.leave()
     assert stream.here == ()
     assert layers[2](torch.ones(1, 4)).shape == (1, 4)
+
+
+@torch.no_grad()
+def test_weights_lie_close_together(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """In few large pieces of page-locked memory; and in ordinary memory where the machine refuses to lock it."""
+    monkeypatch.setattr(Slabs, "size", 2**15)
+    model, slabs = small(), Slabs(locked=False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = Weights([model], slabs)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert weights.bytes < slabs.taken < 1.3 * weights.bytes
+    large = slabs.copy(torch.arange(2**15).to(torch.float16))
+    assert torch.equal(large, torch.arange(2**15).to(torch.float16))
+
+    def refuse(size: int, **wish: Any) -> Tensor:
+        if wish.get("pin_memory"):
+            raise RuntimeError("cannot lock")
+        return torch.zeros(size, dtype=torch.uint8)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with caplog.at_level(logging.WARNING):
+        refused = Slabs()
+        assert torch.equal(refused.copy(torch.ones(3)), torch.ones(3)) and not refused.locked
+    assert "streaming will be slower" in caplog.text
 
 
 @torch.no_grad()
