@@ -235,6 +235,8 @@ def test_a_large_encoded_folder_gives_the_batches_of_its_files(tmp_path):
 
 
 def test_what_is_missing_is_named(shards, tmp_path):
+    with pytest.raises(InputError, match="without shards"):
+        ClipFolder(tmp_path)
     with pytest.raises(InputError, match="without encoders"):
         open_data(shards)
     with pytest.raises(InputError, match="no \\*.tar"):
