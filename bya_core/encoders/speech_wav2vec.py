@@ -166,7 +166,7 @@ class Wav2VecSpeech:
         over_time = isinstance(getattr(first, "layer_norm", None), nn.GroupNorm)
         affine = _norm_over_all(first, samples) if over_time else None
         count = (len(samples) - self._field) // self._hop + 1
-        pieces = []
+        made = torch.empty(count, others[-1].out_conv_dim, dtype=self.dtype, device=samples.device)
         for start in range(0, count, _CONV_PIECE):
             stop = min(count, start + _CONV_PIECE)
             x = samples[None, None, start * self._hop : (stop - 1) * self._hop + self._field]
@@ -177,8 +177,8 @@ class Wav2VecSpeech:
                 x = first.activation((first.conv(x) * scale + shift).to(self.dtype))
             for layer in others:
                 x = layer(x)
-            pieces.append(rearrange(x, "1 c n -> n c"))
-        return torch.cat(pieces)
+            made[start:stop] = rearrange(x, "1 c n -> n c")
+        return made
 
     def _transformed(self, values: Tensor) -> Tensor:
         """Interpolated values [F, channels] -> outputs of all blocks [F, blocks, width], piece by piece."""
@@ -195,7 +195,7 @@ class Wav2VecSpeech:
                 fade[: self.overlap] = ramp
             if start + len(part) < total:
                 fade[len(part) - self.overlap :] = ramp.flip(0)
-            made[start : start + len(part)] += part * fade[:, None, None]
+            made[start : start + len(part)] += part.mul_(fade[:, None, None])
             weights[start : start + len(part)] += fade[:, None, None]
         assert made is not None
         return made.div_(weights)
