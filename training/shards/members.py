@@ -153,7 +153,7 @@ def _video(frames: np.ndarray, fps: float) -> bytes:
 
 def _from_video(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     frames, height, width = shape
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         pictures = [picture.to_ndarray(format="rgb24")[:height, :width] for picture in container.decode(video=0)]
     video = np.stack(pictures) if pictures else np.zeros((0, height, width, 3), np.uint8)
     if video.shape != (frames, height, width, 3):
