@@ -213,10 +213,12 @@ def _resident(traced: Traced, stage: Stage, machine: Machine) -> dict[str, float
     zero = machine.sharding == "zero2" and half == 2
     trained, frozen = traced.trained, traced.frozen
     kept_frozen = half if machine.half_frozen or zero else 4
+    # DDP sends gradients from buckets that are as large as the gradients themselves
+    buckets = 2 if machine.sharding == "none" and machine.devices > 1 else 1
     memory = {
         "weights that learn": trained * (2 if zero else 4) / spread + (trained * 4 / share if zero else 0),
         "frozen weights": frozen * kept_frozen / spread,
-        "gradients": trained * (2 if zero else 4) / share,
+        "gradients": trained * (2 if zero else 4) / share * buckets,
     }
     moments = 2 if machine.eight_bit else 8
     if stage.optimiser.name == "muon":
