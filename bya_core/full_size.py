@@ -124,7 +124,8 @@ def _codec(dtype: torch.dtype) -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
     torch.manual_seed(0)
-    return AutoencoderKLCogVideoX(**VAE).to(dtype).requires_grad_(False)
+    vae: Any = AutoencoderKLCogVideoX(**VAE)
+    return vae.to(dtype).requires_grad_(False)
 
 
 def fill_fast(module: torch.nn.Module, dtype: torch.dtype) -> None:
