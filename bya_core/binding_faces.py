@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bya_core.binding_report import QUIET, FaceFigures, loudness_of
+from bya_core.binding_report import FaceFigures
+from bya_core.binding_scores import QUIET, loudness_of
 from bya_core.encoders.detector import Face, FaceDetector, find_detector, pixels
 from bya_core.errors import InputError
 from bya_core.media import place, resample_mono

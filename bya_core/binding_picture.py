@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from bya_core.overlay import colour
 
 if TYPE_CHECKING:
-    from bya_core.binding_report import Lane, Scale
+    from bya_core.binding_report import Lane
+    from bya_core.binding_scores import Scale
 
 Rgb = tuple[int, int, int]
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from bya_core.binding_faces import FaceTools, look, measure_sync
-from bya_core.binding_report import SYNC, FaceFigures, binding_report
+from bya_core.binding_report import FaceFigures, binding_report
+from bya_core.binding_scores import SYNC
 from bya_core.cli import main
 from bya_core.cli_report import NOT_BOUND, measure_file
 from bya_core.encoders.detector import Face
