@@ -173,13 +173,13 @@ def test_killed_processes_change_nothing(whole, small, tmp_path):
 
     workers = [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
     workers[-1].kill()
-    _, told = run.communicate(timeout=300)
+    _, told = run.communicate(timeout=600)
     assert run.returncode == 0, told
     assert outcome(out) == truth
     assert "a process died" in told or "3 clips" in told
 
 
-def until(reached, run, seconds: float = 240.0) -> None:
+def until(reached, run, seconds: float = 600.0) -> None:
     """Wait for something, as long as the run lives."""
     end = time.monotonic() + seconds
     while not reached() and run.poll() is None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 
 from bya_core.encoders.detector import FaceDetector
 from training.curation.footage import pictures
@@ -36,7 +35,7 @@ class FaceSettings:
     detector: ModelChoice = ModelChoice("auto")
     identity: ModelChoice = ModelChoice("colour")
     every: int = 5
-    longest: int = 960
+    longest: int = 640
     least_score: float = 0.3
     track: TrackSettings = field(default_factory=TrackSettings)
 
@@ -66,10 +65,10 @@ class Faces:
                 raise Unusable(f"it cannot be decoded at second {picture.time:.2f}")
             if k < due or k >= record.end:
                 continue
-            pixels, last, due = picture.pixels, k, k + self.settings.every
+            (pixels, scale), last, due = picture.small(self.settings.longest), k, k + self.settings.every
             boxes, scores = self._found(detector, pixels)
             described = [identity.describe(face_of(pixels, box)) for box in boxes]
-            tracker.add(k, boxes, scores, np.array(described))
+            tracker.add(k, boxes / scale, scores, np.array(described))
             looks += 1
         people = tracker.people()
         seen = record.with_data(people=len(people), looks=looks, last_look=last, detector=detector.name)
@@ -78,16 +77,10 @@ class Faces:
         return [seen.with_arrays(tracks=flat(people))]
 
     def _found(self, detector: FaceDetector, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [K,4] in pixels of the source, and scores [K]."""
-        scale = min(1.0, self.settings.longest / max(pixels.shape[:2]))
-        if scale < 1.0:
-            size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
-            small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
-        else:
-            small = pixels
-        image = rearrange(torch.from_numpy(small.astype(np.float32) / 255.0), "h w c -> c h w")
+        """Boxes [K,4] in these pixels, and scores [K]."""
+        image = rearrange(torch.from_numpy(pixels), "h w c -> c h w").float().div_(255)
         faces = [face for face in detector.detect(image) if face.score >= self.settings.least_score]
-        boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4) / scale
+        boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
         return boxes, np.array([face.score for face in faces])
 
 

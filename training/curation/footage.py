@@ -39,6 +39,15 @@ class Picture:
         """uint8 [H,W,3], upright."""
         return upright(self.frame.to_ndarray(format="rgb24"), self.frame.rotation)
 
+    def small(self, longest: int) -> tuple[np.ndarray, float]:
+        """The same with its longer side at most this long, scaled while it is converted; and the scale."""
+        frame = self.frame
+        scale = min(1.0, longest / max(frame.width, frame.height))
+        if scale == 1.0:
+            return self.pixels, 1.0
+        size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+        return upright(frame.reformat(*size, "rgb24", interpolation="AREA").to_ndarray(), frame.rotation), scale
+
 
 def upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
     """Turned counter-clockwise by the nearest quarter."""
