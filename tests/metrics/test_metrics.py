@@ -60,6 +60,21 @@ def test_correlation_knows_itself_and_its_lag():
     assert not binding.correlations(np.ones((2, 40)), speech).any()
 
 
+def test_lags_and_moments():
+    speech = tracks(2, frames=60)
+    every = binding.lagged(np.roll(speech, 5, axis=1), speech, 8)
+    assert every.shape == (2, 2, 17) and (np.diagonal(every.argmax(axis=2)) == 8 + 5).all(), "5 frames late"
+    assert np.allclose(every.max(axis=2), binding.correlations(np.roll(speech, 5, axis=1), speech, max_lag=8))
+    mouths = speech.copy()
+    mouths[:, 30:] = speech[::-1, 30:]  # bound at first, swapped from the middle on
+    local = binding.local_correlations(mouths, speech, 15)
+    assert local.shape == (2, 2, 60)
+    assert (local[0, 0, :20] > 0.99).all() and (local[0, 1, 40:] > 0.99).all() and abs(local[0, 0, 45:].mean()) < 0.6
+    window = np.corrcoef(mouths[0, 13:28], speech[1, 13:28])[0, 1]
+    assert local[0, 1, 20] == pytest.approx(window)
+    assert not binding.local_correlations(mouths[:, :2], speech[:, :2], 15, max_lag=2).any(), "too short"
+
+
 def test_binding_right_swapped_and_at_chance():
     speech = tracks(2)
     right = binding.bind(speech, speech)
