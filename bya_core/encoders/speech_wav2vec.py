@@ -3,7 +3,8 @@
 transformers' `Wav2Vec2Model` does the work. Between its convolutions (50 values a second) and its transformer the
 features are interpolated to ceil(seconds * 25) values, so that value k belongs to second k / 25 and video frame k.
 Convolutions run over a long recording piece by piece with the same result as at once; the transformer, which was
-trained on short recordings, gets overlapping pieces. So memory does not grow with the recording, only the result does.
+trained on short recordings, gets overlapping pieces. So the network needs no more memory for a long recording than for
+a short one; what grows is the recording itself and the result.
 """
 
 from __future__ import annotations
