@@ -91,7 +91,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 def finish(arguments: list[str]) -> None:
     """Run to the end."""
     process = start(arguments)
-    told, _ = process.communicate(timeout=300)
+    told, _ = process.communicate(timeout=900)
     assert process.returncode == 0, told[-12000:]
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 import yaml
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
 
 from training.dataset import ClipFolder
 from training.distribution import build_accelerator
@@ -36,11 +38,6 @@ class Look:
         self.tracker.scalars({"seen": float(told.sample.square().mean())}, step)
 
 
-def _into(path: Path) -> logging.Handler:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return logging.FileHandler(path)
-
-
 def main(recipe: str, data: str, output: str, steps: str) -> None:
     torch.set_num_threads(1)
     init = str(Path(recipe).parent / "init")
@@ -55,14 +52,15 @@ def main(recipe: str, data: str, output: str, steps: str) -> None:
         cpu_ram_efficient_loading=given["fsdp_cpu_ram_efficient_loading"],
         state_dict_type=given["fsdp_state_dict_type"],
     )
-    accelerator.state.distributed_type = DistributedType.FSDP
+    for state in (accelerator.state._shared_state, PartialState._shared_state):
+        state["distributed_type"] = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin
-    assert accelerator.is_fsdp2
+    assert accelerator.is_fsdp2 and accelerator.distributed_type is DistributedType.FSDP
     stages = load_recipe(recipe)
     stage = replace(stages.stages[3], steps=int(steps))
-    if accelerator.is_main_process:
-        logging.getLogger("training").addHandler(_into(Path(output) / "told.txt"))
-    train(build_model(stages, 3, settings), ClipFolder(data), stage, settings, accelerator, Look())
+    model = build_model(stages, 3, settings)
+    train(model, ClipFolder(data), stage, settings, accelerator, Look())
+    assert all(isinstance(p, DTensor) for p in model.parameters())
 
 
 if __name__ == "__main__":
