@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from bya_core.binding_faces import FaceTools
+from bya_core.encoders.detector import Face
 from bya_core.errors import InputError
 from bya_core.media import read_audio, read_image, resample_mono, write_video
 from bya_core.scene_file.format import read_scene_file
 from tests.parity.weight_rule import ROOT
 from training.benchmark import byab
-from training.benchmark.video_suite import folder_tasks, summary
+from training.benchmark.video_suite import Tools, _frechet, folder_tasks, summary
 from training.evaluate import Arguments, main
 from training.puppets.world import SAMPLE_RATE, make_clip
 
@@ -132,6 +134,35 @@ def test_a_video_needs_its_scene(videos, tmp_path):
     assert [(task.system, task.clip) for task in tasks] == [(s, c) for s in ("bad", "good") for c in ("001", "002")]
     with pytest.raises(InputError, match="without videos"):
         folder_tasks(tmp_path / "nowhere")
+
+
+class Eyes:
+    """Sees two faces at fixed places; features are mean colours."""
+
+    name = "fixed"
+
+    def detect(self, image: torch.Tensor) -> list[Face]:
+        return [Face((8.0, 8.0, 40.0, 56.0), 0.9), Face((56.0, 8.0, 88.0, 56.0), 0.9)]
+
+    def pictures(self, pictures: np.ndarray) -> np.ndarray:
+        assert pictures.shape[1:] == (299, 299, 3)
+        return pictures[:, ::16, ::16].mean(axis=(1, 2))
+
+    def videos(self, videos: np.ndarray) -> np.ndarray:
+        return videos.reshape(videos.shape[1], -1, 3).mean(axis=1)
+
+
+def test_distances_from_real_videos(videos):
+    eyes = Eyes()
+    tools = Tools(FaceTools(eyes), eyes, eyes)
+    tasks = [task for task in folder_tasks(videos) if task.system == "good"][:1]
+    same = _frechet(tasks, videos / "good", tools)
+    assert same == {"fid": pytest.approx(0.0, abs=1e-3), "fvd": pytest.approx(0.0, abs=1e-3)}
+    other = _frechet(tasks, videos / "bad", tools)
+    assert other["fid"] > 1e-3, "another mouth is another face region"
+    assert _frechet(tasks, videos / "bad", Tools(FaceTools(eyes))) == {"fid": None, "fvd": None}
+    with pytest.raises(InputError, match="001.mp4"):
+        _frechet(tasks, videos, tools)
 
 
 def test_means_over_characters_then_videos():
