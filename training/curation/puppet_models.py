@@ -25,7 +25,7 @@ from training.curation.models import Talk
 from training.curation.record import FPS
 from training.puppets.looks import MOUTH_RGB, colour_name, with_article
 
-_WHITE = 0.80  # darkest channel of the white of an eye, after video compression
+_WHITE, _GREY = 0.62, 0.2  # darkest channel of the white of an eye, and its colour at most, after video compression
 _APART = (0.9, 3.0)  # distance of two eyes in eye widths
 _LONGEST = 112  # pixels at which puppets are told from the wall
 
@@ -39,13 +39,14 @@ class PuppetFaces:
         from scipy.ndimage import binary_fill_holes, find_objects, label
 
         pixels = rearrange(image, "c h w -> h w c").numpy()
-        white = binary_fill_holes(pixels.min(axis=-1) > _WHITE)
+        low, high = pixels.min(axis=-1), pixels.max(axis=-1)
+        white = binary_fill_holes((low > _WHITE) & (high - low < _GREY))
         labels, _ = label(white)
         eyes = []
         for number, place in enumerate(find_objects(labels), 1):
-            high, wide = place[0].stop - place[0].start, place[1].stop - place[1].start
+            tall, wide = place[0].stop - place[0].start, place[1].stop - place[1].start
             area = int((labels[place] == number).sum())
-            if wide >= 4 and 0.35 < high / wide < 1.5 and area > 0.6 * high * wide:
+            if wide >= 4 and 0.35 < tall / wide < 1.5 and area > 0.45 * tall * wide:
                 y, x = (place[0].start + place[0].stop) / 2, (place[1].start + place[1].stop) / 2
                 eyes.append((x, y, float(wide)))
         pairs = []
