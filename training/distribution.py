@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from bya_core.errors import InputError
@@ -95,6 +96,17 @@ def batch_parts(accelerator: Accelerator, data: Clips, size: int, seed: int, sta
         elif stand_in is None:
             stand_in = next(iter(data.batches(size, seed, start=start)))
         yield Part(tensors if samples else stand_in, samples, rank * whole // processes, whole)  # type: ignore[arg-type]
+
+
+def spread(accelerator: Accelerator, model: nn.Module, optimisers: list[Any]) -> tuple[nn.Module, list[Any]]:
+    """The model behind its door and its optimisers, as accelerate's configuration wants them spread."""
+    precision = accelerator.mixed_precision
+    if accelerator.is_fsdp2 and precision in PRECISIONS:
+        # Blocks work in half precision; gradients are added up, and losses come out, in float32.
+        policy = MixedPrecisionPolicy(param_dtype=PRECISIONS[precision], reduce_dtype=torch.float32)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    door, *ready = accelerator.prepare(OneDoor(model, precision), *optimisers)
+    return door, ready
 
 
 def clip_gradients(accelerator: Accelerator, learned: list[nn.Parameter], limit: float) -> Tensor:

@@ -25,7 +25,7 @@ from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.adapters import add_lora, has_lora, write_model
 from training.dataset import Clips
-from training.distribution import PRECISIONS, OneDoor, Part, batch_parts, build_accelerator, check, clip_gradients
+from training.distribution import PRECISIONS, Part, batch_parts, build_accelerator, check, clip_gradients, spread
 from training.optimisers import build_optimisers, idle_parts, rate, select_trainable, set_precision
 from training.run_checkpoint import Checkpoints, Progress, Trained, fingerprint, whole, written_whole
 from training.run_settings import Clock, RunSettings
@@ -70,8 +70,7 @@ def train(
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model.to(accelerator.device).train()
-    optimisers: Any = build_optimisers(model, stage.optimiser, settings.eight_bit)
-    door, *optimisers = accelerator.prepare(OneDoor(model, accelerator.mixed_precision), *optimisers)
+    door, optimisers = spread(accelerator, model, build_optimisers(model, stage.optimiser, settings.eight_bit))
     model = accelerator.unwrap_model(door).model
     learned = [p for p in model.parameters() if p.requires_grad]
     ema = EMAModel(learned, decay=stage.optimiser.ema, use_ema_warmup=False) if stage.optimiser.ema else None

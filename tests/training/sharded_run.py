@@ -1,4 +1,4 @@
-"""A run with FSDP2 on processors: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS`.
+"""A run with FSDP2 on processors: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS [bf16]`.
 
 accelerate's launcher offers FSDP2 on graphics cards only; torch itself shards on processors just the same. So the
 plugin of the committed configuration is put into an accelerator for processors here.
@@ -10,6 +10,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -38,10 +39,11 @@ class Look:
         self.tracker.scalars({"seen": float(told.sample.square().mean())}, step)
 
 
-def main(recipe: str, data: str, output: str, steps: str) -> None:
+def main(recipe: str, data: str, output: str, steps: str, precision: Literal["no", "bf16"] = "no") -> None:
     torch.set_num_threads(1)
     init = str(Path(recipe).parent / "init")
-    settings = RunSettings(Path(output), log_every=1, save_steps=4, tensorboard=False, init=init)
+    plain = RunSettings(Path(output), log_every=1, save_steps=4, tensorboard=False)
+    settings = replace(plain, init=init, precision=precision)
     accelerator = build_accelerator(settings)
     given = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
     plugin = FullyShardedDataParallelPlugin(
