@@ -71,13 +71,7 @@ def run_local(sources: Sequence[Record], output: Output, progress: Progress, wor
         StoreError, InputError: nothing can be kept, or a model is missing.
     """
     if workers == 0:
-        for number, source in enumerate(sources):
-            for first, last, made in _inside(output.stages, source, output.store):
-                progress.worked(first, last, made)
-                output.broken.update(_given_up(first, last, made, output))
-            progress.share(number, 1.0)
-            output.take(source, _now)
-        return output.finish(sources, _now)
+        return _run_inside(sources, output, progress)
     try:
         from pebble import ProcessPool
     except ImportError as error:
@@ -99,6 +93,24 @@ def run_local(sources: Sequence[Record], output: Output, progress: Progress, wor
         raise
     finally:
         pool.join()
+
+
+def _run_inside(sources: Sequence[Record], output: Output, progress: Progress) -> int:
+    """`run_local` without other processes; on one thread as they are, so that sums round the same."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number, source in enumerate(sources):
+            for first, last, made in _inside(output.stages, source, output.store):
+                progress.worked(first, last, made)
+                output.broken.update(_given_up(first, last, made, output))
+            progress.share(number, 1.0)
+            output.take(source, _now)
+        return output.finish(sources, _now)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _now(function: Any, *args: Any) -> Any:
