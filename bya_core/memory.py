@@ -269,10 +269,17 @@ def free_host_memory() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
-        free = min(free, int(most) - int(used.read_text()))
-    return free
+    group = Path("/sys/fs/cgroup")
+    try:
+        most = (group / "memory.max").read_text().strip()
+        if not most.isdigit():
+            return free
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # files that were read and may be forgotten count as used there
+        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+        return min(free, int(most) - used)
+    except OSError:  # no such container
+        return free
 
 
 def arrange(bundle: ModelBundle, vram: str | None = None, device: torch.device | str | None = None) -> Rung:

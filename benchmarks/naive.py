@@ -1,0 +1,75 @@
+"""The same step the plain way, for comparison: nothing is shared and nothing is kept.
+
+Every character projects the video tokens anew, every voice too; each goes through its output projection before its mask
+is applied; the router projects the queries once per character; faces and speech are encoded in every step. The numbers
+are the same up to rounding (tests/unit/test_step_time.py), only the work is more. It stands for how released code of
+this kind computes; it was written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from bya_core.masks import audio_masks
+from bya_core.models import transformer as model_file
+from bya_core.models.injection import Injection
+
+
+class NaiveInjection(Injection):
+    """Conditions of one call, applied character by character and voice by voice."""
+
+    def _inject_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        assert self.face_layers is not None and self.face_tokens is not None
+        attention: Any = self.face_layers[layer]
+        count = self.face_tokens.shape[1]
+        queries = [attention.queries(hidden_states) for _ in range(count)]
+        pairs = [attention.keys_values(self.face_tokens[:, n : n + 1]) for n in range(count)]
+        decided = self._forced_at(layer) is not None and self.forced_weight is None
+        if self.router is not None and layer < self.router_layers and not decided:
+            router: Any = self.router
+            for query in queries[1:]:  # the first one is projected by the router itself
+                router.to_q[layer](router.norm_q(rearrange(query, "b h s d -> b s (d h)")))
+        masks = self._route(queries[0], torch.cat([key for key, _ in pairs], dim=1), layer)
+        flat = self.grid.flatten(masks).to(hidden_states)
+        added = torch.zeros_like(hidden_states)
+        for n, (query, (key, value)) in enumerate(zip(queries, pairs, strict=True)):
+            weights = (query @ key[:, 0].transpose(-1, -2) * attention.scale).softmax(dim=-1)
+            out = attention.to_out(rearrange(weights @ value[:, 0], "b h s d -> b s (h d)"))
+            added = added + flat[:, n].unsqueeze(-1) * out
+        self.used.setdefault(layer, masks)
+        return hidden_states + self.face_scale * added, masks
+
+    def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
+        assert self.audio_layers is not None and self.audio_tokens is not None
+        block: Any = self.audio_layers[layer]
+        attn = block.attn
+        hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
+        added = torch.zeros_like(hidden_states)
+        for m in range(self.audio_tokens.shape[1]):
+            tokens = self.audio_tokens[:, m]  # [B, T, A, Da]
+            query = attn.to_q(block.norm_q(hidden_states))
+            query = rearrange(query, "b (t p) (h d) -> b t h p d", t=tokens.shape[1], h=attn.heads)
+            key, value = (
+                rearrange(f(tokens), "b t a (h d) -> b t h a d", h=attn.heads) for f in (attn.to_k, attn.to_v)
+            )
+            weights = (query @ key.transpose(-1, -2) * attn.scale).softmax(dim=-1)
+            out = attn.to_out[0](rearrange(weights @ value, "b t h p d -> b (t p) (h d)"))
+            added = added + hearing[:, m].unsqueeze(-1) * out
+        return added
+
+
+@contextmanager
+def naive() -> Iterator[None]:
+    """Transformers that are called inside compute the plain way."""
+    shared = model_file.Injection
+    model_file.Injection = NaiveInjection  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        model_file.Injection = shared  # type: ignore[misc]
