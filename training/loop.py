@@ -27,11 +27,12 @@ from training.adapters import add_lora, has_lora, write_model
 from training.dataset import Clips
 from training.distribution import PRECISIONS, Part, batch_parts, build_accelerator, check, clip_gradients, spread
 from training.optimisers import build_optimisers, idle_parts, rate, select_trainable, set_precision
-from training.run_checkpoint import Checkpoints, Progress, Trained, fingerprint, whole, written_whole
+from training.run_checkpoint import Checkpoints, Progress, Trained, fingerprint, whole
 from training.run_settings import Clock, RunSettings
 from training.stage_loss import StageLoss
 from training.stages import Stage
 from training.tracking import Tracker
+from training.whole_folder import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def train(
         ema.copy_to(learned)
     state = {name: whole(value) for name, value in model.state_dict().items()}
     about = {"stage": stage, "steps": progress.step, "init": settings.init, "trained": list(run.learned())}
-    with written_whole(output / "final", run, "the final weights", checkpoints.all()[-1:]) as folder:
+    with written_whole(output / "final", accelerator, "the final weights", checkpoints.all()[-1:]) as folder:
         if main:
             write_model(folder, model, state, stage.lora, {**about, "stage": asdict(stage)})
     summary = {**clock.summary(progress), "broken_clips": len(getattr(data, "skipped", ())), **progress.means}

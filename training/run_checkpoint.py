@@ -19,11 +19,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bya_core.errors import InputError
+from training.whole_folder import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ class Checkpoints:
         main = run.accelerator.is_main_process
         content = _captured(run)
         kept = self.all()[-1:] if main else []
-        with written_whole(target, run, f"the checkpoint of step {progress.step}", kept) as fresh:
+        with written_whole(target, run.accelerator, f"the checkpoint of step {progress.step}", kept) as fresh:
             if run.engine is not None:
                 run.engine.save_checkpoint(str(fresh / "deepspeed"), exclude_frozen_parameters=True)
             if main:
@@ -155,50 +153,6 @@ class Checkpoints:
             raise InputError(came, "a whole one", "remove that folder: the run goes on from the one before") from error
         log.info("going on from %s", folder)
         return Progress(**{name: about[name] for name in Progress.__dataclass_fields__})
-
-
-@contextmanager
-def written_whole(target: Path, run: Trained, what: str, kept: list[Path] | None = None) -> Iterator[Path]:
-    """Yields an empty folder beside `target` and renames it when the block is through; called by all processes.
-
-    Args:
-        target: its final name; what is there is replaced.
-        run: for its processes.
-        what: is written, for the error.
-        kept: checkpoint that remains if this fails.
-
-    Raises:
-        InputError: it could not be written; nothing half-written is left.
-    """
-    fresh, old = target.with_suffix(".partial"), target.with_suffix(".old")
-    main = run.accelerator.is_main_process
-    try:
-        if main:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-        run.accelerator.wait_for_everyone()
-        yield fresh
-        run.accelerator.wait_for_everyone()
-        if not main:
-            return
-        for path in (*fresh.rglob("*"), fresh):
-            _to_disk(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        _to_disk(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if main:
-            shutil.rmtree(fresh, ignore_errors=True)
-        # torch reports a full disk as an error of its own
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        free = shutil.disk_usage(target.parent if target.parent.is_dir() else Path.cwd()).free / 1e9
-        came = f"{what} could not be written to {target.parent} ({free:.1f} GB free there): {error}"
-        after = f"start again: the run goes on from {kept[0].name}" if kept else "start again"
-        raise InputError(came, "room on the disk", f"make room and {after}") from error
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -324,11 +278,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
