@@ -90,7 +90,7 @@ def load_lora(model: BindYourAvatarTransformer3DModel, content: Mapping[str, Ten
     if {name: len(a) for name, (a, _) in pairs.items()} != wanted:
         raise InputError("a LoRA of other modules or rank", f"{len(wanted)} of rank {lora.rank}", "check the recipe")
     scale = lora.alpha / lora.rank
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, (a, b) in pairs.items():
         module = name.removesuffix(".weight")
         state |= {f"{module}.lora_A.weight": a.float(), f"{module}.lora_B.weight": b.float() / scale}

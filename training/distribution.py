@@ -34,12 +34,12 @@ class OneDoor(nn.Module):
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.model, self.half = model, PRECISIONS.get(precision)
+        self.model, self.working = model, PRECISIONS.get(precision)
 
     def forward(self, work: Callable[[nn.Module], Any]) -> Any:
         """Whatever `work` does with the model."""
         device = next(self.model.parameters()).device.type
-        with torch.autocast(device, self.half) if self.half is not None else nullcontext():
+        with torch.autocast(device, self.working) if self.working is not None else nullcontext():
             return work(self.model)
 
 

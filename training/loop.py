@@ -131,13 +131,13 @@ def train(
     if ema is not None:
         ema.copy_to(learned)
     state = {name: whole(value) for name, value in model.state_dict().items()}
-    about = {"stage": stage, "steps": progress.step, "init": settings.init, "trained": list(run.learned())}
+    about = {"stage": asdict(stage), "steps": progress.step, "init": settings.init, "trained": list(run.learned())}
     with written_whole(output / "final", accelerator, "the final weights", checkpoints.all()[-1:]) as folder:
         if main:
-            write_model(folder, model, state, stage.lora, {**about, "stage": asdict(stage)})
+            write_model(folder, model, state, stage.lora, about)
     summary = {**clock.summary(progress), "broken_clips": len(getattr(data, "skipped", ())), **progress.means}
     if main:
-        described = {"stage": asdict(stage), "settings": asdict(settings), "measured": summary}
+        described: dict[str, Any] = {"stage": asdict(stage), "settings": asdict(settings), "measured": summary}
         described |= {"processes": accelerator.num_processes, "skipped_clips": list(getattr(data, "skipped", ()))}
         (output / "summary.json").write_text(json.dumps(described, indent=1, default=str))
     accelerator.wait_for_everyone()
@@ -160,7 +160,8 @@ def one_step(
         Losses of the whole batch, the gradient's norm, and "taken": 0 where something was not finite, so that nothing
         was changed.
     """
-    slices, finite, sums = accelerator.gradient_accumulation_steps, False, {}
+    slices, finite = accelerator.gradient_accumulation_steps, False
+    sums: dict[str, Any] = {}
     for k in range(slices):
         piece, offset, weight = part.slice(k, slices, accelerator.device)
         with accelerator.accumulate(door):

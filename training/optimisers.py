@@ -17,7 +17,7 @@ NEVER_USED = ("router.layer_merge.", "audio_model.learnable_scale", "audio_model
 
 def idle_parts(stage: Stage) -> tuple[str, ...]:
     """Prefixes of parameters that take no part in a stage, and would wait for a gradient in vain."""
-    idle = NEVER_USED
+    idle: tuple[str, ...] = NEVER_USED
     if not stage.speech:
         idle += ("audio_model.",)
     if not stage.router:
