@@ -68,8 +68,11 @@ def build(
     # defaults of the transformer are the published configuration
     with init_empty_weights():
         transformer: Any = BindYourAvatarTransformer3DModel(**settings)
-    count = sum(tensor.numel() for tensor in (*transformer.parameters(), *transformer.buffers()))
+    sizes = [tensor.numel() for tensor in (*transformer.parameters(), *transformer.buffers())]
+    count = sum(sizes)
     held = held_while_denoising(_grid(transformer.config, native), _width(transformer), versions, dtype.itemsize)
+    if versions:  # the processor's convolution lays its weights out anew: the largest ones are there twice for a while
+        held += max(sizes) * dtype.itemsize
     what = f"{count / 1e9:.2f} billion weights of {dtype.itemsize} bytes" + (" and one step" if versions else "")
     _check_host(count * dtype.itemsize + held, what)
     if ruled:
