@@ -253,7 +253,7 @@ def pooled_router(rows: Rows, points: Sequence[NoisePoint]) -> dict[str, Any]:
 
 
 def pooled_made(rows: Rows, key: str) -> dict[str, Any]:
-    """Means over scenes of what `made_row` says; `key` = whose videos."""
+    """Means over scenes (stillness: median) of what `made_row` says; `key` = whose videos."""
     given, swapped = ([row[key][name] for row in rows] for name in ("given", "swapped"))
     identities = [right for row in given for right in row["identity"]]
     stillness = [row["stillness"] for row in given if row["stillness"] is not None]
@@ -264,7 +264,8 @@ def pooled_made(rows: Rows, key: str) -> dict[str, Any]:
         "mask_change": _round(np.mean([value for row in given for value in row["change"]])),
         "binding": _binding(given),
         "binding_swapped": _binding(swapped),
-        "listener_stillness": _round(np.mean(stillness)) if stillness else None,
+        # a ratio, so the median: one scene whose speaker keeps still too would spoil a mean
+        "listener_stillness": _round(np.median(stillness)) if stillness else None,
         "identity": _round(np.mean(identities)),
         "likeness": _round(np.mean([value for row in given for value in row["likeness"]])),
         "identities_judged": len(identities),
