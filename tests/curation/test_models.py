@@ -55,9 +55,10 @@ def test_faces_of_the_real_detector_on_this_machine(small):
     pytest.importorskip("skimage")
     from training.curation.faces import Faces, FaceSettings
 
-    record = Record(str(small.folder / "a film.mp4"), "a film", "shot", end=6)
+    record = Record(str(small.folder / "a film.mp4"), "a film", "shot", end=15)
     (seen,) = Faces(FaceSettings(), Resources())(record)
-    assert seen.rejected == "nobody's face is found" and seen.data["looks"] == 2 and seen.data["detector"]
+    assert seen.rejected == "nobody's face is found" and seen.data["detector"]
+    assert 2 <= seen.data["looks"] <= 3  # every fifth picture, or the next that the codec lets others refer to
 
 
 def test_sync_scores_by_syncnet(tmp_path, clip):

@@ -159,7 +159,7 @@ def test_another_report_is_not_overwritten(bundle, tmp_path):
     path = tmp_path / "report.json"
     path.write_text('{"suite": "puppets"}')
     with pytest.raises(InputError, match="router suite"):
-        evaluate_routers(bundle, SETTINGS, Arguments(json=path))
+        evaluate_routers(bundle, SETTINGS, Arguments(suite="routers", json=path))
 
 
 def test_refinement_report(bundle):
