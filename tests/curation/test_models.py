@@ -51,14 +51,14 @@ def test_every_model_has_a_maker_and_stand_ins_are_called_puppet():
 
 
 def test_faces_of_the_real_detector_on_this_machine(small):
-    """A cascade sees no puppets; the stage says so and goes on."""
+    """A cascade sees no puppets in these pictures; the stage says so and goes on."""
     pytest.importorskip("skimage")
     from training.curation.faces import Faces, FaceSettings
 
-    record = Record(str(small.folder / "a film.mp4"), "a film", "shot", end=15)
+    record = Record(str(small.folder / "a film.mp4"), "a film", "shot", end=9)
     (seen,) = Faces(FaceSettings(), Resources())(record)
     assert seen.rejected == "nobody's face is found" and seen.data["detector"]
-    assert 2 <= seen.data["looks"] <= 3  # every fifth picture, or the next that the codec lets others refer to
+    assert seen.data["looks"] == 2  # every fifth picture, or the next that the codec lets others refer to
 
 
 def test_sync_scores_by_syncnet(tmp_path, clip):
