@@ -201,6 +201,7 @@ def test_what_can_be_seen_before_running_is_refused(server: Server) -> None:
         server.run(graphs.changed(tiny, "BYA_Scene", frames=10**9))
 
 
+@pytest.mark.slow
 def test_thirty_runs_keep_memory_flat(server: Server) -> None:
     """Thirty runs queued at once; nothing but the cache of the last one stays."""
     graph = only_video(graphs.quick(graphs.load("01"), frames=5, steps=2))

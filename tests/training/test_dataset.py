@@ -110,6 +110,7 @@ def test_slices_make_up_the_whole_batch(shards, tmp_path):
             assert equal({k: torch.cat([p[k] for p in pieces]) for k in batch}, batch)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_batches(shards):
     code = (
         "import json; from itertools import islice; from training.dataset import open_data; "

@@ -43,6 +43,7 @@ def test_truth_scores_about_one():
     assert report["ceiling"] == figures
 
 
+@pytest.mark.slow
 def test_other_scenes_score_at_chance():
     report = evaluate(None, SceneSettings(scenes=12), stand_in="shuffled")
     assert report["router"]["headline_iou"] < 0.4
@@ -65,6 +66,7 @@ def test_a_mixed_list_holds_every_combination():
     assert len(scene.clip.portraits) == settings.people(4) == 3 and scene.references.shape[:2] == (3, 8)
 
 
+@pytest.mark.slow
 def test_scenes_are_gone_on_with_and_pooled_apart():
     settings = SceneSettings(scenes=8, characters="mixed")
     whole = puppet_report(Examiner.of(None, settings, Wanted()))
@@ -85,6 +87,7 @@ def test_scenes_are_gone_on_with_and_pooled_apart():
     assert len(asked) == 10, "scenes of other settings are not taken over"
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_rows():
     settings = SceneSettings(scenes=2, characters="mixed")
     load = functools.partial(Examiner.of, None, settings, Wanted(generate=False))
