@@ -38,16 +38,17 @@ def _tables(
 ) -> tuple[Tensor, Tensor]:
     frames, height, width = shape
     (top, bottom), (left, right) = spans
+    cpu = torch.device("cpu")  # named each time: after transformers loads a model, linspace no longer heeds "meta"
     with torch.inference_mode(False), torch.no_grad():
         positions = (
-            torch.arange(frames, dtype=torch.float32),
+            torch.arange(frames, dtype=torch.float32, device=cpu),
             # The last position follows CogVideoX: a share of `stop`, not of the span from `start`.
-            torch.linspace(top, bottom * (height - 1) / height, height),
-            torch.linspace(left, right * (width - 1) / width, width),
+            torch.linspace(top, bottom * (height - 1) / height, height, device=cpu),
+            torch.linspace(left, right * (width - 1) / width, width, device=cpu),
         )
         angles = []
         for axis, (position, dim) in enumerate(zip(positions, _axis_dims(head_dim), strict=True)):
-            frequency = 1e4 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / max(dim, 1))
+            frequency = 1e4 ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=cpu) / max(dim, 1))
             angle = torch.outer(position, frequency).repeat_interleave(2, dim=1)
             view = [1, 1, 1, dim]
             view[axis] = len(position)
