@@ -70,7 +70,7 @@ def call(model: BindYourAvatarTransformer3DModel, **more: Any) -> Tensor:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Equal to rounding: where tensors lie in memory can decide in which order a processor adds them up."""
+    """Equal to rounding: after a rung and without one, two threads once differed in the last digits; why is not known."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_weights_are_there_when_they_are_used(blocks: Any, flavour: str, poisone
     assert not model.patch_embed.proj.weight.isnan().any()
     expected = call(small(flavour))
     for _ in range(2):
-        assert same(call(model), expected)
+        assert torch.equal(call(model), expected)
     model.seat.take(None)
     assert adapter.isnan().all()
     assert model.device == CPU and model.dtype == torch.float32
@@ -143,7 +143,7 @@ def test_inference_mode(rung: Rung, made_in: bool, used_in: bool) -> None:
         model = placed(rung)
     with torch.inference_mode(used_in), torch.no_grad():
         made = call(model)
-        assert same(call(model), made)
+        assert torch.equal(call(model), made)
         if not rung.fp8:
             assert same(made, call(small()))
 
@@ -155,11 +155,11 @@ def test_the_order_of_calls_may_change(blocks: Any, poisoned: None) -> None:
     model, reference = placed(Rung("", blocks=blocks)), small()
     forced = {"forced_masks": torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(2))}
     for more in ({}, forced, {}):
-        assert same(call(model, **more), call(reference, **more))
+        assert torch.equal(call(model, **more), call(reference, **more))
     alone = dict(hidden_states=torch.ones(1, 3, 9, 8, 12), encoder_hidden_states=torch.ones(1, 5, 8))
     alone["timestep"] = torch.tensor([1])
-    assert same(model(**alone).sample, reference(**alone).sample)
-    assert same(call(model), call(reference))
+    assert torch.equal(model(**alone).sample, reference(**alone).sample)
+    assert torch.equal(call(model), call(reference))
 
 
 @torch.no_grad()
@@ -214,7 +214,7 @@ def test_8_bits_change_little_and_only_large_weights() -> None:
     made = call(model)
     error = (made - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert 0 < error < 0.05
-    assert same(call(model), made)  # widening and narrowing again loses nothing more
+    assert torch.equal(call(model), made)  # widening and narrowing again loses nothing more
 
 
 class Part(nn.Module):
