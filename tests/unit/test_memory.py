@@ -70,7 +70,7 @@ def call(model: BindYourAvatarTransformer3DModel, **more: Any) -> Tensor:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Equal to rounding: after a rung and without one, two threads once differed in the last digits; why is not known."""
+    """Equal to rounding: with a rung and without, two threads once differed in the last digits; why is not known."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
