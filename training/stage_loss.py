@@ -94,8 +94,10 @@ class StageLoss:
         chance = Chance(self.seed, step, offset, size)
         timestep = chance.below(len(self.alpha_bar))
         alpha_bar = self.alpha_bar[timestep].to(device)
-        noisy = add_noise(clean, chance.normal(*clean.shape[1:]).to(device), alpha_bar)
+        noise = chance.normal(*clean.shape[1:]).to(device)
         batch = self._dropped(batch, chance)
+        clean = begun(batch["latents"], batch["first_frame"])
+        noisy = add_noise(clean, noise, alpha_bar)
         coins = chance.uniform(2).to(device)
         if stage.copies > 1 and batch["masks"].shape[1] == 1:
             batch = replicated(batch, stage.copies, chance)
@@ -183,6 +185,17 @@ class StageLoss:
         seen = people.flatten(1).amax(1) > 0
         weights = torch.where((people_only & seen).view(-1, 1, 1, 1, 1), people, torch.ones_like(people))
         return weights + stage.emphasis * rearrange(batch["emphasis"], "b t h w -> b t 1 h w")
+
+
+def begun(latents: Tensor, first_frame: Tensor) -> Tensor:
+    """Latents [B,T,C,H,W] that begin with the picture [B,C,H,W] they were given; zeros = none given.
+
+    The data may hold another picture than the clip's own: with mouths that do not fit the speech, as in a photo. What
+    is made has to begin with it all the same, and to follow the voice after it.
+    """
+    given = first_frame.flatten(1).any(1).view(-1, 1, 1, 1)
+    start = torch.where(given, first_frame, latents[:, 0])
+    return torch.cat([start[:, None], latents[:, 1:]], dim=1)
 
 
 def replicated(batch: Batch, copies: int, chance: Chance) -> Batch:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from bya_core.checkpoints.tiny_bundle import load_tiny_encoders
 from bya_core.errors import InputError
-from training.puppets.world import make_clip
+from training.puppets.world import Motion, make_clip
 from training.shards.buckets import Bucket, View
 from training.shards.encode import ClipEncoder, content_of
 from training.shards.puppets import puppet_sample
@@ -42,6 +43,8 @@ class Settings:
         height, width: pixels.
         seed: of the first clip; the last must stay below 1,000,000.
         shares: parts of the clips with 1, 2, 3, 4 characters.
+        motion: how people move.
+        free_start: the given first frame shows mouths by lot, not those that fit the speech.
         shard: clips per file.
         processes: how many draw and encode at once.
     """
@@ -54,6 +57,8 @@ class Settings:
     width: int = 96
     seed: int = 0
     shares: tuple[float, float, float, float] = (0.12, 0.72, 0.10, 0.06)
+    motion: Motion = "mixed"
+    free_start: bool = False
     shard: int = 64
     processes: int = 2
 
@@ -103,15 +108,19 @@ def _write_one(job: tuple[Settings, int, int]) -> None:
         return
     encoder = ClipEncoder(load_tiny_encoders(settings.encoders))
     view = View(0, Bucket(settings.frames, settings.height, settings.width))
-    clips = [
-        encoder.encode(
-            content_of(puppet_sample(make_clip(seed, n, settings.height, settings.width, settings.frames))), view
-        )
-        for seed in range(start, start + settings.shard)
-    ]
+    clips = [_encoded(settings, encoder, seed, n, view) for seed in range(start, start + settings.shard)]
     temporary = path.with_suffix(f".{os.getpid()}.part")
     save_file({name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}, temporary)
     os.replace(temporary, path)
+
+
+def _encoded(settings: Settings, encoder: ClipEncoder, seed: int, n: int, view: View) -> dict[str, torch.Tensor]:
+    """The tensors of one clip; its video is always the true one, only the given first frame may differ."""
+    draw = partial(make_clip, seed, n, settings.height, settings.width, settings.frames, motion=settings.motion)
+    tensors = encoder.encode(content_of(puppet_sample(draw())), view)
+    if settings.free_start:
+        tensors["first_frame"] = encoder.first_frame(content_of(puppet_sample(draw(free_start=True))), view)
+    return tensors
 
 
 if __name__ == "__main__":

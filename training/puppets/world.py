@@ -59,6 +59,7 @@ def make_clip(
     portrait_size: int = 48,
     tracks: tuple[np.ndarray, np.ndarray] | None = None,
     draw_video: bool = True,
+    free_start: bool = False,
 ) -> PuppetClip:
     """Draw the scene of one seed; the same arguments give the same clip on every machine.
 
@@ -69,6 +70,7 @@ def make_clip(
         talk: who speaks when; "mixed" draws one of the others.
         tracks: (opening [N,F], speeches [N,S] at 16 kHz): mouths driven by recordings instead of synthetic voices.
         draw_video: False skips the frames and masks (empty arrays), for data that needs only portraits or voices.
+        free_start: the mouths of the first frame are drawn by lot, whatever is said: like those of a photo.
     """
     rng = np.random.default_rng([seed, 0xB1AD])
     if n is None:
@@ -86,6 +88,10 @@ def make_clip(
     else:
         opening, speeches = (np.asarray(track, np.float32) for track in tracks)
         shape = np.full_like(opening, 0.3)
+    if free_start:
+        lot = np.random.default_rng([seed, 0xF1])
+        opening[:, 0] = lot.uniform(0.0, 1.0, n) * (lot.random(n) < 0.7)  # the others are shut
+        shape[:, 0] = lot.uniform(0.0, 1.0, n)
     poses = [Pose(**paths[k], opening=opening[k], shape=shape[k]) for k in range(n)]
 
     light = float(rng.uniform(-1.0, 1.0))

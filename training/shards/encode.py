@@ -7,7 +7,7 @@ that views share it), the canvas of all faces, the masks. A clip whose parts are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,6 +131,12 @@ class ClipEncoder:
             "speech": self._speech(clip, view, load),
             "seed": torch.tensor(clip_seed(clip)),
         }
+
+    @torch.no_grad()
+    def first_frame(self, clip: Content, view: View) -> Tensor:
+        """The first picture of a view alone, [C,H,W]."""
+        bucket = replace(view.bucket, frames=1)
+        return self._video(clip, replace(view, bucket=bucket), cache(lambda: at_rate(clip.load(), FPS)))["first_frame"]
 
     def version(self, part: str) -> str:
         """What the features of one encoder ("text", "face", "speech", "codec") depend on."""
