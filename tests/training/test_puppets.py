@@ -66,6 +66,13 @@ def test_mouth_pixels_follow_the_opening_track():
     assert len(agreement) >= 3 and min(agreement) > 0.9, agreement
 
 
+def test_a_free_start_changes_the_mouths_of_the_first_frame_alone():
+    usual, free = make_clip(2_000_017, 3), make_clip(2_000_017, 3, free_start=True)
+    assert np.array_equal(usual.frames[1:], free.frames[1:]) and np.array_equal(usual.speeches, free.speeches)
+    assert not np.array_equal(usual.frames[0], free.frames[0])
+    assert np.array_equal(usual.masks, free.masks)
+
+
 def test_a_recording_can_drive_a_mouth():
     opening = np.tile((np.arange(25) % 8 < 4).astype(np.float32), (1, 1))
     clip = make_clip(2, 1, 128, 192, 25, tracks=(opening, np.zeros((1, 16_000), np.float32)), motion="still")

@@ -11,7 +11,7 @@ from bya_core.errors import InputError
 from tests.training.stage_parts import small_batch, small_model
 from training.losses import router_loss_official
 from training.optimisers import select_trainable
-from training.stage_loss import Chance, StageLoss, hard_iou, labels_of, replicated
+from training.stage_loss import Chance, StageLoss, begun, hard_iou, labels_of, replicated
 from training.stages import CONDITIONS, PUBLISHED, RELEASED, Drops, load_recipe
 
 
@@ -72,6 +72,14 @@ def test_conditions_are_dropped_alone_and_in_combinations_as_often_as_asked():
     assert torch.equal(gone["first_frame"], gone["text"])
     assert not (gone["speech"] & gone["text"]).any()
     assert abs((gone["canvas"] & gone["speech"]).float().mean() - 0.06) < 0.02
+
+
+def test_a_clip_that_is_given_a_first_frame_begins_with_it_and_one_that_is_not_with_its_own():
+    latents, picture = torch.randn(2, 3, 4, 4, 6), torch.randn(2, 4, 4, 6)
+    picture[1] = 0.0  # dropped
+    made = begun(latents, picture)
+    assert torch.equal(made[0, 0], picture[0]) and torch.equal(made[1], latents[1])
+    assert torch.equal(made[0, 1:], latents[0, 1:])
 
 
 def test_drops_that_make_no_sense_are_refused():
