@@ -21,8 +21,8 @@ from bya_core.progress import Work
 from bya_core.routing.result import Routing
 from bya_core.sampling import Conditions, build_scheduler, denoise
 from bya_core.sampling.conditions import lay_out
-from bya_core.sampling.denoise import cache_context
 from bya_core.sampling.guidance import branches
+from bya_core.sampling.parallel import cache_context, forget_cached_steps
 from bya_core.scene import Scene
 
 LOOK_AT = 0.2
@@ -74,7 +74,8 @@ def own_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig,
     noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(sampling.seed))
     noisy = scheduler.add_noise(latents.float().cpu(), noise, torch.tensor([timestep]))
     inputs = lay_out(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
-    with cache_context(bundle.transformer, "look", fresh=True):
+    forget_cached_steps(bundle.transformer)
+    with cache_context(bundle.transformer, "look"):
         output = bundle.transformer(
             hidden_states=torch.cat([noisy.to(device, dtype), inputs.images], dim=2),
             timestep=torch.full((1,), timestep, device=device, dtype=torch.long),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,6 +101,12 @@ class Conditions:
         return {"forced_masks": self.forced_masks, "forced_weight": weight}
 
 
+PER_BRANCH = frozenset(
+    {"encoder_hidden_states", "face_tokens", "audio_tokens", "audio_character_matrix", "speech_strength"}
+)
+"""Keyword arguments of the transformer with one entry per branch."""
+
+
 @dataclass(frozen=True)
 class BranchInputs:
     """Conditions laid out along the batch, one entry per guidance branch (K of them).
@@ -107,10 +114,25 @@ class BranchInputs:
     Args:
         images: canvas and first frame latents [K, T, 2 C, H, W], to be joined to the noisy latents.
         fixed: keyword arguments of the transformer that stay the same for every step.
+        names: of the branches.
     """
 
     images: Tensor
     fixed: dict[str, Any]
+    names: tuple[str, ...]
+
+    @cached_property
+    def apart(self) -> tuple[BranchInputs, ...]:
+        """The same for each branch by itself; made once."""
+        return tuple(self._only(k) for k in range(len(self.names)))
+
+    def _only(self, k: int) -> BranchInputs:
+        fixed = dict(self.fixed)
+        for name in PER_BRANCH & fixed.keys():
+            fixed[name] = None if fixed[name] is None else fixed[name][k : k + 1]
+        if fixed.get("kept") is not None:
+            fixed["kept"] = type(fixed["kept"])()  # keys and values of one branch, not of all of them
+        return BranchInputs(self.images[k : k + 1], fixed, self.names[k : k + 1])
 
 
 def lay_out(
@@ -157,7 +179,7 @@ def lay_out(
     frame = zeros if conditions.first_frame_latents is None else conditions.first_frame_latents
     canvases = torch.cat([torch.zeros_like(canvas) if d else canvas for d in dropped])
     images = torch.cat([canvases, frame.to(canvases).expand_as(canvases)], dim=2)
-    return BranchInputs(images.to(device, dtype), fixed)
+    return BranchInputs(images.to(device, dtype), fixed, tuple(branch.name for branch in branches))
 
 
 def _matrices(conditions: Conditions, dropped: list[bool], device: torch.device) -> Tensor | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import Generator, Tensor
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.sampling import schedulers
-from bya_core.sampling.conditions import BranchInputs, Conditions, lay_out
+from bya_core.sampling.conditions import Conditions, lay_out
 from bya_core.sampling.guidance import branches, combine
+from bya_core.sampling.parallel import forget_cached_steps, predictor
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,22 @@ def denoise(
     keep = _Kept.of(conditions, config.seed, device)
     masks, done = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
-    with cache_context(transformer, "denoise", fresh=state.step == 0):
-        for i in range(state.step, last):
-            x = keep.noised(x, scheduler, timesteps[i])
-            output = _predict(transformer, x, timesteps[i], inputs, conditions.forced_at(i, config.steps))
-            velocity = combine(output.sample, used)
-            masks = None if output.used_masks is None else output.used_masks[-1]
-            x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
-            x, x0 = (keep.clean(x) if i + 1 == config.steps else x), keep.clean(x0)
-            info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
-            if callback is not None and callback(info) is False:
-                raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
-            done = i + 1
-            if stop is not None and stop(info):
-                break
+    predict = predictor(transformer)
+    if state.step == 0:
+        forget_cached_steps(transformer)
+    for i in range(state.step, last):
+        x = keep.noised(x, scheduler, timesteps[i])
+        output = predict(transformer, x, timesteps[i], inputs, conditions.forced_at(i, config.steps))
+        velocity = combine(output.sample, used)
+        masks = None if output.used_masks is None else output.used_masks[-1]
+        x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
+        x, x0 = (keep.clean(x) if i + 1 == config.steps else x), keep.clean(x0)
+        info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
+        if callback is not None and callback(info) is False:
+            raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
+        done = i + 1
+        if stop is not None and stop(info):
+            break
     return DenoiseResult(x, masks, DenoiseState(done, config.steps, x, x0, generator.get_state()))
 
 
@@ -192,45 +194,3 @@ class _Kept:
 
     def clean(self, x: Tensor) -> Tensor:
         return x if self.latents is None or self.frames is None else torch.where(self.frames, self.latents, x)
-
-
-def _predict(
-    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
-) -> Any:
-    """One call of the transformer on all K branches: x [1, T, C, H, W] -> sample [K, T, C, H, W]."""
-    count = inputs.images.shape[0]
-    noisy = x.to(inputs.images).expand(count, -1, -1, -1, -1)
-    placed = {name: _per_branch(value, inputs.images, count) for name, value in forced.items()}
-    return transformer(
-        hidden_states=torch.cat([noisy, inputs.images], dim=2),
-        timestep=torch.full((count,), timestep, device=x.device, dtype=torch.long),
-        **inputs.fixed,
-        **placed,
-    )
-
-
-def _per_branch(value: Tensor | None, like: Tensor, count: int) -> Tensor | None:
-    """Repeats [1, N, T, h, w] or [R, 1, N, T, h, w] along its batch axis."""
-    if value is None:
-        return None
-    sizes = [-1] * value.ndim
-    sizes[value.ndim - 5] = count
-    return value.to(like).expand(*sizes)
-
-
-@contextmanager
-def cache_context(transformer: Any, name: str, fresh: bool) -> Iterator[None]:
-    """Step caches of diffusers keep one state per named context; all branches run as one batch: one.
-
-    Args:
-        transformer: what is called inside.
-        name: of the context.
-        fresh: forget what is kept of earlier calls, as at the start of a run.
-    """
-    if fresh and hasattr(transformer, "_reset_stateful_cache"):
-        transformer._reset_stateful_cache()  # as diffusers' own pipelines do; there is no public name for it
-    if not hasattr(transformer, "cache_context"):
-        yield
-        return
-    with transformer.cache_context(name):
-        yield

@@ -32,6 +32,11 @@ class Branch:
     speech: bool
     weight: float
 
+    @property
+    def name(self) -> str:
+        """As above: "free", "text" or "full"."""
+        return ("full" if self.speech else "text") if self.prompt else "free"
+
 
 def branches(text_scale: float, speech_scale: float, has_speech: bool = True) -> tuple[Branch, ...]:
     """The branches that are needed, the fullest one last. Without speech only the text scale counts."""
