@@ -67,10 +67,14 @@ class BYABlock(CogVideoXBlock):
         inject: Inject | None = None,
     ) -> tuple[Tensor, Tensor]:
         """hidden_states [B, S, D], encoder_hidden_states [B, L, D], temb [B, E] -> the first two."""
-        hidden_states, encoder_hidden_states = super().forward(
+        hidden_states, encoder_hidden_states = self.plain(
             hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs
         )
         return hidden_states if inject is None else inject(hidden_states), encoder_hidden_states
+
+    def plain(self, *given: Any) -> tuple[Tensor, Tensor]:
+        """The block without its injections, as CogVideoX has it: what can be compiled (see `bya_core.speed`)."""
+        return super().forward(*given)
 
 
 register_block(BYABlock)
