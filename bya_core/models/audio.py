@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bya_core.errors import InputError
-from bya_core.models.blocks import masked_cross_attention
+from bya_core.models.routed_attention import routed_attention
 
 
 class AudioProjection(nn.Module):
@@ -73,18 +73,37 @@ class AudioCrossAttention(nn.Module):
         self.norm_q = nn.LayerNorm(dim)
         self.attn = _Attention(dim, audio_dim, heads, dim_head)
 
-    def forward(self, hidden_states: Tensor, audio_tokens: Tensor, masks: Tensor) -> Tensor:
-        """hidden_states [B, S, D], audio_tokens [B, M, T, A, Da], masks [B, M, S] -> [B, S, D] (eq. 8)."""
+    def keys_values(self, audio_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, M, T, A, Da] -> k (with the softmax scale), v [B, T, heads, M, A, d] each."""
+        pair = self.attn.to_k(audio_tokens) * self.attn.scale, self.attn.to_v(audio_tokens)
+        k, v = (rearrange(x, "b m t a (h d) -> b t h m a d", h=self.attn.heads).contiguous() for x in pair)
+        return k, v
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        audio_tokens: Tensor,
+        masks: Tensor,
+        pair: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Eq. 8, for the tokens of every frame or for equally many chosen ones of each.
+
+        Args:
+            hidden_states: [B, S, D].
+            audio_tokens: [B, M, T, A, Da].
+            masks: [B, M, S].
+            pair: their `keys_values`, where they are at hand.
+
+        Returns:
+            [B, S, D].
+        """
         attn, frames = self.attn, audio_tokens.shape[2]
         query = rearrange(
             attn.to_q(self.norm_q(hidden_states)), "b (t p) (h d) -> b t h p d", t=frames, h=attn.heads
         )
-        key, value = (
-            rearrange(x, "b m t a (h d) -> b t h m a d", h=attn.heads)
-            for x in (attn.to_k(audio_tokens) * attn.scale, attn.to_v(audio_tokens))
-        )
+        key, value = self.keys_values(audio_tokens) if pair is None else pair
         mask = rearrange(masks, "b m (t p) -> b t 1 p m", t=frames)
-        out = masked_cross_attention(query, key, value, mask)
+        out = routed_attention(query, key, value, mask)
         out = rearrange(out, "b t h p d -> b (t p) (h d)")
         # The output bias counts once per stream and mask; the projection below adds it once, unmasked.
         bias = attn.to_out[0](out.new_zeros(1, 1, out.shape[-1]))

@@ -115,23 +115,3 @@ class PatchEmbed(CogVideoXPatchEmbed):
         joint = torch.cat([self.text_proj(text_embeds), video.reshape(batch, -1, video.shape[-1])], dim=1)
         table = self.positions(text_embeds.shape[1], frames, height, width, image_embeds.device)
         return joint if table is None else joint + table.to(joint)
-
-
-def masked_cross_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention to several sources at once, each weighted by its own mask: sum_n mask_n softmax(q k_n) v_n.
-
-    The query is shared by all sources and the sum is taken inside the last product, so one more source costs
-    only its keys.
-
-    Args:
-        query: [..., S, d].
-        key, value: [..., N, K, d]; keys carry the softmax scale already.
-        mask: broadcastable to [..., S, N].
-
-    Returns:
-        [..., S, d].
-    """
-    sources = key.shape[-3]
-    scores = query @ key.flatten(-3, -2).transpose(-1, -2)  # [..., S, N*K]
-    weights = scores.unflatten(-1, (sources, -1)).softmax(dim=-1) * mask.unsqueeze(-1)
-    return weights.flatten(-2) @ value.flatten(-3, -2)

@@ -59,6 +59,8 @@ def check_call(latents: Tensor, text: Tensor, timestep: Tensor, given: Injection
         limit = config.max_text_seq_length
         raise InputError(f"text of {text.shape[1]} tokens", f"at most {limit}", "shorten the prompt")
     expect("timestep", timestep, (batch,))
+    if given.router_every < 1:
+        raise InputError(f"router_every = {given.router_every}", "a whole number of at least 1", "1 = in every layer")
     characters = _check_faces(batch, given, config)
     if given.audio_tokens is not None:
         _check_speech(batch, characters, given, config)

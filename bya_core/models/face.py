@@ -7,7 +7,7 @@ from diffusers.models.transformers.consisid_transformer_3d import PerceiverAtten
 from einops import rearrange
 from torch import Tensor, nn
 
-from bya_core.models.blocks import masked_cross_attention
+from bya_core.models.routed_attention import routed_attention
 
 
 def _mapping(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
@@ -109,5 +109,5 @@ class FaceCrossAttention(nn.Module):
         """query [B, heads, S, d]; key, value [B, N, heads, Q, d]; masks [B, N, S] -> [B, S, D] (eq. 7)."""
         key, value = (rearrange(x, "b n h q d -> b h n q d") for x in (key * self.scale, value))
         mask = rearrange(masks, "b n s -> b 1 s n")
-        out = masked_cross_attention(query, key, value, mask)
+        out = routed_attention(query, key, value, mask)
         return self.to_out(rearrange(out, "b h s d -> b s (h d)"))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from bya_core.grid import TokenGrid
 from bya_core.masks import audio_masks, blend
+from bya_core.models.clip_keys import ClipKeys
+from bya_core.models.reach import Reach
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,17 @@ class Injection:
         forced: [B, N, T, h, w] or per face layer [R, B, N, T, h, w] or None.
         forced_weight: see `masks.blend`.
         speech_strength: [B, N], how strongly speech acts on the tokens of each character; None = 1, as trained.
+        kept: keys and values of the clip; None = computed in this call.
+        router_every: the router predicts in every so many-th face layer, from the first; the others take over the most
+            recent masks.
+        skip_tokens: faces and speech act on tokens only that some mask reaches, see `Reach`.
     """
 
     schedule: Schedule
     grid: TokenGrid
     face_layers: nn.ModuleList | None
     audio_layers: nn.ModuleList | None
-    router: Callable[[Tensor, Tensor, int, TokenGrid], tuple[Tensor, Tensor]] | None
+    router: Any
     router_layers: int
     router_detach: bool
     run_router: bool
@@ -86,9 +92,19 @@ class Injection:
     forced: Tensor | None
     forced_weight: Tensor | float | None
     speech_strength: Tensor | None = None
+    kept: ClipKeys | None = None
+    router_every: int = 1
+    skip_tokens: bool = False
     logits: dict[int, Tensor] = field(default_factory=dict)
     predicted: dict[int, Tensor] = field(default_factory=dict)
     used: dict[int, Tensor] = field(default_factory=dict)
+    _reach: dict[tuple[str, int], tuple[Tensor, Reach | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if torch.is_grad_enabled():  # what is kept would hold on to the graph of one step
+            self.kept = None
+        if self.kept is not None:
+            self.kept.begin(self.face_layers, self.audio_layers, self.router, self.face_tokens, self.audio_tokens)
 
     def for_block(self, block: int) -> Callable[[Tensor], Tensor] | None:
         """What block number `block` has to call on its output [B, S, D], or None."""
@@ -112,19 +128,34 @@ class Injection:
     def _inject_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         assert self.face_layers is not None and self.face_tokens is not None
         attention: Any = self.face_layers[layer]
-        query = attention.queries(hidden_states)
-        key, value = attention.keys_values(self.face_tokens)
+        tokens = self.face_tokens
+        key, value = self._keep("face", layer, lambda: attention.keys_values(tokens))
+        query = attention.queries(hidden_states) if self._predicts(layer) else None
         masks = self._route(query, key, layer)
-        out = attention(query, key, value, self.grid.flatten(masks).to(hidden_states))
+        flat = self.grid.flatten(masks).to(hidden_states)
+        reach = self._reached("face", masks, flat)
+        if reach is None:
+            query = attention.queries(hidden_states) if query is None else query
+            out = attention(query, key, value, flat)
+        else:
+            query = attention.queries(reach.take(hidden_states)) if query is None else reach.take_query(query)
+            out = reach.put(attention(query, key, value, reach.take_masks(flat)))
         self.used.setdefault(layer, masks)
         return hidden_states + (out if self.face_scale == 1.0 else self.face_scale * out), masks
 
-    def _route(self, query: Tensor, key: Tensor, layer: int) -> Tensor:
-        """Masks [B, N, T, h, w] that act in face layer `layer`."""
+    def _predicts(self, layer: int) -> bool:
+        """Whether the router predicts in face layer `layer`."""
+        if self.router is None or layer >= self.router_layers or layer % self.router_every:
+            return False
+        return self.run_router or self._forced_at(layer) is None or self.forced_weight is not None
+
+    def _route(self, query: Tensor | None, key: Tensor, layer: int) -> Tensor:
+        """Masks [B, N, T, h, w] that act in face layer `layer`; the query is needed where the router predicts."""
         forced = self._forced_at(layer)
         decided = forced is not None and self.forced_weight is None
         routed: Tensor | None = None
-        if self.router is not None and layer < self.router_layers and (self.run_router or not decided):
+        if self._predicts(layer):
+            assert query is not None
             if self.router_detach:
                 query, key = query.detach(), key.detach()
             logits, routed = self.router(query, key, layer, self.grid)
@@ -137,6 +168,18 @@ class Injection:
             routed = self.predicted[max(index for index in self.predicted if index < layer)]
         # Where the router learns from its own loss only, the masks it acts with carry no gradient back to it.
         return blend(routed.detach() if self.router_detach else routed, forced, self.forced_weight)
+
+    def _keep(self, part: str, layer: int, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        return make() if self.kept is None else self.kept.get(part, layer, make)
+
+    def _reached(self, what: str, masks: Tensor, acting: Tensor) -> Reach | None:
+        """Tokens that what acts [B, N, S] reaches; None = all. Found once per masks [B, N, T, h, w] behind it."""
+        if not self.skip_tokens:
+            return None
+        known = self._reach.get((what, id(masks)))
+        if known is None:  # the masks are held too, or their id could come again
+            known = self._reach[what, id(masks)] = masks, Reach.of(acting, self.grid.frames)
+        return known[1]
 
     def _forced_at(self, layer: int) -> Tensor | None:
         if self.forced is None:
@@ -154,8 +197,15 @@ class Injection:
 
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
         assert self.audio_layers is not None and self.audio_tokens is not None
+        attention: Any = self.audio_layers[layer]
+        tokens = self.audio_tokens
+        pair = self._keep("speech", layer, lambda: attention.keys_values(tokens))
         hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
-        out = self.audio_layers[layer](hidden_states, self.audio_tokens, hearing)
+        reach = self._reached("speech", masks, hearing)
+        if reach is None:
+            out = attention(hidden_states, tokens, hearing, pair=pair)
+        else:
+            out = reach.put(attention(reach.take(hidden_states), tokens, reach.take_masks(hearing), pair=pair))
         if self.speech_strength is None:
             return out
         change = torch.einsum("bn,bnthw->bthw", self.speech_strength - 1, masks.to(hidden_states))

@@ -21,6 +21,7 @@ from bya_core.grid import TokenGrid
 from bya_core.models.audio import AudioCrossAttention, AudioModel
 from bya_core.models.blocks import BYABlock, PatchEmbed
 from bya_core.models.checks import check_call, check_part, expect, latent_grid
+from bya_core.models.clip_keys import ClipKeys
 from bya_core.models.compat import AttentionMixin
 from bya_core.models.face import FaceCrossAttention, LocalFacialExtractor
 from bya_core.models.injection import Injection, Schedule
@@ -330,6 +331,9 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         speech_strength: Tensor | None = None,
         inflate_audio_masks: bool | None = None,
         run_router: bool = False,
+        router_every: int = 1,
+        skip_tokens: bool = False,
+        kept: ClipKeys | None = None,
         return_dict: bool = True,
     ) -> BYATransformerOutput | tuple[Tensor | None, ...]:
         """One prediction of the denoiser.
@@ -348,6 +352,11 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             speech_strength: [B, N], scales what speech adds to the tokens of each character; None = 1.
             inflate_audio_masks: in place of the model's own setting, see `masks.audio_masks`.
             run_router: let the router predict all the same (training).
+            router_every: it predicts in every so many-th face layer only, from the first; the others take over the
+                most recent masks.
+            skip_tokens: project faces and speech only for tokens that some mask reaches, see `reach`. Exact where
+                masks are zero.
+            kept: keys and values of this clip from the calls before, see `ClipKeys`; None = computed in this call.
             return_dict: False = a tuple in the order of `BYATransformerOutput`.
 
         Raises:
@@ -372,6 +381,9 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             forced=None if forced_masks is None else forced_masks.to(hidden_states),
             forced_weight=forced_weight,
             speech_strength=None if speech_strength is None else speech_strength.to(hidden_states),
+            kept=kept,
+            router_every=router_every,
+            skip_tokens=skip_tokens,
         )
         check_call(hidden_states, encoder_hidden_states, timestep, inputs, config)
         if image_rotary_emb is None and config.use_rotary_positional_embeddings:
