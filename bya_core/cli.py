@@ -19,6 +19,7 @@ from tqdm import tqdm
 from bya_core.cli_faces import Faces
 from bya_core.cli_memory import Selftest, Vram
 from bya_core.cli_models import Convert, Download, Models
+from bya_core.cli_processes import number
 from bya_core.cli_report import Report
 from bya_core.cli_routing import Probe, go_on
 from bya_core.errors import Cancelled, InputError, Paused
@@ -65,7 +66,15 @@ class Generate:
     json: Path | None = None
 
     def run(self) -> int:
+        from bya_core.cli_processes import joined
+
+        with joined(self) as own:
+            return own.make()
+
+    def make(self) -> int:
+        """The work of `run`, in this process."""
         from bya_core.cli_long import LongRun
+        from bya_core.cli_processes import share
         from bya_core.media import existing_file
         from bya_core.output import Outputs
 
@@ -89,6 +98,7 @@ class Generate:
             seconds = {"loading the model": round(time.perf_counter() - loading, 3)}
             bar.say("reading the scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
+            share(scene.sampling, bundle)
             for notice in scene.notices:
                 bar.warn(notice)
             long = LongRun(self.out, self.work, self.again, self.again_seed)
@@ -237,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = tyro.cli(Command, prog="python -m bya_core", description=__doc__, args=arguments)  # type: ignore
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
+        if number() > 1 and not isinstance(command, Generate):
+            raise InputError(f"{number()} processes", "one, except for generate", "start it without torchrun")
         return command.run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

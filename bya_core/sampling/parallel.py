@@ -1,14 +1,15 @@
 """How the branches of guidance are computed: as one batch, one after the other, or one per process.
 
-The three give the same prediction up to rounding. One batch is quickest on one device and holds the activations of all
-branches at once; in turns they are held for one branch at a time; with as many processes as there are branches each
-process computes one of them, and all processes get all predictions, so that every process goes on with equal numbers.
+The three give the same prediction up to rounding. One batch reads the weights once a step and holds the activations of
+all branches at once; in turns they are held for one branch at a time. With as many processes as there are branches each
+computes one of them and all get every prediction, so that all go on with equal numbers.
 
 Step caches of diffusers keep one state for each named context: what is computed by itself has a context of its own.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.sampling.conditions import BranchInputs
 
-Way = Literal["batch", "turns"]
+log = logging.getLogger(__name__)
+
+Way = Literal["batch", "turns", "processes"]
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,40 @@ def compute_branches(transformer: Any, way: Way) -> None:
     """From now on this transformer's branches of guidance are computed this way.
 
     Args:
-        way: "batch" (where nothing is said) or "turns".
+        way: "batch" (where nothing is said; where the device has too little memory for it, in turns from then on),
+            "turns", or "processes" (of a process group of torch that is there already; all of them denoise the same).
 
     Raises:
         InputError: another way.
     """
     if way not in get_args(Way):
-        raise InputError(f"guidance computed in {way!r}", '"batch" or "turns"', "choose one of them")
+        raise InputError(f"guidance computed in {way!r}", '"batch", "turns" or "processes"', "choose one of them")
     transformer.guidance_way = way
 
 
 def predictor(transformer: Any) -> Predict:
     """The way that `compute_branches` chose for this transformer."""
-    return in_turns if getattr(transformer, "guidance_way", "batch") == "turns" else in_one_batch
+    ways: dict[str, Predict] = {"batch": in_one_batch_if_it_fits, "turns": in_turns, "processes": over_processes}
+    return ways[getattr(transformer, "guidance_way", "batch")]
+
+
+def in_one_batch_if_it_fits(
+    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+) -> Prediction:
+    """As one batch; where memory runs out, in turns, then and from then on. See `Predict`."""
+    if getattr(transformer, "guidance_way", "batch") == "batch":
+        try:
+            return in_one_batch(transformer, x, timestep, inputs, forced)
+        except torch.OutOfMemoryError:
+            if len(inputs.names) == 1:
+                raise
+            log.warning(
+                "too little memory for %d versions of the video at once: one after the other", len(inputs.names)
+            )
+            compute_branches(transformer, "turns")
+    if x.device.type == "cuda":
+        torch.cuda.empty_cache()  # pieces of the failed attempt; once, as the next step begins in turns
+    return in_turns(transformer, x, timestep, inputs, forced)
 
 
 def in_one_batch(
@@ -82,11 +106,45 @@ def in_turns(
     transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
 ) -> Prediction:
     """One call of the transformer for each branch. See `Predict`."""
-    found = [
-        in_one_batch(transformer, x, timestep, one, {name: _of_branch(value, k) for name, value in forced.items()})
-        for k, one in enumerate(inputs.apart)
-    ]
-    return _joined(found)
+    return _joined([_alone(k, transformer, x, timestep, inputs, forced) for k in range(len(inputs.names))])
+
+
+def over_processes(
+    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+) -> Prediction:
+    """Each process computes every so-many-th branch, and gets those of the others. See `Predict`.
+
+    Where branches do not go round, the last one is computed more than once, and the first who did is believed: the
+    predictions are the same numbers in every process.
+    """
+    import torch.distributed as dist
+
+    count, rank, many = len(inputs.names), dist.get_rank(), dist.get_world_size()
+    found: list[Prediction] = []
+    for first in range(0, count, many):
+        own = _alone(min(first + rank, count - 1), transformer, x, timestep, inputs, forced)
+        samples, used, masks = _gathered(own.sample), _gathered(own.used_masks), _gathered(own.masks)
+        found += [Prediction(*parts) for parts in zip(samples, used, masks, strict=True)]
+    return _joined(found[:count])
+
+
+def _gathered(own: Any) -> list[Any]:
+    """What each process has there, in their order: a tensor, or None in all of them."""
+    import torch.distributed as dist
+
+    if own is None:
+        return [None] * dist.get_world_size()
+    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own.contiguous())
+    return parts
+
+
+def _alone(
+    k: int, transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+) -> Prediction:
+    """Branch `k` by itself."""
+    own = {name: of_branch(value, k) for name, value in forced.items()}
+    return in_one_batch(transformer, x, timestep, inputs.apart[k], own)
 
 
 def _joined(found: list[Prediction]) -> Prediction:
@@ -111,7 +169,7 @@ def _per_branch(value: Tensor | None, like: Tensor, count: int) -> Tensor | None
     return value.to(like).expand(*sizes)
 
 
-def _of_branch(value: Tensor | None, k: int) -> Tensor | None:
+def of_branch(value: Tensor | None, k: int) -> Tensor | None:
     """Entry `k` along the batch axis of [1 or K, N, T, h, w] or [R, 1 or K, N, T, h, w]."""
     if value is None or value.shape[axis := value.ndim - 5] == 1:
         return value

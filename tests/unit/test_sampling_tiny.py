@@ -14,6 +14,11 @@ T, C, H, W = 2, 4, 4, 6
 
 @pytest.fixture(scope="module")
 def model() -> BindYourAvatarTransformer3DModel:
+    return build()
+
+
+def build() -> BindYourAvatarTransformer3DModel:
+    """Every part has weights that matter."""
     torch.manual_seed(0)
     model = BindYourAvatarTransformer3DModel(
         flavour="paper",
