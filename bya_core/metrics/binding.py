@@ -93,7 +93,11 @@ class BindingResult:
 
 
 def bind(
-    opening: np.ndarray, speech: np.ndarray, target: np.ndarray | None = None, max_lag: int = 0
+    opening: np.ndarray,
+    speech: np.ndarray,
+    target: np.ndarray | None = None,
+    max_lag: int = 0,
+    visible: np.ndarray | None = None,
 ) -> BindingResult:
     """Judge one scene.
 
@@ -104,12 +108,17 @@ def bind(
         opening: [N, F].
         speech: [M, F] loudness per stream.
         target: [N] stream that drives each character (-1 = none); None = stream n for character n.
+        visible: bool [N, F], frames in which each mouth can be seen: the others do not count; None = all.
     """
     target = np.arange(opening.shape[0]) if target is None else np.asarray(target)
     speech = np.asarray(speech, dtype=np.float64)
     audible = speech.std(axis=1) > 0.05 * max(float(speech.max(initial=0.0)), _FLAT)
     judged = (target >= 0) & audible[np.maximum(target, 0)] & (speech.shape[0] > 1)
-    return BindingResult(correlations(opening, speech, max_lag), target, judged)
+    if visible is None or visible.all():
+        return BindingResult(correlations(opening, speech, max_lag), target, judged)
+    pairs = zip(opening[:, None], visible, strict=True)
+    seen = [correlations(mouth[:, frames], speech[:, frames], max_lag)[0] for mouth, frames in pairs]
+    return BindingResult(np.stack(seen), target, judged)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,21 @@ def mouth_opening(
     return area / np.maximum(size, 1.0)
 
 
+def in_view(regions: np.ndarray, share: float = 0.6, fewest: int = 6) -> np.ndarray:
+    """Frames in which each character can be seen well enough to read its mouth, bool [N, F].
+
+    Somebody behind another one says nothing with a mouth that nobody sees. A frame counts where the region has at
+    least `share` of its size in the frames that show most of it (the 90th percentile); where fewer than `fewest`
+    frames would be left, all count, so that nobody gets out of being judged.
+
+    Args:
+        regions: [N, F, H, W], bool.
+    """
+    size = regions.sum(axis=(-2, -1)).astype(np.float64)
+    seen = size >= share * np.maximum(np.percentile(size, 90, axis=1, keepdims=True), 1.0)
+    return seen | (seen.sum(axis=1, keepdims=True) < fewest)
+
+
 def mouth_motion(frames: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """How much the lower half of each region changes from frame to frame beyond its upper half, float64 [N, F].
 

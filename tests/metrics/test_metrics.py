@@ -60,6 +60,23 @@ def test_correlation_knows_itself_and_its_lag():
     assert not binding.correlations(np.ones((2, 40)), speech).any()
 
 
+def test_a_hidden_mouth_says_nothing():
+    speech = tracks(2)
+    hidden = np.zeros((2, 40), bool)
+    hidden[0, 10:25] = True
+    opening = np.where(hidden, speech[::-1], speech)  # while hidden, what is seen belongs to the other one
+    shown = np.zeros((2, 40, 4, 4), bool)
+    shown[~hidden] = True
+    shown[hidden, :1] = True  # a quarter of the body looks out
+    seen = mouth.in_view(shown)
+    assert np.array_equal(seen, ~hidden)
+    found = binding.bind(opening, speech, visible=seen).correlation
+    assert found[0, 0] == pytest.approx(1.0) and found[1, 1] == pytest.approx(1.0)
+    assert binding.bind(opening, speech).correlation[0, 0] < 0.9
+    shown[0, 5:] = False  # almost always away: all frames count, so there is no way out
+    assert mouth.in_view(shown)[0].all()
+
+
 def test_lags_and_moments():
     speech = tracks(2, frames=60)
     every = binding.lagged(np.roll(speech, 5, axis=1), speech, 8)

@@ -17,7 +17,7 @@ import bya_core
 from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.grid import TokenGrid
 from training.benchmark.page import Keeper
-from training.benchmark.puppet_suite import KEPT, SHARES, Tick, pooled_report, scene_row
+from training.benchmark.puppet_suite import KEPT, MEASURE, SHARES, Tick, pooled_report, scene_row
 from training.benchmark.scenes import SceneSettings, suite_scene
 from training.benchmark.subjects import CodecSubject, ModelSubject, ShuffledSubject, Subject, TruthSubject
 
@@ -114,7 +114,8 @@ def puppet_report(
     """
     start = time.perf_counter()
     settings, subject = examiner.settings, examiner.subject
-    described = {**asdict(settings), "points": SHARES, "list": settings.version, **subject.describe()}
+    fixed = {"points": SHARES, "list": settings.version, "measure": MEASURE}
+    described = {**asdict(settings), **fixed, **subject.describe()}
     same = known is not None and _comparable(known["settings"]) == _comparable(described)
     numbers = range(settings.scenes)
     needed = examiner.wanted.keys
