@@ -178,6 +178,7 @@ class ModelSubject:
             "device": str(self.bundle.device),
             "dtype": str(self.bundle.dtype).removeprefix("torch."),
             "transformer_sha256": weights_hash(self.bundle.transformer),
+            "codec_sha256": weights_hash(self.bundle.codec.vae),
         }
 
 
