@@ -33,12 +33,17 @@ class Prediction:
     Args:
         sample: [K, T, C, H, W].
         used_masks: masks that acted in the last face layer [K, N, T, h, w]; None without faces.
-        masks: the router's predictions [R, K, N, T, h, w]; None where no router ran.
+        masks: the router's predictions [R, K, N, T, h, w]; None where no router ran, or not in the same layers for all.
     """
 
     sample: Tensor
     used_masks: Tensor | None
     masks: Tensor | None
+
+    def to(self, device: torch.device | str) -> Prediction:
+        """The same on another device."""
+        parts = (None if part is None else part.to(device) for part in (self.used_masks, self.masks))
+        return Prediction(self.sample.to(device), *parts)
 
 
 Predict = Callable[[Any, Tensor, int, BranchInputs, dict[str, Tensor | None]], Prediction]
@@ -123,19 +128,30 @@ def over_processes(
     found: list[Prediction] = []
     for first in range(0, count, many):
         own = _alone(min(first + rank, count - 1), transformer, x, timestep, inputs, forced)
-        samples, used, masks = _gathered(own.sample), _gathered(own.used_masks), _gathered(own.masks)
-        found += [Prediction(*parts) for parts in zip(samples, used, masks, strict=True)]
+        found += [part.to(x.device) for part in _gathered(own.to("cpu"))]
     return _joined(found[:count])
 
 
+def of_all_processes(transformer: Any, own: list[bool], count: int) -> list[bool]:
+    """What a watcher of this process's calls saw in the last prediction, in the order of the branches.
+
+    Where one process computes all of them that is what it is given; where several share them, each saw its own.
+
+    Args:
+        own: one entry for each call of the transformer, in order.
+        count: branches of the prediction.
+    """
+    if getattr(transformer, "guidance_way", "batch") != "processes":
+        return own
+    return [seen for calls in zip(*_gathered(own), strict=True) for seen in calls][:count]
+
+
 def _gathered(own: Any) -> list[Any]:
-    """What each process has there, in their order: a tensor, or None in all of them."""
+    """What each process has there, in their order; tensors on the processor."""
     import torch.distributed as dist
 
-    if own is None:
-        return [None] * dist.get_world_size()
-    parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own.contiguous())
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
     return parts
 
 
@@ -157,7 +173,8 @@ def _joined(found: list[Prediction]) -> Prediction:
 
 def _cat(parts: list[Tensor | None], axis: int) -> Tensor | None:
     there = [part for part in parts if part is not None]
-    return torch.cat(there, dim=axis) if len(there) == len(parts) else None
+    alike = len({part.shape for part in there}) == 1  # a step cache may skip layers of one and not of another
+    return torch.cat(there, dim=axis) if alike and len(there) == len(parts) else None
 
 
 def _per_branch(value: Tensor | None, like: Tensor, count: int) -> Tensor | None:
