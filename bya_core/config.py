@@ -11,6 +11,7 @@ RouterMode = Literal["intra", "pre", "post", "manual"]
 Region = Literal["box", "head"]
 SegmenterName = Literal["self", "sam2"]
 Bystanders = Literal["model", "hear", "silent"]
+SpeedName = Literal["exact", "balanced", "fast"]
 
 
 def _within(owner: str, name: str, value: float, least: float, most: float | None = None) -> None:
@@ -36,6 +37,7 @@ class SamplingConfig:
         scheduler: "dpm" or "ddim" (CogVideoX schedulers of diffusers).
         seed: of all random numbers of one video.
         drop_identity: also drop faces and canvas in the unconditional half (`zero2cond` of the released code).
+        speed: how much work may be left out: "exact" = none, "balanced" or "fast" (see `bya_core.speed`).
     """
 
     steps: int = 50
@@ -44,6 +46,7 @@ class SamplingConfig:
     scheduler: Literal["dpm", "ddim"] = "dpm"
     seed: int = 0
     drop_identity: bool = False
+    speed: SpeedName = "exact"
 
     def __post_init__(self) -> None:
         _within("sampling", "steps", self.steps, 1)
@@ -51,6 +54,23 @@ class SamplingConfig:
         _within("sampling", "guidance_speech", self.guidance_speech, 0.0)
         _within("sampling", "seed", self.seed, 0)
         _one_of("sampling", "scheduler", self.scheduler, Literal["dpm", "ddim"])
+        _one_of("sampling", "speed", self.speed, SpeedName)
+
+
+@dataclass(frozen=True)
+class RouterSchedule:
+    """When the router predicts. Where it does not, the masks of the nearest earlier layer or step that did act.
+
+    Args:
+        every: in every so many-th of its layers, counted from the first.
+        freeze: not any more, once the masks have settled.
+    """
+
+    every: int = 1
+    freeze: bool = False
+
+    def __post_init__(self) -> None:
+        _within("router schedule", "every", self.every, 1)
 
 
 @dataclass(frozen=True)

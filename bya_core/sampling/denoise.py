@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.sampling import schedulers
-from bya_core.sampling.conditions import Conditions, lay_out
-from bya_core.sampling.guidance import branches, combine
-from bya_core.sampling.parallel import forget_cached_steps, predictor
+from bya_core.sampling.conditions import Conditions
+from bya_core.sampling.parallel import forget_cached_steps
+from bya_core.sampling.steps import Reused, Steps
+from bya_core.speed import applied, speed_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class DenoiseState:
         latents: [1, T, C, H, W].
         previous_x0: clean latents of the last step, for the second-order solver.
         generator: state of the random generator.
+        reused: what a preset of speed takes over from earlier steps; None = nothing.
     """
 
     step: int
@@ -62,6 +64,7 @@ class DenoiseState:
     latents: Tensor
     previous_x0: Tensor | None
     generator: Tensor
+    reused: Reused | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,7 @@ def denoise(
         Cancelled: the callback asked for it.
         InputError: conditions that do not fit together.
     """
-    parameter = next(transformer.parameters())
-    device, dtype = parameter.device, parameter.dtype
+    device = next(transformer.parameters()).device
     generator = generator or torch.Generator("cpu").manual_seed(config.seed)
     timesteps = schedulers.schedule(scheduler, config.steps)
     state = state or _start(conditions, latents, generator, config.steps)
@@ -124,31 +126,31 @@ def denoise(
             f"a state of a run of {state.total} steps", f"{config.steps} steps", "use the same number"
         )
     generator.set_state(state.generator)
-    used = branches(config.guidance_text, config.guidance_speech, conditions.has_speech)
-    inputs = lay_out(conditions, used, drop_identity=config.drop_identity, device=device, dtype=dtype)
-
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
     keep = _Kept.of(conditions, config.seed, device)
     masks, done = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
-    predict = predictor(transformer)
     if state.step == 0:
         forget_cached_steps(transformer)
-    for i in range(state.step, last):
-        x = keep.noised(x, scheduler, timesteps[i])
-        output = predict(transformer, x, timesteps[i], inputs, conditions.forced_at(i, config.steps))
-        velocity = combine(output.sample, used)
-        masks = None if output.used_masks is None else output.used_masks[-1]
-        x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
-        x, x0 = (keep.clean(x) if i + 1 == config.steps else x), keep.clean(x0)
-        info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
-        if callback is not None and callback(info) is False:
-            raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
-        done = i + 1
-        if stop is not None and stop(info):
-            break
-    return DenoiseResult(x, masks, DenoiseState(done, config.steps, x, x0, generator.get_state()))
+    speed = speed_of(config.speed)
+    with applied(transformer, speed) as watched:
+        steps = Steps(transformer, conditions, config, timesteps, speed, watched)
+        if state.reused is not None:
+            steps.go_on(state.reused, state.step)
+        for i in range(state.step, last):
+            x = keep.noised(x, scheduler, timesteps[i])
+            velocity, masks = steps.predict(x, i)
+            x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
+            x, x0 = (keep.clean(x) if i + 1 == config.steps else x), keep.clean(x0)
+            info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
+            if callback is not None and callback(info) is False:
+                raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
+            done = i + 1
+            if stop is not None and stop(info):
+                break
+        state = DenoiseState(done, config.steps, x, x0, generator.get_state(), steps.reused)
+    return DenoiseResult(x, masks, state)
 
 
 def _start(conditions: Conditions, latents: Tensor | None, generator: Generator, total: int) -> DenoiseState:
