@@ -45,6 +45,10 @@ class NaiveInjection(Injection):
         self.used.setdefault(layer, masks)
         return hidden_states + self.face_scale * added, masks
 
+    def _ask(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        router: Any = self.router
+        return router(query, key, layer, self.grid, router.prepare(key, layer, 0))  # for no tokens: nothing is folded
+
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
         assert self.audio_layers is not None and self.audio_tokens is not None
         block: Any = self.audio_layers[layer]

@@ -158,7 +158,7 @@ class Injection:
             assert query is not None
             if self.router_detach:
                 query, key = query.detach(), key.detach()
-            logits, routed = self.router(query, key, layer, self.grid)
+            logits, routed = self._ask(query, key, layer)
             self.logits.setdefault(layer, logits)
             self.predicted.setdefault(layer, routed)
         if decided:
@@ -168,6 +168,14 @@ class Injection:
             routed = self.predicted[max(index for index in self.predicted if index < layer)]
         # Where the router learns from its own loss only, the masks it acts with carry no gradient back to it.
         return blend(routed.detach() if self.router_detach else routed, forced, self.forced_weight)
+
+    def _ask(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Logits and masks by the router."""
+        router, grid = self.router, self.grid
+        if self.kept is None or not hasattr(router, "prepare"):  # other things than our routers may stand there
+            return router(query, key, layer, grid)
+        prepared = self.kept.get("router", layer, lambda: router.prepare(key, layer, grid.tokens))
+        return router(query, key, layer, grid, prepared)
 
     def _keep(self, part: str, layer: int, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         return make() if self.kept is None else self.kept.get(part, layer, make)
