@@ -183,6 +183,7 @@ def place_transformer(transformer: Any, rung: Rung, device: torch.device, seat: 
     """The transformer's part of a rung: what every step needs is on the device, all else comes when it is called."""
     from bya_core.offload import BlockStream, WeightsGuest, take_before_forward
 
+    transformer.keeps_keys = False  # they would take more of the device than was planned
     groups = block_groups(transformer)
     for module in (transformer.local_facial_extractor, projection(transformer)):
         if module is not None:

@@ -20,10 +20,11 @@ class ClipKeys:
     voices and T latent frames; published sizes in bfloat16, B = N = M = 2, T = 13 (49 frames):
 
     - faces: 21 layers x 2 B N x 32 x 2048 numbers = 22 MB
-    - router: 21 layers x B N x 512 x 2048 numbers = 176 MB (up to four characters; 11 MB for five)
+    - router: 21 layers x B N x 512 x 2048 numbers = 176 MB (for up to three characters; 5 MB each beyond)
     - speech: 42 layers x 2 B M T x 32 x 3072 numbers = 859 MB
 
-    What it saves there is about 1.1 of 800 TFLOP a step. Where memory is short, leave it out.
+    What it saves there is about 1.1 of 800 TFLOP a step. Where memory is short, give None instead, or say so once by
+    the transformer's `keeps_keys`, as every rung of the memory ladder below the first does.
     """
 
     def __init__(self) -> None:

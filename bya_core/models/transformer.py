@@ -76,6 +76,9 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
     _repeated_blocks: Any = ["BYABlock"]
     _skip_layerwise_casting_patterns: Any = ["patch_embed", "norm"]
 
+    keeps_keys = True
+    """Whether keys and values of a clip are kept from call to call (`ClipKeys`); False where memory is short."""
+
     @register_to_config
     def __init__(
         self,
@@ -381,7 +384,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             forced=None if forced_masks is None else forced_masks.to(hidden_states),
             forced_weight=forced_weight,
             speech_strength=None if speech_strength is None else speech_strength.to(hidden_states),
-            kept=kept,
+            kept=kept if self.keeps_keys else None,
             router_every=router_every,
             skip_tokens=skip_tokens,
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
+from bya_core.models.clip_keys import ClipKeys
 from bya_core.sampling.guidance import Branch
 
 
@@ -159,6 +160,7 @@ def lay_out(
         "face_tokens": None,
         "audio_tokens": None,
         "audio_character_matrix": None,
+        "kept": ClipKeys(),
     }
     if conditions.face_tokens is not None:
         faces = [_needed(conditions, "dropped_face_tokens") if d else conditions.face_tokens for d in dropped]

@@ -85,6 +85,8 @@ def in_one_batch_if_it_fits(
                 "too little memory for %d versions of the video at once: one after the other", len(inputs.names)
             )
             compute_branches(transformer, "turns")
+            if inputs.fixed.get("kept") is not None:
+                inputs.fixed["kept"].clear()  # each branch has its own from now on
     if x.device.type == "cuda":
         torch.cuda.empty_cache()  # pieces of the failed attempt; once, as the next step begins in turns
     return in_turns(transformer, x, timestep, inputs, forced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
 from collections.abc import Callable
@@ -15,10 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.naive import naive
 from bya_core.errors import InputError
+from bya_core.memory import LADDER, place_transformer
 from bya_core.models import reach
+from bya_core.models.audio import AudioCrossAttention
 from bya_core.models.clip_keys import ClipKeys
+from bya_core.models.face import FaceCrossAttention
+from bya_core.models.router import OfficialRouter
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from tests.unit.test_memory import small
+from bya_core.offload import Seat
+from bya_core.sampling.conditions import Conditions
+from bya_core.sampling.denoise import denoise
+from bya_core.sampling.parallel import compute_branches
+from bya_core.sampling.schedulers import build_scheduler
+from tests.headless.fakes import BLOCKS, IDENTITY, SCALES, SOUND, TEXT, VIT, fake_bundle
 from tests.unit.test_transformer import build, inputs
 
 FLAVOURS = ["official", "paper"]
@@ -80,22 +90,66 @@ def test_with_gradients_nothing_is_kept() -> None:
 
 
 @torch.no_grad()
+def test_where_memory_is_short_nothing_is_kept() -> None:
+    """The rungs below the first take what they are given and keep nothing."""
+    for rung in LADDER[1:3]:
+        model, kept = build("paper"), ClipKeys()
+        told = given(model)
+        expected = model(**told).sample
+        place_transformer(model, rung, torch.device("cpu"), Seat())
+        assert torch.equal(model(**told, kept=kept).sample, expected) and kept.bytes == 0
+
+
+@torch.no_grad()
+def test_a_run_computes_keys_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first step to the last, of one version of the video or of several, together or in turns."""
+    bundle = fake_bundle()
+    model = bundle.transformer
+    speech = torch.randn(1, 2, 9 + 4, BLOCKS, SOUND, generator=torch.Generator().manual_seed(0))
+    voices = model.encode_speech(torch.cat([speech, torch.zeros_like(speech)]))
+    faces = torch.randn(2, 2, IDENTITY), torch.randn(2, 2, SCALES, 7, VIT)
+    conditions = Conditions(
+        text=torch.ones(1, 5, TEXT),
+        negative_text=torch.zeros(1, 5, TEXT),
+        latent_shape=(3, 3, 8, 12),
+        face_tokens=model.encode_faces(*faces)[:1],
+        audio_tokens=voices[:1],
+        silent_audio_tokens=voices[1:],
+    )
+    config = dataclasses.replace(bundle.sampling, steps=3, drop_identity=False)
+    results = []
+    for way, times in (("batch", 1), ("turns", 2)):
+        compute_branches(model, way)
+        run = functools.partial(denoise, model, build_scheduler(), conditions, config)
+        count = functools.partial(seen, model, "audio_model.layers.0.attn.to_k")
+        assert len(count(lambda run=run: results.append(run().latents))) == times
+        monkeypatch.setattr(type(model), "keeps_keys", False)
+        assert len(count(run)) == times * 3
+        assert torch.equal(run().latents, results[-1])
+        monkeypatch.undo()
+
+
+@torch.no_grad()
 def test_bytes_as_the_docstring_counts_them() -> None:
-    """Of the model of the memory tests, which is the published one made small."""
-    model, kept = small(), ClipKeys()
-    width, keys, layers = 16, 4, 3  # of the face attention; its layers
-    speech, voice_keys, frames = 32, 4, 3
-    told = {
-        "hidden_states": torch.zeros(2, 3, 9, 8, 12),
-        "encoder_hidden_states": torch.zeros(2, 5, 8),
-        "timestep": torch.tensor([1, 1]),
-        "face_tokens": torch.randn(2, 2, keys, 16),
-        "audio_tokens": torch.randn(2, 2, frames, voice_keys, 12),
+    """Of one layer each at published sizes, times the layers: two versions, two characters and voices, 49 frames."""
+    sizes: dict[str, Any] = {"heads": 16, "dim_head": 128, "num_queries": 32, "st_heads": 8, "num_blocks": 1}
+    with torch.device("meta"):
+        faces = FaceCrossAttention(3072, 128, 16, 2048).to(torch.bfloat16)
+        speech = AudioCrossAttention(3072, 768, 48, 64).to(torch.bfloat16)
+        router = OfficialRouter(num_layers=1, grid=(1, 1, 1), **sizes).to(torch.bfloat16)
+        face_tokens = torch.empty(2, 2, 32, 2048, dtype=torch.bfloat16)
+        audio_tokens = torch.empty(2, 2, 13, 32, 768, dtype=torch.bfloat16)
+    key, value = faces.keys_values(face_tokens)
+    parts: dict[str, tuple[int, Callable[[], tuple[Tensor, ...]]]] = {
+        "faces": (21, lambda: (key, value)),
+        "router": (21, lambda: router.prepare(key, 0, 17550)),
+        "speech": (42, lambda: speech.keys_values(audio_tokens)),
     }
-    model(**told, kept=kept)
-    faces = layers * 2 * 2 * 2 * keys * width
-    voices = len(model.transformer_blocks) * 2 * 2 * 2 * frames * voice_keys * speech
-    assert kept.bytes == 4 * (faces + voices)
+    for name, (layers, make) in parts.items():
+        kept = ClipKeys()
+        kept.get(name, 0, make)
+        assert f"- {name}: {layers} layers" in str(ClipKeys.__doc__)
+        assert f" = {layers * kept.bytes / 1e6:.0f} MB" in str(ClipKeys.__doc__)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
