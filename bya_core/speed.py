@@ -66,8 +66,8 @@ class Speed:
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the transformer; none where it shall do as it always does."""
-        given = {"router_every": self.router.every, "skip_tokens": self.skip_tokens}
-        return {name: value for name, value in given.items() if value not in (1, False)}
+        every = {"router_every": self.router.every} if self.router.every != 1 else {}
+        return {**every, **({"skip_tokens": True} if self.skip_tokens else {})}
 
 
 PRESETS: dict[SpeedName, Speed] = {
