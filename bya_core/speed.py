@@ -43,10 +43,10 @@ class Speed:
 
     Args:
         router: when the router predicts.
-        settled: change of the masks from one step to the next, as a share of what they cover, under which they count
-            as settled.
-        cache_threshold: relative change of the first block's residual under which the other blocks are skipped, once
-            masks have settled; 0 = never.
+        settled: change of the masks in a tenth of the run, as a share of what they cover, under which they stand still.
+        cache_threshold: relative change of the first block's residual under which the other blocks are skipped, while
+            masks stand still; 0 = never.
+        most_skipped: steps in a row that may be skipped.
         guidance_span: share of the run (from, to) with guidance; outside it only the fullest version is computed.
         skip_tokens: faces and speech act on tokens only that some mask reaches.
         compile: blocks are compiled, on an NVIDIA GPU.
@@ -57,6 +57,7 @@ class Speed:
     router: RouterSchedule = RouterSchedule()
     settled: float = 0.1
     cache_threshold: float = 0.0
+    most_skipped: int = 1
     guidance_span: tuple[float, float] = (0.0, 1.0)
     skip_tokens: bool = False
     compile: bool = False
@@ -74,7 +75,7 @@ PRESETS: dict[SpeedName, Speed] = {
     "exact": Speed(),
     "balanced": Speed(
         router=RouterSchedule(every=3),
-        cache_threshold=0.1,
+        cache_threshold=0.35,
         guidance_span=(0.0, 0.75),
         skip_tokens=True,
         compile=True,
@@ -82,7 +83,8 @@ PRESETS: dict[SpeedName, Speed] = {
     ),
     "fast": Speed(
         router=RouterSchedule(every=3, freeze=True),
-        cache_threshold=0.2,
+        cache_threshold=0.5,
+        most_skipped=2,
         guidance_span=(0.0, 0.5),
         skip_tokens=True,
         compile=True,

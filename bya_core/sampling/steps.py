@@ -1,7 +1,7 @@
 """What each step of a run computes under a preset of speed, and what it takes over from the steps before.
 
-Nothing is left out while the router's masks still change: blocks are skipped, and masks frozen, only once these have
-settled, and both begin anew where masks that a person gave begin or end to act.
+Nothing is left out while the router's masks still change: blocks are skipped, and masks frozen, only where these stand
+still, and both begin anew where masks that a person gave begin or end to act.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Reused:
 
     Args:
         masks: of the router, where it last predicted, for each face layer [R, K, N, T, h, w]; None = not yet.
-        settled: masks stand still.
+        settled: masks stand still, as far as they were seen.
         ran: one for what is computed together; empty where no block is ever skipped.
     """
 
@@ -106,7 +106,9 @@ class Steps:
         used, inputs = self._branches(step)
         if self._watching and step > 0 and not self._same_masks_given(step - 1, step):
             self._router, self._settled = None, False
-        if self._watched.caching and not self._settled:
+        together = "+".join(inputs.names)
+        self._ran = {name: ran for name, ran in self._ran.items() if name in (together, *inputs.names)}
+        if self._watched.caching and not self._may_skip(step):
             forget_cached_steps(self._transformer)
         self._watched.begin()
         found = self._predict(self._transformer, x, self._timesteps[step], inputs, self._forced(step, inputs.names))
@@ -114,7 +116,7 @@ class Steps:
         if self._watched.caching:
             runs = of_all_processes(self._transformer, self._watched.runs, len(inputs.names))
         if self._watching:
-            self._remember(found, runs, inputs.names, Ran("+".join(inputs.names), step, x))
+            self._remember(found, runs, inputs.names, Ran(together, step, x))
         if runs[-1]:
             self._masks = None if found.used_masks is None else found.used_masks[-1]
         return combine(found.sample, used), self._masks
@@ -181,7 +183,13 @@ class Steps:
         one, other = (self._conditions.forced_at(k, total) for k in (before, step))
         return all(_equal(one[name], other[name]) for name in one)
 
+    def _may_skip(self, step: int) -> bool:
+        """Whether First-Block Cache may decide about this step."""
+        last = min((ran.step for ran in self._ran.values()), default=-1)
+        return self._settled and step - last <= self._speed.most_skipped
+
     def _remember(self, found: Prediction, runs: list[bool], names: tuple[str, ...], ran: Ran) -> None:
+        before = min((one.step for one in self._ran.values()), default=ran.step - 1)
         if self._watched.caching:
             apart = len(runs) == len(names) > 1
             for name, whole in zip(names if apart else (ran.branches,), runs, strict=False):
@@ -193,8 +201,8 @@ class Steps:
             self._settled = True
             return
         masks = self._for_face_layers(found.masks)
-        if not self._settled:
-            self._settled = self._router is not None and self._change(self._router, masks) < self._speed.settled
+        tenths = 10 * (ran.step - before) / self._config.steps
+        self._settled = self._router is not None and self._change(self._router, masks) < self._speed.settled * tenths
         self._router = masks
 
     def _for_face_layers(self, predicted: Tensor) -> Tensor:

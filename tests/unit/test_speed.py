@@ -20,7 +20,7 @@ from tests.unit.test_sampling_tiny import _conditions, model  # noqa: F401 - a f
 # ruff: noqa: F811 - tests take the fixture by its name
 
 STEPS = 8
-CACHED = Speed(settled=1e9, cache_threshold=1e9)
+CACHED = Speed(settled=1e9, cache_threshold=1e9, most_skipped=STEPS)
 """Skips whatever it may."""
 FROZEN = Speed(router=RouterSchedule(freeze=True), settled=1e9)
 
@@ -138,6 +138,10 @@ def test_blocks_are_skipped_once_masks_have_settled(model: Model, preset) -> Non
     with Counted(model) as counted:
         run(model, _conditions(model, 2))
     assert counted.blocks == 3 * STEPS, "masks that never settle let nothing be skipped"
+    preset(replace(CACHED, most_skipped=2))
+    with Counted(model) as counted:
+        run(model, _conditions(model, 2))
+    assert counted.blocks == 3 * 4 + (STEPS - 4), "the first two steps, and every third after them"
 
 
 def test_given_masks_that_begin_to_act_are_never_skipped(model: Model, preset) -> None:
@@ -225,7 +229,7 @@ BOTH = replace(FROZEN, cache_threshold=1e9, guidance_span=(0.0, 0.5))
         (FROZEN, "batch"),
         (BOTH, "batch"),
         (BOTH, "turns"),
-        (replace(CACHED, cache_threshold=0.05), "turns"),
+        (replace(CACHED, cache_threshold=0.05, settled=2.0, most_skipped=2), "turns"),
     ],
 )
 def test_stopped_and_gone_on_with_it_is_the_same_video(model: Model, preset, speed: Speed, at: int, way: str) -> None:
