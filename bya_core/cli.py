@@ -22,6 +22,7 @@ from bya_core.cli_models import Convert, Download, Models
 from bya_core.cli_processes import number
 from bya_core.cli_report import Report
 from bya_core.cli_routing import Probe, go_on
+from bya_core.config import SpeedName
 from bya_core.errors import Cancelled, InputError, Paused
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Generate:
         vram: GB of GPU memory to make do with; auto = what is free on it now (docs/memory.md).
         steps: denoising steps, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
+        speed: how much work may be left out, in place of the scene's: exact = none, balanced, fast (docs/speed.md).
         state: go on from what `probe --state` wrote for this scene.
         work: folder that keeps the windows of a long video; None = beside the video until it is written.
         again: number of a window in that folder to make once more, with another seed; the others stay.
@@ -57,6 +59,7 @@ class Generate:
     vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None
+    speed: SpeedName | None = None
     state: Path | None = None
     work: Path | None = None
     again: int | None = None
@@ -97,7 +100,7 @@ class Generate:
             bundle = load_bundle(self.model, vram=self.vram)
             seconds = {"loading the model": round(time.perf_counter() - loading, 3)}
             bar.say("reading the scene")
-            scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
+            scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed, speed=self.speed)
             share(scene.sampling, bundle)
             for notice in scene.notices:
                 bar.warn(notice)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from bya_core.cli_memory import Vram
+from bya_core.config import SpeedName
 
 if TYPE_CHECKING:
     from bya_core.checkpoints.bundle import ModelBundle
@@ -31,6 +32,7 @@ class Probe:
         vram: GB of GPU memory to make do with; auto = what is free on it now (docs/memory.md).
         steps: denoising steps of the whole video, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
+        speed: how much work may be left out, in place of the scene's: exact = none, balanced, fast (docs/speed.md).
     """
 
     scene: tyro.conf.Positional[Path]
@@ -41,6 +43,7 @@ class Probe:
     vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None
+    speed: SpeedName | None = None
 
     def run(self) -> int:
         from bya_core.cli import Bar
@@ -63,7 +66,7 @@ class Probe:
             bar.say(f"loading the model {self.model}")
             bundle = load_bundle(self.model, vram=self.vram)
             bar.say("reading the scene")
-            scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed)
+            scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed, speed=self.speed)
             _one_window(scene, bundle)
             work = Work(bar)
             prepared = prepare(scene, bundle, work)

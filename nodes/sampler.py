@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
 from . import convert, host, types
 from .schema import schema
+
+if TYPE_CHECKING:
+    from bya_core.config import SpeedName
 
 
 class Sampler(io.ComfyNode):
@@ -14,10 +19,19 @@ class Sampler(io.ComfyNode):
         return schema(
             "Sampler",
             "BYA Sampler",
-            "Makes the video: goes on where the router stopped, with the masks as they are now. All settings are those "
-            "of Scene.",
+            "Makes the video: goes on where the router stopped, with the masks as they are now. All other settings are "
+            "those of Scene.",
             search_aliases=["generate", "talking video", "render"],
-            inputs=[types.Routed.Input("routing", tooltip="From Embedding Router or Mask Refine.")],
+            inputs=[
+                types.Routed.Input("routing", tooltip="From Embedding Router or Mask Refine."),
+                io.Combo.Input(
+                    "speed",
+                    options=["exact", "balanced", "fast"],
+                    default="exact",
+                    tooltip="How much work may be left out. exact: none. balanced: what can hardly be seen. fast: "
+                    "more; faces and voices stay together, small things may look different.",
+                ),
+            ],
             outputs=[
                 io.Image.Output("frames", tooltip="All video frames."),
                 io.Video.Output("video", tooltip="Frames and the original voices together; feeds Save Video."),
@@ -36,12 +50,13 @@ class Sampler(io.ComfyNode):
 
     @classmethod
     @host.told_plainly
-    def execute(cls, routing: types.RoutingValue) -> io.NodeOutput:
+    def execute(cls, routing: types.RoutingValue, speed: SpeedName = "exact") -> io.NodeOutput:
         from bya_core.graph.mask_images import to_images
         from bya_core.graph.wishes import describe_video, sample_windows
         from bya_core.pipeline import sample
         from bya_core.progress import Work
 
+        routing = routing.at(speed)
         model, scene = routing.model, routing.scene
         with host.working(model, routing.prepared.scene):
             watch = host.watcher(model, scene)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
@@ -10,6 +10,7 @@ from comfy_api.latest import io
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bya_core.config import SpeedName
     from bya_core.graph.cast import Member
     from bya_core.grid import TokenGrid
     from bya_core.prepare import Prepared
@@ -53,6 +54,15 @@ class RoutingValue:
     def scene(self) -> Scene:
         """What was asked for."""
         return self.prepared.scene if self.whole is None else self.whole
+
+    def at(self, speed: SpeedName) -> RoutingValue:
+        """The same, sampled at that speed."""
+
+        def faster(scene: Scene) -> Scene:
+            return replace(scene, sampling=replace(scene.sampling, speed=speed))
+
+        prepared = replace(self.prepared, scene=faster(self.prepared.scene))
+        return replace(self, prepared=prepared, whole=self.whole and faster(self.whole))
 
     @property
     def names(self) -> list[str]:

@@ -18,6 +18,7 @@ from bya_core.config import (
     RouterMode,
     RoutingConfig,
     SegmenterName,
+    SpeedName,
     WindowConfig,
 )
 from bya_core.errors import InputError
@@ -209,6 +210,9 @@ class SceneFile:
         maximum=100,
     )
     scheduler: Literal["dpm", "ddim"] | None = entry("how a step is made; null = what suits the model", None)
+    speed: SpeedName | None = entry(
+        'work that may be left out: "exact" or null = none, "balanced" = what can hardly be seen, "fast" = more', None
+    )
     router: RouterEntry = entry("where the masks come from", RouterEntry())
     windows: WindowsEntry = entry("how a video is made that is longer than the model's clips", WindowsEntry())
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, WindowConfig
+from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, SpeedName, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.media import existing_file, read_image
@@ -30,13 +30,14 @@ def load_scene(
     *,
     steps: int | None = None,
     seed: int | None = None,
+    speed: SpeedName | None = None,
 ) -> Scene:
     """Read a scene file and everything it names.
 
     Args:
         path: the JSON file; paths in it are relative to its folder.
         defaults: of the model that will make it (`ModelBundle.defaults`).
-        steps, seed: in place of those in the file.
+        steps, seed, speed: in place of those in the file.
 
     Raises:
         InputError: anything in it that cannot be used.
@@ -64,7 +65,7 @@ def load_scene(
         width=width,
         num_frames=num_frames,
         fps=float(given.fps),
-        sampling=_sampling(given, defaults.sampling, steps, seed),
+        sampling=_sampling(given, defaults.sampling, steps, seed, speed),
         routing=_routing(given.router),
         forced_masks=None if masks is None else masks.masks,
         forced_blend=None if masks is None else masks.blend,
@@ -170,7 +171,9 @@ def _grid(path: Path, num_frames: int, height: int, width: int, defaults: SceneD
         raise InputError(f"{path.name}: {error.came}", error.expected, error.do) from error
 
 
-def _sampling(given: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None) -> SamplingConfig:
+def _sampling(
+    given: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None, speed_name: SpeedName | None
+) -> SamplingConfig:
     speech = given.guidance_speech if given.guidance_speech is not None else given.guidance_text
     wanted: dict[str, Any] = {
         "steps": steps if steps is not None else given.steps,
@@ -178,5 +181,6 @@ def _sampling(given: SceneFile, base: SamplingConfig, steps: int | None, seed: i
         "guidance_text": given.guidance_text,
         "guidance_speech": speech,
         "scheduler": given.scheduler,
+        "speed": speed_name or given.speed,
     }
     return replace(base, **{name: value for name, value in wanted.items() if value is not None})
