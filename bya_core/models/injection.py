@@ -167,7 +167,9 @@ class Injection:
         if routed is None:
             routed = self.predicted[max(index for index in self.predicted if index < layer)]
         # Where the router learns from its own loss only, the masks it acts with carry no gradient back to it.
-        return blend(routed.detach() if self.router_detach else routed, forced, self.forced_weight)
+        if self.router_detach and routed.requires_grad:
+            routed = routed.detach()
+        return blend(routed, forced, self.forced_weight)
 
     def _ask(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Logits and masks by the router."""

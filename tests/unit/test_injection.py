@@ -215,6 +215,21 @@ def test_tokens_that_go_through_each_layer() -> None:
 
 
 @torch.no_grad()
+def test_reached_tokens_are_looked_for_once_per_set_of_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU waits there."""
+    looks: list[Tensor] = []
+    fullest = reach.fullest
+    monkeypatch.setattr(reach, "fullest", lambda reached: looks.append(reached) or fullest(reached))
+    model = build("official", num_layers=8)
+    told = given(model) | {"skip_tokens": True}
+    model(**told, forced_masks=left_and_right())
+    assert len(looks) == 2  # for faces and for speech
+    looks.clear()
+    model(**told, router_every=2)
+    assert len(looks) == 2 * 2  # four face layers, two of which predict
+
+
+@torch.no_grad()
 def test_skipping_leaves_out_no_more_than_the_threshold() -> None:
     """Masks that hardly reach a token are left out: as if they were zero there. Stronger ones are not."""
     model = build("official")
