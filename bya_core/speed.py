@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bya_core.config import RouterSchedule, SpeedName
 from bya_core.errors import InputError
@@ -145,15 +145,23 @@ def applied(transformer: Any, speed: Speed) -> Iterator[Watched]:
 
 def _gpu_aids(transformer: Any, speed: Speed, dtype: torch.dtype) -> Iterator[AbstractContextManager[None]]:
     half = dtype in (torch.float16, torch.bfloat16)
-    hooked = any(hasattr(m, "_diffusers_hook") for b in transformer.transformer_blocks for m in b.children())
+    hooked = any(_hooked(block) for block in transformer.transformer_blocks)
     if speed.attention is not None and half and _installed(ATTENTION_PACKAGES.get(speed.attention)):
         yield attention(transformer, speed.attention)
-    if speed.fp8 and half and not hooked and computes_in_8_bits():
-        from bya_core.eight_bits import in_8_bits
+    if speed.fp8 and dtype is torch.bfloat16 and not hooked and computes_in_8_bits():
+        from bya_core.eight_bits import in_8_bits, linears, room_for
 
-        yield in_8_bits(transformer.transformer_blocks)
+        layers = linears(transformer.transformer_blocks)
+        if room_for(layers):
+            yield in_8_bits(layers)
     if speed.compile and not hooked and _installed("triton"):  # layers that come one by one break the graph
         yield compiled(transformer)
+
+
+def _hooked(block: nn.Module) -> bool:
+    """Whether diffusers does something to single layers: brings them one by one, or keeps them in 8 bits."""
+    registries = (getattr(layer, "_diffusers_hook", None) for layer in block.modules() if layer is not block)
+    return any(registry is not None and registry.hooks for registry in registries)
 
 
 def _installed(package: str | None) -> bool:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from bya_core.config import RouterSchedule, SamplingConfig
+from bya_core.eight_bits import in_8_bits, linears
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel as Model
 from bya_core.sampling import Conditions, DenoiseResult, StepInfo, build_scheduler, denoise
 from bya_core.sampling.parallel import cache_context, compute_branches
-from bya_core.speed import PRESETS, Speed, applied, compiled, speed_of
-from tests.unit.test_sampling_tiny import _conditions, model  # noqa: F401 - a fixture
+from bya_core.speed import PRESETS, Speed, applied, attention, compiled, speed_of
+from tests.unit.test_sampling_tiny import _conditions, build, model  # noqa: F401 - a fixture
 
 # ruff: noqa: F811 - tests take the fixture by its name
 
@@ -278,6 +279,55 @@ def test_blocks_share_their_compiled_graph(model: Model) -> None:
     assert len(graphs) == 2, "one for the first block, whose inputs are views of one tensor, one for all others"
     torch.testing.assert_close(made.latents, plain.latents, atol=1e-5, rtol=1e-4)
     assert not any("plain" in vars(block) for block in model.transformer_blocks)
+
+
+def test_8_bits_are_close_and_come_off_again(model: Model) -> None:
+    layers = linears(model.transformer_blocks)
+    assert len(layers) == 6 * len(model.transformer_blocks), "query, key, value, out and two of the feed-forward"
+    wide = [layer.to(torch.bfloat16) for layer in (torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False))]
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    names = [set(layer.state_dict()) for layer in wide]
+    exact = wide[1](wide[0](x))
+    with torch.no_grad(), in_8_bits(wide):
+        near = wide[1](wide[0](x))
+        assert [set(layer.state_dict()) for layer in wide] == names, "copies are never saved"
+    assert near.dtype is torch.bfloat16 and not torch.equal(near, exact)
+    error = (near.float() - exact.float()).norm() / exact.float().norm()
+    assert error < 0.06, "three bits of mantissa"
+    assert torch.equal(wide[1](wide[0](x)), exact)
+    assert not any("forward" in vars(layer) or "weight_8" in layer._buffers for layer in wide)
+
+
+def test_what_the_machine_lacks_is_left_out(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor a preset that asks for everything computes what the parts it can have compute."""
+    everything = Speed(compile=True, attention="sage", fp8=True)
+    before = [block.attn1.processor._attention_backend for block in model.transformer_blocks]
+    with applied(model, everything) as watched:
+        assert not watched.caching and not any("plain" in vars(block) for block in model.transformer_blocks)
+        assert [block.attn1.processor._attention_backend for block in model.transformer_blocks] == before
+
+
+def test_another_attention_is_dispatched_and_comes_off(model: Model) -> None:
+    conditions = _conditions(model, 2)
+    plain = run(model, conditions, "exact", stop_at=1)
+    with attention(model, "native"):
+        assert all(block.attn1.processor._attention_backend == "native" for block in model.transformer_blocks)
+        made = run(model, conditions, "exact", stop_at=1)
+    torch.testing.assert_close(made.latents, plain.latents, atol=1e-5, rtol=1e-4)
+    assert all(block.attn1.processor._attention_backend is None for block in model.transformer_blocks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", ["balanced", "fast"])
+def test_presets_on_a_gpu(name: str) -> None:
+    """Everything that this GPU has is put on at once, computes, and comes off again."""
+    there = build().to("cuda", torch.bfloat16).eval()
+    conditions = _conditions(build(), 2)
+    exact, made = (run(there, conditions, speed) for speed in ("exact", name))
+    assert made.latents.isfinite().all()
+    again = run(there, conditions, "exact")
+    assert torch.equal(exact.latents, again.latents)
 
 
 def test_an_unknown_preset_is_told() -> None:
