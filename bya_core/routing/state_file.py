@@ -23,6 +23,7 @@ from bya_core.media import existing_file
 from bya_core.prepare import Prepared
 from bya_core.routing.result import Routing, confidences
 from bya_core.sampling import DenoiseState
+from bya_core.sampling.steps import Ran, Reused
 from bya_core.scene import Scene
 
 FORMAT = "bind-your-avatar routing 1"
@@ -55,6 +56,8 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
         tensors |= {"latents": state.latents, "generator": state.generator}
         if state.previous_x0 is not None:
             tensors["previous_x0"] = state.previous_x0
+        if state.reused is not None:
+            facts["reused"] = _put_reused(state.reused, tensors)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with AtomicFiles() as files:
         about = {"format": FORMAT, "facts": json.dumps(facts, ensure_ascii=False)}
@@ -116,7 +119,12 @@ def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: 
         torch.Generator("cpu").set_state(generator)  # raises where it is none
         older = tensors.get("previous_x0")
         older = None if older is None else _fitting(older, shape)
-        state = DenoiseState(step, total, _fitting(tensors["latents"], shape), older, generator)
+        reused = None
+        if "reused" in facts:
+            reused = _reused(facts["reused"], tensors, shape, tuple(masks.shape))
+            if not all(0 <= ran.step < step for ran in reused.ran):
+                raise ValueError(step)
+        state = DenoiseState(step, total, _fitting(tensors["latents"], shape), older, generator, reused)
     if facts["origin"] not in get_args(RouterMode):
         raise ValueError(facts["origin"])
     return Routing(
@@ -130,6 +138,28 @@ def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: 
         calls=int(facts["calls"]),
         notices=tuple(str(notice) for notice in facts["notices"]),
     )
+
+
+def _put_reused(reused: Reused, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What a preset of speed takes over from earlier steps: its tensors to the others, the rest as facts."""
+    if reused.masks is not None:
+        tensors["reused masks"] = reused.masks
+    tensors |= {f"reused latents {k}": ran.latents for k, ran in enumerate(reused.ran)}
+    return {"settled": reused.settled, "ran": [[ran.branches, ran.step] for ran in reused.ran]}
+
+
+def _reused(
+    facts: Mapping[str, Any], tensors: Mapping[str, Tensor], latents: tuple[int, ...], masks: tuple[int, ...]
+) -> Reused:
+    """What `_put_reused` wrote; the other arguments are shapes. Raises as `_routing` does."""
+    ran = [
+        Ran(str(branches), int(number), _fitting(tensors[f"reused latents {k}"], latents))
+        for k, (branches, number) in enumerate(facts["ran"])
+    ]
+    router = tensors.get("reused masks")
+    if router is not None:
+        router = _fitting(router, (*router.shape[:2], *masks), unit=True)
+    return Reused(router, bool(facts["settled"]), tuple(ran))
 
 
 def _fitting(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Tensor:

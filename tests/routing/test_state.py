@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bya_core.config import ProbeConfig, RoutingConfig
+from bya_core.config import ProbeConfig, RouterSchedule, RoutingConfig
 from bya_core.errors import InputError
 from bya_core.pipeline import Video, generate, prepare, sample
 from bya_core.progress import Work
@@ -19,6 +19,7 @@ from bya_core.routing import Routing
 from bya_core.routing.intra import probe
 from bya_core.routing.state_file import load_routing, save_routing
 from bya_core.scene import PromptSpan, Scene
+from bya_core.speed import PRESETS, Speed
 from tests.headless.fakes import fake_bundle
 from tests.routing.puppet_scene import puppet_scene, two_puppets
 
@@ -215,3 +216,21 @@ def test_a_failed_write_leaves_the_older_file(prepared, routing, state, monkeypa
         save_routing(routing, state, prepared)
     monkeypatch.undo()
     assert state.read_bytes() == before and list(state.parent.iterdir()) == [state]
+
+
+def test_a_preset_of_speed_goes_on_as_if_never_stopped(fake, tmp_path, monkeypatch):
+    everything = Speed(RouterSchedule(freeze=True), settled=1e9, cache_threshold=1e9, most_skipped=STEPS)
+    monkeypatch.setitem(PRESETS, "fast", everything)
+    scene = scene_of(fake)
+    sampling = replace(scene.sampling, speed="fast")
+    scene = replace(scene, sampling=sampling, routing=RoutingConfig(probe=ProbeConfig(steps=3)))
+    prepared, path = prepare(scene, fake), tmp_path / "fast.safetensors"
+    routing = probe(prepared, fake, Work())
+    assert routing.state.reused.settled and routing.state.reused.ran[0].step == 1, "the third step was skipped"
+    save_routing(routing, path, prepared)
+    back = load_routing(path, prepared)
+    assert torch.equal(back.state.reused.masks, routing.state.reused.masks)
+    assert same(sample(prepared, back, fake), generate(scene, fake))
+    _edit(path, **{"reused latents 0": torch.zeros(1, 2, 3, 4, 5)})
+    with pytest.raises(InputError):
+        load_routing(path, prepared)
