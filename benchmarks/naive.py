@@ -30,11 +30,7 @@ class NaiveInjection(Injection):
         count = self.face_tokens.shape[1]
         queries = [attention.queries(hidden_states) for _ in range(count)]
         pairs = [attention.keys_values(self.face_tokens[:, n : n + 1]) for n in range(count)]
-        decided = self._forced_at(layer) is not None and self.forced_weight is None
-        if self.router is not None and layer < self.router_layers and not decided:
-            router: Any = self.router
-            for query in queries[1:]:  # the first one is projected by the router itself
-                router.to_q[layer](router.norm_q(rearrange(query, "b h s d -> b s (d h)")))
+        self._others = queries[1:]
         masks = self._route(queries[0], torch.cat([key for key, _ in pairs], dim=1), layer)
         flat = self.grid.flatten(masks).to(hidden_states)
         added = torch.zeros_like(hidden_states)
@@ -48,6 +44,13 @@ class NaiveInjection(Injection):
     def _ask(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         router: Any = self.router
         return router(query, key, layer, self.grid, router.prepare(key, layer, 0))  # for no tokens: nothing is folded
+
+    def _route(self, query: Tensor | None, key: Tensor, layer: int) -> Tensor:
+        if self._predicts(layer):
+            router: Any = self.router
+            for other in self._others:  # the first one is projected by the router itself
+                router.to_q[layer](router.norm_q(rearrange(other, "b h s d -> b s (d h)")))
+        return super()._route(query, key, layer)
 
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
         assert self.audio_layers is not None and self.audio_tokens is not None

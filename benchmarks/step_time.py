@@ -1,13 +1,13 @@
-"""What a denoising step costs, part by part: the plain transformer, faces, speech, router; and against the plain way.
+"""What a denoising step costs, part by part: the plain transformer, faces, router, speech and what is left.
 
-    python benchmarks/step_time.py --count     # operations at full size, counted without a GPU; writes docs/speed.md
-    python benchmarks/step_time.py --tiny      # seconds of the tiny model on this processor; likewise
-    python benchmarks/step_time.py             # NVIDIA GPU: seconds at full size in bfloat16, random weights; likewise
+    python benchmarks/step_time.py --count   # operations, bytes and memory at full size, counted without computing
+    python benchmarks/step_time.py --tiny    # the tiny model on this processor
+    python benchmarks/step_time.py           # full size on an NVIDIA GPU, bfloat16, random weights
 
-`exact` is the project as it is; `naive` computes the same numbers the plain way (benchmarks/naive.py). Both are run in
-turns in one process, so that their ratio holds though the machine is busy. A part costs what a step with it costs more
-than one without. Operations are matrix products and attention, 2 per multiplication and addition; a step has guidance
-(two versions of the video).
+Each fills in its table in docs/speed.md, and `--json` writes the figures. A way is `naive` (the same numbers the plain
+way, see benchmarks/naive.py), `exact`, or a preset of `bya_core.speed`; all of them are measured in turns in one run. A
+step is one with guidance (two versions of the video) in which all blocks are computed; masks are boxes that cover
+`--covered` of each frame. Operations are matrix products and attention, 2 per multiplication and addition.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,25 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.live_bytes import LiveBytes  # noqa: E402
 from benchmarks.memory_ladder import write_between  # noqa: E402
+from benchmarks.meter import PARTS, Meter, Moved, boxes, clock, covering, metered, most_allocated  # noqa: E402
 from benchmarks.naive import naive  # noqa: E402
+from bya_core.models import rope, router  # noqa: E402
+from bya_core.models.clip_keys import ClipKeys  # noqa: E402
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel  # noqa: E402
+from bya_core.speed import applied, speed_of  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "speed.md"
-WAYS = ("plain", "face", "router", "speech")
-"""Of a step: each with one part more than the one before."""
-PARTS = ("blocks", "face", "router", "speech")
+WAYS = ("naive", "exact", "balanced", "fast")
 FRAMES = 49
-LAYERS = 42  # blocks of the published transformer
+LAYERS, PERIOD = 42, 6  # blocks of the published transformer, and after how many all is as before
 VERSIONS = 2
+COVERED = 0.4
+"""Share of a frame that the masks of all characters cover together, where nothing else is said."""
 PATCHES = 577  # tokens of a feature map of EVA02-CLIP at 336 pixels
-TERA = 1e12
+TERA, GB = 1e12, 1e9
+HEAD = "| way | characters | frames | blocks | faces | router | speech | rest | total | on top of the others |"
 
 
 def inputs(config: Any, characters: int, frames: int, like: Tensor) -> dict[str, Tensor]:
@@ -62,174 +68,283 @@ def inputs(config: Any, characters: int, frames: int, like: Tensor) -> dict[str,
     }
 
 
-def step(model: Any, given: dict[str, Tensor], what: str, again: bool) -> Any:
-    """One call of the transformer.
+class Step:
+    """A step of one way, to be called again and again; what is computed once per clip is there after the first call.
 
     Args:
-        what: "plain" (the transformer alone), "face" (faces, masks given), "router" (faces, masks predicted) or
-            "speech" (all of it).
-        again: encode faces and speech in the step, for every version; else they are zeros of the right shape, as if
-            encoded before.
+        way: see above.
+        covered: see above.
     """
-    c = model.config
-    characters, noisy = given["identity"].shape[1], given["noisy"]
-    told: dict[str, Any] = {}
-    if what != "plain":
-        if again:
-            told["face_tokens"] = model.encode_faces(_all(given["identity"]), _all(given["hidden"]))
-        else:
-            told["face_tokens"] = noisy.new_ones(VERSIONS, characters, c.lfe_num_queries, c.lfe_output_dim)
-    if what == "face":
-        size = noisy.shape[1], noisy.shape[3] // c.patch_size, noisy.shape[4] // c.patch_size
-        told["forced_masks"] = noisy.new_ones(VERSIONS, characters, *size)
-    if what == "speech":
-        if again:
-            told["audio_tokens"] = model.encode_speech(_all(given["speech"]))
-        else:
+
+    def __init__(self, model: Any, given: dict[str, Tensor], way: str, covered: float) -> None:
+        self.model, self.given, self.covered = model, given, covered
+        self.plainly = way == "naive"
+        self.speed = speed_of("exact" if self.plainly else way)
+        self.kept = None if self.plainly else ClipKeys()
+        c, noisy = model.config, given["noisy"]
+        characters = given["identity"].shape[1]
+        self.told: dict[str, Any] = dict(self.speed.arguments)
+        if not self.plainly:
+            self.told["face_tokens"] = noisy.new_ones(VERSIONS, characters, c.lfe_num_queries, c.lfe_output_dim)
             shape = VERSIONS, characters, noisy.shape[1], c.audio_context_tokens, c.audio_dim
-            told["audio_tokens"] = noisy.new_ones(shape)
-    when = torch.full((VERSIONS,), 500, device=noisy.device)
-    return model(hidden_states=noisy, encoder_hidden_states=given["text"], timestep=when, **told)
+            self.told["audio_tokens"] = noisy.new_ones(shape)
+        if self.speed.router.freeze:  # of a run's steps, most: masks have settled
+            size = noisy.shape[1], noisy.shape[3] // c.patch_size, noisy.shape[4] // c.patch_size
+            masks = noisy.new_zeros(VERSIONS, characters, *size)
+            self.told["forced_masks"] = masks if masks.device.type == "meta" else boxes(masks, covered)
+
+    def __call__(self, meter: Meter) -> None:
+        told, given = dict(self.told), self.given
+        with self._as_told(), meter, metered(self.model, meter):
+            if self.plainly:
+                with meter.part("face"):
+                    told["face_tokens"] = self.model.encode_faces(_all(given["identity"]), _all(given["hidden"]))
+                with meter.part("speech"):
+                    told["audio_tokens"] = self.model.encode_speech(_all(given["speech"]))
+            when = torch.full((VERSIONS,), 500, device=given["noisy"].device)
+            self.model(
+                hidden_states=given["noisy"],
+                encoder_hidden_states=given["text"],
+                timestep=when,
+                kept=self.kept,
+                **told,
+            )
+
+    @contextmanager
+    def _as_told(self) -> Iterator[None]:
+        """The preset is put on anew each time, so that ways can take turns on one model."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(naive() if self.plainly else nullcontext())
+            stack.enter_context(covering(self.covered, bool(self.model.config.inflate_audio_masks)))
+            stack.enter_context(applied(self.model, replace(self.speed, cache_threshold=0.0)))
+            yield
 
 
 def _all(value: Tensor) -> Tensor:
     return value.expand(VERSIONS, *value.shape[1:])
 
 
-def parts(cost: Callable[[str], float]) -> dict[str, float]:
-    """Cost of each part, as what a step costs with it less what it costs without."""
-    whole = {what: cost(what) for what in WAYS}
-    found = {"blocks": whole["plain"]}
-    for before, what in zip(WAYS, WAYS[1:], strict=False):
-        found[what] = whole[what] - whole[before]
-    return {**found, "total": whole["speech"]}
-
-
-def operations(model: Any, characters: int, frames: int, plainly: bool) -> dict[str, float]:
+def operations(model: Any, characters: int, frames: int, way: str, covered: float = COVERED) -> dict[str, float]:
     """Operations of each part of a step; `model` on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    given = inputs(model.config, characters, frames, next(model.parameters()))
-
-    def cost(what: str) -> float:
-        way = naive() if plainly else nullcontext()
-        with torch.device("meta"), torch.no_grad(), way, FlopCounterMode(display=False) as counter:
-            step(model, given, what, again=plainly)
-        return float(counter.get_total_flops())
-
-    return parts(cost)
+    step = Step(model, inputs(model.config, characters, frames, next(model.parameters())), way, covered)
+    with torch.device("meta"):
+        step(Meter(lambda: 0))  # what is computed once per clip
+        with FlopCounterMode(display=False) as counter:
+            step(meter := Meter(lambda: float(counter.get_total_flops())))
+    return meter.costs()
 
 
-def seconds(model: Any, characters: int, frames: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each part, `exact` and `naive` in turns."""
-    device = next(model.parameters()).device
-    given = inputs(model.config, characters, frames, next(model.parameters()))
-    taken: dict[tuple[str, bool], list[float]] = {(what, way): [] for what in WAYS for way in (False, True)}
-    with torch.no_grad():
-        for _ in range(repeats + 1):  # the first round warms up
-            for what, plainly in taken:
-                with naive() if plainly else nullcontext():
-                    _wait(device)
-                    start = time.perf_counter()
-                    step(model, given, what, again=plainly)
-                    _wait(device)
-                    taken[what, plainly].append(time.perf_counter() - start)
-    medians = {key: statistics.median(times[1:]) for key, times in taken.items()}
-    ways = {"exact": False, "naive": True}
-    return {name: parts(lambda what, way=way: medians[what, way]) for name, way in ways.items()}  # type: ignore[misc]
+def memory(
+    way: str, characters: int = 2, frames: int = FRAMES, covered: float = COVERED, **size: Any
+) -> dict[str, Any]:
+    """Bytes that each part of a step reads and writes, and the most alive in it beside weights and inputs.
+
+    Args:
+        size: of the transformer; none = the published one.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    _forget_tables()
+    try:
+        with FakeTensorMode():
+            model = BindYourAvatarTransformer3DModel(**size).eval()
+            given = inputs(model.config, characters, FRAMES, torch.empty(0))
+            step = Step(model, given, way, covered)
+            step(Meter(lambda: 0))
+            known = [*model.parameters(), *model.buffers(), *given.values()]
+            with LiveBytes(known) as alive, Moved() as moved:
+
+                def peak() -> float:
+                    most, alive.peak = alive.peak, alive.now
+                    return float(most)
+
+                step(meter := Meter(lambda: float(moved.bytes), peak))
+    finally:
+        torch.set_default_dtype(before)
+        _forget_tables()
+    peaks = {part: meter.peaks.get(part, 0.0) for part in PARTS}
+    return {"bytes": meter.costs(), "alive": {**peaks, "total": max(peaks.values())}}
+
+
+def _forget_tables() -> None:
+    """Tables that are kept from call to call: those made without values are of no use to others."""
+    rope._tables.cache_clear()
+    router._rebuilt_table.cache_clear()
+
+
+def seconds(model: Any, characters: int, frames: int, repeats: int, covered: float) -> dict[str, dict[str, Any]]:
+    """For each way the parts of the run whose total is the median, what share of `exact` it took, and on a GPU the most
+    memory in each part. Ways take turns."""
+    parameter = next(model.parameters())
+    given = inputs(model.config, characters, frames, parameter)
+    steps = {way: Step(model, given, way, covered) for way in WAYS}
+    read, since = clock(parameter.device)
+    taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    peaks: dict[str, dict[str, float]] = {}
+    for _ in range(repeats + 1):  # the first round warms up
+        for way, step in steps.items():
+            step(meter := Meter(read, most_allocated(parameter.device)))
+            if parameter.device.type == "cuda":
+                torch.cuda.synchronize()
+            taken[way].append(meter.costs(since))
+            peaks[way] = dict(meter.peaks)
+    found: dict[str, dict[str, Any]] = {}
+    for way in WAYS:
+        timed = taken[way][1:]
+        ratios = [own["total"] / exact["total"] for own, exact in zip(timed, taken["exact"][1:], strict=True)]
+        median = sorted(timed, key=lambda cost: cost["total"])[len(timed) // 2]
+        found[way] = {"seconds": median, "of_exact": statistics.median(ratios), "alive": peaks[way]}
+    return found
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product."""
+    """Operations a second of a large matrix product, by the same clock as a step."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
+    read, since = clock(device)
     for _ in range(2):
         a @ a
-    _wait(device)
-    start = time.perf_counter()
+    start = read()
     for _ in range(8):
         a @ a
-    _wait(device)
-    return 8 * 2.0 * size**3 / (time.perf_counter() - start)
-
-
-def _wait(device: torch.device) -> None:
+    end = read()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize()
+    return 8 * 2.0 * size**3 / since(start, end)
 
 
-def full_size_operations(characters: int, frames: int, plainly: bool) -> dict[str, float]:
-    """The same at full size. Every second block is like the one two before, so 2 and 4 of them tell what 42 cost."""
-    few, more = (operations(_hollow(layers), characters, frames, plainly) for layers in (2, 4))
-    return {name: few[name] + (LAYERS - 2) // 2 * (more[name] - few[name]) for name in few}
-
-
-def _hollow(layers: int) -> Any:
+def hollow(layers: int) -> Any:
     """The published architecture without memory, so many blocks deep."""
     with torch.device("meta"):
         return BindYourAvatarTransformer3DModel(num_layers=layers).eval()
 
 
-HEAD = "| way | characters | frames | blocks | faces | router | speech | total | on top of blocks |"
+def on_top(cost: dict[str, float]) -> float:
+    """What faces, router and speech cost, as a share of the plain transformer."""
+    return (cost["face"] + cost["router"] + cost["speech"]) / (cost["blocks"] + cost["rest"])
 
 
 def row(way: str, characters: int, frames: int, cost: dict[str, float], unit: float, digits: int) -> str:
     """A line of the table."""
     cells = " | ".join(f"{cost[name] / unit:.{digits}f}" for name in (*PARTS, "total"))
-    return f"| {way} | {characters} | {frames} | {cells} | {100 * (cost['total'] / cost['blocks'] - 1):.1f} % |"
+    return f"| {way} | {characters} | {frames} | {cells} | {100 * on_top(cost):.1f} % |"
 
 
-def count() -> tuple[list[dict[str, Any]], str]:
-    """Operations at full size: characters, lengths, and the plain way."""
-    rows, lines = [], [HEAD, "|---|" + "---|" * 8]
-    cases = [(way, n, FRAMES) for n in (1, 2, 3, 4) for way in ("exact", "naive")]
-    cases += [("exact", 2, frames) for frames in (25, 97)]
+def full_size(of: Callable[[int], dict[str, float]]) -> dict[str, float]:
+    """What all blocks of the published transformer cost, from what 6 and 12 do: every 6 are alike, with every second
+    one a face layer and the router in every third of those."""
+    few, more = of(PERIOD), of(2 * PERIOD)
+    return {name: few[name] + (LAYERS / PERIOD - 1) * (more[name] - few[name]) for name in few}
+
+
+def full_size_operations(characters: int, frames: int, way: str, covered: float = COVERED) -> dict[str, float]:
+    """`operations` at full size."""
+    return full_size(lambda layers: operations(hollow(layers), characters, frames, way, covered))
+
+
+def full_size_memory(way: str, covered: float = COVERED) -> dict[str, dict[str, float]]:
+    """`memory` at full size. What is kept of a clip is alive in every part, and grows with the blocks."""
+    known = {layers: memory(way, covered=covered, num_layers=layers) for layers in (PERIOD, 2 * PERIOD)}
+    return {kind: full_size(lambda layers, kind=kind: known[layers][kind]) for kind in ("bytes", "alive")}  # type: ignore
+
+
+def count(covered: float) -> tuple[dict[str, Any], str]:
+    """At full size: characters, lengths, ways; bytes and memory; what a run of 50 steps takes."""
+    rows, lines = [], [HEAD, "|---|" + "---|" * 9]
+    cases = [(way, n, FRAMES) for n in (1, 2, 3, 4) for way in ("naive", "exact")]
+    cases += [(way, n, FRAMES) for way in ("balanced", "fast") for n in (2, 3)]
+    cases += [("exact", 2, frames) for frames in (25, 97, 193)]
     for way, characters, frames in cases:
-        cost = full_size_operations(characters, frames, way == "naive")
+        cost = full_size_operations(characters, frames, way, covered)
         rows.append({"way": way, "characters": characters, "frames": frames, "operations": cost})
         lines.append(row(way, characters, frames, cost, TERA, 1))
-    return rows, "\n".join(lines)
+    lines += ["", *_runs({r["way"]: r["operations"] for r in rows if (r["characters"], r["frames"]) == (2, FRAMES)})]
+    stored = {way: full_size_memory(way, covered) for way in WAYS}
+    names = {"bytes": "read and written", "alive": "most alive"}
+    lines += ["", "| way | GB | blocks | faces | router | speech | rest | total |", "|---|---|" + "---|" * 6]
+    for way, found in stored.items():
+        for kind, name in names.items():
+            cells = " | ".join(f"{found[kind].get(part, 0.0) / GB:.1f}" for part in (*PARTS, "total"))
+            lines.append(f"| {way} | {name} | {cells} |")
+    return {"covered": covered, "steps": rows, "memory": stored}, "\n".join(lines)
+
+
+def _runs(whole: dict[str, dict[str, float]], steps: int = 50) -> list[str]:
+    """What presets save in a run: by guidance in a part of it, and by each step whose blocks are skipped."""
+    skipped = operations(hollow(1), 2, FRAMES, "exact")["total"]
+    exact = steps * whole["exact"]["total"]
+    lines = ["| preset | operations of exact to one of it, no step skipped | aim | steps to be skipped for that |"]
+    lines.append("|---|---|---|---|")
+    for way, aim in (("balanced", 2.0), ("fast", 3.0)):
+        start, end = speed_of(way).guidance_span
+        guided = sum(start <= step / steps < end for step in range(steps))
+        share = (guided + (steps - guided) / VERSIONS) / steps
+        own = share * steps * whole[way]["total"]
+        # to skip a share s of the steps costs own (1 - s) + share * steps * skipped * s
+        needed = (own - exact / aim) / (own - share * steps * skipped)
+        lines.append(f"| {way} | {exact / own:.2f} | {aim:.0f} | {100 * max(0.0, needed):.0f} % |")
+    return lines
 
 
 def timed(
-    model: Any, frames: int, repeats: int, counts: tuple[int, ...], about: str
+    model: Any, cases: list[tuple[int, int]], repeats: int, covered: float, about: str
 ) -> tuple[list[dict[str, Any]], str]:
-    """Seconds, and how much of this machine's matrix rate is used."""
+    """Seconds of each case (characters, frames), and how much of this machine's matrix rate is used."""
     parameter = next(model.parameters())
     rate = matrix_rate(parameter.device, parameter.dtype)
     with torch.device("meta"):
-        hollow = BindYourAvatarTransformer3DModel.from_config(model.config).eval()
-    rows, lines = [], [about, "", f"{HEAD} of the matrix rate |", "|---|" + "---|" * 9]
-    for characters in counts:
-        found = seconds(model, characters, frames, repeats)
-        for way, cost in found.items():
-            done = operations(hollow, characters, frames, way == "naive")["total"]
-            used = done / cost["total"] / rate
-            rows.append({"way": way, "characters": characters, "frames": frames, "seconds": cost, "of_rate": used})
-            lines.append(f"{row(way, characters, frames, cost, 1.0, 3)} {100 * used:.0f} % |")
-    return rows, "\n".join(lines)
+        shapes = BindYourAvatarTransformer3DModel.from_config(model.config).eval()
+    rows, lines = [], [about, "", f"{HEAD} time to exact | of the matrix rate |", "|---|" + "---|" * 11]
+    for characters, frames in cases:
+        for way, found in seconds(model, characters, frames, repeats, covered).items():
+            cost = found["seconds"]
+            used = operations(shapes, characters, frames, way, covered)["total"] / cost["total"] / rate
+            rows.append({"way": way, "characters": characters, "frames": frames, "of_rate": used, **found})
+            line = row(way, characters, frames, cost, 1.0, 3)
+            lines.append(f"{line} {found['of_exact']:.2f} | {100 * used:.0f} % |")
+    return rows, "\n".join([*lines, *_peaks(rows)])
+
+
+def _peaks(rows: list[dict[str, Any]]) -> list[str]:
+    """Most memory in each part, where the device tells it."""
+    held = [r for r in rows if r["alive"]]
+    if not held:
+        return []
+    lines = ["", "| way | characters | frames | GB: " + " | ".join(PARTS) + " |", "|---|---|---|" + "---|" * len(PARTS)]
+    for r in held:
+        cells = " | ".join(f"{r['alive'].get(part, 0.0) / GB:.1f}" for part in PARTS)
+        lines.append(f"| {r['way']} | {r['characters']} | {r['frames']} | {cells} |")
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", action="store_true", help="operations at full size; needs no GPU")
-    parser.add_argument("--tiny", action="store_true", help="seconds of the tiny model on this processor")
-    parser.add_argument("--characters", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--count", action="store_true", help="operations and bytes at full size; needs no GPU")
+    parser.add_argument("--tiny", action="store_true", help="processor seconds of the tiny model")
+    parser.add_argument("--characters", type=int, nargs="*", default=[1, 2, 3, 4], help="at 49 frames")
+    parser.add_argument("--frames", type=int, nargs="*", default=[25, 97], help="other lengths, with two characters")
+    parser.add_argument("--covered", type=float, default=COVERED, help="share of a frame that masks cover")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, help="blocks of the full-size transformer; none = all 42")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="Markdown file with the marks")
     given = parser.parse_args(arguments)
-    many = tuple(given.characters)
+    cases = [(n, FRAMES) for n in given.characters] + [(2, frames) for frames in given.frames]
+    figures: Any
     if given.count:
-        rows, text = count()
+        figures, text = count(given.covered)
         write_between(given.document, "operations", text)
     elif given.tiny:
         from bya_core.checkpoints.registry import load_bundle
 
-        about = f"The tiny model on a processor, {torch.get_num_threads()} thread(s), float32, seconds a step; torch "
+        about = f"The tiny model, {torch.get_num_threads()} thread(s), float32, processor seconds a step; torch "
         about += f"{torch.__version__}; medians of {given.repeats}."
-        rows, text = timed(load_bundle("tiny").transformer, FRAMES, given.repeats, many, about)
+        figures, text = timed(load_bundle("tiny").transformer, cases, given.repeats, given.covered, about)
         write_between(given.document, "tiny", text)
     else:
         if not torch.cuda.is_available():
@@ -240,11 +355,11 @@ def main(arguments: list[str] | None = None) -> int:
         model = bundle.transformer.to("cuda")
         about = f"{torch.cuda.get_device_name()}, bfloat16, random weights, seconds a step; torch {torch.__version__}; "
         about += f"medians of {given.repeats}" + (f"; {given.layers} blocks only." if given.layers else ".")
-        rows, text = timed(model, FRAMES, given.repeats, many, about)
+        figures, text = timed(model, cases, given.repeats, given.covered, about)
         write_between(given.document, "gpu", text)
     print(text)
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

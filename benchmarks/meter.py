@@ -1,0 +1,191 @@
+"""Shares out what a step costs to its parts, in one pass.
+
+Each moment belongs to one part, the innermost: parts add up to the whole, and none can be negative, however busy the
+machine. Costs are whatever can be read off while a step runs: seconds, operations, bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bya_core.models import transformer as model_file
+
+PARTS = ("blocks", "face", "router", "speech", "rest")
+
+
+class Meter:
+    """Costs of the parts of what runs inside it.
+
+    Args:
+        read: what has been used up so far; it never falls.
+        peak: the most of something since it was last asked; None = not wanted.
+    """
+
+    def __init__(self, read: Callable[[], Any], peak: Callable[[], float] | None = None) -> None:
+        self._read, self._peak = read, peak
+        self._inside = ["rest"]
+        self._marks: list[tuple[str, Any]] = []
+        self.peaks: dict[str, float] = defaultdict(float)
+
+    def __enter__(self) -> Meter:
+        self._mark()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mark()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What runs inside belongs to this part."""
+        self.begin(name)
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self, name: str) -> None:
+        self._mark()
+        self._inside.append(name)
+
+    def end(self) -> None:
+        self._mark()
+        self._inside.pop()
+
+    def costs(self, since: Callable[[Any, Any], float] = lambda before, now: now - before) -> dict[str, float]:
+        """Of every part, and "total". `since` tells what lies between two readings."""
+        found = dict.fromkeys(PARTS, 0.0)
+        for (_, before), (name, now) in pairwise(self._marks):
+            found[name] += since(before, now)
+        return {**found, "total": sum(found.values())}
+
+    def _mark(self) -> None:
+        name = self._inside[-1]
+        if self._peak is not None:
+            self.peaks[name] = max(self.peaks[name], self._peak())
+        self._marks.append((name, self._read()))
+
+
+@contextmanager
+def metered(model: Any, meter: Meter) -> Iterator[None]:
+    """Calls of the transformer inside share out what they cost."""
+    plain: Any = model_file.Injection
+
+    class Measured(plain):  # type: ignore[misc]
+        def _inject_face(self, *given: Any) -> Any:
+            with meter.part("face"):
+                return super()._inject_face(*given)
+
+        def _route(self, *given: Any) -> Any:
+            with meter.part("router"):
+                return super()._route(*given)
+
+        def _speech(self, *given: Any) -> Any:
+            with meter.part("speech"):
+                return super()._speech(*given)
+
+    with ExitStack() as stack:
+        for block in model.transformer_blocks:
+            stack.callback(block.register_forward_pre_hook(lambda *_: meter.begin("blocks")).remove)
+            stack.callback(block.register_forward_hook(lambda *_: meter.end(), always_call=True).remove)
+        stack.callback(setattr, model_file, "Injection", plain)
+        model_file.Injection = Measured  # type: ignore[misc]
+        yield
+
+
+@contextmanager
+def covering(share: float, inflate: bool) -> Iterator[None]:
+    """As if the masks were boxes side by side that together cover this share of each frame, whatever the router says.
+
+    Where tensors hold no values, tokens are skipped by that share.
+
+    Args:
+        inflate: tokens of nobody hear every voice: then speech reaches all of them.
+    """
+
+    from bya_core.models import reach
+
+    plain: Any = model_file.Injection
+    fullest = reach.fullest
+
+    class Covered(plain):  # type: ignore[misc]
+        def _route(self, *given: Any) -> Tensor:
+            masks = super()._route(*given)
+            return masks if _empty(masks) else boxes(masks, share)
+
+        def _reached(self, what: str, masks: Tensor, acting: Tensor) -> Any:
+            everywhere = _empty(masks) and what == "speech" and inflate
+            return None if everywhere else super()._reached(what, masks, acting)
+
+    def most(reached: Tensor) -> int:
+        return round(share * reached.shape[1]) if _empty(reached) else fullest(reached)
+
+    reach.fullest, model_file.Injection = most, Covered  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        reach.fullest, model_file.Injection = fullest, plain  # type: ignore[misc]
+
+
+def boxes(like: Tensor, share: float) -> Tensor:
+    """Masks of the shape [..., N, T, h, w]: each character has its part of the lower rows."""
+    masks = torch.zeros_like(like)
+    count, height, width = like.shape[-4], like.shape[-2], like.shape[-1]
+    top = height - round(share * height)
+    for n in range(count):
+        masks[..., n, :, top:, n * width // count : (n + 1) * width // count] = 1.0
+    return masks
+
+
+def _empty(tensor: Tensor) -> bool:
+    return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
+
+
+class Moved(TorchDispatchMode):
+    """As a context: `bytes` that operations read and wrote, each of them by itself. Fused kernels move less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor))
+        return made
+
+
+def clock(device: torch.device) -> tuple[Callable[[], Any], Callable[[Any, Any], float]]:
+    """How seconds are read, and what lies between two readings: on a processor, seconds that it worked for us."""
+    if device.type != "cuda":
+        return time.process_time, lambda before, now: now - before
+
+    def event() -> Any:
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        return mark
+
+    return event, lambda before, now: before.elapsed_time(now) / 1000
+
+
+def most_allocated(device: torch.device) -> Callable[[], float] | None:
+    """Most bytes on a GPU since it was last asked; None on a processor."""
+    if device.type != "cuda":
+        return None
+
+    def peak() -> float:
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return float(most)
+
+    return peak
