@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management as management
 import comfy.utils
 import folder_paths
+import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from torch import Tensor, nn
 
@@ -84,6 +85,8 @@ def cancellable() -> Iterator[None]:
     """Work that a click on cancel ends within one layer of any network."""
 
     def ask(module: nn.Module, inputs: Any) -> None:
+        if torch.compiler.is_compiling():  # a question would cut the graph at every layer; blocks are asked still
+            return
         management.throw_exception_if_processing_interrupted()
 
     management.throw_exception_if_processing_interrupted()
