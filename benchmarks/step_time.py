@@ -13,6 +13,7 @@ step is one with guidance (two versions of the video) in which all blocks are co
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -40,7 +41,7 @@ from bya_core.speed import applied, speed_of  # noqa: E402
 DOCUMENT = ROOT / "docs" / "speed.md"
 WAYS = ("naive", "exact", "balanced", "fast")
 FRAMES = 49
-LAYERS, PERIOD = 42, 6  # blocks of the published transformer, and after how many all is as before
+LAYERS = 42  # blocks of the published transformer
 VERSIONS = 2
 COVERED = 0.4
 """Share of a frame that the masks of all characters cover together, where nothing else is said."""
@@ -235,22 +236,25 @@ def row(way: str, characters: int, frames: int, cost: dict[str, float], unit: fl
     return f"| {way} | {characters} | {frames} | {cells} | {100 * on_top(cost):.1f} % |"
 
 
-def full_size(of: Callable[[int], dict[str, float]]) -> dict[str, float]:
-    """What all blocks of the published transformer cost, from what 6 and 12 do: every 6 are alike, with every second
-    one a face layer and the router in every third of those."""
-    few, more = of(PERIOD), of(2 * PERIOD)
-    return {name: few[name] + (LAYERS / PERIOD - 1) * (more[name] - few[name]) for name in few}
+def full_size(of: Callable[[int], dict[str, float]], way: str) -> dict[str, float]:
+    """What all blocks of the published transformer cost, from what one and two periods of them do."""
+    period = 2 * (1 if way == "naive" else speed_of(way).router.every)  # every second block is a face layer
+    few, more = of(period), of(2 * period)
+    return {name: few[name] + (LAYERS / period - 1) * (more[name] - few[name]) for name in few}
 
 
 def full_size_operations(characters: int, frames: int, way: str, covered: float = COVERED) -> dict[str, float]:
     """`operations` at full size."""
-    return full_size(lambda layers: operations(hollow(layers), characters, frames, way, covered))
+    return full_size(lambda layers: operations(hollow(layers), characters, frames, way, covered), way)
 
 
 def full_size_memory(way: str, covered: float = COVERED) -> dict[str, dict[str, float]]:
     """`memory` at full size. What is kept of a clip is alive in every part, and grows with the blocks."""
-    known = {layers: memory(way, covered=covered, num_layers=layers) for layers in (PERIOD, 2 * PERIOD)}
-    return {kind: full_size(lambda layers, kind=kind: known[layers][kind]) for kind in ("bytes", "alive")}  # type: ignore
+    known = functools.cache(lambda layers: memory(way, covered=covered, num_layers=layers))
+    return {
+        "bytes": full_size(lambda layers: known(layers)["bytes"], way),
+        "alive": full_size(lambda layers: known(layers)["alive"], way),
+    }
 
 
 def count(covered: float) -> tuple[dict[str, Any], str]:

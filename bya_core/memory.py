@@ -14,7 +14,7 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +59,7 @@ class Rung:
         fp8: the blocks' weights are kept in 8 bits (float8 e4m3) and widened when they are used: changes the video.
         tiled: the video codec works on tiles.
         text_on_cpu: the text encoder works on the processor.
+        apart: the versions of the video that guidance needs are computed one after the other.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Rung:
     fp8: bool = False
     tiled: bool = False
     text_on_cpu: bool = False
+    apart: bool = False
 
 
 LADDER = (
@@ -93,12 +95,12 @@ def plan_memory(free: int | str, parts: Mapping[str, int], host_free: int | None
     """
     usable = _usable(free)
     for rung in LADDER:
-        for on_cpu in (False, True) if rung.in_turns else (False,):
-            tried = replace(rung, text_on_cpu=on_cpu)
+        for on_cpu, apart in product((False, True) if rung.in_turns else (False,), (False, True)):
+            tried = replace(rung, text_on_cpu=on_cpu, apart=apart)
             fits_host = host_free is None or host_needed(tried, parts) <= host_free
             if max(needed(tried, parts).values()) <= usable and fits_host:
                 return tried
-    last = replace(LADDER[-1], text_on_cpu=True)
+    last = replace(LADDER[-1], text_on_cpu=True, apart=True)
     least = max(needed(last, parts).values())
     log.warning(
         "%.1f GB of memory are free on the device, and the model needs about %.1f GB even layer by layer: it may run "
@@ -123,6 +125,7 @@ def needed(rung: Rung, parts: Mapping[str, int]) -> dict[str, int]:
     blocks = size["blocks"] - (size["castable"] // 2 if rung.fp8 else 0)
     group = size["group"] - (size["castable_group"] // 2 if rung.fp8 else 0)
     held = {"whole": blocks, "streamed": 2 * group, "sequential": size["leaf"]}[rung.blocks]
+    step = size["denoising_apart"] if rung.apart and "denoising_apart" in size else size["denoising"]
     decoding = size["decoding_tiled"] if rung.tiled else size["decoding"]
     if rung.in_turns:
         text = 0 if rung.text_on_cpu else size["text"]
@@ -130,12 +133,12 @@ def needed(rung: Rung, parts: Mapping[str, int]) -> dict[str, int]:
             "reading": text,
             "looking": max(size["face"], size["extractor"]),
             "listening": max(size["speech"], size["projection"]),
-            "denoising": held + size["denoising"],
+            "denoising": held + step,
             "decoding": size["codec"] + decoding,
         }
         return {phase: size["rest"] + value for phase, value in phases.items()}
     everything = sum(size[name] for name in (*ENCODERS, "codec", "extractor", "projection", "rest")) + held
-    return {"denoising": everything + size["denoising"], "decoding": everything + decoding}
+    return {"denoising": everything + step, "decoding": everything + decoding}
 
 
 def host_needed(rung: Rung, parts: Mapping[str, int]) -> int:
@@ -157,7 +160,10 @@ def apply_rung(bundle: ModelBundle, rung: Rung, device: torch.device | str | Non
         device: where it computes; None = the first GPU, or the CPU where there is none.
     """
     from bya_core.offload import PartGuest, Seat, take_before
+    from bya_core.sampling.parallel import compute_branches
 
+    if rung.apart:
+        compute_branches(bundle.transformer, "turns")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if rung.fp8:
         keep_in_8_bits(bundle.transformer)
@@ -294,5 +300,6 @@ def arrange(bundle: ModelBundle, vram: str | None = None, device: torch.device |
     free = free_memory(device) if vram in (None, "auto") and not cpu else vram
     rung = LADDER[0] if free in (None, "auto") else plan_memory(free, part_sizes(bundle), free_host_memory())
     apply_rung(bundle, rung, device)
-    log.info("memory: %s%s", rung.name, ", prompts read on the processor" if rung.text_on_cpu else "")
+    text = ", prompts read on the processor" if rung.text_on_cpu else ""
+    log.info("memory: %s%s%s", rung.name, text, ", one version of the video at a time" if rung.apart else "")
     return rung

@@ -28,11 +28,12 @@ def part_sizes(bundle: ModelBundle, characters: int = 2) -> dict[str, int]:
 
     Weights: text, face, speech, codec; of the transformer: "blocks" (with all that they call), the largest "group" of
     one block, the largest "leaf" layer, "extractor" and "projection" (used once per clip), "rest"; "castable" and
-    "castable_group": of the blocks and of the group, what can be kept in 8 bits. Held while computing: "denoising",
-    "decoding", "decoding_tiled".
+    "castable_group": of the blocks and of the group, what can be kept in 8 bits. Held while computing: "denoising"
+    (both versions of the video), "denoising_apart" (one at a time), "decoding", "decoding_tiled".
     """
     transformer, native = bundle.transformer, bundle.native
     config, number = transformer.config, _number(transformer)
+    width = config.num_attention_heads * config.attention_head_dim
     grid = bundle.grid(native.num_frames, native.height, native.width)
     groups = block_groups(transformer)
     once = {"extractor": transformer.local_facial_extractor, "projection": projection(transformer)}
@@ -50,7 +51,8 @@ def part_sizes(bundle: ModelBundle, characters: int = 2) -> dict[str, int]:
         "castable": sum(castable),
         "castable_group": max(castable),
         "rest": _bytes([transformer]) - blocks - sum(used_once.values()),
-        "denoising": held_while_denoising(grid, config.num_attention_heads * config.attention_head_dim, 2, number),
+        "denoising": held_while_denoising(grid, width, 2, number),
+        "denoising_apart": held_while_denoising(grid, width, 1, number),
         "decoding": decoding,
         "decoding_tiled": round(TILE * decoding),
     }

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bya_core import memory
 from bya_core.errors import InputError
 from bya_core.offload import BlockStream, Guest, PartGuest, Seat, take_before
+from bya_core.sampling.parallel import compute_branches
 
 if TYPE_CHECKING:
     from bya_core.checkpoints.bundle import ModelBundle
@@ -124,7 +125,7 @@ class HostModel:
 
         bundle, sampling = self.bundle, scene.sampling
         config, size = bundle.transformer.config, bundle.dtype.itemsize
-        passes = len(branches(sampling.guidance_text, sampling.guidance_speech))
+        passes = 1 if self.rung.apart else len(branches(sampling.guidance_text, sampling.guidance_speech))
         grid = bundle.grid(scene.num_frames, scene.height, scene.width)
         width = config.num_attention_heads * config.attention_head_dim
         for resident in self.residents:
@@ -156,6 +157,8 @@ def adopt(bundle: ModelBundle, low_memory: bool = False, vram: str = "auto") -> 
     """
     bundle = _suited(bundle)
     rung = _rung(bundle, vram)
+    if rung.apart:
+        compute_branches(bundle.transformer, "turns")
     if rung.fp8:
         memory.keep_in_8_bits(bundle.transformer)
     if rung.tiled:

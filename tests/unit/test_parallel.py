@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from diffusers.hooks import FirstBlockCacheConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bya_core.checkpoints.bundle import ModelBundle, NativeSize
 from bya_core.errors import InputError
+from bya_core.memory import GIB, Rung, apply_rung, plan_memory
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling import parallel
 from tests.unit.parallel_run import results
@@ -136,6 +139,25 @@ def test_each_version_has_cached_steps_of_its_own(model: Model) -> None:
     ran.clear()
     _run(model, conditions)
     assert len(ran) == 2  # nothing is left of the run before
+
+
+def test_a_card_too_small_for_both_versions_keeps_its_rung() -> None:
+    parts = {"blocks": 10 * GIB, "text": 5 * GIB, "denoising": 4 * GIB, "denoising_apart": 2 * GIB, "group": GIB}
+    chosen = {gigabytes: plan_memory(str(gigabytes), parts) for gigabytes in (24, 16, 14, 12)}
+    named = {gigabytes: (rung.name, rung.apart) for gigabytes, rung in chosen.items()}
+    assert named == {
+        24: ("resident", False),  # 19 GB
+        16: ("in turns", False),  # 14 GB
+        14: ("in turns", True),  # 12 GB
+        12: ("streamed", False),
+    }
+
+
+def test_such_a_rung_takes_turns(model: Model) -> None:
+    part = SimpleNamespace()
+    bundle = ModelBundle("small", model, part, part, part, part, {}, NativeSize(32, 48, 5))  # type: ignore[arg-type]
+    apply_rung(bundle, Rung("", in_turns=False, apart=True), "cpu")
+    assert parallel.predictor(model) is parallel.in_turns
 
 
 def test_a_way_that_there_is_not(model: Model) -> None:
