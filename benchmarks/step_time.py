@@ -249,11 +249,11 @@ def full_size_operations(characters: int, frames: int, way: str, covered: float 
 
 
 def full_size_memory(way: str, covered: float = COVERED) -> dict[str, dict[str, float]]:
-    """`memory` at full size. What is kept of a clip is alive in every part, and grows with the blocks."""
+    """`memory` at full size. What is kept of a clip grows with the blocks; of the parts' own peaks few blocks say less."""
     known = functools.cache(lambda layers: memory(way, covered=covered, num_layers=layers))
     return {
         "bytes": full_size(lambda layers: known(layers)["bytes"], way),
-        "alive": full_size(lambda layers: known(layers)["alive"], way),
+        "alive": full_size(lambda layers: {"total": known(layers)["alive"]["total"]}, way),
     }
 
 
@@ -273,7 +273,8 @@ def count(covered: float) -> tuple[dict[str, Any], str]:
     lines += ["", "| way | GB | blocks | faces | router | speech | rest | total |", "|---|---|" + "---|" * 6]
     for way, found in stored.items():
         for kind, name in names.items():
-            cells = " | ".join(f"{found[kind].get(part, 0.0) / GB:.1f}" for part in (*PARTS, "total"))
+            own = found[kind]
+            cells = " | ".join(f"{own[part] / GB:.1f}" if part in own else "-" for part in (*PARTS, "total"))
             lines.append(f"| {way} | {name} | {cells} |")
     return {"covered": covered, "steps": rows, "memory": stored}, "\n".join(lines)
 
