@@ -249,7 +249,7 @@ def full_size_operations(characters: int, frames: int, way: str, covered: float 
 
 
 def full_size_memory(way: str, covered: float = COVERED) -> dict[str, dict[str, float]]:
-    """`memory` at full size. What is kept of a clip grows with the blocks; of the parts' own peaks few blocks say less."""
+    """`memory` at full size; of what is alive the whole only, as few blocks do not tell the peak of each part."""
     known = functools.cache(lambda layers: memory(way, covered=covered, num_layers=layers))
     return {
         "bytes": full_size(lambda layers: known(layers)["bytes"], way),
