@@ -74,7 +74,7 @@ class Speed:
 PRESETS: dict[SpeedName, Speed] = {
     "exact": Speed(),
     "balanced": Speed(
-        router=RouterSchedule(every=3),
+        router=RouterSchedule(every=6),
         cache_threshold=0.35,
         guidance_span=(0.0, 0.75),
         skip_tokens=True,
@@ -82,7 +82,7 @@ PRESETS: dict[SpeedName, Speed] = {
         attention="flash",
     ),
     "fast": Speed(
-        router=RouterSchedule(every=3, freeze=True),
+        router=RouterSchedule(every=6, freeze=True),
         cache_threshold=0.5,
         most_skipped=2,
         guidance_span=(0.0, 0.5),

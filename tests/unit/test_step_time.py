@@ -82,6 +82,9 @@ def test_what_the_page_says() -> None:
     assert plainly["total"] / 1e12 == pytest.approx(888.0, abs=0.5)
     assert step_time.on_top(two) <= 0.22
     assert three["total"] - two["total"] <= 0.06 * (two["blocks"] + two["rest"])
+    quick, more = (step_time.full_size_operations(n, 49, "balanced") for n in (2, 3))
+    assert step_time.on_top(quick) <= 0.12
+    assert more["total"] - quick["total"] <= 0.03 * (quick["blocks"] + quick["rest"])
     line = step_time.row("exact", 2, 49, two, step_time.TERA, 1)
     assert line in step_time.DOCUMENT.read_text(encoding="utf-8")
 
