@@ -172,13 +172,14 @@ class ModelSubject:
         )
 
     def describe(self) -> dict[str, Any]:
+        codec = getattr(self.bundle.codec, "vae", None)
         return {
             "sampling": {**asdict(self.sampling), "seed": "that of the scene"},
             "routing": asdict(self.routing),
             "device": str(self.bundle.device),
             "dtype": str(self.bundle.dtype).removeprefix("torch."),
             "transformer_sha256": weights_hash(self.bundle.transformer),
-            "codec_sha256": weights_hash(self.bundle.codec.vae),
+            "codec_sha256": weights_hash(codec) if isinstance(codec, torch.nn.Module) else None,
         }
 
 
