@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from bya_core import memory
 from bya_core.errors import InputError
 from bya_core.offload import BlockStream, Guest, PartGuest, Seat, take_before
-from bya_core.sampling.parallel import compute_branches
 
 if TYPE_CHECKING:
     from bya_core.checkpoints.bundle import ModelBundle
@@ -158,6 +157,8 @@ def adopt(bundle: ModelBundle, low_memory: bool = False, vram: str = "auto") -> 
     bundle = _suited(bundle)
     rung = _rung(bundle, vram)
     if rung.apart:
+        from bya_core.sampling.parallel import compute_branches
+
         compute_branches(bundle.transformer, "turns")
     if rung.fp8:
         memory.keep_in_8_bits(bundle.transformer)
