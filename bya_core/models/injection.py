@@ -209,7 +209,9 @@ class Injection:
         assert self.audio_layers is not None and self.audio_tokens is not None
         attention: Any = self.audio_layers[layer]
         tokens = self.audio_tokens
-        pair = self._keep("speech", layer, lambda: attention.keys_values(tokens))
+        pair = None  # then the layer computes them in its own forward pass, where its weights may be gathered (FSDP)
+        if self.kept is not None:
+            pair = self.kept.get("speech", layer, lambda: attention.keys_values(tokens))
         hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
         reach = self._reached("speech", masks, hearing)
         if reach is None:
