@@ -107,7 +107,7 @@ def test_prompt_says_who_is_where():
 def test_at_least_thirty_clips_a_second():
     make_clip(0, 2)
     best = 0.0
-    for _ in range(3):
+    for _ in range(5):
         start = time.process_time()
         for seed in range(8):
             make_clip(seed, 2)

@@ -172,7 +172,7 @@ class _Drawn:
                 piece = Pose(**{name: track[part] for name, track in vars(pose).items()})
                 draw_puppet(canvas, k, look, piece, self.light)
             masks = np.pad(canvas.coverage > 0.5, ((0, 4 - len(self.looks)), (0, 0), (0, 0), (0, 0)))
-            yield (canvas.pixels * 255 + 0.5).astype(np.uint8), masks
+            yield (canvas.pixels * 255 + 0.5).astype(np.uint8, order="C"), masks
 
 
 def demo_film(seed: int = 3_000_000, seconds: float = 4.0) -> list[Shot]:

@@ -34,16 +34,20 @@ class Pose:
 
 
 class Canvas:
-    """Pixels [F, H, W, 3] in 0..1 and the visible coverage [N, F, H, W] of each character."""
+    """Pixels [F, H, W, 3] in 0..1 and the visible coverage [N, F, H, W] of each character.
+
+    Each colour lies as one plane in memory: numpy is slow where the innermost axis has three values.
+    """
 
     def __init__(self, background: Array, characters: int) -> None:
-        self.pixels = background
+        self.pixels = np.moveaxis(np.moveaxis(background, -1, 0).copy(), 0, -1)
         self.coverage = np.zeros((characters, *background.shape[:3]), np.float32)
 
     def lay(self, owner: int, box: tuple[slice, slice], alpha: Array, colour: Array) -> None:
         """Lay `colour` ([3] or [F, bh, bw, 3]) with coverage `alpha` [F, bh, bw] over the pixels in `box`."""
-        region = self.pixels[:, box[0], box[1]]
-        region += alpha[..., None] * (colour - region)
+        for channel in range(3):
+            plane = self.pixels[:, box[0], box[1], channel]
+            plane += alpha * (colour[..., channel] - plane)
         covered = self.coverage[:, :, box[0], box[1]]
         for other in range(len(covered)):
             if other == owner:
@@ -118,6 +122,11 @@ def cover(distance: Array, scale: Array) -> Array:
     return np.clip(0.5 - distance * scale, 0.0, 1.0)
 
 
+def shaded(colour: Array, shade: Array) -> Array:
+    """`colour` [3] under `shade` [F, h, w] as [F, h, w, 3], one plane per colour as on the canvas."""
+    return np.moveaxis(np.clip(colour[:, None, None, None] * shade, 0.0, 1.0), 0, -1)
+
+
 def draw_puppet(canvas: Canvas, owner: int, look: Look, pose: Pose, light: float = 0.0) -> None:
     """Draw one puppet over everything drawn so far.
 
@@ -145,8 +154,7 @@ def draw_puppet(canvas: Canvas, owner: int, look: Look, pose: Pose, light: float
         lay(cover(rounded_box(u, v - 0.22, look.face_width + 0.20, 1.12, 0.62), scale), look.hair * 0.82)
     elif look.hair_style == "curly":
         lay(cover(ellipse(u, v + 0.28, look.face_width + 0.30, 0.98), scale), look.hair * 0.88)
-    skin = np.clip(look.skin * shade[..., None], 0.0, 1.0)
-    lay(cover(head, scale), skin)
+    lay(cover(head, scale), shaded(look.skin, shade))
     _hair(look, u, v, head, scale, shade, lay)
     _eyes(look, pose, frame, lay)
     where, du, dv = frame.part(0.0, 0.16, 0.3)
@@ -191,7 +199,7 @@ def _hair(look: Look, u: Array, v: Array, head: Array, scale: Array, shade: Arra
     wave = 0.07 * np.cos(9.0 * u) if look.hair_style == "curly" else 0.10 * u * u
     lift = 0.07 if look.hair_style == "short" else 0.12
     cap = np.maximum(head - lift, v - (line + wave - 0.55 * np.maximum(np.abs(u) - 0.62, 0.0) * -1.0))
-    lay(cover(cap, scale), np.clip(look.hair * shade[..., None], 0.0, 1.0))
+    lay(cover(cap, scale), shaded(look.hair, shade))
 
 
 def _eyes(look: Look, pose: Pose, frame: Frame, lay) -> None:

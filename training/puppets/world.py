@@ -101,7 +101,7 @@ def make_clip(
         canvas = Canvas(background, n)
         for k in rng.permutation(n):  # the last one drawn stands in front
             draw_puppet(canvas, int(k), looks[k], poses[k], light)
-        frames = (canvas.pixels * 255.0 + 0.5).astype(np.uint8)
+        frames = (canvas.pixels * 255.0 + 0.5).astype(np.uint8, order="C")
         masks = canvas.coverage > 0.5
     centres = np.stack([_mouth_centre(pose) for pose in poses])
     portraits = np.stack(
@@ -131,7 +131,7 @@ def draw_portrait(look: Look, rng: np.random.Generator, size: int = 48) -> np.nd
     brightness = rng.uniform(0.85, 1.1)
     body = canvas.coverage[0][..., None]
     pixels = canvas.pixels * (1.0 + body * (brightness - 1.0))
-    return (np.clip(pixels[0], 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return (np.clip(pixels[0], 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8, order="C")
 
 
 def _paths(
@@ -212,7 +212,9 @@ def _background(
     wall = rgb(hue, rng.uniform(0.08, 0.35), rng.uniform(0.55, 0.9))
     floor = wall * rng.uniform(0.75, 0.95)
     down = np.linspace(0.0, 1.0, height, dtype=np.float32)[None, :, None, None]
-    pixels = np.broadcast_to(wall * (1 - down) + floor * down, (num_frames, height, width, 3)).copy()
+    planes = np.broadcast_to(
+        np.moveaxis(wall * (1 - down) + floor * down, -1, 0), (3, num_frames, height, width)
+    ).copy()
     x = (np.arange(width, dtype=np.float32) + 0.5) / width
     y = (np.arange(height, dtype=np.float32) + 0.5) / height
     time = np.arange(num_frames, dtype=np.float32) / fps
@@ -220,10 +222,11 @@ def _background(
         centre = rng.uniform(0.0, 1.0) + rng.uniform(-0.15, 0.15) * time
         across = np.exp(-(((x[None, :] - centre[:, None]) / rng.uniform(0.12, 0.3)) ** 2))
         along = np.exp(-(((y - rng.uniform(0.0, 0.7)) / rng.uniform(0.15, 0.4)) ** 2))
-        glow = (across[:, None, :] * along[None, :, None])[..., None]
+        glow = 0.6 * (across[:, None, :] * along[None, :, None])
         tint = rgb(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.4), rng.uniform(0.7, 1.0))
-        pixels += 0.6 * glow * (tint - pixels)
-    return np.clip(pixels, 0.0, 1.0), wall
+        for plane, colour in zip(planes, tint, strict=True):
+            plane += glow * (colour - plane)
+    return np.moveaxis(np.clip(planes, 0.0, 1.0), 0, -1), wall
 
 
 def _mouth_centre(pose: Pose) -> np.ndarray:
