@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -125,8 +125,13 @@ def clip_gradients(accelerator: Accelerator, learned: list[nn.Parameter], limit:
 def build_accelerator(settings: RunSettings) -> Accelerator:
     """accelerate with this run's precision and accumulation; the rest is as it was launched."""
     plugin = GradientAccumulationPlugin(num_steps=settings.accumulation, sync_with_dataloader=False)
+    # A step may leave weights out: single frames have no voices of later latent frames to join.
+    replicas = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision=settings.precision, gradient_accumulation_plugin=plugin
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=settings.precision,
+        gradient_accumulation_plugin=plugin,
+        kwargs_handlers=[replicas],
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "run_stage.py"
 
 
-def write_data(folder: Path) -> Path:
-    """Encoded clips of one and two people and of two lengths: 18 of them in three groups."""
+def write_data(folder: Path, groups: Sequence[tuple[int, int]] = ((2, 2), (1, 2), (2, 4))) -> Path:
+    """Encoded clips, six for each of `groups` (characters, latent frames); else of one and two people, two lengths."""
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=rng).half()
 
     folder.mkdir(parents=True)
-    for n, frames in ((2, 2), (1, 2), (2, 4)):
+    for n, frames in groups:
         left = torch.zeros(6, n, frames, 2, 3, dtype=torch.uint8)
         left[:, 0, :, :, 0] = 255
         first = normal(6, 4, 4, 6)
@@ -68,12 +69,13 @@ def write_recipe(path: Path, dropout: float = 0.1, **changes: Any) -> Path:
 
 
 def command(recipe: Path, data: Path, output: Path, *more: str, processes: int = 1, stage: int = 3) -> list[str]:
-    """The command line of a run, by accelerate's launcher where there are several processes."""
+    """The command line of a run, by torch's launcher where there are several processes.
+
+    accelerate's own starts one process on a machine without GPU, whatever it is asked for.
+    """
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launcher += ["--main_process_port", "0"]
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     given: dict[str, Any] = {"stage": stage, "recipe": recipe, "data": data, "output": output}
     given |= {"init": recipe.parent / "init", "threads": 1, "log-every": 1}
     flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -88,11 +90,12 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, env={**kept, **quiet}, **pipes)
 
 
-def finish(arguments: list[str]) -> None:
-    """Run to the end."""
+def finish(arguments: list[str]) -> str:
+    """Run to the end; what it printed."""
     process = start(arguments)
     told, _ = process.communicate(timeout=900)
     assert process.returncode == 0, told[-12000:]
+    return told
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
