@@ -81,17 +81,21 @@ class ProbeConfig:
         settled: mean change of the masks from one step to the next (0..1) under which they count as settled.
         most: largest share of all steps that a probe may take.
         steps: exactly so many steps instead; None = until settled.
+        tries: while a character finds no place in the picture, watch again from the noise of the next seed, so many
+            times in all. Where a first frame or masks are given, places are theirs to say: there is one try.
     """
 
     settled: float = 0.02
     most: float = 0.4
     steps: int | None = None
+    tries: int = 3
 
     def __post_init__(self) -> None:
         _within("probe", "settled", self.settled, 0.0, 1.0)
         _within("probe", "most", self.most, 0.0, 1.0)
         if self.steps is not None:
             _within("probe", "steps", self.steps, 1)
+        _within("probe", "tries", self.tries, 1)
 
 
 @dataclass(frozen=True)

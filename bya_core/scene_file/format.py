@@ -96,6 +96,12 @@ class ProbeEntry:
     )
     most: float = entry("largest share of all steps that the probe may take", PROBE.most, minimum=0, maximum=1)
     steps: int | None = entry("exactly so many steps instead; null = until settled", None, minimum=1, maximum=1000)
+    tries: int = entry(
+        "seeds to try while somebody has no place in the picture; without first frame and masks only",
+        PROBE.tries,
+        minimum=1,
+        maximum=100,
+    )
 
 
 @dataclass(frozen=True)

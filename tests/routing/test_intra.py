@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,47 @@ def probing(prepared, **config):
 
 def info(masks: torch.Tensor) -> StepInfo:
     return StepInfo(1, 9, masks, masks, 0, masks)
+
+
+def told(monkeypatch, prepared, areas: dict[int, tuple[int, int]], first_frame: bool = False, tries: int = 3):
+    """(routing, seeds asked for) of a router that gives two people so many of 12 tokens, by seed."""
+    asked = []
+
+    def denoised(transformer, scheduler, conditions, sampling, **_):
+        asked.append(sampling.seed)
+        masks = torch.zeros(2, 1, 3, 4)
+        for mask, area in zip(masks.flatten(1), areas[sampling.seed], strict=True):
+            mask[:area] = 1.0
+        return SimpleNamespace(masks=masks, state=SimpleNamespace(step=2))
+
+    monkeypatch.setattr("bya_core.routing.intra.denoise", denoised)
+    given = prepared.conditions.canvas_latents if first_frame else None
+    open_scene = replace(prepared.scene, sampling=replace(prepared.scene.sampling, seed=7))
+    asking = replace(
+        prepared, scene=open_scene, conditions=replace(prepared.conditions, first_frame_latents=given)
+    )
+    return probe(probing(asking, tries=tries), SimpleNamespace(transformer=None, scheduler_config={}), Work()), asked
+
+
+def test_while_somebody_has_no_place_the_next_seed_is_tried(monkeypatch, prepared):
+    routing, asked = told(monkeypatch, prepared, {7: (6, 0), 8: (5, 4)})
+    assert asked == [7, 8] and routing.calls == 4
+    assert routing.masks.sum((1, 2, 3)).tolist() == [5, 4]
+    assert routing.notices == ("Made with seed 8: seed 7 left somebody out of the picture.",)
+
+
+def test_one_try_is_enough_where_all_have_a_place_or_a_picture_says_where(monkeypatch, prepared):
+    assert told(monkeypatch, prepared, {7: (6, 1)})[1] == [7], "small is a place, too"
+    routing, asked = told(monkeypatch, prepared, {7: (6, 0)}, first_frame=True)
+    assert asked == [7] and not routing.notices
+    assert told(monkeypatch, prepared, {7: (0, 0)})[1] == [7], "a router that knows nothing is not asked again"
+
+
+def test_after_the_last_try_it_says_who_is_missing(monkeypatch, prepared):
+    routing, asked = told(monkeypatch, prepared, {7: (6, 0), 8: (0, 6)}, tries=2)
+    assert asked == [7, 8] and routing.masks[0].sum() == 6, "the first of equals is kept"
+    name = prepared.scene.characters[1].name
+    assert len(routing.notices) == 1 and name in routing.notices[0] and "first frame" in routing.notices[0]
 
 
 @pytest.mark.parametrize(
