@@ -93,9 +93,10 @@ class StageLoss:
             raise InputError(f"samples {offset}..{offset + size - 1} of {count}", "a slice of it", "check the offset")
         chance = Chance(self.seed, step, offset, size)
         timestep = chance.below(len(self.alpha_bar))
-        alpha_bar = self.alpha_bar[timestep].to(device)
         noise = chance.normal(*clean.shape[1:]).to(device)
         batch = self._dropped(batch, chance)
+        timestep = leaning(timestep, len(self.alpha_bar), ~given(batch["first_frame"]).cpu(), stage.noise_lean)
+        alpha_bar = self.alpha_bar[timestep].to(device)
         clean = begun(batch["latents"], batch["first_frame"])
         noisy = add_noise(clean, noise, alpha_bar)
         coins = chance.uniform(2).to(device)
@@ -187,14 +188,24 @@ class StageLoss:
         return weights + stage.emphasis * rearrange(batch["emphasis"], "b t h w -> b t 1 h w")
 
 
+def leaning(timestep: Tensor, end: int, where: Tensor, lean: float) -> Tensor:
+    """Timesteps [B] from 0 to end - 1, those `where` [B] is true moved towards the end: end u^(1 / lean)."""
+    moved = end * ((timestep.double() + 0.5) / end) ** (1.0 / lean)
+    return torch.where(where, moved.long(), timestep)
+
+
+def given(first_frame: Tensor) -> Tensor:
+    """Which samples [B] of [B, C, H, W] have a first frame: the others are zeros."""
+    return first_frame.flatten(1).any(1)
+
+
 def begun(latents: Tensor, first_frame: Tensor) -> Tensor:
     """Latents [B,T,C,H,W] that begin with the picture [B,C,H,W] they were given; zeros = none given.
 
     The data may hold another picture than the clip's own: with mouths that do not fit the speech, as in a photo. What
     is made has to begin with it all the same, and to follow the voice after it.
     """
-    given = first_frame.flatten(1).any(1).view(-1, 1, 1, 1)
-    start = torch.where(given, first_frame, latents[:, 0])
+    start = torch.where(given(first_frame).view(-1, 1, 1, 1), first_frame, latents[:, 0])
     return torch.cat([start[:, None], latents[:, 1:]], dim=1)
 
 

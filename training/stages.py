@@ -127,6 +127,8 @@ class Stage:
         mask_loss: share of the samples whose loss counts only people (dynamic mask loss).
         mask_floor: weight of the background in those samples.
         emphasis: extra weight of the cells a data set marks as important (mouths).
+        noise_lean: samples without first frame get the timestep T u^(1 / noise_lean), u even between 0 and 1: above 1
+            they see more of the high noise, where alone it is open who stands where.
         own_masks: share of the samples in stage 3 that use the router's own masks instead of the teacher's; 0 is
             appendix B to the letter, 1 is no teacher forcing.
         own_masks_warmup: steps over which that share grows from zero, while the router knows nothing yet.
@@ -147,6 +149,7 @@ class Stage:
     mask_loss: float = 0.5
     mask_floor: float = 0.0
     emphasis: float = 0.0
+    noise_lean: float = 1.0
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     own_masks: float = 0.0
     own_masks_warmup: int = 0

@@ -82,6 +82,19 @@ def test_a_clip_that_is_given_a_first_frame_begins_with_it_and_one_that_is_not_w
     assert torch.equal(made[0, 1:], latents[0, 1:])
 
 
+def test_only_samples_without_first_frame_lean_to_high_noise():
+    heard, batch = Listener(small_model()), small_batch(256)
+    for lean, share in ((1.0, 0.15), (3.0, 1 - 0.85**3)):
+        settings = stage(3, copies=1, drops=Drops(0.0, 0.5, 0.0), noise_lean=lean)
+        StageLoss(settings)(heard, batch, 0)
+        arguments, _ = heard.calls[-1]
+        pictures, timestep = arguments[0][:, 0, -4:], arguments[2]
+        without = ~pictures.flatten(1).any(1)
+        assert 90 < without.sum() < 166, "half of them have none"
+        assert abs((timestep[without] > 850).float().mean() - share) < 0.1
+        assert abs((timestep[~without] > 850).float().mean() - 0.15) < 0.1
+
+
 def test_drops_that_make_no_sense_are_refused():
     with pytest.raises(InputError, match="voice"):
         Drops(together={"voice+text": 0.1})
