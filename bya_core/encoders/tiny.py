@@ -23,16 +23,20 @@ from bya_core.encoders.base import FaceFeatures
 from bya_core.errors import InputError
 
 
+STOP_WORDS = frozenset("a an and before in of on the with".split())
+
+
 class ByteTextEncoder:
     """A frozen byte-level text encoder without weights: one token per word, made from its bytes.
 
     Every (byte, place in the word) has a fixed random vector; a word is the sum of its bytes' vectors plus one for the
-    whole word, so that equal words are equal and similar words are near. What words mean is learned by the
-    transformer's text projection.
+    whole word, so that equal words are equal and similar words are near. To it come one vector for the phrase (what
+    stands between colons, semicolons and full stops) and one for the word's place in it, so that who stands where can
+    be read off. What words mean is learned by the transformer's text projection.
 
     Args:
         dim: width of a token.
-        max_words: L; longer prompts are cut, shorter ones padded with zeros.
+        max_words: L; stop words do not count. Longer prompts are cut, shorter ones padded with zeros.
     """
 
     def __init__(self, dim: int = 64, max_words: int = 48) -> None:
@@ -42,8 +46,9 @@ class ByteTextEncoder:
         """B prompts -> [B, L, dim] float32."""
         tokens = np.zeros((len(prompts), self.max_words, self.dim), np.float32)
         for row, prompt in enumerate(prompts):
-            for place, word in enumerate(_words(prompt)[: self.max_words]):
-                tokens[row, place] = self._word(word) + 0.5 * self._vector(f"place {place}")
+            for token, (phrase, place, word) in enumerate(_words(prompt)[: self.max_words]):
+                where = self._vector(f"phrase {phrase}") + self._vector(f"place {place}")
+                tokens[row, token] = self._word(word) + 0.5 * where
         return torch.from_numpy(tokens)
 
     def _word(self, word: str) -> np.ndarray:
@@ -60,8 +65,14 @@ def _fixed_vector(name: str, dim: int) -> np.ndarray:
     return rng.standard_normal(dim).astype(np.float32) / math.sqrt(2.0)
 
 
-def _words(prompt: str) -> list[str]:
-    return re.findall(r"\w+", prompt.lower())
+def _words(prompt: str) -> list[tuple[int, int, str]]:
+    """(number of the phrase, place in it, word) of every word that is no stop word."""
+    phrases = [re.findall(r"\w+", phrase) for phrase in re.split(r"[:;.]", prompt.lower())]
+    return [
+        (number, place, word)
+        for number, phrase in enumerate(phrases)
+        for place, word in enumerate(word for word in phrase if word not in STOP_WORDS)
+    ]
 
 
 class FaceNetwork(nn.Module):
