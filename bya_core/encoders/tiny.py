@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from bya_core.encoders.base import FaceFeatures
 from bya_core.errors import InputError
 
-
-STOP_WORDS = frozenset("a an and before in of on the with".split())
+STOP_WORDS = frozenset(["a", "an", "and", "before", "in", "of", "on", "the", "with"])
 
 
 class ByteTextEncoder:
