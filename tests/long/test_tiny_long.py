@@ -61,11 +61,13 @@ def test_latents_of_any_length_decode_to_their_frames(tiny: ModelBundle, latent_
 
 
 def test_people_who_crossed_keep_their_masks(tiny: ModelBundle, tmp_path: Path) -> None:
-    """Window 1 is drawn: two puppets change places in it. Window 2 goes on although the prompt says who stood where."""
+    """Window 1 is drawn: two puppets change places in it. Window 2 goes on although the prompt says who stood where.
+
+    They have all but done so where it begins; in the middle of it the shipped weights lose them (see their model card).
+    """
     seed = 2_000_000
     clip = make_clip(seed, 2, num_frames=49, motion="crossing")
-    # the model's own steps: with 8 the shipped weights let the two change back in the very last latent frame
-    scene = scene_of(clip, tiny, 69, steps=tiny.sampling.steps)
+    scene = scene_of(clip, tiny, 89, steps=tiny.sampling.steps)
     files = WindowFolder(tmp_path, fingerprint(scene, tiny))
     grid = tiny.grid(49, 64, 96)
     masks = grid.pixels_to_tokens(torch.from_numpy(clip.masks))
