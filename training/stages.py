@@ -161,6 +161,10 @@ class Stage:
     steps: int = 10_000
     batch: int = 16
 
+    def __post_init__(self) -> None:
+        if self.noise_lean <= 0:
+            raise InputError(f"noise_lean = {self.noise_lean:g}", "a number above 0", "give one; 1 = no lean")
+
 
 PUBLISHED: dict[int, Stage] = {
     1: Stage(

@@ -63,7 +63,7 @@ def test_latents_of_any_length_decode_to_their_frames(tiny: ModelBundle, latent_
 def test_people_who_crossed_keep_their_masks(tiny: ModelBundle, tmp_path: Path) -> None:
     """Window 1 is drawn: two puppets change places in it. Window 2 goes on although the prompt says who stood where.
 
-    They have all but done so where it begins; in the middle of it the shipped weights may lose them (see their model card).
+    They have all but done so where it begins; in the middle of it the shipped weights may lose them (model card).
     """
     seed = 2_000_000
     clip = make_clip(seed, 2, num_frames=49, motion="crossing")

@@ -102,6 +102,8 @@ def test_drops_that_make_no_sense_are_refused():
         Drops(together={"speech+text": 0.6, "reference+text": 0.6})
     with pytest.raises(InputError, match="probability"):
         Drops(reference=1.5)
+    with pytest.raises(InputError, match="noise_lean"):
+        stage(3, noise_lean=0.0)
 
 
 def test_clips_of_one_character_get_a_random_slot_among_equal_copies():
