@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -80,6 +79,7 @@ def measure(path: Path) -> dict[str, float]:
     """Processor seconds of each step, and the peak of memory in MiB."""
     import training.curation.models as models
     from bya_core.encoders.detector import Face
+    from bya_core.report import peak_ram
     from training.curation.faces import Faces, FaceSettings
     from training.curation.models import Entry, ModelChoice
     from training.curation.pipeline import first_step
@@ -134,7 +134,7 @@ def measure(path: Path) -> dict[str, float]:
             dropped = [record.rejected for record in records if record.rejected]
             assert not dropped, dropped[0]
     told["clips"] = len(records)
-    told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    told["peak"] = (peak_ram() or 0) / 2**20
     return told
 
 

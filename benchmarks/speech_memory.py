@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -16,13 +15,14 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bya_core.encoders.speech_wav2vec import Wav2VecSpeech  # noqa: E402
+from bya_core.report import peak_ram  # noqa: E402
 
 RATE, SHORT = 16_000, 50
 
 
 def most() -> float:
     """Largest memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (peak_ram() or 0) / 2**20
 
 
 def main(seconds: int = 300) -> None:

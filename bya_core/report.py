@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -72,13 +73,24 @@ def mask_notices(scene: Scene, figures: list[MaskFigures]) -> list[str]:
     ]
 
 
+def peak_ram() -> int | None:
+    """Most memory this process ever held, in bytes; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    # rather than ru_maxrss, which on Linux a process takes over from the one that started it
+    if status.is_file() and (told := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(told[1])
+    if sys.platform == "win32":  # which has no such module
+        return None
+    resource = importlib.import_module("resource")
+    unit = 1 if sys.platform == "darwin" else 1024  # what the system counts in
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
 def peak_memory() -> dict[str, float]:
     """Most memory held so far, in GB."""
     peak: dict[str, float] = {}
-    if sys.platform != "win32":  # which has no such module
-        resource = importlib.import_module("resource")
-        unit = 1 if sys.platform == "darwin" else 1024  # what the system counts in
-        peak["ram_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+    if (ram := peak_ram()) is not None:
+        peak["ram_gb"] = round(ram / 1e9, 3)
     if torch.cuda.is_available():
         peak["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
     return peak

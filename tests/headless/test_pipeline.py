@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import RoutingConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.pipeline import Progress, Video, generate
-from bya_core.report import build_report, mask_figures, mask_notices
+from bya_core.report import build_report, mask_figures, mask_notices, peak_ram
 from bya_core.scene import Character, Scene, Speech
 from tests.headless.fakes import RATE, fake_bundle, tone
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def voice(seconds: float, hertz: float = 200.0) -> Speech:
@@ -150,6 +154,19 @@ def test_report_says_what_was_made_and_how(bundle: ModelBundle) -> None:
     assert report["seconds"]["total"] == pytest.approx(1.0 + sum(video.seconds.values()), abs=0.01)
     assert report["peak_memory"]["ram_gb"] > 0
     assert report["model"]["name"] == "tiny" and report["seed"] == 0 and report["files"] == ["a.mp4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_memory_of_the_process_that_started_us_is_not_counted() -> None:
+    """Linux hands the peak of a process on to those it starts, where a report must tell its own."""
+    held = bytearray(b"1") * 300_000_000
+    script = "import sys; from bya_core.report import peak_ram; x = b'1' * int(sys.argv[1]); print(peak_ram())"
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", script, size], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+        for size in ("60000000", "160000000")
+    ]
+    assert peak_ram() > len(held) + 100_000_000
+    assert peaks[1] - peaks[0] == pytest.approx(100_000_000, rel=0.1)
 
 
 def test_video_is_frozen(bundle: ModelBundle) -> None:

@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
-import resource, sys, tempfile
+import tempfile
 from pathlib import Path
 import torch
 import bya_core.long_video as long_video
 from bya_core.output import Outputs
+from bya_core.report import peak_ram
 from bya_core.routing import Routing
 from bya_core.scene import Character, Scene, Speech
 from tests.headless.fakes import RATE, fake_bundle, tone
@@ -39,7 +40,7 @@ for windows in (8, 8, 32):  # fewer would not fill the encoder's look-ahead; the
         video = long_video.generate_long(scene, bundle, Path(folder) / "windows")
         assert len(video.windows) == windows
         Outputs(Path(folder) / "a.mp4").write(scene, video, {})
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 1_000_000, frames * 384 * 576 * 3 // 1_000_000)
+    print(peak_ram() // 1_000_000, frames * 384 * 576 * 3 // 1_000_000)
 """
 
 
