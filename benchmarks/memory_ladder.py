@@ -115,6 +115,7 @@ def count() -> tuple[dict[str, Any], str]:
     lines = ["| weights | GB |", "|---|---|"]
     lines += [f"| {text} | {parts[name] / GB:.2f} |" for name, text in named.items()]
     lines += ["", "| alive beside the weights | GB |", "|---|---|"]
+    live["keys and values of the clip, kept from step to step when all is resident"] = parts["clip_keys"]
     lines += [f"| {name} | {size / GB:.2f} |" for name, size in live.items()]
     lines += ["", "| rung | " + " | ".join(_phases(LADDER[1])) + " | page-locked host memory | chosen for cards of |"]
     lines += ["|---|" + "---|" * (len(_phases(LADDER[1])) + 2)]

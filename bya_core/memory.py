@@ -138,7 +138,7 @@ def needed(rung: Rung, parts: Mapping[str, int]) -> dict[str, int]:
         }
         return {phase: size["rest"] + value for phase, value in phases.items()}
     everything = sum(size[name] for name in (*ENCODERS, "codec", "extractor", "projection", "rest")) + held
-    return {"denoising": everything + step, "decoding": everything + decoding}
+    return {"denoising": everything + size["clip_keys"] + step, "decoding": everything + decoding}
 
 
 def host_needed(rung: Rung, parts: Mapping[str, int]) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from bya_core.grid import TokenGrid
+from bya_core.models.clip_keys import ClipKeys
 
 if TYPE_CHECKING:
     from bya_core.checkpoints.bundle import ModelBundle
@@ -29,7 +32,8 @@ def part_sizes(bundle: ModelBundle, characters: int = 2) -> dict[str, int]:
     Weights: text, face, speech, codec; of the transformer: "blocks" (with all that they call), the largest "group" of
     one block, the largest "leaf" layer, "extractor" and "projection" (used once per clip), "rest"; "castable" and
     "castable_group": of the blocks and of the group, what can be kept in 8 bits. Held while computing: "denoising"
-    (both versions of the video), "denoising_apart" (one at a time), "decoding", "decoding_tiled".
+    (both versions of the video), "denoising_apart" (one at a time), "clip_keys" (from step to step, of both versions),
+    "decoding", "decoding_tiled".
     """
     transformer, native = bundle.transformer, bundle.native
     config, number = transformer.config, _number(transformer)
@@ -53,6 +57,7 @@ def part_sizes(bundle: ModelBundle, characters: int = 2) -> dict[str, int]:
         "rest": _bytes([transformer]) - blocks - sum(used_once.values()),
         "denoising": held_while_denoising(grid, width, 2, number),
         "denoising_apart": held_while_denoising(grid, width, 1, number),
+        "clip_keys": empty_call(empty_twin(config), grid, characters, 2).bytes * number // 4,
         "decoding": decoding,
         "decoding_tiled": round(TILE * decoding),
     }
@@ -67,6 +72,44 @@ def held_while_denoising(grid: TokenGrid, width: int, passes: int, size: int) ->
         size: bytes of a number.
     """
     return KEPT * passes * grid.tokens * width * size
+
+
+def empty_twin(config: Any) -> Any:
+    """A transformer of these settings in float32 without memory (torch's "meta" device), to count what it would do."""
+    from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+
+    with torch.device("meta"):
+        return BindYourAvatarTransformer3DModel.from_config(config).float().eval()
+
+
+@torch.no_grad()
+def empty_call(twin: Any, grid: TokenGrid, characters: int, passes: int = 1) -> ClipKeys:
+    """One call of an `empty_twin`; returns what it keeps for the next one.
+
+    Args:
+        characters: each has a voice.
+        passes: versions of the video that guidance needs.
+    """
+    c, kept = twin.config, ClipKeys()
+    frames, _, rows, columns = grid.latent_shape(c.out_channels)
+    empty = functools.partial(torch.empty, dtype=torch.float32)
+    faces = speech = None
+    with torch.device("meta"):
+        if c.use_face:
+            seen = empty(passes, characters, c.lfe_num_scale, 16, c.lfe_vit_dim)
+            faces = twin.encode_faces(empty(passes, characters, c.lfe_id_dim), seen)
+        if c.use_audio:
+            heard = empty(passes, characters, grid.video_frames + 4, c.audio_blocks, c.audio_channels)
+            speech = twin.encode_speech(heard)
+        twin(
+            hidden_states=empty(passes, frames, c.in_channels, rows, columns),
+            timestep=torch.zeros(passes, dtype=torch.long),
+            encoder_hidden_states=empty(passes, c.max_text_seq_length, c.text_embed_dim),
+            face_tokens=faces,
+            audio_tokens=speech,
+            kept=kept,
+        )
+    return kept
 
 
 def held_while_decoding(grid: TokenGrid, size: int, channels: int = WIDEST) -> int:

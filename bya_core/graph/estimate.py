@@ -15,7 +15,7 @@ import torch
 
 from bya_core.config import SamplingConfig
 from bya_core.grid import TokenGrid
-from bya_core.memory import held_while_decoding, held_while_denoising
+from bya_core.memory_sizes import empty_call, empty_twin, held_while_decoding, held_while_denoising
 from bya_core.scene import SceneDefaults
 
 SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the tiny model
@@ -90,40 +90,25 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
     from bya_core.sampling.guidance import branches
 
     passes = len(branches(sampling.guidance_text, sampling.guidance_speech))
-    step, width = _transformer(model, grid, characters)
+    step, width, kept = _transformer(model, grid, characters)
     decoding, channels = _decoder(model, grid)
     operations = step * passes * sampling.steps + decoding
     size = 2 if torch.cuda.is_available() else 4
-    held = max(held_while_denoising(grid, width, passes, size), held_while_decoding(grid, size, channels))
+    denoising = held_while_denoising(grid, width, passes, size) + kept * passes * size // 4
+    held = max(denoising, held_while_decoding(grid, size, channels))
     seconds = operations / (SHARE_OF_PEAK * operations_per_second())
     return Estimate(seconds, (model.bytes + held) / 1e9)
 
 
-def _transformer(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int]:
-    """Operations of one call on one version of the video, and channels of a token."""
+def _transformer(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int, int]:
+    """Of one call on one version of the video: operations, channels of a token, bytes kept from step to step."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network = BindYourAvatarTransformer3DModel.from_config(model.settings("transformer", "config.json")).eval()
-        c = network.config
-        frames, _, rows, columns = grid.latent_shape(c.out_channels)
-        network(
-            hidden_states=torch.zeros(1, frames, c.in_channels, rows, columns),
-            timestep=torch.zeros(1, dtype=torch.long),
-            encoder_hidden_states=torch.zeros(1, c.max_text_seq_length, c.text_embed_dim),
-            face_tokens=network.encode_faces(
-                torch.zeros(1, characters, c.lfe_id_dim),
-                torch.zeros(1, characters, c.lfe_num_scale, 16, c.lfe_vit_dim),
-            ),
-            audio_tokens=network.encode_speech(
-                torch.zeros(1, characters, grid.video_frames + 4, c.audio_blocks, c.audio_channels)
-            ),
-            image_rotary_emb=None,
-            audio_character_matrix=None,
-        )
-    return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim
+    twin = empty_twin(model.settings("transformer", "config.json"))
+    with FlopCounterMode(display=False) as counter:
+        kept = empty_call(twin, grid, characters)
+    c = twin.config
+    return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim, kept.bytes
 
 
 def _decoder(model: ModelFolder, grid: TokenGrid) -> tuple[float, int]:
