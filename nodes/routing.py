@@ -102,6 +102,14 @@ class EmbeddingRouter(io.ComfyNode):
                     tooltip="What parts of the picture that are nobody's hear: model = as trained, hear = every voice, "
                     "silent = none (keeps backgrounds still).",
                 ),
+                io.Int.Input(
+                    "tries",
+                    default=PROBE.tries,
+                    min=1,
+                    max=100,
+                    tooltip="intra without first frame and masks: while somebody has no place in the picture, the "
+                    "router starts again from the next seed, so many times in all, and says so. 1 = only this seed.",
+                ),
                 io.Mask.Input(
                     "masks",
                     optional=True,

@@ -65,7 +65,7 @@ class Scene(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Denoising steps; 0 = what suits the model (tiny: 16). Time grows with it; half is a "
+                    tooltip="Denoising steps; 0 = what suits the model (tiny: 24). Time grows with it; half is a "
                     "sketch.",
                 ),
                 io.Float.Input(
@@ -124,11 +124,18 @@ class Scene(io.ComfyNode):
                     tooltip="Frames that a window shares with the one before it, 1 + a multiple of 4; 0 = what "
                     "suits. 5 to 17 is safe: more joins motion better and takes longer.",
                 ),
+                io.Combo.Input(
+                    "first_frame_fit",
+                    options=["crop", "pad", "stretch"],
+                    default="crop",
+                    tooltip="How first_frame gets the size of the video. crop: covers it, edges are lost. pad: all of "
+                    "it between black bars. stretch: pulled to the size; released weights only.",
+                ),
                 io.Image.Input(
                     "first_frame",
                     optional=True,
-                    tooltip="A picture that fixes the start, scaled to cover the video. Left open: the model invents "
-                    "it.",
+                    tooltip="A picture that fixes the start, brought to the size of the video by first_frame_fit. Left "
+                    "open: the model invents it.",
                 ),
             ],
             outputs=[

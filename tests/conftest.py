@@ -13,6 +13,14 @@ from tests.host_setup import Host, NoHost, find_host
 torchvision_shim.importable()  # before anything else: libraries look once whether it is there
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shared out among processes (pytest -n), a file stays whole, and so do all tests in the host (one server)."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "host" if item.get_closest_marker("host") else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def host() -> Host:
     """A ComfyUI (see tests/host_setup.py); skips and says why where there is none."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.scene import Character, PromptSpan, Scene, SceneDefaults, Speech
+from bya_core.scene import Character, FrameFit, PromptSpan, Scene, SceneDefaults, Speech
 from bya_core.scene_file.checks import length_notices, stream_notices
 from bya_core.scene_file.load import prompt_notices
 
@@ -50,6 +50,7 @@ class Wishes:
         sampling: steps, scales, scheduler, seed.
         timed_prompts: see `parse_prompts`.
         window_frames, overlap_frames: see `WindowConfig`.
+        first_frame_fit: see `bya_core.canvas.first_frame`.
     """
 
     prompt: str
@@ -62,6 +63,7 @@ class Wishes:
     timed_prompts: str = ""
     window_frames: int = 0
     overlap_frames: int = 0
+    first_frame_fit: FrameFit = "crop"
 
 
 def joined(*casts: Sequence[Member]) -> tuple[Member, ...]:
@@ -94,6 +96,7 @@ def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) 
         characters=tuple(Character(member.name, member.image) for member in members),
         speeches=tuple(speeches),
         first_frame=wishes.first_frame,
+        first_frame_fit=wishes.first_frame_fit,
         height=height,
         width=width,
         num_frames=frames,

@@ -36,7 +36,7 @@ class RouterWishes:
             "auto" = voices are matched to faces.
         matrix: see `bya_core.graph.cast.parse_matrix`.
         probe_steps: 0 = until the masks settle.
-        settled, probe_most: see `ProbeConfig`.
+        settled, probe_most, tries: see `ProbeConfig`.
         mode, region, segmenter, static, bystanders: see `RoutingConfig`.
     """
 
@@ -50,6 +50,7 @@ class RouterWishes:
     segmenter: SegmenterName = "self"
     static: bool = False
     bystanders: Bystanders = "model"
+    tries: int = ProbeConfig.tries
 
 
 def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundle: ModelBundle) -> Scene:
@@ -75,7 +76,7 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
         forced_masks=None if masks is None else from_images(masks, grid, count, "the masks of the router"),
         routing=RoutingConfig(
             mode=wishes.mode,
-            probe=ProbeConfig(wishes.settled, wishes.probe_most, wishes.probe_steps or None),
+            probe=ProbeConfig(wishes.settled, wishes.probe_most, wishes.probe_steps or None, wishes.tries),
             region=wishes.region,
             segmenter=wishes.segmenter,
             static=wishes.static,

@@ -168,6 +168,25 @@ def test_a_long_video_is_made_in_windows(run: Run, model: Any, cast: Any, demo: 
     assert not folder.exists() or not list(folder.rglob("*.safetensors"))
 
 
+def test_places_are_looked_for_as_often_as_asked(run: Run, scene: Any) -> None:
+    (value, _, _) = run("EmbeddingRouter", scene=scene, probe_steps=1, tries=5)
+    assert value.scene.routing.probe.tries == 5
+
+
+def test_a_first_frame_of_another_shape(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:
+    """Twice as tall as the video: padded, it stands between black bars and its masks stay between them."""
+    tall = torch.nn.functional.pad(demo["first_frame"], (0, 0, 0, 0, 32, 32), value=0.5)
+    wishes = {"model": model, "cast": cast, "prompt": demo["prompt"], "first_frame": tall, "frames": 9, "steps": 2}
+    shapes = {}
+    for fit in ("crop", "pad"):
+        scene, _ = run("Scene", first_frame_fit=fit, **wishes)
+        shapes[fit] = run("Sampler", routing=run("EmbeddingRouter", scene=scene)[0])[0]
+    edge = {fit: frames[0, :, :8].mean() for fit, frames in shapes.items()}
+    assert edge["pad"] < 0.15 < edge["crop"]
+    with pytest.raises(ValueError, match='"crop" or "pad"'):
+        run("EmbeddingRouter", scene=run("Scene", first_frame_fit="stretch", **wishes)[0])
+
+
 @pytest.mark.parametrize(
     ("node", "given", "sentence"),
     [
