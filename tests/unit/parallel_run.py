@@ -12,9 +12,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bya_core.config import SamplingConfig
+from bya_core.config import RouterSchedule, SamplingConfig
 from bya_core.sampling import build_scheduler, denoise
 from bya_core.sampling.parallel import compute_branches
+from bya_core.speed import PRESETS, Speed
 from tests.unit.test_sampling_tiny import _conditions, build
 
 FORCED = {
@@ -30,14 +31,33 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 """Three branches and one with two processes: then some branch is computed twice."""
 
+SKIPPING: dict[str, dict[str, Any]] = {
+    "joint": {"guidance_text": 3.0, "guidance_speech": 3.0, "steps": 8},
+    "apart": {"guidance_text": 3.0, "guidance_speech": 6.0, "steps": 8},
+}
+PRESET = Speed(
+    RouterSchedule(every=2, freeze=True), settled=2.0, cache_threshold=0.3, most_skipped=2, guidance_span=(0, 0.75)
+)
+"""Skips by what each branch computes: a process that computes one of them must not go another way than the others."""
 
-def results(way: Any) -> dict[str, Tensor]:
+
+def skipping(way: Any, preset: Speed = PRESET) -> dict[str, Tensor]:
+    """`results` of runs that leave work out, `preset` in the place of the one named "fast"."""
+    before, PRESETS["fast"] = PRESETS["fast"], preset
+    try:
+        return results(way, {name: settings | {"speed": "fast"} for name, settings in SKIPPING.items()})
+    finally:
+        PRESETS["fast"] = before
+
+
+def results(way: Any, runs: dict[str, dict[str, Any]] = RUNS) -> dict[str, Tensor]:
     """Latents, masks and the state of the random generator after each of the runs."""
     found: dict[str, Tensor] = {}
-    for name, settings in RUNS.items():
+    for name, settings in runs.items():
         model = build()
         compute_branches(model, way)
-        config = SamplingConfig(steps=3, seed=5, **{key: value for key, value in settings.items() if key != "more"})
+        chosen = {"steps": 3} | {key: value for key, value in settings.items() if key != "more"}
+        config = SamplingConfig(seed=5, **chosen)
         conditions = _conditions(model, 2, **settings.get("more", {}))
         made = denoise(model, build_scheduler(config.scheduler), conditions, config)
         assert made.masks is not None
@@ -49,5 +69,6 @@ def results(way: Any) -> dict[str, Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    save_file(results("processes"), Path(sys.argv[1]) / f"{dist.get_rank()}.safetensors")
+    for name, made in (("", results("processes")), ("skipping", skipping("processes"))):
+        save_file(made, Path(sys.argv[1]) / f"{name}{dist.get_rank()}.safetensors")
     dist.destroy_process_group()

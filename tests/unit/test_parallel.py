@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from bya_core.errors import InputError
 from bya_core.memory import GIB, Rung, apply_rung, plan_memory
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling import parallel
-from tests.unit.parallel_run import results
+from tests.unit.parallel_run import PRESET, SKIPPING, results, skipping
 from tests.unit.test_sampling_tiny import _conditions, _run, build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,13 +75,30 @@ def test_in_turns_it_is_the_same(in_one_batch: dict[str, Tensor]) -> None:
     assert_same(results("turns"), in_one_batch)
 
 
-def test_two_processes_end_with_what_one_ends_with(in_one_batch: dict[str, Tensor], tmp_path: Path) -> None:
-    """And with equal numbers, to the last digit, in both of them."""
-    done = torchrun(2, str(ROOT / "tests" / "unit" / "parallel_run.py"), str(tmp_path))
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two processes ends with."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    done = torchrun(2, str(ROOT / "tests" / "unit" / "parallel_run.py"), str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    return folder
+
+
+def test_two_processes_end_with_what_one_ends_with(in_one_batch: dict[str, Tensor], two_processes: Path) -> None:
+    """And with equal numbers, to the last digit, in both of them."""
+    first, second = (load_file(two_processes / f"{rank}.safetensors") for rank in (0, 1))
     assert_same(first, in_one_batch)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_leave_the_same_work_out(two_processes: Path) -> None:
+    """Skipped blocks, frozen masks, less guidance: as one process does that computes the branches in turns."""
+    first, second = (load_file(two_processes / f"skipping{rank}.safetensors") for rank in (0, 1))
+    assert_same(first, skipping("turns"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for threshold in (0.0, 1e9):  # some of the blocks were skipped, where none or all might be
+        other = skipping("turns", replace(PRESET, cache_threshold=threshold))
+        assert not any(torch.allclose(first[f"{n}: latents"], other[f"{n}: latents"], atol=1e-2) for n in SKIPPING)
 
 
 @pytest.mark.parametrize(("speech", "count"), [(3.0, 2), (6.0, 3), (1.0, 1)])

@@ -230,7 +230,7 @@ BOTH = replace(FROZEN, cache_threshold=1e9, guidance_span=(0.0, 0.5))
         (FROZEN, "batch"),
         (BOTH, "batch"),
         (BOTH, "turns"),
-        (replace(CACHED, cache_threshold=0.05, settled=2.0, most_skipped=2), "turns"),
+        (replace(CACHED, cache_threshold=0.3, settled=2.0, most_skipped=2), "turns"),
     ],
 )
 def test_stopped_and_gone_on_with_it_is_the_same_video(model: Model, preset, speed: Speed, at: int, way: str) -> None:
