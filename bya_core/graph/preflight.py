@@ -211,8 +211,8 @@ def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked, told: Seque
     if asked.first_frame is not None:
         found += _first_frame(asked.first_frame, cast)
     cost = estimate(model, grid, len(cast), sampling)
-    text = f"about {cost.seconds:.0f} s on this machine (half or double is possible), {cost.gigabytes:.1f} GB"
-    return [*found, Finding("cost", "ok", text)]
+    seconds = f"about {cost.seconds:.0f} s on this machine at speed exact (half or double is possible)"
+    return [*found, Finding("cost", "ok", f"{seconds}, {cost.gigabytes:.1f} GB")]
 
 
 def _masks(masks: Tensor, scene: Scene, model: ModelFolder) -> Finding:
