@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from bya_core.models import transformer as model_file
 
@@ -151,18 +153,51 @@ def _empty(tensor: Tensor) -> bool:
     return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
 
 
-class Moved(TorchDispatchMode):
-    """As a context: `bytes` that operations read and wrote, each of them by itself. Fused kernels move less."""
+MOVES_NOTHING = frozenset({"prim::device", "aten::_unsafe_view"})
+"""Operations that look at tensors or give them another shape, beside those that torch calls views."""
 
-    def __init__(self) -> None:
+
+@dataclass(frozen=True)
+class Gpu:
+    """What operations are held against where there is no GPU to measure: a large one of its time, not at its best.
+
+    Args:
+        rate: operations a second of matrix products in bfloat16.
+        bandwidth: bytes a second to and from memory.
+    """
+
+    rate: float = 600e12
+    bandwidth: float = 3.5e12
+
+
+class Moved(TorchDispatchMode):
+    """As a context: what operations do, each of them by itself; fused kernels move less.
+
+    `bytes` read and written, and `seconds` that `gpu` needs at least: of each operation the longer of computing and
+    moving. Small and odd shapes take longer than that.
+    """
+
+    def __init__(self, gpu: Gpu | None = None) -> None:
         super().__init__()
-        self.bytes = 0
+        self.gpu = gpu or Gpu()
+        self.bytes, self.seconds = 0, 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor))
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if not func.is_view and func.name() not in MOVES_NOTHING:
+            moved = sum(t.nbytes for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor))
+            self.bytes += moved
+            self.seconds += max(moved / self.gpu.bandwidth, _operations(func, args, kwargs, made) / self.gpu.rate)
         return made
+
+
+def _operations(func: Any, args: Any, kwargs: Any, made: Any) -> float:
+    """As torch's flop counter counts them, which does not know the processor's fused attention."""
+    if func.name() == "aten::_scaled_dot_product_flash_attention_for_cpu":
+        return float(sdpa_flop_count(*(x.shape for x in args[:3])))
+    count = flop_registry.get(func.overloadpacket)
+    return 0.0 if count is None else float(count(*args, **kwargs, out_val=made))
 
 
 def clock(device: torch.device) -> tuple[Callable[[], Any], Callable[[Any, Any], float]]:

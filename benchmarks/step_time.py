@@ -141,7 +141,8 @@ def operations(model: Any, characters: int, frames: int, way: str, covered: floa
 def memory(
     way: str, characters: int = 2, frames: int = FRAMES, covered: float = COVERED, **size: Any
 ) -> dict[str, Any]:
-    """Bytes that each part of a step reads and writes, and the most alive in it beside weights and inputs.
+    """Bytes that each part of a step reads and writes, the most alive in it beside weights and inputs, and the seconds
+    that `meter.Gpu` would need at least.
 
     Args:
         size: of the transformer; none = the published one.
@@ -164,12 +165,13 @@ def memory(
                     most, alive.peak = alive.peak, alive.now
                     return float(most)
 
-                step(meter := Meter(lambda: float(moved.bytes), peak))
+                step(meter := Meter(lambda: (float(moved.bytes), moved.seconds), peak))
     finally:
         torch.set_default_dtype(before)
         _forget_tables()
     peaks = {part: meter.peaks.get(part, 0.0) for part in PARTS}
-    return {"bytes": meter.costs(), "alive": {**peaks, "total": max(peaks.values())}}
+    moves, least = (meter.costs(lambda before, now, k=k: now[k] - before[k]) for k in (0, 1))
+    return {"bytes": moves, "alive": {**peaks, "total": max(peaks.values())}, "seconds": least}
 
 
 def _forget_tables() -> None:
@@ -253,6 +255,7 @@ def full_size_memory(way: str, covered: float = COVERED) -> dict[str, dict[str, 
     known = functools.cache(lambda layers: memory(way, covered=covered, num_layers=layers))
     return {
         "bytes": full_size(lambda layers: known(layers)["bytes"], way),
+        "seconds": full_size(lambda layers: known(layers)["seconds"], way),
         "alive": full_size(lambda layers: {"total": known(layers)["alive"]["total"]}, way),
     }
 
@@ -276,6 +279,11 @@ def count(covered: float) -> tuple[dict[str, Any], str]:
             own = found[kind]
             cells = " | ".join(f"{own[part] / GB:.1f}" if part in own else "-" for part in (*PARTS, "total"))
             lines.append(f"| {way} | {name} | {cells} |")
+    lines += ["", f"{HEAD} time to exact |", "|---|" + "---|" * 10]
+    exact = stored["exact"]["seconds"]["total"]
+    for way, found in stored.items():
+        least = found["seconds"]
+        lines.append(f"{row(way, 2, FRAMES, least, 1.0, 3)} {least['total'] / exact:.2f} |")
     return {"covered": covered, "steps": rows, "memory": stored}, "\n".join(lines)
 
 

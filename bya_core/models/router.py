@@ -34,6 +34,8 @@ class RouterAttention(nn.Module):
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
         if rotary is not None:
             q, k = (apply_rotary(part.flatten(2, 3), rotary).view_as(part) for part in (q, k))
+        if axis == "characters" and characters <= FEW:
+            return self.to_out[0](_among_few(q, k, v).flatten(-2))
         pattern = {
             "space": "b n t p h d -> (b n t) p h d",
             "time": "b n t p h d -> (b n p) t h d",
@@ -43,6 +45,21 @@ class RouterAttention(nn.Module):
         back, here = pattern.split(" -> ")
         out = rearrange(out, f"{here} -> {back}", b=batch, n=characters, t=frames, p=places)
         return self.to_out[0](out.flatten(-2))
+
+
+FEW = 4
+"""Up to so many characters attend to each other without a kernel; beyond, N^2 products a token are too many."""
+
+
+def _among_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over axis 1 of three of [B, N, T, P, heads, d] -> one, written out.
+
+    Kernels are made for long sequences: here there is one of N tokens for each place, and each would fill a tile of 64
+    or 128 with padding (at published sizes and N = 2, as many operations as an eighth of the transformer) after copies
+    that bring the characters together. This copies nothing.
+    """
+    scores = (query.unsqueeze(2) * key.unsqueeze(1)).sum(dim=-1) * query.shape[-1] ** -0.5  # [B, N, N, T, P, heads]
+    return (scores.softmax(dim=2).unsqueeze(-1) * value.unsqueeze(1)).sum(dim=2)
 
 
 class SpatioTemporalLayer(nn.Module):

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import naive
 from bya_core.grid import TokenGrid
+from bya_core.models import compat
 from bya_core.models.clip_keys import ClipKeys
-from bya_core.models.router import OfficialRouter, PaperRouter
+from bya_core.models.router import OfficialRouter, PaperRouter, RouterAttention
 from tests.unit.test_injection import given
 from tests.unit.test_transformer import build
 
@@ -117,3 +118,34 @@ def test_a_model_that_folds_is_the_plain_one() -> None:
     # kept for one size of video, used for another
     small = model(**told, kept=kept)
     torch.testing.assert_close(small.masks, model(**told).masks, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("characters", [1, 2, 3, 4, 5])
+def test_characters_attend_to_each_other_as_torch_would_have_them(characters: int) -> None:
+    """A few of them without a kernel, more of them with it: the same numbers, and the same gradients."""
+    torch.manual_seed(characters)
+    layer = RouterAttention(24, 3).double()
+    x = torch.randn(2, characters, 3, 5, 24, dtype=torch.float64)
+    made = layer(x, "characters")
+    q, k, v = (f(x).unflatten(-1, (3, 8)).permute(0, 2, 3, 4, 1, 5) for f in (layer.to_q, layer.to_k, layer.to_v))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)  # [B, T, P, heads, N, d]
+    torch.testing.assert_close(made, layer.to_out[0](expected.permute(0, 4, 1, 2, 3, 5).flatten(-2)))
+    grown = x.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: layer(given, "characters").sum(), grown)
+
+
+def test_more_sequences_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router has one sequence for each place of the picture: kernels take 65,535 at once, the rest comes after."""
+    calls = []
+    torch_attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: Tensor, *others: Tensor) -> Tensor:
+        calls.append(query.shape)
+        return torch_attention(query, *others)
+
+    q, k, v = torch.randn(3, 40, 6, 2, 8, generator=torch.Generator().manual_seed(0))
+    expected = compat.attend(q, k, v)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(compat, "GRID", 2 * 15)
+    assert torch.equal(compat.attend(q, k, v), expected)
+    assert [shape[0] for shape in calls] == [15, 15, 10]

@@ -23,10 +23,11 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from training.puppets import make_clip
+from training.puppets import MOUTH_RGB, make_clip
 
 log = logging.getLogger(__name__)
 
+LIKENESS = 0.25  # colours nearer than this (of 0..1) look like the inside of a mouth
 BLUR = 0.15  # noise on the latents where only the decoder learns, as a share of their deviation
 TINY_VAE = {
     "block_out_channels": (16, 32, 48),
@@ -49,10 +50,11 @@ class VaeTraining:
         output: folder of the checkpoint, in diffusers' layout.
         minutes: wall-clock time; the learning rate falls to zero over it.
         crop: side of a crop in pixels.
-        frames: frames of a crop (1 + a multiple of 4).
+        frames: frames of a crop (1 + a multiple of 8: the codec decodes an even number of latent frames to more).
         batch: crops per step.
         lr: peak learning rate of AdamW.
         kl: weight of the Kullback-Leibler term.
+        opening: weight of the error of how far each mouth is open, see `opening_error`; 0 = not scored.
         seed: first training seed of the puppets; must stay below 1,000,000.
         resume: go on from the weights in `output`.
         decoder_only: the encoder stays as it is, so that latents and what was trained on them stay valid.
@@ -67,6 +69,7 @@ class VaeTraining:
     batch: int = 16
     lr: float = 2e-3
     kl: float = 2e-4
+    opening: float = 0.0
     seed: int = 600_000
     resume: bool = False
     decoder_only: bool = False
@@ -75,7 +78,7 @@ class VaeTraining:
 
 
 class Crops(IterableDataset):
-    """Endless crops: (video [3,F,c,c] in -1..1, weight [F,c,c] that is larger on people and largest on mouths)."""
+    """Endless crops: video [3,F,c,c] in -1..1, and where people are and where mouths, both [F,c,c] in 0..1."""
 
     def __init__(self, crop: int, frames: int, seed: int) -> None:
         self.crop, self.frames, self.seed = crop, frames, seed
@@ -89,10 +92,9 @@ class Crops(IterableDataset):
             seed += 1
             height, width = clip.frames.shape[1:3]
             y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-            weight = 1.0 + 1.5 * clip.masks.any(0)
-            for centre in clip.mouth_centres:
-                away = (x - centre[:, 0, None, None]) ** 2 + (y - centre[:, 1, None, None]) ** 2
-                weight = weight + 8.0 * np.exp(-away / (2 * 5.0**2))
+            people = clip.masks.any(0).astype(np.float32)
+            away = (x - clip.mouth_centres[..., 0, None, None]) ** 2 + (y - clip.mouth_centres[..., 1, None, None]) ** 2
+            mouths = np.exp(-away / (2 * 5.0**2)).sum(0).astype(np.float32)
             for k in range(3):
                 if k % 2 == 0:
                     cx, cy = clip.mouth_centres[rng.integers(len(clip.masks)), 0] + rng.normal(0, 8, 2)
@@ -102,29 +104,47 @@ class Crops(IterableDataset):
                 y0 = int(np.clip(cy - self.crop / 2, 0, height - self.crop))
                 box = (slice(None), slice(y0, y0 + self.crop), slice(x0, x0 + self.crop))
                 pixels = torch.from_numpy(clip.frames[box]).permute(3, 0, 1, 2).float() / 127.5 - 1.0
-                yield pixels, torch.from_numpy(weight[box].astype(np.float32))
+                yield pixels, torch.from_numpy(people[box]), torch.from_numpy(mouths[box])
 
 
 def vae_loss(
-    model: AutoencoderKLCogVideoX, video: Tensor, weight: Tensor, kl: float, decoder_only: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(total, weighted reconstruction error) of video [B,3,F,H,W] with weight [B,F,H,W].
+    model: AutoencoderKLCogVideoX, video: Tensor, people: Tensor, mouths: Tensor, settings: VaeTraining
+) -> tuple[Tensor, dict[str, float]]:
+    """(total, its parts) of video [B,3,F,H,W] with people and mouths [B,F,H,W], see `Crops`.
 
     The error is the mean of the absolute difference and of the squared one: by the absolute one alone a mouth of two
     pixels is outvoted by the skin around it.
     """
-    with torch.set_grad_enabled(not decoder_only):
+    with torch.set_grad_enabled(not settings.decoder_only):
         posterior = model.encode(video).latent_dist
     latents = posterior.sample()
-    if decoder_only:  # what a transformer makes is never exact: a decoder that trusts every digit shows it
+    if settings.decoder_only:  # what a transformer makes is never exact: a decoder that trusts every digit shows it
         latents = latents + BLUR * posterior.mean.std((0, 2, 3, 4), keepdim=True) * torch.randn_like(latents)
     rebuilt = model.decode(latents).sample.float()
-    away = rebuilt - video
+    away, weight = rebuilt - video, 1.0 + 1.5 * people + 8.0 * mouths
     error = ((away.abs() + away**2) * weight[:, None]).mean() / weight.mean()
-    if decoder_only:
-        return error, error
-    divergence = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1.0 - posterior.logvar.float()).mean()
-    return error + kl * divergence, error
+    opening = opening_error(rebuilt, video, mouths)
+    total = error + settings.opening * opening
+    if not settings.decoder_only:
+        mean, variance, logvar = posterior.mean.float(), posterior.var.float(), posterior.logvar.float()
+        total = total + settings.kl * 0.5 * (mean**2 + variance - 1.0 - logvar).mean()
+    return total, {"error": error.item(), "opening": opening.item()}
+
+
+def opening_error(rebuilt: Tensor, video: Tensor, mouths: Tensor) -> Tensor:
+    """How far off the opening of mouths is, frame by frame, over a mean opening: [B,3,F,H,W] twice, [B,F,H,W] -> [].
+
+    An opening is the area about a mouth that looks like the inside of one. Errors of single pixels hardly tell a mouth
+    that is half open from one that is blurred; whoever looks at lips sees the area, and its change from frame to frame.
+    """
+    inside = torch.tensor(MOUTH_RGB).view(1, 3, 1, 1, 1) * 2 - 1
+
+    def area(pixels: Tensor) -> Tensor:
+        likeness = torch.exp(-((pixels - inside) ** 2).sum(1) / (2 * LIKENESS) ** 2)  # colours are in -1..1
+        return (likeness * mouths).sum((-2, -1))
+
+    wanted = area(video)
+    return (area(rebuilt) - wanted).abs().mean() / wanted.mean().clamp(min=1e-3)
 
 
 def train(settings: VaeTraining) -> dict:
@@ -139,22 +159,23 @@ def train(settings: VaeTraining) -> dict:
     )
     trained = model.decoder if settings.decoder_only else model
     optimiser = torch.optim.AdamW(trained.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    start, step, smooth = time.monotonic(), 0, 0.0
+    start, step = time.monotonic(), 0
+    smooth: dict[str, float] = {}
     while (passed := (time.monotonic() - start) / (60 * settings.minutes)) < 1.0:
         rate = settings.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * passed)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        video, weight = next(loader)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            loss, error = vae_loss(model, video, weight, settings.kl, settings.decoder_only)
+            loss, errors = vae_loss(model, *next(loader), settings)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimiser.step()
-        smooth = error.item() if step == 0 else 0.97 * smooth + 0.03 * error.item()
+        smooth = {name: value + 0.97 * (smooth.get(name, value) - value) for name, value in errors.items()}
         step += 1
         if step % 50 == 0:
-            log.info("step %d  %.0f %% of the time  weighted error %.4f", step, 100 * passed, smooth)
+            told = ", ".join(f"{name} {value:.4f}" for name, value in smooth.items())
+            log.info("step %d  %.0f %% of the time  %s", step, 100 * passed, told)
         if step % 200 == 0:
             model.save_pretrained(settings.output)
     if not settings.decoder_only:
@@ -163,7 +184,7 @@ def train(settings: VaeTraining) -> dict:
     model.save_pretrained(settings.output)
     measured = {
         "steps": step,
-        "weighted_error": smooth,
+        **smooth,
         "settings": {k: str(v) for k, v in asdict(settings).items()},
     }
     (settings.output / "training.json").write_text(json.dumps(measured, indent=1))
