@@ -21,7 +21,7 @@ from bya_core.models import reach
 from bya_core.models.audio import AudioCrossAttention
 from bya_core.models.clip_keys import ClipKeys
 from bya_core.models.face import FaceCrossAttention
-from bya_core.models.router import OfficialRouter
+from bya_core.models.router import FEW, OfficialRouter
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.offload import Seat
 from bya_core.sampling.conditions import Conditions
@@ -266,10 +266,12 @@ def test_every_way_is_the_plain_way(characters: int) -> None:
         torch.testing.assert_close(other, made[0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sizes", [((1, 2), (2, 2), (2, FEW), (3, 3)), ((1, FEW + 1), (2, FEW + 1), (2, FEW + 3))])
 @pytest.mark.parametrize("forced", [False, True])
 @torch.no_grad()
-def test_calls_do_not_grow_with_batch_or_characters(forced: bool) -> None:
-    """No loop over versions or characters: the same work in equally many operations, however many there are."""
+def test_calls_do_not_grow_with_batch_or_characters(forced: bool, sizes: tuple[tuple[int, int], ...]) -> None:
+    """No loop over versions or characters: the same work in equally many operations, however many there are (the router
+    has two ways, one for few characters and one for many)."""
     class Calls(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
@@ -281,7 +283,7 @@ def test_calls_do_not_grow_with_batch_or_characters(forced: bool) -> None:
 
     model = build("official")
     found = []
-    for batch, characters in ((1, 2), (2, 2), (2, 5), (3, 4)):
+    for batch, characters in sizes:
         masks = torch.ones(batch, characters, 3, 3, 4) if forced else None
         told = given(model, characters, batch=batch) | {"forced_masks": masks}
         with Calls() as calls:
