@@ -37,3 +37,20 @@ def test_matches_diffusers():
 def test_odd_head_is_refused():
     with pytest.raises(InputError, match="head_dim"):
         rotary_embedding(TokenGrid(1, 2, 2), 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_as_complex_numbers_and_written_out_it_turns_alike(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = TokenGrid(2, 3, 3)
+    table = rotary_embedding(grid, 10)
+    joint = torch.randn(2, 3 + grid.tokens, 2, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
+    joint.requires_grad_()
+    made = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        turned = apply_rotary(joint[:, 3:], table)  # a part of a tensor, as in the blocks
+        (slope,) = torch.autograd.grad(turned.float().square().sum() + turned.float().sum(), joint)
+        made.append((turned, slope))
+    assert made[0][0].dtype == dtype
+    for one, other in zip(*made, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
