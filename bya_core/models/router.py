@@ -29,24 +29,25 @@ class RouterAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def forward(self, x: Tensor, axis: str, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x [B, N, T, P, C] -> same; attends over `axis`: "space" (P), "time" (T) or "characters" (N)."""
-        batch, characters, frames, places, _ = x.shape
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
-        if rotary is not None:
-            q, k = (apply_rotary(part.flatten(2, 3), rotary).view_as(part) for part in (q, k))
-        if axis == "characters" and characters <= FEW:
+        """x [B, N, T, P, C] -> same; attends over `axis`: "space" (P), "time" (T) or "characters" (N; never rotary)."""
+        if axis == "characters" and x.shape[1] <= FEW:
+            q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
             return self.to_out[0](_among_few(q, k, v).flatten(-2))
-        pattern = {
-            "space": "b n t p h d -> (b n t) p h d",
-            "time": "b n t p h d -> (b n p) t h d",
-            "characters": "b n t p h d -> (b t p) n h d",
-        }[axis]
-        out = attend(*(rearrange(part, pattern) for part in (q, k, v)))
-        back, here = pattern.split(" -> ")
-        out = rearrange(out, f"{here} -> {back}", b=batch, n=characters, t=frames, p=places)
-        return self.to_out[0](out.flatten(-2))
+        here = LAYOUTS[axis]
+        y = rearrange(x, f"{AXES} -> {here}").contiguous()  # [G, R, L, C]: once, not for each projection
+        q, k, v = (f(y).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
+        if rotary is not None:
+            order = "(t p) d -> (p t) d" if axis == "time" else "(t p) d -> (t p) d"
+            cos, sin = (rearrange(part, order, t=x.shape[2]) for part in rotary)
+            q, k = (apply_rotary(part.flatten(1, 2), (cos, sin)).view_as(part) for part in (q, k))
+        out = attend(*(part.flatten(0, 1) for part in (q, k, v))).flatten(-2)  # [G R, L, C]
+        sizes = dict(zip(AXES.split(), x.shape, strict=True))
+        return rearrange(self.to_out[0](out).view_as(y), f"{here} -> {AXES}", **{k: sizes[k] for k in "bntp"})
 
 
+AXES = "b n t p c"
+LAYOUTS = {"space": "(b n) t p c", "time": "(b n) p t c", "characters": "b (t p) n c"}
+"""Of the tokens while they attend: the axis before the last is the one that they attend along."""
 FEW = 4
 """Up to so many characters attend to each other without a kernel; beyond, N^2 products a token are too many."""
 

@@ -13,6 +13,7 @@ from benchmarks.naive import naive
 from bya_core.grid import TokenGrid
 from bya_core.models import compat
 from bya_core.models.clip_keys import ClipKeys
+from bya_core.models.rope import apply_rotary, rotary_embedding
 from bya_core.models.router import OfficialRouter, PaperRouter, RouterAttention
 from tests.unit.test_injection import given
 from tests.unit.test_transformer import build
@@ -132,6 +133,26 @@ def test_characters_attend_to_each_other_as_torch_would_have_them(characters: in
     torch.testing.assert_close(made, layer.to_out[0](expected.permute(0, 4, 1, 2, 3, 5).flatten(-2)))
     grown = x.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda given: layer(given, "characters").sum(), grown)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("axis", ["space", "time"])
+def test_places_and_moments_attend_as_torch_would_have_them(axis: str, turned: bool) -> None:
+    """Along one axis, whatever the layout; a position is that of the token, not of its place in the layout."""
+    torch.manual_seed(1)
+    grid, heads = TokenGrid(3, 2, 5), 2
+    layer = RouterAttention(24, heads)
+    x = torch.randn(2, 3, grid.frames, grid.height * grid.width, 24)
+    rotary = rotary_embedding(grid, 24 // heads) if turned else None
+    q, k, v = (f(x).flatten(2, 3).unflatten(-1, (heads, -1)) for f in (layer.to_q, layer.to_k, layer.to_v))
+    if rotary is not None:
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+    q, k, v = (part.unflatten(2, (grid.frames, -1)).transpose(-2, -3) for part in (q, k, v))  # [B, N, T, heads, P, d]
+    if axis == "time":
+        q, k, v = (part.transpose(2, 4) for part in (q, k, v))  # [B, N, P, heads, T, d]
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    out = (out.transpose(2, 4) if axis == "time" else out).transpose(-2, -3).flatten(-2)
+    torch.testing.assert_close(layer(x, axis, rotary), layer.to_out[0](out), atol=1e-6, rtol=1e-5)
 
 
 def test_more_sequences_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
