@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -279,6 +281,18 @@ def test_blocks_share_their_compiled_graph(model: Model) -> None:
     assert len(graphs) == 2, "one for the first block, whose inputs are views of one tensor, one for all others"
     torch.testing.assert_close(made.latents, plain.latents, atol=1e-5, rtol=1e-4)
     assert not any("plain" in vars(block) for block in model.transformer_blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler wants g++ on a processor")
+def test_a_real_compiler_computes_the_same(model: Model) -> None:
+    """Rotary positions are complex numbers where nothing compiles, which the compiler could not read."""
+    conditions = _conditions(model, 2)
+    plain = run(model, conditions, "exact", stop_at=2)
+    with warnings.catch_warnings(), compiled(model):
+        warnings.filterwarnings("error", message=".*complex.*")
+        made = run(model, conditions, "exact", stop_at=2)
+    torch.testing.assert_close(made.latents, plain.latents, atol=1e-4, rtol=1e-4)
 
 
 def test_8_bits_are_close_and_come_off_again(model: Model) -> None:
