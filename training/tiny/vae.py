@@ -2,9 +2,9 @@
 
     python -m training.tiny.vae --output runs/tiny/vae
 
-It is `AutoencoderKLCogVideoX` with two down-samplings (4x in time, 4x4 in space) and few channels. Being
-convolutional it learns from small crops of short clips, half of them around a mouth: mouths are a few pixels,
-and what the VAE loses no transformer can move.
+It is `AutoencoderKLCogVideoX` with two down-samplings (4x in time, 4x4 in space) and few channels. It learns from small
+crops of short clips, half of them around a mouth: mouths are a few pixels, and what the VAE loses no transformer can
+move. The decoder learns on from whole pictures (`--resume --decoder-only --crop 96 --frames 17`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class VaeTraining:
     Args:
         output: folder of the checkpoint, in diffusers' layout.
         minutes: wall-clock time; the learning rate falls to zero over it.
-        crop: side of a crop in pixels.
+        crop: side of a crop in pixels, as far as the picture goes: 96 takes whole pictures. Group norms see what they
+            are given, so that a decoder that only knows crops about mouths shows whole pictures worse.
         frames: frames of a crop (1 + a multiple of 8: the codec decodes an even number of latent frames to more).
         batch: crops per step.
         lr: peak learning rate of AdamW.
@@ -95,14 +96,15 @@ class Crops(IterableDataset):
             people = clip.masks.any(0).astype(np.float32)
             away = (x - clip.mouth_centres[..., 0, None, None]) ** 2 + (y - clip.mouth_centres[..., 1, None, None]) ** 2
             mouths = np.exp(-away / (2 * 5.0**2)).sum(0).astype(np.float32)
-            for k in range(3):
+            high, wide = min(self.crop, height), min(self.crop, width)
+            for k in range(1 if (high, wide) == (height, width) else 3):
                 if k % 2 == 0:
                     cx, cy = clip.mouth_centres[rng.integers(len(clip.masks)), 0] + rng.normal(0, 8, 2)
                 else:
                     cx, cy = rng.uniform(0, width), rng.uniform(0, height)
-                x0 = int(np.clip(cx - self.crop / 2, 0, width - self.crop))
-                y0 = int(np.clip(cy - self.crop / 2, 0, height - self.crop))
-                box = (slice(None), slice(y0, y0 + self.crop), slice(x0, x0 + self.crop))
+                x0 = int(np.clip(cx - wide / 2, 0, width - wide))
+                y0 = int(np.clip(cy - high / 2, 0, height - high))
+                box = (slice(None), slice(y0, y0 + high), slice(x0, x0 + wide))
                 pixels = torch.from_numpy(clip.frames[box]).permute(3, 0, 1, 2).float() / 127.5 - 1.0
                 yield pixels, torch.from_numpy(people[box]), torch.from_numpy(mouths[box])
 
