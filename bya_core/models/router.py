@@ -59,8 +59,10 @@ def _among_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     or 128 with padding (at published sizes and N = 2, as many operations as an eighth of the transformer) after copies
     that bring the characters together. This copies nothing.
     """
-    scores = (query.unsqueeze(2) * key.unsqueeze(1)).sum(dim=-1) * query.shape[-1] ** -0.5  # [B, N, N, T, P, heads]
-    return (scores.softmax(dim=2).unsqueeze(-1) * value.unsqueeze(1)).sum(dim=2)
+    products = query.unsqueeze(2) * key.unsqueeze(1)
+    scores = products.sum(dim=-1, dtype=torch.promote_types(products.dtype, torch.float32))  # [B, N, N, T, P, heads]
+    weights = (scores * query.shape[-1] ** -0.5).softmax(dim=2).to(value.dtype)
+    return (weights.unsqueeze(-1) * value.unsqueeze(1)).sum(dim=2)
 
 
 class SpatioTemporalLayer(nn.Module):

@@ -133,6 +133,9 @@ def test_characters_attend_to_each_other_as_torch_would_have_them(characters: in
     torch.testing.assert_close(made, layer.to_out[0](expected.permute(0, 4, 1, 2, 3, 5).flatten(-2)))
     grown = x.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda given: layer(given, "characters").sum(), grown)
+    near = layer.to(torch.bfloat16)(x.to(torch.bfloat16), "characters")
+    assert near.dtype == torch.bfloat16
+    torch.testing.assert_close(near.double(), made, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("turned", [False, True])
