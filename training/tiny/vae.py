@@ -79,7 +79,7 @@ class VaeTraining:
 
 
 class Crops(IterableDataset):
-    """Endless crops: video [3,F,c,c] in -1..1, and where people are and where mouths, both [F,c,c] in 0..1."""
+    """Endless crops: video [3,F,c,c] in -1..1, where people are and where mouths [F,c,c]; 1 there, more where mouths meet."""
 
     def __init__(self, crop: int, frames: int, seed: int) -> None:
         self.crop, self.frames, self.seed = crop, frames, seed
