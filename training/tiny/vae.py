@@ -79,7 +79,7 @@ class VaeTraining:
 
 
 class Crops(IterableDataset):
-    """Endless crops: video [3,F,c,c] in -1..1, where people are and where mouths [F,c,c]; 1 there, more where mouths meet."""
+    """Endless crops: video [3,F,c,c] in -1..1, people and mouths [F,c,c]: 1 where they are, more where mouths meet."""
 
     def __init__(self, crop: int, frames: int, seed: int) -> None:
         self.crop, self.frames, self.seed = crop, frames, seed
