@@ -1,11 +1,13 @@
 """Anti-aliased, shaded puppets from signed distances: all frames of a clip at once, any size.
 
 Every shape is a signed distance in pixels (negative inside), its coverage is `clip(0.5 - distance, 0, 1)`, and
-shapes are laid over each other in painter's order. Work happens only inside each shape's bounding box.
+shapes are laid over each other in painter's order. Work happens only inside each shape's bounding box, and in place
+where it can: most of the time would go into fresh memory.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +48,7 @@ class Canvas:
     def lay(self, owner: int, box: tuple[slice, slice], alpha: Array, colour: Array) -> None:
         """Lay `colour` ([3] or [F, bh, bw, 3]) with coverage `alpha` [F, bh, bw] over the pixels in `box`."""
         for channel in range(3):
-            plane = self.pixels[:, box[0], box[1], channel]
-            plane += alpha * (colour[..., channel] - plane)
+            blend(self.pixels[:, box[0], box[1], channel], alpha, colour[..., channel])
         covered = self.coverage[:, :, box[0], box[1]]
         for other in range(len(covered)):
             if other == owner:
@@ -95,36 +96,59 @@ def _wide(value: float | Array) -> float | Array:
 
 
 def _span(low: float, high: float, stop: int, start: int = 0) -> slice:
-    first = int(np.clip(np.floor(low), start, stop))
-    return slice(first, int(np.clip(np.ceil(high), first, stop)))
+    first = min(max(math.floor(low), start), stop)
+    return slice(first, min(max(math.ceil(high), first), stop))
+
+
+def blend(plane: Array, alpha: Array, colour: float | Array) -> None:
+    """Lay `colour` with coverage `alpha` over a plane, in place."""
+    change = colour - plane
+    change *= alpha
+    plane += change
+
+
+def _length(a: Array, b: Array) -> Array:
+    """Of the vectors (a, b); they are used up."""
+    a *= a
+    b *= b
+    total = a + b
+    return np.sqrt(total, out=total)
 
 
 def ellipse(du: Array, dv: Array, ru: float | Array, rv: float | Array) -> Array:
     """Signed distance (same unit as du, dv) to an ellipse, first order."""
     ru, rv = _wide(ru), _wide(rv)
     a, b = du / ru, dv / rv
-    k0 = np.sqrt(a * a + b * b) + 1e-6
-    a /= ru
-    b /= rv
-    k1 = np.sqrt(a * a + b * b) + 1e-6
-    return k0 * (k0 - 1.0) / k1
+    slope = _length(a / ru, b / rv)
+    slope += 1e-6
+    radius = _length(a, b)
+    radius += 1e-6
+    distance = radius - 1.0
+    distance *= radius
+    distance /= slope
+    return distance
 
 
 def rounded_box(du: Array, dv: Array, hu: float, hv: float, corner: float) -> Array:
     """Signed distance to a box with half sides hu, hv and rounded corners."""
     a, b = np.abs(du) - (hu - corner), np.abs(dv) - (hv - corner)
-    outside = np.sqrt(np.maximum(a, 0.0) ** 2 + np.maximum(b, 0.0) ** 2)
-    return outside + np.minimum(np.maximum(a, b), 0.0) - corner
+    inside = np.maximum(a, b)
+    distance = _length(np.maximum(a, 0.0, out=a), np.maximum(b, 0.0, out=b))
+    distance += np.minimum(inside, 0.0, out=inside)
+    distance -= corner
+    return distance
 
 
 def cover(distance: Array, scale: Array) -> Array:
     """Coverage 0..1 of a distance given in head radii."""
-    return np.clip(0.5 - distance * scale, 0.0, 1.0)
+    covered = distance * scale
+    return np.clip(np.subtract(0.5, covered, out=covered), 0.0, 1.0, out=covered)
 
 
 def shaded(colour: Array, shade: Array) -> Array:
     """`colour` [3] under `shade` [F, h, w] as [F, h, w, 3], one plane per colour as on the canvas."""
-    return np.moveaxis(np.clip(colour[:, None, None, None] * shade, 0.0, 1.0), 0, -1)
+    planes = colour[:, None, None, None] * shade
+    return np.moveaxis(np.clip(planes, 0.0, 1.0, out=planes), 0, -1)
 
 
 def draw_puppet(canvas: Canvas, owner: int, look: Look, pose: Pose, light: float = 0.0) -> None:
@@ -181,15 +205,16 @@ def _body(canvas: Canvas, owner: int, look: Look, pose: Pose, height: int, width
     y = np.arange(rows.start, rows.stop, dtype=np.float32) + 0.5
     u = (x[None, None, :] - pose.x[:, None, None]) / pose.radius[:, None, None]
     v = (y[None, :, None] - pose.y[:, None, None]) / pose.radius[:, None, None]
-    u, v = np.broadcast_arrays(u, v)
     scale = pose.radius[:, None, None]
     canvas.lay(owner, (rows, cols), cover(rounded_box(u, v - 1.0, 0.34, 0.4, 0.2), scale), look.skin * 0.78)
     shoulders = rounded_box(u, v - 3.18, 1.22, 2.0, 0.75)
-    colour = np.broadcast_to(look.clothes, (*u.shape, 3)) * (1.06 - 0.10 * np.abs(u))[..., None]
+    planes = np.repeat(look.clothes[:, None, None, None] * (1.06 - 0.10 * np.abs(u)), v.shape[1], axis=2)
     if look.stripe is not None:
-        band = np.clip(0.5 + 2.2 * np.sin(v * 7.0), 0.0, 1.0)[..., None]
-        colour = colour + band * (look.stripe - colour)
-    canvas.lay(owner, (rows, cols), cover(shoulders, scale), np.clip(colour, 0.0, 1.0))
+        band = np.clip(0.5 + 2.2 * np.sin(v * 7.0), 0.0, 1.0)
+        for plane, colour in zip(planes, look.stripe, strict=True):
+            blend(plane, band, colour)
+    colours = np.moveaxis(np.clip(planes, 0.0, 1.0, out=planes), 0, -1)
+    canvas.lay(owner, (rows, cols), cover(shoulders, scale), colours)
 
 
 def _hair(look: Look, u: Array, v: Array, head: Array, scale: Array, shade: Array, lay) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.puppets.draw import Canvas, Pose, draw_puppet
+from training.puppets.draw import Canvas, Pose, blend, draw_puppet
 from training.puppets.looks import Look, colour_name, draw_look, rgb, with_article
 from training.puppets.voice import conversation, speak, voice_for
 
@@ -101,7 +101,7 @@ def make_clip(
         canvas = Canvas(background, n)
         for k in rng.permutation(n):  # the last one drawn stands in front
             draw_puppet(canvas, int(k), looks[k], poses[k], light)
-        frames = (canvas.pixels * 255.0 + 0.5).astype(np.uint8, order="C")
+        frames = np.ascontiguousarray((canvas.pixels * 255.0 + 0.5).astype(np.uint8))
         masks = canvas.coverage > 0.5
     centres = np.stack([_mouth_centre(pose) for pose in poses])
     portraits = np.stack(
@@ -222,10 +222,11 @@ def _background(
         centre = rng.uniform(0.0, 1.0) + rng.uniform(-0.15, 0.15) * time
         across = np.exp(-(((x[None, :] - centre[:, None]) / rng.uniform(0.12, 0.3)) ** 2))
         along = np.exp(-(((y - rng.uniform(0.0, 0.7)) / rng.uniform(0.15, 0.4)) ** 2))
-        glow = 0.6 * (across[:, None, :] * along[None, :, None])
+        glow = across[:, None, :] * along[None, :, None]
+        glow *= 0.6
         tint = rgb(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.4), rng.uniform(0.7, 1.0))
         for plane, colour in zip(planes, tint, strict=True):
-            plane += glow * (colour - plane)
+            blend(plane, glow, colour)
     return np.moveaxis(np.clip(planes, 0.0, 1.0), 0, -1), wall
 
 
