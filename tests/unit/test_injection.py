@@ -21,7 +21,8 @@ from bya_core.models import reach
 from bya_core.models.audio import AudioCrossAttention
 from bya_core.models.clip_keys import ClipKeys
 from bya_core.models.face import FaceCrossAttention
-from bya_core.models.router import FEW, OfficialRouter
+from bya_core.models.router import OfficialRouter
+from bya_core.models.router_layers import FEW
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.offload import Seat
 from bya_core.sampling.conditions import Conditions

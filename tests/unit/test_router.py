@@ -14,7 +14,8 @@ from bya_core.grid import TokenGrid
 from bya_core.models import compat
 from bya_core.models.clip_keys import ClipKeys
 from bya_core.models.rope import apply_rotary, rotary_embedding
-from bya_core.models.router import OfficialRouter, PaperRouter, RouterAttention
+from bya_core.models.router import OfficialRouter, PaperRouter
+from bya_core.models.router_layers import RouterAttention
 from tests.unit.test_injection import given
 from tests.unit.test_transformer import build
 
