@@ -6,6 +6,7 @@ machine. Costs are whatever can be read off while a step runs: seconds, operatio
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -171,7 +172,7 @@ class Gpu:
 
 
 class Moved(TorchDispatchMode):
-    """As a context: what operations do, each of them by itself; fused kernels move less.
+    """As a context: what operations do, each of them by itself; where several are one kernel, `as_one` says so.
 
     `bytes` read and written, and `seconds` that `gpu` needs at least: of each operation the longer of computing and
     moving. Small and odd shapes take longer than that.
@@ -180,16 +181,46 @@ class Moved(TorchDispatchMode):
     def __init__(self, gpu: Gpu | None = None) -> None:
         super().__init__()
         self.gpu = gpu or Gpu()
-        self.bytes, self.seconds = 0, 0.0
+        self.bytes, self.operations, self.seconds = 0, 0.0, 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         if not func.is_view and func.name() not in MOVES_NOTHING:
-            moved = sum(t.nbytes for t in tree_leaves((args, kwargs, made)) if isinstance(t, Tensor))
-            self.bytes += moved
-            self.seconds += max(moved / self.gpu.bandwidth, _operations(func, args, kwargs, made) / self.gpu.rate)
+            self._add(_size((args, kwargs, made)), _operations(func, args, kwargs, made))
         return made
+
+    def _add(self, moved: int, operations: float) -> None:
+        self.bytes += moved
+        self.operations += operations
+        self.seconds += max(moved / self.gpu.bandwidth, operations / self.gpu.rate)
+
+    def as_one(self, run: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """`run` as one kernel: it reads what it is given and writes what it gives back, and nothing between."""
+        bytes_, operations, seconds = self.bytes, self.operations, self.seconds
+        made = run(*given)
+        does = self.operations - operations
+        self.bytes, self.operations, self.seconds = bytes_, operations, seconds
+        self._add(_size((given, made)), does)
+        return made
+
+
+def _size(tree: Any) -> int:
+    """Bytes of all tensors in it."""
+    return sum(tensor.nbytes for tensor in tree_leaves(tree) if isinstance(tensor, Tensor))
+
+
+@contextmanager
+def attending_as_one(moved: Moved) -> Iterator[None]:
+    """Attention to faces and speech counts as one kernel, as it is one on an NVIDIA GPU in half precision."""
+    from bya_core.models import audio, face
+
+    plain = face.routed_attention
+    try:
+        face.routed_attention = audio.routed_attention = functools.partial(moved.as_one, plain)
+        yield
+    finally:
+        face.routed_attention = audio.routed_attention = plain
 
 
 def _operations(func: Any, args: Any, kwargs: Any, made: Any) -> float:

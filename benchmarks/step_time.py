@@ -31,7 +31,17 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.live_bytes import LiveBytes  # noqa: E402
 from benchmarks.memory_ladder import write_between  # noqa: E402
-from benchmarks.meter import PARTS, Meter, Moved, boxes, clock, covering, metered, most_allocated  # noqa: E402
+from benchmarks.meter import (  # noqa: E402
+    PARTS,
+    Meter,
+    Moved,
+    attending_as_one,
+    boxes,
+    clock,
+    covering,
+    metered,
+    most_allocated,
+)
 from benchmarks.naive import naive  # noqa: E402
 from bya_core.models import rope, router  # noqa: E402
 from bya_core.models.clip_keys import ClipKeys  # noqa: E402
@@ -159,7 +169,7 @@ def memory(
             step = Step(model, given, way, covered)
             step(Meter(lambda: 0))
             known = [*model.parameters(), *model.buffers(), *given.values()]
-            with LiveBytes(known) as alive, Moved() as moved:
+            with LiveBytes(known) as alive, Moved() as moved, attending_as_one(moved):
 
                 def peak() -> float:
                     most, alive.peak = alive.peak, alive.now

@@ -33,6 +33,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, paral
     Many short sequences (the router's, one for each place of the picture) are taken in several calls: beyond `GRID`
     torch's kernels fail with "invalid configuration argument" (pytorch issues 142228 and 146704).
     """
+    if query.shape[2] > GRID:
+        parts = zip(*(x.split(GRID, dim=2) for x in (query, key, value)), strict=True)
+        return torch.cat([attend(q, k, v, backend, parallel) for q, k, v in parts], dim=2)
     most = max(1, GRID // query.shape[2])
     if query.shape[0] > most:
         parts = zip(query.split(most), key.split(most), value.split(most), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from bya_core.models.compat import attend
@@ -21,24 +20,20 @@ class RouterAttention(nn.Module):
 
     def forward(self, x: Tensor, axis: str, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """x [B, N, T, P, C] -> same; attends over `axis`: "space" (P), "time" (T) or "characters" (N; never rotary)."""
-        if axis == "characters" and x.shape[1] <= FEW:
-            q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
-            return self.to_out[0](_among_few(q, k, v).flatten(-2))
-        here = LAYOUTS[axis]
-        y = rearrange(x, f"{AXES} -> {here}").contiguous()  # [G, R, L, C]: once, not for each projection
-        q, k, v = (f(y).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
         if rotary is not None:
-            order = "(t p) d -> (p t) d" if axis == "time" else "(t p) d -> (t p) d"
-            cos, sin = (rearrange(part, order, t=x.shape[2]) for part in rotary)
-            q, k = (apply_rotary(part.flatten(1, 2), (cos, sin)).view_as(part) for part in (q, k))
-        out = attend(*(part.flatten(0, 1) for part in (q, k, v))).flatten(-2)  # [G R, L, C]
-        sizes = dict(zip(AXES.split(), x.shape, strict=True))
-        return rearrange(self.to_out[0](out).view_as(y), f"{here} -> {AXES}", **{k: sizes[k] for k in "bntp"})
+            q, k = (apply_rotary(part.flatten(0, 1).flatten(1, 2), rotary).view_as(part) for part in (q, k))
+        if axis == "characters" and x.shape[1] <= FEW:
+            out = _among_few(q, k, v)
+        else:  # axes before the one attended along join the batch, those after it the heads: nothing is copied
+            at = AXES[axis]
+            rows = (part.flatten(0, at - 1).flatten(2, -2) for part in (q, k, v))  # [G, L, R, d]
+            out = attend(*rows).reshape(q.shape)
+        return self.to_out[0](out.flatten(-2))
 
 
-AXES = "b n t p c"
-LAYOUTS = {"space": "(b n) t p c", "time": "(b n) p t c", "characters": "b (t p) n c"}
-"""Of the tokens while they attend: the axis before the last is the one that they attend along."""
+AXES = {"characters": 1, "time": 2, "space": 3}
+"""Of the router's tokens [B, N, T, P, C]."""
 FEW = 4
 """Up to so many characters attend to each other without a kernel; beyond, N^2 products a token are too many."""
 

@@ -174,3 +174,11 @@ def test_more_sequences_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compat, "GRID", 2 * 15)
     assert torch.equal(compat.attend(q, k, v), expected)
     assert [shape[0] for shape in calls] == [15, 15, 10]
+
+
+def test_more_heads_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places or characters that join the heads are taken in several calls, too."""
+    q, k, v = torch.randn(3, 2, 6, 40, 8, generator=torch.Generator().manual_seed(0))
+    expected = compat.attend(q, k, v)
+    monkeypatch.setattr(compat, "GRID", 15)
+    torch.testing.assert_close(compat.attend(q, k, v), expected)

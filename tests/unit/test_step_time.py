@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from benchmarks import step_time
-from benchmarks.meter import PARTS, Meter, boxes, covering, metered
+from benchmarks.meter import PARTS, Gpu, Meter, Moved, attending_as_one, boxes, covering, metered
 from benchmarks.naive import naive
+from bya_core.models import audio, face
+from bya_core.models.routed_attention import routed_attention
 from tests.unit.test_memory import call, small
 
 
@@ -100,6 +102,20 @@ def test_bytes_and_memory_are_counted_without_computing() -> None:
         assert all(kinds[kind][part] > 0 for kind in ("bytes", "alive") for part in PARTS)
         assert kinds["alive"]["total"] == max(kinds["alive"][part] for part in PARTS)
     assert found["exact"]["bytes"]["total"] < found["naive"]["bytes"]["total"]
+
+
+def test_attention_to_characters_is_counted_as_one_kernel() -> None:
+    """It reads queries, keys, values and masks, writes what comes out, and keeps its weights to itself."""
+    query, key, value, mask = (torch.zeros(*shape) for shape in ((2, 50, 8), (2, 3, 16, 8), (2, 3, 16, 8), (50, 3)))
+    told = 4 * (2 * 50 * 8 + 2 * 2 * 3 * 16 * 8 + 50 * 3 + 2 * 50 * 8)
+    with torch.no_grad(), Moved(Gpu(rate=1.0, bandwidth=1.0)) as moved:
+        face.routed_attention(query, key, value, mask)
+        apart, products = moved.bytes, moved.operations
+        with attending_as_one(moved):
+            face.routed_attention(query, key, value, mask)
+    assert moved.bytes - apart == told < apart
+    assert moved.operations == 2 * products == 2 * (2 * 2 * 2 * 50 * 3 * 16 * 8)
+    assert face.routed_attention is routed_attention and audio.routed_attention is routed_attention
 
 
 def test_seconds_are_told(tmp_path: Path) -> None:
