@@ -85,7 +85,7 @@ PRESETS: dict[SpeedName, Speed] = {
         router=RouterSchedule(every=6, freeze=True),
         cache_threshold=0.5,
         most_skipped=2,
-        guidance_span=(0.0, 0.5),
+        guidance_span=(0.0, 0.75),
         skip_tokens=True,
         compile=True,
         attention="sage",
