@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,11 +55,17 @@ def test_measuring_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_rungs_are_measured_and_told(monkeypatch: pytest.MonkeyPatch, document: Path) -> None:
-    """With the small model on the CPU in place of a GPU: one rung runs, one does not fit."""
+    """With the small model on the CPU in place of a GPU: two rungs run, one does not fit; the clock counts calls."""
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
 
     def build(layers: int | None, dtype: torch.dtype, ruled: bool) -> Any:
         made = full_size.build(2, torch.float32, SMALL, codec=False, native=SIZE, ruled=ruled)
         made.codec.decode = lambda latents: latents  # type: ignore[method-assign, assignment]
+        made.transformer.register_forward_pre_hook(count)
         return made
 
     def full(*_: Any) -> None:
@@ -70,9 +77,10 @@ def test_rungs_are_measured_and_told(monkeypatch: pytest.MonkeyPatch, document: 
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     for name in ("max_memory_allocated", "max_memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: 5 * 10**9)
+    monkeypatch.setattr(memory_ladder, "time", SimpleNamespace(perf_counter=lambda: float(calls)))
     cpu = torch.device("cpu")
     rows = [memory_ladder.measure(rung, None, 1, cpu) for rung in (LADDER[0], LADDER[2])]
-    assert all(row["step_s"] > 0 and row["denoising_gb"] == 5.0 for row in rows)
+    assert [row["step_s"] for row in rows] == [1.0, 1.0] and all(row["denoising_gb"] == 5.0 for row in rows)
     monkeypatch.setattr(memory_ladder.memory, "apply_rung", full)
     rows.append(memory_ladder.measure(LADDER[3], None, 1, cpu))
     text = memory_ladder.measured(rows, "Measured on a card.")
