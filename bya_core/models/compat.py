@@ -30,16 +30,13 @@ GRID = 65_535
 def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, parallel: Any = None) -> Tensor:
     """Scaled dot-product attention by the backend that the user chose: three of [B, S, heads, d] -> one.
 
-    Many short sequences (the router's, one for each place of the picture) are taken in several calls: beyond `GRID`
-    torch's kernels fail with "invalid configuration argument" (pytorch issues 142228 and 146704).
+    Many short sequences (the router's, one for each place of the picture, in batch or heads) are taken in several
+    calls: beyond `GRID` torch's kernels fail with "invalid configuration argument" (pytorch issues 142228 and 146704).
     """
-    if query.shape[2] > GRID:
-        parts = zip(*(x.split(GRID, dim=2) for x in (query, key, value)), strict=True)
-        return torch.cat([attend(q, k, v, backend, parallel) for q, k, v in parts], dim=2)
-    most = max(1, GRID // query.shape[2])
-    if query.shape[0] > most:
-        parts = zip(query.split(most), key.split(most), value.split(most), strict=True)
-        return torch.cat([attend(q, k, v, backend, parallel) for q, k, v in parts])
+    for axis, most in ((2, GRID), (0, max(1, GRID // query.shape[2]))):  # too many heads, then too many of both
+        if query.shape[axis] > most:
+            parts = zip(*(x.split(most, dim=axis) for x in (query, key, value)), strict=True)
+            return torch.cat([attend(q, k, v, backend, parallel) for q, k, v in parts], dim=axis)
     if dispatch_attention_fn is None or (backend is None and parallel is None and query.device.type == "cpu"):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         if torch.is_autocast_enabled("cpu"):  # the processor's bfloat16 attention is several times slower

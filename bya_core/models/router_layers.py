@@ -33,7 +33,7 @@ class RouterAttention(nn.Module):
 
 
 AXES = {"characters": 1, "time": 2, "space": 3}
-"""Of the router's tokens [B, N, T, P, C]."""
+"""Where they are in the router's tokens [B, N, T, P, C]."""
 FEW = 4
 """Up to so many characters attend to each other without a kernel; beyond, N^2 products a token are too many."""
 
@@ -42,8 +42,7 @@ def _among_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention over axis 1 of three of [B, N, T, P, heads, d] -> one, written out.
 
     Kernels are made for long sequences: here there is one of N tokens for each place, and each would fill a tile of 64
-    or 128 with padding (at published sizes and N = 2, as many operations as an eighth of the transformer) after copies
-    that bring the characters together. This copies nothing.
+    or 128 with padding (at published sizes and N = 2, as many operations as an eighth of the transformer).
     """
     products = query.unsqueeze(2) * key.unsqueeze(1)
     scores = products.sum(dim=-1, dtype=torch.promote_types(products.dtype, torch.float32))  # [B, N, N, T, P, heads]
