@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bya_core.errors import InputError
+from bya_core.files import AtomicFiles
 from training.tiny.assemble import WEIGHTS
 
 Weights = dict[str, Tensor]
@@ -74,10 +75,9 @@ def average(arguments: Arguments) -> None:
             raise InputError(f"no {WEIGHTS} with config.json in {folder}", "a folder of weights", "check the path")
     mean = mean_of([load_file(folder / WEIGHTS) for folder in arguments.folders], arguments.shares)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.output.resolve() != arguments.folders[0].resolve():
-        shutil.copyfile(arguments.folders[0] / "config.json", arguments.output / "config.json")
-    save_file(mean, arguments.output / f"{WEIGHTS}.part", {"format": "pt"})
-    (arguments.output / f"{WEIGHTS}.part").replace(arguments.output / WEIGHTS)
+    with AtomicFiles() as files:
+        shutil.copyfile(arguments.folders[0] / "config.json", files.at(arguments.output / "config.json"))
+        save_file(mean, files.at(arguments.output / WEIGHTS), {"format": "pt"})
 
 
 if __name__ == "__main__":
