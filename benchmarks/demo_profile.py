@@ -113,9 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
                    for word in (name, f"{folder}/{file}")]  # fmt: skip
         parts = profile(["generate", "demo/scene.json", *outputs, *given.more])
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
-    about = (
-        f"{os.cpu_count()} cores, OMP_NUM_THREADS: {threads}; load about {os.getloadavg()[0]:.0f}."
-    )
+    about = f"{os.cpu_count()} cores, OMP_NUM_THREADS: {threads}; load about {os.getloadavg()[0]:.0f}."
     text = table(parts, about)
     print(text)
     if not given.more:
