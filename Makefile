@@ -28,7 +28,7 @@ test-fast: $(VENV)/.test
 
 test-host: export OMP_WAIT_POLICY = PASSIVE
 test-host: $(VENV)/.test
-	$(PY) -m tests.host_setup
+	$(PY) -m tests.host.setup
 	$(PY) -m pytest -m host
 
 $(PY):

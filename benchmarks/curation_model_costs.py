@@ -31,7 +31,7 @@ def counted(model: torch.nn.Module, *inputs: torch.Tensor, **more: torch.Tensor)
 
 def syncnet(frames: int) -> float:
     """One face and one voice; there are windows for all but five frames."""
-    from bya_core.metrics.networks.syncnet import SyncNet
+    from bya_core.evaluation.syncnet import SyncNet
 
     network = SyncNet().eval()
 

@@ -78,8 +78,8 @@ def repeat(piece: Path, path: Path, times: int) -> None:
 def measure(path: Path) -> dict[str, float]:
     """Processor seconds of each step, and the peak of memory in MiB."""
     import training.curation.models as models
-    from bya_core.encoders.detector import Face
-    from bya_core.report import peak_ram
+    from bya_core.encoders.face.detection import Face
+    from bya_core.pipelines.run_report import peak_ram
     from training.curation.faces import Faces, FaceSettings
     from training.curation.models import Entry, ModelChoice
     from training.curation.pipeline import first_step

@@ -20,9 +20,9 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
-from bya_core.checkpoints.official import load_released, model_arguments, to_released
-from bya_core.checkpoints.weights import empty
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.weights.loader import empty
+from bya_core.weights.state_dict_adapter import load_released, model_arguments, to_released
 
 CONFIG = {
     "num_attention_heads": 24,

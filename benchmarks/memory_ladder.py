@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.live_bytes import LiveBytes  # noqa: E402
-from bya_core import memory  # noqa: E402
-from bya_core.full_size import ENCODERS, NATIVE, VAE, build, one_step, wait  # noqa: E402
-from bya_core.memory import LADDER, Rung, needed, plan_memory  # noqa: E402
+from bya_core.memory import planner as memory  # noqa: E402
+from bya_core.memory.planner import LADDER, Rung, needed, plan_memory  # noqa: E402
+from bya_core.pipelines.full_size import ENCODERS, NATIVE, VAE, build, one_step, wait  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "memory.md"
 CARDS = ("80", "48", "24", "16", "12", "8")
@@ -46,8 +46,8 @@ def full_size_parts() -> dict[str, int]:
 
     from diffusers import AutoencoderKLCogVideoX
 
-    from bya_core.checkpoints.bundle import ModelBundle
     from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+    from bya_core.weights.bundle import ModelBundle
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -137,10 +137,10 @@ def count() -> tuple[dict[str, Any], str]:
 @torch.no_grad()
 def compare(steps: int = 2) -> str:
     """Every rung against full residency: the tiny model and its demo scene, on the CPU, as Markdown."""
-    from bya_core.checkpoints.registry import load_bundle
-    from bya_core.pipeline import decoded, denoised, prepare, route
-    from bya_core.progress import Work
-    from bya_core.scene_file.load import load_scene
+    from bya_core.pipelines.generate import decoded, denoised, prepare, route
+    from bya_core.pipelines.progress import Work
+    from bya_core.scene.loader import load_scene
+    from bya_core.weights.registry import load_bundle
 
     lines = ["| rung | latents: largest difference | masks: largest difference | frames: PSNR |", "|---|---|---|---|"]
     base: tuple[torch.Tensor, ...] | None = None

@@ -116,7 +116,7 @@ def covering(share: float, inflate: bool) -> Iterator[None]:
         inflate: tokens of nobody hear every voice: then speech reaches all of them.
     """
 
-    from bya_core.models import reach
+    from bya_core.models import token_pruning as reach
 
     plain: Any = model_file.Injection
     fullest = reach.fullest
@@ -213,7 +213,8 @@ def _size(tree: Any) -> int:
 @contextmanager
 def attending_as_one(moved: Moved) -> Iterator[None]:
     """Attention to faces and speech counts as one kernel, as it is one on an NVIDIA GPU in half precision."""
-    from bya_core.models import audio, face
+    from bya_core.models import audio_attention as audio
+    from bya_core.models import face_attention as face
 
     plain = face.routed_attention
     try:

@@ -2,7 +2,7 @@
 
 Every character projects the video tokens anew, every voice too; each goes through its output projection before its mask
 is applied; the router projects the queries once per character; faces and speech are encoded in every step. The numbers
-are the same up to rounding (tests/unit/test_step_time.py), only the work is more. It stands for how released code of
+are the same up to rounding (tested), only the work is more. It stands for how released code of
 this kind computes; it was written here.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bya_core.masks import audio_masks
 from bya_core.models import transformer as model_file
-from bya_core.models.injection import Injection
+from bya_core.models.conditioning import Injection
 
 
 class NaiveInjection(Injection):

@@ -1,6 +1,6 @@
 """Memory that a long recording needs: wav2vec2-base with two of its twelve blocks and random weights, on the CPU.
 
-    python benchmarks/speech_memory.py --seconds 300
+python benchmarks/speech_memory.py --seconds 300
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import tyro
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bya_core.encoders.speech_wav2vec import Wav2VecSpeech  # noqa: E402
-from bya_core.report import peak_ram  # noqa: E402
+from bya_core.encoders.wav2vec2 import Wav2VecSpeech  # noqa: E402
+from bya_core.pipelines.run_report import peak_ram  # noqa: E402
 
 RATE, SHORT = 16_000, 50
 

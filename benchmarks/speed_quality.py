@@ -31,11 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.memory_ladder import write_between  # noqa: E402
-from bya_core.checkpoints.registry import load_bundle  # noqa: E402
-from bya_core.files import AtomicFiles  # noqa: E402
-from bya_core.pipeline import denoised, prepare, route  # noqa: E402
-from bya_core.progress import Work  # noqa: E402
-from bya_core.speed import PRESETS  # noqa: E402
+from bya_core.io.atomic import AtomicFiles  # noqa: E402
+from bya_core.pipelines.generate import denoised, prepare, route  # noqa: E402
+from bya_core.pipelines.progress import Work  # noqa: E402
+from bya_core.sampling.acceleration import PRESETS  # noqa: E402
+from bya_core.weights.registry import load_bundle  # noqa: E402
 from training.benchmark.puppet_suite import all_scenes, judge, pooled_made  # noqa: E402
 from training.benchmark.scenes import SceneSettings, SuiteScene  # noqa: E402
 from training.benchmark.subjects import Made, ModelSubject, decode_clips  # noqa: E402

@@ -5,8 +5,8 @@
     python benchmarks/step_time.py           # full size on an NVIDIA GPU, bfloat16, random weights
 
 Each fills in its table in docs/speed.md, and `--json` writes the figures. A way is `naive` (the same numbers the plain
-way, see benchmarks/naive.py), `exact`, or a preset of `bya_core.speed`; all of them are measured in turns in one run. A
-step is one with guidance (two versions of the video) in which all blocks are computed; masks are boxes that cover
+way, see benchmarks/naive.py), `exact`, or a preset of `sampling.acceleration`; all of them are measured in turns in one run.
+A step is one with guidance (two versions of the video) in which all blocks are computed; masks are boxes that cover
 `--covered` of each frame. Operations are matrix products and attention, 2 per multiplication and addition.
 """
 
@@ -44,9 +44,9 @@ from benchmarks.meter import (  # noqa: E402
 )
 from benchmarks.naive import naive  # noqa: E402
 from bya_core.models import rope, router  # noqa: E402
-from bya_core.models.clip_keys import ClipKeys  # noqa: E402
+from bya_core.models.kv_cache import ClipKeys  # noqa: E402
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel  # noqa: E402
-from bya_core.speed import applied, speed_of  # noqa: E402
+from bya_core.sampling.acceleration import applied, speed_of  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "speed.md"
 WAYS = ("naive", "exact", "balanced", "fast")
@@ -363,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
         figures, text = count(given.covered)
         write_between(given.document, "operations", text)
     elif given.tiny:
-        from bya_core.checkpoints.registry import load_bundle
+        from bya_core.weights.registry import load_bundle
 
         about = f"The tiny model, {torch.get_num_threads()} thread(s), float32, processor seconds a step; torch "
         about += f"{torch.__version__}; medians of {given.repeats}."
@@ -372,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         if not torch.cuda.is_available():
             parser.error("there is no NVIDIA GPU here; --count and --tiny need none")
-        from bya_core.full_size import build
+        from bya_core.pipelines.full_size import build
 
         bundle = build(given.layers, torch.bfloat16, codec=False, ruled=False)
         model = bundle.transformer.to("cuda")

@@ -2,6 +2,6 @@
 
 import sys
 
-from bya_core.cli import main
+from bya_core.cli.main import main
 
 sys.exit(main())

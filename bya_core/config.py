@@ -37,7 +37,7 @@ class SamplingConfig:
         scheduler: "dpm" or "ddim" (CogVideoX schedulers of diffusers).
         seed: of all random numbers of one video.
         drop_identity: also drop faces and canvas in the unconditional half (`zero2cond` of the released code).
-        speed: how much work may be left out: "exact" = none, "balanced" or "fast" (see `bya_core.speed`).
+        speed: how much work may be left out: "exact" = none, "balanced" or "fast" (`sampling.acceleration`).
     """
 
     steps: int = 50
@@ -162,7 +162,7 @@ class RoutingConfig:
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """How a video longer than one window is made, see `bya_core.long_video`.
+    """How a video longer than one window is made, see `bya_core.pipelines.long_video`.
 
     Args:
         frames: video frames of a window, 1 + a multiple of the time factor of the video VAE; None = as many as the

@@ -41,9 +41,7 @@ class TokenGrid:
         for name in ("frames", "height", "width", "patch", "space_factor", "time_factor"):
             value = getattr(self, name)
             if value < 1:
-                raise InputError(
-                    f"TokenGrid.{name} = {value}", "a whole number of at least 1", "give a larger one"
-                )
+                raise InputError(f"TokenGrid.{name} = {value}", "a whole number of at least 1", "give a larger one")
 
     @classmethod
     def from_pixels(
@@ -134,9 +132,7 @@ class TokenGrid:
         small = F.adaptive_avg_pool2d(flat, (self.height, self.width))
         return self.frames_to_latent(small.reshape(*lead, masks.shape[-3], self.height, self.width), dim=-3)
 
-    def tokens_to_pixels(
-        self, masks: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear"
-    ) -> Tensor:
+    def tokens_to_pixels(self, masks: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
         """[..., T, h, w] -> [..., F, height, width]; `mode` as in torch's interpolate."""
         lead = masks.shape[:-3]
         flat = self.latent_to_frames(masks.float(), dim=-3).reshape(-1, 1, self.height, self.width)

@@ -67,7 +67,7 @@ class FaceEncode(io.ComfyNode):
     def execute(
         cls, image: Any, name: str, speech_strength: float, speech: Any = None, cast: Any = None
     ) -> io.NodeOutput:
-        from bya_core.graph.cast import Member, joined
+        from bya_core.scene.compose import Member, joined
 
         member = Member(name.strip(), convert.one_picture(image, f"the picture of {name}"), speech, speech_strength)
         return io.NodeOutput(joined(cast or (), (member,)))
@@ -116,7 +116,7 @@ class AudioEncode(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, audio: Any, offset: float, gain: float) -> io.NodeOutput:
-        from bya_core.encoders.activity import speaking_spans
+        from bya_core.encoders.vad import speaking_spans
 
         speech = convert.one_speech(audio, offset, gain)
         lines = [f"{start:.2f} - {end:.2f} s" for start, end in speaking_spans(speech)]
@@ -147,7 +147,7 @@ class Cast(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, characters: dict[str, Any]) -> io.NodeOutput:
-        from bya_core.graph.cast import joined
+        from bya_core.scene.compose import joined
 
         given = [cast for cast in characters.values() if cast is not None]
         if not given:

@@ -15,7 +15,7 @@ from bya_core.errors import InputError
 if TYPE_CHECKING:
     import PIL.Image
 
-    from bya_core.scene import Speech
+    from bya_core.scene.types import Speech
 
 SILENT_RATE = 44_100  # Hz, of the sound of a video in which nobody speaks
 
@@ -50,7 +50,7 @@ def one_picture(pictures: Tensor, what: str) -> Tensor:
 
 def one_speech(sound: dict[str, Any] | None, offset: float, gain: float) -> Speech:
     """AUDIO of one recording -> a speech. Raises InputError where there is none, or several, or none of it is heard."""
-    from bya_core.scene import Speech
+    from bya_core.scene.types import Speech
 
     if sound is None or sound["waveform"].shape[0] != 1:
         came = "no audio" if sound is None else f"a batch of {sound['waveform'].shape[0]} recordings"

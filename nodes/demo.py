@@ -11,7 +11,7 @@ from .schema import schema
 class LoadDemo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from bya_core.graph.demo import demo_names
+        from bya_core.toy.demo import demo_names
 
         slots = []
         for number in (1, 2, 3):
@@ -43,7 +43,7 @@ class LoadDemo(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, demo: str) -> io.NodeOutput:
-        from bya_core.graph.demo import load_demo
+        from bya_core.toy.demo import load_demo
 
         scene = load_demo(demo)
         slots: list[object] = []

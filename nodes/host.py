@@ -17,16 +17,16 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from torch import Tensor, nn
 
-from bya_core.checkpoints.places import add_place, own_models
-from bya_core.checkpoints.registry import MODELS
-from bya_core.doctor import PACKAGES
+from bya_core.cli.doctor import PACKAGES
 from bya_core.errors import Cancelled, InputError
+from bya_core.weights.locations import add_place, own_models
+from bya_core.weights.registry import MODELS
 
 from .host_model import HostModel, adopt, given
 
 if TYPE_CHECKING:
-    from bya_core.progress import Progress, Watcher
-    from bya_core.scene import Scene
+    from bya_core.pipelines.progress import Progress, Watcher
+    from bya_core.scene.types import Scene
 
 __all__ = ["HostModel", "adopt", "given"]  # from host_model, for the nodes
 
@@ -62,7 +62,7 @@ def fetch(name: str) -> None:
     Raises:
         InputError: nothing can be downloaded under that name, too little room, a broken file.
     """
-    from bya_core.checkpoints import registry
+    from bya_core.weights import registry
 
     bar = comfy.utils.ProgressBar(1)
 
@@ -117,7 +117,7 @@ def watcher(model: HostModel, scene: Scene) -> Watcher:
         picture = None
         if progress.info is not None and args.preview_method != LatentPreviewMethod.NoPreviews:
             if not painter:
-                from bya_core.graph.preview import painter_for
+                from bya_core.pipelines.preview import painter_for
 
                 painter.append(painter_for(model.bundle, scene))
             picture = ("JPEG", painter[0](progress.info), PREVIEW_SIDE)

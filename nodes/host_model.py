@@ -4,7 +4,7 @@ Each part (transformer, encoders, video codec) is held by a classic `ModelPatche
 for; ComfyUI moves other models away to make room. Loading layer by layer by ComfyUI was left out: layers that are no
 ComfyUI operations would stay on the CPU without being cast, and `ModelPatcherDynamic` refuses to load whole.
 
-Where the transformer is too large for the card, its blocks are streamed through it by `bya_core.offload`; ComfyUI keeps
+Where the transformer is too large for the card, its blocks are streamed through it by `memory.offload`; ComfyUI keeps
 the rest of it, and the room that two blocks and one step need.
 """
 
@@ -21,13 +21,13 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import Tensor, nn
 
-from bya_core import memory
 from bya_core.errors import InputError
-from bya_core.offload import BlockStream, Guest, PartGuest, Seat, take_before
+from bya_core.memory import planner as memory
+from bya_core.memory.offload import BlockStream, Guest, PartGuest, Seat, take_before
 
 if TYPE_CHECKING:
-    from bya_core.checkpoints.bundle import ModelBundle
-    from bya_core.scene import Scene
+    from bya_core.scene.types import Scene
+    from bya_core.weights.bundle import ModelBundle
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def adopt(bundle: ModelBundle, low_memory: bool = False, vram: str = "auto") -> 
     bundle = _suited(bundle)
     rung = _rung(bundle, vram)
     if rung.apart:
-        from bya_core.sampling.parallel import compute_branches
+        from bya_core.sampling.cfg_parallel import compute_branches
 
         compute_branches(bundle.transformer, "turns")
     if rung.fp8:

@@ -93,7 +93,7 @@ class Loader(io.ComfyNode):
     ) -> io.NodeOutput:
         import torch
 
-        from bya_core.checkpoints.registry import load_bundle
+        from bya_core.weights.registry import load_bundle
 
         host.models()  # so that models in ComfyUI's folders are found by their names
         if download:

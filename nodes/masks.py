@@ -54,7 +54,7 @@ class MaskOverlay(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, opacity: float, legend: bool, images: Any = None, masks: Any = None
     ) -> io.NodeOutput:
-        from bya_core.graph.mask_images import overlay, still
+        from bya_core.io.mask_images import overlay, still
 
         tokens, grid = routing.token_masks(masks)
         frames = still(routing.scene.first_frame, grid) if images is None else convert.bytes_of(images)
@@ -93,7 +93,7 @@ class SelectCharacterMask(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue, character: str, frames: str, masks: Any = None) -> io.NodeOutput:
-        from bya_core.graph.mask_images import character_index, to_images
+        from bya_core.io.mask_images import character_index, to_images
 
         tokens, grid = routing.token_masks(masks)
         one = tokens[character_index(character, routing.names)][None]

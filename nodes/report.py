@@ -37,7 +37,7 @@ class BindingReport(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue, frames: Any, masks: Any = None) -> io.NodeOutput:
-        from bya_core.binding_report import binding_report, mouth_colour
+        from bya_core.evaluation.report import binding_report, mouth_colour
 
         scene = routing.scene
         tokens, grid = routing.token_masks(masks)
@@ -111,7 +111,7 @@ class Preflight(io.ComfyNode):
     def execute(
         cls, cast: Any, model: str, stop_on_problems: bool, first_frame: Any = None, masks: Any = None, **sizes: int
     ) -> io.NodeOutput:
-        from bya_core.graph.preflight import Asked, preflight
+        from bya_core.pipelines.preflight import Asked, preflight
 
         frame = None if first_frame is None else convert.one_picture(first_frame, "the first frame")
         with host.cancellable():

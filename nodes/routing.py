@@ -128,16 +128,16 @@ class EmbeddingRouter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, matrix: str | None = None) -> bool | str:
-        from bya_core.graph.cast import matrix_rows
+        from bya_core.scene.compose import matrix_rows
 
         return host.valid(matrix_rows, matrix)
 
     @classmethod
     @host.told_plainly
     def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
-        from bya_core.graph.wishes import RouterWishes, describe, first_window, routed_scene
-        from bya_core.pipeline import prepare, route
-        from bya_core.progress import Work
+        from bya_core.pipelines.generate import prepare, route
+        from bya_core.pipelines.interactive import RouterWishes, describe, first_window, routed_scene
+        from bya_core.pipelines.progress import Work
 
         model = scene.model
         with host.cancellable():
@@ -281,7 +281,7 @@ class MaskRefine(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, clean: bool, from_start: bool, override_mask: Any = None, **given: Any
     ) -> io.NodeOutput:
-        from bya_core.graph.wishes import OVERRIDE, Edit, describe, edited
+        from bya_core.pipelines.interactive import OVERRIDE, Edit, describe, edited
 
         over = {name: given.pop(name) for name in OVERRIDE}
         edit = Edit(RefineConfig(**given) if clean else None, from_start, override_mask, **over)

@@ -51,10 +51,10 @@ class Sampler(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue, speed: SpeedName = "exact") -> io.NodeOutput:
-        from bya_core.graph.mask_images import to_images
-        from bya_core.graph.wishes import describe_video, sample_windows
-        from bya_core.pipeline import sample
-        from bya_core.progress import Work
+        from bya_core.io.mask_images import to_images
+        from bya_core.pipelines.generate import sample
+        from bya_core.pipelines.interactive import describe_video, sample_windows
+        from bya_core.pipelines.progress import Work
 
         routing = routing.at(speed)
         model, scene = routing.model, routing.scene

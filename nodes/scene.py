@@ -146,14 +146,14 @@ class Scene(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, timed_prompts: str | None = None) -> bool | str:
-        from bya_core.graph.cast import parse_prompts
+        from bya_core.scene.compose import parse_prompts
 
         return host.valid(parse_prompts, timed_prompts)
 
     @classmethod
     @host.told_plainly
     def execute(cls, model: host.HostModel, cast: Any, first_frame: Any = None, **given: Any) -> io.NodeOutput:
-        from bya_core.graph.cast import Wishes, chosen_sampling, compose, summary
+        from bya_core.scene.compose import Wishes, chosen_sampling, compose, summary
 
         sampling = chosen_sampling(model.bundle.sampling, **{key: given.pop(key) for key in SAMPLING})
         frame = None if first_frame is None else convert.one_picture(first_frame, "the first frame")

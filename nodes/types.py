@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bya_core.config import SpeedName
-    from bya_core.graph.cast import Member
     from bya_core.grid import TokenGrid
-    from bya_core.prepare import Prepared
+    from bya_core.pipelines.prepare import Prepared
     from bya_core.routing import Routing
-    from bya_core.scene import Scene
+    from bya_core.scene.compose import Member
+    from bya_core.scene.types import Scene
 
     from .host import HostModel
 
@@ -71,13 +71,13 @@ class RoutingValue:
     @property
     def mask_images(self) -> Tensor:
         """MASK of the routing: [N * T, height, width]."""
-        from bya_core.graph.mask_images import to_images
+        from bya_core.io.mask_images import to_images
 
         return to_images(self.routing.masks, self.prepared.grid)
 
     def token_masks(self, images: Tensor | None) -> tuple[Tensor, TokenGrid]:
         """A MASK of all characters as [N, T, h, w], and its grid; that of the routing where there is none."""
-        from bya_core.graph.mask_images import from_images
+        from bya_core.io.mask_images import from_images
 
         if images is None:
             return self.routing.masks, self.prepared.grid

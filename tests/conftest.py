@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests import torchvision_shim
-from tests.host_server import Server
-from tests.host_setup import Host, NoHost, find_host
+from tests.host.server import Server
+from tests.host.setup import Host, NoHost, find_host
 
 torchvision_shim.importable()  # before anything else: libraries look once whether it is there
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def host() -> Host:
-    """A ComfyUI (see tests/host_setup.py); skips and says why where there is none."""
+    """A ComfyUI (see tests/host/setup.py); skips and says why where there is none."""
     try:
         return find_host()
     except NoHost as problem:

@@ -35,11 +35,11 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # started as a file: let the packages beside it be found
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.checkpoints.registry import load_bundle
 from bya_core.config import RefineConfig
 from bya_core.errors import InputError
-from bya_core.files import AtomicFiles
+from bya_core.io.atomic import AtomicFiles
+from bya_core.weights.bundle import ModelBundle
+from bya_core.weights.registry import load_bundle
 from training.benchmark.long_suite import LongSettings, long_table, measure_long
 from training.benchmark.page import Keeper, write_page
 from training.benchmark.puppet_report import (
@@ -127,9 +127,7 @@ def main(arguments: Arguments) -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         arguments = replace(arguments, json=arguments.json or arguments.output / "results.json")
     if arguments.json is not None and not os.access(arguments.json.resolve().parent, os.W_OK):
-        raise InputError(
-            f"--json {arguments.json}", "a folder that can be written to", "make it or choose another"
-        )
+        raise InputError(f"--json {arguments.json}", "a folder that can be written to", "make it or choose another")
     report, text, rows = (_videos if arguments.suite in ("byab", "folder") else _drawn)(arguments)
     print(text)
     if arguments.json is not None:
@@ -153,9 +151,7 @@ def _drawn(arguments: Arguments) -> tuple[dict[str, Any], str, Rows]:
     bundle = None if arguments.model in STAND_INS else _load(arguments.model, arguments.device)
     size = {} if bundle is None else {"height": bundle.native.height, "width": bundle.native.width}
     frames = arguments.frames or (SceneSettings.num_frames if bundle is None else bundle.native.num_frames)
-    settings = SceneSettings(
-        arguments.scenes, arguments.seed_base, arguments.characters, num_frames=frames, **size
-    )
+    settings = SceneSettings(arguments.scenes, arguments.seed_base, arguments.characters, num_frames=frames, **size)
     keeper = None if arguments.output is None else Keeper(arguments.output)
     cells: dict[str, dict[int, dict[str, Any]]] = {}
     if arguments.suite == "puppets":
@@ -331,7 +327,7 @@ def _load(model: str, device: str) -> ModelBundle:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if Path(model).is_dir():
-        from bya_core.checkpoints.tiny_bundle import load_tiny
+        from bya_core.toy.bundle import load_tiny
 
         return load_tiny(Path(model)).to(device)
     return load_bundle(model).to(device)

@@ -28,12 +28,12 @@ if __package__ in (None, ""):  # started as a file: let the packages beside it b
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from training.adapters import load_model, with_adapters
-from training.dataset import open_data
-from training.distribution import build_accelerator
-from training.loop import train
-from training.run_settings import RunSettings
-from training.stages import Recipe, load_recipe
+from training.data.dataset import open_data
+from training.engine.distributed import build_accelerator
+from training.engine.loop import train
+from training.engine.lora import load_model, with_adapters
+from training.engine.settings import RunSettings
+from training.engine.stages import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Arguments:
 
     Args:
         stage: 1 identity, 2 speech, 3 router.
-        data: folder of encoded clips or of shards, or puppets drawn on the way ("puppets:n=1-4"; training/dataset.py).
+        data: folder of encoded clips or of shards, or puppets drawn on the way ("puppets:n=1-4").
         run: how it is run.
         recipe: name in training/recipes, or a .yaml file.
         steps: train for so many instead of the recipe's.
@@ -92,7 +92,7 @@ def main(arguments: Arguments) -> None:
     )
     watch: Any = None
     if arguments.validate_every:
-        from training.validation import Validation
+        from training.engine.validation import Validation
 
         bundle = arguments.encoders or "tiny"
         scenes = arguments.validation_files or arguments.validation_scenes
@@ -115,7 +115,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         if "--plan" in sys.argv:
-            from training.plan import main as print_plan
+            from training.engine.plan import main as print_plan
 
             print_plan(sys.argv[1:])
         else:

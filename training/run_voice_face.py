@@ -29,13 +29,13 @@ from torch import Tensor
 if __package__ in (None, ""):  # started as a file: let the packages beside it be found
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bya_core.encoders.activity import Finder, find_activity
+from bya_core.encoders.vad import Finder, find_activity
 from bya_core.encoders.voice_face import TwoTowers, VoiceFace, VoiceFaceNetwork, VoiceTower
 from bya_core.errors import InputError
-from bya_core.files import AtomicFiles, check_output
-from bya_core.media import existing_file
-from bya_core.routing.binding import match
-from bya_core.scene import Speech
+from bya_core.io.atomic import AtomicFiles, check_output
+from bya_core.io.media import existing_file
+from bya_core.routing.audio_assignment import match
+from bya_core.scene.types import Speech
 from training.benchmark.scenes import HELD_OUT
 from training.puppets.looks import draw_look
 from training.puppets.voice import SAMPLE_RATE, speak, voice_for
@@ -43,7 +43,7 @@ from training.puppets.world import Talk, draw_portrait, make_clip
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "bya_core/checkpoints/tiny/voice_face.safetensors"
+CHECKPOINT = Path(__file__).resolve().parent.parent / "bya_core/toy/weights/voice_face.safetensors"
 SECONDS = 2.0  # of speech drawn for each training puppet
 SHORTEST = 0.5  # of the piece of it that a step hears
 

@@ -73,7 +73,7 @@ class BYABlock(CogVideoXBlock):
         return hidden_states if inject is None else inject(hidden_states), encoder_hidden_states
 
     def plain(self, *given: Any) -> tuple[Tensor, Tensor]:
-        """The block without its injections, as CogVideoX has it: what can be compiled (see `bya_core.speed`)."""
+        """The block without its injections, as CogVideoX has it: what can be compiled (see `sampling.acceleration`)."""
         return super().forward(*given)
 
 
@@ -89,9 +89,7 @@ class PatchEmbed(CogVideoXPatchEmbed):
 
     _rebuilt: tuple[tuple[int, int, int], Tensor] | None = None
 
-    def positions(
-        self, text: int, frames: int, height: int, width: int, device: torch.device
-    ) -> Tensor | None:
+    def positions(self, text: int, frames: int, height: int, width: int, device: torch.device) -> Tensor | None:
         """Table [1, text + S, D] for latents of frames x height x width, or None where none is added."""
         if not (self.use_positional_embeddings or self.use_learned_positional_embeddings):
             return None

@@ -79,9 +79,7 @@ def rotary_embedding(
         InputError: odd head_dim.
     """
     if head_dim < 4 or head_dim % 2:
-        raise InputError(
-            f"rotary head_dim of {head_dim}", "an even number of at least 4", "choose another head size"
-        )
+        raise InputError(f"rotary head_dim of {head_dim}", "an even number of at least 4", "choose another head size")
     spans = ((0, grid.height), (0, grid.width)) if base_grid is None else _crop_span(grid, base_grid)
     return _tables(grid.shape, spans, head_dim, str(device))
 

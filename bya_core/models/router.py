@@ -136,9 +136,7 @@ class OfficialRouter(_Router):
         dim = self.features
         self.pos_emb: Tensor
         self.register_buffer("pos_emb", released_position_table(grid, dim))
-        self.spatial_temporal_layers = nn.ModuleList(
-            [SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)]
-        )
+        self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
         self.final_proj = nn.Sequential(nn.Linear(dim, 1))
         # In the published file, never used by the released code; held so that files load and save completely.
         self.layer_merge = nn.ModuleList(
@@ -213,9 +211,7 @@ class PaperRouter(_Router):
         self.temperature = temperature
         self.proj_in = nn.Linear(self.features, dim)
         self.token_in = nn.Linear(heads * dim_head, dim) if reads_tokens else None
-        self.spatial_temporal_layers = nn.ModuleList(
-            [SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)]
-        )
+        self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
         self.norm_out = nn.LayerNorm(dim)
         self.final_proj = nn.Linear(dim, 1)
         self.background = nn.Linear(dim, 1) if activation == "softmax" else None

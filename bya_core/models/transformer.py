@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.models.audio import AudioCrossAttention, AudioModel
+from bya_core.models.audio_attention import AudioCrossAttention, AudioModel
 from bya_core.models.blocks import BYABlock, PatchEmbed
-from bya_core.models.checks import check_call, check_part, expect, latent_grid
-from bya_core.models.clip_keys import ClipKeys
 from bya_core.models.compat import AttentionMixin
-from bya_core.models.face import FaceCrossAttention, LocalFacialExtractor
-from bya_core.models.injection import Injection, Schedule
+from bya_core.models.conditioning import Injection, Schedule
+from bya_core.models.face_attention import FaceCrossAttention, LocalFacialExtractor
+from bya_core.models.input_checks import check_call, check_part, expect, latent_grid
+from bya_core.models.kv_cache import ClipKeys
 from bya_core.models.rope import rotary_embedding
 from bya_core.models.router import OfficialRouter, PaperRouter
 
@@ -220,10 +220,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
                 num_scale=lfe_num_scale,
             )
             self.perceiver_cross_attention = nn.ModuleList(
-                [
-                    FaceCrossAttention(dim, cross_attn_dim_head, cross_attn_num_heads, kv_dim)
-                    for _ in range(face_layers)
-                ]
+                [FaceCrossAttention(dim, cross_attn_dim_head, cross_attn_num_heads, kv_dim) for _ in range(face_layers)]
             )
         if use_face and self.router_layers:
             shared: dict[str, Any] = {

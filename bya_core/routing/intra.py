@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import ProbeConfig
-from bya_core.prepare import Prepared
-from bya_core.progress import Work
+from bya_core.pipelines.prepare import Prepared
+from bya_core.pipelines.progress import Work
 from bya_core.routing.result import Routing
 from bya_core.sampling import StepInfo, build_scheduler, denoise
-from bya_core.scene import Scene
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
 
 LEFT_OUT = 0.1  # of the largest mask
 

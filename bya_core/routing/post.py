@@ -1,6 +1,6 @@
 """Post-denoise router (paper sec. 3.3.1): make the video once without speech, see who is where, and force that.
 
-The second pass is an ordinary run from noise, `bya_core.pipeline.sample`; with the same seed it makes the same people
+The second pass is an ordinary run from noise, `pipelines.generate.sample`; with the same seed it makes the same people
 in the same places, now with their voices.
 """
 
@@ -12,18 +12,18 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
-from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.checkpoints.places import fetched
 from bya_core.config import SamplingConfig
-from bya_core.encoders.segmenter import Segmenter, load_sam2
-from bya_core.prepare import Prepared
-from bya_core.progress import Work
+from bya_core.encoders.segmentation import Segmenter, load_sam2
+from bya_core.pipelines.prepare import Prepared
+from bya_core.pipelines.progress import Work
 from bya_core.routing.result import Routing
 from bya_core.sampling import Conditions, build_scheduler, denoise
+from bya_core.sampling.cfg_parallel import cache_context, forget_cached_steps
 from bya_core.sampling.conditions import lay_out
 from bya_core.sampling.guidance import branches
-from bya_core.sampling.parallel import cache_context, forget_cached_steps
-from bya_core.scene import Scene
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
+from bya_core.weights.locations import fetched
 
 LOOK_AT = 0.2
 """Share of the noise schedule at which finished latents are read: little noise. On puppets it hardly matters: mask IoU

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bya_core.canvas import first_frame
-from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import Region
-from bya_core.encoders.detector import find_detector
-from bya_core.encoders.finder import CharacterFinder, FaceFinder, Sightings
+from bya_core.encoders.canvas import first_frame
+from bya_core.encoders.face.detection import find_detector
+from bya_core.encoders.face.matching import CharacterFinder, FaceFinder, Sightings
 from bya_core.errors import InputError
-from bya_core.prepare import Prepared
-from bya_core.progress import Work
+from bya_core.pipelines.prepare import Prepared
+from bya_core.pipelines.progress import Work
 from bya_core.routing.result import Routing
-from bya_core.scene import Scene
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
 
 log = logging.getLogger(__name__)
 

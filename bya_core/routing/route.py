@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.prepare import Prepared
-from bya_core.progress import Work
+from bya_core.pipelines.prepare import Prepared
+from bya_core.pipelines.progress import Work
 from bya_core.routing.intra import probe
 from bya_core.routing.result import Routing
-from bya_core.scene import Scene
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
 
 
 @torch.no_grad()

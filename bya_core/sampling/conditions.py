@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.models.clip_keys import ClipKeys
+from bya_core.models.kv_cache import ClipKeys
 from bya_core.sampling.guidance import Branch
 
 
@@ -166,10 +166,7 @@ def lay_out(
         faces = [_needed(conditions, "dropped_face_tokens") if d else conditions.face_tokens for d in dropped]
         fixed["face_tokens"] = torch.cat(faces).to(device, dtype)
     if conditions.audio_tokens is not None:
-        heard = [
-            conditions.audio_tokens if b.speech else _needed(conditions, "silent_audio_tokens")
-            for b in branches
-        ]
+        heard = [conditions.audio_tokens if b.speech else _needed(conditions, "silent_audio_tokens") for b in branches]
         fixed["audio_tokens"] = torch.cat(heard).to(device, dtype)
         fixed["audio_character_matrix"] = _matrices(conditions, dropped, device)
         if conditions.speech_strength is not None:

@@ -12,10 +12,10 @@ from torch import Generator, Tensor
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.sampling import schedulers
+from bya_core.sampling.acceleration import applied, speed_of
+from bya_core.sampling.cfg_parallel import forget_cached_steps
 from bya_core.sampling.conditions import Conditions
-from bya_core.sampling.parallel import forget_cached_steps
-from bya_core.sampling.steps import Reused, Steps
-from bya_core.speed import applied, speed_of
+from bya_core.sampling.step_cache import Reused, Steps
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ def denoise(
     timesteps = schedulers.schedule(scheduler, config.steps)
     state = state or _start(conditions, latents, generator, config.steps)
     if state.total != config.steps:
-        raise InputError(
-            f"a state of a run of {state.total} steps", f"{config.steps} steps", "use the same number"
-        )
+        raise InputError(f"a state of a run of {state.total} steps", f"{config.steps} steps", "use the same number")
     generator.set_state(state.generator)
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
@@ -158,9 +156,7 @@ def _start(conditions: Conditions, latents: Tensor | None, generator: Generator,
     if latents is None:
         latents = torch.randn(shape, generator=generator)
     elif tuple(latents.shape) != shape:
-        raise InputError(
-            f"latents of shape {tuple(latents.shape)}", f"{shape}", "draw them for this video's size"
-        )
+        raise InputError(f"latents of shape {tuple(latents.shape)}", f"{shape}", "draw them for this video's size")
     return DenoiseState(0, total, latents, None, generator.get_state())
 
 

@@ -36,9 +36,7 @@ class Step(NamedTuple):
     x0: Tensor
 
 
-def build_scheduler(
-    kind: Literal["dpm", "ddim"] = "dpm", config: Mapping[str, Any] | None = None
-) -> Scheduler:
+def build_scheduler(kind: Literal["dpm", "ddim"] = "dpm", config: Mapping[str, Any] | None = None) -> Scheduler:
     """A scheduler of that kind; `config` overrides single entries of `COGVIDEOX_SCHEDULE`.
 
     Entries that start with an underscore (diffusers writes some into its files) are left out.

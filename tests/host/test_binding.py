@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bya_core.metrics.mouth import mouth_opening
-from tests import host_graphs as graphs
-from tests.host_graphs import Graph
-from tests.host_server import Server
+from bya_core.toy.mouth import mouth_opening
+from tests.host import graphs
+from tests.host.graphs import Graph
+from tests.host.server import Server
 from training.puppets.looks import MOUTH_RGB
 
 pytestmark = pytest.mark.host

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import host_graphs as graphs
-from tests.host_page import play, tools
-from tests.host_server import PACK, Server
-from tests.host_setup import ROOT, NoHost
+from tests.host import graphs
+from tests.host.page import play, tools
+from tests.host.server import PACK, Server
+from tests.host.setup import ROOT, NoHost
 
 pytestmark = pytest.mark.host
 FILES = sorted((ROOT / "workflows").glob("*.json"))

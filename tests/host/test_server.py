@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests import host_graphs as graphs
-from tests.host_server import PACK, Graph, Refused, Run, Server
-from tests.host_setup import ROOT
+from tests.host import graphs
+from tests.host.server import PACK, Graph, Refused, Run, Server
+from tests.host.setup import ROOT
 
 pytestmark = pytest.mark.host
 NODES = [

@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from torch.testing import assert_close
 
-from bya_core.encoders.eva import EvaVision
+from bya_core.encoders.face.clip import EvaVision
 from bya_core.errors import InputError
 from tests import torchvision_shim
 from tests.parity.weight_rule import ROOT, weight

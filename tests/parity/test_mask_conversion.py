@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bya_core.masks import objects_to_tokens, time_union
-from training.losses import released_mask_weights
+from training.engine.losses import released_mask_weights
 
 FRAMES, HEIGHT, WIDTH = 49, 480, 720
 """Size of the drawn video, as the rule in the fixture's config says."""
@@ -22,9 +22,7 @@ def stored(tensors) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def ellipses(settings) -> Tensor:
     """[N, F, height, width] bool, drawn in float64 by the fixture's rule."""
-    t, y, x = torch.meshgrid(
-        *(torch.arange(n, dtype=torch.float64) for n in (FRAMES, HEIGHT, WIDTH)), indexing="ij"
-    )
+    t, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (FRAMES, HEIGHT, WIDTH)), indexing="ij")
     drawn = []
     for e in settings("sam_mask_config")["ellipses"]:
         across = ((x - (e["cx"] + e["vx"] * t)) / e["rx"]) ** 2

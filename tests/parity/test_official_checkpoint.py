@@ -11,9 +11,10 @@ import torch
 from accelerate import init_empty_weights
 from torch.testing import assert_close
 
-from bya_core.checkpoints import convert, official
-from bya_core.checkpoints.lora import lora_pairs, merge_lora_into
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.weights import export as convert
+from bya_core.weights import state_dict_adapter as official
+from bya_core.weights.lora import lora_pairs, merge_lora_into
 from tests.parity.parity_models import build_transformer, face_tokens
 from tests.parity.weight_rule import ROOT, fill
 

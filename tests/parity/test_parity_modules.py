@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from bya_core.grid import TokenGrid
-from bya_core.models.audio import AudioModel
-from bya_core.models.face import FaceCrossAttention, LocalFacialExtractor
+from bya_core.models.audio_attention import AudioModel
+from bya_core.models.face_attention import FaceCrossAttention, LocalFacialExtractor
 from bya_core.models.rope import rotary_embedding
 from bya_core.models.router import OfficialRouter, released_position_table
 from tests.parity.parity_models import face_extractor_settings
@@ -115,9 +115,7 @@ def test_rotary_table(settings, tensors):
     grid = settings("transformer_config")["grid"]
     for name in ("transformer_inputs", "pipeline"):
         data = tensors(name)
-        table = rotary_embedding(
-            TokenGrid(grid["T"], grid["H"], grid["W"]), data["rope_cos"].shape[1], (30, 45)
-        )
+        table = rotary_embedding(TokenGrid(grid["T"], grid["H"], grid["W"]), data["rope_cos"].shape[1], (30, 45))
         assert_close(table, (data["rope_cos"], data["rope_sin"]), atol=1e-5, rtol=0)
 
 
@@ -175,9 +173,7 @@ def test_full_face_cross_attention(settings, tensors):
 def test_full_router(settings, tensors):
     config, expected = settings("full_config"), tensors("full_router_out")["out"]
     salt, shape = config["salt"] + "router:", tuple(config["pos_emb"]["shape"][:3])
-    model = OfficialRouter(
-        num_layers=1, heads=16, dim_head=128, num_queries=32, st_heads=8, num_blocks=4, grid=shape
-    )
+    model = OfficialRouter(num_layers=1, heads=16, dim_head=128, num_queries=32, st_heads=8, num_blocks=4, grid=shape)
     fill(model, salt)
     query = input_tensor("q", (1, 16, expected.shape[1], 128), salt)
     key = input_tensor("k", (2, 16, 32, 128), salt)

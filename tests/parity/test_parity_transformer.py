@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from bya_core.masks import time_union
-from bya_core.models.checks import latent_grid
+from bya_core.models.input_checks import latent_grid
 from tests.parity.parity_models import build_transformer, face_tokens, masks
 from tests.parity.weight_rule import fill, input_tensor
 
@@ -66,9 +66,7 @@ def test_parameter_names_and_shapes(model, config):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name", ["intra", "intra_swap", "forced", "forced_swap", "no_audio", "af_zero_uncond"]
-)
+@pytest.mark.parametrize("name", ["intra", "intra_swap", "forced", "forced_swap", "no_audio", "af_zero_uncond"])
 def test_variant(name, model, config, inputs, outputs):
     audio = None if name == "no_audio" else model.encode_speech(inputs["audio"])
     kinds = ("zero", "eye") if name == "af_zero_uncond" else ("swap",) if name.endswith("swap") else ("eye",)
@@ -196,9 +194,7 @@ def test_true_grid(config, tensors):
     """The released token grid, where rows and columns matter to the router; teacher forcing."""
     data, salt = tensors("train_true_grid"), config["salt"] + "true:"
     table = data["pos_emb_sum_t"]
-    model = build_transformer(
-        config, sample_width=90, sample_height=60, sample_frames=49, router_grid=(13, 45, 30)
-    )
+    model = build_transformer(config, sample_width=90, sample_height=60, sample_frames=49, router_grid=(13, 45, 30))
     fill(model, salt)
     assert_close(model.router.pos_emb.double().sum((1, 2)).float(), table, atol=1e-2, rtol=1e-4)
     c = model.config

@@ -7,9 +7,9 @@ import pytest
 from tests.parity.parity_models import build_transformer
 from tests.parity.test_training import _masks, _train_forward
 from tests.parity.weight_rule import fill
-from training.stage_loss import StageLoss
-from training.stages import load_recipe
-from training.teacher_forcing import TeacherMasks
+from training.engine.objective import StageLoss
+from training.engine.stages import load_recipe
+from training.engine.teacher_forcing import TeacherMasks
 
 
 def test_official_stage_gives_the_released_loss_on_the_released_teacher(settings, tensors) -> None:

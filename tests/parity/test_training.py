@@ -13,8 +13,8 @@ from bya_core.models.rope import rotary_embedding
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel, BYATransformerOutput
 from tests.parity.parity_models import build_transformer, face_tokens, masks
 from tests.parity.weight_rule import fill, input_tensor
-from training.losses import OfficialRouterWeights, router_loss_official
-from training.teacher_forcing import released_teacher
+from training.engine.losses import OfficialRouterWeights, router_loss_official
+from training.engine.teacher_forcing import released_teacher
 
 Stored = dict[str, Tensor]
 CLOSE = {"atol": 5e-5, "rtol": 1e-5}
@@ -92,9 +92,7 @@ def test_training_forward_and_losses_on_the_true_grid(settings, tensors, weights
     changes = {key: value for key, value in config["model"].items() if not key.startswith("is_train")}
     model = fill(build_transformer(fixture | {"router": config["router"]}, **changes), salt)
     rows, columns = grid["H"], grid["W"]
-    rotary = rotary_embedding(
-        TokenGrid(grid["T"], rows, columns), changes["attention_head_dim"], (rows, columns)
-    )
+    rotary = rotary_embedding(TokenGrid(grid["T"], rows, columns), changes["attention_head_dim"], (rows, columns))
     inputs = _true_grid_inputs(config, fixture, tensors("transformer_inputs"))
     with torch.no_grad():
         output = _train_forward(model, inputs, _masks(stored, "noisy_mask.layer", grid, None), rotary)

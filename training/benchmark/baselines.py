@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.grid import TokenGrid
-from bya_core.pipeline import denoised, prepare, route
-from bya_core.progress import Work
+from bya_core.pipelines.generate import denoised, prepare, route
+from bya_core.pipelines.progress import Work
 from bya_core.routing import Routing
-from bya_core.scene import Character, Scene, Speech
+from bya_core.scene.types import Character, Scene, Speech
+from bya_core.weights.bundle import ModelBundle
 from training.benchmark.scenes import SuiteScene
 from training.benchmark.subjects import Made, ModelSubject, decode_clips
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip

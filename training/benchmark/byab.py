@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
-from bya_core.media import read_audio, read_image
+from bya_core.io.media import read_audio, read_image
 
 VERSION = "byab-1"
 PAIRS, WITH_FIRST_FRAME = 40, 20

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 import tyro
 
-from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.checkpoints.registry import load_bundle
-from bya_core.encoders.activity import LoudnessActivity, Span, speaking_spans
+from bya_core.encoders.vad import LoudnessActivity, Span, speaking_spans
 from bya_core.errors import InputError
-from bya_core.metrics.binding import listener_opening_ratio
-from bya_core.metrics.mouth import mouth_opening
-from bya_core.metrics.segment import segment_characters
-from bya_core.scene import Speech
+from bya_core.evaluation.binding import listener_opening_ratio
+from bya_core.scene.types import Speech
+from bya_core.toy.mouth import mouth_opening
+from bya_core.toy.segmentation import segment_characters
+from bya_core.weights.bundle import ModelBundle
+from bya_core.weights.registry import load_bundle
 from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, draw
 from training.benchmark.subjects import CodecSubject, ModelSubject, Subject, TruthSubject
 from training.puppets.looks import MOUTH_RGB

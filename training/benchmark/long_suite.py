@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.errors import InputError
-from bya_core.long_video import generate_long, plan
-from bya_core.metrics import binding as bindings
+from bya_core.evaluation import binding as bindings
+from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.sampling.windows import Window
-from bya_core.scene import Character, Scene, Speech
+from bya_core.scene.types import Character, Scene, Speech
+from bya_core.weights.bundle import ModelBundle
 from training.benchmark.puppet_suite import Judged, judge
 from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene
 from training.benchmark.subjects import Made
@@ -162,9 +162,7 @@ def _cut(clip: PuppetClip, start: int, stop: int) -> PuppetClip:
     return replace(clip, opening=clip.opening[:, start:stop], shape=clip.shape[:, start:stop], speeches=speeches)
 
 
-def _row(
-    suite: SuiteScene, windows: Sequence[Window], judged: list[Judged], frames: np.ndarray
-) -> dict[str, Any]:
+def _row(suite: SuiteScene, windows: Sequence[Window], judged: list[Judged], frames: np.ndarray) -> dict[str, Any]:
     means = np.stack([frames[window.start : window.stop].reshape(-1, 3).mean(axis=0) for window in windows])
     colour = np.abs(means - means[0]).max(axis=1) / 2.55
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))

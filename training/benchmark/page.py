@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bya_core.media import write_video
+from bya_core.io.media import write_video
 from training.puppets.world import SAMPLE_RATE, PuppetClip
 
 STYLE = """

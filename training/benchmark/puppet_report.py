@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import bya_core
-from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.grid import TokenGrid
+from bya_core.weights.bundle import ModelBundle
 from training.benchmark.page import Keeper
 from training.benchmark.puppet_suite import KEPT, MEASURE, SHARES, Tick, pooled_report, scene_row
 from training.benchmark.scenes import SceneSettings, suite_scene

@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from bya_core.evaluation import binding as bindings
+from bya_core.evaluation import mask_metrics as masking
+from bya_core.evaluation.identity import colour_descriptor, histogram_similarity
 from bya_core.grid import TokenGrid
-from bya_core.metrics import binding as bindings
-from bya_core.metrics import masks as masking
-from bya_core.metrics.identity import colour_descriptor, histogram_similarity
-from bya_core.metrics.mouth import in_view, mouth_opening
-from bya_core.metrics.segment import foreground, segment_characters
+from bya_core.toy.mouth import in_view, mouth_opening
+from bya_core.toy.segmentation import foreground, segment_characters
 from training.benchmark.page import Keeper
 from training.benchmark.scenes import SceneSettings, SuiteScene, suite_scene
 from training.benchmark.subjects import Made, NoisePoint, Subject
@@ -86,9 +86,7 @@ class Judged:
         }
 
 
-def judge(
-    made: Made, scene: SuiteScene, matrix: np.ndarray, grid: TokenGrid, overlapping: bool = False
-) -> Judged:
+def judge(made: Made, scene: SuiteScene, matrix: np.ndarray, grid: TokenGrid, overlapping: bool = False) -> Judged:
     """Judge a generated clip from its pixels, its masks and the voices.
 
     `overlapping`: masks that claim the same token both have it (boxes); otherwise the stronger claim wins.
@@ -113,9 +111,7 @@ def judge(
     )
 
 
-def _likeness(
-    frames: np.ndarray, owned: np.ndarray, references: np.ndarray, grid: TokenGrid
-) -> list[np.ndarray]:
+def _likeness(frames: np.ndarray, owned: np.ndarray, references: np.ndarray, grid: TokenGrid) -> list[np.ndarray]:
     """How like each of its references [N, K, ...] the colours inside each mask [N, T, h, w] are: N times [K]."""
     size = (frames.shape[1], frames.shape[2])
     places = grid.tokens_to_pixels(torch.from_numpy(owned).float(), size, mode="nearest").numpy() >= 0.5

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bya_core.config import RefineConfig
-from bya_core.metrics import masks as masking
+from bya_core.evaluation import mask_metrics as masking
 from bya_core.routing.refine import refine_masks
 from training.benchmark.scenes import SuiteScene
 from training.benchmark.subjects import Subject

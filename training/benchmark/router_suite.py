@@ -21,10 +21,10 @@ import torch
 
 from bya_core.config import Bystanders, RefineConfig, Region, RoutingConfig
 from bya_core.errors import InputError
+from bya_core.evaluation import binding as bindings
 from bya_core.masks import time_union, to_boxes
-from bya_core.metrics import binding as bindings
-from bya_core.pipeline import Prepared, denoised, prepare
-from bya_core.progress import Work
+from bya_core.pipelines.generate import Prepared, denoised, prepare
+from bya_core.pipelines.progress import Work
 from bya_core.routing.refine import refine
 from bya_core.routing.result import Routing
 from bya_core.routing.route import find

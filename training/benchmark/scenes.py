@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.metrics.loudness import loudness_track
+from bya_core.evaluation.loudness import loudness_track
 from training.puppets.looks import draw_look
 from training.puppets.world import SAMPLE_RATE, Motion, PuppetClip, Talk, draw_portrait, make_clip
 
@@ -44,9 +44,7 @@ class SceneSettings:
         if self.scenes < 1:
             raise InputError(f"{self.scenes} scenes", "at least 1", "ask for more")
         if self.seed_base < HELD_OUT:
-            raise InputError(
-                f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are trained on"
-            )
+            raise InputError(f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are trained on")
         most = MOST if self.characters == "mixed" else self.characters
         if most < 1:
             raise InputError(f"{self.characters} characters", "at least 1", "ask for more")

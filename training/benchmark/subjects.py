@@ -12,16 +12,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from bya_core.checkpoints.bundle import ModelBundle
 from bya_core.config import RoutingConfig
 from bya_core.grid import TokenGrid
-from bya_core.pipeline import denoised, prepare, route
-from bya_core.progress import Work
+from bya_core.pipelines.generate import denoised, prepare, route
+from bya_core.pipelines.progress import Work
 from bya_core.sampling import build_scheduler
 from bya_core.sampling.conditions import lay_out
 from bya_core.sampling.guidance import branches
 from bya_core.sampling.schedulers import schedule
-from bya_core.scene import Character, Scene, Speech
+from bya_core.scene.types import Character, Scene, Speech
+from bya_core.weights.bundle import ModelBundle
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, redrawn
 from training.puppets.world import SAMPLE_RATE, PuppetClip
 

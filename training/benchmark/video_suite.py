@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from bya_core.binding_faces import FaceTools, look
-from bya_core.checkpoints.bundle import ModelBundle
-from bya_core.cli_report import measure_file
+from bya_core.cli.report import measure_file
 from bya_core.errors import InputError
-from bya_core.files import AtomicFiles
-from bya_core.media import read_image, read_video
-from bya_core.metrics.face_track import face_pictures
-from bya_core.metrics.frechet import PictureFeatures, VideoFeatures, fid, fvd
-from bya_core.metrics.networks.frechet_features import I3dFeatures, InceptionFeatures
-from bya_core.metrics.networks.weights import I3D, INCEPTION
-from bya_core.scene_file.format import read_scene_file
+from bya_core.evaluation.face_report import FaceTools, look
+from bya_core.evaluation.face_tracks import face_pictures
+from bya_core.evaluation.frechet import PictureFeatures, VideoFeatures, fid, fvd
+from bya_core.evaluation.frechet_features import I3dFeatures, InceptionFeatures
+from bya_core.evaluation.metric_weights import I3D, INCEPTION
+from bya_core.io.atomic import AtomicFiles
+from bya_core.io.media import read_image, read_video
+from bya_core.scene.schema import read_scene_file
+from bya_core.weights.bundle import ModelBundle
 from training.benchmark.byab import Pair
 
 FACE = 299  # pixels of a face region for FID
@@ -148,10 +148,10 @@ def byab_tasks(
 
 
 def _make(scene_file: Path, video: Path, bundle: ModelBundle, steps: int | None) -> None:
-    from bya_core.output import Outputs
-    from bya_core.pipeline import generate
-    from bya_core.report import build_report
-    from bya_core.scene_file.load import load_scene
+    from bya_core.io.outputs import Outputs
+    from bya_core.pipelines.generate import generate
+    from bya_core.pipelines.run_report import build_report
+    from bya_core.scene.loader import load_scene
 
     scene = load_scene(scene_file, bundle.defaults, steps=steps)
     made = generate(scene, bundle)
@@ -244,9 +244,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[dict[str, Any]], key: str, scale: float = 1.0) -> float | None:
-    per_video = [
-        float(np.mean(values)) for row in rows if (values := [v for v in row[key] or [] if v is not None])
-    ]
+    per_video = [float(np.mean(values)) for row in rows if (values := [v for v in row[key] or [] if v is not None])]
     return scale * float(np.mean(per_video)) if per_video else None
 
 

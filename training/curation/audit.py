@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bya_core.media import write_video
+from bya_core.io.media import write_video
 from training.curation.index import read_index
 from training.curation.output import Layout
-from training.shards.reader import read_shards
-from training.shards.sample import SAMPLE_RATE, ClipSample
+from training.data.clip import SAMPLE_RATE, ClipSample
+from training.data.shards.reader import read_shards
 
 COLOURS = ((230, 70, 60), (60, 120, 230), (70, 190, 90), (230, 180, 40), (170, 80, 200), (60, 190, 200))
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bya_core.metrics.face_track import crops
+from bya_core.evaluation.face_tracks import crops
 from training.curation.footage import read_window
 from training.curation.record import Record
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bya_core.encoders.base import SpeechEncoder
-from training.cache import version_of
+from bya_core.encoders.protocols import SpeechEncoder
 from training.curation.crops import boxes_in, clip_frames, work_size
 from training.curation.models import Captioner, ModelChoice, model_of
 from training.curation.record import Record
 from training.curation.stage import Resources
+from training.data.cache import version_of
 
 
 @dataclass(frozen=True)

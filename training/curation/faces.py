@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from bya_core.encoders.detector import FaceDetector
+from bya_core.encoders.face.detection import FaceDetector
 from training.curation.footage import pictures
 from training.curation.models import FaceIdentity, ModelChoice, model_of
 from training.curation.record import FPS, Record

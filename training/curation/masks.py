@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bya_core.encoders.finder import people
-from bya_core.encoders.segmenter import Segmenter
+from bya_core.encoders.face.matching import people
+from bya_core.encoders.segmentation import Segmenter
 from bya_core.errors import InputError
+from bya_core.evaluation.mask_metrics import iou
 from bya_core.grid import TokenGrid
-from bya_core.metrics.masks import iou
 from training.curation.crops import boxes_in, clip_frames, work_size
 from training.curation.models import ModelChoice, model_of
 from training.curation.record import Record

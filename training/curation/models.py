@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.metrics.sync import Sync
+from bya_core.evaluation.sync_metrics import Sync
 
 Part = Literal["detector", "identity", "extractor", "sync", "segmenter", "speech", "captioner"]
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bya_core.media import write_video
+from bya_core.io.media import write_video
 from training.curation.record import FPS
 from training.puppets.draw import Canvas, Pose, draw_puppet
 from training.puppets.looks import Look, draw_look, rgb

@@ -14,12 +14,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from bya_core.encoders.detector import Face
+from bya_core.encoders.face.detection import Face
 from bya_core.errors import InputError
-from bya_core.metrics.loudness import loudness_track
-from bya_core.metrics.mouth import mouth_opening
-from bya_core.metrics.segment import segment_characters
-from bya_core.metrics.sync import SHIFT, Sync
+from bya_core.evaluation.loudness import loudness_track
+from bya_core.evaluation.sync_metrics import SHIFT, Sync
+from bya_core.toy.mouth import mouth_opening
+from bya_core.toy.segmentation import segment_characters
 from training.curation.footage import RATE
 from training.curation.models import Talk
 from training.curation.record import FPS

@@ -9,15 +9,15 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from bya_core.encoders.base import SpeechEncoder
-from bya_core.encoders.detector import FaceDetector, find_detector
-from bya_core.encoders.segmenter import SAM2_WEIGHTS, Segmenter, load_sam2
+from bya_core.encoders.face.detection import FaceDetector, find_detector
+from bya_core.encoders.protocols import SpeechEncoder
+from bya_core.encoders.segmentation import SAM2_WEIGHTS, Segmenter, load_sam2
 from bya_core.errors import InputError
-from bya_core.metrics.colour import histogram, lab
-from bya_core.metrics.identity import cosine_similarity, histogram_similarity
-from bya_core.metrics.networks.syncnet import SyncEmbedder
-from bya_core.metrics.networks.weights import SYNCNET
-from bya_core.metrics.sync import Sync, shifted_distances, sync_of
+from bya_core.evaluation.color import histogram, lab
+from bya_core.evaluation.identity import cosine_similarity, histogram_similarity
+from bya_core.evaluation.metric_weights import SYNCNET
+from bya_core.evaluation.sync_metrics import Sync, shifted_distances, sync_of
+from bya_core.evaluation.syncnet import SyncEmbedder
 
 _SIDE = 32  # pixels that a face is shrunk to before its colours are counted
 
@@ -29,7 +29,7 @@ def any_detector() -> FaceDetector:
 
 def scrfd(folder: str = "~/.insightface/models", least: float = 0.5) -> FaceDetector:
     """SCRFD from this folder."""
-    from bya_core.encoders.scrfd import ScrfdDetector
+    from bya_core.encoders.face.scrfd import ScrfdDetector
 
     return ScrfdDetector(Path(folder).expanduser(), least)
 
@@ -57,7 +57,7 @@ class ArcFaceIdentity:
     same = 0.3
 
     def __init__(self, file: str) -> None:
-        from bya_core.encoders.arcface import ArcFace
+        from bya_core.encoders.face.recognition import ArcFace
 
         self.network = ArcFace(Path(file).expanduser())
 
@@ -102,7 +102,7 @@ def no_speech_encoder() -> None:
 
 def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
     """wav2vec2 from a folder."""
-    from bya_core.encoders.speech_wav2vec import Wav2VecSpeech
+    from bya_core.encoders.wav2vec2 import Wav2VecSpeech
 
     encoder = Wav2VecSpeech(Path(folder).expanduser())
     encoder.to(device)
@@ -111,8 +111,8 @@ def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
 
 def tiny_speech(folder: str = "") -> SpeechEncoder:
     """The speech network of the tiny model."""
-    from bya_core.checkpoints.registry import find_model
-    from bya_core.checkpoints.tiny_bundle import load_tiny_encoders
+    from bya_core.toy.bundle import load_tiny_encoders
+    from bya_core.weights.registry import find_model
 
     place = Path(folder).expanduser() if folder else find_model("tiny").folder
     if place is None or not (place / "speech.safetensors").is_file():

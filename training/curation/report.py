@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bya_core.files import AtomicFiles
+from bya_core.io.atomic import AtomicFiles
 from training.curation.audit import COLOURS, overlay
 from training.curation.index import read_index
 from training.curation.output import Layout, Output
 from training.curation.pipeline import STAGE_NAMES
 from training.curation.record import FPS
-from training.shards.reader import read_shards
-from training.shards.sample import ClipSample
+from training.data.clip import ClipSample
+from training.data.shards.reader import read_shards
 
 _SHEET = 60  # clips on the contact sheet
 _MOMENTS = 3  # pictures of each

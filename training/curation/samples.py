@@ -16,8 +16,8 @@ from training.curation.masks import token_masks
 from training.curation.record import FPS, Record
 from training.curation.settings import CurationSettings
 from training.curation.speech import clip_speeches
-from training.shards.sample import ClipSample
-from training.shards.writer import ShardWriter
+from training.data.clip import ClipSample
+from training.data.shards.writer import ShardWriter
 
 _NOT_KEPT = ("caption", "context", "window", "seen", "matrix")  # of `data`: told elsewhere, or of no use in training
 _EMPTY = 1 / 64  # share of a token from which it counts as covered

@@ -19,7 +19,7 @@ import tyro
 from PIL import Image
 
 from bya_core.errors import InputError
-from bya_core.media import read_audio, resample_mono, write_video
+from bya_core.io.media import read_audio, resample_mono, write_video
 from training.puppets.voice import drive_by_recording
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 

@@ -74,9 +74,7 @@ class Frame:
         self.cos, self.sin, self.pose = cos[:, 0, 0], sin[:, 0, 0], pose
         self.scale = pose.radius[:, None, None]
 
-    def part(
-        self, u: float | Array, v: float | Array, reach: float
-    ) -> tuple[tuple[slice, slice], Array, Array]:
+    def part(self, u: float | Array, v: float | Array, reach: float) -> tuple[tuple[slice, slice], Array, Array]:
         """Box in the picture and local (du, dv) around the point (u, v) of the head."""
         px = self.pose.x + self.pose.radius * (self.cos * u - self.sin * v)
         py = self.pose.y + self.pose.radius * (self.sin * u + self.cos * v)

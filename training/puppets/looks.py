@@ -66,9 +66,7 @@ class Look:
 
     def describe(self) -> str:
         """ "a green puppet with long red hair, glasses and a blue shirt"."""
-        parts = [
-            "no hair" if self.hair_style == "bald" else f"{self.hair_style} {colour_name(self.hair)} hair"
-        ]
+        parts = ["no hair" if self.hair_style == "bald" else f"{self.hair_style} {colour_name(self.hair)} hair"]
         if self.glasses:
             parts.append("glasses")
         if self.hat != "none":
@@ -90,9 +88,7 @@ def draw_look(rng: np.random.Generator, apart_from: tuple[Look, ...] = ()) -> Lo
     for _ in range(24):
         look = _draw_look(rng)
         distances = [
-            np.abs(look.skin - o.skin).sum()
-            + np.abs(look.hair - o.hair).sum()
-            + np.abs(look.clothes - o.clothes).sum()
+            np.abs(look.skin - o.skin).sum() + np.abs(look.hair - o.hair).sum() + np.abs(look.clothes - o.clothes).sum()
             for o in apart_from
         ]
         if min(distances, default=9.0) > 1.3:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.metrics.loudness import loudness_track
+from bya_core.evaluation.loudness import loudness_track
 
 SAMPLE_RATE = 16_000
 PITCH_RANGE = (80.0, 320.0)
@@ -225,9 +225,7 @@ def conversation(
     elif mode == "one":
         spans[int(rng.integers(count))].append((first, last))
     elif mode != "silent":
-        raise InputError(
-            f"a conversation mode {mode!r}", "turns, overlap, one, silent or mixed", "choose one of them"
-        )
+        raise InputError(f"a conversation mode {mode!r}", "turns, overlap, one, silent or mixed", "choose one of them")
     return spans
 
 

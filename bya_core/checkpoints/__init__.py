@@ -1,1 +1,0 @@
-"""Weights: the registry (what, where, licence), loading, and maps of released names to ours."""

@@ -1,0 +1,1 @@
+"""The `bya` command line, one file a command."""

@@ -1,0 +1,129 @@
+"""SyncNet (Chung and Zisserman 2016): embeddings of lips and of speech that are near where both belong together.
+
+Layers and names are those of the published weights `syncnet_v2.model`; what is computed from the embeddings is in
+`sync.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from bya_core.encoders.face.weights_file import load_strictly, read_weights
+from bya_core.errors import InputError
+from bya_core.evaluation.metric_weights import SYNCNET
+from bya_core.evaluation.mfcc import RATE, mfcc
+
+SIZE = 224  # pixels of a lip window's side
+WINDOW = 5  # video frames seen at once
+COLUMNS = 20  # of cepstra heard at once: as long as five frames
+FPS = 25
+WIDTH = 1024  # of an embedding
+_INT16 = 32768.0
+
+
+class SyncNet(nn.Module):
+    """The two networks, each with its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pool = nn.MaxPool2d
+        self.netcnnaud = nn.Sequential(
+            *_conv2d(1, 64), pool(1, 1),
+            *_conv2d(64, 192), pool(3, (1, 2)),
+            *_conv2d(192, 384), *_conv2d(384, 256), *_conv2d(256, 256), pool(3, 2),
+            *_conv2d(256, 512, (5, 4), 0),
+        )  # fmt: skip
+        self.netfcaud = _head()
+        self.netcnnlip = nn.Sequential(
+            *_conv3d(3, 96, (WINDOW, 7, 7), (1, 2, 2), 0), nn.MaxPool3d((1, 3, 3), (1, 2, 2)),
+            *_conv3d(96, 256, (1, 5, 5), (1, 2, 2), (0, 1, 1)), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+            *_conv3d(256, 256), *_conv3d(256, 256), *_conv3d(256, 256), nn.MaxPool3d((1, 3, 3), (1, 2, 2)),
+            *_conv3d(256, 512, (1, 6, 6), 1, 0),
+        )  # fmt: skip
+        self.netfclip = _head()
+
+    def speech(self, cepstra: Tensor) -> Tensor:
+        """[B, 1, 13, 20] -> [B, 1024]."""
+        return self.netfcaud(self.netcnnaud(cepstra).flatten(1))
+
+    def lips(self, frames: Tensor) -> Tensor:
+        """[B, 3, 5, 224, 224], BGR in 0..255 -> [B, 1024]."""
+        return self.netfclip(self.netcnnlip(frames).flatten(1))
+
+
+def _conv2d(inside: int, out: int, kernel: int | tuple[int, int] = 3, padding: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(inside, out, kernel, padding=padding), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+
+
+def _conv3d(
+    inside: int,
+    out: int,
+    kernel: tuple[int, int, int] = (1, 3, 3),
+    stride: int | tuple[int, int, int] = 1,
+    padding: int | tuple[int, int, int] = (0, 1, 1),
+) -> list[nn.Module]:
+    return [nn.Conv3d(inside, out, kernel, stride, padding), nn.BatchNorm3d(out), nn.ReLU(inplace=True)]
+
+
+def _head() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, WIDTH))
+
+
+class SyncEmbedder:
+    """Faces and voices of a clip, embedded window by window.
+
+    Args:
+        file: syncnet_v2.model.
+        device: where it runs.
+        batch: windows at once; a clip of 49 frames has 44.
+
+    Raises:
+        InputError: no such file, or other weights.
+    """
+
+    def __init__(self, file: Path, device: torch.device | str = "cpu", batch: int = 64) -> None:
+        network = SyncNet()
+        load_strictly(network, read_weights(file, SYNCNET.what), SYNCNET.what)
+        self.network, self.device, self.batch = network.to(device), torch.device(device), batch
+
+    @torch.inference_mode()
+    def lips(self, crops: np.ndarray) -> np.ndarray:
+        """Face crops uint8 [F, 224, 224, 3] RGB at 25 frames a second (`face_track.crops`) -> [V, 1024]."""
+        count = windows(len(crops))
+        bgr = torch.from_numpy(np.ascontiguousarray(crops[..., ::-1]))
+        made = []
+        for start in range(0, count, self.batch):
+            part = bgr[start : min(start + self.batch, count) + WINDOW - 1]
+            seen = rearrange(part.unfold(0, WINDOW, 1), "v h w c f -> v c f h w")
+            made.append(self.network.lips(seen.to(self.device, torch.float32)).cpu())
+        return torch.cat(made).numpy()
+
+    @torch.inference_mode()
+    def voice(self, wave: np.ndarray, frames: int) -> np.ndarray:
+        """Speech [samples] at 16 kHz in -1..1 beside `frames` video frames -> [V, 1024]; silence after its end."""
+        count = windows(frames)
+        needed = round(frames / FPS * RATE)
+        wave = np.pad(np.asarray(wave, dtype=np.float64), (0, max(0, needed - len(wave))))[:needed]
+        cepstra = mfcc(np.round(wave * _INT16).clip(-_INT16, _INT16 - 1)).astype(np.float32)
+        heard = np.lib.stride_tricks.sliding_window_view(cepstra, COLUMNS, axis=0)[:: COLUMNS // WINDOW][:count]
+        made = [
+            self.network.speech(torch.from_numpy(heard[start : start + self.batch].copy())[:, None].to(self.device))
+            for start in range(0, count, self.batch)
+        ]
+        return torch.cat(made).cpu().numpy()
+
+
+def windows(frames: int) -> int:
+    """V: how many windows the reference takes of a clip of that many frames (it leaves out the last possible one).
+
+    Raises:
+        InputError: too short for one.
+    """
+    if frames <= WINDOW:
+        raise InputError(f"{frames} frames", f"at least {WINDOW + 1} to measure lip sync", "take a longer clip")
+    return frames - WINDOW

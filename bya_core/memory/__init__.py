@@ -1,0 +1,1 @@
+"""Fitting a model into the memory of a GPU."""

@@ -1,1 +1,0 @@
-"""What is measured, from pixels, masks and sound alone; nothing here knows a model."""

@@ -1,0 +1,183 @@
+"""Speech path: features -> audio tokens per latent frame -> cross-attention ("speaks what", sec. 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from bya_core.errors import InputError
+from bya_core.models.masked_attention import routed_attention
+
+
+class AudioProjection(nn.Module):
+    """Windows of speech features -> A tokens per latent frame.
+
+    One convolution of length 2 and stride 2 is applied once per halving of the time axis; the first frame of
+    an odd length passes untouched, as the first video frame has a latent frame of its own.
+
+    Args:
+        window: feature frames seen by one video frame.
+        blocks, channels: feature layers and their width.
+        halvings: log2 of video frames per latent frame.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int,
+        blocks: int,
+        channels: int,
+        hidden_dim: int,
+        dim: int,
+        context_tokens: int,
+        halvings: int,
+    ) -> None:
+        super().__init__()
+        self.context_tokens, self.halvings = context_tokens, halvings
+        self.proj1 = nn.Linear(window * blocks * channels, hidden_dim)
+        self.proj2 = nn.Linear(hidden_dim, hidden_dim)
+        self.proj3 = nn.Linear(hidden_dim, context_tokens * dim)
+        self.norm = nn.LayerNorm(dim)
+        self.conv1 = nn.Conv1d(context_tokens * dim, context_tokens * dim, kernel_size=2, stride=2)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """[B, F, window, blocks, channels] -> [B, T, A, dim]."""
+        x = F.relu(self.proj1(windows.flatten(2)))
+        x = self.proj3(F.relu(self.proj2(x))).transpose(1, 2)  # [B, A*dim, F]
+        for _ in range(self.halvings):
+            first = x.shape[-1] % 2
+            if x.shape[-1] > 1:
+                x = torch.cat([x[..., :first], self.conv1(x[..., first:])], dim=-1)
+        return self.norm(rearrange(x, "b (a d) t -> b t a d", a=self.context_tokens))
+
+
+class _Attention(nn.Module):
+    """Projections of one cross-attention, named as published."""
+
+    def __init__(self, dim: int, kv_dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, dim_head**-0.5
+        self.to_q = nn.Linear(dim, heads * dim_head)
+        self.to_k = nn.Linear(kv_dim, heads * dim_head)
+        self.to_v = nn.Linear(kv_dim, heads * dim_head)
+        self.to_out = nn.ModuleList([nn.Linear(heads * dim_head, dim)])
+
+
+class AudioCrossAttention(nn.Module):
+    """Tokens of one latent frame read the audio tokens of that frame, every stream through its own mask."""
+
+    def __init__(self, dim: int, audio_dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.norm_q = nn.LayerNorm(dim)
+        self.attn = _Attention(dim, audio_dim, heads, dim_head)
+
+    def keys_values(self, audio_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, M, T, A, Da] -> k (with the softmax scale), v [B, T, heads, M, A, d] each."""
+        pair = self.attn.to_k(audio_tokens) * self.attn.scale, self.attn.to_v(audio_tokens)
+        k, v = (rearrange(x, "b m t a (h d) -> b t h m a d", h=self.attn.heads).contiguous() for x in pair)
+        return k, v
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        audio_tokens: Tensor,
+        masks: Tensor,
+        pair: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Eq. 8, for the tokens of every frame or for equally many chosen ones of each.
+
+        Args:
+            hidden_states: [B, S, D].
+            audio_tokens: [B, M, T, A, Da].
+            masks: [B, M, S].
+            pair: their `keys_values`, where they are at hand.
+
+        Returns:
+            [B, S, D].
+        """
+        attn, frames = self.attn, audio_tokens.shape[2]
+        query = rearrange(attn.to_q(self.norm_q(hidden_states)), "b (t p) (h d) -> b t h p d", t=frames, h=attn.heads)
+        key, value = self.keys_values(audio_tokens) if pair is None else pair
+        mask = rearrange(masks, "b m (t p) -> b t 1 p m", t=frames)
+        out = routed_attention(query, key, value, mask)
+        out = rearrange(out, "b t h p d -> b (t p) (h d)")
+        # The output bias counts once per stream and mask; the projection below adds it once, unmasked.
+        bias = attn.to_out[0](out.new_zeros(1, 1, out.shape[-1]))
+        return torch.addcmul(attn.to_out[0](out), masks.sum(dim=1).unsqueeze(-1) - 1, bias)
+
+
+class AudioModel(nn.Module):
+    """Projection shared by all layers, and one cross-attention per layer.
+
+    Args:
+        released: also hold the two parameters that published files have and two streams never use.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        audio_dim: int,
+        heads: int,
+        dim_head: int,
+        num_layers: int,
+        window: int,
+        blocks: int,
+        channels: int,
+        hidden_dim: int,
+        context_tokens: int,
+        temporal_ratio: int,
+        released: bool,
+    ) -> None:
+        super().__init__()
+        self.window, self.blocks, self.channels, self.temporal_ratio = (
+            window,
+            blocks,
+            channels,
+            temporal_ratio,
+        )
+        if released:
+            self.learnable_scale = nn.Parameter(torch.zeros(1))
+            self.mute_learnable_tokens = nn.Parameter(torch.zeros(1, context_tokens, audio_dim))
+        self.audio_proj_model = AudioProjection(
+            window=window,
+            blocks=blocks,
+            channels=channels,
+            hidden_dim=hidden_dim,
+            dim=audio_dim,
+            context_tokens=context_tokens,
+            halvings=temporal_ratio.bit_length() - 1,
+        )
+        self.layers = nn.ModuleList([AudioCrossAttention(dim, audio_dim, heads, dim_head) for _ in range(num_layers)])
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Speech features with their context frames -> audio tokens.
+
+        Args:
+            features: [B, M, F + window - 1, blocks, channels].
+
+        Returns:
+            [B, M, T, A, Da].
+
+        Raises:
+            InputError: other layers or width, or frames that are not 1 + a multiple of the time factor.
+        """
+        context = self.window - 1
+        frames = features.shape[2] - context if features.dim() == 5 else 0
+        if features.dim() != 5 or features.shape[3:] != (self.blocks, self.channels):
+            raise InputError(
+                f"speech features of shape {list(features.shape)}",
+                f"[batch, streams, frames + {context}, {self.blocks}, {self.channels}]",
+                "use the speech encoder of this model",
+            )
+        if frames < 1 or (frames - 1) % self.temporal_ratio:
+            raise InputError(
+                f"speech features of {features.shape[2]} frames",
+                f"1 + a multiple of {self.temporal_ratio} video frames, and {context} more of context",
+                "encode the speech for the length of the video",
+            )
+        windows = features.unfold(2, self.window, 1)  # [B, M, F, blocks, channels, window]
+        windows = rearrange(windows, "b m f k c w -> (b m) f w k c")
+        return self.audio_proj_model(windows).unflatten(0, features.shape[:2])

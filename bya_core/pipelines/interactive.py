@@ -1,0 +1,228 @@
+"""What a person asks of the router, as plain values; and what comes of it, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bya_core.config import Bystanders, ProbeConfig, RefineConfig, Region, RouterMode, RoutingConfig, SegmenterName
+from bya_core.errors import InputError
+from bya_core.grid import TokenGrid
+from bya_core.io.mask_images import character_index, from_images
+from bya_core.pipelines.generate import Video
+from bya_core.pipelines.progress import Watcher
+from bya_core.pipelines.run_report import mask_figures
+from bya_core.routing import Routing
+from bya_core.routing.audio_assignment import bound
+from bya_core.scene.compose import parse_matrix
+from bya_core.scene.types import Scene, moved_on, prompt_at
+from bya_core.weights.bundle import ModelBundle
+
+OVERRIDE = ("override_character", "blend", "start", "end")
+"""Fields of `Edit` that are about `Edit.mask`."""
+
+
+@dataclass(frozen=True)
+class RouterWishes:
+    """How a scene's masks are found and its voices bound.
+
+    Args:
+        binding: "as given" = by `matrix`, or each voice its own character; "swapped" = that, moved on by one character;
+            "auto" = voices are matched to faces.
+        matrix: see `bya_core.scene.compose.parse_matrix`.
+        probe_steps: 0 = until the masks settle.
+        settled, probe_most, tries: see `ProbeConfig`.
+        mode, region, segmenter, static, bystanders: see `RoutingConfig`.
+    """
+
+    mode: RouterMode = "intra"
+    binding: Literal["as given", "swapped", "auto"] = "as given"
+    matrix: str = ""
+    probe_steps: int = 0
+    settled: float = ProbeConfig.settled
+    probe_most: float = ProbeConfig.most
+    region: Region = "head"
+    segmenter: SegmenterName = "self"
+    static: bool = False
+    bystanders: Bystanders = "model"
+    tries: int = ProbeConfig.tries
+
+
+def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundle: ModelBundle) -> Scene:
+    """The scene with the router that is wished for, and who hears whom settled from all of the speech.
+
+    Args:
+        masks: given mask pictures, see `bya_core.io.mask_images.from_images`; None = none.
+
+    Raises:
+        InputError: masks or a matrix that do not fit the scene; a matrix beside automatic binding.
+    """
+    count = len(scene.characters)
+    matrix = parse_matrix(wishes.matrix, len(scene.speeches), count)
+    if wishes.binding == "auto" and matrix is not None:
+        raise InputError("a matrix and automatic binding", "one of the two", "empty the matrix, or bind as given")
+    if wishes.binding == "swapped":
+        matrix = moved_on(scene.matrix if matrix is None else matrix)
+    grid = bundle.grid(scene.num_frames, scene.height, scene.width)
+    routed = replace(
+        scene,
+        audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
+        bind="auto" if wishes.binding == "auto" else "given",
+        forced_masks=None if masks is None else from_images(masks, grid, count, "the masks of the router"),
+        routing=RoutingConfig(
+            mode=wishes.mode,
+            probe=ProbeConfig(wishes.settled, wishes.probe_most, wishes.probe_steps or None, wishes.tries),
+            region=wishes.region,
+            segmenter=wishes.segmenter,
+            static=wishes.static,
+            bystanders=wishes.bystanders,
+        ),
+    )
+    return bound(routed, bundle)
+
+
+def first_window(scene: Scene, bundle: ModelBundle) -> Scene:
+    """The part of a scene that is made first: all of it, where it is no longer than a window."""
+    from bya_core.pipelines.long_video import plan
+
+    window = plan(scene, bundle)[0]
+    if window.frames == scene.num_frames:
+        return scene
+    masks = None if scene.forced_masks is None else scene.forced_masks[:, window.latent.start : window.latent.stop]
+    return replace(
+        scene,
+        prompt=prompt_at(scene, 0.0, window.frames / scene.fps),
+        prompts=(),
+        num_frames=window.frames,
+        forced_masks=masks,
+    )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a person does to masks.
+
+    Args:
+        refine: how they are cleaned; None = not.
+        from_start: the video is made anew from noise, so that edits act in all steps.
+        mask: pictures [B, H, W] of one character, see `bya_core.io.mask_images.from_images`; None = none.
+        override_character: whose, by name or number from 1.
+        blend: 0 = nothing ... 1 = only that mask.
+        start, end: share of the run in which it acts.
+    """
+
+    refine: RefineConfig | None = None
+    from_start: bool = False
+    mask: Tensor | None = None
+    override_character: str = "1"
+    blend: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+def edited(
+    routing: Routing, whole: Scene | None, grid: TokenGrid, edit: Edit, names: Sequence[str]
+) -> tuple[Routing, Scene | None]:
+    """Masks after an edit; where the video is made in windows, also the scene that tells each of them of it.
+
+    Args:
+        routing: of the scene, or of its first window.
+        whole: the scene where it is longer than a window.
+        grid: of `routing`.
+
+    Raises:
+        InputError: nobody of that name or number, another number of pictures, an end before the start.
+    """
+    if edit.refine is not None:
+        from bya_core.routing.refine import refine
+
+        routing = refine(routing, edit.refine)
+        whole = whole and replace(whole, routing=replace(whole.routing, refine=edit.refine))
+    if edit.mask is not None:
+        index = character_index(edit.override_character, names)
+        what = f"the mask of {names[index]}"
+        if whole is not None:
+            every = replace(grid, frames=(whole.num_frames - 1) // grid.time_factor + 1)
+            whole = _with_override(whole, index, from_images(edit.mask, every, 1, what)[0], edit)
+            given = whole.forced_masks[index, : grid.frames]  # type: ignore[index]  # just given
+        else:
+            given = from_images(edit.mask, grid, 1, what)[0]
+        masks, blend = torch.zeros_like(routing.masks), torch.zeros(len(names))
+        masks[index], blend[index] = given, edit.blend
+        span = torch.tensor([[edit.start, edit.end]]).expand(len(names), 2)
+        routing = routing.override(masks, blend, span)
+    return (routing.from_noise() if edit.from_start else routing), whole
+
+
+def _with_override(scene: Scene, index: int, mask: Tensor, edit: Edit) -> Scene:
+    """The scene with one character's mask [T, h, w] given."""
+    count = len(scene.characters)
+    masks = torch.zeros(count, *mask.shape) if scene.forced_masks is None else scene.forced_masks.clone()
+    fresh = torch.zeros(count) if scene.forced_masks is None else torch.ones(count)
+    blend = fresh if scene.forced_blend is None else scene.forced_blend.clone()
+    span = torch.tensor([[0.0, 1.0]]).repeat(count, 1) if scene.forced_span is None else scene.forced_span.clone()
+    masks[index], blend[index] = mask, edit.blend
+    span[index] = torch.tensor([edit.start, edit.end])
+    return replace(scene, forced_masks=masks, forced_blend=blend, forced_span=span)
+
+
+def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, watch: Watcher | None = None) -> Video:
+    """A video longer than a window, in memory. Stopped and asked for again, it goes on with the windows it has.
+
+    Args:
+        folder: finished windows wait there, each scene in a folder of its own, until the video is complete.
+    """
+    from bya_core.pipelines.long_video import generate_long
+    from bya_core.pipelines.window_files import fingerprint
+
+    made = generate_long(scene, bundle, folder / fingerprint(scene, bundle)[:16], watch)
+    video = Video(
+        torch.stack(list(made.frames)), made.masks, made.grid, made.audio, made.matrix, made.notices, made.seconds
+    )
+    made.files.remove(len(made.windows))
+    return video
+
+
+def describe(scene: Scene, routing: Routing, first_window: bool = False) -> str:
+    """One line per character, then notices.
+
+    Args:
+        first_window: the routing is that of the first window only.
+    """
+    names = [character.name for character in scene.characters]
+    lines = [
+        f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {float(sure):.2f}"
+        for name, figure, sure in zip(names, mask_figures(routing.masks), routing.confidence, strict=True)
+    ]
+    lines += [f"{name} hears {_heard(routing.matrix[:, n], names)}" for n, name in enumerate(names)]
+    lines.append(f"masks by the {routing.origin} router, {routing.calls} transformer calls so far")
+    notices = [*scene.notices, *routing.notices]
+    if first_window:
+        notices.append("These are the masks of the first window; the sampler finds those of each window in turn.")
+    return "\n".join([*lines, *(f"note: {notice}" for notice in dict.fromkeys(notices))])
+
+
+def _heard(column: Tensor, names: Sequence[str]) -> str:
+    """Whose voices, and how strongly where not fully: column [M] of the audio-character matrix."""
+    owners = [*names, *(f"voice {i + 1}" for i in range(len(names), len(column)))]
+    parts = [
+        f"the voice of {owner}" + ("" if weight == 1 else f" at {weight:.2f}")
+        for owner, weight in zip(owners, column.tolist(), strict=False)
+        if weight > 0
+    ]
+    return " and ".join(parts) or "nobody"
+
+
+def describe_video(names: Sequence[str], video: Video) -> str:
+    """One line per character, the seconds of each part, then notices."""
+    lines = [
+        f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {figure.confidence:.2f}"
+        for name, figure in zip(names, mask_figures(video.masks), strict=True)
+    ]
+    lines += [f"{part}: {seconds:.1f} s" for part, seconds in video.seconds.items()]
+    return "\n".join([*lines, *(f"note: {notice}" for notice in video.notices)])

@@ -1,0 +1,82 @@
+"""A quick look at a video that is still noise: latents become colours by a linear rule, masks are laid over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from bya_core.encoders.protocols import VideoCodec
+from bya_core.io.media import fit_image
+from bya_core.io.overlay import blend_masks, colour
+from bya_core.sampling import StepInfo
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
+
+LEAST_SIDE = 256  # pixels; smaller pictures are enlarged by a whole number
+OPACITY = 0.3  # of the tint inside the outlines
+
+
+def latent_colours(
+    codec: VideoCodec, pictures: Sequence[Tensor], size: tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """How latents become colours, by least squares over pictures and their latents: cheap, and true to any codec.
+
+    Args:
+        codec: whose latents; on `device`.
+        pictures: [3, H, W] in 0..1 each; the more colours the better.
+        size: (height, width) in pixels at which they are encoded.
+
+    Returns:
+        [C + 1, 3]: colour = latent @ factors[:-1] + factors[-1], in 0..1.
+    """
+    latents, colours = [], []
+    for picture in pictures:
+        fitted = fit_image(picture, *size)
+        video = rearrange(fitted * 2 - 1, "c h w -> 1 c 1 h w").to(device)
+        encoded = codec.encode(video)[0, 0].float().cpu()
+        latents.append(rearrange(encoded, "c h w -> (h w) c"))
+        small = F.adaptive_avg_pool2d(fitted, (encoded.shape[1], encoded.shape[2]))
+        colours.append(rearrange(small, "c h w -> (h w) c"))
+    known = torch.cat(latents)
+    known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
+    steady = 1e-3 * len(known) * torch.eye(known.shape[1])  # few colours must not give wild factors
+    return torch.linalg.solve(known.T @ known + steady, known.T @ torch.cat(colours))
+
+
+def preview_picture(x0: Tensor, masks: Tensor | None, factors: Tensor) -> Image.Image:
+    """The middle latent frame in colours; each mask as a tint with an outline.
+
+    Args:
+        x0: clean latents as believed now [1, T, C, H, W].
+        masks: [N, T, h, w] in 0..1, or None.
+        factors: see `latent_colours`.
+    """
+    middle = x0.shape[1] // 2
+    latent = rearrange(x0[0, middle].float().cpu(), "c h w -> h w c")
+    colours = (latent @ factors[:-1] + factors[-1]).clamp(0, 1)
+    scale = max(1, -(-LEAST_SIDE // min(colours.shape[:2])))
+    size = (colours.shape[0] * scale, colours.shape[1] * scale)
+    picture = F.interpolate(rearrange(colours, "h w c -> 1 c h w"), size=size, mode="bicubic").clamp(0, 1)
+    frame = (rearrange(picture, "1 c h w -> 1 h w c") * 255).round().to(torch.uint8)
+    if masks is not None:
+        own = masks[:, middle : middle + 1].float().cpu()
+        large = F.interpolate(own, size=size, mode="bilinear", align_corners=False)
+        frame = blend_masks(frame, large, OPACITY)
+        for index, inside in enumerate((large > 0.5).float()):
+            edge = (F.max_pool2d(inside, 5, stride=1, padding=2) - inside)[0] > 0
+            frame[0, edge] = torch.tensor(colour(index), dtype=torch.uint8)
+    return Image.fromarray(frame[0].numpy())
+
+
+def painter_for(bundle: ModelBundle, scene: Scene) -> Callable[[StepInfo], Image.Image]:
+    """Draws the preview of each step of a scene; learns the colours of its latents from the scene's own pictures."""
+    pictures = [character.image for character in scene.characters]
+    if scene.first_frame is not None:
+        pictures.append(scene.first_frame)
+    factors = latent_colours(bundle.codec, pictures, (scene.height, scene.width), bundle.device)
+    return lambda info: preview_picture(info.x0, info.masks, factors)

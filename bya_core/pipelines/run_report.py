@@ -1,0 +1,156 @@
+"""What was made, how, and how sure the masks are: the figures of report.json and of the legend."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import bya_core
+from bya_core.grid import TokenGrid
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
+
+LITTLE = 0.005  # share of the picture below which a character is as good as absent
+
+
+class MadeVideo(Protocol):
+    """What is told and written of a video, however it was made: `pipeline.Video`, `long_video.LongVideo`."""
+
+    @property
+    def frames(self) -> Iterable[Tensor]: ...
+    @property
+    def masks(self) -> Tensor: ...
+    @property
+    def grid(self) -> TokenGrid: ...
+    @property
+    def audio(self) -> tuple[Tensor, int] | None: ...
+    @property
+    def matrix(self) -> Tensor: ...
+    @property
+    def notices(self) -> tuple[str, ...]: ...
+    @property
+    def seconds(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class MaskFigures:
+    """How much of the picture a mask claims, and how firmly.
+
+    Args:
+        coverage: share of all tokens the character has (mask above one half).
+        confidence: mean of the mask over those tokens; 0 where there are none.
+    """
+
+    coverage: float
+    confidence: float
+
+
+def mask_figures(masks: Tensor) -> list[MaskFigures]:
+    """Figures of each of the N masks [N, T, h, w]."""
+    figures = []
+    for mask in masks:
+        own = mask > 0.5
+        sure = float(mask[own].mean()) if bool(own.any()) else 0.0
+        figures.append(MaskFigures(round(float(own.float().mean()), 4), round(sure, 4)))
+    return figures
+
+
+def mask_notices(scene: Scene, figures: list[MaskFigures]) -> list[str]:
+    """One sentence for each character the masks hardly found."""
+    return [
+        f"{character.name} has {100 * figure.coverage:.1f} % of the picture: voice and face may not show."
+        for character, figure in zip(scene.characters, figures, strict=True)
+        if figure.coverage < LITTLE
+    ]
+
+
+def peak_ram() -> int | None:
+    """Most memory this process ever held, in bytes; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    # rather than ru_maxrss, which on Linux a process takes over from the one that started it
+    if status.is_file() and (told := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(told[1])
+    if sys.platform == "win32":  # which has no such module
+        return None
+    resource = importlib.import_module("resource")
+    unit = 1 if sys.platform == "darwin" else 1024  # what the system counts in
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory held so far, in GB."""
+    peak: dict[str, float] = {}
+    if (ram := peak_ram()) is not None:
+        peak["ram_gb"] = round(ram / 1e9, 3)
+    if torch.cuda.is_available():
+        peak["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    return peak
+
+
+def build_report(
+    scene: Scene,
+    scene_path: Path,
+    bundle: ModelBundle,
+    video: MadeVideo,
+    seconds: dict[str, float],
+    files: list[Path],
+) -> dict[str, Any]:
+    """Everything worth keeping about one run, ready for JSON.
+
+    Args:
+        seconds: of the work around `generate`, such as loading; joined to the parts of `video.seconds`.
+        files: what was written.
+    """
+    figures = mask_figures(video.masks)
+    parts = {**seconds, **video.seconds}
+    return {
+        "scene": {
+            "file": str(scene_path),
+            "prompt": scene.prompt,
+            "negative_prompt": scene.negative_prompt,
+            "size": [scene.width, scene.height],
+            "frames": scene.num_frames,
+            "fps": scene.fps,
+            "audio_character_matrix": video.matrix.tolist(),
+            "bind": scene.bind,
+            "speech_strength": None if scene.speech_strength is None else scene.speech_strength.tolist(),
+            "prompts": [asdict(span) for span in scene.prompts],
+            "windows": asdict(scene.windows),
+            "first_frame": scene.first_frame is not None,
+        },
+        "model": {"name": bundle.name, "version": bya_core.__version__},
+        "seed": scene.sampling.seed,
+        "sampling": asdict(scene.sampling),
+        "router": asdict(scene.routing),
+        "characters": [
+            {"name": character.name, "speech_of": _heard(scene, video.matrix, index), "mask": asdict(figure)}
+            for index, (character, figure) in enumerate(zip(scene.characters, figures, strict=True))
+        ],
+        "seconds": {**parts, "total": round(sum(parts.values()), 3)},
+        "peak_memory": peak_memory(),
+        "machine": {
+            "device": str(bundle.device),
+            "dtype": str(bundle.dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "warnings": [*video.notices, *mask_notices(scene, figures)],
+        "files": [str(file) for file in files],
+    }
+
+
+def _heard(scene: Scene, matrix: Tensor, index: int) -> list[str]:
+    """Whose speech moves that character; empty = a silent listener."""
+    names = [character.name for character in scene.characters]
+    names += [f"speech {i + 1}" for i in range(len(names), len(scene.speeches))]
+    driving = zip(names, scene.speeches, matrix[:, index], strict=False)
+    return [name for name, speech, weight in driving if speech is not None and weight > 0]

@@ -1,0 +1,1 @@
+"""Scenes: the data types, and reading them from files."""

@@ -1,0 +1,83 @@
+"""The shipped tiny model: one folder with transformer, VAE, face and speech networks, and what they were trained at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusers import AutoencoderKLCogVideoX
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from bya_core.config import SamplingConfig
+from bya_core.encoders.vae import CogVideoXCodec
+from bya_core.encoders.voice_face import TwoTowers
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
+from bya_core.toy.encoders import (
+    ByteTextEncoder,
+    FaceNetwork,
+    SpeechNetwork,
+    TinyFaceEncoder,
+    TinySpeechEncoder,
+)
+from bya_core.toy.finder import PuppetFinder
+from bya_core.weights.bundle import ModelBundle, NativeSize
+
+
+class TinyEncoders(NamedTuple):
+    """The frozen parts of the tiny model."""
+
+    text: ByteTextEncoder
+    face: TinyFaceEncoder
+    speech: TinySpeechEncoder
+    codec: CogVideoXCodec
+
+
+def load_tiny_encoders(folder: Path) -> TinyEncoders:
+    """`face.safetensors`, `speech.safetensors` and `vae/` of a folder."""
+    return TinyEncoders(
+        ByteTextEncoder(),
+        TinyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
+        TinySpeechEncoder(_load(SpeechNetwork, folder / "speech.safetensors")),
+        CogVideoXCodec(AutoencoderKLCogVideoX.from_pretrained(folder / "vae")),
+    )
+
+
+def load_tiny(folder: Path, transformer: BindYourAvatarTransformer3DModel | None = None) -> ModelBundle:
+    """The whole model, in float32 on the CPU; `bundle.json` holds its native size and sampling settings.
+
+    `voice_face.safetensors` may be missing: then who hears whom must be given.
+
+    Args:
+        transformer: in place of the folder's own.
+    """
+    settings = json.loads((folder / "bundle.json").read_text())
+    encoders = load_tiny_encoders(folder)
+    if transformer is None:
+        transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    voice_face = folder / "voice_face.safetensors"
+    return ModelBundle(
+        name="tiny",
+        transformer=transformer,
+        text=encoders.text,
+        face=encoders.face,
+        speech=encoders.speech,
+        codec=encoders.codec,
+        scheduler_config=COGVIDEOX_SCHEDULE,
+        native=NativeSize(**settings["native"]),
+        sampling=SamplingConfig(**settings["sampling"]),
+        max_characters=settings["max_characters"],
+        faces=PuppetFinder(encoders.face.network),
+        voice_face=TwoTowers.load(voice_face) if voice_face.is_file() else None,
+    )
+
+
+def _load(kind: type[nn.Module], path: Path) -> Any:
+    """A network built from the sizes in its file's metadata, with the weights of the file."""
+    with safe_open(path, framework="pt") as file:
+        network = kind(**json.loads(file.metadata()["config"]))
+    network.load_state_dict(load_file(path))
+    return network

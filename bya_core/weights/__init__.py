@@ -1,0 +1,1 @@
+"""Model weights: registry, download, loading, and the mapping of released names to ours."""

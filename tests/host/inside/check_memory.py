@@ -1,0 +1,198 @@
+"""Where the weights are: streamed blocks, parts that come and go, and ComfyUI's own VAE and text encoder."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import comfy.model_management as management
+import comfy.sd
+import comfy.text_encoders.cogvideo as cogvideo
+import pytest
+import torch
+from conftest import Run
+
+F, H, W = 9, 64, 96
+VAE = {
+    "block_out_channels": (128, 256, 256, 512),
+    "down_block_types": ("CogVideoXDownBlock3D",) * 4,
+    "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+    "latent_channels": 16,
+    "layers_per_block": 3,
+    "scaling_factor": 0.7,
+}
+
+
+@pytest.fixture(scope="session")
+def host_model(pack: ModuleType) -> ModuleType:
+    return sys.modules[f"{pack.__name__}.nodes.host_model"]
+
+
+@pytest.fixture(scope="module")
+def expected(run: Run, routing: Any) -> torch.Tensor:
+    return run("Sampler", routing=routing)[0]
+
+
+def made(run: Run, cast: Any, demo: dict[str, Any], model: Any) -> torch.Tensor:
+    wishes = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "frames": 9, "steps": 4, "seed": 2_000_001}
+    scene, _ = run("Scene", model=model, cast=cast, **wishes)
+    routing, _, _ = run("EmbeddingRouter", scene=scene, probe_steps=2)
+    return run("Sampler", routing=routing)[0]
+
+
+@pytest.mark.parametrize("blocks", ["streamed", "sequential"])
+def test_a_transformer_too_large_for_the_card_makes_the_same_video(
+    blocks: Any, run: Run, cast: Any, demo: dict[str, Any], expected: Any, host_model: Any, monkeypatch: Any
+) -> None:
+    small = host_model.memory.Rung("small", blocks=blocks, text_on_cpu=True)
+    monkeypatch.setattr(host_model, "_rung", lambda *_: small)
+    (model,) = run("Loader", vram="8")
+    names = [resident.name for resident in model.residents]
+    assert names == ["transformer", "extractor", "projection", "face", "speech", "codec"]
+    assert torch.equal(made(run, cast, demo, model), expected)
+    assert model.seat.sitting is None  # nothing stays that ComfyUI does not know of
+    loaded = {id(entry.model) for entry in management.current_loaded_models}
+    assert {id(resident.patcher) for resident in model.residents} <= loaded
+    if blocks == "streamed":
+        stream = model.residents[0]._guest
+        assert stream.here == () and model.residents[0].room > 2 * max(group.bytes for group in stream.groups)
+    management.unload_all_models()
+    assert torch.equal(made(run, cast, demo, model), expected)
+    weights = weakref.ref(model.bundle.transformer._part)
+    del model
+    if blocks == "streamed":
+        del stream
+    gc.collect()
+    assert weights() is None
+    management.cleanup_models()
+
+
+def test_the_card_decides(run: Run, host_model: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    (model,) = run("Loader", vram="8")
+    ladder = host_model.memory.LADDER
+    assert model.rung == ladder[0]  # the tiny model fits anywhere
+    large = {"blocks": 14 * 10**9, "group": 4 * 10**8, "text": 10**10, "denoising": 3 * 10**9, "decoding": 16 * 10**9}
+    monkeypatch.setattr(host_model.memory, "part_sizes", lambda bundle: large)
+    monkeypatch.setattr(host_model.memory, "free_host_memory", lambda: 64 * 10**9)
+    assert [host_model._rung(None, card).name for card in ("80", "24", "12")] == [
+        "resident", "in turns", "streamed, tiled",
+    ]  # fmt: skip
+    assert host_model._rung(None, "auto") == ladder[0]  # without a GPU
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(management, "get_torch_device", lambda: gpu)
+    monkeypatch.setattr(management, "get_total_memory", lambda device: 24 * 2**30)
+    assert host_model._rung(None, "auto").name == "in turns"
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.LOW_VRAM)
+    assert host_model._rung(None, "auto").blocks == "streamed"
+
+
+def test_a_part_that_reads_its_weights_late(host_model: Any, run: Run, cast: Any, demo: dict[str, Any]) -> None:
+    """As T5 and wav2vec2 do: it works on ComfyUI's device and is gone after the node."""
+    told: list[str] = []
+
+    class Late:
+        def __init__(self, text: Any) -> None:
+            self.text = text
+
+        def to(self, device: Any) -> None:
+            told.append(f"to {device}")
+
+        def release(self) -> None:
+            told.append("gone")
+
+        def encode(self, prompts: list[str]) -> torch.Tensor:
+            told.append("read")
+            return self.text.encode(prompts)
+
+    from dataclasses import replace
+
+    from bya_core.weights.registry import load_bundle
+
+    bundle = load_bundle("tiny")
+    model = host_model.adopt(replace(bundle, text=Late(bundle.text)))
+    made(run, cast, demo, model)
+    assert told[:4] == ["to cpu", "read", "read", "gone"] and told[-1] == "gone"
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+def test_comfyuis_vae_speaks_the_same_latents(frames: int, host_model: Any, native: tuple[Any, Any]) -> None:
+    vae, ours = native
+    theirs = host_model.HostCodec(vae)
+    video = torch.rand(1, 3, frames, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        expected, latents = ours.encode(video[:, :, :1]), theirs.encode(video[:, :, :1])
+        assert latents.shape == expected.shape == (1, 1, 16, 4, 6)
+        assert (latents - expected).abs().max() < 1e-3 * expected.abs().max()
+        several = torch.randn(1, (frames - 1) // 4 + 1, 16, 4, 6, generator=torch.Generator().manual_seed(1))
+        expected, pixels = ours.decode(several), theirs.decode(several)
+    assert pixels.shape == expected.shape == (1, 3, frames, 32, 48)
+    difference = (pixels - expected.clamp(-1, 1)).abs()
+    # it decodes longer videos in other pieces; random weights show that more than trained ones
+    assert difference.mean() < (1e-4 if frames == 1 else 0.1) * expected.std()
+
+
+@pytest.fixture(scope="module")
+def native(pack: ModuleType) -> tuple[Any, Any]:
+    """The published VAE with random weights, loaded by ComfyUI and by diffusers."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    from bya_core.encoders.vae import CogVideoXCodec
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(**VAE).eval()
+    return comfy.sd.VAE(sd={key: value.clone() for key, value in vae.state_dict().items()}), CogVideoXCodec(vae)
+
+
+def small_clip(width: int) -> Any:
+    """ComfyUI's CogVideoX text encoder with a T5 of one layer, random weights."""
+
+    class Target:
+        params: dict[str, Any] = {}
+        clip, tokenizer = cogvideo.CogVideoXT5XXL, cogvideo.CogVideoXTokenizer
+
+    small = {"d_ff": 16, "d_kv": 4, "d_model": width, "num_heads": 2, "num_layers": 1}
+    clip = comfy.sd.CLIP(Target(), model_options={"t5xxl_model_config": small})
+    torch.manual_seed(0)
+    for parameter in clip.cond_stage_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return clip
+
+
+def test_comfyuis_text_encoder_reads_the_prompts(run: Run, cast: Any, demo: dict[str, Any], expected: Any) -> None:
+    (model,) = run("Loader", clip=small_clip(64))
+    tokens = model.bundle.text.encode(["two puppets", ""])
+    assert tokens.shape == (2, 48, 64) and not torch.equal(tokens[0], tokens[1])
+    frames = made(run, cast, demo, model)
+    assert frames.shape == expected.shape and not torch.equal(frames, expected)
+
+
+def test_what_does_not_fit_is_told(run: Run, cast: Any, native: tuple[Any, Any], host_model: Any) -> None:
+    with pytest.raises(ValueError, match="4 pixels a latent cell"):
+        run("Loader", vae=native[0])  # the tiny model has a codec of its own kind
+    (model,) = run("Loader", clip=small_clip(32))
+    with pytest.raises(ValueError, match='type "cogvideox"'):
+        model.bundle.text.encode(["two puppets"])
+    other = type("Other", (), {"latent_channels": 4, "latent_dim": 2})()
+    with pytest.raises(ValueError, match="4 latent channels on 2 axes"):
+        host_model.HostCodec(other)
+
+
+def test_download_only_when_asked(run: Run, host: Any, monkeypatch: Any) -> None:
+    from bya_core.weights import registry
+
+    asked: list[str] = []
+
+    def fetch(name: str, *, watch: Any) -> None:
+        asked.append(name)
+        watch(5 * 10**6, 10**7)
+
+    monkeypatch.setattr(registry, "fetch", fetch)
+    for download in (False, True):
+        with pytest.raises(ValueError, match="download official"):
+            run("Loader", model="official", download=download)
+        run("Loader", model="tiny", download=download)  # has nothing to fetch
+    assert asked == ["official"]

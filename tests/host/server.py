@@ -1,0 +1,280 @@
+"""A ComfyUI server with this pack in it, driven as its page does: queue a graph, watch it, interrupt it.
+
+Each server has folders of its own (models, input, output, user), so test sessions do not meet; the pack is linked into
+its custom_nodes. It is stopped by its process, never by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import websocket
+
+from tests.host.setup import ROOT, Host
+
+PACK = "bind-your-avatar"  # its folder under custom_nodes
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
+Graph = dict[str, dict[str, Any]]
+
+
+class Refused(Exception):
+    """The server did not queue a graph.
+
+    Args:
+        answer: what it said: {"error": {...}, "node_errors": {id: {"errors": [...]}}}.
+    """
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(json.dumps(answer)[:2000])
+        self.answer = answer
+
+    def of_node(self, node: str) -> str:
+        """What it said about one node, in one line."""
+        errors = self.answer.get("node_errors", {}).get(node, {}).get("errors", [])
+        return " ".join(f"{error['message']} {error['details']}" for error in errors)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A picture shown while a node runs.
+
+    Args:
+        node: id of the node it belongs to, "" where the server did not say.
+        picture: the encoded image.
+    """
+
+    node: str
+    picture: bytes
+
+
+@dataclass
+class Run:
+    """One queued graph and what was heard of it.
+
+    Args:
+        id: of the prompt.
+        ended: the event it ended with, "" while it runs.
+        end: data of that event (of an error: node_id, exception_message, ...).
+        executed: ids of the nodes that ran, in order; nodes served from the cache are in `cached`.
+        progress: (node, value, max) as it went.
+        outputs: what nodes show, by id, from the history.
+        seconds: from queueing to the end.
+    """
+
+    id: str
+    ended: str = ""
+    end: dict[str, Any] = field(default_factory=dict)
+    executed: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    progress: list[tuple[str, float, float]] = field(default_factory=list)
+    previews: list[Preview] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def error(self) -> str:
+        """The sentence a node failed with, "" where none did."""
+        return str(self.end.get("exception_message", "")).strip()
+
+    def steps(self, node: str) -> list[float]:
+        """Progress values of one node, each once, in order."""
+        return list(dict.fromkeys(value for of, value, _ in self.progress if of == node))
+
+
+Heard = Callable[["Server", Run], object]
+"""Called after each event of a run; where a test interrupts, it does so here."""
+
+
+class Server:
+    """ComfyUI as a process of its own.
+
+    Args:
+        host: which ComfyUI.
+        folder: base directory: custom_nodes, models, input, output, temp and user are made in it.
+        options: further options of its command line.
+    """
+
+    def __init__(self, host: Host, folder: Path, options: Sequence[str] = ()) -> None:
+        self.host, self.folder, self.log = host, folder, folder / "server.log"
+        for name in ("custom_nodes", "models", "input", "output", "temp", "user/default"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        pack = folder / "custom_nodes" / PACK
+        if not pack.exists():
+            pack.symlink_to(ROOT, target_is_directory=True)
+        # else the page of a new user opens on a tour
+        settings = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.47.12"}
+        (folder / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = uuid.uuid4().hex
+        command = [host.python, host.root / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.port,
+                   "--disable-auto-launch", "--disable-api-nodes", "--base-directory", folder,
+                   "--database-url", "sqlite:///:memory:", "--preview-method", "auto", *options]  # fmt: skip
+        # the pack must not find bya_core through the tests' own paths, only through its folder
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self) -> Server:
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_until_ready(self, seconds: float = 180) -> None:
+        """Until it answers. Raises RuntimeError with the end of its log where it ends or stays silent."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.3)
+        raise RuntimeError(f"ComfyUI did not start:\n{self.tail()}")
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def tail(self, characters: int = 4000) -> str:
+        """The end of its log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-characters:]
+
+    def get(self, path: str) -> Any:
+        """What it answers to a GET, from JSON."""
+        return json.loads(self.fetch(path) or b"null")
+
+    def fetch(self, path: str) -> bytes:
+        """What it answers to a GET."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def post(self, path: str, data: Any) -> Any:
+        """What it answers to a POST of JSON."""
+        body = json.dumps(data).encode()
+        request = urllib.request.Request(self.url + path, body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def queue(self, graph: Graph) -> Run:
+        """Queue an API-format graph. Raises Refused where the server finds it invalid."""
+        try:
+            answer = self.post("/prompt", {"prompt": graph, "client_id": self.client})
+        except urllib.error.HTTPError as problem:
+            raise Refused(json.loads(problem.read())) from problem
+        return Run(answer["prompt_id"])
+
+    def run(self, graph: Graph, seconds: float = 300, heard: Heard | None = None) -> Run:
+        """Queue a graph and watch it until it ends. Raises TimeoutError after `seconds`, Refused as `queue` does."""
+        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60)
+        try:
+            wish = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+            connection.send(json.dumps(wish))
+            start = time.monotonic()
+            run = self.queue(graph)
+            while not run.ended:
+                left = start + seconds - time.monotonic()
+                if left <= 0:
+                    self.interrupt()
+                    raise TimeoutError(f"the run took more than {seconds} s; the log ends:\n{self.tail()}")
+                connection.settimeout(left)
+                try:
+                    _note(run, connection.recv())
+                except websocket.WebSocketTimeoutException:
+                    continue
+                if heard is not None:
+                    heard(self, run)
+            run.seconds = time.monotonic() - start
+        finally:
+            connection.close()
+        run.outputs = self._outputs(run.id)
+        return run
+
+    def _outputs(self, prompt: str) -> dict[str, Any]:
+        for _ in range(20):  # the history is written a moment after the last event
+            if history := self.get(f"/history/{prompt}"):
+                return history[prompt]["outputs"]
+            time.sleep(0.1)
+        return {}
+
+    def interrupt(self) -> None:
+        """Stop what runs."""
+        self.post("/interrupt", {})
+
+    def files(self, run: Run, node: str) -> list[Path]:
+        """The files a node of a run shows, where they lie."""
+        shown = run.outputs.get(node, {})
+        entries = [entry for kind in shown.values() if isinstance(kind, list) for entry in kind]
+        return [
+            self.folder / entry["type"] / entry["subfolder"] / entry["filename"]
+            for entry in entries
+            if isinstance(entry, dict) and "filename" in entry
+        ]
+
+    def memory(self) -> int:
+        """Bytes of memory its process holds."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def _note(run: Run, message: str | bytes) -> None:
+    """Enter one event of the websocket into `run`."""
+    if isinstance(message, bytes):
+        if preview := _preview(message):
+            run.previews.append(preview)
+        return
+    event = json.loads(message)
+    kind, data = event["type"], event["data"]
+    if data.get("prompt_id") != run.id:
+        return
+    if kind == "execution_cached":
+        run.cached += data["nodes"]
+    elif kind == "executing" and data["node"] is not None:
+        run.executed.append(data["node"])
+    elif kind == "progress":
+        run.progress.append((data["node"], data["value"], data["max"]))
+    elif kind in ENDS:
+        run.ended, run.end = kind, data
+
+
+def _preview(message: bytes) -> Preview | None:
+    (kind,) = struct.unpack(">I", message[:4])
+    if kind == 1:  # PREVIEW_IMAGE: format, picture
+        return Preview("", message[8:])
+    if kind == 4:  # PREVIEW_IMAGE_WITH_METADATA: length of the JSON, JSON, picture
+        (length,) = struct.unpack(">I", message[4:8])
+        about = json.loads(message[8 : 8 + length])
+        return Preview(about.get("display_node_id") or about.get("node_id") or "", message[8 + length :])
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

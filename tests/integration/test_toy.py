@@ -1,0 +1,128 @@
+"""The shipped tiny model through the command line: the demo, and real human speech in a puppet's mouth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from bya_core.evaluation.binding import correlations
+from bya_core.evaluation.loudness import loudness_track
+from bya_core.io.media import read_audio, read_image
+from bya_core.toy.mouth import mouth_opening
+from bya_core.toy.segmentation import segment_characters
+from bya_core.weights.registry import MODELS
+from training.puppets.looks import MOUTH_RGB
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "demo"
+SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", ROOT.parent / "shared" / "samples"))
+RECORDINGS = sorted(SAMPLES.glob("*/mix.wav"))
+
+needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here yet")
+
+
+def generate(scene: Path, folder: Path, *options: str) -> dict[str, Any]:
+    """Run the command; returns the report. Writes talk.mp4 and masks.mp4 into `folder`."""
+    outputs = ["-o", folder / "talk.mp4", "--overlay", folder / "masks.mp4", "--json", folder / "report.json"]
+    command = [sys.executable, "-m", "bya_core", "generate", scene, *outputs, *options]
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "report.json").read_text())
+
+
+def frames_of(path: Path) -> np.ndarray:
+    """uint8 [F, H, W, 3]."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_demo_inputs_are_small_and_complete() -> None:
+    scene = json.loads((DEMO / "scene.json").read_text())
+    assert len(scene["characters"]) == 2
+    for character in scene["characters"]:
+        assert read_image(DEMO / character["image"]).shape[0] == 3
+        waveform, rate = read_audio(DEMO / character["speech"])
+        assert waveform.abs().max() > 0.05 and rate > 0
+    tracked = [path for path in DEMO.iterdir() if path.suffix in (".png", ".wav", ".json")]
+    assert sum(path.stat().st_size for path in tracked) < 1_000_000
+
+
+@needs_tiny
+def test_voices_handed_over_the_wrong_way_round_find_their_faces(tmp_path: Path) -> None:
+    """ "auto" from the scene file to the report, which tells the matrix that acted."""
+    scene = json.loads((DEMO / "scene.json").read_text())
+    one, other = scene["characters"]
+    one["speech"], other["speech"] = other["speech"], one["speech"]
+    for character in scene["characters"]:
+        character |= {key: str(DEMO / character[key]) for key in ("image", "speech")}
+    scene |= {"first_frame": None, "length": 5, "audio_character_matrix": "auto"}
+    (tmp_path / "scene.json").write_text(json.dumps(scene))
+    report = generate(tmp_path / "scene.json", tmp_path, "--steps", "2")
+    assert report["scene"]["audio_character_matrix"] == [[0, 1], [1, 0]]
+    assert [character["speech_of"] for character in report["characters"]] == [["puppet B"], ["puppet A"]]
+    assert any("matched to faces" in warning for warning in report["warnings"])
+
+
+@needs_tiny
+def test_demo(tmp_path: Path) -> None:
+    """What `make demo` runs: within 120 s and 4 GB."""
+    report = generate(DEMO / "scene.json", tmp_path)
+    assert report["seconds"]["total"] < 120
+    assert report["peak_memory"]["ram_gb"] < 4
+    assert len(report["characters"]) == 2
+    frames = frames_of(tmp_path / "talk.mp4")
+    height_width = (report["scene"]["size"][1], report["scene"]["size"][0])
+    assert frames.shape == (report["scene"]["frames"], *height_width, 3)
+    assert frames.std() > 20
+    sound, rate = read_audio(tmp_path / "talk.mp4")
+    assert sound.shape[1] / rate == pytest.approx(len(frames) / 25, abs=0.1)
+    assert frames_of(tmp_path / "masks.mp4").shape[0] == len(frames)
+
+
+@needs_tiny
+@pytest.mark.skipif(not RECORDINGS, reason=f"no recordings in {SAMPLES} (set BYA_SAMPLES_DIR)")
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.parent.name)
+def test_human_speech(
+    recording: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A real recording as the first puppet's voice, the second one listens. Reports how the mouth follows."""
+    scene = json.loads((DEMO / "scene.json").read_text())
+    for character in scene["characters"]:
+        shutil.copy(DEMO / character["image"], tmp_path)
+        character["speech"] = None
+    shutil.copy(recording, tmp_path / "mix.wav")
+    scene["characters"][0]["speech"] = "mix.wav"
+    if scene.get("first_frame"):
+        shutil.copy(DEMO / scene["first_frame"], tmp_path)
+    path = tmp_path / "scene.json"
+    path.write_text(json.dumps(scene))
+    generate(path, tmp_path)
+
+    frames = frames_of(tmp_path / "talk.mp4")
+    images = [tmp_path / character["image"] for character in scene["characters"]]
+    portraits = np.stack([read_image(image).permute(1, 2, 0).numpy() for image in images])
+    regions = segment_characters(frames, portraits, shared_rgb=MOUTH_RGB)
+    opening = mouth_opening(frames, regions, MOUTH_RGB)
+    waveform, rate = read_audio(recording)
+    loudness = loudness_track(waveform.numpy(), rate, len(frames))[None]
+    speaker, listener = correlations(opening, loudness)[:, 0]
+    assert speaker > 0.2 and speaker > listener + 0.1, (speaker, listener)
+    line = f"{recording.parent.name}: mouth to loudness {speaker:+.2f}, the listener's {listener:+.2f}"
+    record_property("mouth_to_loudness", line)
+    with capsys.disabled():
+        print(f"\n  {line}")
+    sound, sound_rate = read_audio(tmp_path / "talk.mp4")
+    assert (sound.shape[0], sound_rate) == (waveform.shape[0], rate)

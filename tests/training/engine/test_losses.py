@@ -1,0 +1,119 @@
+"""The training losses and teacher masks: their algebra, and what they must never do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bya_core.errors import InputError
+from training.engine import losses
+from training.engine.teacher_forcing import TeacherConfig, paper_teacher, released_teacher
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_x0_loss_is_the_velocity_error_at_every_noise_level() -> None:
+    clean, noise, velocity = (_random(4, 2, 3, 4, 4, seed=s) for s in range(3))
+    alpha_bar = torch.tensor([0.999, 0.5, 0.01, 0.0])
+    noisy = losses.add_noise(clean, noise, alpha_bar)
+    target = losses.velocity_target(clean, noise, alpha_bar)
+    got = losses.x0_loss(velocity, noisy, clean, alpha_bar)
+    assert torch.isclose(got, (velocity - target).square().mean(), rtol=1e-4)
+    assert losses.x0_loss(target, noisy, clean, alpha_bar) < 1e-5
+
+
+def test_add_noise_is_that_of_the_scheduler() -> None:
+    from diffusers import CogVideoXDPMScheduler
+
+    scheduler = CogVideoXDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    clean, noise = _random(3, 2, 3, 4, 4), _random(3, 2, 3, 4, 4, seed=1)
+    t = torch.tensor([0, 500, 999])
+    alpha_bar = scheduler.alphas_cumprod[t]
+    assert torch.allclose(losses.add_noise(clean, noise, alpha_bar), scheduler.add_noise(clean, noise, t), atol=1e-6)
+    velocity = scheduler.get_velocity(clean, noise, t)
+    assert torch.allclose(losses.velocity_target(clean, noise, alpha_bar), velocity, atol=1e-6)
+
+
+def test_mask_weights_count_only_the_characters_unless_a_floor_is_given() -> None:
+    tokens = torch.zeros(1, 2, 1, 2, 2)
+    tokens[0, 0, 0, 0, 0] = tokens[0, 1, 0, 1, 1] = 1
+    weights = losses.mask_weights(tokens, patch=2)
+    assert weights.shape == (1, 1, 1, 4, 4)
+    assert weights.sum() == 8
+    assert losses.mask_weights(tokens, patch=2, floor=0.25).min() == 0.25
+    loss = torch.zeros(1, 1, 3, 4, 4)
+    loss[..., :2, :2] = 1
+    assert math.isclose(losses.weighted_mean(loss, weights).item(), 0.5)
+    assert math.isclose(losses.weighted_mean(loss, None).item(), 0.25)
+
+
+def test_background_takes_what_nobody_claims_and_overlap_is_shared() -> None:
+    masks = torch.tensor([[0.25, 1.0], [0.25, 1.0]]).reshape(1, 2, 1, 1, 2)
+    shares = losses.with_background(masks)[0, :, 0, 0]
+    assert torch.allclose(shares, torch.tensor([[0.25, 0.5], [0.25, 0.5], [0.5, 0.0]]))
+
+
+def test_paper_router_loss_is_least_for_the_true_masks() -> None:
+    masks = torch.zeros(1, 2, 2, 4, 4)
+    masks[0, 0, :, :, :2] = 1
+    masks[0, 1, :, 1:3, 3] = 1
+    true = 12.0 * losses.with_background(masks)[None].repeat(3, 1, 1, 1, 1, 1)
+    right = losses.router_loss_paper(true, masks)
+    swapped = losses.router_loss_paper(true[:, :, [1, 0, 2]], masks)
+    assert right["cross_entropy"] < 1e-3 < 1 < swapped["cross_entropy"]
+    assert right["layer_variance"] < 1e-12
+    terms = losses.router_loss_paper(_random(3, 1, 3, 2, 4, 4), masks)
+    total = terms["cross_entropy"] + 0.001 * terms["smoothness"] + 8 * terms["layer_variance"]
+    assert torch.isclose(terms["total"], total)
+
+
+@pytest.mark.parametrize("characters", [1, 2, 3])
+def test_router_losses_take_any_number_of_characters_and_have_gradients(characters: int) -> None:
+    target = torch.rand(1, characters, 2, 3, 4)
+    logits = _random(1, 1, characters + 1, 2, 3, 4).requires_grad_()
+    losses.router_loss_paper(logits, target)["total"].backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+    masks = torch.rand(1, 1, characters, 2, 3, 4).requires_grad_()
+    losses.router_loss_official(masks, target)["total"].backward()
+    assert masks.grad is not None and masks.grad.isfinite().all()
+
+
+def test_paper_teacher_roughens_what_is_used_and_leaves_the_targets() -> None:
+    masks = (torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(3)) > 0.5).float()
+    before = masks.clone()
+    config = TeacherConfig(noise=0.1, drop_tokens=0.2, drop_masks=0.5)
+    got = paper_teacher(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(masks, before)
+    assert got.used.shape == got.target.shape == (8, 2, 2, 3, 4, 6)
+    assert (got.target == before).all()
+    assert got.used.min() >= 0 and got.used.max() <= 1 and not torch.equal(got.used, got.target)
+    dropped = got.used.flatten(2).amax(-1) == 0
+    assert 0 < dropped.sum() < dropped.numel()
+    again = paper_teacher(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(got.used, again.used)
+    plain = paper_teacher(masks, layers=1, config=TeacherConfig(0.0, 0.0, 0.0))
+    assert torch.equal(plain.used, plain.target)
+
+
+def test_released_teacher_is_static_and_its_corruption_reaches_the_targets() -> None:
+    labels = torch.full((1, 3, 4, 6), -1)
+    labels[0, 0, 0, 0], labels[0, 2, 1, 1] = 0, 1
+    clean = released_teacher(labels, 2, 1, noise=0, corrupt=0, drop_masks=0)
+    assert torch.equal(clean.used, clean.target)
+    assert clean.used[0, 0, 0, :, 0, 0].eq(1).all() and clean.used[0, 0, 1, :, 1, 1].eq(1).all()
+    assert clean.used.sum() == 6
+    rough = released_teacher(labels, 2, 40, generator=torch.Generator().manual_seed(0))
+    share = (rough.target != clean.target).float().mean()
+    assert 0.08 < share < 0.12
+    assert (rough.used.flatten(2).amax(-1) == 0).any()
+
+
+def test_teacher_settings_check_themselves() -> None:
+    with pytest.raises(InputError, match="drop_tokens"):
+        TeacherConfig(drop_tokens=1.5)
+    with pytest.raises(InputError, match="noise"):
+        TeacherConfig(noise=-1)

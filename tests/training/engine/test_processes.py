@@ -1,0 +1,79 @@
+"""Two processes on one machine (gloo): the same losses as one, however the run is spread, and across a change of it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training.run_parts import ROOT, command, finish, lines, losses, write_data, write_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("clips") / "data")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    # no dropout: its random numbers belong to a process
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "small.yaml", dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def expected(data, recipe, tmp_path_factory):
+    """One process with twice the accumulation."""
+    output = tmp_path_factory.mktemp("one") / "run"
+    finish(command(recipe, data, output, "--accumulation", "2"))
+    return losses(output)
+
+
+def finish_in_two(arguments: list[str]) -> None:
+    """Run to the end, by two processes that know of each other."""
+    assert "2 processes (MULTI_CPU)" in finish(arguments)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for step, values in expected.items():
+        assert found[step] == pytest.approx(values, abs=1e-4), step
+
+
+def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(data, recipe, expected, tmp_path):
+    finish_in_two(command(recipe, data, tmp_path / "run", processes=2))
+    assert_same(losses(tmp_path / "run"), expected)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(data, recipe, expected, tmp_path):
+    finish_in_two(command(recipe, data, tmp_path / "run", "--steps", "5", processes=2))
+    finish(command(recipe, data, tmp_path / "run"))
+    assert_same(losses(tmp_path / "run"), expected)
+
+
+def test_single_frames_leave_weights_out_in_some_steps(tmp_path):
+    """Nothing joins the voices of later latent frames where there are none, so their weights get no gradient.
+
+    AdamW makes whole steps of rounding errors where the true gradient is zero; a tenth of the rate keeps them small.
+    """
+    slow = {"lr": 0.001, "warmup": 3, "ema": 0.9, "decay": "constant"}
+    recipe = write_recipe(tmp_path / "small.yaml", dropout=0.0, optimiser=slow, trainable=["*"], lora=None)
+    data = write_data(tmp_path / "data", ((2, 1), (2, 3)))
+    finish(command(recipe, data, tmp_path / "one", "--accumulation", "2"))
+    finish_in_two(command(recipe, data, tmp_path / "two", processes=2))
+    assert_same(losses(tmp_path / "two"), losses(tmp_path / "one"))
+
+
+def test_sharded_by_fsdp2_it_is_the_same_run_and_goes_on_with_one_process(data, recipe, expected, tmp_path):
+    output, launcher = tmp_path / "run", [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = str(ROOT / "tests" / "training" / "engine" / "sharded_run.py")
+    finish([*launcher, "--nproc_per_node", "2", script, str(recipe), str(data), str(output), "6"])
+    finish([*launcher, "--nproc_per_node", "2", script, str(recipe), str(data), str(output), "9"])
+    finish(command(recipe, data, output))
+    assert_same(losses(output), expected)
+    looked = [line for line in lines(output) if line.get("kind") == "validation"]
+    assert [line["step"] for line in looked] == [4, 8] and all(line["seen"] > 0 for line in looked)
+    weights = load_file(output / "final" / "diffusion_pytorch_model.safetensors")
+    assert weights.keys() == load_file(recipe.parent / "init" / "diffusion_pytorch_model.safetensors").keys()

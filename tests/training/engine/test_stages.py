@@ -1,0 +1,259 @@
+"""Stages as data, and what one step of each does to a batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bya_core.errors import InputError
+from tests.training.stage_parts import small_batch, small_model
+from training.engine.losses import router_loss_official
+from training.engine.objective import Chance, StageLoss, begun, hard_iou, labels_of, replicated
+from training.engine.optim import select_trainable
+from training.engine.stages import CONDITIONS, PUBLISHED, RELEASED, Drops, load_recipe
+
+
+class Listener:
+    """Stands before a model and keeps what it was called with."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def __call__(self, *args, **kwargs):
+        self.calls.append((args, kwargs))
+        return self.model(*args, **kwargs)
+
+
+def stage(number, **changes):
+    return replace(load_recipe("tiny").stages[number], **changes)
+
+
+def slices(batch, parts):
+    chunks = zip(*(tensor.chunk(parts) for tensor in batch.values()), strict=True)
+    return [dict(zip(batch, values, strict=True)) for values in chunks]
+
+
+@pytest.mark.parametrize("flavour", ["paper", "official"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_mean_of_equal_slices_is_the_loss_of_the_whole_batch(number, flavour):
+    network = small_model(flavour=flavour)
+    settings = stage(number, flavour=flavour, own_masks_warmup=0, copies=2)
+    loss, batch = StageLoss(settings, seed=5), small_batch(4, characters=1 if number == 3 else 2)
+    whole, parts = loss(network, batch, 7)
+    sliced = [loss(network, part, 7, offset=2 * k, count=4)[0] for k, part in enumerate(slices(batch, 2))]
+    assert torch.isclose(torch.stack(sliced).mean(), whole, rtol=1e-5)
+    assert not torch.isclose(sliced[0], sliced[1], rtol=1e-3)
+    again = loss(network, batch, 7)[1]
+    assert all(torch.equal(parts[name], again[name]) for name in parts)
+    assert not torch.isclose(loss(network, batch, 8)[0], whole)
+    assert not torch.isclose(StageLoss(settings, seed=6)(network, batch, 7)[0], whole)
+
+
+def test_a_slice_outside_its_batch_is_refused():
+    with pytest.raises(InputError, match="samples 3..6 of 4"):
+        StageLoss(stage(1))(small_model(), small_batch(4), 0, offset=3, count=4)
+
+
+def test_conditions_are_dropped_alone_and_in_combinations_as_often_as_asked():
+    drops = Drops(0.2, 0.0, 0.0, together={"speech+identity": 0.3, "first_frame+text": 0.2})
+    loss = StageLoss(stage(2, drops=drops))
+    batch = {name: torch.ones(4000, 1) for keys in CONDITIONS.values() for name in keys}
+    kept = loss._dropped(batch, Chance(0, 0, 0, 4000))
+    gone = {name: kept[name][:, 0] == 0 for name in batch}
+    assert abs(gone["canvas"].float().mean() - 0.2) < 0.03
+    assert abs(gone["speech"].float().mean() - 0.3) < 0.03
+    assert abs(gone["text"].float().mean() - 0.2) < 0.03
+    assert torch.equal(gone["speech"], gone["identity"]) and torch.equal(gone["identity"], gone["hidden"])
+    assert torch.equal(gone["first_frame"], gone["text"])
+    assert not (gone["speech"] & gone["text"]).any()
+    assert abs((gone["canvas"] & gone["speech"]).float().mean() - 0.06) < 0.02
+
+
+def test_a_clip_that_is_given_a_first_frame_begins_with_it_and_one_that_is_not_with_its_own():
+    latents, picture = torch.randn(2, 3, 4, 4, 6), torch.randn(2, 4, 4, 6)
+    picture[1] = 0.0  # dropped
+    made = begun(latents, picture)
+    assert torch.equal(made[0, 0], picture[0]) and torch.equal(made[1], latents[1])
+    assert torch.equal(made[0, 1:], latents[0, 1:])
+
+
+def test_only_samples_without_first_frame_lean_to_high_noise():
+    heard, batch = Listener(small_model()), small_batch(256)
+    for lean, share in ((1.0, 0.15), (3.0, 1 - 0.85**3)):
+        settings = stage(3, copies=1, drops=Drops(0.0, 0.5, 0.0), noise_lean=lean)
+        StageLoss(settings)(heard, batch, 0)
+        arguments, _ = heard.calls[-1]
+        pictures, timestep = arguments[0][:, 0, -4:], arguments[2]
+        without = ~pictures.flatten(1).any(1)
+        assert 90 < without.sum() < 166, "half of them have none"
+        assert abs((timestep[without] > 850).float().mean() - share) < 0.1
+        assert abs((timestep[~without] > 850).float().mean() - 0.15) < 0.1
+
+
+def test_drops_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match="voice"):
+        Drops(together={"voice+text": 0.1})
+    with pytest.raises(InputError, match="add up"):
+        Drops(together={"speech+text": 0.6, "reference+text": 0.6})
+    with pytest.raises(InputError, match="probability"):
+        Drops(reference=1.5)
+    with pytest.raises(InputError, match="noise_lean"):
+        stage(3, noise_lean=0.0)
+
+
+def test_clips_of_one_character_get_a_random_slot_among_equal_copies():
+    batch = small_batch(200, characters=1)
+    many = replicated(batch, 3, Chance(0, 0, 0, 200))
+    for name in ("identity", "hidden", "speech"):
+        assert many[name].shape[1] == 3 and (many[name] == batch[name]).all()
+    active = many["masks"].flatten(2).amax(2)
+    assert (active.sum(1) == 1).all() and torch.equal(many["masks"].sum(1, keepdim=True), batch["masks"])
+    assert (active.sum(0) > 40).all()
+    heard = Listener(small_model())
+    StageLoss(stage(3, copies=2))(heard, small_batch(2, characters=1), 0)
+    assert heard.calls[0][1]["face_tokens"].shape[1] == heard.calls[0][1]["audio_tokens"].shape[1] == 2
+    StageLoss(stage(3, copies=2))(heard, small_batch(2, characters=2), 0)
+    assert heard.calls[1][1]["face_tokens"].shape[1] == 2
+
+
+def test_teacher_forcing_gives_rough_masks_and_clean_targets():
+    """Appendix B: what acts is forced, noisy and partly dropped; what the router shall say is the truth."""
+    settings = replace(PUBLISHED[3], teacher=replace(PUBLISHED[3].teacher, noise=0.2, drop_tokens=0.3))
+    heard, batch = Listener(small_model()), small_batch(16)
+    before = batch["masks"].clone()
+    _, parts = StageLoss(settings)(heard, batch, 0)
+    given = heard.calls[0][1]
+    assert given["forced_weight"] is None and given["run_router"]
+    forced = given["forced_masks"]
+    inside = forced[:, batch["masks"] == 1]
+    assert inside.std() > 0.1 and abs((inside < 0.05).float().mean() - 0.3) < 0.15
+    assert torch.equal(batch["masks"], before)
+    output = heard.model(*heard.calls[0][0], **given)
+    log_p = output.router_logits.log_softmax(2)
+    clean = torch.cat([before, 1 - before.sum(1, keepdim=True)], 1)
+    assert torch.isclose(parts["cross_entropy"], -(clean * log_p).sum(2).mean(), rtol=1e-5)
+
+
+def test_the_routers_loss_trains_the_router_alone_and_the_diffusion_loss_everything_else():
+    network = small_model(num_router_layers=2)
+    for part, router_learns in (("diffusion", False), ("cross_entropy", True)):
+        network.zero_grad()
+        StageLoss(PUBLISHED[3])(network, small_batch(), 0)[1][part].backward()
+        touched = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+        assert (touched == {"router"}) if router_learns else ("router" not in touched and len(touched) > 4)
+
+
+def test_a_share_of_the_samples_runs_on_the_routers_own_masks():
+    heard, batch = Listener(small_model()), small_batch(64)
+    loss = StageLoss(stage(3, own_masks=0.5, own_masks_warmup=100))
+    for step in (0, 49, 99, 500):
+        loss(heard, batch, step)
+    own = [float((call[1]["forced_weight"] == 0).float().mean()) for call in heard.calls]
+    assert own[0] < 0.1 and 0.1 < own[1] < 0.4 and abs(own[2] - 0.5) < 0.2 and abs(own[3] - 0.5) < 0.2
+
+
+def test_two_dimensional_targets_are_the_union_over_time():
+    batch = small_batch(2)
+    batch["masks"][:, 0, 1] = 0
+    heard = Listener(small_model())
+    rough = replace(PUBLISHED[3].teacher, noise=0.0, drop_tokens=0.0)
+    StageLoss(stage(3, static_masks=True, teacher=rough))(heard, batch, 0)
+    forced = heard.calls[0][1]["forced_masks"]
+    assert torch.equal(forced[0, :, 0, 1], forced[0, :, 0, 0]) and forced[0, :, 0, 1].any()
+
+
+def test_the_official_flavour_scores_the_released_terms_on_the_released_teacher():
+    heard, batch = Listener(small_model(flavour="official", num_router_layers=1)), small_batch(3)
+    total, parts = StageLoss(RELEASED[3])(heard, batch, 0)
+    terms = {"router", "consistency", "temporal", "spatial", "spatial_dist", "id_dist"}
+    assert set(parts) == terms | {"diffusion", "router_iou"}
+    weights = RELEASED[3].official_weights
+    assert torch.isclose(total, parts["diffusion"] + sum(getattr(weights, name) * parts[name] for name in terms))
+    teacher = StageLoss(RELEASED[3])._teacher(batch["masks"], 2, Chance(0, 0, 0, 3))
+    wrong = (teacher.target != batch["masks"]).float().mean()
+    assert 0.02 < wrong < 0.25  # a tenth of what the router is asked for is random there
+    output = heard.model(*heard.calls[0][0], **heard.calls[0][1])
+    assert router_loss_official(output.masks, batch["masks"])["router"] != parts["router"]
+
+
+def test_labels_give_a_token_to_the_last_who_claims_it():
+    masks = torch.tensor([[[0.9, 0.2, 0.6]], [[0.1, 0.3, 0.7]]]).view(1, 2, 1, 1, 3)
+    assert labels_of(masks).flatten().tolist() == [0, -1, 1]
+
+
+def test_iou_counts_who_is_there():
+    truth = torch.zeros(2, 2, 1, 1, 4)
+    truth[0, 0, ..., :2] = 1
+    said = truth.clone()
+    said[0, 0, ..., 1] = 0
+    assert torch.isclose(hard_iou(said[None], truth), torch.tensor((0.5 + 1.0) / 2))
+
+
+def test_mask_loss_counts_people_only_in_its_share_of_the_samples():
+    loss, batch = StageLoss(stage(1, mask_loss=0.5, mask_floor=0.25, emphasis=2.0)), small_batch(2)
+    weights = loss._weights(batch, torch.tensor([True, False])) - 2.0 * batch["emphasis"][:, :, None]
+    assert torch.allclose(weights[1], torch.ones(()))
+    assert torch.allclose(weights[0, ..., :4], torch.ones(()))
+    assert torch.allclose(weights[0, ..., 4:], torch.tensor(0.25))
+
+
+def test_published_stages_are_those_of_the_paper():
+    one, two, three = (PUBLISHED[k] for k in (1, 2, 3))
+    assert [s.steps for s in (one, two, three)] == [10_000, 40_000, 10_000]
+    assert not one.speech and one.drops.first_frame == 0.5 and one.mask_loss == 0.5 and one.lora is None
+    for s in (two, three):
+        assert s.lora.rank == 128 and s.lora.targets == ("attn1.to_q", "attn1.to_k")
+        assert (s.drops.reference, s.drops.first_frame, s.drops.speech) == (0.05, 0.05, 0.05)
+        assert (s.batch, s.optimiser.lr, s.optimiser.name) == (16, 1e-5, "adamw")
+    assert two.drops.together and not two.router and three.router and three.copies == 2
+    assert (three.router_weights.smoothness, three.router_weights.layer_variance) == (0.001, 8.0)
+
+
+def test_published_stages_train_the_parts_the_paper_names():
+    network = small_model()
+
+    def parts(number):
+        names = select_trainable(network, PUBLISHED[number].trainable)
+        return {".".join(name.split(".")[:2]) if "audio" in name else name.split(".")[0] for name in names}
+
+    everything = {name.split(".")[0] for name, _ in network.named_parameters()}
+    assert everything <= {name.split(".")[0] for name in select_trainable(network, PUBLISHED[1].trainable)}
+    speech = {"audio_model.audio_proj_model", "audio_model.layers"}
+    assert parts(2) == {"local_facial_extractor", "perceiver_cross_attention"} | speech
+    assert parts(3) == {"router", "perceiver_cross_attention", "audio_model.layers"}
+
+
+def test_recipes_of_the_published_size_choose_a_flavour(tmp_path):
+    paper, official = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_official")
+    assert paper.model["flavour"] == paper.stages[3].flavour == "paper" and paper.stages[3].own_masks == 0.5
+    assert official.model == paper.model | {"flavour": "official"}
+    assert official.stages[3] == RELEASED[3]
+    assert paper.stages[1] == PUBLISHED[1] and paper.stages[2] == PUBLISHED[2]
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\nflavour: own\n")
+    with pytest.raises(InputError, match="paper or official"):
+        load_recipe(path)
+
+
+def test_a_router_of_sigmoids_has_no_background_and_its_characters_learn_apart():
+    network = small_model(router_activation="sigmoid")
+    heard, batch = Listener(network), small_batch(3)
+    _, parts = StageLoss(PUBLISHED[3])(heard, batch, 0)
+    output = network(*heard.calls[0][0], **heard.calls[0][1])
+    assert output.router_logits.shape == output.masks.shape
+    assert torch.allclose(output.masks, output.router_logits.sigmoid())
+    p, y = output.masks, batch["masks"]
+    assert torch.isclose(parts["cross_entropy"], -(y * p.log() + (1 - y) * (1 - p).log()).mean(), rtol=1e-4)
+    assert "background" not in str([name for name, _ in network.named_parameters()])
+
+
+def test_the_recipe_for_one_device_changes_stage_one_alone():
+    whole, one = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_one_gpu")
+    assert one.model == whole.model and one.stages[2] == whole.stages[2] and one.stages[3] == whole.stages[3]
+    assert one.stages[1].lora.rank == 128 and "*" not in one.stages[1].trainable
+    assert replace(one.stages[1], lora=None, trainable=("*",)) == whole.stages[1]

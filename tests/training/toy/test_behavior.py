@@ -1,0 +1,64 @@
+"""The shipped weights do what they are for: this mouth follows this voice, and the other one when voices swap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bya_core.toy.mouth import mouth_opening
+from bya_core.toy.segmentation import segment_characters
+from bya_core.weights.registry import MODELS, load_bundle
+from training.benchmark.scenes import SceneSettings, redrawn, suite_scene
+from training.benchmark.subjects import ModelSubject
+from training.evaluate import evaluate
+from training.puppets.looks import MOUTH_RGB
+
+SETTINGS = SceneSettings(scenes=6, seed_base=3_000_000)
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    if not MODELS["tiny"].present:
+        pytest.skip("the tiny model's weights are not here")
+    return load_bundle("tiny")
+
+
+@pytest.fixture(scope="module")
+def report(bundle):
+    return evaluate(bundle, SETTINGS, steps=STEPS)
+
+
+def test_router_finds_people_with_its_own_masks(report):
+    assert report["router"]["headline_iou"] >= 0.6
+    by_noise = [point["with_first_frame"] for point in report["router"]["points"]]
+    assert by_noise[-1] > by_noise[0], "less noise, better masks"
+
+
+@pytest.mark.parametrize("matrix", ["binding", "binding_swapped"])
+def test_mouths_follow_the_voice_they_are_given(report, matrix):
+    figures = report["generated"][matrix]
+    assert figures["accuracy"] >= 0.6
+    assert figures["own"] > figures["other"] + 0.2
+
+
+def test_people_look_like_their_portraits(report):
+    assert report["generated"]["identity"] >= 0.75
+    assert report["generated"]["mask_iou"] >= 0.5
+
+
+def test_a_video_begins_with_its_picture_and_goes_on_with_the_voices(bundle):
+    """Also where the voices are swapped, and the picture shows other mouths than they want."""
+    subject = ModelSubject(bundle, SETTINGS, (), STEPS)
+    made, shown, wanted = [], [], []
+    for scene in (suite_scene(SETTINGS, index) for index in (0, 2, 4)):
+        frames = subject.make(scene, scene.swapped).frames
+        difference = frames[0].astype(float) - scene.clip.frames[0]
+        assert 10 * np.log10(255**2 / np.mean(difference**2)) > 25, "decibels"
+        regions = segment_characters(frames, scene.clip.portraits, shared_rgb=MOUTH_RGB)
+        made.append(mouth_opening(frames, regions, MOUTH_RGB)[:, 3:])
+        shown.append(scene.clip.opening[:, 3:])
+        wanted.append(redrawn(scene, SETTINGS, scene.swapped).opening[:, 3:])
+    mouths, voices, before = (np.concatenate(tracks).ravel() for tracks in (made, wanted, shown))
+    follows, keeps = (np.corrcoef(mouths, tracks)[0, 1] for tracks in (voices, before))
+    assert follows > 0.7 and follows > keeps + 0.4, (follows, keeps)

@@ -1,0 +1,337 @@
+"""The command line: what it writes, says and returns, and that nothing is left where it fails."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from bya_core.cli import main as cli
+from bya_core.errors import InputError
+from bya_core.io.atomic import AtomicFiles, check_output
+from bya_core.io.media import read_audio
+from bya_core.weights import registry
+from bya_core.weights.bundle import ModelBundle
+from tests.fakes import tone, write_wav
+from tests.unit.conftest import SceneMaker
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def test_generate_writes_all_four(
+    make_scene: SceneMaker,
+    out: Path,
+    registered: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    write_wav(tmp_path / "scene" / "ada.wav", np.stack([tone(0.3, rate=44100)] * 2, axis=1), 44100)
+    names = {"-o": "talk.mp4", "--masks": "masks.npz", "--overlay": "masks.mp4", "--json": "report.json"}
+    options = [part for flag, name in names.items() for part in (flag, str(out / name))]
+    assert cli.main(["generate", str(make_scene()), *options, "--steps", "3", "--seed", "5"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(names.values())
+    with av.open(str(out / "talk.mp4")) as container:
+        video = container.streams.video[0]
+        assert (video.frames, video.width, video.height, video.average_rate) == (9, 96, 64, 25)
+    sound, rate = read_audio(out / "talk.mp4")
+    assert (rate, sound.shape[0]) == (44100, 2)
+    report = json.loads((out / "report.json").read_text())
+    assert report["seed"] == 5 and report["sampling"]["steps"] == 3
+    assert report["seconds"]["denoising"] > 0 and report["peak_memory"]["ram_gb"] > 0
+    with np.load(out / "masks.npz") as saved:
+        assert saved["masks"].shape == (2, 3, 4, 6) and saved["names"].tolist() == ["Ada", "Bo"]
+    said = capsys.readouterr()
+    assert all(str(out / name) in said.out for name in names.values())
+    assert "denoising: step 3/3" in said.err and "left" in said.err
+
+
+def test_written_masks_can_be_given_back(
+    make_scene: SceneMaker, out: Path, registered: ModuleType, tmp_path: Path
+) -> None:
+    masks = tmp_path / "scene" / "masks.npz"
+    assert cli.main(["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--masks", str(masks)]) == 0
+    again = make_scene(router={"mode": "manual", "masks": "masks.npz"})
+    kept = out / "again.npz"
+    assert cli.main(["generate", str(again), "-o", str(out / "b.mp4"), "--masks", str(kept)]) == 0
+    with np.load(masks) as first, np.load(kept) as second:
+        np.testing.assert_allclose(first["masks"], second["masks"], atol=1e-6)
+
+
+def test_warnings_are_seen_and_kept(
+    make_scene: SceneMaker,
+    out: Path,
+    registered: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    write_wav(tmp_path / "scene" / "ada.wav", tone(2.0))
+    write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
+    report = out / "r.json"
+    assert cli.main(["generate", str(make_scene(length=9)), "-o", str(out / "a.mp4"), "--json", str(report)]) == 0
+    said = capsys.readouterr().err
+    kept = json.loads(report.read_text())["warnings"]
+    assert any("1.64 s of speech are cut" in notice for notice in kept)
+    assert any("silent" in notice for notice in kept)
+    for notice in kept:
+        assert said.count(f"warning: {notice}") == 1
+
+
+def test_timeline_draws_and_warns(
+    make_scene: SceneMaker,
+    out: Path,
+    registered: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    from PIL import Image
+
+    write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
+    assert cli.main(["timeline", str(make_scene()), "-o", str(out / "t.png")]) == 0
+    assert [path.name for path in out.iterdir()] == ["t.png"]
+    with Image.open(out / "t.png") as picture:
+        assert picture.size[0] == 1440 and picture.size[1] > 300
+    said = capsys.readouterr()
+    assert "warning: The speech of Bo (bo.wav) is silent" in said.err and str(out / "t.png") in said.out
+    for arguments in ([str(out / "t.jpg")], [str(out / "no" / "t.png")]):
+        assert cli.main(["timeline", str(make_scene()), "-o", *arguments]) == 2
+    assert cli.main(["timeline", str(make_scene(dialogue="no.wav")), "-o", str(out / "u.png")]) == 2
+    assert [path.name for path in out.iterdir()] == ["t.png"]
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "unknown key": {"colour": "red"},
+    "no characters": {"characters": []},
+    "missing image": {"characters": [{"name": "Ada", "image": "no.png"}]},
+    "missing speech": {"characters": [{"name": "Ada", "image": "ada.png", "speech": "no.wav"}]},
+    "broken speech": {"characters": [{"name": "Ada", "image": "ada.png", "speech": "ada.png"}]},
+    "empty speech": {"characters": [{"name": "Ada", "image": "ada.png", "speech": "empty.wav"}]},
+    "flat image": {"characters": [{"name": "Ada", "image": "flat.png", "speech": "ada.wav"}]},
+    "matrix": {"audio_character_matrix": [[1, 0]]},
+    "size": {"width": 100},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_scenes_end_with_code_2_and_no_output(
+    name: str,
+    make_scene: SceneMaker,
+    out: Path,
+    registered: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    from PIL import Image
+
+    write_wav(tmp_path / "scene" / "empty.wav", np.zeros(0))
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "scene" / "flat.png")
+    options = ["-o", str(out / "a.mp4"), "--json", str(out / "r.json")]
+    assert cli.main(["generate", str(make_scene(**BAD[name])), *options]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].endswith(".")
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-o", "nowhere/a.mp4"],
+        ["-o", "a.mp4", "--json", "nowhere/r.json"],
+        ["-o", "a.mp4", "--overlay", "nowhere/o.mp4"],
+        ["-o", "a.mp4", "--masks", "nowhere/m.npz"],
+        ["-o", "a.gif"],
+        ["-o", "a.mp4", "--masks", "m.txt"],
+        ["-o", "a.mp4", "--overlay", "a.mp4"],
+        ["-o", "a.mp4", "--overlay", "./sub/../a.mp4"],
+        ["-o", "a.mp4", "--json", "scene.json"],
+        ["-o", "folder.mp4"],
+        ["-o", "a.mp4", "--model", "tinny"],
+        ["-o", "a.mp4", "--model", "official"],
+        ["-o", "a.mp4", "--steps", "0"],
+        ["-o", "a.mp4", "--steps", "5000"],
+        ["-o", "a.mp4", "--seed", "-1"],
+    ],
+)
+def test_bad_options_end_with_code_2_and_no_output(
+    options: list[str],
+    make_scene: SceneMaker,
+    registered: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_scene().parent
+    monkeypatch.chdir(folder)
+    (folder / "sub").mkdir()
+    (folder / "folder.mp4").mkdir()
+    before = sorted(folder.rglob("*"))
+    assert cli.main(["generate", "scene.json", *options]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+    assert sorted(folder.rglob("*")) == before
+    assert json.loads((folder / "scene.json").read_text())["prompt"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write to")
+def test_a_folder_that_cannot_be_written(
+    make_scene: SceneMaker, registered: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", str(make_scene()), "-o", "/proc/a.mp4"]) == 2
+    assert "a folder that can be written to" in capsys.readouterr().err
+
+
+def test_a_missing_scene(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", str(out / "no.json"), "-o", str(out / "a.mp4")]) == 2
+    assert "no.json does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["generate"], ["dance"], ["generate", "s.json"], ["generate", "-x"]])
+def test_bad_usage_ends_with_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left on device")])
+def test_a_stop_or_a_failure_leaves_nothing(
+    error: Any, make_scene: SceneMaker, out: Path, registered: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the second video is written, when the first one is complete."""
+    import bya_core.io.outputs as output
+
+    def breaking(*_: object) -> Any:
+        raise error
+        yield
+
+    monkeypatch.setattr(output, "overlay_frames", breaking)
+    (out / "a.mp4").write_bytes(b"older")
+    arguments = ["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--overlay", str(out / "b.mp4")]
+    if error is RuntimeError:
+        with pytest.raises(RuntimeError):
+            cli.main(arguments)
+    else:
+        assert cli.main(arguments) == (130 if error is KeyboardInterrupt else 1)
+    assert [path.name for path in out.iterdir()] == ["a.mp4"]
+    assert (out / "a.mp4").read_bytes() == b"older"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_running_process(number: int, make_scene: SceneMaker, out: Path) -> None:
+    """Ctrl-C in the middle of denoising."""
+    program = (
+        "import sys, time, dataclasses, pathlib\n"
+        "from tests import fakes\n"
+        "from tests.unit import conftest\n"
+        "from bya_core.weights import registry\n"
+        "from bya_core.cli import main as cli\n"
+        "from tests.fakes import fake_bundle\n"
+        "bundle = fake_bundle()\n"
+        "forward = bundle.transformer.forward\n"
+        "def slow(**given):\n"
+        "    time.sleep(0.2)\n"
+        "    return forward(**given)\n"
+        "bundle.transformer.forward = slow\n"
+        "folder = pathlib.Path(sys.argv[1]).parent\n"
+        "registry.MODELS['tiny'] = dataclasses.replace(\n"
+        "    registry.MODELS['tiny'], folder=folder, loader=lambda _: bundle, needs=())\n"
+        "sys.exit(cli.main(['generate', sys.argv[1], '-o', sys.argv[2], '--steps', '500']))\n"
+    )
+    command = [sys.executable, "-c", program, str(make_scene()), str(out / "a.mp4")]
+    # whoever runs the tests in the background ignores Ctrl-C, and its children would too
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    assert process.stderr is not None
+    said = ""
+    limit = time.monotonic() + 120
+    while "step 1/500" not in said and time.monotonic() < limit:
+        said += process.stderr.read(1)
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130, said + rest
+    assert "nothing was written" in rest
+    assert list(out.iterdir()) == []
+
+
+def test_models_lists_every_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    said = capsys.readouterr().out
+    for entry in registry.MODELS.values():
+        assert all(text in said for text in (entry.name, entry.purpose, entry.size, entry.licence))
+
+
+def test_doctor_tells_people_and_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["healthy"] and report["machine"]["device"]
+    states = {finding["name"]: finding["state"] for finding in report["findings"]}
+    assert states["torch"] == states["python"] == states["video writing"] == "ok"
+    assert all(f["advice"] for f in report["findings"] if f["state"] != "ok")
+    assert cli.main(["doctor"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    gone = ("av", "timm", "torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in gone else find(name, *rest))
+    assert cli.main(["doctor", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    states = {finding["name"]: finding["state"] for finding in report["findings"]}
+    assert (states["av"], states["torch"], states["timm"]) == ("problem", "problem", "missing")
+    assert not report["healthy"]
+
+
+def test_registry_is_honest(bundle: ModelBundle, registered: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.load_bundle("tiny") is bundle
+    with pytest.raises(InputError, match="use --model tiny"):
+        registry.find_model("tinny")
+    monkeypatch.setenv("BYA_MODELS_DIR", str(registered.TOY_WEIGHTS / "nowhere"))
+    with pytest.raises(InputError, match="official lacks transformer.* python -m bya_core download official"):
+        registry.load_bundle("official")
+    folder = registry.MODELS["tiny"].folder
+    assert folder is not None
+    (folder / "weights").unlink()
+    with pytest.raises(InputError, match="not complete .* there weights"):
+        registry.load_bundle("tiny")
+
+
+def test_help_and_listing_need_no_torch() -> None:
+    """They answer at once."""
+    program = "import sys; from bya_core.cli import main as cli; cli.main(['models']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_atomic_files_appear_together(tmp_path: Path) -> None:
+    with AtomicFiles() as files:
+        files.at(tmp_path / "a.txt").write_text("a")
+        files.at(tmp_path / "b.txt").write_text("b")
+        assert not (tmp_path / "a.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+    with pytest.raises(RuntimeError), AtomicFiles() as files:
+        files.at(tmp_path / "a.txt").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "a"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_check_output_leaves_nothing(tmp_path: Path) -> None:
+    assert check_output(tmp_path / "a.MP4", (".mp4",), "the video") == tmp_path / "a.MP4"
+    assert list(tmp_path.iterdir()) == []

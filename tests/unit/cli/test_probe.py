@@ -1,0 +1,57 @@
+"""The command `probe`, and going on from what it wrote."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from bya_core.cli.main import main
+from tests.unit.routing.calls import counted
+
+
+def test_probe_edit_generate_from_the_command_line(registered, make_scene, bundle, tmp_path, capsys):
+    """Look, edit the masks, go on: what the commands do together."""
+    scene = make_scene(steps=5)
+    state, masks, sheet = (tmp_path / name for name in ("state.safetensors", "masks.npz", "sheet.png"))
+    options = ["--state", state, "--masks", masks, "--overlay", sheet]
+    assert main(["probe", str(scene), *map(str, options)]) == 0
+    told = capsys.readouterr().out
+    assert "after 2 of 5 steps" in told
+    for name in ("Ada", "Bo"):
+        assert any(line.startswith(name) and "confidence" in line for line in told.splitlines())
+    assert Image.open(sheet).size[0] > 4 * 96
+
+    def made(name: str, *options: object) -> np.ndarray:
+        out = tmp_path / f"{name}.npz"
+        with counted(bundle.transformer) as calls:
+            command = ["generate", str(scene), "-o", str(tmp_path / f"{name}.mp4"), "--masks", str(out)]
+            assert main([*command, *map(str, options)]) == 0
+        assert len(calls) == (3 if options else 5), "what the probe did is not done again"
+        return np.load(out)["masks"]
+
+    assert np.array_equal(made("resumed", "--state", state), made("whole"))
+    with np.load(masks) as archive:
+        edited, names = archive["masks"].copy(), archive["names"]
+    assert list(names) == ["Ada", "Bo"]
+    edited[0] = 0
+    edited[0, :, :, :2] = 1
+    np.savez(masks, masks=edited, names=names)
+    make_scene(steps=5, router={"mode": "intra", "masks": str(masks)})
+    assert np.allclose(made("edited", "--state", state), edited)
+
+    scene.write_text(json.dumps({**json.loads(scene.read_text()), "seed": 3}))
+    assert main(["generate", str(scene), "-o", str(tmp_path / "no.mp4"), "--state", str(state)]) == 2
+    assert "seed 0; expected 3" in capsys.readouterr().err and not (tmp_path / "no.mp4").exists()
+
+
+def test_probe_writes_a_video_of_masks(registered, make_scene, tmp_path):
+    assert main(["probe", str(make_scene()), "--overlay", str(tmp_path / "masks.mp4")]) == 0
+    assert (tmp_path / "masks.mp4").stat().st_size > 1000
+    assert main(["probe", str(make_scene()), "--masks", str(tmp_path / "masks.npy")]) == 2
+
+
+def test_a_scene_of_several_windows_is_not_probed(registered, make_scene, capsys):
+    assert main(["probe", str(make_scene(length=17))]) == 2
+    assert "windows; expected one window (9 frames)" in capsys.readouterr().err

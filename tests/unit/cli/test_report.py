@@ -1,0 +1,188 @@
+"""`python -m bya_core report`: the drawn truth passes, swapped and shifted voices do not; real faces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bya_core.cli.main import main
+from bya_core.cli.report import NOT_BOUND, measure_file
+from bya_core.encoders.face.detection import Face
+from bya_core.errors import InputError
+from bya_core.evaluation.binding_scores import SYNC
+from bya_core.evaluation.face_report import FaceTools, look, measure_sync
+from bya_core.evaluation.metric_weights import SYNCNET
+from bya_core.evaluation.report import FaceFigures, binding_report
+from bya_core.evaluation.sync_metrics import CrossTalk, Span
+from bya_core.io.media import read_video, write_video
+from bya_core.scene.types import Speech
+from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
+
+
+@pytest.fixture(scope="module")
+def clip() -> PuppetClip:
+    return make_clip(2_000_101, n=2, num_frames=73, motion="still", talk="turns")
+
+
+@pytest.fixture(scope="module")
+def folder(clip: PuppetClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn video and scene files: as it was drawn, with the voices swapped, and with the sound 200 ms late."""
+    soundfile = pytest.importorskip("soundfile")
+    place = tmp_path_factory.mktemp("report")
+    write_video(place / "talk.mp4", clip.frames, clip.fps, (torch.from_numpy(clip.mix)[None], SAMPLE_RATE))
+    for n, (portrait, speech) in enumerate(zip(clip.portraits, clip.speeches, strict=True)):
+        Image.fromarray(portrait).save(place / f"{n}.png")
+        soundfile.write(place / f"{n}.wav", speech, SAMPLE_RATE)
+    for name, order, offset in (("right", (0, 1), 0.0), ("swapped", (1, 0), 0.0), ("late", (0, 1), 0.2)):
+        people = [
+            {"name": "ABCD"[n], "image": f"{n}.png", "speech": f"{voice}.wav", "offset": offset}
+            for n, voice in enumerate(order)
+        ]
+        (place / f"{name}.json").write_text(json.dumps({"prompt": "two", "characters": people, "length": 73}))
+    np.savez(place / "masks.npz", masks=clip.masks[:, ::4].astype(np.float32)[::-1], names=np.array(["B", "A"]))
+    return place
+
+
+def asked(folder: Path, scene: str, *more: str) -> tuple[int, dict]:
+    code = main(["report", str(folder / "talk.mp4"), "--scene", str(folder / f"{scene}.json"), *more])
+    return code, json.loads((folder / "talk.binding.json").read_text())
+
+
+def test_the_drawn_truth_passes(folder, capsys):
+    code, made = asked(folder, "right")
+    assert code == 0 and made["passed"] is True and made["verdicts"] == ["own", "own"]
+    assert made["offset"] == [0, 0] and not made["follows_another"] and made["not_as_it_should_be"] == [[], []]
+    assert made["identity"]["colours"]["right"] == [True, True] and min(made["identity"]["colours"]["mean"]) > 0.8
+    assert any(end - start > 0.5 for start, end in made["listening"][0]), "people take turns"
+    assert "binding: passed" in capsys.readouterr().out
+    with Image.open(folder / "talk.binding.png") as picture:
+        assert picture.size[0] == 1152
+
+
+def test_swapped_voices_do_not_pass(folder, capsys):
+    code, made = asked(folder, "swapped")
+    assert code == NOT_BOUND and made["passed"] is False and made["verdicts"] == ["wrong", "wrong"]
+    assert {row["voice"] for row in made["follows_another"]} == {"A", "B"}
+    assert all(made["not_as_it_should_be"]) and "NOT PASSED" in capsys.readouterr().out
+
+
+def test_200_milliseconds_show_as_5_frames(folder):
+    code, made = asked(folder, "late")
+    assert code == NOT_BOUND and made["verdicts"] == ["shifted", "shifted"]
+    assert made["offset"] == [-5, -5] and "5 frames (200 ms) early" in made["text"][0]
+
+
+def test_masks_of_a_run_are_used_by_name(folder):
+    code, made = asked(folder, "right", "--masks", str(folder / "masks.npz"))
+    assert code == 0 and made["verdicts"] == ["own", "own"]
+    np.savez(folder / "short.npz", masks=np.zeros((2, 3, 4, 4)))
+    assert asked(folder, "right", "--masks", str(folder / "short.npz"))[0] == 2
+
+
+def test_video_that_is_none(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_video(tmp_path / "a.mp4")
+
+
+class Detector:
+    """Sees two faces at fixed places."""
+
+    name = "two boxes"
+
+    def __init__(self, boxes: list[tuple[float, float, float, float]]) -> None:
+        self.boxes = boxes
+
+    def detect(self, image: torch.Tensor) -> list[Face]:
+        return [Face(box, 0.9) for box in self.boxes]
+
+
+class Embedder:
+    """Lips as brightness of the crop, voices as loudness: enough to bind."""
+
+    def lips(self, crops: np.ndarray) -> np.ndarray:
+        light = crops.reshape(len(crops), -1).mean(axis=1)[:-5]
+        return np.stack([(light - light.mean()) / max(light.std(), 1e-9), np.zeros_like(light)], axis=1)
+
+    def voice(self, wave: np.ndarray, frames: int) -> np.ndarray:
+        power = (wave[: frames * 640].reshape(frames, 640) ** 2).mean(axis=1)[:-5]
+        return np.stack([(power - power.mean()) / max(power.std(), 1e-9), np.zeros_like(power)], axis=1)
+
+
+class Colour:
+    """Who a face is: its mean colour."""
+
+    name, size = "colour", 8
+
+    def embed(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures.reshape(len(pictures), -1, 3).mean(axis=1) - 100.0
+
+
+def people() -> tuple[torch.Tensor, list[Speech], list[torch.Tensor]]:
+    """A red and a blue face that get brighter with their voices, the blue one on the left."""
+    rng = np.random.default_rng(0)
+    power = rng.uniform(0, 1, (2, 40))
+    frames = np.full((40, 48, 96, 3), 90, dtype=np.uint8)
+    frames[:, 10:34, 10:34, 2] = (150 + 100 * power[1, :, None, None]).astype(np.uint8)
+    frames[:, 10:34, 60:84, 0] = (150 + 100 * power[0, :, None, None]).astype(np.uint8)
+    waves = np.sqrt(power).repeat(640, axis=1) * rng.choice([-0.5, 0.5], (2, 40 * 640))
+    speeches = [Speech(torch.from_numpy(wave[None]).float(), 16_000) for wave in waves]
+    portraits = [torch.full((3, 16, 16), 0.35) for _ in range(2)]
+    portraits[0][0], portraits[1][2] = 0.8, 0.8
+    return torch.from_numpy(frames), speeches, portraits
+
+
+def test_real_faces_are_followed_and_told_apart():
+    frames, speeches, portraits = people()
+    boxes = [(10.0, 10.0, 34.0, 34.0), (60.0, 10.0, 84.0, 34.0)]
+    tools = FaceTools(Detector(boxes), Embedder(), [Colour()], ("a part is missing.",))
+    seen = look(frames, speeches, 25.0, portraits, tools)
+    assert np.allclose(seen.boxes[0, 7], boxes[1]), "the first character is red, and red is on the right"
+    assert seen.identity["colour"].right.all() and seen.sync.right.all() and not seen.sync.failing
+    crossed = look(frames, speeches[::-1], 25.0, portraits, tools)
+    assert not crossed.sync.right.any() and len(crossed.sync.failing) >= 2
+    masks = np.zeros((2, 40, 48, 96), dtype=bool)
+    masks[0, :, :, :48], masks[1, :, :, 48:] = True, True
+    swapped = look(frames, speeches, 25.0, portraits, FaceTools(Detector(boxes), None, [Colour()]), masks=masks)
+    assert not swapped.identity["colour"].right.any(), "where masks say who is where, a swapped identity shows"
+    order = look(frames, speeches, 25.0, portraits, FaceTools(Detector(boxes)))
+    assert np.allclose(order.boxes[0, 7], boxes[0]) and "left to right" in order.notices[-1]
+    assert order.sync is None and not order.identity
+
+
+def test_frame_rates_are_brought_to_that_of_syncnet():
+    frames, speeches, _ = people()
+    boxes = np.tile(np.array([[[60.0, 10, 84, 34]], [[10.0, 10, 34, 34]]]), (1, 40, 1))
+    plain = measure_sync(frames.numpy(), boxes, speeches, 25.0, torch.eye(2), Embedder())
+    twice = frames.repeat_interleave(2, dim=0).numpy()
+    fast = measure_sync(twice, boxes.repeat(2, axis=1), speeches, 50.0, torch.eye(2), Embedder())
+    assert np.allclose(plain.confidence, fast.confidence, atol=0.1) and plain.right.all()
+
+
+def test_a_report_on_real_people_says_what_sync_says():
+    frames, speeches, _ = people()
+    masks = torch.ones(2, 40, 4, 4)
+    sync = CrossTalk(
+        np.array([[6.0, 1.0], [1.2, 5.0]]), np.full((2, 2), 8.0), np.array([[0, 3], [1, -4]]), np.array([0, 1]),
+        (Span(0, 1, 0.4, 0.9),),
+    )  # fmt: skip
+    made = binding_report(
+        frames, masks, speeches, 25.0, ["Ada", "Bo"], faces=FaceFigures(sync, notices=("FID is missing.",))
+    )
+    assert made.figures["verdicts"] == ["own", "shifted"] and made.figures["measure"] == SYNC.name
+    assert "4 frames (160 ms) early" in made.text and "FID is missing." in made.text
+    assert "From 0.40 to 0.90 s Ada goes with the voice of Bo" in made.text
+
+
+def test_what_is_missing_is_told_and_the_rest_measured(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
+    tools = FaceTools.here()
+    assert tools.sync is None and any(SYNCNET.file in notice for notice in tools.notices)
+    blind = FaceTools(None, notices=tools.notices)
+    made = measure_file(folder / "talk.mp4", folder / "right.json", people="real", tools=blind)
+    assert made.figures["passed"] is None and "syncnet_v2.model" in made.text and "FaceNet" in made.text

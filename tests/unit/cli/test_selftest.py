@@ -1,0 +1,119 @@
+"""The self-test: weights by rule, the tiny model end to end, and one step of the full size's way in a small config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+
+from bya_core.cli.main import main
+from bya_core.errors import InputError
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.pipelines import full_size, selftest
+from bya_core.weights import random_weights as weight_rule
+from bya_core.weights.bundle import NativeSize
+from tests.parity import weight_rule as reference
+
+SMALL: dict[str, Any] = dict(
+    num_attention_heads=2, attention_head_dim=16, time_embed_dim=16, text_embed_dim=8, sample_width=12, sample_height=8,
+    sample_frames=9, max_text_seq_length=5, cross_attn_dim_head=8, cross_attn_num_heads=2, lfe_dim=16, lfe_depth=5,
+    lfe_dim_head=8, lfe_heads=2, lfe_num_id_token=2, lfe_num_queries=4, lfe_output_dim=16, lfe_ff_mult=2,
+    lfe_vit_dim=10, lfe_id_dim=6, lfe_hidden_dim=16, router_heads=2, router_blocks=1, audio_dim=12, audio_heads=2,
+    audio_dim_head=16, audio_blocks=3, audio_channels=12, audio_hidden_dim=16, audio_context_tokens=4,
+)  # fmt: skip
+SIZE = NativeSize(64, 96, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("a.weight", (7,)), ("a.bias", (7,)), ("b.proj.weight", (5, 3, 2)), ("latents", (1, 4, 6)), ("c", (3,))],
+)
+def test_weights_follow_the_rule_of_the_parity_tests(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = reference.weight(name, shape, "salt")
+    assert torch.equal(weight_rule.draw(name, shape, "salt"), expected)
+    assert torch.equal(weight_rule.draw_input(name, shape, "salt"), reference.input_tensor(name, shape, "salt"))
+    monkeypatch.setattr(weight_rule, "AT_ONCE", 4)  # drawn in pieces they are the same
+    assert torch.equal(weight_rule.draw(name, shape, "salt"), expected)
+    assert weight_rule.draw(name, shape, "salt", torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_model_without_memory_is_filled() -> None:
+    expected = reference.fill(BindYourAvatarTransformer3DModel(num_layers=2, **SMALL), "salt").state_dict()
+    with init_empty_weights():
+        model = BindYourAvatarTransformer3DModel(num_layers=2, **SMALL)
+    filled = weight_rule.fill(model, "salt").state_dict()
+    assert filled.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(filled[key], value), key
+    assert float(filled["router.pos_emb"].abs().sum()) > 0  # a table, not drawn
+
+
+def test_the_tiny_model_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest"]) == 0
+    told = capsys.readouterr().out
+    assert "made 9 frames of 96x64" in told and "decoding the video" in told
+    assert "RAM memory held" in told and "crc32" in told
+
+
+def test_a_machine_that_computes_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bya_core.pipelines.generate import Video
+
+    grey = torch.full((9, 64, 96, 3), 128, dtype=torch.uint8)
+    made = Video(grey, torch.zeros(2, 3, 8, 12), None, None, torch.eye(2))  # type: ignore[arg-type]
+    monkeypatch.setattr("bya_core.pipelines.generate.generate", lambda *_: made)
+    with pytest.raises(RuntimeError, match="computes wrongly|compute wrongly"):
+        selftest.tiny("cpu")
+
+
+@pytest.mark.parametrize("layers", [None, 3])
+def test_full_size_in_a_small_config(layers: int | None) -> None:
+    made = selftest.full_size(layers, device="cpu", config=SMALL, native=SIZE)
+    depth = layers or 1
+    assert f"{depth} blocks" in made.lines[0]
+    assert f"NOT the whole job, because there is no GPU: {depth} of 42" in made.lines[2]
+    assert {"building the model", "encoding faces and speech", "denoising"} <= made.seconds.keys()
+    again = selftest.full_size(layers, device="cpu", config=SMALL, native=SIZE)
+    assert again.checksum == made.checksum != selftest.full_size(2, device="cpu", config=SMALL, native=SIZE).checksum
+
+
+def test_with_guidance_and_fast_weights() -> None:
+    bundle = full_size.build(2, torch.float32, SMALL, codec=False, native=SIZE, ruled=False)
+    made = full_size.one_step(bundle, versions=2, steps=2)
+    assert made.shape == (1, 3, 16, 8, 12) and made.isfinite().all() and made.std() > 0
+    with pytest.raises(InputError, match="a model with encoders"):
+        bundle.text.encode(["a"])
+
+
+def test_too_little_memory_is_told_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(full_size, "free_host_memory", lambda: 3 * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(full_size, "fill", lambda *_: pytest.fail("weights were drawn"))
+    assert main(["selftest", "--full-size", "--layers", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "3.0 GB of memory are free" in told and "and one step" in told and "--layers" in told
+
+
+@pytest.mark.parametrize("command", ["generate", "probe"])
+def test_memory_can_be_chosen(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is asked for reaches the ladder; a size that is none is refused by the command line."""
+    asked: list[str | None] = []
+
+    def load(name: str, *, vram: str | None = None) -> None:
+        asked.append(vram)
+        raise InputError("enough seen", "nothing more", "stop")
+
+    scene = Path(__file__).resolve().parents[3] / "demo" / "scene.json"
+    out = str(tmp_path / ("a.mp4" if command == "generate" else "a.safetensors"))
+    monkeypatch.setattr("bya_core.weights.registry.load_bundle", load)
+    for extra in ([], ["--vram", "12"]):
+        assert main([command, str(scene), "-o" if command == "generate" else "-s", out, *extra]) == 2
+    assert asked == ["auto", "12"]
+    with pytest.raises(SystemExit):
+        main([command, str(scene), "--vram", "13"])

@@ -1,0 +1,59 @@
+"""A scene on disk and a model to make it with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import bya_core.weights.registry as registry
+from bya_core.weights.bundle import ModelBundle
+from tests.fakes import fake_bundle, tone, write_picture, write_wav
+
+
+@pytest.fixture(scope="session")
+def bundle() -> ModelBundle:
+    return fake_bundle()
+
+
+@pytest.fixture
+def registered(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """`--model tiny` gives the fake bundle."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "weights").touch()
+    entry = dataclasses.replace(registry.MODELS["tiny"], folder=folder, loader=lambda _: bundle, needs=("weights",))
+    monkeypatch.setitem(registry.MODELS, "tiny", entry)
+    return registry
+
+
+SceneMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_scene(tmp_path: Path) -> SceneMaker:
+    """A folder with two faces and two voices, and a scene file in it; keyword arguments go into the file."""
+    folder = tmp_path / "scene"
+    folder.mkdir()
+    for index, name in enumerate(("ada", "bo")):
+        write_picture(folder / f"{name}.png", seed=index)
+        write_wav(folder / f"{name}.wav", tone(0.3, 200.0 + 100 * index))
+
+    def make(**given: Any) -> Path:
+        scene = {
+            "prompt": "Ada on the left talks to Bo on the right",
+            "characters": [
+                {"name": "Ada", "image": "ada.png", "speech": "ada.wav"},
+                {"name": "Bo", "image": "bo.png", "speech": "bo.wav"},
+            ],
+        }
+        path = folder / "scene.json"
+        path.write_text(json.dumps(scene | given), encoding="utf-8")
+        return path
+
+    return make

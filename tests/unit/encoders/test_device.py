@@ -1,0 +1,41 @@
+"""The encoders on a GPU give what they give on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from bya_core.encoders.face.parsing import BiSeNet, FaceParser
+from bya_core.encoders.face.retinaface import RetinaFace, RetinaFaceDetector
+from bya_core.encoders.wav2vec2 import Wav2VecSpeech
+from tests.unit.encoders.networks import drawn, picture
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def test_speech(tmp_path) -> None:
+    Wav2Vec2Model(Wav2Vec2Config(num_hidden_layers=2)).save_pretrained(tmp_path)
+    encoder = Wav2VecSpeech(tmp_path, even_loudness=True)
+    waveform = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    here = encoder.encode(waveform, 25)
+    there = encoder.to("cuda").encode(waveform.cuda(), 25)
+    assert there.device.type == "cpu"
+    assert_close(there, here, atol=2e-2, rtol=1e-2)
+
+
+def test_face_detector_and_parser() -> None:
+    image = torch.from_numpy(picture(150, 200)).permute(2, 0, 1).float() / 255
+    detector, parser = RetinaFace(), BiSeNet()
+    detector.load_state_dict(drawn(detector))
+    parser.load_state_dict(drawn(parser))
+    finder, labels = RetinaFaceDetector(detector, least=0.55), FaceParser(parser)
+    here, parsed = finder.detect(image), labels.parse(image)
+    there = finder.to("cuda").detect(image.cuda())
+    assert abs(len(here) - len(there)) <= 1
+    assert_close(torch.tensor(there[0].box), torch.tensor(here[0].box), atol=0.5, rtol=0)
+    assert (labels.to("cuda").parse(image.cuda()).cpu() == parsed).float().mean() > 0.98

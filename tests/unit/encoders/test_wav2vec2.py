@@ -1,0 +1,225 @@
+"""Real speech features: against transformers' own forward pass, on real recordings, and over any length."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Model
+
+from bya_core.encoders.levelling import even_loudness
+from bya_core.encoders.protocols import SpeechEncoder
+from bya_core.encoders.wav2vec2 import Wav2VecSpeech
+from bya_core.errors import InputError
+from bya_core.io.media import read_audio, resample_mono
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", ROOT.parent / "shared" / "samples"))
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Random weights of the real architecture, narrow, as the published file holds them (with a CTC head)."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=48, num_hidden_layers=12, num_attention_heads=4, intermediate_size=64, conv_dim=[32] * 7)
+    model = Wav2Vec2ForCTC(Wav2Vec2Config(**sizes, vocab_size=32))
+    path = tmp_path_factory.mktemp("wav2vec")
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(folder) -> Wav2VecSpeech:
+    return Wav2VecSpeech(folder)
+
+
+def voice(seconds: float, seed: int = 0) -> Tensor:
+    """Something with words and pauses."""
+    noise = torch.randn(round(seconds * RATE), generator=torch.Generator().manual_seed(seed))
+    time = torch.arange(len(noise)) / RATE
+    return 0.1 * noise * torch.sin(2.3 * time + seed).clamp_min(0.02) ** 2
+
+
+def reference(folder: Path, waveform: Tensor, frames: int) -> Tensor:
+    """The library's own forward pass over the whole recording, interpolated in the middle: [F, 12, width]."""
+    model = Wav2Vec2Model.from_pretrained(folder).eval()
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, sampling_rate=RATE)
+    values = extractor(waveform.numpy(), sampling_rate=RATE, return_tensors="pt").input_values
+
+    class Interpolated(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, given: Tensor) -> Tensor:
+            return F.interpolate(self.inner(given), size=frames, mode="linear", align_corners=True)
+
+    model.feature_extractor = Interpolated(model.feature_extractor)
+    with torch.no_grad():
+        hidden = model(values, output_hidden_states=True).hidden_states
+    return torch.stack(hidden[1:], dim=2)[0]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.2523, 31.0])
+def test_features_are_those_of_the_library(folder, encoder, seconds):
+    """31 s: the convolutions take four pieces, the transformer one."""
+    waveform = voice(seconds)
+    made = encoder.features(waveform)
+    assert made.shape == (-(-len(waveform) * 25 // RATE), 12, 48)
+    assert_close(made, reference(folder, waveform, len(made)), atol=2e-4, rtol=1e-4)
+
+
+def test_long_recordings_in_pieces_hardly_differ_from_the_whole(folder):
+    waveform = voice(12.0)
+    whole = Wav2VecSpeech(folder).features(waveform)
+    pieces = Wav2VecSpeech(folder, piece=150, overlap=50).features(waveform)
+    assert pieces.shape == whole.shape and bool(torch.isfinite(pieces).all())
+    other = Wav2VecSpeech(folder).features(voice(12.0, seed=1))
+    assert (pieces - whole).square().mean() < 0.1 * (other - whole).square().mean()
+
+
+def test_the_longest_piece_bounds_what_the_transformer_sees(folder):
+    seen = []
+    encoder = Wav2VecSpeech(folder, piece=150, overlap=50)
+    encoder.model.encoder.layers[0].register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
+    encoder.features(voice(20.0))
+    assert max(seen) == 150 and len(seen) == 5  # 500 frames: from 0, 100, 200, 300, and the last 150
+
+
+def test_context_is_the_recording_itself_and_silence_outside_of_it(encoder):
+    assert isinstance(encoder, SpeechEncoder)
+    waveform = voice(2.0)
+    heard, silence = encoder.features(waveform), encoder.silence()
+    inside = encoder.encode(waveform, 41)  # the recording goes on after the video
+    assert inside.shape == (45, 12, 48)
+    assert torch.equal(inside[:2], silence.expand(2, -1, -1)) and torch.equal(inside[2:], heard[:43])
+    outside = encoder.encode(waveform, 53)  # the video goes on after the recording
+    assert torch.equal(outside[2:52], heard) and torch.equal(outside[52:], silence.expand(5, -1, -1))
+    begun = encoder.encode(waveform, 21, lead=2)  # the recording had begun before the video
+    assert torch.equal(begun, heard[:25])
+    assert torch.equal(encoder.encode(waveform, 21, lead=1)[1:], heard[:24])
+    assert (heard - silence).square().mean() > 0.01  # silence is not what a voice is
+    assert torch.equal(encoder.encode(torch.zeros(RATE), 9), silence.expand(13, -1, -1))
+
+
+def test_loudness_as_a_whole_changes_nothing_and_soft_passages_can_be_raised(folder, encoder):
+    waveform = voice(12.0)
+    assert_close(encoder.features(waveform * 0.05), encoder.features(waveform), atol=2e-3, rtol=1e-3)
+    faded = waveform * torch.where(torch.arange(len(waveform)) < 6 * RATE, 1.0, 0.15)
+    evened = Wav2VecSpeech(folder, even_loudness=True)
+    want = encoder.features(waveform)[175:]
+    as_it_is = (encoder.features(faded)[175:] - want).square().mean()
+    assert (evened.features(faded)[175:] - want).square().mean() < 0.5 * as_it_is
+
+
+def test_levelling_leaves_even_speech_and_silence_alone():
+    steady = torch.randn(8 * RATE, generator=torch.Generator().manual_seed(0)) * 0.1
+    change = even_loudness(steady, RATE) / steady
+    assert change.min() > 0.95 and change.max() < 1.05
+    assert torch.equal(even_loudness(torch.zeros(RATE), RATE), torch.zeros(RATE))
+    pauses = steady * (torch.arange(len(steady)) % (2 * RATE) < RATE)
+    assert float(even_loudness(pauses, RATE)[pauses == 0].abs().max()) == 0.0
+
+
+def test_music_can_be_taken_out_by_a_model_of_the_users_choice(folder, encoder):
+    music = 0.3 * torch.sin(torch.arange(RATE) * 0.3)
+
+    class Known:
+        def isolate(self, waveform: Tensor, sample_rate: int) -> Tensor:
+            assert sample_rate == RATE
+            return waveform - music
+
+    cleaned = Wav2VecSpeech(folder, isolation=Known()).features(voice(1.0) + music)
+    assert_close(cleaned, encoder.features(voice(1.0)), atol=1e-3, rtol=1e-3)
+
+
+def test_weights_can_be_forgotten_and_come_back(folder):
+    encoder = Wav2VecSpeech(folder)
+    before = encoder.features(voice(1.0))
+    encoder.release()
+    assert encoder._model is None
+    assert torch.equal(encoder.features(voice(1.0)), before)
+    half = encoder.to("cpu", torch.bfloat16).features(voice(1.0))
+    assert half.dtype == torch.float32 and (half - before).abs().mean() < 0.1
+
+
+def test_a_missing_model_says_what_is_needed(tmp_path):
+    with pytest.raises(InputError, match="wav2vec2-base-960h .378 MB"):
+        Wav2VecSpeech(tmp_path)
+
+
+@pytest.mark.parametrize(("sample", "frames"), [("001", 57), ("004", 56), ("014", 53)])
+def test_real_recordings_have_as_many_frames_as_the_released_rule_says(encoder, sample, frames):
+    file = SAMPLES / sample / "mix.wav"
+    if not file.is_file():
+        pytest.skip("the sample recordings are not here")
+    mono = resample_mono(*read_audio(file), RATE)
+    made = encoder.features(mono)
+    assert len(made) == frames
+    if sample == "001":  # the shorter of the two voices that were mixed
+        released = load_file(SAMPLES / sample / "speech_features_0.safetensors")["speech_features"]
+        assert released.shape == (frames, 12, 768)
+
+
+def test_the_rule_counts_as_the_released_files_do_also_where_floats_round_up(encoder):
+    """2.24 s are 56 frames, and 57 in floating point; the released features have 57."""
+    assert len(encoder.features(voice(2.24))) == 57
+    assert len(encoder.features(voice(2.0))) == 50
+
+
+def test_frames_lie_where_the_released_features_lie():
+    """The released features foretell the loudness of the recording at second k / 25 best, as we place them."""
+    folder = SAMPLES / "001"
+    if not (folder / "speech_features_0.safetensors").is_file():
+        pytest.skip("the sample recordings are not here")
+    mono = resample_mono(*read_audio(folder / "mix.wav"), RATE)
+    streams = [load_file(folder / f"speech_features_{k}.safetensors")["speech_features"].float() for k in (0, 1)]
+    both = torch.cat([stream[:57, :4].flatten(1) for stream in streams], dim=1)  # early layers hear loudness best
+    most = torch.linalg.svd(both - both.mean(dim=0), full_matrices=False)[0][4:53, :3]  # what changes most over time
+    known = torch.cat([most, torch.ones(49, 1)], dim=1)
+
+    def foretold(lag: int) -> float:
+        """Share of the log loudness that is foretold in stretches left out of the fit, shifted by `lag` frames."""
+        middles = [(k + lag) * 640 for k in range(4, 53)]
+        loud = torch.stack([mono[m - 320 : m + 320].square().mean().add(1e-8).log() for m in middles])
+        rest = torch.zeros(49)
+        for stretch in range(7):
+            out = torch.arange(49) // 7 == stretch
+            weights = torch.linalg.lstsq(known[~out], loud[~out, None]).solution
+            rest[out] = loud[out] - (known[out] @ weights)[:, 0]
+        return float(1 - rest.square().mean() / loud.var())
+
+    shares = {lag: foretold(lag) for lag in range(-2, 3)}
+    assert shares[0] > 0.4 and max(shares, key=lambda lag: shares[lag]) == 0, shares
+
+
+def test_the_published_configuration_gives_12_layers_of_768(tmp_path):
+    """Real sizes, random weights."""
+    Wav2Vec2Model(Wav2Vec2Config()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 768
+    assert Wav2VecSpeech(tmp_path).encode(voice(0.4), 9).shape == (13, 12, 768)
+
+
+def test_a_speech_whose_start_is_cut_is_heard_from_a_little_before(encoder):
+    """Through `prepare`: 1.2 s are cut, the two frames before that are context; nothing is shifted."""
+    from types import SimpleNamespace
+
+    from bya_core.pipelines.prepare import speech_features
+    from bya_core.scene.types import Character, Scene, Speech
+
+    waveform = voice(3.0)
+    scene = Scene("", [Character("Ada", torch.zeros(3, 8, 8))], [None], 480, 720, 21)
+    bundle = SimpleNamespace(speech=encoder, device=torch.device("cpu"), dtype=torch.float32)
+    cut = speech_features(Speech(waveform[None], RATE, offset=-1.2), scene, bundle)
+    whole = encoder.features(waveform[round(1.12 * RATE) :])
+    assert_close(cut, whole[:25])
+    plain = speech_features(Speech(waveform[None], RATE), scene, bundle)
+    assert torch.equal(plain, encoder.encode(waveform, 21))

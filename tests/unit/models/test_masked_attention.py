@@ -1,0 +1,242 @@
+"""Attention to several characters at once: the reference against the sum written out, the kernel against it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bya_core.errors import InputError
+from bya_core.models import masked_attention as module
+from bya_core.models.masked_attention import plain, routed_attention
+
+ROOT = Path(__file__).resolve().parents[3]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def drawn(
+    leading: tuple[int, ...], tokens: int, characters: int, keys: int, dim: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query, key (scaled), value and mask; the mask is zero for the first third of the tokens, and for one character in
+    the second third."""
+    draw = torch.Generator().manual_seed(seed)
+    query = torch.randn(*leading, tokens, dim, generator=draw)
+    key, value = torch.randn(2, *leading, characters, keys, dim, generator=draw)
+    mask = torch.rand(*leading, tokens, characters, generator=draw)
+    mask[..., : tokens // 3, :] = 0
+    mask[..., : 2 * tokens // 3, 0] = 0
+    return query, key * dim**-0.5, value, mask
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """One character after the other, with torch's own attention."""
+    total = torch.zeros_like(query)
+    for n in range(key.shape[-3]):
+        each = torch.nn.functional.scaled_dot_product_attention(query, key[..., n, :, :], value[..., n, :, :], scale=1)
+        total += mask[..., n, None] * each
+    return total
+
+
+@pytest.mark.parametrize("characters", [1, 2, 5])
+def test_the_reference_is_the_sum_over_characters(characters: int) -> None:
+    given = drawn((2, 3), 30, characters, 7, 12)
+    torch.testing.assert_close(plain(*given), written_out(*given))
+    with torch.no_grad():
+        assert torch.equal(plain(*given), plain(*(x.clone().requires_grad_() for x in given)))
+    alike = given[3][:, :1]  # one mask for all heads
+    torch.testing.assert_close(plain(*given[:3], alike), written_out(*given[:3], alike.expand(-1, 3, -1, -1)))
+
+
+def test_gradients_of_everything() -> None:
+    given = [x.double().requires_grad_() for x in drawn((2,), 5, 2, 3, 4)]
+    assert torch.autograd.gradcheck(routed_attention, given)
+
+
+def test_the_processor_computes_plainly_and_what_is_forced_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = drawn((2,), 6, 2, 3, 16)
+    expected = plain(*given)
+    assert torch.equal(routed_attention(*given), expected)
+    monkeypatch.setenv("BYA_ATTENTION", "plain")
+    assert torch.equal(routed_attention(*given), expected)
+    monkeypatch.setenv("BYA_ATTENTION", "fastest")
+    with pytest.raises(InputError, match="BYA_ATTENTION=fastest"):
+        routed_attention(*given)
+    monkeypatch.setenv("BYA_ATTENTION", "triton")
+    missing = "package triton" if importlib.util.find_spec("triton") is None else "an NVIDIA GPU"
+    with pytest.raises(InputError, match=missing):
+        routed_attention(*given)
+
+
+@needs_triton
+def test_a_kernel_that_fails_is_replaced_once_and_for_all(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from bya_core.models import masked_attention_triton as kernel
+
+    calls = []
+
+    def fused(*given: Tensor) -> Tensor:
+        calls.append(given)
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(kernel, "fused", fused)
+    monkeypatch.setattr(module, "_refused", [])
+    monkeypatch.setattr(module, "_pays", lambda query, *_: query.device not in module._refused)
+    given = drawn((2,), 6, 2, 3, 16)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert torch.equal(routed_attention(*given), plain(*given))
+    assert len(calls) == 1 and len(caplog.records) == 1 and "no C compiler" in caplog.text
+
+    def exhausted(*given: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(kernel, "fused", exhausted)
+    monkeypatch.setattr(module, "_refused", [])
+    with pytest.raises(torch.OutOfMemoryError):  # whoever can do with less has to hear of it
+        routed_attention(*given)
+
+
+def in_another_process(code: str, **environment: str) -> None:
+    """Run code with an environment that has to stand before the first import."""
+    threads = {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **threads, **environment}, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+INTERPRETED = """
+import torch
+import pytest
+from bya_core.errors import InputError
+from bya_core.models import routed_attention_triton as kernel
+from bya_core.models.masked_attention import plain, routed_attention
+from tests.unit.models.test_masked_attention import drawn
+
+assert kernel.INTERPRETED
+looked = []
+original = kernel.fused
+kernel.fused = lambda *given: looked.append(1) or original(*given)
+shapes = [  # leading axes, tokens, characters, keys, channels of a head
+    ((2, 3), 70, 2, 32, 32), ((1, 2, 2), 33, 3, 5, 64), ((2,), 17, 1, 70, 128), ((), 9, 4, 1, 16),
+    ((1,), 130, 2, 33, 64),
+]
+for leading, *size in shapes:
+    given = drawn(leading, *size)
+    expected = plain(*given)
+    torch.testing.assert_close(routed_attention(*given), expected, atol=2e-6, rtol=1e-5)
+    half = [x.half() for x in given]
+    made = routed_attention(*half)
+    assert made.dtype == torch.float16
+    torch.testing.assert_close(made.float(), plain(*(x.float() for x in half)), atol=2e-3, rtol=2e-3)
+    assert (made[..., : size[0] // 3, :] == 0).all()  # nobody's tokens
+assert len(looked) == 2 * len(shapes)
+
+# as faces and speech give them: heads inside the rows, one mask for all heads
+query, key, value, mask = drawn((2, 3), 40, 2, 6, 16)
+mask = mask[:, :1]
+expected = plain(query, key, value, mask)
+turned = [x.transpose(*axes).contiguous().transpose(*axes) for x, axes in
+          ((query, (1, 2)), (key, (1, 2)), (value, (-1, -2)), (mask, (-1, -2)))]
+assert not any(x.is_contiguous() for x in turned)
+torch.testing.assert_close(routed_attention(*turned), expected, atol=2e-6, rtol=1e-5)
+
+# a tile that no mask of a character reaches does not look at its keys
+key[:, :, 0], mask[..., 0] = torch.nan, 0
+made = routed_attention(query, key, value, mask)
+assert made.isfinite().all()
+torch.testing.assert_close(made, plain(query, key[:, :, 1:], value[:, :, 1:], mask[..., 1:]), atol=2e-6, rtol=1e-5)
+
+# what it is not made for
+given = drawn((2,), 6, 2, 3, 16)
+for changed, words in (
+    ([x.clone().requires_grad_() for x in given], "with gradients"),
+    ([x.double() for x in given], "float64"),
+    (drawn((2,), 6, 2, 3, 24), "heads of 24 channels"),
+):
+    with pytest.raises(InputError, match=words):
+        routed_attention(*changed)
+"""
+
+WHOLE_MODEL = """
+import os
+import torch
+from tests.unit.models.test_conditioning import given, left_and_right
+from tests.unit.models.test_transformer import build
+
+model = build("official", cross_attn_dim_head=16, audio_dim_head=16, num_layers=2)
+with torch.no_grad():
+    told = given(model, batch=1)
+    for more in ({}, {"forced_masks": left_and_right()[:1], "skip_tokens": True, "inflate_audio_masks": False}):
+        os.environ["BYA_ATTENTION"] = "plain"
+        expected = model(**told, **more).sample
+        os.environ["BYA_ATTENTION"] = "triton"
+        torch.testing.assert_close(model(**told, **more).sample, expected, atol=2e-5, rtol=1e-4)
+"""
+
+COMPILED = """
+import sys
+from bya_core.models.masked_attention import routed_attention
+from tests.unit.models.test_masked_attention import drawn
+
+routed_attention(*drawn((2,), 6, 2, 3, 16))
+assert "triton" not in sys.modules and "bya_core.models.masked_attention_triton" not in sys.modules
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from bya_core.models.masked_attention_triton import _kernel, sizes
+
+for capability, dim in ((80, 64), (90, 128)):
+    size = sizes(17550, 32, dim)
+    warps = size.pop("num_warps")
+    constants = size | {"PRECISION": "tf32", "q_channel": 1, "k_channel": 1, "v_channel": 1, "o_channel": 1}
+    tensors = ("query", "key", "value", "mask", "out")
+    names = _kernel.arg_names
+    signature = {n: "*bf16" if n in tensors else "constexpr" if n in constants else "i32" for n in names}
+    source = ASTSource(fn=_kernel, signature=signature, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    assert made.asm["cubin"] and made.asm["ptx"].count("mma") > 0
+    assert made.metadata.shared <= 48 * 1024  # any GPU has that
+"""
+
+
+@needs_triton
+def test_the_kernel_equals_the_reference_on_a_processor() -> None:
+    in_another_process(INTERPRETED, TRITON_INTERPRET="1", BYA_ATTENTION="triton")
+
+
+@needs_triton
+def test_a_whole_model_with_the_kernel() -> None:
+    in_another_process(WHOLE_MODEL, TRITON_INTERPRET="1")
+
+
+@needs_triton
+def test_the_kernel_compiles_for_gpus_that_are_not_here_and_is_imported_only_where_used(tmp_path: Path) -> None:
+    in_another_process(COMPILED, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_the_kernel_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what is chosen there, and nearer to float32 than, or as near as, the reference in half precision."""
+    pytest.importorskip("triton")
+    for leading, *size in (((2, 3), 1000, 2, 32, 128), ((2, 13, 4), 333, 3, 32, 64), ((1, 2), 65, 1, 70, 32)):
+        given = [x.to("cuda", dtype) for x in drawn(leading, *size)]
+        exact = plain(*(x.float() for x in given))
+        monkeypatch.delenv("BYA_ATTENTION", raising=False)
+        assert module._pays(*given)
+        made = (routed_attention(*given).float() - exact).abs().max()
+        assert not module._refused
+        assert made <= (plain(*given).float() - exact).abs().max() + 2 * torch.finfo(dtype).eps

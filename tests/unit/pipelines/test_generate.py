@@ -1,0 +1,199 @@
+"""Scene to video with random weights: shapes, what reaches the model, what is told, what can be stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bya_core.config import RoutingConfig
+from bya_core.errors import Cancelled, InputError
+from bya_core.pipelines.generate import Progress, Video, generate
+from bya_core.pipelines.run_report import build_report, mask_figures, mask_notices, peak_ram
+from bya_core.scene.types import Character, Scene, Speech
+from bya_core.weights.bundle import ModelBundle
+from tests.fakes import RATE, fake_bundle, tone
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def voice(seconds: float, hertz: float = 200.0) -> Speech:
+    return Speech(torch.from_numpy(tone(seconds, hertz)).float()[None], RATE)
+
+
+def scene_of(count: int, bundle: ModelBundle, **given: Any) -> Scene:
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {
+        "prompt": "some people",
+        "characters": [Character(f"c{i}", torch.rand(3, 20, 24)) for i in range(count)],
+        "speeches": [voice(0.3, 200.0 + 100 * i) for i in range(count)],
+        "height": 64,
+        "width": 96,
+        "num_frames": 9,
+        "sampling": bundle.sampling,
+    }
+    return Scene(**settings | given)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_any_number_of_characters(count: int, bundle: ModelBundle) -> None:
+    video = generate(scene_of(count, bundle), bundle)
+    assert video.frames.shape == (9, 64, 96, 3) and video.frames.dtype == torch.uint8
+    assert video.masks.shape == (count, 3, 4, 6)
+    assert video.masks.min() >= 0 and video.masks.max() <= 1
+    assert video.audio is not None and video.audio[0].shape == (1, round(9 / 25 * RATE))
+    warned = [notice for notice in video.notices if "trained with at most 2" in notice]
+    assert bool(warned) == (count > 2)
+
+
+def test_other_sizes_and_lengths_are_made_with_a_warning(bundle: ModelBundle) -> None:
+    video = generate(scene_of(2, bundle, height=48, width=64, num_frames=5), bundle)
+    assert video.frames.shape == (5, 48, 64, 3) and video.masks.shape == (2, 2, 3, 4)
+    assert any("96x64" in notice for notice in video.notices)
+
+
+def test_the_seed_decides(bundle: ModelBundle) -> None:
+    sampling = dataclasses.replace(bundle.sampling, seed=1)
+    first, again = (generate(scene_of(2, bundle, sampling=sampling), bundle) for _ in range(2))
+    other = generate(scene_of(2, bundle), bundle)
+    assert torch.equal(first.frames, again.frames) and torch.equal(first.masks, again.masks)
+    assert not torch.equal(first.frames, other.frames)
+
+
+@pytest.mark.parametrize("change", ["speech", "matrix", "first frame", "face", "prompt", "silence", "gain", "negative"])
+def test_every_input_reaches_the_video(change: str, bundle: ModelBundle) -> None:
+    scene = scene_of(2, bundle)
+    changed = {
+        "speech": {"speeches": [voice(0.3, 200.0), voice(0.1, 300.0)]},
+        "matrix": {"audio_character_matrix": torch.tensor([[0.0, 1.0], [0.0, 0.0]])},
+        "first frame": {"first_frame": torch.rand(3, 30, 40)},
+        "face": {"characters": [scene.characters[0], Character("other", torch.rand(3, 9, 9))]},
+        "prompt": {"prompt": "nobody"},
+        "negative": {"negative_prompt": "rain"},
+        "silence": {"speeches": [scene.speeches[0], None]},
+        "gain": {"speeches": [scene.speeches[0], dataclasses.replace(voice(0.3, 300.0), gain=-20.0)]},
+    }[change]
+    assert not torch.equal(generate(scene, bundle).frames, generate(scene_of(2, bundle, **changed), bundle).frames)
+
+
+def test_forced_masks_are_the_masks_that_act(bundle: ModelBundle) -> None:
+    masks = torch.zeros(2, 3, 4, 6)
+    masks[0, :, :, :3], masks[1, :, :, 3:] = 1.0, 1.0
+    forced = generate(scene_of(2, bundle, routing=RoutingConfig("manual"), forced_masks=masks), bundle)
+    torch.testing.assert_close(forced.masks, masks)
+    free = generate(scene_of(2, bundle), bundle)
+    none = scene_of(2, bundle, routing=RoutingConfig("manual"), forced_masks=masks, forced_blend=torch.zeros(2))
+    torch.testing.assert_close(generate(none, bundle).masks, free.masks)
+    half = scene_of(2, bundle, routing=RoutingConfig("manual"), forced_masks=masks, forced_blend=torch.full((2,), 0.5))
+    assert not torch.equal(generate(half, bundle).frames, forced.frames)
+
+
+def test_nobody_speaks(bundle: ModelBundle) -> None:
+    assert generate(scene_of(2, bundle, speeches=[None, None]), bundle).audio is None
+
+
+def test_the_watcher_sees_every_step(bundle: ModelBundle) -> None:
+    seen: list[Progress] = []
+    generate(scene_of(2, bundle), bundle, seen.append)
+    steps = [progress for progress in seen if progress.info is not None]
+    assert [(progress.step, progress.total) for progress in steps] == [(1, 2), (2, 2)]
+    assert steps[0].info is not None and steps[0].info.masks is not None
+    assert steps[0].info.x0.shape == (1, 3, 3, 8, 12)
+    assert "decoding the video" in {progress.doing for progress in seen}
+
+
+@pytest.mark.parametrize("when", ["reading the prompt", "denoising", "decoding the video"])
+def test_the_watcher_can_stop_the_work(when: str, bundle: ModelBundle) -> None:
+    with pytest.raises(Cancelled):
+        generate(scene_of(2, bundle), bundle, lambda progress: progress.doing != when)
+
+
+def test_guidance_apart_costs_one_more_branch(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    forward = bundle.transformer.forward
+
+    def counted(**given: Any) -> Any:
+        batches.append(given["hidden_states"].shape[0])
+        return forward(**given)
+
+    monkeypatch.setattr(bundle.transformer, "forward", counted)
+    for text, speech in ((1.0, 1.0), (2.0, 2.0), (2.0, 3.0)):
+        sampling = dataclasses.replace(bundle.sampling, steps=1, guidance_text=text, guidance_speech=speech)
+        generate(scene_of(2, bundle, sampling=sampling), bundle)
+    assert batches == [1, 2, 3]
+
+
+def test_mask_figures() -> None:
+    masks = torch.zeros(3, 2, 4, 4)
+    masks[0, :, :2] = 0.9
+    masks[1, 0, 0, 0] = 0.6
+    figures = mask_figures(masks)
+    assert [figure.coverage for figure in figures] == pytest.approx([0.5, 1 / 32, 0.0], abs=1e-4)
+    assert [figure.confidence for figure in figures] == pytest.approx([0.9, 0.6, 0.0], abs=1e-4)
+
+
+def test_report_says_what_was_made_and_how(bundle: ModelBundle) -> None:
+    matrix = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    scene = scene_of(2, bundle, audio_character_matrix=matrix, speeches=[voice(0.3), None])
+    made = generate(scene, bundle)
+    video = dataclasses.replace(made, masks=torch.zeros_like(made.masks), notices=("careful",))
+    report = build_report(scene, Path("scene.json"), bundle, video, {"loading": 1.0}, [Path("a.mp4")])
+    assert [character["speech_of"] for character in report["characters"]] == [[], ["c0"]]
+    assert report["characters"][0]["mask"] == {"coverage": 0.0, "confidence": 0.0}
+    assert report["warnings"] == ["careful", *mask_notices(scene, mask_figures(video.masks))]
+    assert len(report["warnings"]) == 3
+    assert report["seconds"]["total"] == pytest.approx(1.0 + sum(video.seconds.values()), abs=0.01)
+    assert report["peak_memory"]["ram_gb"] > 0
+    assert report["model"]["name"] == "tiny" and report["seed"] == 0 and report["files"] == ["a.mp4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_memory_of_the_process_that_started_us_is_not_counted() -> None:
+    """Linux hands the peak of a process on to those it starts, where a report must tell its own."""
+    held = bytearray(b"1") * 300_000_000
+    script = (
+        "import sys; from bya_core.pipelines.run_report import peak_ram; x = b'1' * int(sys.argv[1]); print(peak_ram())"
+    )
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", script, size], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+        for size in ("60000000", "160000000")
+    ]
+    assert peak_ram() > len(held) + 100_000_000
+    assert peaks[1] - peaks[0] == pytest.approx(100_000_000, rel=0.1)
+
+
+def test_video_is_frozen(bundle: ModelBundle) -> None:
+    video = Video(torch.zeros(1), torch.zeros(1), bundle.grid(9, 64, 96), None, torch.eye(2))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        video.frames = torch.ones(1)  # type: ignore[misc]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_it_is_about_the_same_video(bundle: ModelBundle) -> None:
+    there = fake_bundle().to("cuda")
+    assert there.device.type == "cuda"
+    masks = torch.rand(2, 3, 4, 6)
+    scene = scene_of(2, bundle, first_frame=torch.rand(3, 30, 40))
+    half, manual = torch.full((2,), 0.5), RoutingConfig("manual")
+    forced = dataclasses.replace(scene, routing=manual, forced_masks=masks, forced_blend=half)
+    for given in (scene, forced):
+        expected, made = generate(given, bundle), generate(given, there)
+        assert made.frames.device.type == "cpu"
+        torch.testing.assert_close(made.masks, expected.masks, atol=1e-2, rtol=0)
+        assert (made.frames.float() - expected.frames.float()).abs().mean() < 3
+
+
+def test_a_picture_without_a_face_is_told_with_whose_it_is(bundle: ModelBundle) -> None:
+    class Blind:
+        def encode(self, image: torch.Tensor) -> None:
+            raise InputError("no face in the picture", "one face", "choose another picture")
+
+    scene = scene_of(2, bundle)
+    with pytest.raises(InputError, match=f"the picture of {scene.characters[0].name}: no face in the picture"):
+        generate(scene, dataclasses.replace(bundle, face=Blind()))

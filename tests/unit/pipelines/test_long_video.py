@@ -1,0 +1,226 @@
+"""Windows that go on from each other: kept, resumed, made again; speech, prompts and masks at their absolute time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bya_core.pipelines.long_video as long_video
+from bya_core.config import RoutingConfig, WindowConfig
+from bya_core.errors import Cancelled, InputError
+from bya_core.pipelines.generate import generate
+from bya_core.pipelines.long_video import LongVideo, generate_long, generate_windows, plan
+from bya_core.pipelines.progress import Progress
+from bya_core.scene.types import PromptSpan, Scene, Speech
+from bya_core.weights.bundle import ModelBundle
+from tests.fakes import RATE, tone
+
+LongScene = Callable[..., Scene]
+
+
+def frames_of(video: LongVideo) -> Tensor:
+    return torch.stack(list(video.frames))
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: ModelBundle, long_scene: LongScene, tmp_path_factory: pytest.TempPathFactory) -> LongVideo:
+    """One uninterrupted run."""
+    return generate_long(long_scene(), bundle, tmp_path_factory.mktemp("whole"))
+
+
+def test_all_frames_and_masks_are_there(whole: LongVideo, bundle: ModelBundle, long_scene: LongScene) -> None:
+    assert len(whole.windows) == len(plan(long_scene(), bundle)) == 4
+    assert frames_of(whole).shape == (45, 64, 96, 3) and len(whole.frames) == 45
+    assert whole.masks.shape == (2, *whole.grid.shape) and whole.grid.frames == 12
+    assert whole.audio is not None and whole.audio[0].shape[1] == round(45 / 25 * RATE)
+    assert len({row["seed"] for row in whole.windows}) == 4, "windows of equal noise would repeat each other"
+
+
+def test_a_scene_of_one_window_is_the_ordinary_video(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    scene = long_scene(num_frames=17)
+    video = generate(scene, bundle)
+    made = generate_long(scene, bundle, tmp_path)
+    assert torch.equal(frames_of(made), video.frames) and torch.equal(made.masks, video.masks)
+
+
+def test_windows_one_by_one_are_the_same_video(
+    whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    parts = list(generate_windows(long_scene(), bundle, tmp_path))
+    assert torch.equal(torch.cat([part.frames for part in parts]), frames_of(whole))
+    assert torch.equal(torch.cat([part.masks for part in parts], dim=1), whole.masks)
+    assert all(part.fresh for part in parts)
+
+
+@pytest.mark.parametrize("where", ["window 1 of 4: decoding", "window 3 of 4: denoising"])
+def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
+    whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, where: str
+) -> None:
+    def stop(progress: Progress) -> bool:
+        return not progress.doing.startswith(where)
+
+    with pytest.raises(Cancelled):
+        generate_long(long_scene(), bundle, tmp_path, stop)
+    kept = sorted(path.name for path in tmp_path.glob("window_*"))
+    assert len(kept) == int(where[7]) - 1
+    assert not list(tmp_path.glob(".*")), "no half-written file"
+    resumed = generate_long(long_scene(), bundle, tmp_path)
+    assert [row["made_now"] for row in resumed.windows] == [index >= len(kept) for index in range(4)]
+    assert torch.equal(frames_of(resumed), frames_of(whole))
+    assert torch.equal(resumed.masks, whole.masks)
+
+
+def test_one_window_is_made_again_and_fits_its_neighbours(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    scene = long_scene(windows=WindowConfig(17, 5, hold_colours=False))
+    before = generate_long(scene, bundle, tmp_path)
+    frames, files = frames_of(before), {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    old = before.files.read(1)
+    again = generate_long(scene, bundle, tmp_path, again=2)
+    changed = {path.name for path in tmp_path.iterdir() if path.read_bytes() != files[path.name]}
+    assert changed == {"window_0002.safetensors"}
+    assert [row["made_now"] for row in again.windows] == [False, True, False, False]
+    assert again.windows[1]["take"] == 1 and again.windows[1]["seed"] != before.windows[1]["seed"]
+    window, new, made = plan(scene, bundle)[1], frames_of(again), again.files.read(1)
+    assert torch.equal(new[: window.start], frames[: window.start])
+    assert torch.equal(new[window.stop :], frames[window.stop :])
+    middle = slice(window.start + window.lead, window.stop - window.tail)
+    assert not torch.equal(new[middle], frames[middle])
+    lead, tail = window.latent_lead, window.latent_tail
+    assert torch.equal(made.latents[:, -tail:], old.latents[:, -tail:]), "the next window went on from these"
+    first = again.files.read(0)
+    assert torch.equal(made.latents[:, 1:lead], first.latents[:, 1 - lead :]), "as the window before ends"
+
+
+def test_a_window_can_be_made_again_with_a_given_seed(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    generate_long(long_scene(), bundle, tmp_path)
+    made = [frames_of(generate_long(long_scene(), bundle, tmp_path, again=4, again_seed=77)) for _ in range(2)]
+    assert torch.equal(*made)
+    with pytest.raises(InputError, match="1 to 4"):
+        generate_long(long_scene(), bundle, tmp_path, again=5)
+
+
+def test_a_folder_of_another_scene_is_refused(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
+    list(zip(generate_windows(long_scene(), bundle, tmp_path), range(1), strict=False))
+    louder = [replace(speech, gain=3.0) for speech in long_scene().speeches]
+    for other in (long_scene(prompt="else"), long_scene(speeches=louder)):
+        with pytest.raises(InputError, match="another scene"):
+            generate_long(other, bundle, tmp_path)
+
+
+def test_nothing_is_deleted_that_was_not_written_here(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    made = generate_long(long_scene(), bundle, tmp_path)
+    made.files.remove(len(made.windows))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    new = tmp_path / "new"
+    made = generate_long(long_scene(), bundle, new)
+    made.files.remove(len(made.windows))
+    assert not new.exists()
+
+
+def test_a_full_disk_is_told_before_any_work(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_video.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(InputError, match="GB free"):
+        generate_windows(long_scene(), bundle, tmp_path)
+
+
+@pytest.fixture
+def heard(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Speech features [M, F + 4] each window was given, in order."""
+    given: list[Tensor] = []
+    original = long_video.prepare
+
+    def spy(scene: Scene, model: ModelBundle, work: Any, features: Tensor) -> Any:
+        given.append(features[:, :, 0, 0])
+        return original(scene, model, work, features)
+
+    monkeypatch.setattr(long_video, "prepare", spy)
+    return given
+
+
+def test_speech_is_heard_at_its_absolute_time_with_real_neighbours(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, heard: list[Tensor]
+) -> None:
+    """A word from 1.00 to 1.20 s is in frames 25 .. 29 of every window that has them, or has them as neighbours."""
+    word = Speech(torch.from_numpy(tone(0.2)).float()[None], RATE, offset=1.0)
+    scene = long_scene(speeches=[None, word])
+    generate_long(scene, bundle, tmp_path)
+    assert len(heard) == 4
+    found = 0
+    for window, features in zip(plan(scene, bundle), heard, strict=True):
+        assert features.shape == (2, window.frames + 4)
+        frames = torch.arange(window.start - 2, window.stop + 2)
+        assert torch.equal(features[1] > 0.01, (frames >= 25) & (frames < 30))
+        assert not features[0].any()
+        found += int((features[1] > 0.01).any())
+    assert found >= 2, "the word lies where windows meet"
+
+
+def test_a_window_has_the_prompt_that_covers_most_of_it(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    class Listening:
+        def encode(self, prompts: list[str]) -> Tensor:
+            asked.extend(prompts)
+            return bundle.text.encode(prompts)
+
+    scene = long_scene(prompts=(PromptSpan(0.9, 1.8, "now they laugh"),), negative_prompt="blur")
+    generate_long(scene, replace(bundle, text=Listening()), tmp_path)
+    assert asked == ["Ada talks to Bo", "blur", "now they laugh"], "each once, in the order of the windows"
+
+
+def test_masks_of_the_window_before_act_first_then_the_router_goes_on(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = long_scene(sampling=replace(long_scene().sampling, steps=6), num_frames=29)
+    conditions = []
+    original = long_video.denoised
+
+    def spy(prepared: Any, routing: Any, *rest: Any) -> Any:
+        conditions.append(routing.applied(prepared.conditions))
+        return original(prepared, routing, *rest)
+
+    monkeypatch.setattr(long_video, "denoised", spy)
+    video = generate_long(scene, bundle, tmp_path)
+    assert conditions[0].forced_masks is None and conditions[0].kept is None
+    window, second = plan(scene, bundle)[1], conditions[1]
+    lead = window.latent_lead
+    early, late = second.forced_at(0, 6), second.forced_at(5, 6)
+    expected = video.files.read(0).masks[:, -lead:]
+    assert torch.equal(early["forced_masks"][0, :, :lead], expected)
+    weight = early["forced_weight"].expand(1, 2, window.latent.stop - window.latent.start, 1, 1)
+    assert bool((weight[:, :, :lead] == 1).all()) and not weight[:, :, lead:].any()
+    assert late["forced_masks"] is None
+
+
+def test_masks_of_a_person_act_in_the_windows_they_fall_in(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    masks = torch.rand(2, 12, 4, 6, generator=torch.Generator().manual_seed(3))
+    scene = long_scene(forced_masks=masks, routing=RoutingConfig(mode="manual"))
+    assert torch.allclose(generate_long(scene, bundle, tmp_path).masks, masks, atol=1e-6)
+
+
+def test_colours_are_held_to_the_first_window(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
+    video = generate_long(long_scene(), bundle, tmp_path)
+    means = [video.files.read(index).latents.mean(dim=(0, 1, 3, 4)) for index in range(4)]
+    for mean in means[1:]:
+        assert torch.allclose(mean, means[0], atol=1e-4)

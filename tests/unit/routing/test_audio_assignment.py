@@ -1,0 +1,220 @@
+"""Who hears whom: what is given stays; voices find their faces, and doubt is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bya_core.encoders.vad import LoudnessActivity
+from bya_core.encoders.voice_face import TwoTowers, VoiceFace, VoiceFaceNetwork
+from bya_core.errors import InputError
+from bya_core.evaluation.binding import listener_opening_ratio
+from bya_core.routing.audio_assignment import (
+    PIECE,
+    SURE,
+    bind,
+    match,
+    matrix_text,
+    pair_confidence,
+    pieces_of,
+    vote,
+)
+from bya_core.scene.types import Character, Scene, Speech
+from bya_core.weights.registry import MODELS, load_bundle
+from tests.fakes import RATE, fake_bundle
+from training.benchmark import listeners
+from training.run_voice_face import CHECKPOINT, Arguments, evaluate, main, try_scene
+
+VALIDATION = 2_000_000
+needs_towers = pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the voice-face weights are not here")
+
+
+class PitchFace:
+    """Knows: the brighter the face, the higher the voice. Scores in log odds, as sure as `scale` says."""
+
+    sample_rate = RATE
+
+    def __init__(self, scale: float = 20.0) -> None:
+        self.scale, self.asked = scale, 0
+
+    def scores(self, waveforms, images):
+        self.asked += len(waveforms)
+        pitch = [float(torch.fft.rfft(w).abs().argmax()) * RATE / len(w) / 1000 for w in waveforms]
+        bright = [float(image.mean()) for image in images]
+        return torch.tensor([[-self.scale * abs(p - b) for b in bright] for p in pitch])
+
+
+def speech_at(hertz: float, seconds: float = 1.0) -> Speech:
+    time = torch.arange(round(seconds * RATE)) / RATE
+    return Speech(0.3 * torch.sin(2 * math.pi * hertz * time)[None], RATE)
+
+
+def face(brightness: float) -> torch.Tensor:
+    return torch.full((3, 8, 8), brightness)
+
+
+def scene_of(speeches, faces=(0.2, 0.5, 0.8), bind="auto", **rest) -> Scene:
+    names = ("Anna", "Ben", "Cleo", "Dan")
+    characters = [Character(name, face(value)) for name, value in zip(names, faces, strict=False)]
+    return Scene("talk", characters, speeches, 64, 96, 9, bind=bind, **rest)
+
+
+def bundle_with(voice_face):
+    return replace(fake_bundle(), voice_face=voice_face)
+
+
+def matrix_for(speeches, faces) -> torch.Tensor:
+    """A matrix of the right shape, which the scene checks."""
+    return torch.zeros(len(speeches), len(faces))
+
+
+def test_a_given_matrix_is_left_alone():
+    matrix = torch.tensor([[0.0, 1.0], [0.7, 0.0]])
+    scene = scene_of([speech_at(200), None], (0.2, 0.8), bind="given", audio_character_matrix=matrix)
+    judge = PitchFace()
+    found = bind(scene, bundle_with(judge))
+    assert found.matrix is matrix and found.notices == () and judge.asked == 0
+
+
+def test_voices_find_their_faces_whatever_their_order():
+    speeches = [speech_at(800), speech_at(200), speech_at(500)]
+    found = bind(scene_of(speeches), bundle_with(PitchFace()))
+    assert found.matrix.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    assert found.scores.shape == (3, 3) and bool((found.confidence > SURE).all())
+    assert "speech 1 -> Cleo" in found.notices[0] and not any("Low" in text for text in found.notices)
+
+
+def test_the_assignment_is_the_best_as_a_whole():
+    """Both voices are nearest to the same face; together they do best with one each."""
+    found = match([speech_at(500), speech_at(600)], [face(0.55), face(0.9)], PitchFace(), LoudnessActivity())
+    assert found.scores.argmax(1).tolist() == [0, 0]
+    assert found.matrix.tolist() == [[1, 0], [0, 1]]
+
+
+def test_little_confidence_is_told_with_the_matrix():
+    found = bind(scene_of([speech_at(500), speech_at(505)], (0.2, 0.8)), bundle_with(PitchFace()))
+    assert float(found.confidence.max()) < 0.6
+    assert any(
+        "Low confidence" in text and matrix_text(found.matrix, ["Anna", "Ben"]) in text for text in found.notices
+    )
+
+
+def test_silent_streams_go_to_whoever_is_left():
+    silent = Speech(torch.zeros(1, RATE), RATE)
+    found = bind(scene_of([None, speech_at(200), silent]), bundle_with(PitchFace()))
+    assert found.matrix.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert found.confidence.tolist()[0] == 1.0 and found.scores[0].abs().sum() == 0
+    assert any("No voice is left for Ben, Cleo" in text for text in found.notices)
+
+
+def test_fewer_voices_than_faces_leave_listeners():
+    speeches = [speech_at(800), speech_at(200)]
+    scene = scene_of(speeches, audio_character_matrix=matrix_for(speeches, range(3)))
+    found = bind(scene, bundle_with(PitchFace()))
+    assert found.matrix.tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert any("No voice is left for Ben:" in text for text in found.notices)
+
+
+def test_more_voices_than_faces_is_an_error_that_names_them():
+    speeches = [speech_at(200), None, speech_at(800), speech_at(500)]
+    scene = scene_of(speeches, (0.2, 0.8), audio_character_matrix=matrix_for(speeches, range(2)))
+    with pytest.raises(InputError, match=r"3 voices \(speech 1, speech 3, speech 4\).*Anna, Ben"):
+        bind(scene, bundle_with(PitchFace()))
+
+
+def test_a_model_that_cannot_match_says_so():
+    with pytest.raises(InputError, match="cannot match voices to faces"):
+        bind(scene_of([speech_at(200)] * 3), fake_bundle())
+
+
+def test_longer_stretches_of_speech_count_for_more():
+    """1.5 s at 800 Hz and 0.5 s at 200 Hz, apart: the bright face gets the larger vote."""
+    high, low, pause = speech_at(800, 1.5).waveform, speech_at(200, 0.5).waveform, torch.zeros(1, RATE // 2)
+    speech = Speech(torch.cat([high, pause, low], 1), RATE)
+    judge = PitchFace()
+    votes = vote(speech, [face(0.2), face(0.8)], judge, LoudnessActivity())
+    assert judge.asked == 2 and votes[1] > votes[0]
+
+
+def test_long_speech_is_judged_in_pieces():
+    pieces = pieces_of([(0.0, 5.0), (6.0, 7.0)])
+    assert [round(end - start, 6) for start, end in pieces] == [round(5 / 3, 6)] * 3 + [1.0]
+    assert max(end - start for start, end in pieces) <= PIECE
+
+
+def test_confidence_is_the_odds_of_the_best_against_the_next():
+    scores = np.array([[2.0, 0.5], [1.0, 1.5]])
+    expected = 1 / (1 + math.exp(-((2.0 + 1.5) - (0.5 + 1.0))))
+    np.testing.assert_allclose(pair_confidence(scores), expected)
+    assert pair_confidence(np.zeros((2, 2))).tolist() == [0.5, 0.5]
+    assert pair_confidence(np.array([[-3.0]])).tolist() == [1.0]
+    one_voice = pair_confidence(np.array([[1.0, 0.0, -5.0]]))
+    np.testing.assert_allclose(one_voice, 1 / (1 + math.exp(-1.0)))
+
+
+def test_towers_take_any_size_and_length(tmp_path):
+    torch.manual_seed(0)
+    towers = TwoTowers(VoiceFaceNetwork())
+    assert isinstance(towers, VoiceFace)
+    sounds = [speech_at(200, 0.02).waveform[0], speech_at(300, 1.3).waveform[0]]
+    scores = towers.scores(sounds, [torch.rand(3, 48, 48), torch.rand(3, 120, 90), torch.rand(3, 30, 30)])
+    assert scores.shape == (2, 3) and bool(torch.isfinite(scores).all())
+    louder = towers.scores([0.1 * sounds[1]], [torch.full((3, 48, 48), 0.5)])
+    same = towers.scores([sounds[1]], [torch.full((3, 48, 48), 0.5)])
+    torch.testing.assert_close(louder, same, atol=0.05, rtol=0.0)
+
+
+def test_training_writes_a_checkpoint_that_loads(tmp_path):
+    path = tmp_path / "towers.safetensors"
+    main(Arguments(checkpoint=path, puppets=24, steps=2, batch=8))
+    towers = TwoTowers.load(path)
+    trial = try_scene(towers, VALIDATION, 2, 25, "overlap", "loudness")
+    assert 0.5 <= trial.confidence <= 1.0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["towers.safetensors"]
+    with pytest.raises(InputError, match="higher seeds are for measuring"):
+        main(Arguments(checkpoint=path, seed=1_000_000))
+
+
+@needs_towers
+def test_shipped_towers_bind_puppets():
+    """12 scenes of validation seeds; the table over 200 held-out ones is in docs/binding.md."""
+    towers = TwoTowers.load(CHECKPOINT)
+    trials = [try_scene(towers, VALIDATION + 100 + k, 2, 49, "overlap", "loudness") for k in range(12)]
+    assert sum(trial.right for trial in trials) >= 10
+    assert CHECKPOINT.stat().st_size < 1_000_000
+
+
+@needs_towers
+@pytest.mark.slow
+def test_nine_of_ten_scenes_are_bound_right():
+    report = evaluate(Arguments(scenes=100, seed_base=VALIDATION), TwoTowers.load(CHECKPOINT))
+    assert next(row["right"] for row in report["rows"] if row["characters"] == 2) >= 0.9
+
+
+@needs_towers
+@pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+def test_the_shipped_model_has_towers():
+    assert isinstance(load_bundle("tiny").voice_face, TwoTowers)
+
+
+def test_a_listeners_mouth_counts_away_from_turns():
+    speaking = np.zeros((2, 20), bool)
+    speaking[0, :10] = True
+    opening = np.where(speaking, 0.10, 0.01)
+    opening[0, 10:12] = 0.08  # still closing
+    assert listener_opening_ratio(opening, speaking) == pytest.approx(0.1)
+    assert listener_opening_ratio(opening, speaking, border=0) > 0.1
+    assert listener_opening_ratio(np.full((2, 20), 0.1), speaking) == pytest.approx(1.0), "stuck open"
+    assert math.isnan(listener_opening_ratio(opening, np.zeros_like(speaking)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+def test_generated_listeners_keep_their_mouths_shut():
+    report = listeners.evaluate(listeners.Arguments(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("tiny"))
+    assert report["drawn"] < 0.02 and report["judged"] >= 8
+    assert report["model"] <= listeners.BAR

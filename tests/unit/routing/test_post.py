@@ -1,0 +1,292 @@
+"""The post router: a first pass in silence, who is where in it, and a second pass with that forced."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bya_core.config import RoutingConfig
+from bya_core.encoders.segmentation import SAM2_WEIGHTS, Sam2Segmenter, Segmenter, load_sam2
+from bya_core.errors import InputError
+from bya_core.pipelines.generate import generate, prepare, sample
+from bya_core.pipelines.progress import Work
+from bya_core.routing import post
+from bya_core.routing.route import route
+from bya_core.weights.registry import MODELS, load_bundle
+from tests.fakes import fake_bundle
+from tests.torchvision_shim import importable
+from tests.unit.routing.calls import counted
+from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppets
+
+STEPS = 5
+LATENTS = torch.randn(1, 3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+
+
+@pytest.fixture(scope="module")
+def fake():
+    return fake_bundle()
+
+
+def asking_for(prepared, **routing):
+    return replace(prepared, scene=replace(prepared.scene, routing=RoutingConfig(mode="post", **routing)))
+
+
+@pytest.fixture(scope="module")
+def prepared(fake):
+    scene = puppet_scene(fake, two_puppets(), STEPS, guidance_text=2.0, guidance_speech=3.0)
+    return asking_for(prepare(scene, fake))
+
+
+def test_first_pass_is_silent_and_second_one_forced(fake, prepared):
+    silence, speech = prepared.conditions.silent_audio_tokens, prepared.conditions.audio_tokens
+    with counted(fake.transformer) as calls:
+        found = route(prepared, fake)
+        assert len(calls) == found.calls == STEPS + 1, "the last one reads the masks"
+        for given in calls.given:
+            heard = given["audio_tokens"]
+            assert torch.equal(heard, silence.expand_as(heard))
+            assert given.get("forced_masks") is None
+        assert {len(latents) for latents in calls.latents[:-1]} == {2}, "no branch is computed twice"
+        start = calls.latents[0][:1, :, :3]
+        calls.clear()
+
+        video = sample(prepared, found, fake)
+        assert len(calls) == STEPS, "from noise again"
+        assert torch.equal(calls.latents[0][:1, :, :3], start), "the same noise"
+        for given in calls.given:
+            assert torch.equal(given["audio_tokens"][-1:], speech)
+            assert torch.equal(given["forced_masks"][:1], found.masks[None]) and given["forced_weight"] is None
+    assert found.origin == "post" and found.state is None and (found.weight == 1).all()
+    assert torch.equal(video.masks, found.masks)
+
+
+def test_with_silent_branches_one_scale_is_all_there_is(fake, prepared):
+    """Leaving out the branch that differs in speech only is exact: it hears the same silence."""
+    from bya_core.sampling import build_scheduler, denoise
+
+    sampling = prepared.scene.sampling
+    made = [
+        denoise(
+            fake.transformer,
+            build_scheduler("dpm"),
+            post.silent(prepared.conditions),
+            replace(sampling, guidance_speech=scale),
+        ).latents
+        for scale in (sampling.guidance_speech, sampling.guidance_text)
+    ]
+    assert torch.allclose(*made, atol=1e-3)
+
+
+def test_reading_the_masks_goes_past_a_step_cache(prepared):
+    """A cache that skips as many blocks as it can must not answer with what it saw in the last step."""
+    hooks = pytest.importorskip("diffusers.hooks")
+    if not hasattr(hooks, "FirstBlockCacheConfig"):
+        pytest.skip("this diffusers has no first-block cache")
+    bundle = fake_bundle()
+    plain = post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle)
+    bundle.transformer.enable_cache(hooks.FirstBlockCacheConfig(threshold=1e9))
+    first = post.from_silent_pass(prepared, bundle, Work())
+    assert torch.equal(post.from_silent_pass(prepared, bundle, Work()).masks, first.masks), "nor with another run's"
+    assert torch.allclose(post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle), plain)
+
+
+def test_masks_given_by_a_person_act_in_the_first_pass_too(fake, prepared):
+    given = torch.rand(2, *prepared.grid.shape)
+    scene = replace(prepared.scene, forced_masks=given, forced_blend=torch.tensor([1.0, 0.0]))
+    with counted(fake.transformer) as calls:
+        found = route(replace(prepared, scene=scene), fake)
+    assert all(torch.equal(call["forced_masks"][0, 0], given[0]) for call in calls.given[:-1])
+    assert calls.given[-1].get("forced_masks") is None, "reading is left to the router"
+    assert torch.equal(found.masks[0], given[0]) and not torch.equal(found.masks[1], given[1])
+
+
+@needs_tiny
+def test_own_masks_lie_on_the_people():
+    """Masks read from a finished drawn clip, and from a first pass: both on the people who are there."""
+    bundle = load_bundle("tiny")
+    clip = two_puppets(VALIDATION + 5, 9)
+    prepared = asking_for(prepare(puppet_scene(bundle, clip, STEPS), bundle))
+    truth = prepared.grid.pixels_to_tokens(torch.from_numpy(clip.masks))
+    video = (torch.from_numpy(clip.frames).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
+    drawn = post.own_masks(bundle.codec.encode(video), prepared.conditions, prepared.scene.sampling, bundle)
+    found = post.from_silent_pass(prepared, bundle, Work())
+    for masks in (drawn, found.masks):
+        assert (overlap(masks, truth) > 0.6).all(), "each on its own person"
+        assert (overlap(masks, truth.flip(0)) < 0.2).all(), "and not on the other one"
+    assert (found.confidence > 0.6).all()
+
+
+def overlap(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union, [N]."""
+    a, b = a > 0.5, b > 0.5
+    return (a & b).sum((-3, -2, -1)) / (a | b).sum((-3, -2, -1))
+
+
+# --- SAM 2
+
+
+class Told:
+    """A segmenter that finds a box in every frame where it was told to look."""
+
+    def segment(self, frames: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        self.frames, self.boxes = frames, boxes
+        masks = torch.zeros(len(boxes), *frames.shape[:3])
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[:, y0:y1, x0:x1] = 1
+        return masks
+
+
+def test_a_segmenter_sees_the_silent_video_and_the_boxes_of_the_people(fake, prepared, monkeypatch):
+    segmenter, asked = Told(), []
+    boxes = torch.tensor([[0.0, 0, 48, 64], [48, 32, 96, 64]])
+
+    def character_boxes(frame, scene, bundle):
+        asked.append(frame)
+        return boxes
+
+    monkeypatch.setattr(post, "load_sam2", lambda *_: segmenter)
+    monkeypatch.setitem(sys.modules, "bya_core.routing.pre", SimpleNamespace(character_boxes=character_boxes))
+    with counted(fake.transformer) as calls:
+        found = route(asking_for(prepared, segmenter="sam2"), fake)
+    assert len(calls) == found.calls == STEPS
+    assert segmenter.frames.shape == (9, 64, 96, 3) and segmenter.frames.dtype == torch.uint8
+    assert asked[0].shape == (3, 64, 96)
+    assert torch.allclose(asked[0].permute(1, 2, 0) * 255, segmenter.frames[0].float(), atol=0.51)
+    assert torch.equal(segmenter.boxes, boxes)
+    expected = torch.zeros(2, 3, 4, 6)
+    expected[0, :, :, :3], expected[1, :, 2:, 3:] = 1, 1
+    assert torch.equal(found.masks, expected) and (found.weight == 1).all()
+
+
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def sam2() -> Sam2Segmenter:
+    """The real classes with a small configuration and random weights."""
+    pytest.importorskip("transformers", minversion="4.56")
+    if not importable():
+        pytest.skip("torchvision cannot be imported here")
+    from transformers import (
+        Sam2HieraDetConfig,
+        Sam2VideoConfig,
+        Sam2VideoModel,
+        Sam2VideoProcessor,
+        Sam2VideoVideoProcessor,
+        Sam2VisionConfig,
+    )
+
+    try:
+        from transformers import Sam2ImageProcessor
+    except ImportError:  # its name before transformers 5
+        from transformers import Sam2ImageProcessorFast as Sam2ImageProcessor
+
+    torch.manual_seed(0)
+    backbone = Sam2HieraDetConfig(
+        hidden_size=16,
+        image_size=[SIDE, SIDE],
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[16, 32, 64, 128],
+        num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[4, 4, 4, 4],
+        global_attention_blocks=[3],
+        window_positional_embedding_background_size=[4, 4],
+    )
+    config = Sam2VideoConfig(
+        vision_config=Sam2VisionConfig(
+            backbone_config=backbone,
+            backbone_channel_list=[128, 64, 32, 16],
+            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+            fpn_hidden_size=128,
+        ),
+        prompt_encoder_config={"hidden_size": 128, "image_size": SIDE, "mask_input_channels": 8},
+        mask_decoder_config={"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
+        image_size=SIDE,
+        memory_attention_hidden_size=128,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32,
+        memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=128,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=32,
+        memory_fuser_num_layers=1,
+    )
+    size = {"height": SIDE, "width": SIDE}
+    image = Sam2ImageProcessor(size=size, mask_size={"height": SIDE // 4, "width": SIDE // 4})
+    processor = Sam2VideoProcessor(image, Sam2VideoVideoProcessor(size=size))
+    return Sam2Segmenter(Sam2VideoModel(config), processor)
+
+
+FRAMES = torch.randint(0, 256, (3, 64, 96, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+BOXES = torch.tensor([[10.0, 10, 40, 50], [50, 16, 90, 64]])
+
+
+def test_sam2_follows_boxes(sam2, monkeypatch):
+    sessions = []
+    start = sam2.processor.init_video_session
+    monkeypatch.setattr(sam2.processor, "init_video_session", lambda **k: sessions.append(start(**k)) or sessions[-1])
+    assert isinstance(sam2, Segmenter)
+    masks = sam2.segment(FRAMES, BOXES)
+    assert masks.shape == (2, 3, 64, 96) and set(masks.unique().tolist()) <= {0.0, 1.0}
+    assert masks.sum(0).max() <= 1, "a pixel has one owner"
+    point = sessions[0].point_inputs_per_obj[1][0]
+    corners = torch.tensor([[50 * SIDE / 96, 16 * SIDE / 64], [90 * SIDE / 96, 64 * SIDE / 64]])
+    assert torch.allclose(point["point_coords"].float().reshape(2, 2), corners, atol=0.01)
+    assert point["point_labels"].flatten().tolist() == [2, 3], "the corners of a box"
+    assert torch.equal(sam2.segment(FRAMES, BOXES.flip(0)), masks.flip(0)), "in the order of the boxes"
+    with pytest.raises(InputError, match="boxes of shape"):
+        sam2.segment(FRAMES, BOXES[0])
+
+
+def test_sam2_from_a_folder(sam2, tmp_path):
+    sam2.model.save_pretrained(tmp_path)
+    sam2.processor.save_pretrained(tmp_path)
+    loaded = load_sam2(str(tmp_path))
+    assert torch.equal(loaded.segment(FRAMES, BOXES), sam2.segment(FRAMES, BOXES))
+    assert load_sam2(str(tmp_path)) is loaded
+    half = load_sam2(str(tmp_path), dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16 and half.segment(FRAMES, BOXES).shape == (2, 3, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"), [(SAM2_WEIGHTS, f"hf download {SAM2_WEIGHTS}"), ("/no/such/folder", "no usable weights")]
+)
+def test_without_weights_one_sentence_says_how_to_get_them(weights, words, monkeypatch, tmp_path):
+    if not importable():
+        pytest.skip("torchvision cannot be imported here")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("nothing is downloaded"))
+    with pytest.raises(InputError, match=words) as raised:
+        load_sam2(weights)
+    assert '"self"' in str(raised.value) and str(raised.value).count(". ") == 0
+
+
+def test_sam2_from_the_cache(sam2, tmp_path, monkeypatch):
+    """As `hf download` leaves it."""
+    repository = tmp_path / "models--some--sam2"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    sam2.model.save_pretrained(snapshot)
+    sam2.processor.save_pretrained(snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert torch.equal(load_sam2("some/sam2").segment(FRAMES, BOXES), sam2.segment(FRAMES, BOXES))
+
+
+def test_without_torchvision_the_other_segmenter_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(InputError, match='torchvision, or choose the segmenter "self"'):
+        load_sam2(str(tmp_path))
+
+
+def test_missing_weights_are_told_before_the_first_pass(fake, prepared, monkeypatch):
+    with counted(fake.transformer) as calls, pytest.raises(InputError, match="SAM 2"):
+        generate(asking_for(prepared, segmenter="sam2", segmenter_weights="/no/such/folder").scene, fake)
+    assert len(calls) == 0

@@ -1,0 +1,207 @@
+"""The pre router: faces of the first frame, each to its character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bya_core.config import RoutingConfig
+from bya_core.encoders.face.detection import Face
+from bya_core.encoders.face.matching import CharacterFinder, FaceFinder, Sightings
+from bya_core.encoders.protocols import FaceFeatures
+from bya_core.errors import InputError
+from bya_core.evaluation.mask_metrics import mean_iou, to_labels
+from bya_core.pipelines.generate import prepare, sample
+from bya_core.pipelines.progress import Work
+from bya_core.routing.pre import Found, character_boxes, draw_regions, from_first_frame
+from bya_core.scene.types import Character, Scene
+from bya_core.weights.registry import MODELS, load_bundle
+from tests.fakes import fake_bundle
+from tests.unit.routing.puppet_scene import VALIDATION, picture, puppet_scene
+from training.puppets import make_clip
+
+
+class Seen:
+    """A finder that has seen what the test says."""
+
+    sure = 0.5
+
+    def __init__(self, likeness: list[list[float]]) -> None:
+        self.likeness = torch.tensor(likeness).reshape(len(likeness), 2)
+
+    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> Sightings:
+        left = torch.arange(len(self.likeness))[:, None] * 40.0
+        face = torch.tensor([[10.0, 10.0, 26.0, 28.0]])
+        body = torch.tensor([[4.0, 4.0, 36.0, 90.0]])
+        across = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+        return Sightings(face + left * across, body + left * across, self.likeness)
+
+
+def two_people(first_frame: bool = True) -> Scene:
+    return Scene(
+        prompt="Ada and Bo",
+        characters=[Character("Ada", torch.rand(3, 32, 32)), Character("Bo", torch.rand(3, 32, 32))],
+        speeches=[None, None],
+        height=64,
+        width=96,
+        num_frames=9,
+        first_frame=torch.rand(3, 64, 96) if first_frame else None,
+        routing=RoutingConfig(mode="pre"),
+    )
+
+
+def routed(likeness: list[list[float]], scene: Scene | None = None):
+    bundle = replace(fake_bundle(), faces=Seen(likeness))
+    return from_first_frame(prepare(scene or two_people(), bundle), bundle, Work())
+
+
+def test_the_assignment_with_the_most_likeness_wins():
+    routing = routed([[0.9, 0.8], [0.85, 0.1]])  # the first face suits Ada best, yet only Bo can have it
+    left, right = slice(0, 2), slice(3, 5)
+    assert routing.masks[1, 0, :, left].sum() > 0 == routing.masks[1, 0, :, right].sum()
+    assert routing.masks[0, 0, :, right].sum() > 0 == routing.masks[0, 0, :, left].sum()
+    assert routing.notices == ()
+
+
+def test_masks_are_static_forced_and_exclusive():
+    routing = routed([[0.9, 0.1], [0.1, 0.9]])
+    assert routing.origin == "pre" and routing.calls == 0 and routing.state is None
+    assert routing.weight.tolist() == [1.0, 1.0]
+    assert torch.equal(routing.masks, routing.masks[:, :1].expand_as(routing.masks))
+    assert routing.masks.sum(0).max() <= 1.0 + 1e-6 and routing.notices == ()
+
+
+def test_faces_of_others_are_left_alone():
+    routing = routed([[0.0, 0.1], [0.9, 0.2], [0.1, 0.8]])
+    assert routing.masks[..., :2].sum() == 0, "nobody is where the stranger is"
+
+
+def test_low_likeness_is_a_notice_that_names_who():
+    (notice,) = routed([[0.9, 0.1], [0.1, 0.2]]).notices
+    assert "Bo" in notice and "Ada" not in notice and "0.20" in notice
+
+
+def test_no_first_frame_is_one_clear_sentence():
+    with pytest.raises(InputError, match='"pre" without a first frame'):
+        routed([[0.9, 0.1], [0.1, 0.9]], two_people(first_frame=False))
+
+
+def test_a_character_that_is_not_found_is_named():
+    with pytest.raises(InputError, match=r"^Bo not found in the first frame \(1 face found, 2 characters\)"):
+        routed([[0.9, 0.1]])
+    with pytest.raises(InputError, match=r"^Ada and Bo not found .* \(0 faces found"):
+        routed([])
+
+
+@pytest.mark.parametrize("likeness", [[[0.9, 0.8]], [[0.9, 0.8], [0.1, 0.2]]])
+def test_two_characters_on_one_face_are_named(likeness):
+    with pytest.raises(InputError, match="Ada and Bo both look like the same one of"):
+        routed(likeness)
+
+
+def test_box_holds_the_person_and_head_leaves_the_corners_out():
+    found = Found(torch.tensor([[40.0, 20.0, 56.0, 38.0]]), torch.tensor([[28.0, 12.0, 68.0, 64.0]]))
+    box, head = draw_regions(found, (64, 96), "box")[0], draw_regions(found, (64, 96), "head")[0]
+    assert box.sum() == (68 - 28) * (64 - 12) and box[12:64, 28:68].all()
+    assert head[29, 48] and head[60, 32] and head[60, 64], "face and both shoulders"
+    assert not head[14, 30] and not head[14, 66], "beside the hair is nobody"
+
+
+def test_neighbours_share_no_pixel_and_a_head_comes_before_a_body():
+    faces = torch.tensor([[20.0, 20.0, 36.0, 38.0], [44.0, 30.0, 60.0, 48.0]])
+    bodies = torch.tensor([[4.0, 10.0, 56.0, 64.0], [30.0, 20.0, 78.0, 64.0]])
+    both = draw_regions(Found(faces, bodies), (64, 96), "head")
+    assert both.sum(0).max() == 1
+    assert both[1, 40, 46] == 1, "the second one's cheek lies on the first one's shoulder"
+
+
+class Detects:
+    name = "test"
+
+    def __init__(self, *boxes: tuple[float, float, float, float]) -> None:
+        self.faces = [Face(box, 0.9) for box in boxes]
+
+    def detect(self, image: Tensor) -> list[Face]:
+        return self.faces
+
+
+class MeanColour:
+    """A face encoder that knows people by their colour, and sees no face in black."""
+
+    def encode(self, image: Tensor) -> FaceFeatures:
+        if float(image.max()) == 0:
+            raise InputError("black", "a face", "turn on the light")
+        return FaceFeatures(image.mean((1, 2)), image[None, None, 0, 0], image)
+
+
+def test_real_people_are_matched_by_what_the_face_encoder_says():
+    frame = torch.zeros(3, 60, 120)
+    frame[0, 10:40, 10:40], frame[1, 10:40, 80:110] = 1.0, 1.0
+    finder = FaceFinder(Detects((15, 15, 35, 35), (85, 15, 105, 35), (50, 20, 54, 24)), MeanColour())
+    assert isinstance(finder, CharacterFinder)
+    green, red = torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)
+    green[1], red[0] = 1.0, 1.0
+    seen = finder.find(frame, [green, red])
+    assert len(seen.faces) == 2, "where the encoder sees no face there is none"
+    assert seen.likeness.argmax(1).tolist() == [1, 0]
+    assert (seen.bodies[:, 3] > seen.faces[:, 3]).all() and (seen.bodies[:, 0] < seen.faces[:, 0]).all()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    if not MODELS["tiny"].present:
+        pytest.skip("the tiny model's weights are not here")
+    return load_bundle("tiny")
+
+
+@pytest.mark.parametrize(("count", "least"), [(1, 0.75), (2, 0.7), (3, 0.7), (4, 0.7)])
+def test_puppets_are_found_where_they_were_drawn(tiny, count, least):
+    ious = []
+    for seed in range(VALIDATION + 100, VALIDATION + 103):
+        clip = make_clip(seed, count, 64, 96, 9, motion="still")
+        scene = puppet_scene(tiny, clip, steps=1)
+        grid = tiny.grid(9, 64, 96)
+        truth = grid.pixels_to_tokens(torch.from_numpy(clip.masks)).numpy() >= 0.5
+        masks = from_first_frame(prepare(scene, tiny), tiny, Work()).masks
+        ious.append(mean_iou(to_labels(masks.numpy()), truth))
+    assert np.mean(ious) >= least
+
+
+def test_order_of_characters_is_that_of_the_scene(tiny):
+    clip = make_clip(VALIDATION + 1, 2, 64, 96, 9, motion="still")
+    scene = puppet_scene(tiny, clip, steps=1)
+    turned = replace(scene, characters=scene.characters[::-1], speeches=scene.speeches[::-1])
+    assert torch.equal(
+        character_boxes(scene.first_frame, scene, tiny).flip(0), character_boxes(scene.first_frame, turned, tiny)
+    )
+
+
+def test_boxes_of_puppets_hold_them(tiny):
+    clip = make_clip(VALIDATION + 2, 2, 64, 96, 9, motion="still")
+    boxes = character_boxes(picture(clip.first_frame), puppet_scene(tiny, clip, steps=1), tiny)
+    for (x0, y0, x1, y1), mask in zip(boxes.round().int().tolist(), clip.masks[:, 0], strict=True):
+        assert mask[y0:y1, x0:x1].sum() >= 0.9 * mask.sum()
+        assert mask[y0:y1, x0:x1].mean() >= 0.5, "and not much else"
+
+
+def test_a_puppet_that_is_not_in_the_picture_is_named(tiny):
+    clip = make_clip(VALIDATION + 1, 2, 64, 96, 9, motion="still")
+    stranger = make_clip(VALIDATION + 500_001, 1, draw_video=False)
+    scene = puppet_scene(tiny, clip, steps=1)
+    other = Character("Cyd", picture(stranger.portraits[0]))
+    with pytest.raises(InputError, match="Cyd"):
+        character_boxes(scene.first_frame, replace(scene, characters=[scene.characters[0], other]), tiny)
+
+
+def test_the_sampler_goes_on_from_it(tiny):
+    scene = puppet_scene(tiny, make_clip(VALIDATION + 3, 2, 64, 96, 9, motion="still"), steps=2)
+    prepared = prepare(scene, tiny)
+    routing = from_first_frame(prepared, tiny, Work())
+    video = sample(prepared, routing, tiny)
+    assert video.frames.shape == (9, 64, 96, 3)
+    assert torch.allclose(video.masks, routing.masks, atol=1e-5), "the forced masks are those that acted"

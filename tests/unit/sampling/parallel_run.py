@@ -1,0 +1,74 @@
+"""A small run, in one process or in several that share the branches: `torchrun ... parallel_run.py FOLDER` writes what
+each of them ends with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bya_core.config import RouterSchedule, SamplingConfig
+from bya_core.sampling import build_scheduler, denoise
+from bya_core.sampling.acceleration import PRESETS, Speed
+from bya_core.sampling.cfg_parallel import compute_branches
+from tests.unit.sampling.test_denoise_small_model import _conditions, build
+
+FORCED = {
+    "forced_masks": torch.linspace(0, 1, 24).view(1, 2, 2, 2, 3),
+    "forced_weight": torch.full((1, 1, 1, 1, 1), 0.5),
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "joint": {"guidance_text": 3.0, "guidance_speech": 3.0},
+    "joint, ddim": {"guidance_text": 3.0, "guidance_speech": 3.0, "scheduler": "ddim"},
+    "apart": {"guidance_text": 3.0, "guidance_speech": 6.0},
+    "none": {"guidance_text": 1.0, "guidance_speech": 1.0},
+    "forced": {"guidance_text": 3.0, "guidance_speech": 3.0, "drop_identity": True, "more": FORCED},
+}
+"""Three branches and one with two processes: then some branch is computed twice."""
+
+SKIPPING: dict[str, dict[str, Any]] = {
+    "joint": {"guidance_text": 3.0, "guidance_speech": 3.0, "steps": 8},
+    "apart": {"guidance_text": 3.0, "guidance_speech": 6.0, "steps": 8},
+}
+PRESET = Speed(
+    RouterSchedule(every=2, freeze=True), settled=2.0, cache_threshold=0.3, most_skipped=2, guidance_span=(0, 0.75)
+)
+"""Skips by what each branch computes: a process that computes one of them must not go another way than the others."""
+
+
+def skipping(way: Any, preset: Speed = PRESET) -> dict[str, Tensor]:
+    """`results` of runs that leave work out, `preset` in the place of the one named "fast"."""
+    before, PRESETS["fast"] = PRESETS["fast"], preset
+    try:
+        return results(way, {name: settings | {"speed": "fast"} for name, settings in SKIPPING.items()})
+    finally:
+        PRESETS["fast"] = before
+
+
+def results(way: Any, runs: dict[str, dict[str, Any]] = RUNS) -> dict[str, Tensor]:
+    """Latents, masks and the state of the random generator after each of the runs."""
+    found: dict[str, Tensor] = {}
+    for name, settings in runs.items():
+        model = build()
+        compute_branches(model, way)
+        chosen = {"steps": 3} | {key: value for key, value in settings.items() if key != "more"}
+        config = SamplingConfig(seed=5, **chosen)
+        conditions = _conditions(model, 2, **settings.get("more", {}))
+        made = denoise(model, build_scheduler(config.scheduler), conditions, config)
+        assert made.masks is not None
+        parts = {"latents": made.latents, "masks": made.masks, "generator": made.state.generator}
+        found |= {f"{name}: {part}": value.contiguous() for part, value in parts.items()}
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for name, made in (("", results("processes")), ("skipping", skipping("processes"))):
+        save_file(made, Path(sys.argv[1]) / f"{name}{dist.get_rank()}.safetensors")
+    dist.destroy_process_group()

@@ -1,0 +1,300 @@
+"""Models into one file and back: the same weights, the same outputs, and the file says what it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from bya_core.cli import main as cli
+from bya_core.errors import InputError
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.weights import registry
+from bya_core.weights import state_dict_adapter as official
+from bya_core.weights.export import convert, to_released_folder
+from bya_core.weights.from_path import RUN_LORA, encoders_for, find
+from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.single_file import SCALE, in_8_bits, read_about, to_8_bits
+from tests.unit.weights.test_state_dict_adapter import SIZES
+
+needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+LAYER = "transformer_blocks.1.attn1.to_q"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """What a training run leaves: the tiny transformer in two files, a LoRA beside it."""
+    folder = tmp_path / "stage3" / "final"
+    folder.mkdir(parents=True)
+    tiny = MODELS["tiny"].here / "transformer"
+    (folder / "config.json").write_text((tiny / "config.json").read_text())
+    weights = load_file(next(tiny.glob("*.safetensors")))
+    names = sorted(weights)
+    for part in range(2):
+        save_file({n: weights[n] for n in names[part::2]}, folder / f"diffusion_pytorch_model-{part}.safetensors")
+    torch.manual_seed(0)
+    out, width = weights[f"{LAYER}.weight"].shape
+    a, b = 0.1 * torch.randn(4, width), 0.1 * torch.randn(out, 4)
+    save_file({f"transformer.{LAYER}.lora_A.weight": a, f"transformer.{LAYER}.lora_B.weight": b}, folder / RUN_LORA)
+    return folder
+
+
+def _state(path: Path | str, **wishes: Any) -> dict[str, torch.Tensor]:
+    return dict(load_bundle(path, **wishes).transformer.state_dict())
+
+
+def _output(model: BindYourAvatarTransformer3DModel) -> torch.Tensor:
+    """One prediction for two characters with faces and voices."""
+    c: Any = model.config
+    random = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random)
+
+    with torch.no_grad():
+        faces = model.encode_faces(noise(1, 2, c.lfe_id_dim), noise(1, 2, c.lfe_num_scale, 7, c.lfe_vit_dim))
+        speech = model.encode_speech(noise(1, 2, 9, c.audio_blocks, c.audio_channels))
+        out = model(
+            noise(1, 2, c.in_channels, 8, 8),
+            noise(1, c.max_text_seq_length, c.text_embed_dim),
+            torch.tensor([500]),
+            face_tokens=faces,
+            audio_tokens=speech,
+            run_router=True,
+        )
+    return out.sample
+
+
+@needs_tiny
+def test_a_training_run_becomes_one_file_with_its_lora_merged(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    told = convert(run, file)
+    assert told == [f"wrote {file} ({file.stat().st_size / 1e9:.2f} GB, fp32)", "merged 1 LoRA updates"]
+    base = load_file(next((MODELS["tiny"].here / "transformer").glob("*.safetensors")))
+    lora = load_file(run / RUN_LORA)
+    merged = (
+        base[f"{LAYER}.weight"]
+        + lora[f"transformer.{LAYER}.lora_B.weight"] @ (lora[f"transformer.{LAYER}.lora_A.weight"])
+    )
+    loaded = _state(file)
+    assert loaded.keys() == base.keys()
+    assert_close(loaded[f"{LAYER}.weight"], merged)
+    assert all(torch.equal(loaded[name], base[name]) for name in base if name != f"{LAYER}.weight")
+    direct = load_bundle(run)
+    assert direct.name == "final" and direct.voice_face is not None  # the rest is the tiny model's
+    assert torch.equal(_output(direct.transformer), _output(load_bundle(file).transformer))
+    assert not torch.equal(_output(direct.transformer), _output(load_bundle("tiny").transformer))
+
+
+@needs_tiny
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_rounds_once(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    file = tmp_path / "half.safetensors"
+    convert("tiny", file, precision)
+    assert file.stat().st_size < 0.55 * sum(f.stat().st_size for f in (MODELS["tiny"].here / "transformer").iterdir())
+    loaded, theirs = _state(file), _state("tiny")
+    assert all(torch.equal(loaded[name], theirs[name].to(dtype)) for name in theirs)
+    wide = _state(file, dtype=torch.float32)
+    assert all(torch.equal(wide[name], theirs[name].to(dtype).float()) for name in theirs)
+
+
+@needs_tiny
+def test_8_bits_load_as_exactly_what_they_stand_for(tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    convert("tiny", file, "fp8")
+    theirs = _state("tiny")
+    with safe_open(file, framework="pt") as opened:
+        kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    eight = [name for name, value in kept.items() if value.dtype == torch.float8_e4m3fn]
+    assert len(eight) > 50 and all(in_8_bits(name, tuple(kept[name].shape)) for name in eight)
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = _state(file, dtype=dtype)
+        for name in theirs:
+            meant = kept[name].float() * kept[name + SCALE] if name in eight else theirs[name].bfloat16()
+            assert torch.equal(loaded[name], meant.to(dtype)), name
+            assert torch.equal(meant.to(torch.bfloat16).float(), meant.float())  # nothing is lost in bfloat16
+    assert _state(file)[eight[0]].dtype == torch.bfloat16  # where nobody says otherwise
+    worst = max(float((theirs[n] - loaded[n].float()).abs().max() / theirs[n].abs().max()) for n in eight)
+    assert worst < 1 / 16  # half a step of three bits of mantissa, of the largest
+    again = tmp_path / "again.safetensors"
+    convert(file, again)
+    assert all(torch.equal(value, loaded[name]) for name, value in _state(again, dtype=torch.bfloat16).items())
+
+
+def test_scales_are_powers_of_two_that_hold_the_largest() -> None:
+    for largest in (1e-6, 0.3, 448.0, 449.0, 1e5):
+        weight = torch.linspace(-largest, largest, 1001).view(7, 143)
+        small, scale = to_8_bits(weight)
+        assert torch.log2(torch.tensor(scale)) % 1 == 0 and small.float().abs().max() > 220
+        assert_close(small.float() * scale, weight, rtol=1 / 16, atol=scale * 2**-10)
+    zeros, scale = to_8_bits(torch.zeros(2, 2))
+    assert scale == 1.0 and not zeros.float().any()
+
+
+@needs_tiny
+def test_a_file_says_what_it_is(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    convert(run, file, "bf16")
+    about = read_about(file)
+    assert (about["flavour"], about["precision"], about["encoders"]) == ("paper", "bf16", "tiny")
+    tiny = MODELS["tiny"].here
+    config = json.loads((tiny / "transformer/config.json").read_text())
+    assert json.loads(about["config"]).items() >= {k: v for k, v in config.items() if k[0] != "_"}.items()
+    assert json.loads(about["settings"]) == json.loads((tiny / "bundle.json").read_text())
+    assert [s["file"] for s in json.loads(about["sources"])][-1] == f"final/{RUN_LORA}"
+    bundle, shipped = load_bundle(file), load_bundle("tiny")
+    assert (bundle.name, bundle.native, bundle.sampling) == ("mine", shipped.native, shipped.sampling)
+    strange = tmp_path / "strange.safetensors"
+    save_file({"a": torch.zeros(1)}, strange)
+    with pytest.raises(InputError, match="strange.safetensors is no converted model"):
+        load_bundle(strange)
+
+
+@needs_tiny
+def test_one_command_and_the_model_is_used(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
+    file = tmp_path / "mine.safetensors"
+    assert cli.main(["convert", str(run), "-o", str(file), "--precision", "bf16"]) == 0
+    assert "merged 1 LoRA" in capsys.readouterr().out
+    assert cli.main(["models"]) == 0 and "mine.safetensors" in capsys.readouterr().out
+    assert load_bundle("mine.safetensors").name == "mine"  # by its name alone, as it lies among the models
+    assert cli.main(["convert", str(file), "-o", str(file)]) == 2
+    assert "what is to be converted" in capsys.readouterr().err
+    assert cli.main(["convert", "mine.safetensor", "-o", str(tmp_path / "b.safetensors")]) == 2
+    assert "use --model mine.safetensors" in capsys.readouterr().err
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, BindYourAvatarTransformer3DModel]:
+    """A run of the official flavour with a LoRA, small; and what it is when the LoRA is merged."""
+    monkeypatch.setattr(official, "HARD_CODED", ("LFE_",))  # so that the parts can be small
+    torch.manual_seed(0)
+    model = BindYourAvatarTransformer3DModel(flavour="official", **SIZES)
+    folder = tmp_path / "run"
+    model.save_pretrained(folder)
+    a, b = torch.randn(3, 32), torch.randn(32, 3)
+    save_file({f"transformer.{LAYER}.lora_A.weight": a, f"transformer.{LAYER}.lora_B.weight": b}, folder / RUN_LORA)
+    model.get_submodule(LAYER).weight.data += b @ a
+    return folder, model
+
+
+def test_a_run_becomes_the_released_files(
+    released: tuple[Path, BindYourAvatarTransformer3DModel], tmp_path: Path
+) -> None:
+    run, model = released
+    out = tmp_path / "pretrained"
+    told = to_released_folder(run, out)
+    assert "1 updates in lora_weight/pytorch_lora_weights.safetensors" in told[1]
+    assert "will not understand" in told[2] and "lfe_dim" in told[2] and "num_layers" not in told[2]
+    files = (official.AUDIO_FILE, official.FACE_FILE, official.ROUTER_FILE, official.LORA_FILE)
+    assert all((out / file).is_file() for file in files)
+    config = json.loads((out / "transformer/config.json").read_text())
+    assert config["is_train_audio"] is True and config["in_channels"] == 48 and "flavour" not in config
+    base = load_file(out / "transformer/diffusion_pytorch_model.safetensors")
+    assert not torch.equal(base[f"{LAYER}.weight"], model.state_dict()[f"{LAYER}.weight"])  # the LoRA lies apart
+    again = official.load_released(out)
+    for name, value in model.state_dict().items():
+        assert_close(again.state_dict()[name], value, msg=name)
+    assert_close(_output(again), _output(model))
+    with pytest.raises(InputError, match="is there already"):
+        to_released_folder(run, out)
+    one = tmp_path / "one.safetensors"
+    with pytest.raises(InputError, match="no known model"):
+        convert(run, one)
+    convert(run, one, encoders="official")
+    back = tmp_path / "back"
+    assert "merged, or never one" in to_released_folder(one, back, "bf16")[1]
+    merged = official.load_released(back).state_dict()
+    assert all(torch.equal(merged[n], v.bfloat16()) for n, v in model.state_dict().items() if LAYER not in n)
+    assert not list(tmp_path.glob(".*part*"))
+
+
+@needs_tiny
+def test_what_the_released_code_cannot_load_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of the flavour paper"):
+        to_released_folder("tiny", tmp_path / "out")
+    with pytest.raises(InputError, match="released files in fp8"):
+        to_released_folder("tiny", tmp_path / "out", "fp8")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_tiny
+def test_no_room_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from bya_core.weights import export as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(InputError, match="GB free in"):
+            convert(run, tmp_path / "a.safetensors")
+    shard = sorted(run.glob("diffusion*"))[0]
+    weights = load_file(shard)
+    gone = weights.popitem()[0]
+    save_file(weights, shard)
+    with pytest.raises(InputError, match=rf"1 missing \({gone}\)"):
+        convert(run, tmp_path / "a.safetensors")
+    assert not list(tmp_path.glob("*a.*"))
+
+
+@needs_tiny
+def test_encoders_of_a_bundle_of_one_s_own(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(MODELS["tiny"].here, own)
+    file = tmp_path / "mine.safetensors"
+    convert(own, file)
+    assert read_about(file)["encoders"] == str(own) and load_bundle(file).native == load_bundle(own).native
+    shutil.rmtree(own)
+    with pytest.raises(InputError, match="the encoders of this model are those of"):
+        load_bundle(file)
+
+
+def test_encoders_are_found_by_what_they_give(tmp_path: Path) -> None:
+    assert encoders_for({}) == "official"  # the published sizes are the defaults of the transformer
+    with pytest.raises(InputError, match="text_embed_dim 77"):
+        encoders_for({"text_embed_dim": 77})
+    with pytest.raises(InputError, match="is no model"):
+        find(tmp_path)
+
+
+def test_the_official_model_tells_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bya_core.weights.official import load_official
+
+    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
+    expected = r"lacks transformer.*and 6 more parts.*licence: none stated.*huggingface.co/hyb1124.*download official"
+    with pytest.raises(InputError, match=expected):
+        load_official(tmp_path / "official")
+    with pytest.raises(InputError, match="python -m bya_core download official --parts release"):
+        find("official")
+    assert registry.MODELS["official"].missing
+
+
+@needs_tiny
+def test_what_the_training_loop_writes_is_read(tmp_path: Path) -> None:
+    """The trainer's own writer, adapters of another scale included."""
+    from training.engine.lora import add_lora, load_model, write_model
+    from training.engine.stages import Lora
+
+    lora = Lora(rank=4, alpha=8, targets=("attn1.to_q", "attn1.to_k"))
+    model = load_model(MODELS["tiny"].here / "transformer")
+    add_lora(model, lora)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.eval()
+    write_model(tmp_path / "final", model, model.state_dict(), lora, {"stage": 3})
+    file = tmp_path / "mine.safetensors"
+    assert f"merged {2 * len(model.transformer_blocks)} LoRA updates" in convert(tmp_path / "final", file)
+    made = _output(model)
+    assert_close(_output(load_bundle(file).transformer), made)
+    assert (_output(load_bundle("tiny").transformer) - made).abs().max() > 0.01

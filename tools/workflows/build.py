@@ -1,0 +1,56 @@
+"""Writes the workflows of the pack: as files for the page, and as graphs for the server.
+
+    python -m tools.workflows.build
+
+It asks a real ComfyUI what the nodes are (see tests/host/setup.py). Measured figures come from
+tools/workflows/measured.json, which `python -m tools.workflows.measure` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.host.server import Server
+from tests.host.setup import ROOT, find_host
+from tools.workflows.convert import to_api
+from tools.workflows.graphs import WORKFLOWS, draw
+
+FOLDER = ROOT / "workflows"
+GRAPHS = ROOT / "tests" / "host" / "graphs_api"
+MEASURED = ROOT / "tools" / "workflows" / "measured.json"
+
+
+def measured(name: str) -> str:
+    """What was measured of a workflow, in a sentence; nothing where it was not."""
+    figures = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
+    return figures.get(name, "")
+
+
+def built(infos: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Name -> (file for the page, graph for the server)."""
+    drawn = {name: draw(name, infos, measured(name)) for name in WORKFLOWS}
+    return {name: (workflow, to_api(workflow, infos)) for name, workflow in drawn.items()}
+
+
+def text(data: Any) -> str:
+    """JSON as it lies in the files."""
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
+        infos = server.get("/object_info")
+    for place in (FOLDER, GRAPHS):
+        place.mkdir(exist_ok=True)
+        for old in place.glob("*.json"):
+            old.unlink()
+    for name, (workflow, graph) in built(infos).items():
+        (FOLDER / f"{name}.json").write_text(text(workflow), encoding="utf-8")
+        (GRAPHS / f"{name}.json").write_text(text(graph), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""The workflows that come with the pack, drawn.
+
+    python -m tools.workflows.build         # writes workflows/*.json, and the graphs they run to tests/host/graphs_api
+
+Parts that several of them share stand first; then each workflow, from its inputs to the saved video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.workflows.sheet import Group, Node, NodeInfo, Sheet, Wire
+
+LETTERS = "ABCDEFGH"
+NOTES = Path(__file__).resolve().parent / "notes"
+
+
+@dataclass
+class Cast:
+    """Characters and what made them.
+
+    Args:
+        nodes: of the faces and voices, for a group.
+        out: the wire of the whole cast.
+    """
+
+    faces: list[Node]
+    voices: list[Node]
+    out: Wire
+
+
+def cast(sheet: Sheet, pictures: Sequence[Wire], voices: Sequence[Wire | None], names: Sequence[str]) -> Cast:
+    """Characters, chained in order; no voice = a silent listener."""
+    faces: list[Node] = []
+    speeches: list[Node] = []
+    for picture, voice, name in zip(pictures, voices, names, strict=True):
+        given: dict[str, Any] = {"image": picture, "name": name}
+        if voice is not None:
+            speeches.append(sheet.add("BYA_AudioEncode", f"Voice of {name}", audio=voice))
+            given["speech"] = speeches[-1]["speech"]
+        if faces:
+            given["cast"] = faces[-1]["cast"]
+        faces.append(sheet.add("BYA_FaceEncode", f"Face of {name}", **given))
+    return Cast(faces, speeches, faces[-1]["cast"])
+
+
+def puppets(sheet: Sheet, demo: Node, count: int, silent: Sequence[int] = ()) -> Cast:
+    """The first characters of a demo; those whose number is in `silent` have no voice."""
+    numbers = range(1, count + 1)
+    return cast(
+        sheet,
+        [demo[f"image_{number}"] for number in numbers],
+        [None if number in silent else demo[f"audio_{number}"] for number in numbers],
+        [f"puppet {LETTERS[number - 1]}" for number in numbers],
+    )
+
+
+def demo_scene(sheet: Sheet, model: Node, demo: Node, people: Cast, **given: Any) -> Node:
+    """A scene as the demo describes it."""
+    return sheet.add(
+        "BYA_Scene",
+        model=model["model"],
+        cast=people.out,
+        prompt=demo["prompt"],
+        first_frame=demo["first_frame"],
+        **given,
+    )
+
+
+def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
+    """Sampler and saved video; returns the sampler and all of it."""
+    sampler = sheet.add("BYA_Sampler", routing=routing)
+    saved = sheet.add("SaveVideo", wide=360, video=sampler["video"], filename_prefix=f"video/{prefix}")
+    return sampler, [sampler, saved]
+
+
+def found_masks(sheet: Sheet, routing: Wire, title: str) -> list[Node]:
+    """Masks over the first frame, before anything is sampled."""
+    overlay = sheet.add("BYA_MaskOverlay", routing=routing)
+    one = sheet.add("ImageFromBatch", "One moment of it", image=overlay["images"], batch_index=24)
+    return [overlay, one, sheet.add("PreviewImage", title, wide=360, high=300, images=one["IMAGE"])]
+
+
+def acted_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list[Node]:
+    """The masks that acted over the video, as a video."""
+    overlay = sheet.add("BYA_MaskOverlay", routing=routing, images=sampler["frames"], masks=sampler["masks"])
+    joined = sheet.add("CreateVideo", images=overlay["images"], fps=sampler["fps"], audio=sampler["audio"])
+    saved = sheet.add(
+        "SaveVideo", "Who is where", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_overlay"
+    )
+    return [overlay, joined, saved]
+
+
+def report(sheet: Sheet, routing: Wire, sampler: Node) -> Group:
+    """Whether each mouth followed its own voice."""
+    made = sheet.add("BYA_BindingReport", routing=routing, frames=sampler["frames"], masks=sampler["masks"])
+    picture = sheet.add("PreviewImage", "Mouths against voices", wide=480, high=330, images=made["picture"])
+    text = sheet.add("PreviewAny", "Report in words", wide=480, high=260, source=made["text"])
+    return Group("Did it work?", [[made], [picture], [text]], "grey")
+
+
+def box(sheet: Sheet, size: tuple[int, int], at: tuple[int, int], inside: tuple[int, int]) -> tuple[Node, list[Node]]:
+    """A mask that is white in a box; `size` of the mask, `inside` of the box."""
+    black = sheet.add("SolidMask", "Black", wide=240, value=0.0, width=size[0], height=size[1])
+    white = sheet.add("SolidMask", "White box", wide=240, value=1.0, width=inside[0], height=inside[1])
+    made = sheet.add(
+        "MaskComposite", "Box", wide=260, destination=black["MASK"], source=white["MASK"], x=at[0], y=at[1],
+        operation="add",
+    )  # fmt: skip
+    return made, [black, white, made]
+
+
+def two_talkers_tiny(sheet: Sheet) -> None:
+    """Two puppets talk, each with its own voice."""
+    note = sheet.read_me()
+    model = sheet.add("BYA_Loader")
+    demo = sheet.add("BYA_LoadDemo")
+    people = puppets(sheet, demo, 2)
+    scene = demo_scene(sheet, model, demo, people)
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
+    sampler, made = result(sheet, router["routing"], "two_talkers")
+    masks = acted_masks(sheet, router["routing"], sampler, "two_talkers")
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
+        [Group("2 Characters", [people.voices, people.faces], "green")],
+        [Group("3 Scene and router", [[scene], [router]], "purple")],
+        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
+    ])  # fmt: skip
+
+
+def two_talkers_real_weights(sheet: Sheet) -> None:
+    """Two people of your own, with the released weights."""
+    note = sheet.read_me(wide=520)
+    pictures = [sheet.add("LoadImage", f"Picture of person {letter}", image=f"person_{letter}.png") for letter in "AB"]
+    sounds = [sheet.add("LoadAudio", f"Recording of person {letter}", audio=f"person_{letter}.wav") for letter in "AB"]
+    people = cast(
+        sheet,
+        [picture["IMAGE"] for picture in pictures],
+        [sound["AUDIO"] for sound in sounds],
+        ["person A", "person B"],
+    )
+    check = sheet.add("BYA_Preflight", cast=people.out, model="official")
+    faces = sheet.add("PreviewImage", "Faces found", wide=360, images=check["faces"])
+    text = sheet.add("PreviewAny", "Findings", wide=360, source=check["report"])
+    model = sheet.add("BYA_Loader", model="official", dtype="bfloat16")
+    prompt = "Two people sit side by side on a sofa and talk: on the left a woman, on the right a man."
+    scene = sheet.add("BYA_Scene", model=model["model"], cast=check["cast"], prompt=prompt)
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
+    sampler, made = result(sheet, router["routing"], "two_people")
+    masks = acted_masks(sheet, router["routing"], sampler, "two_people")
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey")],
+        [Group("1 Your inputs", [pictures, sounds], "green"),
+         Group("2 Characters", [people.voices, people.faces], "green")],
+        [Group("3 Check", [[check], [faces, text]], "blue"),
+         Group("4 Scene and router", [[model, scene], [router]], "purple")],
+        [Group("5 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
+    ])  # fmt: skip
+
+
+def mask_preview_and_edit(sheet: Sheet) -> None:
+    """Look at the masks early, change one, and go on from there."""
+    note = sheet.read_me()
+    model = sheet.add("BYA_Loader")
+    demo = sheet.add("BYA_LoadDemo")
+    people = puppets(sheet, demo, 2)
+    scene = demo_scene(sheet, model, demo, people)
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
+    found = found_masks(sheet, router["routing"], "What the router found")
+    cleaned = sheet.add("BYA_MaskRefine", "Clean all masks", routing=router["routing"])
+    picked = sheet.add("BYA_SelectCharacterMask", routing=cleaned["routing"], character="puppet A")
+    grown = sheet.add("GrowMask", mask=picked["mask"], expand=4)
+    shown = sheet.add("MaskPreview", "Edited mask of puppet A", wide=320, mask=grown["MASK"])
+    edited = sheet.add(
+        "BYA_MaskRefine",
+        "Put the edited mask back",
+        routing=cleaned["routing"],
+        clean=False,
+        override_mask=grown["MASK"],
+        override_character="puppet A",
+    )
+    after = found_masks(sheet, edited["routing"], "Masks as they shall act")
+    sampler, made = result(sheet, edited["routing"], "edited_masks")
+    acted = acted_masks(sheet, edited["routing"], sampler, "edited_masks")
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
+        [Group("1 Characters", [people.voices, people.faces], "green"), Group("1 Scene", [[scene]], "green")],
+        [Group("2 Probe", [[router], found], "purple")],
+        [Group("3 Look and edit", [[cleaned, picked, grown], [shown], [edited], after], "blue"),
+         Group("4 Video", [made, acted], "orange")],
+    ])  # fmt: skip
+
+
+def hand_painted_masks(sheet: Sheet) -> None:
+    """You say where everybody is."""
+    note = sheet.read_me()
+    model = sheet.add("BYA_Loader")
+    demo = sheet.add("BYA_LoadDemo")
+    people = puppets(sheet, demo, 2)
+    scene = demo_scene(sheet, model, demo, people)
+    left, left_nodes = box(sheet, (96, 64), (0, 4), (44, 60))
+    right, right_nodes = box(sheet, (96, 64), (52, 4), (44, 60))
+    pictures = [sheet.add("MaskToImage", "Mask to picture", wide=220, mask=mask["MASK"]) for mask in (left, right)]
+    both = sheet.add("ImageBatch", "Both, in the order of the cast", wide=260, image1=pictures[0]["IMAGE"],
+                     image2=pictures[1]["IMAGE"])  # fmt: skip
+    masks = sheet.add("ImageToMask", "As masks", wide=260, image=both["IMAGE"], channel="red")
+    painted = [
+        sheet.add("LoadImage", f"Paint here: puppet {letter}", image="example.png", muted=True, wide=240)
+        for letter in "AB"
+    ]
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], mode="manual", masks=masks["MASK"])
+    given = found_masks(sheet, router["routing"], "Masks as given")
+    sampler, made = result(sheet, router["routing"], "painted_masks")
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
+        [Group("2 Characters and scene", [people.voices, people.faces, [scene]], "green"),
+         Group("Paint instead of boxes (muted)", [[painted[0]], [painted[1]]], "grey")],
+        [Group("3 Masks", [left_nodes, right_nodes, [*pictures, both, masks]], "blue")],
+        [Group("4 Router and video", [[router], given, made], "orange"), report(sheet, router["routing"], sampler)],
+    ])  # fmt: skip
+
+
+def three_characters(sheet: Sheet) -> None:
+    """Three puppets, three voices."""
+    note = sheet.read_me()
+    model = sheet.add("BYA_Loader")
+    demo = sheet.add("BYA_LoadDemo", demo="three puppets")
+    people = puppets(sheet, demo, 3)
+    scene = demo_scene(sheet, model, demo, people)
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], probe_most=0.5)
+    sampler, made = result(sheet, router["routing"], "three_characters")
+    masks = acted_masks(sheet, router["routing"], sampler, "three_characters")
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
+        [Group("2 Characters", [people.voices, people.faces], "green")],
+        [Group("3 Scene and router", [[scene], [router]], "purple")],
+        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
+    ])  # fmt: skip
+
+
+def one_talker_one_listener(sheet: Sheet) -> None:
+    """One speaks, the other listens with a closed mouth."""
+    note = sheet.read_me()
+    model = sheet.add("BYA_Loader")
+    demo = sheet.add("BYA_LoadDemo")
+    people = puppets(sheet, demo, 2, silent=(2,))
+    scene = demo_scene(sheet, model, demo, people)
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
+    sampler, made = result(sheet, router["routing"], "one_talker")
+    masks = acted_masks(sheet, router["routing"], sampler, "one_talker")
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
+        [Group("2 Characters", [people.voices, people.faces], "green")],
+        [Group("3 Scene and router", [[scene], [router]], "purple")],
+        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
+    ])  # fmt: skip
+
+
+def long_dialogue(sheet: Sheet) -> None:
+    """Longer than the model was trained for: in windows."""
+    note = sheet.read_me()
+    model = sheet.add("BYA_Loader")
+    demo = sheet.add("BYA_LoadDemo", demo="dialogue")
+    people = puppets(sheet, demo, 2)
+    scene = demo_scene(sheet, model, demo, people)
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
+    sampler, made = result(sheet, router["routing"], "long_dialogue")
+    masks = acted_masks(sheet, router["routing"], sampler, "long_dialogue")
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
+        [Group("2 Characters", [people.voices, people.faces], "green")],
+        [Group("3 Scene and router", [[scene], [router]], "purple")],
+        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
+    ])  # fmt: skip
+
+
+def pre_intra_post(sheet: Sheet) -> None:
+    """The three routers side by side."""
+    note = sheet.read_me()
+    model = sheet.add("BYA_Loader")
+    demo = sheet.add("BYA_LoadDemo")
+    people = puppets(sheet, demo, 2)
+    scene = demo_scene(sheet, model, demo, people)
+    rows = []
+    for mode, colour in (("pre", "blue"), ("intra", "purple"), ("post", "orange")):
+        router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", scene=scene["scene"], mode=mode)
+        sampler, made = result(sheet, router["routing"], f"router_{mode}")
+        masks = acted_masks(sheet, router["routing"], sampler, f"router_{mode}")
+        rows.append(Group(mode, [[router], made, masks], colour))
+    sheet.lay_out([
+        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
+        [Group("2 Characters and scene", [people.voices, people.faces, [scene]], "green")],
+        rows,
+    ])  # fmt: skip
+
+
+WORKFLOWS: dict[str, Callable[[Sheet], None]] = {
+    "01-two-talkers-tiny": two_talkers_tiny,
+    "02-two-talkers-real-weights": two_talkers_real_weights,
+    "03-mask-preview-and-edit": mask_preview_and_edit,
+    "04-hand-painted-masks": hand_painted_masks,
+    "05-three-characters": three_characters,
+    "06-one-talker-one-listener": one_talker_one_listener,
+    "07-long-dialogue": long_dialogue,
+    "08-pre-intra-post": pre_intra_post,
+}
+
+
+def draw(name: str, infos: dict[str, NodeInfo], measured: str = "") -> dict[str, Any]:
+    """One workflow in ComfyUI's file format; its note is notes/<name>.md, with what was measured."""
+    note = (NOTES / f"{name}.md").read_text(encoding="utf-8")
+    sheet = Sheet(name, infos, note.replace("{measured}", measured).strip())
+    WORKFLOWS[name](sheet)
+    return sheet.drawn()

@@ -1,0 +1,168 @@
+"""Runs every workflow once as it is: its picture, the pictures of the help pages, and what it costs.
+
+python -m tools.workflows.measure [NUMBER ...]      # all, or those whose names start so; minutes
+python -m tools.workflows.build                     # writes the figures into the notes
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tests.host import graphs
+from tests.host.graphs import Graph
+from tests.host.server import Run, Server
+from tests.host.setup import ROOT, find_host
+from tools.workflows.build import MEASURED, text
+
+WORKFLOWS = ROOT / "workflows"
+PICTURES = ROOT / "web" / "docs" / "pictures"
+THUMBNAIL, TILE = (512, 513), (256, 171)
+log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Processor time and memory of a server between two moments."""
+
+    def __init__(self, server: Server) -> None:
+        self.place = Path(f"/proc/{server.process.pid}")
+        (self.place / "clear_refs").write_text("5")  # the peak starts anew
+        self.start = self._seconds()
+
+    def _seconds(self) -> float:
+        fields = (self.place / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def read(self) -> tuple[float, float]:
+        """(seconds of processor time, peak memory in GB) since the start."""
+        peak = (self.place / "status").read_text().partition("VmHWM:")[2].split()[0]
+        return self._seconds() - self.start, int(peak) * 1024 / 1e9
+
+
+def tile(frame: np.ndarray, size: tuple[int, int] = TILE) -> Image.Image:
+    """A frame, made to fill `size`; small pictures are enlarged without smearing them."""
+    picture = Image.fromarray(frame)
+    factor = max(size[0] / picture.width, size[1] / picture.height)
+    grown = picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC)
+    left, top = (grown.width - size[0]) // 2, 0
+    return grown.crop((left, top, left + size[0], top + size[1]))
+
+
+def mosaic(rows: list[list[np.ndarray]], size: tuple[int, int] = TILE) -> Image.Image:
+    """Frames in rows."""
+    made = Image.new("RGB", (size[0] * len(rows[0]), size[1] * len(rows)))
+    for y, row in enumerate(rows):
+        for x, frame in enumerate(row):
+            made.paste(tile(frame, size), (x * size[0], y * size[1]))
+    return made
+
+
+def spread(frames: np.ndarray, count: int) -> list[np.ndarray]:
+    """Some frames, evenly spread."""
+    return [frames[i] for i in np.linspace(2, len(frames) - 3, count).astype(int)]
+
+
+def own_people() -> Image.Image:
+    """The picture of the workflow for people of one's own, which nobody has run here: two silhouettes that talk."""
+    made = Image.new("RGB", (THUMBNAIL[0] * 2, THUMBNAIL[1] * 2), "#20242c")
+    pen = ImageDraw.Draw(made)
+    for centre, colour, turn in ((270, "#f2a65a", 1), (754, "#5aa9f2", -1)):
+        pen.ellipse((centre - 110, 320, centre + 110, 570), fill=colour)
+        pen.pieslice((centre - 215, 600, centre + 215, 1240), 180, 360, fill=colour)
+        for ring in range(3):
+            x, y, radius = centre + turn * 80, 460, 60 + 34 * ring
+            start, end = (-40, 40) if turn > 0 else (140, 220)
+            pen.arc((x - radius, y - radius, x + radius, y + radius), start, end, fill="white", width=9)
+    return made.resize(THUMBNAIL, Image.Resampling.LANCZOS)
+
+
+def thumbnail(name: str, server: Server, run: Run, graph: Graph) -> Image.Image:
+    """Frames of the video, and between them the masks that acted."""
+    if name == graphs.REAL:
+        return own_people()
+    found = graphs.films(server, run, graph)
+    videos = [film.frames for prefix, film in found.items() if not prefix.endswith("_overlay")]
+    masks = [film.frames for prefix, film in found.items() if prefix.endswith("_overlay")]
+    if len(videos) > 1:  # side by side: one column each
+        narrow = (THUMBNAIL[0] // len(videos), THUMBNAIL[0] // len(videos) * 2 // 3)
+        moments = [(which, share) for share in (0.3, 0.8) for which in (videos, masks)]
+        return mosaic([[frames[int(len(frames) * share)] for frames in row] for row, share in moments], narrow)
+    if not masks:
+        number = graphs.of_class(graph, "PreviewImage")[0]
+        masks = [np.repeat(graphs.pictures(server, run, number), 5, axis=0)]
+    seen = spread(videos[0], 4)
+    return mosaic([seen[:2], spread(masks[0], 2), seen[2:]])
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """As JPEG, small."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.convert("RGB").save(path, quality=82, optimize=True)
+
+
+def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
+    """What help pages show, from the workflows that have it."""
+    found = graphs.films(server, run, graph)
+    shown = graphs.of_class(graph, "PreviewImage")
+    wide = (240, 160)
+    if name.startswith("01"):
+        save(mosaic([spread(found["two_talkers"].frames, 3)], wide), PICTURES / "scene.jpg")
+        save(mosaic([spread(found["two_talkers_overlay"].frames, 3)], wide), PICTURES / "masks.jpg")
+        (number,) = shown
+        save(Image.fromarray(graphs.pictures(server, run, number)[0]), PICTURES / "report.jpg")
+    elif name == graphs.REAL:
+        checks = graphs.of_class(graph, "BYA_Preflight")
+        (number,) = [number for number in shown if graph[number]["inputs"]["images"][0] in checks]
+        save(Image.fromarray(graphs.pictures(server, run, number)[0]), PICTURES / "faces.jpg")
+    elif name.startswith("03"):
+        rows = [graphs.pictures(server, run, number)[:1] for number in shown]
+        save(mosaic([[row[0] for row in rows]], (360, 260)), PICTURES / "refined.jpg")
+        (number,) = graphs.of_class(graph, "MaskPreview")
+        save(mosaic([spread(graphs.pictures(server, run, number), 3)], wide), PICTURES / "single.jpg")
+    elif name.startswith("05"):
+        save(mosaic([spread(found["three_characters_overlay"].frames, 3)], wide), PICTURES / "three.jpg")
+    demo = [np.asarray(Image.open(graphs.DEMO / f"{part}.png").convert("RGB")) for part in ("puppet_A", "puppet_B")]
+    first = np.asarray(Image.open(graphs.DEMO / "first_frame.png").convert("RGB"))
+    save(mosaic([[*demo, first]], (200, 200)), PICTURES / "demo.jpg")
+
+
+def main(wanted: list[str]) -> None:
+    figures = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
+    for name in graphs.NAMES:
+        if wanted and not name.startswith(tuple(wanted)):
+            continue
+        with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
+            graph = graphs.load(name)
+            if name == graphs.REAL:
+                graphs.bring_own_inputs(server)
+                graph = graphs.changed(graph, "BYA_Loader", model="tiny", dtype="as stored")
+                graph = graphs.changed(graph, "BYA_Preflight", model="tiny")
+            meter = Meter(server)
+            run = server.run(graph, seconds=1200)
+            seconds, peak = meter.read()
+            if run.ended != "execution_success":
+                raise SystemExit(f"{name}: {run.error}")
+            save(thumbnail(name, server, run, graph), WORKFLOWS / f"{name}.jpg")
+            help_pictures(name, server, run, graph)
+            if name != graphs.REAL:
+                frames = len(next(iter(graphs.films(server, run, graph).values())).frames)
+                figures[name] = (
+                    f"**Measured** {frames} frames: {seconds:.0f} s of processor time and {peak:.1f} GB of memory at "
+                    "most, ComfyUI included, without GPU, from loading the model to the saved files "
+                    f"({platform.machine()} processor, ComfyUI 0.30.0)."
+                )
+            log.info("%s: %.0f s, %.0f s of processor time, %.2f GB", name, run.seconds, seconds, peak)
+        MEASURED.write_text(text(figures), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(sys.argv[1:])

@@ -1,0 +1,106 @@
+"""Keeps what is said twice the same: help pages and English names follow the tooltips of the nodes.
+
+    python -m tools.workflows.pages         # writes web/docs, locales/en/nodeDefs.json, the frozen schema
+
+The prose of web/docs/<node>.md is written by hand; between the two marks below stand the inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.host.server import Server
+from tests.host.setup import ROOT, find_host
+from tools.workflows.sheet import NodeInfo, described_inputs, is_widget
+
+DOCS = ROOT / "web" / "docs"
+ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
+FROZEN = ROOT / "tests" / "host" / "frozen_schema.json"
+START, END = "<!-- from the node's tooltips -->", "<!-- until here -->"
+
+
+def ours(infos: dict[str, NodeInfo]) -> dict[str, NodeInfo]:
+    """This pack's nodes."""
+    return {name: info for name, info in sorted(infos.items()) if name.startswith("BYA_")}
+
+
+def lists(info: NodeInfo) -> str:
+    """Inputs and outputs of a node in Markdown: lists, as the page shows them in a narrow column."""
+    optional = info["input_order"].get("optional", [])
+    lines = ["## Inputs", ""]
+    for name, kind, options in described_inputs(info):
+        if is_widget(kind, options):
+            aside = f" *({_shown(options['default'])})*" if options.get("default", "") != "" else ""
+        else:
+            aside = " *(may be left open)*" if name in optional else ""
+        lines.append(f"- **{name}**{aside}: {options['tooltip']}")
+    lines += ["", "## Outputs", ""]
+    for name, tooltip in zip(info["output_name"], info["output_tooltips"], strict=True):
+        lines.append(f"- **{name}**: {tooltip}")
+    return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return str(default)
+
+
+def page(text: str, info: NodeInfo) -> str:
+    """A help page with its inputs and outputs renewed."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{lists(info)}\n{END}{after}"
+
+
+def english(infos: dict[str, NodeInfo]) -> dict[str, Any]:
+    """Names and tooltips in the form of ComfyUI's translations."""
+    made = {}
+    for name, info in ours(infos).items():
+        inputs = {field: {"name": field, "tooltip": options["tooltip"]} for field, _, options in described_inputs(info)}
+        outputs = {
+            str(slot): {"name": output, "tooltip": tooltip}
+            for slot, (output, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
+        }
+        made[name] = {"display_name": info["display_name"], "description": info["description"]}
+        made[name] |= {"inputs": inputs, "outputs": outputs}
+    return made
+
+
+def frozen(infos: dict[str, NodeInfo]) -> dict[str, Any]:
+    """What saved workflows rely on: ids, inputs and their types, the order of widgets and of outputs."""
+    made = {}
+    for name, info in ours(infos).items():
+        described = list(described_inputs(info))
+        made[name] = {
+            "inputs": {field: kind for field, kind, _ in described},
+            "widgets": [
+                [field, bool(options.get("control_after_generate"))]
+                for field, kind, options in described
+                if is_widget(kind, options)
+            ],
+            "outputs": [list(pair) for pair in zip(info["output_name"], info["output"], strict=True)],
+        }
+    return made
+
+
+def text(data: Any) -> str:
+    """JSON as it lies in the files."""
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
+        infos = server.get("/object_info")
+    for name, info in ours(infos).items():
+        path = DOCS / f"{name}.md"
+        path.write_text(page(path.read_text(encoding="utf-8"), info), encoding="utf-8")
+    ENGLISH.write_text(text(english(infos)), encoding="utf-8")
+    FROZEN.write_text(text(frozen(infos)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

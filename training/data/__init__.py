@@ -1,0 +1,1 @@
+"""Clips for training: shards, buckets, encoding and caching."""

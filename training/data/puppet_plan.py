@@ -1,0 +1,159 @@
+"""Drawn puppets as clips: on the fly, or written to shards.
+
+python -m training.data.puppet_plan --puppets puppets:n=1-4,frames=17,clips=256 --output runs/puppets
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import tyro
+
+from bya_core.errors import InputError
+from training.data.clip import ClipSample
+from training.data.shards.writer import ShardWriter
+from training.puppets.world import Motion, PuppetClip, Talk, make_clip
+
+EVALUATION_SEEDS = range(1_000_000, 1_001_000)
+
+
+def puppet_sample(clip: PuppetClip) -> ClipSample:
+    """A drawn clip with its exact truth."""
+    return ClipSample(
+        key=f"puppet_{clip.seed:07d}",
+        frames=clip.frames,
+        fps=float(clip.fps),
+        speeches=clip.speeches,
+        masks=clip.masks,
+        portraits=tuple(clip.portraits),
+        caption=clip.prompt,
+        matrix=clip.matrix,
+        measured={"seed": clip.seed, "motion": clip.motion, "drawn": True},
+        mouths=np.ascontiguousarray(clip.mouth_centres, np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class PuppetPlan:
+    """Which puppets there are; clip i has seed `seed + i`. As a text: "puppets:n=1-4,frames=17/49,size=64x96,clips=9".
+
+    Args:
+        n: numbers of characters, each as likely; "1-4" or "1/2/2/3" (here 2 is twice as likely).
+        frames: lengths to draw from.
+        size: height x width to draw from.
+        clips: how many there are.
+        seed: of the first; evaluation seeds (1,000,000 to 1,000,999) are refused.
+        motion, talk: as `make_clip` has them.
+        portrait: side of the portraits in pixels.
+    """
+
+    n: tuple[int, ...] = (1, 2, 3, 4)
+    frames: tuple[int, ...] = (17,)
+    size: tuple[tuple[int, int], ...] = ((64, 96),)
+    clips: int = 20_000
+    seed: int = 0
+    motion: Motion = "mixed"
+    talk: Talk = "mixed"
+    portrait: int = 48
+
+    def __post_init__(self) -> None:
+        numbers = (*self.n, *self.frames, *(side for size in self.size for side in size), self.clips, self.portrait)
+        if min(numbers, default=0) < 1 or self.seed < 0 or not (self.n and self.frames and self.size):
+            raise InputError(f"puppets {self}", "numbers of at least 1", "give larger ones")
+        for name, kinds in (("motion", get_args(Motion)), ("talk", get_args(Talk))):
+            if getattr(self, name) not in kinds:
+                raise InputError(f"puppets:{name}={getattr(self, name)}", " or ".join(kinds), "choose one")
+        if self.seed < EVALUATION_SEEDS.stop and self.seed + self.clips > EVALUATION_SEEDS.start:
+            came = f"puppets with seeds {self.seed} to {self.seed + self.clips - 1}"
+            raise InputError(came, "none of the seeds kept for evaluation", "start elsewhere or draw fewer")
+
+    @staticmethod
+    def parse(text: str) -> PuppetPlan:
+        """ "puppets" or "puppets:name=value,...". Raises InputError for other names and values."""
+        known = {f.name for f in fields(PuppetPlan)}
+        given: dict[str, Any] = {}
+        for option in filter(None, text.partition(":")[2].split(",")):
+            name, _, value = (piece.strip() for piece in option.partition("="))
+            if name not in known:
+                raise InputError(f"puppets option {option!r}", f"one of {', '.join(sorted(known))}", "check it")
+            try:
+                given[name] = _value(name, value)
+            except ValueError as error:
+                came = f"puppets option {option!r}"
+                raise InputError(came, "numbers, as in n=1-4,frames=17/49,size=64x96", "check the value") from error
+        return PuppetPlan(**given)
+
+    def shape(self, number: int) -> tuple[int, int, int, int]:
+        """(characters, frames, height, width) of a clip, without drawing it."""
+        rng = np.random.default_rng([self.seed + number, 0x5EED])
+        n, frames = (int(rng.choice(choices)) for choices in (self.n, self.frames))
+        return n, frames, *self.size[int(rng.integers(len(self.size)))]
+
+    def clip(self, number: int) -> ClipSample:
+        """Draw clip `number`; always the same."""
+        n, frames, height, width = self.shape(number)
+        return puppet_sample(
+            make_clip(
+                self.seed + number,
+                n,
+                height,
+                width,
+                frames,
+                motion=self.motion,
+                talk=self.talk,
+                portrait_size=self.portrait,
+            )  # fmt: skip
+        )
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of an option of `PuppetPlan`."""
+    if name in ("motion", "talk"):
+        return text
+    if name in ("clips", "seed", "portrait"):
+        return int(text)
+    if name == "size":
+        pairs = [tuple(int(side) for side in part.split("x")) for part in text.split("/")]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError(text)
+        return tuple(pairs)
+    first, dash, last = text.partition("-")
+    return tuple(range(int(first), int(last) + 1)) if dash else tuple(int(part) for part in text.split("/"))
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write drawn puppets as shards.
+
+    Args:
+        output: folder for the shards.
+        puppets: which ones.
+        per_shard: clips in a shard.
+    """
+
+    output: Path
+    puppets: str = "puppets:clips=256"
+    per_shard: int = 64
+
+
+def main(arguments: Arguments) -> None:
+    """Draw and write."""
+    plan = PuppetPlan.parse(arguments.puppets)
+    with ShardWriter(arguments.output, arguments.per_shard) as writer:
+        for number in range(plan.clips):
+            writer.write(plan.clip(number))
+    print(f"wrote {writer.clips} clips in {len(writer.shards)} shards to {arguments.output}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        main(tyro.cli(Arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,200 @@
+"""A clip as the files of one webdataset sample, and back. All but the video is exact.
+
+Endings (after `KEY.`), in this order: `json`, `mp4`, `masks.npz`, `portrait0.png` ..., `speech0.wav` ...,
+`features.safetensors` (only where there are speech features or mouths).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load, save
+from scipy.io import wavfile
+
+from bya_core.errors import InputError
+from bya_core.io.media import write_video
+from training.data.clip import SAMPLE_RATE, ClipSample
+
+FORMAT = 1
+
+
+class BrokenClip(InputError):
+    """A clip or shard that cannot be read as it was written."""
+
+
+def pack(sample: ClipSample) -> dict[str, bytes]:
+    """The files of a clip by their endings; the same clip gives the same bytes.
+
+    Raises:
+        InputError: `measured` holds what JSON cannot.
+    """
+    members = {"mp4": _video(sample.frames, sample.fps), "masks.npz": _masks(sample.masks)}
+    for k, portrait in enumerate(sample.portraits):
+        members[f"portrait{k}.png"] = _png(portrait)
+    if sample.speeches.shape[1]:
+        for m, speech in enumerate(sample.speeches):
+            members[f"speech{m}.wav"] = _wav(speech)
+    extra = {"speech": sample.speech_features, "mouths": sample.mouths}
+    if any(array is not None for array in extra.values()):
+        members["features.safetensors"] = save(
+            {name: np.ascontiguousarray(array) for name, array in extra.items() if array is not None}
+        )
+    head = {
+        "format": FORMAT,
+        "frames": len(sample.frames),
+        "height": sample.frames.shape[1],
+        "width": sample.frames.shape[2],
+        "fps": float(sample.fps),
+        "characters": len(sample.masks),
+        "speeches": list(sample.speeches.shape),
+        "caption": sample.caption,
+        "matrix": sample.matrix.tolist(),
+        "matrix_dtype": sample.matrix.dtype.name,
+        "measured": sample.measured,
+        "sha256": {ending: hashlib.sha256(content).hexdigest() for ending, content in members.items()},
+    }
+    try:
+        text = json.dumps(head, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        came = f"`measured` of clip {sample.key!r} cannot be kept ({error})"
+        raise InputError(came, "numbers (no NaN), texts, lists and dicts", "leave it out or use None") from error
+    return {"json": text.encode(), **members}
+
+
+def check_head(head: Any) -> None:
+    """Raises ValueError, KeyError or TypeError for a JSON that is not one of this format."""
+    if head["format"] > FORMAT:
+        raise ValueError(f"it has format {head['format']}, this version reads up to {FORMAT}")
+    streams, samples = head["speeches"]
+    sizes = [head[name] for name in ("frames", "height", "width", "characters")]
+    if any(type(size) is not int or size < 1 for size in sizes) or not 0 < float(head["fps"]) < 1e4:
+        raise ValueError(f"its sizes are {sizes} at {head['fps']} frames a second")
+    if not isinstance(head["caption"], str) or not isinstance(head["measured"], dict):
+        raise ValueError("its caption is no text, or `measured` no object")
+    np.array(head["matrix"], float).reshape(streams, head["characters"])
+    wanted = {"mp4", "masks.npz", *(f"portrait{k}.png" for k in range(head["characters"]))}
+    wanted |= {f"speech{m}.wav" for m in range(streams if samples else 0)}
+    if missing := sorted(wanted - head["sha256"].keys()):
+        raise ValueError(f"it has no {' and no '.join(missing)}")
+
+
+def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
+    """The clip of these files.
+
+    Raises:
+        BrokenClip: a file is missing, damaged, or does not fit the others.
+    """
+    try:
+        head = json.loads(members["json"])
+        check_head(head)
+        for ending, digest in head["sha256"].items():
+            if hashlib.sha256(members[ending]).hexdigest() != digest:
+                raise ValueError(f"its {ending} is damaged")
+        size = head["height"], head["width"]
+        streams, samples = head["speeches"]
+        speeches = np.zeros((streams, samples), np.float32)
+        for m in range(streams if samples else 0):
+            speeches[m] = _from_wav(members[f"speech{m}.wav"])
+        extra = load(members["features.safetensors"]) if "features.safetensors" in members else {}
+        return ClipSample(
+            key=key,
+            frames=_from_video(members["mp4"], (head["frames"], *size)),
+            fps=head["fps"],
+            speeches=speeches,
+            masks=_from_masks(members["masks.npz"]),
+            portraits=tuple(_from_png(members[f"portrait{k}.png"]) for k in range(head["characters"])),
+            caption=head["caption"],
+            matrix=np.array(head["matrix"], head["matrix_dtype"]).reshape(streams, head["characters"]),
+            measured=head["measured"],
+            speech_features=extra.get("speech"),
+            mouths=extra.get("mouths"),
+        )
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        av.error.FFmpegError,
+    ) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BrokenClip(
+            f"clip {key!r} cannot be read ({what})", "the files docs/shards.md lists", "write it again or skip it"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as JSON has them."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _video(frames: np.ndarray, fps: float) -> bytes:
+    """h264 as `write_video` makes it (crf 16, 4:2:0); odd sizes get a doubled last row or column."""
+    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_video(path, iter(np.pad(frames, odd, mode="edge")), fps)
+        return path.read_bytes()
+
+
+def _from_video(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    frames, height, width = shape
+    with av.open(io.BytesIO(content), "r") as container:
+        pictures = [picture.to_ndarray(format="rgb24")[:height, :width] for picture in container.decode(video=0)]
+    video = np.stack(pictures) if pictures else np.zeros((0, height, width, 3), np.uint8)
+    if video.shape != (frames, height, width, 3):
+        raise ValueError(f"its video is {video.shape}, not {frames} frames of {height}x{width}")
+    return video
+
+
+def _masks(masks: np.ndarray) -> bytes:
+    """Bits of each row packed into bytes; every frame after the first holds what changed since the one before."""
+    bits = np.packbits(masks, axis=-1)
+    bits[:, 1:] ^= bits[:, :-1].copy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, changes=bits, width=masks.shape[-1])
+    return buffer.getvalue()
+
+
+def _from_masks(content: bytes) -> np.ndarray:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        bits = np.bitwise_xor.accumulate(file["changes"], axis=1)
+        return np.unpackbits(bits, axis=-1, count=int(file["width"])).astype(bool)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _from_png(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+def _wav(speech: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    wavfile.write(buffer, SAMPLE_RATE, speech)
+    return buffer.getvalue()
+
+
+def _from_wav(content: bytes) -> np.ndarray:
+    rate, speech = wavfile.read(io.BytesIO(content))
+    if rate != SAMPLE_RATE or speech.dtype != np.float32:
+        raise ValueError(f"a voice is {speech.dtype} at {rate} Hz, not float32 at {SAMPLE_RATE}")
+    return speech

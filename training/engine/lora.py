@@ -1,0 +1,172 @@
+"""LoRA (peft) on the transformer, and models read and written with their adapters beside them.
+
+What a run leaves in `final/` describes itself:
+
+    config.json                               arguments of the transformer, as diffusers writes them
+    diffusion_pytorch_model*.safetensors      all weights, adapters NOT merged (with an index where there are several)
+    pytorch_lora_weights.safetensors          the adapters in the released format; only where the stage had some
+    run.json                                  stage, steps, what was trained, and rank, alpha, targets of the adapters
+
+Adapters stay apart because the next stage goes on with them and because a merge into bfloat16 weights would round them.
+Whoever loads such a folder adds B A to each weight with scale 1: alpha / rank is in B already, as in the released file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bya_core.errors import InputError
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.weights.lora import lora_pairs, merge_lora_into
+from bya_core.weights.state_dict_adapter import AUDIO_FILE, load_released
+from training.engine.stages import Lora
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PREFIX = "transformer."
+"""What stands before every name in a released LoRA file."""
+
+
+def add_lora(model: BindYourAvatarTransformer3DModel, lora: Lora) -> int:
+    """Put fresh adapters on the modules that the stage names (they change nothing yet); returns how many.
+
+    Raises:
+        InputError: a target that the model does not have, or adapters there already.
+    """
+    for target in lora.targets:
+        if not any(name == target or name.endswith("." + target) for name, _ in model.named_modules()):
+            raise InputError(f"LoRA target {target!r}", "the end of a module's name in this model", "check the recipe")
+    if has_lora(model):
+        raise InputError("a model that has adapters already", "one without", "load it anew")
+    model.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)))
+    return sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters())
+
+
+def has_lora(model: torch.nn.Module) -> bool:
+    """Whether adapters are on the model."""
+    return any(".lora_A." in name for name, _ in model.named_parameters())
+
+
+def plain_name(name: str) -> str:
+    """Name of a parameter as it is without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def base_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a model with adapters -> the weights below them under their own names."""
+    return {plain_name(name): value for name, value in state.items() if ".lora_" not in name}
+
+
+def lora_weights(model: BindYourAvatarTransformer3DModel, state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """State dict of a model with adapters -> content of a released LoRA file (scale 1: alpha / rank goes into B)."""
+    adapters = get_peft_model_state_dict(model, state_dict=dict(state))
+    scale = lora.alpha / lora.rank
+    return {
+        PREFIX + name: (value * scale if ".lora_B." in name else value).contiguous() for name, value in adapters.items()
+    }
+
+
+def load_lora(model: BindYourAvatarTransformer3DModel, content: Mapping[str, Tensor], lora: Lora) -> None:
+    """Content of a LoRA file -> the adapters that are on the model already; the inverse of `lora_weights`.
+
+    Raises:
+        InputError: adapters on other modules or of another rank.
+    """
+    pairs = lora_pairs(content)
+    wanted = {
+        name.replace(".lora_A.default.weight", ".weight"): len(parameter)
+        for name, parameter in model.named_parameters()
+        if name.endswith(".lora_A.default.weight")
+    }
+    if {name: len(a) for name, (a, _) in pairs.items()} != wanted:
+        raise InputError("a LoRA of other modules or rank", f"{len(wanted)} of rank {lora.rank}", "check the recipe")
+    scale = lora.alpha / lora.rank
+    state: dict[str, Tensor] = {}
+    for name, (a, b) in pairs.items():
+        module = name.removesuffix(".weight")
+        state |= {f"{module}.lora_A.weight": a.float(), f"{module}.lora_B.weight": b.float() / scale}
+    set_peft_model_state_dict(model, state)
+
+
+def load_model(folder: Path, lora: Lora | None = None) -> BindYourAvatarTransformer3DModel:
+    """The model of a `final` folder (or of a released folder), ready for a stage.
+
+    Adapters found beside the weights are gone on with where the stage has adapters of the same rank on the same
+    modules; otherwise they are merged into the weights, and the stage begins with fresh ones.
+
+    Args:
+        folder: with config.json, or laid out as the released files.
+        lora: adapters of the stage to come, or None.
+
+    Raises:
+        InputError: no model there.
+    """
+    if (folder / "config.json").is_file():
+        model: Any = BindYourAvatarTransformer3DModel.from_pretrained(folder)
+        found = load_file(folder / LORA_FILE) if (folder / LORA_FILE).is_file() else {}
+    elif (folder / AUDIO_FILE).is_file():
+        model, found = load_released(folder), {}  # its adapters are merged while it is read
+    elif (folder / "transformer" / "config.json").is_file():
+        return load_model(folder / "transformer", lora)
+    else:
+        raise InputError(f"--init {folder}", "a folder with config.json", "give the final folder of a stage")
+    return with_adapters(model, found, lora)
+
+
+def with_adapters(
+    model: BindYourAvatarTransformer3DModel, found: Mapping[str, Tensor], lora: Lora | None
+) -> BindYourAvatarTransformer3DModel:
+    """The model with the adapters of a stage: those `found` where they fit, else fresh ones upon the merged model."""
+    if lora is None or not _fits(found, lora):
+        if found:
+            merge_lora_into(model, found)
+        if lora is not None:
+            add_lora(model, lora)
+        return model
+    add_lora(model, lora)
+    load_lora(model, found, lora)
+    return model
+
+
+def _fits(found: Mapping[str, Tensor], lora: Lora) -> bool:
+    pairs = lora_pairs(found)
+    modules = [name.removesuffix(".weight") for name in pairs]
+    return (
+        all(len(a) == lora.rank for a, _ in pairs.values())
+        and all(module.endswith(lora.targets) for module in modules)
+        and all(any(module.endswith(target) for module in modules) for target in lora.targets)
+    )
+
+
+def write_model(
+    folder: Path,
+    model: BindYourAvatarTransformer3DModel,
+    state: Mapping[str, Tensor],
+    lora: Lora | None,
+    about: Mapping[str, Any],
+) -> None:
+    """Write a folder as described above; `state` is the whole state dict, which may be an averaged one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_config(folder)
+    pattern = "diffusion_pytorch_model{suffix}.safetensors"
+    save_torch_state_dict(base_weights(state), folder, filename_pattern=pattern, max_shard_size="10GB")
+    described: dict[str, Any] = dict(about)
+    if lora is not None:
+        save_file(lora_weights(model, state, lora), folder / LORA_FILE)
+        described["lora"] = {
+            "file": LORA_FILE,
+            "merged": False,
+            "scale": 1.0,
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "targets": list(lora.targets),
+        }
+    (folder / "run.json").write_text(json.dumps(described, indent=1, default=str))

@@ -1,0 +1,251 @@
+"""Losses of the three stages, in both flavours.
+
+Diffusion: velocity prediction, seen as a loss on the clean latents, with optional weights from the masks
+("dynamic mask loss", paper sec. 3.4). Router: cross-entropy with a background class and two geometric priors
+(paper eqs. 2-5), or the six terms of the released training code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PaperRouterWeights:
+    """Weights of the paper's router terms (sec. 5.1): 1, lambda_st, lambda_l."""
+
+    cross_entropy: float = 1.0
+    smoothness: float = 0.001
+    layer_variance: float = 8.0
+
+
+@dataclass(frozen=True)
+class OfficialRouterWeights:
+    """Weights of the six router terms of the released training code."""
+
+    router: float = 1.0
+    consistency: float = 8.0
+    temporal: float = 0.002
+    spatial: float = 0.0009
+    spatial_dist: float = 10.0
+    id_dist: float = 10.0
+
+
+# ---------------------------------------------------------------- diffusion
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...] with as many axes as x, float32."""
+    return values.to(x.device, torch.float32).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """sqrt(abar) x0 + sqrt(1 - abar) eps: clean, noise [B, ...], alpha_bar [B] -> [B, ...]."""
+    a = _like(alpha_bar, clean)
+    return (a.sqrt() * clean.float() + (1 - a).sqrt() * noise.float()).to(clean.dtype)
+
+
+def velocity_target(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """What a velocity-predicting model should say: sqrt(abar) eps - sqrt(1 - abar) x0, [B, ...] float32."""
+    a = _like(alpha_bar, clean)
+    return a.sqrt() * noise.float() - (1 - a).sqrt() * clean.float()
+
+
+def clean_from_velocity(noisy: Tensor, velocity: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x0 = sqrt(abar) x_t - sqrt(1 - abar) v: noisy, velocity [B, ...], alpha_bar [B] -> [B, ...] float32."""
+    a = _like(alpha_bar, noisy)
+    return a.sqrt() * noisy.float() - (1 - a).sqrt() * velocity.float()
+
+
+def weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
+    """sum(w * loss) / sum(w) of every sample [B, ...], then the mean of the samples; without weights the plain mean.
+
+    Sample by sample, so that the mean over equal slices of a batch is that of the batch. `weights` broadcast to
+    the loss.
+    """
+    if weights is None:
+        return loss.mean()
+    weights = weights.to(loss.device, loss.dtype).expand_as(loss)
+    axes = tuple(range(1, loss.ndim))
+    return ((weights * loss).sum(axes) / weights.sum(axes).clamp(min=1e-8)).mean()
+
+
+def x0_loss(velocity: Tensor, noisy: Tensor, clean: Tensor, alpha_bar: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Diffusion loss (paper eq. 1) as released: error of the clean latents, divided by 1 - abar.
+
+    Because x0 is linear in v, this equals the plain squared error of the velocity at every noise level, the
+    end of a zero-terminal-SNR schedule (abar = 0) included.
+
+    Args:
+        velocity: model output [B, T, C, H, W].
+        noisy: x_t [B, T, C, H, W].
+        clean: x_0 [B, T, C, H, W].
+        alpha_bar: cumulative alphas at each sample's timestep [B].
+        weights: broadcastable to the latents, e.g. [B, T, 1, H, W] from `mask_weights`.
+    """
+    error = clean_from_velocity(noisy, velocity, alpha_bar) - clean.float()
+    return weighted_mean(error.square() / (1 - _like(alpha_bar, noisy)).clamp(min=1e-8), weights)
+
+
+def released_mask_weights(masks: Tensor, latent_size: tuple[int, int, int]) -> Tensor:
+    """Weights of the released dynamic mask loss: union of the characters, trilinear to the latents, soft.
+
+    Args:
+        masks: [B, N, F, height, width] in 0..1 (video frames, pixels).
+        latent_size: (T, H, W).
+
+    Returns:
+        [B, T, 1, H, W].
+    """
+    union = masks.float().amax(dim=1, keepdim=True)
+    small = F.interpolate(union, size=latent_size, mode="trilinear", align_corners=False)
+    return rearrange(small, "b 1 t h w -> b t 1 h w")
+
+
+def mask_weights(token_masks: Tensor, patch: int, floor: float = 0.0) -> Tensor:
+    """Weights from token masks: `floor` where nobody is, 1 inside a character.
+
+    Args:
+        token_masks: [B, N, T, h, w] in 0..1.
+        patch: latent cells per token and side.
+        floor: weight of the background; 0 = only the characters count (the released rule).
+
+    Returns:
+        [B, T, 1, H, W].
+    """
+    union = token_masks.float().amax(dim=1).clamp(0, 1)
+    cells = union.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)
+    return rearrange(floor + (1 - floor) * cells, "b t h w -> b t 1 h w")
+
+
+# ---------------------------------------------------------------- router, paper flavour
+
+
+def with_background(masks: Tensor) -> Tensor:
+    """Character masks [B, N, T, h, w] in 0..1 -> class shares [B, N + 1, T, h, w] that sum to 1, background
+    last.
+
+    Where soft masks overlap to more than 1 they share the token in proportion.
+    """
+    masks = masks.float().clamp(0, 1)
+    total = masks.sum(dim=1, keepdim=True)
+    return torch.cat([masks / total.clamp(min=1), (1 - total).clamp(min=0)], dim=1)
+
+
+def smoothness(masks: Tensor) -> Tensor:
+    """L1 of the spatio-temporal gradient (paper eq. 3): mean |difference| along t, h and w, added.
+
+    masks: [..., T, h, w]; an axis of length 1 adds nothing.
+    """
+    axes = [masks.diff(dim=d).abs().mean() for d in (-3, -2, -1) if masks.shape[d] > 1]
+    return torch.stack(axes).sum() if axes else masks.sum() * 0
+
+
+def layer_variance(masks: Tensor) -> Tensor:
+    """Variance over the layers (paper eq. 4), mean over the rest; masks: [R, ...]; 0 for one layer."""
+    return masks.var(dim=0).mean() if masks.shape[0] > 1 else masks.sum() * 0
+
+
+def router_loss_paper(
+    router_logits: Tensor, target_masks: Tensor, weights: PaperRouterWeights | None = None
+) -> dict[str, Tensor]:
+    """Router loss of the paper (eqs. 2-5): cross-entropy with background + smoothness + layer variance.
+
+    The equations sum over the same positions in every term, so means keep their ratios and do not grow with
+    the grid. For a router without background (a sigmoid per character, what the paper did not choose), the
+    cross-entropy is that of each character by itself.
+
+    Args:
+        router_logits: [R, B, N + 1, T, h, w], background last, or [R, B, N, T, h, w].
+        target_masks: [B, N, T, h, w], soft 0..1 (share of each token that shows the character).
+
+    Returns:
+        Scalars "cross_entropy", "smoothness", "layer_variance" (unweighted) and "total" (weighted sum).
+    """
+    weights, logits = weights or PaperRouterWeights(), router_logits.float()
+    if logits.shape[2] == target_masks.shape[1]:
+        masks = logits.sigmoid()
+        target = target_masks.float().clamp(0, 1).expand_as(logits)
+        entropy = F.binary_cross_entropy_with_logits(logits, target)
+    else:
+        log_p = logits.log_softmax(dim=2)
+        masks = log_p[:, :, :-1].exp()
+        entropy = -(with_background(target_masks) * log_p).sum(dim=2).mean()
+    terms = {
+        "cross_entropy": entropy,
+        "smoothness": smoothness(masks),
+        "layer_variance": layer_variance(masks),
+    }
+    return _totalled(terms, weights)
+
+
+# ---------------------------------------------------------------- router, official flavour
+
+
+def router_loss_official(
+    masks: Tensor, targets: Tensor, weights: OfficialRouterWeights | None = None
+) -> dict[str, Tensor]:
+    """The six router terms of the released training code, with its reading of the token order.
+
+    Its geometric terms see the flat tokens as (T, w, h) instead of (T, h, w): a reinterpretation, not a
+    transpose. All terms are means over layers and samples.
+
+    Args:
+        masks: router predictions after the sigmoid [R, B, N, T, h, w].
+        targets: [R, B, N, T, h, w] or [B, N, T, h, w].
+
+    Returns:
+        Scalars "router", "consistency", "temporal", "spatial", "spatial_dist", "id_dist" and "total".
+    """
+    weights = weights or OfficialRouterWeights()
+    masks = masks.float()
+    h, w = masks.shape[-2:]
+    p = masks.clamp(1e-6, 1 - 1e-6)
+    y = targets.float().expand_as(masks)
+    view = rearrange(rearrange(masks, "r b n t h w -> r b n t (h w)"), "r b n t (a c) -> r b n t a c", a=w, c=h)
+    first, last = _half_shares(view)
+    terms = {
+        "router": -(y * p.log() + (1 - y) * (1 - p).log()).mean(),
+        "consistency": layer_variance(masks),
+        "temporal": _norm(view.diff(dim=-3)),
+        "spatial": _norm(view.diff(dim=-2)) + _norm(view.diff(dim=-1)),
+        "spatial_dist": (first * last).mean(),
+        "id_dist": (_pairs(first) + _pairs(last)) / 2,
+    }
+    return _totalled(terms, weights)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each layer and sample [R, B, ...], then the mean."""
+    return torch.linalg.vector_norm(x.flatten(2), dim=-1).mean()
+
+
+def _half_shares(view: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]:
+    """How much of the first and the last half of axis a is claimed: [R, B, N, T, a, c] -> two [R, B, N, T].
+
+    Values under the threshold do not count; the middle line (the two middle ones of an even axis) is in
+    neither half.
+    """
+    size = max(1, (view.shape[-2] - 1) // 2)
+    kept = torch.where(view >= threshold, view, 0.0)
+    first, last = kept[..., :size, :], kept[..., view.shape[-2] - size :, :]
+    return reduce(first, "r b n t a c -> r b n t", "mean"), reduce(last, "r b n t a c -> r b n t", "mean")
+
+
+def _pairs(share: Tensor) -> Tensor:
+    """Mean product of the shares of every two characters: [R, B, N, T] -> scalar; 0 for one character."""
+    n = share.shape[2]
+    if n < 2:
+        return share.sum() * 0
+    i, j = torch.triu_indices(n, n, offset=1, device=share.device)
+    return (share[:, :, i] * share[:, :, j]).mean()
+
+
+def _totalled(terms: dict[str, Tensor], weights: PaperRouterWeights | OfficialRouterWeights) -> dict[str, Tensor]:
+    total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+    return {**terms, "total": total}
