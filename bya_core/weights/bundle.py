@@ -1,10 +1,10 @@
-"""Everything one model needs to turn a scene into a video, in one object."""
+"""All components of one model in a single object."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,9 +16,13 @@ from bya_core.grid import TokenGrid
 from bya_core.scene.types import SceneDefaults
 
 
+Domain = Literal["puppets", "photos"]
+CanvasLayout = Literal["row", "released"]
+
+
 @dataclass(frozen=True)
 class NativeSize:
-    """The size a model was trained at, in pixels and video frames."""
+    """Resolution a model was trained at, in pixels and video frames."""
 
     height: int
     width: int
@@ -27,18 +31,25 @@ class NativeSize:
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A transformer with its encoders, its video codec and the settings that suit it.
+    """A transformer together with its encoders, video codec and default settings.
 
     Args:
-        name: as in the registry.
+        name: Name in the registry, or the name of the file or folder it was loaded from.
         transformer: `BindYourAvatarTransformer3DModel`.
-        text, face, speech, codec: see `bya_core.encoders.protocols`.
-        scheduler_config: arguments of diffusers' CogVideoX schedulers (DPM or DDIM, as the scene asks).
-        native: size and longest length it was trained at.
-        sampling: settings used where a scene names none.
-        max_characters: most characters it was trained with; None = not known. More work, with a warning.
-        faces: finds its characters in a picture; None = a detector of real faces, see `encoders.detector`.
-        voice_face: says which voice goes with which face; None = who hears whom must be given.
+        text: Text encoder.
+        face: Face encoder.
+        speech: Speech encoder.
+        codec: Video codec (VAE).
+        scheduler_config: Arguments of the CogVideoX schedulers of diffusers (DPM or DDIM).
+        native: Resolution and maximum length the model was trained at.
+        sampling: Default sampling settings.
+        max_characters: Maximum number of characters seen in training, or `None` if unknown. More characters work, with
+            a warning.
+        faces: Finds the characters in an image; `None` selects a detector for real faces, see `encoders.detector`.
+        voice_face: Matches speech streams to faces; `None` means that the assignment has to be given.
+        domain: What the model was trained on: drawn `"puppets"` or `"photos"` of people.
+        canvas_layout: How reference images are arranged on the conditioning canvas: `"row"` places all characters in
+            one row, `"released"` follows the released code.
     """
 
     name: str
@@ -53,23 +64,27 @@ class ModelBundle:
     max_characters: int | None = None
     faces: CharacterFinder | None = None
     voice_face: VoiceFace | None = None
+    domain: Domain = "photos"
+    canvas_layout: CanvasLayout = "released"
 
     @property
     def patch(self) -> int:
-        """Latent cells per token and side."""
+        """Spatial patch size: latent cells per token and side."""
         return int(self.transformer.config.patch_size)
 
     @property
     def device(self) -> torch.device:
+        """Device of the transformer."""
         return next(self.transformer.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Data type of the transformer."""
         return next(self.transformer.parameters()).dtype
 
     @property
     def defaults(self) -> SceneDefaults:
-        """What a scene file may leave out."""
+        """Values used for fields that a scene file omits."""
         return SceneDefaults(
             height=self.native.height,
             width=self.native.width,
@@ -80,7 +95,7 @@ class ModelBundle:
         )
 
     def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
-        """Token grid of a video of that size. Raises InputError where the size does not fit."""
+        """Token grid of a video. Raises `InputError` if the size does not fit."""
         return TokenGrid.from_pixels(
             num_frames,
             height,
@@ -91,8 +106,8 @@ class ModelBundle:
         )
 
     def to(self, device: torch.device | str) -> ModelBundle:
-        """Move every part that can move to `device`; returns itself."""
-        for part in (self.transformer, self.text, self.face, self.speech, self.codec):
-            if hasattr(part, "to"):
-                part.to(device)
+        """Move all components that support it to `device`, in place."""
+        for component in (self.transformer, self.text, self.face, self.speech, self.codec):
+            if hasattr(component, "to"):
+                component.to(device)
         return self
