@@ -4,7 +4,7 @@
 
 The published architectures are built without weights (torch's meta device) and torch's own counter adds up their matrix
 products and convolutions. Of Qwen2-VL the products of its weights are counted (two operations for each weight and
-token). What a device makes of it is for its owner to measure; docs/curation.md says what was assumed.
+token). What a device makes of it is for its owner to measure; docs/how-to/curate.md says what was assumed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where the time of the demo goes: the command as a user runs it, between the things it says.
 
-    python benchmarks/demo_profile.py                 # fills in the table of docs/speed.md
+    python benchmarks/demo_profile.py                 # fills in the table of docs/results/speed.md
     python benchmarks/demo_profile.py -- --steps 4    # more for the command; then only prints
 
 The command runs in a process of its own and is only listened to. Processor seconds count all of its threads and say
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.memory_ladder import write_between  # noqa: E402
 
-DOCUMENT = ROOT / "docs" / "speed.md"
+DOCUMENT = ROOT / "docs" / "results" / "speed.md"
 SAYS = re.compile(r"(?P<part>[^:]+?)(?: \.\.\.|: step \d+/\d+.*)")
 START = "Python and the command line"
 

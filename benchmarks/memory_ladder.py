@@ -1,6 +1,6 @@
 """The memory ladder at full size: how much each rung takes, and how long a step.
 
-    python benchmarks/memory_ladder.py --count                # without a GPU: sizes, computed; writes docs/memory.md
+    python benchmarks/memory_ladder.py --count                # without a GPU: sizes, computed; writes docs/how-to/memory.md
     python benchmarks/memory_ladder.py --compare              # on the CPU: every rung against full residency; likewise
     python benchmarks/memory_ladder.py                        # NVIDIA GPU: measured with random weights; likewise
 
@@ -9,7 +9,7 @@ guidance (two versions of the video). For each rung: the peak of memory while de
 included) and while decoding; the time of a step after the first, and of decoding. Text, face and speech encoders are
 not built; the rung `resident` is measured with the room that they take filled.
 
-Each writes its table between two marks of docs/memory.md; --json writes the figures as well.
+Each writes its table between two marks of docs/how-to/memory.md; --json writes the figures as well.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bya_core.memory import planner as memory  # noqa: E402
 from bya_core.memory.planner import LADDER, Rung, needed, plan_memory  # noqa: E402
 from bya_core.pipelines.full_size import ENCODERS, NATIVE, VAE, build, one_step, wait  # noqa: E402
 
-DOCUMENT = ROOT / "docs" / "memory.md"
+DOCUMENT = ROOT / "docs" / "how-to" / "memory.md"
 CARDS = ("80", "48", "24", "16", "12", "8")
 GB = 1e9
 

@@ -1,6 +1,6 @@
 """What each preset of speed costs in quality, and what it saves: drawn scenes made by the tiny model.
 
-    python benchmarks/speed_quality.py                            # scenes for tuning; writes docs/reports/presets.json
+    python benchmarks/speed_quality.py                            # scenes for tuning; writes docs/results/reports/presets.json
     python benchmarks/speed_quality.py --seed-base 1000000        # scenes for figures to publish
 
 Each scene is made with its voices given and swapped, by every preset from the same noise, and judged as in the puppet
@@ -40,8 +40,8 @@ from training.benchmark.puppet_suite import all_scenes, judge, pooled_made  # no
 from training.benchmark.scenes import SceneSettings, SuiteScene  # noqa: E402
 from training.benchmark.subjects import Made, ModelSubject, decode_clips  # noqa: E402
 
-DOCUMENT = ROOT / "docs" / "speed.md"
-REPORT = ROOT / "docs" / "reports" / "presets.json"
+DOCUMENT = ROOT / "docs" / "results" / "speed.md"
+REPORT = ROOT / "docs" / "results" / "reports" / "presets.json"
 TUNING = 2_000_000
 """Seeds from here up are for choosing presets; those below are for the figures of what was chosen."""
 LEAST = 32

@@ -4,7 +4,7 @@
     python benchmarks/step_time.py --tiny    # the tiny model on this processor
     python benchmarks/step_time.py           # full size on an NVIDIA GPU, bfloat16, random weights
 
-Each fills in its table in docs/speed.md, and `--json` writes the figures. A way is `naive` (the same numbers the plain
+Each fills in its table in docs/results/speed.md, and `--json` writes the figures. A way is `naive` (the same numbers the plain
 way, see benchmarks/naive.py), `exact`, or a preset of `sampling.acceleration`; all of them are measured in turns in one run.
 A step is one with guidance (two versions of the video) in which all blocks are computed; masks are boxes that cover
 `--covered` of each frame. Operations are matrix products and attention, 2 per multiplication and addition.
@@ -48,7 +48,7 @@ from bya_core.models.kv_cache import ClipKeys  # noqa: E402
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel  # noqa: E402
 from bya_core.sampling.acceleration import applied, speed_of  # noqa: E402
 
-DOCUMENT = ROOT / "docs" / "speed.md"
+DOCUMENT = ROOT / "docs" / "results" / "speed.md"
 WAYS = ("naive", "exact", "balanced", "fast")
 FRAMES = 49
 LAYERS = 42  # blocks of the published transformer

@@ -30,4 +30,4 @@ def strip(pictures: list[Image.Image], width: int) -> np.ndarray:
 
 if __name__ == "__main__":
     rows = [strip(frames(ROOT / "demo" / name), 240) for name in ("talk.mp4", "masks.mp4")]
-    Image.fromarray(np.concatenate(rows)).save(ROOT / "docs" / "demo.png", optimize=True)
+    Image.fromarray(np.concatenate(rows)).save(ROOT / "docs" / "images" / "demo.png", optimize=True)

@@ -71,7 +71,7 @@ class Arguments:
     Args:
         suite: "puppets" = router, binding and identity of a model; "routers" = ways of routing against each other;
             "baselines" = what others do, beside the routers;
-            "byab" = the Bind-Your-Avatar benchmark (docs/benchmark.md); "folder" = videos of any system;
+            "byab" = the Bind-Your-Avatar benchmark (docs/how-to/benchmark.md); "folder" = videos of any system;
             "refinement" = masks before and after cleaning; "long" = 20 seconds in windows, each judged by itself.
         model: a name from `python -m bya_core models`, a folder of tiny weights, "truth" or "shuffled".
         output: folder for everything: results.json, table.md, videos and index.html that shows them side by side.

@@ -2,7 +2,7 @@ r"""Train and measure the voice-face association: which voice belongs to which f
 
     python training/run_voice_face.py
     python training/run_voice_face.py --evaluate --seed-base 2000000 --scenes 200
-    python training/run_voice_face.py --evaluate --scenes 200 --json docs/reports/voice_face.json
+    python training/run_voice_face.py --evaluate --scenes 200 --json docs/results/reports/voice_face.json
 
 Training is contrastive (InfoNCE in both directions): in a batch of puppets each voice must find its own portrait among
 all, and each portrait its voice. Pictures and sounds are drawn first; about 5 minutes on one processor core.

@@ -37,13 +37,13 @@ class Generate:
     """Make the video of a scene.
 
     Args:
-        scene: the scene file (see docs/scene.md).
+        scene: the scene file (see docs/reference/scene.md).
         out: mp4 to write.
-        model: a name from `python -m bya_core models`, or the path of a model (docs/models.md).
-        vram: GB of GPU memory to make do with; auto = what is free on it now (docs/memory.md).
+        model: a name from `python -m bya_core models`, or the path of a model (docs/how-to/released-weights.md).
+        vram: GB of GPU memory to make do with; auto = what is free on it now (docs/how-to/memory.md).
         steps: denoising steps, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
-        speed: how much work may be left out, in place of the scene's: exact = none, balanced, fast (docs/speed.md).
+        speed: how much work may be left out, in place of the scene's: exact = none, balanced, fast (docs/results/speed.md).
         state: go on from what `probe --state` wrote for this scene.
         work: folder that keeps the windows of a long video; None = beside the video until it is written.
         again: number of a window in that folder to make once more, with another seed; the others stay.
@@ -136,7 +136,7 @@ class Timeline:
     """Draw who speaks when: a lane per character, prompts, windows, and what is wrong with the voices.
 
     Args:
-        scene: the scene file (see docs/scene.md).
+        scene: the scene file (see docs/reference/scene.md).
         out: png to write.
         model: a name from `python -m bya_core models`; its sizes are used where the scene names none.
     """

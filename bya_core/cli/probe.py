@@ -24,15 +24,15 @@ class Probe:
     Give the state to `generate --state`, and masks you have edited to `router.masks` of the scene.
 
     Args:
-        scene: the scene file (see docs/scene.md).
+        scene: the scene file (see docs/reference/scene.md).
         state: safetensors to write: the masks and, with the intra router, the half-done video.
         masks: npz to write the masks to.
         overlay: png or mp4 to write: the video as far as it can be seen by now, tinted by the masks.
         model: a name from `python -m bya_core models`.
-        vram: GB of GPU memory to make do with; auto = what is free on it now (docs/memory.md).
+        vram: GB of GPU memory to make do with; auto = what is free on it now (docs/how-to/memory.md).
         steps: denoising steps of the whole video, in place of the scene's.
         seed: of all random numbers, in place of the scene's.
-        speed: how much work may be left out, in place of the scene's: exact = none, balanced, fast (docs/speed.md).
+        speed: how much work may be left out, in place of the scene's: exact = none, balanced, fast (docs/results/speed.md).
     """
 
     scene: tyro.conf.Positional[Path]

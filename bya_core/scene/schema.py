@@ -1,6 +1,6 @@
 """The scene file: every key it may have, its meaning and range; read strictly, and as a JSON schema.
 
-`python -m bya_core.scene.schema` writes the schema to docs/scene.schema.json.
+`python -m bya_core.scene.schema` writes the schema to docs/reference/scene.schema.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bya_core.errors import InputError
 from bya_core.scene.strict_json import entry, json_schema, read
 from bya_core.scene.types import FrameFit
 
-SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "scene.schema.json"
+SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "scene.schema.json"
 
 PROBE, REFINE, ROUTING, WINDOWS = ProbeConfig(), RefineConfig(), RoutingConfig(), WindowConfig()
 
@@ -250,7 +250,7 @@ def scene_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as it stands in docs/scene.schema.json."""
+    """The schema as it stands in docs/reference/scene.schema.json."""
     return json.dumps(scene_schema(), indent=2) + "\n"
 
 

@@ -84,7 +84,7 @@ def find(name_or_path: str | Path) -> Found:
         return Found(_diffusers(path))
     came = f"{path} is no model"
     expected = "a converted file, or a folder with bundle.json, config.json (training run) or the released layout"
-    raise InputError(came, expected, "see docs/models.md")
+    raise InputError(came, expected, "see docs/how-to/released-weights.md")
 
 
 def load_path(

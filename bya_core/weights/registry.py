@@ -200,7 +200,7 @@ def load_bundle(
             of a training run; or the name of one of `own_models`.
         dtype: of the weights; None = as the model wants it (tiny float32, official bfloat16).
         device: where to; None = the CPU.
-        vram: gigabytes of GPU memory to make do with ("8" to "80", see docs/memory.md); None = nothing is arranged.
+        vram: gigabytes of GPU memory to make do with ("8" to "80", see docs/how-to/memory.md); None = nothing is arranged.
         given: parts of the bundle ("text", "codec") in place of the model's own; files of those need not be here.
 
     Raises:

@@ -25,7 +25,7 @@ def test_metadata() -> None:
     assert comfy["DisplayName"] and comfy["requires-comfyui"].startswith(">=")
     assert "__version__" in (ROOT / comfy["version"]["path"]).read_text(encoding="utf-8")
     assert "comfyui" not in PROJECT["project"]["name"].lower(), "the registry refuses that"
-    icon = Image.open(ROOT / "docs" / "icon.png")
+    icon = Image.open(ROOT / "docs" / "images" / "icon.png")
     assert icon.size == (400, 400), "what the registry shows at most"
 
 

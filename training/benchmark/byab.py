@@ -59,7 +59,7 @@ class Pair:
         return len(self.speeches) == 2
 
     def scene(self, **more: Any) -> dict[str, Any]:
-        """As a scene file (docs/scene.md), with absolute paths; `more` are further keys of it."""
+        """As a scene file (docs/reference/scene.md), with absolute paths; `more` are further keys of it."""
         heard = self.speeches if self.separate else self.speeches * 2
         people = [
             {"name": name, "image": str(face.resolve()), "speech": str(speech.resolve())}
@@ -104,7 +104,7 @@ def read_pairs(root: Path) -> list[Pair]:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and (path / "source.json").is_file())
     if not folders:
         rule = "folders with source.json, face_1, face_2, ..."
-        raise InputError(f"{root} without pairs", rule, "see docs/benchmark.md")
+        raise InputError(f"{root} without pairs", rule, "see docs/how-to/benchmark.md")
     return [read_pair(folder) for folder in folders]
 
 

@@ -3,7 +3,7 @@
     SYSTEMS/
       our model/   001.mp4 002.mp4 ... and, where there are any, masks as 001.npz (generate --masks)
       another/     001.mp4 ...
-    SCENES/        001.json ...: what each video was asked with (docs/scene.md)
+    SCENES/        001.json ...: what each video was asked with (docs/reference/scene.md)
 
 Each video's binding report is kept beside the results. What needs weights that are not here is left out and told once.
 """
@@ -107,7 +107,7 @@ def folder_tasks(videos: Path, scenes: Path | None = None) -> list[VideoTask]:
         places = [scenes] if scenes is not None else [video.parent, video.parent.parent, videos / "scenes"]
         scene = next((path for place in places if (path := place / f"{video.stem}.json").is_file()), None)
         if scene is None:
-            raise InputError(f"no {video.stem}.json for {video}", "the scene it was made from", "see docs/benchmark.md")
+            raise InputError(f"no {video.stem}.json for {video}", "the scene it was made from", "see docs/how-to/benchmark.md")
         masks = video.with_suffix(".npz")
         tasks.append(VideoTask(video.parent.name, video.stem, video, scene, masks if masks.is_file() else None))
     return tasks

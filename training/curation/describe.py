@@ -50,7 +50,7 @@ class Features:
                 encoder.encode(torch.from_numpy(speech), lead + record.frames).float().cpu().numpy()[lead:]
                 for speech in record.array("speeches")
             ]
-        if self._heard_by is None:  # training takes the features if its encoder is the same (docs/shards.md)
+        if self._heard_by is None:  # training takes the features if its encoder is the same (docs/reference/shards.md)
             self._heard_by = version_of(encoder)
         made = record.with_arrays(features=np.stack(heard).astype(np.float16))
         return [made.with_data(speech_encoder=self._heard_by)]

@@ -176,4 +176,4 @@ def _built(part: Part, name: str, options: str) -> Any:
         if "argument" not in str(error):
             raise
         came = f"options {options} for the {part} {name!r} ({error})"
-        raise InputError(came, "those it knows", "see docs/curation.md") from error
+        raise InputError(came, "those it knows", "see docs/how-to/curate.md") from error

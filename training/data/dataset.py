@@ -78,7 +78,7 @@ def open_data(
 
     Args:
         source: a folder of encoded clips (*.safetensors, made for one model), a folder of tar shards of undecoded ones
-            (docs/shards.md), or drawn ones such as "puppets:n=1-4,frames=17" (`training.data.puppet_plan.PuppetPlan`).
+            (docs/reference/shards.md), or drawn ones such as "puppets:n=1-4,frames=17" (`training.data.puppet_plan.PuppetPlan`).
         encoders: of the model that is trained, for the last two: a `ModelBundle` or the like, a name or folder for
             `load_encoders`, or None = those of the tiny model for puppets.
         buckets: lengths and sizes to train at, such as "49x480x720"; none = each clip's own, as the grid allows (at

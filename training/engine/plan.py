@@ -11,7 +11,7 @@ takes no memory to speak of. Parameters and arithmetic are counted; memory is es
   GPU they differ by a few percent); with gradient checkpointing the inputs of all blocks and the largest block;
 - reserve: a tenth of the activations and 1.5 GB for what kernels, allocator and driver take.
 
-Encoders and video codec are not counted: features come from the cache (docs/shards.md).
+Encoders and video codec are not counted: features come from the cache (docs/reference/shards.md).
 """
 
 from __future__ import annotations

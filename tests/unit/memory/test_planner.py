@@ -285,7 +285,7 @@ def test_tiles_leave_what_is_encoded_as_it_is_and_meet_closely() -> None:
     assert torch.equal(tiled.encode(video), latents)
     expected, made = whole.decode(latents), tiled.decode(latents)
     assert made.shape == expected.shape and not torch.equal(made, expected)
-    # with random weights; with trained ones it is less, see docs/memory.md
+    # with random weights; with trained ones it is less, see docs/how-to/memory.md
     assert (made - expected).square().mean().sqrt() < 0.3 * expected.std()
     memory.decode_in_tiles(SimpleNamespace())  # a codec of another kind
 

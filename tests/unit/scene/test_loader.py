@@ -399,7 +399,7 @@ def test_a_scene_made_in_code_is_checked_too() -> None:
 
 def test_the_schema_file_is_up_to_date() -> None:
     """If this fails: python -m bya_core.scene.schema"""
-    assert (ROOT / "docs" / "scene.schema.json").read_text(encoding="utf-8") == schema_text()
+    assert (ROOT / "docs" / "reference" / "scene.schema.json").read_text(encoding="utf-8") == schema_text()
 
 
 def test_the_schema_agrees_with_the_reader(make_scene: SceneMaker) -> None:
@@ -424,7 +424,7 @@ def test_the_schema_agrees_with_the_reader(make_scene: SceneMaker) -> None:
 
 
 def test_the_example_of_the_documentation_is_valid() -> None:
-    text = (ROOT / "docs" / "scene.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "scene.md").read_text(encoding="utf-8")
     example = text.split("```json\n")[1].split("```")[0]
     jsonschema.validate(json.loads(example), scene_schema())
     for key in keys_of(scene_schema()):

@@ -31,7 +31,7 @@ def find_shards(source: Path | str | Iterable[Path | str]) -> list[Path]:
     missing = [p for p in paths if not p.is_file()]
     if missing or not paths:
         came = f"no shard at {missing[0]}" if missing else f"no *.tar in {source}"
-        raise InputError(came, "a folder of tar shards (docs/shards.md)", "check the path")
+        raise InputError(came, "a folder of tar shards (docs/reference/shards.md)", "check the path")
     return paths
 
 
