@@ -181,7 +181,7 @@ def test_training_writes_a_checkpoint_that_loads(tmp_path):
 
 @needs_towers
 def test_shipped_towers_bind_puppets():
-    """12 scenes of validation seeds; the table over 200 held-out ones is in docs/explanation/binding.md."""
+    """12 scenes of validation seeds; the table over 200 held-out ones is in docs/explanation/audio-assignment.md."""
     towers = TwoTowers.load(CHECKPOINT)
     trials = [try_scene(towers, VALIDATION + 100 + k, 2, 49, "overlap", "loudness") for k in range(12)]
     assert sum(trial.right for trial in trials) >= 10
