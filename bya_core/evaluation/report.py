@@ -26,7 +26,7 @@ from bya_core.evaluation.mask_metrics import flicker
 from bya_core.evaluation.sync_metrics import CrossTalk
 from bya_core.pipelines.run_report import mask_figures
 from bya_core.scene.types import Speech
-from bya_core.toy.encoders import ByteTextEncoder
+from bya_core.toy.encoders import ToyTextEncoder
 from bya_core.toy.mouth import mouth_motion, mouth_opening
 from bya_core.weights.bundle import ModelBundle
 
@@ -102,7 +102,7 @@ class FaceFigures:
 
 def mouth_colour(bundle: ModelBundle) -> tuple[float, float, float] | None:
     """Colour of the inside of every mouth where a model draws puppets; None for real people."""
-    return PUPPET_MOUTH if isinstance(bundle.text, ByteTextEncoder) else None
+    return PUPPET_MOUTH if isinstance(bundle.text, ToyTextEncoder) else None
 
 
 def binding_report(

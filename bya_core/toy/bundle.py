@@ -17,7 +17,7 @@ from bya_core.encoders.voice_face import TwoTowers
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.toy.encoders import (
-    ByteTextEncoder,
+    ToyTextEncoder,
     FaceNetwork,
     SpeechNetwork,
     TinyFaceEncoder,
@@ -30,7 +30,7 @@ from bya_core.weights.bundle import ModelBundle, NativeSize
 class TinyEncoders(NamedTuple):
     """The frozen parts of the tiny model."""
 
-    text: ByteTextEncoder
+    text: ToyTextEncoder
     face: TinyFaceEncoder
     speech: TinySpeechEncoder
     codec: CogVideoXCodec
@@ -39,7 +39,7 @@ class TinyEncoders(NamedTuple):
 def load_tiny_encoders(folder: Path) -> TinyEncoders:
     """`face.safetensors`, `speech.safetensors` and `vae/` of a folder."""
     return TinyEncoders(
-        ByteTextEncoder(),
+        ToyTextEncoder(),
         TinyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
         TinySpeechEncoder(_load(SpeechNetwork, folder / "speech.safetensors")),
         CogVideoXCodec(AutoencoderKLCogVideoX.from_pretrained(folder / "vae")),

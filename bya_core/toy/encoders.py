@@ -25,7 +25,7 @@ from bya_core.errors import InputError
 STOP_WORDS = frozenset(["a", "an", "and", "before", "in", "of", "on", "the", "with"])
 
 
-class ByteTextEncoder:
+class ToyTextEncoder:
     """A frozen byte-level text encoder without weights: one token per word, made from its bytes.
 
     Every (byte, place in the word) has a fixed random vector; a word is the sum of its bytes' vectors plus one for the

@@ -107,7 +107,9 @@ def folder_tasks(videos: Path, scenes: Path | None = None) -> list[VideoTask]:
         places = [scenes] if scenes is not None else [video.parent, video.parent.parent, videos / "scenes"]
         scene = next((path for place in places if (path := place / f"{video.stem}.json").is_file()), None)
         if scene is None:
-            raise InputError(f"no {video.stem}.json for {video}", "the scene it was made from", "see docs/how-to/benchmark.md")
+            raise InputError(
+                f"no {video.stem}.json for {video}", "the scene it was made from", "see docs/how-to/benchmark.md"
+            )
         masks = video.with_suffix(".npz")
         tasks.append(VideoTask(video.parent.name, video.stem, video, scene, masks if masks.is_file() else None))
     return tasks

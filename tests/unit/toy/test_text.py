@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from bya_core.toy.encoders import ByteTextEncoder
+from bya_core.toy.encoders import ToyTextEncoder
 from training.puppets.world import make_clip
 
-ENCODER = ByteTextEncoder()
+ENCODER = ToyTextEncoder()
 
 
 def vectors(prompt: str) -> torch.Tensor:
@@ -34,7 +34,7 @@ def test_the_same_word_is_near_itself_wherever_it_stands():
 
 
 def test_four_described_puppets_fit_but_for_a_word_or_two():
-    longer = ByteTextEncoder(max_words=100)
+    longer = ToyTextEncoder(max_words=100)
     for seed in range(40):
         prompt = make_clip(seed, 4, draw_video=False).prompt
         words = int(longer.encode([prompt])[0].any(-1).sum())

@@ -131,7 +131,9 @@ def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
     ) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise BrokenClip(
-            f"clip {key!r} cannot be read ({what})", "the files docs/reference/shards.md lists", "write it again or skip it"
+            f"clip {key!r} cannot be read ({what})",
+            "the files docs/reference/shards.md lists",
+            "write it again or skip it",
         ) from error
 
 
