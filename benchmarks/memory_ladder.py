@@ -136,7 +136,7 @@ def count() -> tuple[dict[str, Any], str]:
 
 @torch.no_grad()
 def compare(steps: int = 2) -> str:
-    """Every rung against full residency: the tiny model and its demo scene, on the CPU, as Markdown."""
+    """Every rung against full residency: the toy model and its demo scene, on the CPU, as Markdown."""
     from bya_core.pipelines.generate import decoded, denoised, prepare, route
     from bya_core.pipelines.progress import Work
     from bya_core.scene.loader import load_scene
@@ -145,7 +145,7 @@ def compare(steps: int = 2) -> str:
     lines = ["| rung | latents: largest difference | masks: largest difference | frames: PSNR |", "|---|---|---|---|"]
     base: tuple[torch.Tensor, ...] | None = None
     for rung in LADDER:
-        bundle = load_bundle("tiny")
+        bundle = load_bundle("toy")
         memory.apply_rung(bundle, rung, "cpu")
         scene = load_scene(ROOT / "demo" / "scene.json", bundle.defaults, steps=steps)
         prepared = prepare(scene, bundle)

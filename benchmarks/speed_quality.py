@@ -1,4 +1,4 @@
-"""What each preset of speed costs in quality, and what it saves: drawn scenes made by the tiny model.
+"""What each preset of speed costs in quality, and what it saves: drawn scenes made by the toy model.
 
     python benchmarks/speed_quality.py                            # scenes for tuning; writes docs/results/reports/presets.json
     python benchmarks/speed_quality.py --seed-base 1000000        # scenes for figures to publish
@@ -176,7 +176,7 @@ def table(report: Mapping[str, Any]) -> str:
     """The summary as Markdown, with what it was measured on."""
     about, head = report["about"], "| preset | binding | voices swapped | change | mask IoU | identity | PSNR to exact "
     lines = [
-        f"Tiny model, {about['scenes']} scenes of {about['characters']} characters from seed {about['seed_base']}, "
+        f"Toy model, {about['scenes']} scenes of {about['characters']} characters from seed {about['seed_base']}, "
         f"each with its voices given and swapped, {about['frames']} frames, {about['steps']} steps. Change: points of "
         "binding more or less than `exact` on the same scenes, with its standard error. Blocks and router: how many "
         "were computed, as a share; seconds: of denoising one video.",
@@ -231,7 +231,7 @@ def measure(subject: ModelSubject, settings: SceneSettings, names: Sequence[str]
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="a name from `python -m bya_core models`")
+    parser.add_argument("--model", default="toy", help="a name from `python -m bya_core models`")
     parser.add_argument("--scenes", type=int, default=LEAST)
     parser.add_argument("--seed-base", type=int, default=TUNING)
     parser.add_argument("--characters", type=int, default=2)

@@ -1,7 +1,7 @@
 """What a denoising step costs, part by part: the plain transformer, faces, router, speech and what is left.
 
     python benchmarks/step_time.py --count   # operations, bytes and memory at full size, counted without computing
-    python benchmarks/step_time.py --tiny    # the tiny model on this processor
+    python benchmarks/step_time.py --toy    # the toy model on this processor
     python benchmarks/step_time.py           # full size on an NVIDIA GPU, bfloat16, random weights
 
 Each fills in its table in docs/results/speed.md, and `--json` writes the figures. A way is `naive` (the same numbers the plain
@@ -348,7 +348,7 @@ def _peaks(rows: list[dict[str, Any]]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", action="store_true", help="operations and bytes at full size; needs no GPU")
-    parser.add_argument("--tiny", action="store_true", help="processor seconds of the tiny model")
+    parser.add_argument("--toy", action="store_true", help="processor seconds of the toy model")
     parser.add_argument("--characters", type=int, nargs="*", default=[1, 2, 3, 4], help="at 49 frames")
     parser.add_argument("--frames", type=int, nargs="*", default=[25, 97], help="other lengths, with two characters")
     parser.add_argument("--covered", type=float, default=COVERED, help="share of a frame that masks cover")
@@ -362,16 +362,16 @@ def main(arguments: list[str] | None = None) -> int:
     if given.count:
         figures, text = count(given.covered)
         write_between(given.document, "operations", text)
-    elif given.tiny:
+    elif given.toy:
         from bya_core.weights.registry import load_bundle
 
-        about = f"The tiny model, {torch.get_num_threads()} thread(s), float32, processor seconds a step; torch "
+        about = f"The toy model, {torch.get_num_threads()} thread(s), float32, processor seconds a step; torch "
         about += f"{torch.__version__}; medians of {given.repeats}."
-        figures, text = timed(load_bundle("tiny").transformer, cases, given.repeats, given.covered, about)
-        write_between(given.document, "tiny", text)
+        figures, text = timed(load_bundle("toy").transformer, cases, given.repeats, given.covered, about)
+        write_between(given.document, "toy", text)
     else:
         if not torch.cuda.is_available():
-            parser.error("there is no NVIDIA GPU here; --count and --tiny need none")
+            parser.error("there is no NVIDIA GPU here; --count and --toy need none")
         from bya_core.pipelines.full_size import build
 
         bundle = build(given.layers, torch.bfloat16, codec=False, ruled=False)

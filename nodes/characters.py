@@ -25,7 +25,7 @@ class FaceEncode(io.ComfyNode):
             inputs=[
                 io.Image.Input(
                     "image",
-                    tooltip="One picture of this character's face, from the front, any size. Puppets of 'tiny': on "
+                    tooltip="One picture of this character's face, from the front, any size. Puppets of 'toy': on "
                     "white. A batch of several pictures is refused.",
                 ),
                 io.String.Input(

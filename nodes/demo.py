@@ -22,7 +22,7 @@ class LoadDemo(io.ComfyNode):
             "LoadDemo",
             "Load Demo",
             "Pictures, voices, first frame and prompt of a drawn scene that comes with the pack, made for the model "
-            "'tiny'.",
+            "'toy'.",
             search_aliases=["example", "puppets"],
             inputs=[
                 io.Combo.Input(

@@ -20,15 +20,15 @@ class Loader(io.ComfyNode):
         return schema(
             "Loader",
             "Load Bind-Your-Avatar",
-            "Loads a model with its encoders. Nothing is downloaded unless you say so. 'tiny' comes with the pack: "
+            "Loads a model with its encoders. Nothing is downloaded unless you say so. 'toy' comes with the pack: "
             "drawn puppets, no GPU.",
             search_aliases=["talking", "lip sync", "multi person", "bind your avatar"],
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=host.models(),
-                    default="tiny",
-                    tooltip="Which model: 'tiny' (drawn puppets, 96x64, runs anywhere), 'official' (the released "
+                    default="toy",
+                    tooltip="Which model: 'toy' (drawn puppets, 96x64, runs anywhere), 'official' (the released "
                     "weights; real people), or one in models/bindyouravatar: a converted .safetensors file, or a "
                     "folder with a bundle.json. One that is not complete says what is missing and how to get it.",
                 ),

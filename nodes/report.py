@@ -67,7 +67,7 @@ class Preflight(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=host.models(),
-                    default="tiny",
+                    default="toy",
                     tooltip="Which model it is for; only its settings are read, nothing is loaded.",
                 ),
                 io.Int.Input(

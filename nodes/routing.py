@@ -213,7 +213,7 @@ class MaskRefine(io.ComfyNode):
                     default=REFINE.grow,
                     min=-8,
                     max=8,
-                    tooltip="Tokens by which masks grow (16 pixels each in the large models, 8 in tiny); negative "
+                    tooltip="Tokens by which masks grow (16 pixels each in the large models, 8 in toy); negative "
                     "shrinks. -1 to 2 is safe.",
                 ),
                 io.Boolean.Input(

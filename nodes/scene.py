@@ -42,7 +42,7 @@ class Scene(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Pixels; 0 = as the model was trained (tiny: 96). Other sizes work, with less quality.",
+                    tooltip="Pixels; 0 = as the model was trained (toy: 96). Other sizes work, with less quality.",
                 ),
                 io.Int.Input(
                     "height",
@@ -50,7 +50,7 @@ class Scene(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Pixels; 0 = as the model was trained (tiny: 64). Other sizes work, with less quality.",
+                    tooltip="Pixels; 0 = as the model was trained (toy: 64). Other sizes work, with less quality.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -58,14 +58,14 @@ class Scene(io.ComfyNode):
                     min=0,
                     max=100_000,
                     tooltip="Video frames, 1 + a multiple of 4, 25 a second; 0 = as long as the longest speech. Beyond "
-                    "what the model was trained for (tiny: 49) the video is made in windows.",
+                    "what the model was trained for (toy: 49) the video is made in windows.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Denoising steps; 0 = what suits the model (tiny: 24). Time grows with it; half is a "
+                    tooltip="Denoising steps; 0 = what suits the model (toy: 24). Time grows with it; half is a "
                     "sketch.",
                 ),
                 io.Float.Input(

@@ -107,7 +107,7 @@ def fake_transformer() -> BindYourAvatarTransformer3DModel:
 
 def fake_bundle() -> ModelBundle:
     return ModelBundle(
-        name="tiny",
+        name="toy",
         transformer=fake_transformer(),
         text=FakeText(),
         face=FakeFace(),

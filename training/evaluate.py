@@ -1,16 +1,16 @@
 r"""Measure a model.
 
-    python training/evaluate.py --suite puppets --model tiny --json report.json
-    python training/evaluate.py --suite puppets --model tiny --json report.json --scenes 8
-    python training/evaluate.py --suite puppets --model tiny --json marks.json --scenes 256 \
+    python training/evaluate.py --suite puppets --model toy --json report.json
+    python training/evaluate.py --suite puppets --model toy --json report.json --scenes 8
+    python training/evaluate.py --suite puppets --model toy --json marks.json --scenes 256 \
         --characters mixed --processes 2
-    python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18
-    python training/evaluate.py --suite routers --model tiny --json routers.json --scenes 18 --ways intra "post, fine"
-    python training/evaluate.py --suite baselines --model tiny --json baselines.json --scenes 18
+    python training/evaluate.py --suite routers --model toy --json routers.json --scenes 18
+    python training/evaluate.py --suite routers --model toy --json routers.json --scenes 18 --ways intra "post, fine"
+    python training/evaluate.py --suite baselines --model toy --json baselines.json --scenes 18
     python training/evaluate.py --suite byab --data BENCHMARK --model official --output results
     python training/evaluate.py --suite folder --data VIDEOS --output results
-    python training/evaluate.py --suite refinement --model tiny --json refinement.json
-    python training/evaluate.py --suite long --model tiny --scenes 2 --json long.json --windows kept
+    python training/evaluate.py --suite refinement --model toy --json refinement.json
+    python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --windows kept
 
 The models "truth" and "shuffled" answer with the drawn truth and with that of other scenes: they test the
 measurement (figures near 1, and at chance). A folder of weights can be given in place of a model's name.
@@ -73,7 +73,7 @@ class Arguments:
             "baselines" = what others do, beside the routers;
             "byab" = the Bind-Your-Avatar benchmark (docs/how-to/benchmark.md); "folder" = videos of any system;
             "refinement" = masks before and after cleaning; "long" = 20 seconds in windows, each judged by itself.
-        model: a name from `python -m bya_core models`, a folder of tiny weights, "truth" or "shuffled".
+        model: a name from `python -m bya_core models`, a folder of toy weights, "truth" or "shuffled".
         output: folder for everything: results.json, table.md, videos and index.html that shows them side by side.
         json: file for the whole report; none = results.json in `output`, or only the table. The suites of puppets,
             routers and baselines write it after every scene, and go on with what they find there.
@@ -93,11 +93,11 @@ class Arguments:
         windows: of the long suite, a folder that keeps the windows: a measurement that was stopped goes on.
         device: "auto" takes a GPU where there is one.
         threads: processor threads; 0 = all, or 1 where there are several processes.
-        processes: that measure scenes of the suite of puppets at once; for the tiny model one per core is fastest.
+        processes: that measure scenes of the suite of puppets at once; for the toy model one per core is fastest.
     """
 
     suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long"] = "puppets"
-    model: str = "tiny"
+    model: str = "toy"
     output: Path | None = None
     json: Path | None = None
     data: Path | None = None
@@ -327,9 +327,9 @@ def _load(model: str, device: str) -> ModelBundle:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if Path(model).is_dir():
-        from bya_core.toy.bundle import load_tiny
+        from bya_core.toy.bundle import load_toy
 
-        return load_tiny(Path(model)).to(device)
+        return load_toy(Path(model)).to(device)
     return load_bundle(model).to(device)
 
 

@@ -1,8 +1,8 @@
 r"""Train one of the three stages.
 
-    python training/run_stage.py --stage 1 --recipe tiny --data runs/tiny/data --output runs/tiny/stage1
-    python training/run_stage.py --stage 2 --recipe tiny --data runs/tiny/data --output runs/tiny/stage2 \
-        --init runs/tiny/stage1/final
+    python training/run_stage.py --stage 1 --recipe toy --data runs/toy/data --output runs/toy/stage1
+    python training/run_stage.py --stage 2 --recipe toy --data runs/toy/data --output runs/toy/stage2 \
+        --init runs/toy/stage1/final
     accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/run_stage.py --stage 3 \
         --recipe cogvideox5b --data SHARDS --init runs/stage2/final --output runs/stage3 --gradient-checkpointing
 
@@ -46,7 +46,7 @@ class Arguments:
         run: how it is run.
         recipe: name in training/recipes, or a .yaml file.
         steps: train for so many instead of the recipe's.
-        encoders: model whose encoders make features of shards; none = those of the tiny model for puppets.
+        encoders: model whose encoders make features of shards; none = those of the toy model for puppets.
         buckets: lengths and sizes to train at, such as 49x480x720; none = each clip's own.
         skip_broken: leave out clips that cannot be used and count them, instead of ending with an error.
         validate_every: steps between two looks at held-out puppets (masks, binding, pictures); 0 = never.
@@ -58,7 +58,7 @@ class Arguments:
     stage: Literal[1, 2, 3]
     data: str
     run: Annotated[RunSettings, tyro.conf.arg(name="")]
-    recipe: str = "tiny"
+    recipe: str = "toy"
     steps: int | None = None
     encoders: str | None = None
     buckets: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ def main(arguments: Arguments) -> None:
     if arguments.validate_every:
         from training.engine.validation import Validation
 
-        bundle = arguments.encoders or "tiny"
+        bundle = arguments.encoders or "toy"
         scenes = arguments.validation_files or arguments.validation_scenes
         watch = Validation(arguments.validate_every, scenes, bundle=bundle)
     summary = train(model, clips, stage, settings, accelerator, watch)

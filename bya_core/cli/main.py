@@ -55,7 +55,7 @@ class Generate:
 
     scene: tyro.conf.Positional[Path]
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    model: str = "tiny"
+    model: str = "toy"
     vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None
@@ -143,7 +143,7 @@ class Timeline:
 
     scene: tyro.conf.Positional[Path]
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    model: str = "tiny"
+    model: str = "toy"
 
     def run(self) -> int:
         from bya_core.io.atomic import AtomicFiles, check_output

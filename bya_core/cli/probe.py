@@ -39,7 +39,7 @@ class Probe:
     state: Annotated[Path | None, tyro.conf.arg(aliases=["-s"])] = None
     masks: Path | None = None
     overlay: Path | None = None
-    model: str = "tiny"
+    model: str = "toy"
     vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None

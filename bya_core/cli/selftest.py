@@ -11,7 +11,7 @@ Vram = Literal["auto", "8", "12", "16", "24", "48", "80"]
 
 @dataclass(frozen=True)
 class Selftest:
-    """Try out this machine: the tiny model from a drawing to a video, or one step at the size of the released model.
+    """Try out this machine: the toy model from a drawing to a video, or one step at the size of the released model.
 
     Neither downloads anything. Full size needs about 24 GB of memory; without a GPU it takes one block of 42 only.
 
@@ -29,7 +29,7 @@ class Selftest:
         from bya_core.pipelines import selftest
         from bya_core.pipelines.run_report import peak_memory
 
-        made = selftest.full_size(self.layers, self.vram) if self.full_size else selftest.tiny()
+        made = selftest.full_size(self.layers, self.vram) if self.full_size else selftest.toy()
         for line in made.lines:
             print(line)
         for part, seconds in made.seconds.items():

@@ -18,7 +18,7 @@ from bya_core.grid import TokenGrid
 from bya_core.memory.sizes import empty_call, empty_twin, held_while_decoding, held_while_denoising
 from bya_core.scene.types import SceneDefaults
 
-SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the tiny model
+SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the toy model
 
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".onnx")
@@ -29,7 +29,7 @@ class ModelFolder:
     """A model that is there but not loaded.
 
     Args:
-        folder: with bundle.json, transformer/ and vae/, as the shipped tiny one; or any other that can be loaded, or a
+        folder: with bundle.json, transformer/ and vae/, as the shipped toy one; or any other that can be loaded, or a
             converted file.
     """
 

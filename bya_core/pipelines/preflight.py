@@ -124,7 +124,7 @@ def _model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFolder |
 
 
 def _draws(model: ModelFolder) -> bool:
-    """Whether its characters are drawn: its encoders are like those of the tiny model."""
+    """Whether its characters are drawn: its encoders are like those of the toy model."""
     from bya_core.weights.from_path import encoders_for
 
     if (model.folder / "face.safetensors").is_file():

@@ -1,4 +1,4 @@
-"""Whether this machine can do the work: the tiny model from a drawing to a video, or one step at full size.
+"""Whether this machine can do the work: the toy model from a drawing to a video, or one step at full size.
 
 Full size needs no download: the released architecture is built with random weights (`weights.random_weights`), so time
 and memory are those of the real model and only the picture is noise.
@@ -45,11 +45,11 @@ def checksum(made: Tensor) -> str:
     return f"mean {float(values.mean()):+.4f} deviation {float(values.std()):.4f} crc32 {code:08x}"
 
 
-def tiny(device: torch.device | str | None = None) -> Outcome:
+def toy(device: torch.device | str | None = None) -> Outcome:
     """Two drawn figures, two sounds, 4 steps, and a video file that is read again.
 
     Raises:
-        InputError: the tiny model is not here.
+        InputError: the toy model is not here.
         RuntimeError: what came out is no video.
     """
     from bya_core.io.media import write_video
@@ -59,7 +59,7 @@ def tiny(device: torch.device | str | None = None) -> Outcome:
 
     work = Work()
     with work.part("loading the model"):
-        bundle = load_bundle("tiny")
+        bundle = load_bundle("toy")
         apply_rung(bundle, LADDER[0], device)
     size, frames, rate = bundle.native, 9, 16000
     colours = {"one": (0.8, 0.3, 0.2), "two": (0.2, 0.4, 0.8)}
@@ -81,10 +81,10 @@ def tiny(device: torch.device | str | None = None) -> Outcome:
     flat = video.frames.float().std() < 1 or not video.masks.isfinite().all()
     if video.frames.shape != (frames, size.height, size.width, 3) or read != frames or flat:
         raise RuntimeError(
-            f"the tiny model made {tuple(video.frames.shape)}, {read} frames could be read again: this machine or its "
+            f"the toy model made {tuple(video.frames.shape)}, {read} frames could be read again: this machine or its "
             "packages compute wrongly (see python -m bya_core doctor)"
         )
-    lines = (f"the tiny model made {frames} frames of {size.width}x{size.height} in 4 steps on {bundle.device}",)
+    lines = (f"the toy model made {frames} frames of {size.width}x{size.height} in 4 steps on {bundle.device}",)
     return Outcome(lines, {**work.seconds, **video.seconds}, checksum(video.frames))
 
 

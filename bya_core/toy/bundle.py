@@ -1,4 +1,4 @@
-"""The shipped tiny model: one folder with transformer, VAE, face and speech networks, and what they were trained at."""
+"""The shipped toy model: one folder with transformer, VAE, face and speech networks, and what they were trained at."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from bya_core.toy.encoders import (
     ToyTextEncoder,
     FaceNetwork,
     SpeechNetwork,
-    TinyFaceEncoder,
-    TinySpeechEncoder,
+    ToyFaceEncoder,
+    ToySpeechEncoder,
 )
 from bya_core.toy.finder import PuppetFinder
 from bya_core.weights.bundle import ModelBundle, NativeSize
 
 
-class TinyEncoders(NamedTuple):
-    """The frozen parts of the tiny model."""
+class ToyEncoders(NamedTuple):
+    """The frozen parts of the toy model."""
 
     text: ToyTextEncoder
-    face: TinyFaceEncoder
-    speech: TinySpeechEncoder
+    face: ToyFaceEncoder
+    speech: ToySpeechEncoder
     codec: CogVideoXCodec
 
 
-def load_tiny_encoders(folder: Path) -> TinyEncoders:
+def load_toy_encoders(folder: Path) -> ToyEncoders:
     """`face.safetensors`, `speech.safetensors` and `vae/` of a folder."""
-    return TinyEncoders(
+    return ToyEncoders(
         ToyTextEncoder(),
-        TinyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
-        TinySpeechEncoder(_load(SpeechNetwork, folder / "speech.safetensors")),
+        ToyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
+        ToySpeechEncoder(_load(SpeechNetwork, folder / "speech.safetensors")),
         CogVideoXCodec(AutoencoderKLCogVideoX.from_pretrained(folder / "vae")),
     )
 
 
-def load_tiny(folder: Path, transformer: BindYourAvatarTransformer3DModel | None = None) -> ModelBundle:
+def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None = None) -> ModelBundle:
     """The whole model, in float32 on the CPU; `bundle.json` holds its native size and sampling settings.
 
     `voice_face.safetensors` may be missing: then who hears whom must be given.
@@ -55,12 +55,12 @@ def load_tiny(folder: Path, transformer: BindYourAvatarTransformer3DModel | None
         transformer: in place of the folder's own.
     """
     settings = json.loads((folder / "bundle.json").read_text())
-    encoders = load_tiny_encoders(folder)
+    encoders = load_toy_encoders(folder)
     if transformer is None:
         transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()
     voice_face = folder / "voice_face.safetensors"
     return ModelBundle(
-        name="tiny",
+        name="toy",
         transformer=transformer,
         text=encoders.text,
         face=encoders.face,

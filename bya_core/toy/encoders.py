@@ -1,4 +1,4 @@
-"""The small backbones of the tiny model: text without weights, a face network, a speech network.
+"""The small backbones of the toy model: text without weights, a face network, a speech network.
 
 They stand where T5, CLIP + ArcFace and wav2vec2 stand in the published model, behind the same Protocols, and give
 the same kinds of tensors in smaller sizes. Face and speech are trained beforehand on puppets
@@ -114,8 +114,8 @@ class FaceNetwork(nn.Module):
         return identity, torch.stack(hidden, dim=1)
 
 
-class TinyFaceEncoder:
-    """`FaceEncoder` of the tiny model: it takes a portrait as it is, on a white (or transparent) ground."""
+class ToyFaceEncoder:
+    """`FaceEncoder` of the toy model: it takes a portrait as it is, on a white (or transparent) ground."""
 
     def __init__(self, network: FaceNetwork) -> None:
         self.network = network.eval()
@@ -186,8 +186,8 @@ def mel_bands(mels: int, sample_rate: int = 16_000, fft: int = 1024) -> Tensor:
     return torch.from_numpy(bank.T.astype(np.float32) / bank.T.sum(1, keepdims=True).astype(np.float32))
 
 
-class TinySpeechEncoder:
-    """`SpeechEncoder` of the tiny model."""
+class ToySpeechEncoder:
+    """`SpeechEncoder` of the toy model."""
 
     sample_rate = 16_000
     fps = 25

@@ -1,7 +1,7 @@
 """Finding drawn puppets, which no detector of human faces sees.
 
 Their colours, learned from the portraits alone, say which pixels are whose; a head with shoulders is fitted to each
-such region; and the tiny model's own face network judges, with the colours, whether that is the character.
+such region; and the toy model's own face network judges, with the colours, whether that is the character.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RADII = np.geomspace(0.10, 0.40, 14)  # head radii tried, in picture heights
 
 
 class PuppetFinder:
-    """`CharacterFinder` of the tiny model.
+    """`CharacterFinder` of the toy model.
 
     Args:
         network: its face network.

@@ -1,4 +1,4 @@
-"""A model in a folder of its own, laid out as the shipped tiny one."""
+"""A model in a folder of its own, laid out as the shipped toy one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def load_folder(folder: Path) -> ModelBundle:
     """Load it on the CPU, under the folder's name. Raises InputError where files are missing."""
-    from bya_core.toy.bundle import load_tiny
+    from bya_core.toy.bundle import load_toy
 
-    needs = MODELS["tiny"].needs
+    needs = MODELS["toy"].needs
     missing = [name for name in needs if not (folder / name).exists()]
     if missing:
         came = f"the model folder {folder} lacks {', '.join(missing)}"
         raise InputError(came, "there " + ", ".join(needs), "copy all files of the model into it")
-    return replace(load_tiny(folder), name=folder.name)
+    return replace(load_toy(folder), name=folder.name)

@@ -15,7 +15,7 @@ from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.scene.types import SceneDefaults
-from bya_core.toy.bundle import load_tiny
+from bya_core.toy.bundle import load_toy
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.download_record import missing_files
 from bya_core.weights.folder import load_folder
@@ -113,7 +113,7 @@ def load_path(
     if encoders == "official":
         bundle = load_official(folder, dtype=width, device=device, transformer=transformer, given=given)
     else:
-        bundle = replace(load_tiny(_bundle_folder(encoders), transformer), **(given or {}))
+        bundle = replace(load_toy(_bundle_folder(encoders), transformer), **(given or {}))
         bundle = bundle if device is None else bundle.to(device)
     settings = found.settings
     if settings is not None:
@@ -186,12 +186,12 @@ def encoders_for(arguments: Mapping[str, Any]) -> str:
     wanted = tuple(model[name] for name in MEETS)
     if wanted == OFFICIAL_MEETS:
         return "official"
-    tiny = _json(MODELS["tiny"].here / "transformer" / "config.json")
-    if wanted == tuple(tiny[name] for name in MEETS):
-        return "tiny"
+    toy = _json(MODELS["toy"].here / "transformer" / "config.json")
+    if wanted == tuple(toy[name] for name in MEETS):
+        return "toy"
     came = "a transformer whose sizes fit the encoders of no known model"
     pairs = ", ".join(f"{name} {value}" for name, value in zip(MEETS, wanted, strict=True))
-    raise InputError(f"{came} ({pairs})", "those of tiny or official", "name its model: convert --encoders FOLDER")
+    raise InputError(f"{came} ({pairs})", "those of toy or official", "name its model: convert --encoders FOLDER")
 
 
 def default_arguments() -> dict[str, Any]:

@@ -83,10 +83,10 @@ class ModelEntry:
         return gone + [file for part in self.parts if part.needed for file in missing_files(part, self.here)]
 
 
-def _tiny(folder: Path) -> ModelBundle:
-    from bya_core.toy.bundle import load_tiny
+def _toy(folder: Path) -> ModelBundle:
+    from bya_core.toy.bundle import load_toy
 
-    return load_tiny(folder)
+    return load_toy(folder)
 
 
 def _official(folder: Path, **wishes: Any) -> ModelBundle:
@@ -99,15 +99,15 @@ MODELS: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
         ModelEntry(
-            name="tiny",
+            name="toy",
             purpose="trying everything out without GPU or download: drawn puppets at 96x64, no real people",
             size="at most 20 MB",
             licence="Apache-2.0",
             commercial="yes",
             how_to_get="it comes with the project; where it is missing: "
-            "python training/run_stage.py --recipe tiny --stage 1 (then 2 and 3)",
+            "python training/run_stage.py --recipe toy --stage 1 (then 2 and 3)",
             folder=TOY_WEIGHTS,
-            loader=_tiny,
+            loader=_toy,
             needs=("bundle.json", "transformer", "vae", "face.safetensors", "speech.safetensors"),
         ),
         ModelEntry(
@@ -198,7 +198,7 @@ def load_bundle(
     Args:
         name_or_path: a name of the registry; a file that `convert` wrote; the folder of a bundle, of released files or
             of a training run; or the name of one of `own_models`.
-        dtype: of the weights; None = as the model wants it (tiny float32, official bfloat16).
+        dtype: of the weights; None = as the model wants it (toy float32, official bfloat16).
         device: where to; None = the CPU.
         vram: gigabytes of GPU memory to make do with ("8" to "80", see docs/how-to/memory.md); None = nothing is arranged.
         given: parts of the bundle ("text", "codec") in place of the model's own; files of those need not be here.

@@ -73,7 +73,7 @@ def test_workflows_load_as_drawn(server: Server, shots: Path) -> None:
         assert _is_picture(shots / f"{path.stem}.png")
 
 
-def test_tiny_workflow_runs_and_shows(server: Server, shots: Path) -> None:
+def test_toy_workflow_runs_and_shows(server: Server, shots: Path) -> None:
     """A click on Run: the report's picture, and two videos that play: the scene, and the masks over it."""
     path, graph = FILES[0], graphs.load(FILES[0].stem)
     (scene,) = graphs.of_class(graph, "BYA_Scene")

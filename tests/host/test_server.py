@@ -193,12 +193,12 @@ def test_what_can_be_seen_before_running_is_refused(server: Server) -> None:
     with pytest.raises(Refused) as refused:
         server.run(graphs.changed(real, "LoadAudio", audio="nowhere.wav"))
     assert "nowhere.wav" in refused.value.of_node(graphs.of_class(real, "LoadAudio")[0])
-    tiny = graphs.load("01")
+    toy = graphs.load("01")
     with pytest.raises(Refused) as refused:
-        server.run(graphs.changed(tiny, "BYA_FaceEncode", 0, name="  "))
-    assert "name" in refused.value.of_node(graphs.of_class(tiny, "BYA_FaceEncode")[0])
+        server.run(graphs.changed(toy, "BYA_FaceEncode", 0, name="  "))
+    assert "name" in refused.value.of_node(graphs.of_class(toy, "BYA_FaceEncode")[0])
     with pytest.raises(Refused):
-        server.run(graphs.changed(tiny, "BYA_Scene", frames=10**9))
+        server.run(graphs.changed(toy, "BYA_Scene", frames=10**9))
 
 
 @pytest.mark.slow

@@ -64,8 +64,8 @@ def test_makes_a_video_with_sound(name: str, server: Server) -> None:
     graph = graphs.load(name)
     if name == graphs.REAL:
         graphs.bring_own_inputs(server)
-        graph = graphs.changed(graph, "BYA_Loader", model="tiny", dtype="as stored")
-        graph = graphs.changed(graph, "BYA_Preflight", model="tiny")
+        graph = graphs.changed(graph, "BYA_Loader", model="toy", dtype="as stored")
+        graph = graphs.changed(graph, "BYA_Preflight", model="toy")
     frames = {"06": 33, "07": 57}.get(name[:2], 17)  # puppet A speaks late; a long one has two windows
     graph = graphs.quick(graph, frames=frames)
     run = server.run(graph)

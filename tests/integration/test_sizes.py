@@ -17,10 +17,10 @@ SIZES = [(64, 64), (96, 64), (80, 128), (40, 56), (128, 72)]
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    if not MODELS["tiny"].present:
-        pytest.skip("the tiny model's weights are not here")
-    return load_bundle("tiny")
+def toy():
+    if not MODELS["toy"].present:
+        pytest.skip("the toy model's weights are not here")
+    return load_bundle("toy")
 
 
 def scene_of(bundle, height, width, steps=1):
@@ -28,9 +28,9 @@ def scene_of(bundle, height, width, steps=1):
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_video_and_masks_have_the_size_asked_for(tiny, height, width):
-    video = generate(scene_of(tiny, height, width), tiny)
-    unit = tiny.defaults.size_unit
+def test_video_and_masks_have_the_size_asked_for(toy, height, width):
+    video = generate(scene_of(toy, height, width), toy)
+    unit = toy.defaults.size_unit
     assert video.frames.shape == (5, height, width, 3)
     assert video.masks.shape == (2, 2, height // unit, width // unit)
     assert video.grid.tokens_to_pixels(video.masks).shape == (2, 5, height, width)
@@ -38,14 +38,14 @@ def test_video_and_masks_have_the_size_asked_for(tiny, height, width):
     assert f"{width}x{height}" in notice and "trained at 96x64" in notice
 
 
-def test_no_word_about_the_trained_size(tiny):
-    assert not [notice for notice in generate(scene_of(tiny, 64, 96), tiny).notices if "pixels" in notice]
+def test_no_word_about_the_trained_size(toy):
+    assert not [notice for notice in generate(scene_of(toy, 64, 96), toy).notices if "pixels" in notice]
 
 
 @pytest.mark.parametrize(("height", "width", "near"), [(68, 96, 64), (64, 100, 96), (4, 96, 8)])
-def test_a_size_that_does_not_fit_names_the_nearest_that_does(tiny, height, width, near):
+def test_a_size_that_does_not_fit_names_the_nearest_that_does(toy, height, width, near):
     with pytest.raises(InputError, match=f"a multiple of 8; use {near}"):
-        tiny.grid(5, height, width)
+        toy.grid(5, height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 720), (720, 480), (512, 512), (768, 1360)])

@@ -1,4 +1,4 @@
-"""The shipped tiny model through the command line: the demo, and real human speech in a puppet's mouth."""
+"""The shipped toy model through the command line: the demo, and real human speech in a puppet's mouth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEMO = ROOT / "demo"
 SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", ROOT.parent / "shared" / "samples"))
 RECORDINGS = sorted(SAMPLES.glob("*/mix.wav"))
 
-needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here yet")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here yet")
 
 
 def generate(scene: Path, folder: Path, *options: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_demo_inputs_are_small_and_complete() -> None:
     assert sum(path.stat().st_size for path in tracked) < 1_000_000
 
 
-@needs_tiny
+@needs_toy
 def test_voices_handed_over_the_wrong_way_round_find_their_faces(tmp_path: Path) -> None:
     """ "auto" from the scene file to the report, which tells the matrix that acted."""
     scene = json.loads((DEMO / "scene.json").read_text())
@@ -73,7 +73,7 @@ def test_voices_handed_over_the_wrong_way_round_find_their_faces(tmp_path: Path)
     assert any("matched to faces" in warning for warning in report["warnings"])
 
 
-@needs_tiny
+@needs_toy
 def test_demo(tmp_path: Path) -> None:
     """What `make demo` runs: within 120 s and 4 GB."""
     report = generate(DEMO / "scene.json", tmp_path)
@@ -89,7 +89,7 @@ def test_demo(tmp_path: Path) -> None:
     assert frames_of(tmp_path / "masks.mp4").shape[0] == len(frames)
 
 
-@needs_tiny
+@needs_toy
 @pytest.mark.skipif(not RECORDINGS, reason=f"no recordings in {SAMPLES} (set BYA_SAMPLES_DIR)")
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.parent.name)
 def test_human_speech(

@@ -1,4 +1,4 @@
-"""What the shipped tiny model does over several windows."""
+"""What the shipped toy model does over several windows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from training.benchmark.subjects import as_video
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
-pytestmark = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+pytestmark = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> ModelBundle:
-    return load_bundle("tiny")
+def toy() -> ModelBundle:
+    return load_bundle("toy")
 
 
 def scene_of(clip: PuppetClip, bundle: ModelBundle, num_frames: int, steps: int) -> Scene:
@@ -47,36 +47,36 @@ def scene_of(clip: PuppetClip, bundle: ModelBundle, num_frames: int, steps: int)
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 5, 6])
-def test_latents_of_any_length_decode_to_their_frames(tiny: ModelBundle, latent_frames: int) -> None:
+def test_latents_of_any_length_decode_to_their_frames(toy: ModelBundle, latent_frames: int) -> None:
     """Even numbers too, and the last frames of both lengths are the same ones."""
     frames = 4 * (latent_frames - 1) + 1
     video = as_video(make_clip(2_000_003, 2, num_frames=21))[:, :, :frames]
-    latents = tiny.codec.encode(video)
+    latents = toy.codec.encode(video)
     assert latents.shape[1] == latent_frames
-    seen = tiny.codec.decode(latents).clamp(-1, 1)
+    seen = toy.codec.decode(latents).clamp(-1, 1)
     assert seen.shape[2] == frames
     for frame in (0, frames // 2, frames - 1):
         error = (seen[:, :, frame] - video[:, :, frame]).square().mean() / 4
         assert -10 * float(error.log10()) > 20, "PSNR: the same moment"
 
 
-def test_people_who_crossed_keep_their_masks(tiny: ModelBundle, tmp_path: Path) -> None:
+def test_people_who_crossed_keep_their_masks(toy: ModelBundle, tmp_path: Path) -> None:
     """Window 1 is drawn: two puppets change places in it. Window 2 goes on although the prompt says who stood where.
 
     They have all but done so where it begins; in the middle of it the shipped weights may lose them (model card).
     """
     seed = 2_000_000
     clip = make_clip(seed, 2, num_frames=49, motion="crossing")
-    scene = scene_of(clip, tiny, 89, steps=tiny.sampling.steps)
-    files = WindowFolder(tmp_path, fingerprint(scene, tiny))
-    grid = tiny.grid(49, 64, 96)
+    scene = scene_of(clip, toy, 89, steps=toy.sampling.steps)
+    files = WindowFolder(tmp_path, fingerprint(scene, toy))
+    grid = toy.grid(49, 64, 96)
     masks = grid.pixels_to_tokens(torch.from_numpy(clip.masks))
-    first = plan(scene, tiny)[0].frames
-    latents = tiny.codec.encode(as_video(clip)[:, :, :first])
+    first = plan(scene, toy)[0].frames
+    latents = toy.codec.encode(as_video(clip)[:, :, :first])
     drawn = torch.from_numpy(clip.frames[:first])
     files.write(0, StoredWindow(drawn, latents, masks[:, : latents.shape[1]], torch.eye(2), seed))
 
-    made = generate_long(scene, tiny, tmp_path)
+    made = generate_long(scene, toy, tmp_path)
     assert [row["made_now"] for row in made.windows] == [False, True]
     across = torch.linspace(0, 1, masks.shape[-1])
 
@@ -94,13 +94,13 @@ def test_people_who_crossed_keep_their_masks(tiny: ModelBundle, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_word_in_second_seven_moves_the_mouth_in_second_seven(tiny: ModelBundle, tmp_path: Path) -> None:
+def test_a_word_in_second_seven_moves_the_mouth_in_second_seven(toy: ModelBundle, tmp_path: Path) -> None:
     clip = make_clip(2_000_002, 2, num_frames=201, motion="still", talk="overlap")
     word = clip.speeches[0][SAMPLE_RATE : 2 * SAMPLE_RATE]
-    scene = scene_of(clip, tiny, 201, steps=8)
+    scene = scene_of(clip, toy, 201, steps=8)
     speech = Speech(torch.from_numpy(word)[None], SAMPLE_RATE, offset=7.0)
     scene = replace(scene, speeches=[speech, None], windows=WindowConfig(49, 9))
-    frames = torch.stack(list(generate_long(scene, tiny, tmp_path).frames)).numpy()
+    frames = torch.stack(list(generate_long(scene, toy, tmp_path).frames)).numpy()
     regions = segment_characters(frames, clip.portraits, shared_rgb=MOUTH_RGB)
     opening = mouth_opening(frames, regions, MOUTH_RGB)[0]
     per_second = [opening[second * 25 : second * 25 + 25].std() for second in range(8)]

@@ -23,12 +23,12 @@ def bundle() -> ModelBundle:
 
 @pytest.fixture
 def registered(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """`--model tiny` gives the fake bundle."""
+    """`--model toy` gives the fake bundle."""
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "weights").touch()
-    entry = dataclasses.replace(registry.MODELS["tiny"], folder=folder, loader=lambda _: bundle, needs=("weights",))
-    monkeypatch.setitem(registry.MODELS, "tiny", entry)
+    entry = dataclasses.replace(registry.MODELS["toy"], folder=folder, loader=lambda _: bundle, needs=("weights",))
+    monkeypatch.setitem(registry.MODELS, "toy", entry)
     return registry
 
 

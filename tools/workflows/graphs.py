@@ -113,7 +113,7 @@ def box(sheet: Sheet, size: tuple[int, int], at: tuple[int, int], inside: tuple[
     return made, [black, white, made]
 
 
-def two_talkers_tiny(sheet: Sheet) -> None:
+def two_talkers_toy(sheet: Sheet) -> None:
     """Two puppets talk, each with its own voice."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
@@ -298,7 +298,7 @@ def pre_intra_post(sheet: Sheet) -> None:
 
 
 WORKFLOWS: dict[str, Callable[[Sheet], None]] = {
-    "01-two-talkers-tiny": two_talkers_tiny,
+    "01-two-talkers-toy": two_talkers_toy,
     "02-two-talkers-real-weights": two_talkers_real_weights,
     "03-mask-preview-and-edit": mask_preview_and_edit,
     "04-hand-painted-masks": hand_painted_masks,

@@ -143,8 +143,8 @@ def main(wanted: list[str]) -> None:
             graph = graphs.load(name)
             if name == graphs.REAL:
                 graphs.bring_own_inputs(server)
-                graph = graphs.changed(graph, "BYA_Loader", model="tiny", dtype="as stored")
-                graph = graphs.changed(graph, "BYA_Preflight", model="tiny")
+                graph = graphs.changed(graph, "BYA_Loader", model="toy", dtype="as stored")
+                graph = graphs.changed(graph, "BYA_Preflight", model="toy")
             meter = Meter(server)
             run = server.run(graph, seconds=1200)
             seconds, peak = meter.read()

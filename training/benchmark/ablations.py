@@ -105,7 +105,7 @@ class Arguments:
     output: Path
     data: Path | None = None
     init: Path = Path("bya_core/toy/weights/transformer")
-    bundle: str = "tiny"
+    bundle: str = "toy"
     recipe: str = "ablation"
     variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -52,7 +52,7 @@ class Arguments:
         json: file for the figures; none = only shown.
     """
 
-    model: str = "tiny"
+    model: str = "toy"
     scenes: int = 12
     seed_base: int = HELD_OUT
     frames: int = 17

@@ -140,7 +140,7 @@ MODELS: dict[Part, dict[str, Entry]] = {
     "speech": {
         "none": Entry(_REAL + "no_speech_encoder", "no features; training makes them"),
         "wav2vec": Entry(_REAL + "wav2vec", "wav2vec2-base-960h"),
-        "tiny": Entry(_REAL + "tiny_speech", "the speech network of the shipped tiny model"),
+        "toy": Entry(_REAL + "toy_speech", "the speech network of the shipped toy model"),
     },
     "captioner": {
         "qwen2vl": Entry("training.curation.qwen:QwenCaptioner", "the Qwen2-VL family of transformers"),

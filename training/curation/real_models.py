@@ -109,12 +109,12 @@ def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
     return encoder
 
 
-def tiny_speech(folder: str = "") -> SpeechEncoder:
-    """The speech network of the tiny model."""
-    from bya_core.toy.bundle import load_tiny_encoders
+def toy_speech(folder: str = "") -> SpeechEncoder:
+    """The speech network of the toy model."""
+    from bya_core.toy.bundle import load_toy_encoders
     from bya_core.weights.registry import find_model
 
-    place = Path(folder).expanduser() if folder else find_model("tiny").folder
+    place = Path(folder).expanduser() if folder else find_model("toy").folder
     if place is None or not (place / "speech.safetensors").is_file():
-        raise InputError(f"no speech network in {place}", "speech.safetensors", "give the folder of the tiny model")
-    return load_tiny_encoders(place).speech
+        raise InputError(f"no speech network in {place}", "speech.safetensors", "give the folder of the toy model")
+    return load_toy_encoders(place).speech

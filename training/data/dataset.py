@@ -80,7 +80,7 @@ def open_data(
         source: a folder of encoded clips (*.safetensors, made for one model), a folder of tar shards of undecoded ones
             (docs/reference/shards.md), or drawn ones such as "puppets:n=1-4,frames=17" (`training.data.puppet_plan.PuppetPlan`).
         encoders: of the model that is trained, for the last two: a `ModelBundle` or the like, a name or folder for
-            `load_encoders`, or None = those of the tiny model for puppets.
+            `load_encoders`, or None = those of the toy model for puppets.
         buckets: lengths and sizes to train at, such as "49x480x720"; none = each clip's own, as the grid allows (at
             most the native length of a `ModelBundle`).
         cache: folder for encoded features; None = `cache` beside the shards, nowhere for puppets.
@@ -98,9 +98,9 @@ def open_data(
         return ClipFolder(source)
     if encoders is None and not drawn:
         came = f"undecoded clips in {str(source)!r} without encoders"
-        raise InputError(came, "those of the model that is trained", "name the model, such as tiny or official")
+        raise InputError(came, "those of the model that is trained", "name the model, such as toy or official")
     if encoders is None or isinstance(encoders, str | Path):
-        encoders = load_encoders(encoders or "tiny")
+        encoders = load_encoders(encoders or "toy")
     folder = Path(source) if not drawn else None
     kept = FeatureCache(cache or (None if folder is None else (folder if folder.is_dir() else folder.parent) / "cache"))
     skipped: list[str] = []

@@ -285,11 +285,11 @@ def clip_seed(clip: Content) -> int:
     return seed if type(seed) is int else int(digest_of(clip.key)[:15], 16)
 
 
-def load_encoders(name: str | Path = "tiny") -> Encoders:
+def load_encoders(name: str | Path = "toy") -> Encoders:
     """The encoders of a model, without its transformer where that is large.
 
     Args:
-        name: of the registry (tiny, official), a folder with vae, face.safetensors and speech.safetensors, one laid out
+        name: of the registry (toy, official), a folder with vae, face.safetensors and speech.safetensors, one laid out
             as the released model, or anything else that `load_bundle` takes.
 
     Raises:
@@ -300,9 +300,9 @@ def load_encoders(name: str | Path = "tiny") -> Encoders:
     entry = MODELS.get(str(name))
     folder = Path(name).expanduser() if entry is None else entry.here
     if (folder / "speech.safetensors").is_file():
-        from bya_core.toy.bundle import load_tiny_encoders
+        from bya_core.toy.bundle import load_toy_encoders
 
-        return load_tiny_encoders(folder)
+        return load_toy_encoders(folder)
     if (folder / "text_encoder").is_dir() or (entry is not None and entry.parts):
         from bya_core.weights.official import load_official
 

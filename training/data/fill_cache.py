@@ -40,7 +40,7 @@ class Arguments:
     """
 
     data: Path
-    encoders: str = "tiny"
+    encoders: str = "toy"
     buckets: tuple[str, ...] = ()
     cache: Path | None = None
     part: str = "0/1"

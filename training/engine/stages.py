@@ -47,7 +47,7 @@ class Drops:
         reference: canvas of portraits.
         first_frame: picture the video starts from.
         speech: all voices (zero features, what guidance compares with).
-        text: prompt (zeros are what the tiny text encoder makes of an empty prompt; a model that was taught the
+        text: prompt (zeros are what the toy text encoder makes of an empty prompt; a model that was taught the
             empty prompt beforehand needs none of this).
         identity: face features of everybody.
         together: probability of combinations beside that, one at most per sample, written "speech+first_frame".

@@ -198,7 +198,7 @@ class Validation:
         scenes: int | Sequence[Path] = 6,
         seed: int = VALIDATION_SEEDS,
         *,
-        bundle: ModelBundle | str = "tiny",
+        bundle: ModelBundle | str = "toy",
         tracker: PictureTracker | None = None,
         held_out: HeldOut | None = None,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Drawn talking puppets with exact masks, voices and identities: test data, tiny training set and benchmark in one."""
+"""Drawn talking puppets with exact masks, voices and identities: test data, toy training set and benchmark in one."""
 
 from training.puppets.looks import MOUTH_RGB, Look
 from training.puppets.world import PuppetClip, make_clip

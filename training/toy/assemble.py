@@ -1,6 +1,6 @@
-r"""Put the trained parts of the tiny model into one folder that `bya_core` loads.
+r"""Put the trained parts of the toy model into one folder that `bya_core` loads.
 
-    python -m training.toy.assemble --encoders runs/tiny --transformer runs/tiny/stage3/final \
+    python -m training.toy.assemble --encoders runs/toy --transformer runs/toy/stage3/final \
         --output bya_core/toy/weights
 """
 
@@ -16,7 +16,7 @@ import tyro
 
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
-from bya_core.toy.bundle import load_tiny
+from bya_core.toy.bundle import load_toy
 from bya_core.weights.bundle import NativeSize
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -25,7 +25,7 @@ LIMIT = 20_000_000  # bytes that may be shipped
 
 @dataclass(frozen=True)
 class Arguments:
-    r"""Put the trained parts of the tiny model into one folder.
+    r"""Put the trained parts of the toy model into one folder.
 
     Args:
         encoders: folder with vae/, face.safetensors and speech.safetensors.
@@ -83,7 +83,7 @@ def assemble(arguments: Arguments) -> int:
     size = sum(path.stat().st_size for path in arguments.output.rglob("*.safetensors"))
     if size > LIMIT:
         raise InputError(f"{size / 1e6:.1f} MB of weights", f"at most {LIMIT / 1e6:.0f} MB", "use a smaller recipe")
-    load_tiny(arguments.output)
+    load_toy(arguments.output)
     return size
 
 

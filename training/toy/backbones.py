@@ -1,6 +1,6 @@
-"""The tiny face and speech networks, trained on puppets before the transformer.
+"""The toy face and speech networks, trained on puppets before the transformer.
 
-    python -m training.toy.backbones --output runs/tiny
+    python -m training.toy.backbones --output runs/toy
 
 The face network learns that two portraits of one identity (other pose, light, expression) belong together and others
 do not (contrastive, in-batch). The speech network learns the mouth of a voice: opening and lip shape per video frame.

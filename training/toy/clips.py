@@ -1,8 +1,8 @@
-"""Puppet clips encoded for the tiny model, once and in several processes (the tensors of training/data/dataset.py).
+"""Puppet clips encoded for the toy model, once and in several processes (the tensors of training/data/dataset.py).
 
 The quick way to its training data; `training/shards` has the way that real footage takes.
 
-python -m training.toy.clips --encoders runs/tiny --output runs/tiny/data --clips 6000 --frames 17
+python -m training.toy.clips --encoders runs/toy --output runs/toy/data --clips 6000 --frames 17
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tyro
 from safetensors.torch import save_file
 
 from bya_core.errors import InputError
-from bya_core.toy.bundle import load_tiny_encoders
+from bya_core.toy.bundle import load_toy_encoders
 from training.data.buckets import Bucket, View
 from training.data.encode import ClipEncoder, content_of
 from training.data.puppet_plan import puppet_sample
@@ -106,7 +106,7 @@ def _write_one(job: tuple[Settings, int, int]) -> None:
     path = settings.output / f"f{settings.frames:03d}_n{n}_{start:07d}.safetensors"
     if path.exists():
         return
-    encoder = ClipEncoder(load_tiny_encoders(settings.encoders))
+    encoder = ClipEncoder(load_toy_encoders(settings.encoders))
     view = View(0, Bucket(settings.frames, settings.height, settings.width))
     clips = [_encoded(settings, encoder, seed, n, view) for seed in range(start, start + settings.shard)]
     temporary = path.with_suffix(f".{os.getpid()}.part")

@@ -1,6 +1,6 @@
-"""The tiny video VAE, trained on puppets.
+"""The toy video VAE, trained on puppets.
 
-    python -m training.toy.vae --output runs/tiny/vae
+    python -m training.toy.vae --output runs/toy/vae
 
 It is `AutoencoderKLCogVideoX` with two down-samplings (4x in time, 4x4 in space) and few channels. It learns from small
 crops of short clips, half of them around a mouth: mouths are a few pixels, and what the VAE loses no transformer can
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 LIKENESS = 0.25  # colours nearer than this (of 0..1) look like the inside of a mouth
 BLUR = 0.15  # noise on the latents where only the decoder learns, as a share of their deviation
-TINY_VAE = {
+TOY_VAE = {
     "block_out_channels": (16, 32, 48),
     "down_block_types": ("CogVideoXDownBlock3D",) * 3,
     "up_block_types": ("CogVideoXUpBlock3D",) * 3,
@@ -44,7 +44,7 @@ TINY_VAE = {
 
 @dataclass(frozen=True)
 class VaeTraining:
-    """How the tiny VAE is trained.
+    """How the toy VAE is trained.
 
     Args:
         output: folder of the checkpoint, in diffusers' layout.
@@ -155,7 +155,7 @@ def train(settings: VaeTraining) -> dict:
     if settings.resume:
         model = AutoencoderKLCogVideoX.from_pretrained(settings.output)
     else:
-        model = AutoencoderKLCogVideoX(**TINY_VAE)
+        model = AutoencoderKLCogVideoX(**TOY_VAE)
     loader = iter(
         DataLoader(Crops(settings.crop, settings.frames, settings.seed), batch_size=settings.batch, num_workers=1)
     )

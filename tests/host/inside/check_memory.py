@@ -74,7 +74,7 @@ def test_a_transformer_too_large_for_the_card_makes_the_same_video(
 def test_the_card_decides(run: Run, host_model: Any, monkeypatch: Any, tmp_path: Path) -> None:
     (model,) = run("Loader", vram="8")
     ladder = host_model.memory.LADDER
-    assert model.rung == ladder[0]  # the tiny model fits anywhere
+    assert model.rung == ladder[0]  # the toy model fits anywhere
     large = {"blocks": 14 * 10**9, "group": 4 * 10**8, "text": 10**10, "denoising": 3 * 10**9, "decoding": 16 * 10**9}
     monkeypatch.setattr(host_model.memory, "part_sizes", lambda bundle: large)
     monkeypatch.setattr(host_model.memory, "free_host_memory", lambda: 64 * 10**9)
@@ -112,7 +112,7 @@ def test_a_part_that_reads_its_weights_late(host_model: Any, run: Run, cast: Any
 
     from bya_core.weights.registry import load_bundle
 
-    bundle = load_bundle("tiny")
+    bundle = load_bundle("toy")
     model = host_model.adopt(replace(bundle, text=Late(bundle.text)))
     made(run, cast, demo, model)
     assert told[:4] == ["to cpu", "read", "read", "gone"] and told[-1] == "gone"
@@ -172,7 +172,7 @@ def test_comfyuis_text_encoder_reads_the_prompts(run: Run, cast: Any, demo: dict
 
 def test_what_does_not_fit_is_told(run: Run, cast: Any, native: tuple[Any, Any], host_model: Any) -> None:
     with pytest.raises(ValueError, match="4 pixels a latent cell"):
-        run("Loader", vae=native[0])  # the tiny model has a codec of its own kind
+        run("Loader", vae=native[0])  # the toy model has a codec of its own kind
     (model,) = run("Loader", clip=small_clip(32))
     with pytest.raises(ValueError, match='type "cogvideox"'):
         model.bundle.text.encode(["two puppets"])
@@ -194,5 +194,5 @@ def test_download_only_when_asked(run: Run, host: Any, monkeypatch: Any) -> None
     for download in (False, True):
         with pytest.raises(ValueError, match="download official"):
             run("Loader", model="official", download=download)
-        run("Loader", model="tiny", download=download)  # has nothing to fetch
+        run("Loader", model="toy", download=download)  # has nothing to fetch
     assert asked == ["official"]

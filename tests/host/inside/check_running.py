@@ -1,4 +1,4 @@
-"""What the nodes do, with the tiny model."""
+"""What the nodes do, with the toy model."""
 
 from __future__ import annotations
 
@@ -322,8 +322,8 @@ def test_half_precision(run: Run, cast: Any) -> None:
 
 def test_models_in_extra_folders(run: Run, nodes: Any, tmp_path: Path) -> None:
     """A folder named in extra_model_paths.yaml counts as models/bindyouravatar does."""
-    tiny = Path(os.environ["BYA_PACK"]) / "bya_core" / "checkpoints" / "tiny"
-    (tmp_path / "my puppets").symlink_to(tiny, target_is_directory=True)
+    toy = Path(os.environ["BYA_PACK"]) / "bya_core" / "checkpoints" / "toy"
+    (tmp_path / "my puppets").symlink_to(toy, target_is_directory=True)
     (tmp_path / "no model").mkdir()
     folder_paths.add_model_folder_path("bindyouravatar", str(tmp_path))
     options = nodes["Loader"].define_schema().inputs[0].options

@@ -128,7 +128,7 @@ def test_on_an_old_host_without_optional_packages() -> None:
     """All nodes are there but the one whose inputs grow, and what is missing is told when it is needed."""
     after = (
         "try:\n"
-        "    made[0].execute(model='tiny', dtype='as stored', memory='ComfyUI decides')\n"
+        "    made[0].execute(model='toy', dtype='as stored', memory='ComfyUI decides')\n"
         "except Exception as error:\n"
         "    print([node.__name__ for node in made], type(error).__name__, error)"
     )

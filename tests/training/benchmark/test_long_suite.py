@@ -20,34 +20,34 @@ SETTINGS = LongSettings(scenes=1, seed_base=2_000_010, num_frames=89)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> ModelBundle:
-    if not MODELS["tiny"].present:
-        pytest.skip("the tiny model's weights are not here")
-    return load_bundle("tiny")
+def toy() -> ModelBundle:
+    if not MODELS["toy"].present:
+        pytest.skip("the toy model's weights are not here")
+    return load_bundle("toy")
 
 
 @pytest.mark.parametrize("shade", [0.0, 0.3])
 def test_drawn_windows_pass_and_shaded_ones_show_as_drift(
-    tiny: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shade: float
+    toy: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shade: float
 ) -> None:
     """The drawn video, through the codec, in place of the model: a perfect one, and one that darkens."""
-    scene, suite = long_scene(SETTINGS, 0, tiny)
-    scene_masks = tiny.grid(89, 64, 96).pixels_to_tokens(torch.from_numpy(suite.clip.masks))
+    scene, suite = long_scene(SETTINGS, 0, toy)
+    scene_masks = toy.grid(89, 64, 96).pixels_to_tokens(torch.from_numpy(suite.clip.masks))
     starts: list[int] = []
 
     def drawn(prepared, routing, *_):
         frames = prepared.grid.video_frames
         start = starts.pop(0)
         video = as_video(suite.clip)[:, :, start : start + frames] - (shade if start else 0.0)
-        return tiny.codec.encode(video.clamp(-1, 1)), scene_masks[:, start // 4 :][:, : prepared.grid.frames]
+        return toy.codec.encode(video.clamp(-1, 1)), scene_masks[:, start // 4 :][:, : prepared.grid.frames]
 
-    starts += [window.start for window in long_video.plan(scene, tiny)]
+    starts += [window.start for window in long_video.plan(scene, toy)]
     monkeypatch.setattr(
         long_video, "route", lambda prepared, *_: Routing.of("intra", scene_masks, torch.eye(2), forced=False)
     )
     monkeypatch.setattr(long_video, "denoised", drawn)
     monkeypatch.setattr(long_video, "_with_statistics", lambda latents, _: latents)
-    report = measure_long(tiny, replace(SETTINGS), folder=tmp_path)
+    report = measure_long(toy, replace(SETTINGS), folder=tmp_path)
     assert len(report["windows"]) == 2 and "| 2 |" in long_table(report)
     assert report["passed"]["binding"] and report["passed"]["identity"]
     assert report["passed"]["colour"] == (shade == 0.0)

@@ -108,8 +108,8 @@ def test_the_shards_train_stage_3(curated, tmp_path):
     from training.engine.stages import load_recipe
 
     _, out = curated
-    data = open_data(out, "tiny", buckets=["17x64x96"], cache=tmp_path / "cache")
-    recipe = load_recipe("tiny")
+    data = open_data(out, "toy", buckets=["17x64x96"], cache=tmp_path / "cache")
+    recipe = load_recipe("toy")
     import dataclasses
 
     import torch

@@ -419,7 +419,7 @@ def test_memory_does_not_grow_with_the_clips():
 
 def test_stage_three_trains_from_shards(shards, tmp_path):
     """A few steps; the same data from a warm cache gives the same losses."""
-    stage = load_recipe("tiny").stages[3]
+    stage = load_recipe("toy").stages[3]
     stage = replace(stage, batch=3, optimiser=replace(stage.optimiser, name="adamw", decay="constant"))
 
     def losses(name, steps):

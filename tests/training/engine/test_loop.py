@@ -85,8 +85,8 @@ def test_every_published_stage_learns_and_leaves_the_rest_alone(number, data, tm
     assert again["measured"]["diffusion"] == summary["diffusion"] and again["processes"] == 1
 
 
-def test_the_tiny_recipe_learns_with_two_optimisers(data, tmp_path):
-    stage = load_recipe("tiny").stages[3]
+def test_the_toy_recipe_learns_with_two_optimisers(data, tmp_path):
+    stage = load_recipe("toy").stages[3]
     stage = replace(stage, batch=3, steps=40, drops=replace(stage.drops, first_frame=0.0))
     train(new_model(), ClipFolder(data), stage, settings(tmp_path / "run"))
     assert fallen(lines(tmp_path / "run")) > 0.05

@@ -111,7 +111,7 @@ def test_it_is_printed_beside_any_run_command(capsys):
             "--stage",
             "3",
             "--recipe",
-            "tiny",
+            "toy",
             "--memory",
             "24",
             "--output",
@@ -120,9 +120,9 @@ def test_it_is_printed_beside_any_run_command(capsys):
         ]
     )
     text = capsys.readouterr().out
-    assert "tiny, stage 3 (paper flavour)" in text and "fits in 24 GB" in text
+    assert "toy, stage 3 (paper flavour)" in text and "fits in 24 GB" in text
     assert "not needed for a plan: --output runs/x" in text
-    learned = sum(p.numel() for p in small_model(**load_recipe("tiny").model).parameters())
+    learned = sum(p.numel() for p in small_model(**load_recipe("toy").model).parameters())
     assert f"{learned / 1e6:,.2f} M" in text  # all of it learns
 
 

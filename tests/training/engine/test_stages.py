@@ -30,7 +30,7 @@ class Listener:
 
 
 def stage(number, **changes):
-    return replace(load_recipe("tiny").stages[number], **changes)
+    return replace(load_recipe("toy").stages[number], **changes)
 
 
 def slices(batch, parts):
@@ -235,7 +235,7 @@ def test_recipes_of_the_published_size_choose_a_flavour(tmp_path):
     assert official.stages[3] == RELEASED[3]
     assert paper.stages[1] == PUBLISHED[1] and paper.stages[2] == PUBLISHED[2]
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: tiny\nflavour: own\n")
+    path.write_text("extends: toy\nflavour: own\n")
     with pytest.raises(InputError, match="paper or official"):
         load_recipe(path)
 

@@ -44,7 +44,7 @@ class Truth:
 
 @pytest.fixture(scope="module")
 def bundle():
-    return load_bundle("tiny")
+    return load_bundle("toy")
 
 
 LITTLE = HeldOut(masks=3, videos=1, num_frames=5, steps=2, shares=(0.9, 0.3))

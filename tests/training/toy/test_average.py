@@ -10,9 +10,9 @@ from diffusers import AutoencoderKLCogVideoX
 
 from bya_core.errors import InputError
 from training.toy.average import Arguments, average, mean_of
-from training.toy.vae import TINY_VAE
+from training.toy.vae import TOY_VAE
 
-SMALL = {**TINY_VAE, "block_out_channels": (8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
+SMALL = {**TOY_VAE, "block_out_channels": (8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
 
 
 def saved(folder: Path, seed: int, **changes: object) -> AutoencoderKLCogVideoX:

@@ -19,9 +19,9 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def bundle():
-    if not MODELS["tiny"].present:
-        pytest.skip("the tiny model's weights are not here")
-    return load_bundle("tiny")
+    if not MODELS["toy"].present:
+        pytest.skip("the toy model's weights are not here")
+    return load_bundle("toy")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The tiny codec's training: what its loss sees of mouths, and that a decoder learns alone."""
+"""The toy codec's training: what its loss sees of mouths, and that a decoder learns alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from training.puppets import MOUTH_RGB
-from training.toy.vae import TINY_VAE, VaeTraining, opening_error, train
+from training.toy.vae import TOY_VAE, VaeTraining, opening_error, train
 
 INSIDE = torch.tensor(MOUTH_RGB).view(1, 3, 1, 1, 1) * 2 - 1
 
@@ -45,7 +45,7 @@ def test_an_opening_is_the_area_of_the_mouth_in_each_frame() -> None:
 def test_a_decoder_learns_while_its_encoder_stays(tmp_path: Path, opening: float) -> None:
     sizes = {"block_out_channels": (8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
     torch.manual_seed(0)
-    AutoencoderKLCogVideoX(**{**TINY_VAE, **sizes}).save_pretrained(tmp_path)
+    AutoencoderKLCogVideoX(**{**TOY_VAE, **sizes}).save_pretrained(tmp_path)
     before = AutoencoderKLCogVideoX.from_pretrained(tmp_path)
     told = train(
         VaeTraining(tmp_path, minutes=0.05, crop=16, frames=9, batch=2, resume=True, decoder_only=True, opening=opening)

@@ -248,8 +248,8 @@ def test_a_signal_stops_a_running_process(number: int, make_scene: SceneMaker, o
         "    return forward(**given)\n"
         "bundle.transformer.forward = slow\n"
         "folder = pathlib.Path(sys.argv[1]).parent\n"
-        "registry.MODELS['tiny'] = dataclasses.replace(\n"
-        "    registry.MODELS['tiny'], folder=folder, loader=lambda _: bundle, needs=())\n"
+        "registry.MODELS['toy'] = dataclasses.replace(\n"
+        "    registry.MODELS['toy'], folder=folder, loader=lambda _: bundle, needs=())\n"
         "sys.exit(cli.main(['generate', sys.argv[1], '-o', sys.argv[2], '--steps', '500']))\n"
     )
     command = [sys.executable, "-c", program, str(make_scene()), str(out / "a.mp4")]
@@ -300,17 +300,17 @@ def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_registry_is_honest(bundle: ModelBundle, registered: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert registry.load_bundle("tiny") is bundle
-    with pytest.raises(InputError, match="use --model tiny"):
+    assert registry.load_bundle("toy") is bundle
+    with pytest.raises(InputError, match="use --model toy"):
         registry.find_model("tinny")
     monkeypatch.setenv("BYA_MODELS_DIR", str(registered.TOY_WEIGHTS / "nowhere"))
     with pytest.raises(InputError, match="official lacks transformer.* python -m bya_core download official"):
         registry.load_bundle("official")
-    folder = registry.MODELS["tiny"].folder
+    folder = registry.MODELS["toy"].folder
     assert folder is not None
     (folder / "weights").unlink()
     with pytest.raises(InputError, match="not complete .* there weights"):
-        registry.load_bundle("tiny")
+        registry.load_bundle("toy")
 
 
 def test_help_and_listing_need_no_torch() -> None:

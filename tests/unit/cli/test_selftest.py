@@ -1,4 +1,4 @@
-"""The self-test: weights by rule, the tiny model end to end, and one step of the full size's way in a small config."""
+"""The self-test: weights by rule, the toy model end to end, and one step of the full size's way in a small config."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_model_without_memory_is_filled() -> None:
     assert float(filled["router.pos_emb"].abs().sum()) > 0  # a table, not drawn
 
 
-def test_the_tiny_model_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_toy_model_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest"]) == 0
     told = capsys.readouterr().out
     assert "made 9 frames of 96x64" in told and "decoding the video" in told
@@ -67,7 +67,7 @@ def test_a_machine_that_computes_wrongly_is_told(monkeypatch: pytest.MonkeyPatch
     made = Video(grey, torch.zeros(2, 3, 8, 12), None, None, torch.eye(2))  # type: ignore[arg-type]
     monkeypatch.setattr("bya_core.pipelines.generate.generate", lambda *_: made)
     with pytest.raises(RuntimeError, match="computes wrongly|compute wrongly"):
-        selftest.tiny("cpu")
+        selftest.toy("cpu")
 
 
 @pytest.mark.parametrize("layers", [None, 3])

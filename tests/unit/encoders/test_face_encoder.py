@@ -157,7 +157,7 @@ def test_faces_that_fill_small_pictures_are_found_with_room_around_them(make):
     assert not any("pixels wide" in notice for notice in look.notices)
 
 
-def test_tiny_faces_and_empty_masks_are_told(make, scene):
+def test_small_faces_and_empty_masks_are_told(make, scene):
     class Nothing(Keeps):
         def face(self, crop):
             return torch.zeros(512, 512, dtype=torch.bool)

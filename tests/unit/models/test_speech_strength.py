@@ -121,10 +121,10 @@ def test_soft_masks_scale_softly() -> None:
     torch.testing.assert_close(none[..., :2, :], 0.5 * plain[..., :2, :])
 
 
-@pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+@pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 def test_the_mouth_opens_wider_the_stronger_speech_is() -> None:
     """Two puppets talk; the speech of the first is scaled. Its mouth follows, the other one's moves as before."""
-    bundle = load_bundle("tiny")
+    bundle = load_bundle("toy")
     clip = two_puppets(VALIDATION + 2, num_frames=17)
     scene = puppet_scene(bundle, clip, steps=8)
 

@@ -149,7 +149,7 @@ def test_report_says_what_was_made_and_how(bundle: ModelBundle) -> None:
     assert len(report["warnings"]) == 3
     assert report["seconds"]["total"] == pytest.approx(1.0 + sum(video.seconds.values()), abs=0.01)
     assert report["peak_memory"]["ram_gb"] > 0
-    assert report["model"]["name"] == "tiny" and report["seed"] == 0 and report["files"] == ["a.mp4"]
+    assert report["model"]["name"] == "toy" and report["seed"] == 0 and report["files"] == ["a.mp4"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")

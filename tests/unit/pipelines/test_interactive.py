@@ -131,7 +131,7 @@ def test_overlay_has_a_picture_for_every_frame() -> None:
 
 def test_previews_have_the_colours_of_the_picture() -> None:
     """What the linear rule learned from the portraits shows the first frame, which it has not seen."""
-    bundle, demo = load_bundle("tiny"), load_demo(demo_names()[0])
+    bundle, demo = load_bundle("toy"), load_demo(demo_names()[0])
     assert demo.first_frame is not None
     factors = latent_colours(bundle.codec, [picture for picture, _ in demo.characters], (64, 96))
     frame = fit_image(demo.first_frame, 64, 96)
@@ -154,7 +154,7 @@ def test_demos_are_complete() -> None:
 
 
 def test_estimates_grow_as_the_work_does() -> None:
-    folder = MODELS["tiny"].folder
+    folder = MODELS["toy"].folder
     assert folder is not None
     model = ModelFolder(folder)
     assert (model.defaults.height, model.defaults.size_unit, model.max_characters) == (64, 8, 4)
@@ -168,10 +168,10 @@ def test_estimates_grow_as_the_work_does() -> None:
 
 def test_preflight_finds_what_is_wrong() -> None:
     talkers = (member("Ada", voice(seed=1)), member("Bo", voice(seed=1)))
-    found = preflight(talkers, ("tiny", None), Asked(frames=25))
+    found = preflight(talkers, ("toy", None), Asked(frames=25))
     assert found.ok and "same recording" in found.text and "cost: about" in found.text
     nobody = replace(member("Cy", Speech(torch.zeros(1, RATE), RATE)), image=torch.ones(3, 32, 32))
-    found = preflight((nobody,), ("tiny", None), Asked(frames=25, masks=torch.ones(3, 8, 8)))
+    found = preflight((nobody,), ("toy", None), Asked(frames=25, masks=torch.ones(3, 8, 8)))
     states = {finding.about: finding.state for finding in found.findings}
     assert states["Cy"] == "PROBLEM" and states["voice of Cy"] == "warning" and states["masks"] == "PROBLEM"
     with pytest.raises(InputError, match="no face was found"):

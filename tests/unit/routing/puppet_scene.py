@@ -1,4 +1,4 @@
-"""A drawn scene of validation seeds for the shipped tiny model."""
+"""A drawn scene of validation seeds for the shipped toy model."""
 
 from __future__ import annotations
 

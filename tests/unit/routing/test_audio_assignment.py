@@ -196,9 +196,9 @@ def test_nine_of_ten_scenes_are_bound_right():
 
 
 @needs_towers
-@pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+@pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 def test_the_shipped_model_has_towers():
-    assert isinstance(load_bundle("tiny").voice_face, TwoTowers)
+    assert isinstance(load_bundle("toy").voice_face, TwoTowers)
 
 
 def test_a_listeners_mouth_counts_away_from_turns():
@@ -213,8 +213,8 @@ def test_a_listeners_mouth_counts_away_from_turns():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+@pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 def test_generated_listeners_keep_their_mouths_shut():
-    report = listeners.evaluate(listeners.Arguments(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("tiny"))
+    report = listeners.evaluate(listeners.Arguments(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("toy"))
     assert report["drawn"] < 0.02 and report["judged"] >= 8
     assert report["model"] <= listeners.BAR

@@ -207,14 +207,14 @@ def test_masks_for_a_run_that_has_begun_can_start_over(fake, prepared):
 
 # --- what forced masks do to a video of the shipped model
 
-needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 
 
 class Exchanged:
     """Two people talking, made with the true masks, with those of left and right exchanged, and so only at the end."""
 
     def __init__(self) -> None:
-        bundle = load_bundle("tiny")
+        bundle = load_bundle("toy")
         self.clip = two_puppets(VALIDATION + 5, 17)
         prepared = prepare(puppet_scene(bundle, self.clip, 6, first_frame=False), bundle)
         own = prepared.grid.pixels_to_tokens(torch.from_numpy(self.clip.masks))
@@ -247,7 +247,7 @@ def exchanged() -> Exchanged:
     return Exchanged()
 
 
-@needs_tiny
+@needs_toy
 def test_exchanged_masks_exchange_voices(exchanged):
     own, swapped = exchanged.mouths(exchanged.own), exchanged.mouths(exchanged.swapped)
     for place in (0, 1):
@@ -255,7 +255,7 @@ def test_exchanged_masks_exchange_voices(exchanged):
         assert swapped[place, 1 - place] > swapped[place, place] + 0.4
 
 
-@needs_tiny
+@needs_toy
 def test_exchanged_masks_exchange_faces(exchanged):
     own, swapped = exchanged.looks(exchanged.own), exchanged.looks(exchanged.swapped)
     for place in (0, 1):
@@ -263,7 +263,7 @@ def test_exchanged_masks_exchange_faces(exchanged):
         assert swapped[place, 1 - place] < swapped[place, place] / 2
 
 
-@needs_tiny
+@needs_toy
 def test_masks_forced_late_change_less(exchanged):
     router = exchanged.router.astype(float)
     late, early = (np.abs(frames - router).mean() for frames in (exchanged.late, exchanged.early))

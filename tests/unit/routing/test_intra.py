@@ -22,12 +22,12 @@ from tests.unit.routing.puppet_scene import puppet_scene, two_puppets
 
 STEPS = 6
 
-pytestmark = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+pytestmark = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")
 def bundle():
-    return load_bundle("tiny")
+    return load_bundle("toy")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppet
 
 STEPS = 5
 LATENTS = torch.randn(1, 3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +105,10 @@ def test_masks_given_by_a_person_act_in_the_first_pass_too(fake, prepared):
     assert torch.equal(found.masks[0], given[0]) and not torch.equal(found.masks[1], given[1])
 
 
-@needs_tiny
+@needs_toy
 def test_own_masks_lie_on_the_people():
     """Masks read from a finished drawn clip, and from a first pass: both on the people who are there."""
-    bundle = load_bundle("tiny")
+    bundle = load_bundle("toy")
     clip = two_puppets(VALIDATION + 5, 9)
     prepared = asking_for(prepare(puppet_scene(bundle, clip, STEPS), bundle))
     truth = prepared.grid.pixels_to_tokens(torch.from_numpy(clip.masks))

@@ -153,55 +153,55 @@ def test_real_people_are_matched_by_what_the_face_encoder_says():
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    if not MODELS["tiny"].present:
-        pytest.skip("the tiny model's weights are not here")
-    return load_bundle("tiny")
+def toy():
+    if not MODELS["toy"].present:
+        pytest.skip("the toy model's weights are not here")
+    return load_bundle("toy")
 
 
 @pytest.mark.parametrize(("count", "least"), [(1, 0.75), (2, 0.7), (3, 0.7), (4, 0.7)])
-def test_puppets_are_found_where_they_were_drawn(tiny, count, least):
+def test_puppets_are_found_where_they_were_drawn(toy, count, least):
     ious = []
     for seed in range(VALIDATION + 100, VALIDATION + 103):
         clip = make_clip(seed, count, 64, 96, 9, motion="still")
-        scene = puppet_scene(tiny, clip, steps=1)
-        grid = tiny.grid(9, 64, 96)
+        scene = puppet_scene(toy, clip, steps=1)
+        grid = toy.grid(9, 64, 96)
         truth = grid.pixels_to_tokens(torch.from_numpy(clip.masks)).numpy() >= 0.5
-        masks = from_first_frame(prepare(scene, tiny), tiny, Work()).masks
+        masks = from_first_frame(prepare(scene, toy), toy, Work()).masks
         ious.append(mean_iou(to_labels(masks.numpy()), truth))
     assert np.mean(ious) >= least
 
 
-def test_order_of_characters_is_that_of_the_scene(tiny):
+def test_order_of_characters_is_that_of_the_scene(toy):
     clip = make_clip(VALIDATION + 1, 2, 64, 96, 9, motion="still")
-    scene = puppet_scene(tiny, clip, steps=1)
+    scene = puppet_scene(toy, clip, steps=1)
     turned = replace(scene, characters=scene.characters[::-1], speeches=scene.speeches[::-1])
     assert torch.equal(
-        character_boxes(scene.first_frame, scene, tiny).flip(0), character_boxes(scene.first_frame, turned, tiny)
+        character_boxes(scene.first_frame, scene, toy).flip(0), character_boxes(scene.first_frame, turned, toy)
     )
 
 
-def test_boxes_of_puppets_hold_them(tiny):
+def test_boxes_of_puppets_hold_them(toy):
     clip = make_clip(VALIDATION + 2, 2, 64, 96, 9, motion="still")
-    boxes = character_boxes(picture(clip.first_frame), puppet_scene(tiny, clip, steps=1), tiny)
+    boxes = character_boxes(picture(clip.first_frame), puppet_scene(toy, clip, steps=1), toy)
     for (x0, y0, x1, y1), mask in zip(boxes.round().int().tolist(), clip.masks[:, 0], strict=True):
         assert mask[y0:y1, x0:x1].sum() >= 0.9 * mask.sum()
         assert mask[y0:y1, x0:x1].mean() >= 0.5, "and not much else"
 
 
-def test_a_puppet_that_is_not_in_the_picture_is_named(tiny):
+def test_a_puppet_that_is_not_in_the_picture_is_named(toy):
     clip = make_clip(VALIDATION + 1, 2, 64, 96, 9, motion="still")
     stranger = make_clip(VALIDATION + 500_001, 1, draw_video=False)
-    scene = puppet_scene(tiny, clip, steps=1)
+    scene = puppet_scene(toy, clip, steps=1)
     other = Character("Cyd", picture(stranger.portraits[0]))
     with pytest.raises(InputError, match="Cyd"):
-        character_boxes(scene.first_frame, replace(scene, characters=[scene.characters[0], other]), tiny)
+        character_boxes(scene.first_frame, replace(scene, characters=[scene.characters[0], other]), toy)
 
 
-def test_the_sampler_goes_on_from_it(tiny):
-    scene = puppet_scene(tiny, make_clip(VALIDATION + 3, 2, 64, 96, 9, motion="still"), steps=2)
-    prepared = prepare(scene, tiny)
-    routing = from_first_frame(prepared, tiny, Work())
-    video = sample(prepared, routing, tiny)
+def test_the_sampler_goes_on_from_it(toy):
+    scene = puppet_scene(toy, make_clip(VALIDATION + 3, 2, 64, 96, 9, motion="still"), steps=2)
+    prepared = prepare(scene, toy)
+    routing = from_first_frame(prepared, toy, Work())
+    video = sample(prepared, routing, toy)
     assert video.frames.shape == (9, 64, 96, 3)
     assert torch.allclose(video.masks, routing.masks, atol=1e-5), "the forced masks are those that acted"

@@ -16,13 +16,13 @@ from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppet
 
 STEPS = 5
 
-pytestmark = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+pytestmark = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")
 def made():
     """Bundle, prepared scene, true masks [2, T, h, w]."""
-    bundle = load_bundle("tiny")
+    bundle = load_bundle("toy")
     clip = two_puppets(VALIDATION + 5, 9)
     prepared = prepare(puppet_scene(bundle, clip, STEPS), bundle)
     return bundle, prepared, prepared.grid.pixels_to_tokens(torch.from_numpy(clip.masks))

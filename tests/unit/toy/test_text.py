@@ -1,4 +1,4 @@
-"""The tiny model's text encoder: what makes two prompts equal, near or different."""
+"""The toy model's text encoder: what makes two prompts equal, near or different."""
 
 from __future__ import annotations
 

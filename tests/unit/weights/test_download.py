@@ -337,7 +337,7 @@ def test_the_command_downloads_and_models_lists(
     assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--parts", "weights", "--verify"]) == 2
     assert "below/old/a.bin" in capsys.readouterr().err
     assert cli.main(["download", "official", "--parts", "wieghts"]) == 2
-    assert cli.main(["download", "tiny"]) == 2
+    assert cli.main(["download", "toy"]) == 2
 
 
 def test_a_fetched_part_is_found_by_the_name_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

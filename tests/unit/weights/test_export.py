@@ -24,18 +24,18 @@ from bya_core.weights.registry import MODELS, load_bundle
 from bya_core.weights.single_file import SCALE, in_8_bits, read_about, to_8_bits
 from tests.unit.weights.test_state_dict_adapter import SIZES
 
-needs_tiny = pytest.mark.skipif(not MODELS["tiny"].present, reason="the tiny model's weights are not here")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 LAYER = "transformer_blocks.1.attn1.to_q"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """What a training run leaves: the tiny transformer in two files, a LoRA beside it."""
+    """What a training run leaves: the toy transformer in two files, a LoRA beside it."""
     folder = tmp_path / "stage3" / "final"
     folder.mkdir(parents=True)
-    tiny = MODELS["tiny"].here / "transformer"
-    (folder / "config.json").write_text((tiny / "config.json").read_text())
-    weights = load_file(next(tiny.glob("*.safetensors")))
+    toy = MODELS["toy"].here / "transformer"
+    (folder / "config.json").write_text((toy / "config.json").read_text())
+    weights = load_file(next(toy.glob("*.safetensors")))
     names = sorted(weights)
     for part in range(2):
         save_file({n: weights[n] for n in names[part::2]}, folder / f"diffusion_pytorch_model-{part}.safetensors")
@@ -72,12 +72,12 @@ def _output(model: BindYourAvatarTransformer3DModel) -> torch.Tensor:
     return out.sample
 
 
-@needs_tiny
+@needs_toy
 def test_a_training_run_becomes_one_file_with_its_lora_merged(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     told = convert(run, file)
     assert told == [f"wrote {file} ({file.stat().st_size / 1e9:.2f} GB, fp32)", "merged 1 LoRA updates"]
-    base = load_file(next((MODELS["tiny"].here / "transformer").glob("*.safetensors")))
+    base = load_file(next((MODELS["toy"].here / "transformer").glob("*.safetensors")))
     lora = load_file(run / RUN_LORA)
     merged = (
         base[f"{LAYER}.weight"]
@@ -88,28 +88,28 @@ def test_a_training_run_becomes_one_file_with_its_lora_merged(run: Path, tmp_pat
     assert_close(loaded[f"{LAYER}.weight"], merged)
     assert all(torch.equal(loaded[name], base[name]) for name in base if name != f"{LAYER}.weight")
     direct = load_bundle(run)
-    assert direct.name == "final" and direct.voice_face is not None  # the rest is the tiny model's
+    assert direct.name == "final" and direct.voice_face is not None  # the rest is the toy model's
     assert torch.equal(_output(direct.transformer), _output(load_bundle(file).transformer))
-    assert not torch.equal(_output(direct.transformer), _output(load_bundle("tiny").transformer))
+    assert not torch.equal(_output(direct.transformer), _output(load_bundle("toy").transformer))
 
 
-@needs_tiny
+@needs_toy
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_half_precision_rounds_once(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
     file = tmp_path / "half.safetensors"
-    convert("tiny", file, precision)
-    assert file.stat().st_size < 0.55 * sum(f.stat().st_size for f in (MODELS["tiny"].here / "transformer").iterdir())
-    loaded, theirs = _state(file), _state("tiny")
+    convert("toy", file, precision)
+    assert file.stat().st_size < 0.55 * sum(f.stat().st_size for f in (MODELS["toy"].here / "transformer").iterdir())
+    loaded, theirs = _state(file), _state("toy")
     assert all(torch.equal(loaded[name], theirs[name].to(dtype)) for name in theirs)
     wide = _state(file, dtype=torch.float32)
     assert all(torch.equal(wide[name], theirs[name].to(dtype).float()) for name in theirs)
 
 
-@needs_tiny
+@needs_toy
 def test_8_bits_load_as_exactly_what_they_stand_for(tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
-    convert("tiny", file, "fp8")
-    theirs = _state("tiny")
+    convert("toy", file, "fp8")
+    theirs = _state("toy")
     with safe_open(file, framework="pt") as opened:
         kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     eight = [name for name, value in kept.items() if value.dtype == torch.float8_e4m3fn]
@@ -138,18 +138,18 @@ def test_scales_are_powers_of_two_that_hold_the_largest() -> None:
     assert scale == 1.0 and not zeros.float().any()
 
 
-@needs_tiny
+@needs_toy
 def test_a_file_says_what_it_is(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     convert(run, file, "bf16")
     about = read_about(file)
-    assert (about["flavour"], about["precision"], about["encoders"]) == ("paper", "bf16", "tiny")
-    tiny = MODELS["tiny"].here
-    config = json.loads((tiny / "transformer/config.json").read_text())
+    assert (about["flavour"], about["precision"], about["encoders"]) == ("paper", "bf16", "toy")
+    toy = MODELS["toy"].here
+    config = json.loads((toy / "transformer/config.json").read_text())
     assert json.loads(about["config"]).items() >= {k: v for k, v in config.items() if k[0] != "_"}.items()
-    assert json.loads(about["settings"]) == json.loads((tiny / "bundle.json").read_text())
+    assert json.loads(about["settings"]) == json.loads((toy / "bundle.json").read_text())
     assert [s["file"] for s in json.loads(about["sources"])][-1] == f"final/{RUN_LORA}"
-    bundle, shipped = load_bundle(file), load_bundle("tiny")
+    bundle, shipped = load_bundle(file), load_bundle("toy")
     assert (bundle.name, bundle.native, bundle.sampling) == ("mine", shipped.native, shipped.sampling)
     strange = tmp_path / "strange.safetensors"
     save_file({"a": torch.zeros(1)}, strange)
@@ -157,7 +157,7 @@ def test_a_file_says_what_it_is(run: Path, tmp_path: Path) -> None:
         load_bundle(strange)
 
 
-@needs_tiny
+@needs_toy
 def test_one_command_and_the_model_is_used(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,16 +218,16 @@ def test_a_run_becomes_the_released_files(
     assert not list(tmp_path.glob(".*part*"))
 
 
-@needs_tiny
+@needs_toy
 def test_what_the_released_code_cannot_load_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="of the flavour paper"):
-        to_released_folder("tiny", tmp_path / "out")
+        to_released_folder("toy", tmp_path / "out")
     with pytest.raises(InputError, match="released files in fp8"):
-        to_released_folder("tiny", tmp_path / "out", "fp8")
+        to_released_folder("toy", tmp_path / "out", "fp8")
     assert not (tmp_path / "out").exists()
 
 
-@needs_tiny
+@needs_toy
 def test_no_room_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
@@ -246,10 +246,10 @@ def test_no_room_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.glob("*a.*"))
 
 
-@needs_tiny
+@needs_toy
 def test_encoders_of_a_bundle_of_one_s_own(tmp_path: Path) -> None:
     own = tmp_path / "own"
-    shutil.copytree(MODELS["tiny"].here, own)
+    shutil.copytree(MODELS["toy"].here, own)
     file = tmp_path / "mine.safetensors"
     convert(own, file)
     assert read_about(file)["encoders"] == str(own) and load_bundle(file).native == load_bundle(own).native
@@ -278,14 +278,14 @@ def test_the_official_model_tells_what_is_missing(tmp_path: Path, monkeypatch: p
     assert registry.MODELS["official"].missing
 
 
-@needs_tiny
+@needs_toy
 def test_what_the_training_loop_writes_is_read(tmp_path: Path) -> None:
     """The trainer's own writer, adapters of another scale included."""
     from training.engine.lora import add_lora, load_model, write_model
     from training.engine.stages import Lora
 
     lora = Lora(rank=4, alpha=8, targets=("attn1.to_q", "attn1.to_k"))
-    model = load_model(MODELS["tiny"].here / "transformer")
+    model = load_model(MODELS["toy"].here / "transformer")
     add_lora(model, lora)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -297,4 +297,4 @@ def test_what_the_training_loop_writes_is_read(tmp_path: Path) -> None:
     assert f"merged {2 * len(model.transformer_blocks)} LoRA updates" in convert(tmp_path / "final", file)
     made = _output(model)
     assert_close(_output(load_bundle(file).transformer), made)
-    assert (_output(load_bundle("tiny").transformer) - made).abs().max() > 0.01
+    assert (_output(load_bundle("toy").transformer) - made).abs().max() > 0.01

@@ -213,7 +213,7 @@ def test_a_scene_s_defaults_are_known_without_weights(folder: Path, tmp_path: Pa
     for path in (folder / "transformer").iterdir():
         path.unlink()
     assert load_defaults("official") == load_defaults(file) == load_defaults(folder) == whole
-    assert load_defaults("tiny") == load_bundle("tiny").defaults
+    assert load_defaults("toy") == load_bundle("toy").defaults
 
 
 def test_settings_of_every_kind_of_model_are_read_the_same_way(folder: Path, tmp_path: Path) -> None:
