@@ -138,7 +138,7 @@ def count() -> tuple[dict[str, Any], str]:
 def compare(steps: int = 2) -> str:
     """Every rung against full residency: the toy model and its demo scene, on the CPU, as Markdown."""
     from bya_core.pipelines.generate import decoded, denoised, prepare, route
-    from bya_core.pipelines.progress import Work
+    from bya_core.progress import ProgressTracker
     from bya_core.scene.loader import load_scene
     from bya_core.weights.registry import load_bundle
 
@@ -149,8 +149,8 @@ def compare(steps: int = 2) -> str:
         memory.apply_rung(bundle, rung, "cpu")
         scene = load_scene(ROOT / "demo" / "scene.json", bundle.defaults, steps=steps)
         prepared = prepare(scene, bundle)
-        latents, masks = denoised(prepared, route(prepared, bundle, Work()), bundle, Work())
-        made = latents, masks, decoded(latents, bundle, Work()).float()
+        latents, masks = denoised(prepared, route(prepared, bundle, ProgressTracker()), bundle, ProgressTracker())
+        made = latents, masks, decoded(latents, bundle, ProgressTracker()).float()
         base = base or made
         apart = [float((a - b).abs().max()) for a, b in zip(made[:2], base[:2], strict=True)]
         error = float((made[2] - base[2]).square().mean())

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.memory_ladder import write_between  # noqa: E402
 from bya_core.io.atomic import AtomicFiles  # noqa: E402
 from bya_core.pipelines.generate import denoised, prepare, route  # noqa: E402
-from bya_core.pipelines.progress import Work  # noqa: E402
+from bya_core.progress import ProgressTracker  # noqa: E402
 from bya_core.sampling.acceleration import PRESETS  # noqa: E402
 from bya_core.weights.registry import load_bundle  # noqa: E402
 from training.benchmark.puppet_suite import all_scenes, judge, pooled_made  # noqa: E402
@@ -96,7 +96,7 @@ def scene_row(subject: ModelSubject, scene: SuiteScene, names: Sequence[str]) ->
             sampling = replace(given.scene.sampling, speed=name)
             faster = replace(given, scene=replace(given.scene, sampling=sampling))
             with costs[name].of(bundle.transformer):
-                clean, acted = denoised(faster, route(faster, bundle), bundle, Work())
+                clean, acted = denoised(faster, route(faster, bundle), bundle, ProgressTracker())
             latents.append(clean)
             masks.append(acted.numpy())
     frames = decode_clips(bundle, latents)

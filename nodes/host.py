@@ -25,7 +25,7 @@ from bya_core.weights.registry import MODELS
 from .host_model import HostModel, adopt, given
 
 if TYPE_CHECKING:
-    from bya_core.pipelines.progress import Progress, Watcher
+    from bya_core.progress import Progress, ProgressCallback
     from bya_core.scene.types import Scene
 
 __all__ = ["HostModel", "adopt", "given"]  # from host_model, for the nodes
@@ -105,7 +105,7 @@ def working(model: HostModel, scene: Scene) -> Iterator[None]:
             model.rest()
 
 
-def watcher(model: HostModel, scene: Scene) -> Watcher:
+def watcher(model: HostModel, scene: Scene) -> ProgressCallback:
     """Shows each step on the node's progress bar, with a picture where ComfyUI shows previews."""
     bar = comfy.utils.ProgressBar(1)
     painter: list[Callable[..., Any]] = []

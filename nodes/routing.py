@@ -137,16 +137,16 @@ class EmbeddingRouter(io.ComfyNode):
     def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.pipelines.generate import prepare, route
         from bya_core.pipelines.interactive import RouterWishes, describe, first_window, routed_scene
-        from bya_core.pipelines.progress import Work
+        from bya_core.progress import ProgressTracker
 
         model = scene.model
         with host.cancellable():
             wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
         part = first_window(wanted, model.bundle)
         with host.working(model, part):
-            work = Work(host.watcher(model, part))
-            prepared = prepare(part, model.bundle, work)
-            routing = route(prepared, model.bundle, work)
+            tracker = ProgressTracker(host.watcher(model, part))
+            prepared = prepare(part, model.bundle, tracker)
+            routing = route(prepared, model.bundle, tracker)
         whole = None if part is wanted else wanted
         value = types.RoutingValue(model, host.on_cpu(prepared), host.on_cpu(routing), whole)
         return io.NodeOutput(value, value.mask_images, describe(value.scene, routing, whole is not None))

@@ -54,14 +54,14 @@ class Sampler(io.ComfyNode):
         from bya_core.io.mask_images import to_images
         from bya_core.pipelines.generate import sample
         from bya_core.pipelines.interactive import describe_video, sample_windows
-        from bya_core.pipelines.progress import Work
+        from bya_core.progress import ProgressTracker
 
         routing = routing.at(speed)
         model, scene = routing.model, routing.scene
         with host.working(model, routing.prepared.scene):
             watch = host.watcher(model, scene)
             if routing.whole is None:
-                made = sample(routing.prepared, routing.routing, model.bundle, Work(watch))
+                made = sample(routing.prepared, routing.routing, model.bundle, ProgressTracker(watch))
             else:
                 made = sample_windows(routing.whole, model.bundle, host.temporary_folder(), watch)
         frames, audio = convert.images(made.frames), convert.audio(made.audio, scene.seconds)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from bya_core.config import SpeedName
     from bya_core.grid import TokenGrid
-    from bya_core.pipelines.prepare import Prepared
     from bya_core.routing import Routing
+    from bya_core.sampling.prepared import Prepared
     from bya_core.scene.compose import Member
     from bya_core.scene.types import Scene
 

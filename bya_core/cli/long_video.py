@@ -10,7 +10,7 @@ from bya_core.errors import Cancelled, Paused
 
 if TYPE_CHECKING:
     from bya_core.pipelines.long_video import LongVideo
-    from bya_core.pipelines.progress import Watcher
+    from bya_core.progress import ProgressCallback
     from bya_core.scene.types import Scene
     from bya_core.weights.bundle import ModelBundle
 
@@ -41,7 +41,7 @@ class LongRun:
 
         return len(plan(scene, bundle)) > 1 or self.work is not None or self.again is not None
 
-    def make(self, scene: Scene, bundle: ModelBundle, watch: Watcher) -> LongVideo:
+    def make(self, scene: Scene, bundle: ModelBundle, watch: ProgressCallback) -> LongVideo:
         """Raises Paused where it is stopped: what is finished is kept."""
         from bya_core.pipelines.long_video import generate_long
 

@@ -86,7 +86,7 @@ class Generate:
         outputs.check(inputs=(existing_file(self.scene, "the scene"), *state))
         start = time.perf_counter()
         with Bar() as bar:
-            bar.say("loading the libraries")
+            bar.say("Importing libraries")
             from bya_core.pipelines.generate import generate
             from bya_core.pipelines.long_video import LongVideo
             from bya_core.pipelines.run_report import build_report, mask_figures, mask_notices
@@ -95,11 +95,11 @@ class Generate:
             from bya_core.weights.registry import load_bundle
 
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
-            bar.say(f"loading the model {self.model}")
+            bar.say(f"Loading model {self.model}")
             loading = time.perf_counter()
             bundle = load_bundle(self.model, vram=self.vram)
-            seconds = {"loading the model": round(time.perf_counter() - loading, 3)}
-            bar.say("reading the scene")
+            seconds = {"Loading model": round(time.perf_counter() - loading, 3)}
+            bar.say("Reading scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed, speed=self.speed)
             share(scene.sampling, bundle)
             for notice in scene.notices:
@@ -117,7 +117,7 @@ class Generate:
                 *mask_notices(scene, mask_figures(video.masks)),
             ]:
                 bar.warn(notice)
-            bar.say("writing")
+            bar.say("Saving")
             report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
             if isinstance(video, LongVideo):
                 report["windows"] = list(video.windows)
@@ -215,12 +215,12 @@ class Bar:
         """A watcher for `generate`."""
         if progress.total == 1:
             if progress.step == 0:
-                self.say(progress.doing)
+                self.say(progress.stage)
             return
         if progress.step == 0:
             self._close()
             form = "{desc}: step {n}/{total} |{bar}| {elapsed} gone, {remaining} left"
-            self._bar = tqdm(total=progress.total, desc=progress.doing, bar_format=form, leave=True)
+            self._bar = tqdm(total=progress.total, desc=progress.stage, bar_format=form, leave=True)
         if self._bar is not None:
             self._bar.update(progress.step - self._bar.n)
 

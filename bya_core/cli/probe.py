@@ -12,7 +12,8 @@ from bya_core.cli.selftest import Vram
 from bya_core.config import SpeedName
 
 if TYPE_CHECKING:
-    from bya_core.pipelines.generate import Video, Watcher
+    from bya_core.pipelines.generate import Video
+    from bya_core.progress import ProgressCallback
     from bya_core.scene.types import Scene
     from bya_core.weights.bundle import ModelBundle
 
@@ -49,12 +50,12 @@ class Probe:
         from bya_core.cli.main import Bar
 
         with Bar() as bar:
-            bar.say("loading the libraries")
+            bar.say("Importing libraries")
             from bya_core.io.media import existing_file
             from bya_core.pipelines.prepare import prepare
             from bya_core.pipelines.probe_outputs import RoutingOutputs
-            from bya_core.pipelines.progress import Work
             from bya_core.pipelines.run_report import mask_figures, mask_notices
+            from bya_core.progress import ProgressTracker
             from bya_core.routing.route import find, finish
             from bya_core.scene.loader import load_scene
             from bya_core.scene.schema import read_scene_file
@@ -63,20 +64,20 @@ class Probe:
             outputs = RoutingOutputs(self.state, self.masks, self.overlay)
             outputs.check(inputs=(existing_file(self.scene, "the scene"),))
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
-            bar.say(f"loading the model {self.model}")
+            bar.say(f"Loading model {self.model}")
             bundle = load_bundle(self.model, vram=self.vram)
-            bar.say("reading the scene")
+            bar.say("Reading scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed, speed=self.speed)
             _one_window(scene, bundle)
-            work = Work(bar)
-            prepared = prepare(scene, bundle, work)
+            tracker = ProgressTracker(bar)
+            prepared = prepare(scene, bundle, tracker)
             scene = prepared.scene  # who hears whom is settled now
-            found = find(prepared, bundle, work)
+            found = find(prepared, bundle, tracker)
             shown = finish(found, scene)
             figures = mask_figures(shown.masks)
             for notice in (*scene.notices, *shown.notices, *mask_notices(scene, figures)):
                 bar.warn(notice)
-            bar.say("writing")
+            bar.say("Saving")
             outputs.write(found, shown, prepared, bundle)
         if found.state is not None:
             print(f"after {found.state.step} of {found.state.total} steps:")
@@ -100,20 +101,20 @@ def _one_window(scene: Scene, bundle: ModelBundle) -> None:
         raise InputError(came, f"one window ({scene.windows.frames or bundle.native.num_frames} frames)", do)
 
 
-def go_on(scene: Scene, bundle: ModelBundle, state: Path, watch: Watcher | None = None) -> Video:
+def go_on(scene: Scene, bundle: ModelBundle, state: Path, callback: ProgressCallback | None = None) -> Video:
     """Make the video of a scene from the state that `probe` wrote for it.
 
     What the scene wants done to the masks (cleaning, a person's masks over them, ...) is done now.
 
     Raises:
         InputError: a state that is broken or of another scene.
-        Cancelled: `watch` asked to stop.
+        Cancelled: `callback` returned False.
     """
     from bya_core.pipelines.generate import prepare, sample
-    from bya_core.pipelines.progress import Work
+    from bya_core.progress import ProgressTracker
     from bya_core.routing.route import finish
     from bya_core.routing.state import load_routing
 
-    work = Work(watch)
-    prepared = prepare(scene, bundle, work)
-    return sample(prepared, finish(load_routing(state, prepared), prepared.scene), bundle, work)
+    tracker = ProgressTracker(callback)
+    prepared = prepare(scene, bundle, tracker)
+    return sample(prepared, finish(load_routing(state, prepared), prepared.scene), bundle, tracker)

@@ -15,7 +15,7 @@ from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.memory.planner import free_host_memory, held_while_denoising
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.random_weights import draw_input, fill
 
@@ -157,7 +157,7 @@ def _check_host(size: int, what: str) -> None:
 
 
 @torch.no_grad()
-def one_step(bundle: ModelBundle, versions: int = 2, work: Work | None = None, steps: int = 1) -> Tensor:
+def one_step(bundle: ModelBundle, versions: int = 2, tracker: ProgressTracker | None = None, steps: int = 1) -> Tensor:
     """The first step of a run of 50 at the bundle's native size -> latents [1, T, C, H, W].
 
     Args:
@@ -166,7 +166,7 @@ def one_step(bundle: ModelBundle, versions: int = 2, work: Work | None = None, s
     """
     from bya_core.sampling import Conditions, build_scheduler, denoise
 
-    work, native, model = work or Work(), bundle.native, bundle.transformer
+    tracker, native, model = tracker or ProgressTracker(), bundle.native, bundle.transformer
     device, dtype, c = bundle.device, bundle.dtype, bundle.transformer.config
     grid = bundle.grid(native.num_frames, native.height, native.width)
     shape = grid.latent_shape(c.out_channels)
@@ -174,7 +174,7 @@ def one_step(bundle: ModelBundle, versions: int = 2, work: Work | None = None, s
     def given(name: str, *sizes: int) -> Tensor:
         return draw_input(name, sizes, SALT).to(device, dtype)
 
-    with work.part("encoding faces and speech"):
+    with tracker.stage("Encoding faces and audio"):
         identity = given("identity", 1, FACES, c.lfe_id_dim)
         hidden = given("hidden", 1, FACES, c.lfe_num_scale, PATCHES, c.lfe_vit_dim)
         speech = given("speech", 1, FACES, native.num_frames + c.audio_window - 1, c.audio_blocks, c.audio_channels)
@@ -193,7 +193,7 @@ def one_step(bundle: ModelBundle, versions: int = 2, work: Work | None = None, s
     sampling = SamplingConfig(steps=STEPS, guidance_text=scale, guidance_speech=scale)
     scheduler = build_scheduler("dpm", bundle.scheduler_config)
     noise = draw_input("noise", (1, *shape), SALT)
-    with work.part("denoising"):
+    with tracker.stage("Denoising"):
         made = denoise(model, scheduler, conditions, sampling, latents=noise, stop_at=steps).latents
         wait(device)
     return made

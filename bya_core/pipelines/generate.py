@@ -17,15 +17,15 @@ from torch import Tensor
 
 from bya_core.grid import TokenGrid
 from bya_core.io.media import mix_speeches
-from bya_core.pipelines.prepare import Prepared, prepare
-from bya_core.pipelines.progress import Progress, Watcher, Work
+from bya_core.pipelines.prepare import prepare
+from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.routing import Routing
 from bya_core.routing.route import route
-from bya_core.sampling import build_scheduler, denoise
+from bya_core.sampling import Prepared, build_scheduler, denoise
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
-__all__ = ["Progress", "Video", "Watcher", "generate", "prepare", "route", "sample"]
+__all__ = ["Progress", "ProgressCallback", "Video", "generate", "prepare", "route", "sample"]
 
 
 @dataclass(frozen=True)
@@ -52,36 +52,38 @@ class Video:
 
 
 @torch.no_grad()
-def generate(scene: Scene, bundle: ModelBundle, watch: Watcher | None = None) -> Video:
+def generate(scene: Scene, bundle: ModelBundle, callback: ProgressCallback | None = None) -> Video:
     """Make the video of a scene.
 
     Raises:
         InputError: the scene does not fit the model, or holds an image without a face.
-        Cancelled: `watch` asked to stop.
+        Cancelled: `callback` returned False.
     """
-    work = Work(watch)
-    prepared = prepare(scene, bundle, work)
-    routing = route(prepared, bundle, work)
-    return sample(prepared, routing, bundle, work)
+    tracker = ProgressTracker(callback)
+    prepared = prepare(scene, bundle, tracker)
+    routing = route(prepared, bundle, tracker)
+    return sample(prepared, routing, bundle, tracker)
 
 
 @torch.no_grad()
-def sample(prepared: Prepared, routing: Routing, bundle: ModelBundle, work: Work | None = None) -> Video:
+def sample(prepared: Prepared, routing: Routing, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Video:
     """Denoise with the masks of `routing`, from where its router stopped, and decode. Raises as `generate` does."""
-    scene, work = prepared.scene, work or Work()
-    latents, masks = denoised(prepared, routing, bundle, work)
-    frames = decoded(latents, bundle, work)
+    scene, tracker = prepared.scene, tracker or ProgressTracker()
+    latents, masks = denoised(prepared, routing, bundle, tracker)
+    frames = decoded(latents, bundle, tracker)
     audio = mix_speeches(scene.sounds, scene.seconds)
     notices = (*scene.notices, *routing.notices, *doubts(scene, bundle))
-    return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, work.seconds)
+    return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds)
 
 
 @torch.no_grad()
-def denoised(prepared: Prepared, routing: Routing, bundle: ModelBundle, work: Work) -> tuple[Tensor, Tensor]:
+def denoised(
+    prepared: Prepared, routing: Routing, bundle: ModelBundle, tracker: ProgressTracker
+) -> tuple[Tensor, Tensor]:
     """First half of `sample`: clean latents [1, T, C, H, W], and the masks [N, T, h, w] that acted in the last step."""
     sampling = prepared.scene.sampling
     conditions = routing.applied(prepared.conditions)
-    with work.part("denoising", sampling.steps) as step:
+    with tracker.stage("Denoising", sampling.steps) as step:
         scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
         made = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step, state=routing.state)
     masks = routing.masks if made.masks is None else made.masks.float().cpu()  # None: the probe took every step
@@ -89,9 +91,9 @@ def denoised(prepared: Prepared, routing: Routing, bundle: ModelBundle, work: Wo
 
 
 @torch.no_grad()
-def decoded(latents: Tensor, bundle: ModelBundle, work: Work) -> Tensor:
+def decoded(latents: Tensor, bundle: ModelBundle, tracker: ProgressTracker) -> Tensor:
     """Second half of `sample`: latents [1, T, C, H, W] -> uint8 [F, H, W, 3] on the CPU."""
-    with work.part("decoding the video"):
+    with tracker.stage("Decoding"):
         pixels = bundle.codec.decode(latents.to(bundle.device, bundle.dtype))[0].float()
         frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
     return frames.cpu()

@@ -15,8 +15,8 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.mask_images import character_index, from_images
 from bya_core.pipelines.generate import Video
-from bya_core.pipelines.progress import Watcher
 from bya_core.pipelines.run_report import mask_figures
+from bya_core.progress import ProgressCallback
 from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import bound
 from bya_core.scene.compose import parse_matrix
@@ -171,7 +171,7 @@ def _with_override(scene: Scene, index: int, mask: Tensor, edit: Edit) -> Scene:
     return replace(scene, forced_masks=masks, forced_blend=blend, forced_span=span)
 
 
-def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, watch: Watcher | None = None) -> Video:
+def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, callback: ProgressCallback | None = None) -> Video:
     """A video longer than a window, in memory. Stopped and asked for again, it goes on with the windows it has.
 
     Args:
@@ -180,7 +180,7 @@ def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, watch: Watch
     from bya_core.pipelines.long_video import generate_long
     from bya_core.pipelines.window_files import fingerprint
 
-    made = generate_long(scene, bundle, folder / fingerprint(scene, bundle)[:16], watch)
+    made = generate_long(scene, bundle, folder / fingerprint(scene, bundle)[:16], callback)
     video = Video(
         torch.stack(list(made.frames)), made.masks, made.grid, made.audio, made.matrix, made.notices, made.seconds
     )

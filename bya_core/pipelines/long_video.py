@@ -29,10 +29,11 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import mix_speeches
 from bya_core.pipelines.generate import decoded, denoised, doubts, prepare, route
-from bya_core.pipelines.prepare import Prepared, speech_features
-from bya_core.pipelines.progress import Progress, Watcher, Work
+from bya_core.pipelines.prepare import speech_features
 from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerprint
+from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing.audio_assignment import bound
+from bya_core.sampling.prepared import Prepared
 from bya_core.sampling.windows import Joiner, Window, plan_windows
 from bya_core.scene.types import Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle
@@ -117,13 +118,13 @@ def generate_long(
     scene: Scene,
     bundle: ModelBundle,
     folder: Path,
-    watch: Watcher | None = None,
+    callback: ProgressCallback | None = None,
     *,
     again: int | None = None,
     again_seed: int | None = None,
 ) -> LongVideo:
     """Make all windows of a scene in `folder`. Arguments and errors as in `generate_windows`."""
-    job = _Job(scene, bundle, folder, Work(watch))
+    job = _Job(scene, bundle, folder, ProgressTracker(callback))
     rows, masks, notices = [], [], [*job.scene.notices, *doubts(scene, bundle)]
     for part in job.run(again, again_seed):
         span = [part.window.start, part.window.stop]
@@ -137,7 +138,7 @@ def generate_long(
         audio=mix_speeches(scene.sounds, scene.seconds),
         matrix=job.scene.matrix,
         notices=tuple(dict.fromkeys(notices)),
-        seconds=job.work.seconds,
+        seconds=job.tracker.seconds,
         windows=tuple(rows),
         files=job.files,
     )
@@ -147,7 +148,7 @@ def generate_windows(
     scene: Scene,
     bundle: ModelBundle,
     folder: Path,
-    watch: Watcher | None = None,
+    callback: ProgressCallback | None = None,
     *,
     again: int | None = None,
     again_seed: int | None = None,
@@ -156,7 +157,7 @@ def generate_windows(
 
     Args:
         folder: where they are kept. One folder holds one scene.
-        watch: as in `pipeline.generate`.
+        callback: as in `pipeline.generate`.
         again: number of a window (from 1) to make once more, otherwise: it fits the windows before and after it, which
             stay as they are.
         again_seed: for that one; None = a new one each time.
@@ -164,19 +165,19 @@ def generate_windows(
     Raises:
         InputError: the scene does not fit the model, the folder holds another scene, the disk is too small, or
             there is no such window to make again.
-        Cancelled: `watch` asked to stop; windows finished so far are kept.
+        Cancelled: `callback` returned False; windows finished so far are kept.
     """
-    return _Job(scene, bundle, folder, Work(watch)).run(again, again_seed)
+    return _Job(scene, bundle, folder, ProgressTracker(callback)).run(again, again_seed)
 
 
 class _Job:
     """A scene on its way through its windows."""
 
-    def __init__(self, scene: Scene, bundle: ModelBundle, folder: Path, work: Work) -> None:
-        self.plan, self.work = plan(scene, bundle), work
+    def __init__(self, scene: Scene, bundle: ModelBundle, folder: Path, tracker: ProgressTracker) -> None:
+        self.plan, self.tracker = plan(scene, bundle), tracker
         self.files = WindowFolder(folder, fingerprint(scene, bundle))
         self.bundle = replace(bundle, text=_Once(bundle.text), face=_Once(bundle.face))
-        self.scene = bound(scene, bundle, work)  # once, from all of the speech
+        self.scene = bound(scene, bundle, tracker)  # once, from all of the speech
         self.colours: tuple[Tensor, Tensor] | None = None
         missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
         _check_disk(folder, missing * scene.height * scene.width * 3)
@@ -204,17 +205,17 @@ class _Job:
         old = self.files.read(window.index) if anew else None
         take = 0 if old is None else old.take + 1
         seed = window_seed(self.scene.sampling.seed, window.index, take) if seed is None or not anew else seed
-        work = self._told(window)
+        tracker = self._told(window)
         part = self._part(window, seed, before)
         features = self._features(window)
-        prepared = prepare(part, self.bundle, work, features)
+        prepared = prepare(part, self.bundle, tracker, features)
         after = old if old is not None and window.tail and self.files.has(window.index + 1) else None
         prepared = carried(prepared, window, before, after)
-        routing = route(prepared, self.bundle, work)
-        latents, masks = denoised(prepared, routing, self.bundle, work)
+        routing = route(prepared, self.bundle, tracker)
+        latents, masks = denoised(prepared, routing, self.bundle, tracker)
         if self.scene.windows.hold_colours and self.colours is not None:
             latents = _with_statistics(latents, self.colours)
-        frames = decoded(latents, self.bundle, work)
+        frames = decoded(latents, self.bundle, tracker)
         return StoredWindow(frames, latents.float().cpu(), masks, routing.matrix, seed, take, routing.notices)
 
     def _part(self, window: Window, seed: int, before: StoredWindow | None) -> Scene:
@@ -240,22 +241,15 @@ class _Job:
     def _features(self, window: Window) -> Tensor:
         """Speech features of a window with its real neighbours, from those of the whole video."""
         if not self.files.speech_path.exists():
-            with self.work.part("listening to the whole speech"):
+            with self.tracker.stage("Encoding audio"):
                 every = [speech_features(speech, self.scene, self.bundle) for speech in self.scene.speeches]
                 self.files.write_speech(torch.stack(every))
         return self.files.read_speech(window.start, window.stop)
 
-    def _told(self, window: Window) -> Work:
-        """Work that says which window it is about and counts its time into that of the whole job."""
-        where = f"window {window.index + 1} of {len(self.plan)}: "
-
-        def watch(progress: Progress) -> object:
-            asked = self.work.watch
-            return None if asked is None else asked(replace(progress, doing=where + progress.doing))
-
-        told = Work(watch)
-        told.seconds = self.work.seconds
-        return told
+    def _told(self, window: Window) -> ProgressTracker:
+        """A tracker that names the window in its reports and adds to the durations of the whole video."""
+        prefix = f"Window {window.index + 1} of {len(self.plan)}: "
+        return ProgressTracker(self.tracker.callback, prefix, self.tracker.seconds)
 
     def _check_again(self, again: int | None) -> None:
         if again is None:

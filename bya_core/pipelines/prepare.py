@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,9 @@ from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image, place, resample_mono
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing.audio_assignment import bound
-from bya_core.sampling import Conditions
+from bya_core.sampling import Conditions, Prepared
 from bya_core.scene.types import Character, Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
@@ -25,23 +25,10 @@ CONTEXT = 2  # video frames on each side that speech features of a clip have bey
 INFLATE = {"model": None, "hear": True, "silent": False}
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A scene ready for the denoiser. Routers and sampler start from the same one, so they cannot disagree.
-
-    Args:
-        scene: what was asked for, its audio-character matrix settled.
-        grid: its tokens.
-        conditions: what the denoiser is told; no masks yet.
-    """
-
-    scene: Scene
-    grid: TokenGrid
-    conditions: Conditions
-
-
 @torch.no_grad()
-def prepare(scene: Scene, bundle: ModelBundle, work: Work | None = None, features: Tensor | None = None) -> Prepared:
+def prepare(
+    scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None, features: Tensor | None = None
+) -> Prepared:
     """Encode everything a scene holds.
 
     Args:
@@ -50,26 +37,26 @@ def prepare(scene: Scene, bundle: ModelBundle, work: Work | None = None, feature
     Raises:
         InputError: the scene does not fit the model, or holds an image without a face.
     """
-    work = work or Work()
+    tracker = tracker or ProgressTracker()
     released = getattr(bundle.transformer.config, "flavour", "paper") == "official"
     check_fit(scene.first_frame_fit, released)
-    scene = bound(scene, bundle, work)
+    scene = bound(scene, bundle, tracker)
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
-    with work.part("reading the prompt"):
+    with tracker.stage("Encoding prompt"):
         text = bundle.text.encode([prompt_at(scene, 0.0, scene.seconds)])
         negative = bundle.text.encode([scene.negative_prompt])
-    with work.part("looking at the faces"):
+    with tracker.stage("Encoding faces"):
         faces = [_face(character, bundle) for character in scene.characters]
         identity = torch.stack([face.identity for face in faces])[None].to(bundle.device, bundle.dtype)
         hidden = torch.stack([face.hidden for face in faces])[None].to(bundle.device, bundle.dtype)
         scene = _with_notices(scene, faces)
         portraits = [face.portrait for face in faces]
         canvas = reference_canvas(portraits, scene.height, scene.width, "released" if released else "row")
-    with work.part("listening to the speech"):
+    with tracker.stage("Encoding audio"):
         if features is None:
             features = torch.stack([speech_features(speech, scene, bundle) for speech in scene.speeches])
         features = features[None].to(bundle.device, bundle.dtype)
-    with work.part("preparing the model"):
+    with tracker.stage("Encoding conditions"):
         conditions = Conditions(
             text=text,
             negative_text=negative,

@@ -16,10 +16,10 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles, check_output
 from bya_core.io.media import write_video
 from bya_core.io.overlay import overlay_frames
-from bya_core.pipelines.prepare import Prepared
 from bya_core.pipelines.run_report import mask_figures
 from bya_core.routing.result import Routing
 from bya_core.routing.state import save_routing
+from bya_core.sampling.prepared import Prepared
 from bya_core.weights.bundle import ModelBundle
 
 PICTURES = 4  # of an overlay in one picture

@@ -19,7 +19,7 @@ from torch import Tensor
 from bya_core.config import SamplingConfig
 from bya_core.memory.planner import LADDER, apply_rung, free_host_memory, free_memory, part_sizes, plan_memory
 from bya_core.pipelines.full_size import ENCODERS, FACES, NATIVE, STEPS, build, one_step, wait
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.weights.bundle import NativeSize
 
 
@@ -57,8 +57,8 @@ def toy(device: torch.device | str | None = None) -> Outcome:
     from bya_core.scene.types import Character, Scene, Speech
     from bya_core.weights.registry import load_bundle
 
-    work = Work()
-    with work.part("loading the model"):
+    tracker = ProgressTracker()
+    with tracker.stage("Loading model"):
         bundle = load_bundle("toy")
         apply_rung(bundle, LADDER[0], device)
     size, frames, rate = bundle.native, 9, 16000
@@ -73,8 +73,8 @@ def toy(device: torch.device | str | None = None) -> Outcome:
         num_frames=frames,
         sampling=SamplingConfig(steps=4),
     )
-    video = generate(scene, bundle, work.watch)
-    with work.part("writing the video"), tempfile.TemporaryDirectory() as folder:
+    video = generate(scene, bundle, tracker.callback)
+    with tracker.stage("Saving"), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "selftest.mp4"
         write_video(file, (frame.numpy() for frame in video.frames), scene.fps, video.audio)
         read = _frames_in(file)
@@ -85,7 +85,7 @@ def toy(device: torch.device | str | None = None) -> Outcome:
             "packages compute wrongly (see python -m bya_core doctor)"
         )
     lines = (f"the toy model made {frames} frames of {size.width}x{size.height} in 4 steps on {bundle.device}",)
-    return Outcome(lines, {**work.seconds, **video.seconds}, checksum(video.frames))
+    return Outcome(lines, {**tracker.seconds, **video.seconds}, checksum(video.frames))
 
 
 def _figure(colour: tuple[float, float, float]) -> Tensor:
@@ -128,17 +128,17 @@ def full_size(
     cpu = device.type == "cpu"
     dtype, versions = (torch.float32, 1) if cpu else (torch.bfloat16, 2)
     layers = 1 if cpu and layers is None else layers
-    work = Work()
-    with work.part("building the model"):
+    tracker = ProgressTracker()
+    with tracker.stage("Loading model"):
         bundle = build(layers, dtype, config, codec=not cpu, native=native, versions=int(cpu))
     rung = LADDER[0]
     if not cpu:
         free = free_memory(device) if vram in (None, "auto") else vram
         rung = plan_memory(free or 0, part_sizes(bundle) | ENCODERS, free_host_memory())
         torch.cuda.reset_peak_memory_stats(device)
-    with work.part("placing the model"):
+    with tracker.stage("Placing model"):
         apply_rung(bundle, rung, device)
-    latents = one_step(bundle, versions, work)
+    latents = one_step(bundle, versions, tracker)
     depth = bundle.transformer.config.num_layers
     count = sum(p.numel() for p in bundle.transformer.parameters())
     lines = [
@@ -152,9 +152,9 @@ def full_size(
             "video instead of two), in float32, and nothing was decoded"
         )
     else:
-        with work.part("decoding the video"), torch.no_grad():
+        with tracker.stage("Decoding"), torch.no_grad():
             bundle.codec.decode(latents.to(device, dtype))
             wait(device)
     if not latents.isfinite().all():
         raise RuntimeError("the step gave numbers that are not finite: this machine or its packages compute wrongly")
-    return Outcome(tuple(lines), work.seconds, checksum(latents))
+    return Outcome(tuple(lines), tracker.seconds, checksum(latents))

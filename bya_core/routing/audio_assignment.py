@@ -14,7 +14,7 @@ from bya_core.encoders.vad import Span, VoiceActivity, find_activity, is_audible
 from bya_core.encoders.voice_face import VoiceFace
 from bya_core.errors import InputError
 from bya_core.io.media import resample_mono
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.scene.types import Scene, Speech
 from bya_core.weights.bundle import ModelBundle
 
@@ -40,7 +40,7 @@ class Binding:
     notices: tuple[str, ...] = ()
 
 
-def bind(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Binding:
+def bind(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Binding:
     """Who hears whom in a scene: as given, or with `scene.bind == "auto"` by matching voices to faces.
 
     Raises:
@@ -60,20 +60,20 @@ def bind(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Binding
         do = f"leave out a speech, or add a character to {_listed(names)}"
         raise InputError(came, "at most one voice for each character", do)
     activity = find_activity()
-    with (work or Work()).part("matching voices to faces"):
+    with (tracker or ProgressTracker()).stage("Matching voices to faces"):
         images = [character.image for character in scene.characters]
         found = match(scene.speeches, images, bundle.voice_face, activity)
     return replace(found, notices=tuple(_notices(found, voices, names, activity)))
 
 
-def bound(scene: Scene, bundle: ModelBundle, work: Work | None = None) -> Scene:
+def bound(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Scene:
     """The scene once it is settled who hears whom; a scene whose matrix is given comes back as it is.
 
     Raises as `bind` does.
     """
     if scene.bind == "given":
         return scene
-    found = bind(scene, bundle, work)
+    found = bind(scene, bundle, tracker)
     notices = (*scene.notices, *found.notices)
     return replace(scene, audio_character_matrix=found.matrix, bind="given", notices=notices)
 

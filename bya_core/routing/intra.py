@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from bya_core.config import ProbeConfig
-from bya_core.pipelines.prepare import Prepared
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
 from bya_core.sampling import StepInfo, build_scheduler, denoise
+from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
 LEFT_OUT = 0.1  # of the largest mask
 
 
-def probe(prepared: Prepared, bundle: ModelBundle, work: Work) -> Routing:
+def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
     """Denoise until the masks have settled, and stop there.
 
     `scene.routing.probe` says when that is. Going on from the result with its masks untouched is the same as never
@@ -32,25 +32,25 @@ def probe(prepared: Prepared, bundle: ModelBundle, work: Work) -> Routing:
     """
     scene = prepared.scene
     seed = scene.sampling.seed
-    best = _probe(prepared, bundle, work, seed)
+    best = _probe(prepared, bundle, tracker, seed)
     if not places_are_open(prepared):
         return best
     calls, left_out = best.calls, without_place(best.masks)
     for another in range(seed + 1, seed + scene.routing.probe.tries):
         if not left_out:
             break
-        found = _probe(prepared, bundle, work, another)
+        found = _probe(prepared, bundle, tracker, another)
         calls, missing = calls + found.calls, without_place(found.masks)
         if len(missing) < len(left_out):
             best, left_out, seed = found, missing, another
     return replace(best, calls=calls, notices=(*best.notices, *_told(scene, left_out, seed)))
 
 
-def _probe(prepared: Prepared, bundle: ModelBundle, work: Work, seed: int) -> Routing:
+def _probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker, seed: int) -> Routing:
     """One try, from the noise of `seed`."""
     scene = prepared.scene
     settling = Settling(scene.routing.probe)
-    with work.part("looking who is where", scene.sampling.steps) as step:
+    with tracker.stage("Predicting masks", scene.sampling.steps) as step:
         made = denoise(
             bundle.transformer,
             build_scheduler(scene.sampling.scheduler, bundle.scheduler_config),

@@ -14,13 +14,13 @@ from torch import Generator, Tensor
 
 from bya_core.config import SamplingConfig
 from bya_core.encoders.segmentation import Segmenter, load_sam2
-from bya_core.pipelines.prepare import Prepared
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
 from bya_core.sampling import Conditions, build_scheduler, denoise
 from bya_core.sampling.cfg_parallel import cache_context, forget_cached_steps
 from bya_core.sampling.conditions import lay_out
 from bya_core.sampling.guidance import branches
+from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.locations import fetched
@@ -31,7 +31,7 @@ LOOK_AT = 0.2
 
 
 @torch.no_grad()
-def from_silent_pass(prepared: Prepared, bundle: ModelBundle, work: Work) -> Routing:
+def from_silent_pass(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
     """Masks of a first pass in which everybody hears silence, found by `scene.routing.segmenter`; forced.
 
     Raises:
@@ -43,10 +43,10 @@ def from_silent_pass(prepared: Prepared, bundle: ModelBundle, work: Work) -> Rou
     conditions = silent(prepared.conditions)
     # With silence in every branch only the prompt is left to guide: one scale, and one branch less to compute.
     sampling = replace(scene.sampling, guidance_speech=scene.sampling.guidance_text)
-    with work.part("denoising without speech", sampling.steps) as step:
+    with tracker.stage("Denoising without speech", sampling.steps) as step:
         scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
         latents = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step).latents
-    with work.part("looking who is where"):
+    with tracker.stage("Predicting masks"):
         if segmenter is None:
             masks, calls = own_masks(latents, conditions, sampling, bundle), sampling.steps + 1
         else:

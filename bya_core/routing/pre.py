@@ -18,9 +18,9 @@ from bya_core.encoders.canvas import first_frame
 from bya_core.encoders.face.detection import find_detector
 from bya_core.encoders.face.matching import CharacterFinder, FaceFinder, Sightings
 from bya_core.errors import InputError
-from bya_core.pipelines.prepare import Prepared
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
+from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
@@ -43,7 +43,7 @@ class Found:
 
 
 @torch.no_grad()
-def from_first_frame(prepared: Prepared, bundle: ModelBundle, work: Work) -> Routing:
+def from_first_frame(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
     """Masks around the faces of the first frame, the same in every latent frame; forced.
 
     Raises:
@@ -54,7 +54,7 @@ def from_first_frame(prepared: Prepared, bundle: ModelBundle, work: Work) -> Rou
     if scene.first_frame is None:
         came = 'router mode "pre" without a first frame'
         raise InputError(came, "a first frame to find the faces in", 'give one, or use router mode "intra"')
-    with work.part("looking for the faces"):
+    with tracker.stage("Predicting masks"):
         frame = first_frame(scene)  # as the model sees it
         assert frame is not None
         found = find_characters(frame, scene, bundle)

@@ -6,33 +6,33 @@ from dataclasses import replace
 
 import torch
 
-from bya_core.pipelines.prepare import Prepared
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing.intra import probe
 from bya_core.routing.result import Routing
+from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
 
 @torch.no_grad()
-def route(prepared: Prepared, bundle: ModelBundle, work: Work | None = None) -> Routing:
+def route(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Routing:
     """Masks of a scene by the router it asks for, refined and overridden as it says.
 
     Raises:
         InputError: what the chosen router cannot do with this scene.
         Cancelled: the watcher asked to stop.
     """
-    return finish(find(prepared, bundle, work), prepared.scene)
+    return finish(find(prepared, bundle, tracker), prepared.scene)
 
 
 @torch.no_grad()
-def find(prepared: Prepared, bundle: ModelBundle, work: Work | None = None) -> Routing:
+def find(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Routing:
     """What the scene's router says, and nothing done to it yet. Raises as `route` does.
 
     Masks that a person gave act already while a router denoises: a run that is gone on with has obeyed them from its
     first step.
     """
-    scene, work = prepared.scene, work or Work()
+    scene, tracker = prepared.scene, tracker or ProgressTracker()
     if scene.forced_masks is not None:
         given = Routing.of("manual", scene.forced_masks, scene.matrix, forced=False)
         if scene.routing.mode == "manual":
@@ -41,12 +41,12 @@ def find(prepared: Prepared, bundle: ModelBundle, work: Work | None = None) -> R
     if scene.routing.mode == "pre":
         from bya_core.routing.pre import from_first_frame
 
-        return from_first_frame(prepared, bundle, work)
+        return from_first_frame(prepared, bundle, tracker)
     if scene.routing.mode == "post":
         from bya_core.routing.post import from_silent_pass
 
-        return from_silent_pass(prepared, bundle, work)
-    return probe(prepared, bundle, work)
+        return from_silent_pass(prepared, bundle, tracker)
+    return probe(prepared, bundle, tracker)
 
 
 def finish(routing: Routing, scene: Scene) -> Routing:

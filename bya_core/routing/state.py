@@ -20,9 +20,9 @@ from bya_core.config import RouterMode
 from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles, check_output
 from bya_core.io.media import existing_file
-from bya_core.pipelines.prepare import Prepared
 from bya_core.routing.result import Routing, confidences
 from bya_core.sampling import DenoiseState
+from bya_core.sampling.prepared import Prepared
 from bya_core.sampling.step_cache import Ran, Reused
 from bya_core.scene.types import Scene
 

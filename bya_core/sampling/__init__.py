@@ -2,6 +2,7 @@
 
 from bya_core.sampling.conditions import Conditions
 from bya_core.sampling.denoise import DenoiseResult, DenoiseState, StepInfo, denoise
+from bya_core.sampling.prepared import Prepared
 from bya_core.sampling.schedulers import build_scheduler
 
-__all__ = ["Conditions", "DenoiseResult", "DenoiseState", "StepInfo", "build_scheduler", "denoise"]
+__all__ = ["Conditions", "DenoiseResult", "DenoiseState", "Prepared", "StepInfo", "build_scheduler", "denoise"]

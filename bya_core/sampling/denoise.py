@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
+from bya_core.progress import Progress, ProgressCallback
 from bya_core.sampling import schedulers
 from bya_core.sampling.acceleration import applied, speed_of
 from bya_core.sampling.cfg_parallel import forget_cached_steps
@@ -38,9 +39,6 @@ class StepInfo:
     timestep: int
     latents: Tensor
 
-
-Callback = Callable[[StepInfo], bool | None]
-"""Called after each step; returning False (None is no answer) or raising `Cancelled` stops the run."""
 
 Stop = Callable[[StepInfo], bool]
 """Asked after each step, after the callback; True ends the run there, half-done, without an error."""
@@ -91,7 +89,7 @@ def denoise(
     *,
     latents: Tensor | None = None,
     generator: Generator | None = None,
-    callback: Callback | None = None,
+    callback: ProgressCallback | None = None,
     state: DenoiseState | None = None,
     stop_at: int | None = None,
     stop: Stop | None = None,
@@ -108,7 +106,7 @@ def denoise(
         config: steps, scales, seed.
         latents: initial noise [1, T, C, H, W]; None = drawn from the generator.
         generator: CPU generator; None = a new one with `config.seed`.
-        callback: see `Callback`.
+        callback: called after each step; `Progress.info` is a `StepInfo`.
         state: of an earlier, unfinished run with the same number of steps.
         stop_at: end after this many steps in all; None = to the end.
         stop: see `Stop`; never needed to end at `stop_at`.
@@ -142,7 +140,7 @@ def denoise(
             x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
             x, x0 = (keep.clean(x) if i + 1 == config.steps else x), keep.clean(x0)
             info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
-            if callback is not None and callback(info) is False:
+            if callback is not None and callback(Progress("Denoising", info.step, info.total, info)) is False:
                 raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
             done = i + 1
             if stop is not None and stop(info):

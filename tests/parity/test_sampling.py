@@ -88,7 +88,9 @@ def check(model, stored, config, conditions) -> Callable[..., None]:
         )
         seen: list[StepInfo] = []
         scheduler = build_scheduler("dpm", config["scheduler"])
-        denoise(model, scheduler, conditions(run), sampling, callback=seen.append, **given)
+        denoise(
+            model, scheduler, conditions(run), sampling, callback=lambda progress: seen.append(progress.info), **given
+        )
         assert [info.timestep for info in seen] == config["timesteps"]
         for i, info in enumerate(seen):
             assert_close(info.latents, stored[f"{run}.latents_after_step{i}"], atol=ATOL, rtol=0)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from bya_core.grid import TokenGrid
 from bya_core.pipelines.generate import denoised, prepare, route
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
@@ -54,7 +54,7 @@ def _run(subject: ModelSubject, asked: Scene, forced: Callable[[TokenGrid], Tens
         routing = route(prepared, bundle)
     else:
         routing = Routing.of("manual", forced(prepared.grid), prepared.scene.matrix, forced=True)
-    latents, masks = denoised(prepared, routing, bundle, Work())
+    latents, masks = denoised(prepared, routing, bundle, ProgressTracker())
     return Made(decode_clips(bundle, [latents])[0], masks.numpy())
 
 

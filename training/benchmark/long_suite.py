@@ -99,8 +99,8 @@ def measure_long(
             place = Path(passing) if folder is None else folder / str(suite.clip.seed)
 
             def watch(progress: Any, seed: int = suite.clip.seed) -> None:
-                if tick is not None and progress.doing.endswith("decoding the video") and progress.step:
-                    tick(f"scene {seed}, {progress.doing}")
+                if tick is not None and progress.stage.endswith("Decoding") and progress.step:
+                    tick(f"scene {seed}, {progress.stage}")
 
             video = generate_long(scene, bundle, place, watch)
             frames = torch.stack(list(video.frames)).numpy()

@@ -23,11 +23,12 @@ from bya_core.config import Bystanders, RefineConfig, Region, RoutingConfig
 from bya_core.errors import InputError
 from bya_core.evaluation import binding as bindings
 from bya_core.masks import time_union, to_boxes
-from bya_core.pipelines.generate import Prepared, denoised, prepare
-from bya_core.pipelines.progress import Work
+from bya_core.pipelines.generate import denoised, prepare
+from bya_core.progress import ProgressTracker
 from bya_core.routing.refine import refine
 from bya_core.routing.result import Routing
 from bya_core.routing.route import find
+from bya_core.sampling.prepared import Prepared
 from training.benchmark.baselines import Baseline, make_baseline
 from training.benchmark.page import Keeper
 from training.benchmark.puppet_suite import Tick, judge
@@ -245,7 +246,7 @@ def _find(subject: ModelSubject, scene: SuiteScene, config: RoutingConfig) -> _F
 def _make(subject: ModelSubject, found: _Found, way: Way) -> tuple[Made, _Cost]:
     cost = replace(found.cost)
     with cost.counted(subject.bundle.transformer):
-        latents, masks = denoised(found.prepared, way.shaped(found.routing), subject.bundle, Work())
+        latents, masks = denoised(found.prepared, way.shaped(found.routing), subject.bundle, ProgressTracker())
         frames = decode_clips(subject.bundle, [latents])[0]
     return Made(frames, masks.numpy()), cost
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from bya_core.config import RoutingConfig
 from bya_core.grid import TokenGrid
 from bya_core.pipelines.generate import denoised, prepare, route
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.sampling import build_scheduler
 from bya_core.sampling.conditions import lay_out
 from bya_core.sampling.guidance import branches
@@ -117,7 +117,7 @@ class ModelSubject:
         bundle, latents, masks = self.bundle, [], []
         for matrix in matrices:
             prepared = prepare(self.scene(scene, matrix, scene.first_frame), bundle)
-            clean, acted = denoised(prepared, route(prepared, bundle), bundle, Work())
+            clean, acted = denoised(prepared, route(prepared, bundle), bundle, ProgressTracker())
             latents.append(clean)
             masks.append(acted.numpy())
         return [Made(seen, acted) for seen, acted in zip(decode_clips(bundle, latents), masks, strict=True)]

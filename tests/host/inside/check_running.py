@@ -40,7 +40,7 @@ def test_from_faces_and_voices_to_a_video(made: tuple[Any, ...], cast: Any) -> N
     assert masks.shape == (N * T, H, W)
     for character in masks.reshape(N, T, H, W):
         assert 0.05 < (character > 0.5).float().mean() < 0.6
-    assert "Ada: " in report and "denoising: " in report
+    assert "Ada: " in report and "Denoising: " in report
 
 
 def test_nodes_can_be_cached(run: Run, routing: Any, made: tuple[Any, ...]) -> None:

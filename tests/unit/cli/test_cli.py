@@ -55,12 +55,12 @@ def test_generate_writes_all_four(
     assert (rate, sound.shape[0]) == (44100, 2)
     report = json.loads((out / "report.json").read_text())
     assert report["seed"] == 5 and report["sampling"]["steps"] == 3
-    assert report["seconds"]["denoising"] > 0 and report["peak_memory"]["ram_gb"] > 0
+    assert report["seconds"]["Denoising"] > 0 and report["peak_memory"]["ram_gb"] > 0
     with np.load(out / "masks.npz") as saved:
         assert saved["masks"].shape == (2, 3, 4, 6) and saved["names"].tolist() == ["Ada", "Bo"]
     said = capsys.readouterr()
     assert all(str(out / name) in said.out for name in names.values())
-    assert "denoising: step 3/3" in said.err and "left" in said.err
+    assert "Denoising: step 3/3" in said.err and "left" in said.err
 
 
 def test_written_masks_can_be_given_back(

@@ -13,7 +13,7 @@ import pytest
 
 from bya_core.cli import main as cli
 from bya_core.io.media import read_audio
-from bya_core.pipelines.progress import Progress
+from bya_core.progress import Progress
 from tests.fakes import tone, write_wav
 from tests.unit.conftest import make_scene, registered  # noqa: F401 - fixtures
 
@@ -54,7 +54,7 @@ def test_a_stopped_run_says_where_it_goes_on(
     command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4")]
 
     def interrupt(bar: cli.Bar, progress: Progress) -> None:
-        if progress.doing.startswith("window 3 of 4"):
+        if progress.stage.startswith("Window 3 of 4"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -64,7 +64,7 @@ def test_a_stopped_run_says_where_it_goes_on(
     assert not (tmp_path / "a.mp4").exists()
     assert cli.main(command) == 0
     said = capsys.readouterr().err
-    assert "window 3 of 4" in said and "window 2 of 4" not in said
+    assert "Window 3 of 4" in said and "Window 2 of 4" not in said
     assert count_frames(tmp_path / "a.mp4") == 33 and not (tmp_path / "a.windows").exists()
 
 

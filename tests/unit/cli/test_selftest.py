@@ -56,7 +56,7 @@ def test_a_model_without_memory_is_filled() -> None:
 def test_the_toy_model_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest"]) == 0
     told = capsys.readouterr().out
-    assert "made 9 frames of 96x64" in told and "decoding the video" in told
+    assert "made 9 frames of 96x64" in told and "Decoding" in told
     assert "RAM memory held" in told and "crc32" in told
 
 
@@ -76,7 +76,7 @@ def test_full_size_in_a_small_config(layers: int | None) -> None:
     depth = layers or 1
     assert f"{depth} blocks" in made.lines[0]
     assert f"NOT the whole job, because there is no GPU: {depth} of 42" in made.lines[2]
-    assert {"building the model", "encoding faces and speech", "denoising"} <= made.seconds.keys()
+    assert {"Loading model", "Encoding faces and audio", "Denoising"} <= made.seconds.keys()
     again = selftest.full_size(layers, device="cpu", config=SMALL, native=SIZE)
     assert again.checksum == made.checksum != selftest.full_size(2, device="cpu", config=SMALL, native=SIZE).checksum
 

@@ -104,13 +104,13 @@ def test_the_watcher_sees_every_step(bundle: ModelBundle) -> None:
     assert [(progress.step, progress.total) for progress in steps] == [(1, 2), (2, 2)]
     assert steps[0].info is not None and steps[0].info.masks is not None
     assert steps[0].info.x0.shape == (1, 3, 3, 8, 12)
-    assert "decoding the video" in {progress.doing for progress in seen}
+    assert "Decoding" in {progress.stage for progress in seen}
 
 
-@pytest.mark.parametrize("when", ["reading the prompt", "denoising", "decoding the video"])
+@pytest.mark.parametrize("when", ["Encoding prompt", "Denoising", "Decoding"])
 def test_the_watcher_can_stop_the_work(when: str, bundle: ModelBundle) -> None:
     with pytest.raises(Cancelled):
-        generate(scene_of(2, bundle), bundle, lambda progress: progress.doing != when)
+        generate(scene_of(2, bundle), bundle, lambda progress: progress.stage != when)
 
 
 def test_guidance_apart_costs_one_more_branch(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:

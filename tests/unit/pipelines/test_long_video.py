@@ -16,7 +16,7 @@ from bya_core.config import RoutingConfig, WindowConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.pipelines.generate import generate
 from bya_core.pipelines.long_video import LongVideo, generate_long, generate_windows, plan
-from bya_core.pipelines.progress import Progress
+from bya_core.progress import Progress
 from bya_core.scene.types import PromptSpan, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
 from tests.fakes import RATE, tone
@@ -60,12 +60,12 @@ def test_windows_one_by_one_are_the_same_video(
     assert all(part.fresh for part in parts)
 
 
-@pytest.mark.parametrize("where", ["window 1 of 4: decoding", "window 3 of 4: denoising"])
+@pytest.mark.parametrize("where", ["Window 1 of 4: Decoding", "Window 3 of 4: Denoising"])
 def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
     whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, where: str
 ) -> None:
     def stop(progress: Progress) -> bool:
-        return not progress.doing.startswith(where)
+        return not progress.stage.startswith(where)
 
     with pytest.raises(Cancelled):
         generate_long(long_scene(), bundle, tmp_path, stop)
@@ -146,9 +146,9 @@ def heard(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     given: list[Tensor] = []
     original = long_video.prepare
 
-    def spy(scene: Scene, model: ModelBundle, work: Any, features: Tensor) -> Any:
+    def spy(scene: Scene, model: ModelBundle, tracker: Any, features: Tensor) -> Any:
         given.append(features[:, :, 0, 0])
-        return original(scene, model, work, features)
+        return original(scene, model, tracker, features)
 
     monkeypatch.setattr(long_video, "prepare", spy)
     return given

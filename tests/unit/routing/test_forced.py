@@ -14,7 +14,7 @@ from bya_core.evaluation.binding import correlations
 from bya_core.evaluation.loudness import loudness_track
 from bya_core.grid import TokenGrid
 from bya_core.pipelines.generate import prepare, sample
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.routing.intra import probe
 from bya_core.routing.route import route
@@ -194,7 +194,7 @@ def test_manual_masks_alone(fake, prepared):
 
 
 def test_masks_for_a_run_that_has_begun_can_start_over(fake, prepared):
-    found = probe(prepared, fake, Work())
+    found = probe(prepared, fake, ProgressTracker())
     edited = found.forced(found.masks.flip(0))
     with counted(fake.transformer) as calls:
         going_on = sample(prepared, edited, fake)

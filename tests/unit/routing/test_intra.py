@@ -11,7 +11,7 @@ import torch
 from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig
 from bya_core.errors import Cancelled
 from bya_core.pipelines.generate import generate, prepare, sample
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing.intra import Settling, most_steps, probe
 from bya_core.routing.route import route
 from bya_core.sampling import StepInfo, build_scheduler, denoise
@@ -49,7 +49,7 @@ def uninterrupted(bundle, prepared):
         build_scheduler("dpm", bundle.scheduler_config),
         prepared.conditions,
         prepared.scene.sampling,
-        callback=lambda info: masks.append(info.masks.clone()),
+        callback=lambda progress: masks.append(progress.info.masks.clone()),
     )
     return made.latents, masks
 
@@ -78,7 +78,9 @@ def told(monkeypatch, prepared, areas: dict[int, tuple[int, int]], first_frame: 
     given = prepared.conditions.canvas_latents if first_frame else None
     open_scene = replace(prepared.scene, sampling=replace(prepared.scene.sampling, seed=7))
     asking = replace(prepared, scene=open_scene, conditions=replace(prepared.conditions, first_frame_latents=given))
-    return probe(probing(asking, tries=tries), SimpleNamespace(transformer=None, scheduler_config={}), Work()), asked
+    return probe(
+        probing(asking, tries=tries), SimpleNamespace(transformer=None, scheduler_config={}), ProgressTracker()
+    ), asked
 
 
 def test_while_somebody_has_no_place_the_next_seed_is_tried(monkeypatch, prepared):
@@ -126,9 +128,9 @@ def test_probe_stops_at_the_step_where_masks_settle(bundle, prepared, uninterrup
     changes = [float((b - a).abs().mean()) for a, b in zip(masks, masks[1:], strict=False)]
     assert changes[0] > changes[-1], "masks come to rest"
     # one threshold above the first change, one below all
-    early = probe(probing(prepared, settled=changes[0] * 1.01, most=1.0), bundle, Work())
+    early = probe(probing(prepared, settled=changes[0] * 1.01, most=1.0), bundle, ProgressTracker())
     assert early.state.step == 2
-    late = probe(probing(prepared, settled=0.0, most=0.5), bundle, Work())
+    late = probe(probing(prepared, settled=0.0, most=0.5), bundle, ProgressTracker())
     assert late.state.step == STEPS // 2
     assert torch.equal(late.masks, masks[STEPS // 2 - 1])
     assert not (late.weight > 0).any(), "untouched masks are not forced"
@@ -152,7 +154,7 @@ def test_going_on_is_the_same_as_never_stopping(bundle, prepared, guidance):
         )
         whole, once = list(calls.latents), list(calls.timesteps)
         calls.clear()
-        found = probe(probing(prepared, steps=2), bundle, Work())
+        found = probe(probing(prepared, steps=2), bundle, ProgressTracker())
         assert found.calls == len(calls) == 2, "branches of guidance are one call"
         video = sample(prepared, found, bundle)
         assert calls.timesteps == once and len(set(once)) == 3
@@ -162,7 +164,7 @@ def test_going_on_is_the_same_as_never_stopping(bundle, prepared, guidance):
 
 def test_video_and_masks_are_bit_equal(bundle, prepared, uninterrupted):
     latents, masks = uninterrupted
-    found = probe(probing(prepared, steps=3), bundle, Work())
+    found = probe(probing(prepared, steps=3), bundle, ProgressTracker())
     video = sample(prepared, found, bundle)
     pixels = bundle.codec.decode(latents)[0].clamp(-1, 1)
     expected = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
@@ -172,7 +174,7 @@ def test_video_and_masks_are_bit_equal(bundle, prepared, uninterrupted):
 
 def test_edited_masks_change_what_comes_after(bundle, prepared, uninterrupted):
     _, masks = uninterrupted
-    found = probe(probing(prepared, steps=2), bundle, Work())
+    found = probe(probing(prepared, steps=2), bundle, ProgressTracker())
     swapped = sample(prepared, found.forced(found.masks.flip(0)), bundle)
     assert torch.allclose(swapped.masks, found.masks.flip(0))
     assert not torch.allclose(swapped.masks, masks[-1], atol=0.3)
@@ -180,7 +182,7 @@ def test_edited_masks_change_what_comes_after(bundle, prepared, uninterrupted):
 
 def test_a_probe_may_take_every_step(bundle, prepared, uninterrupted):
     _, masks = uninterrupted
-    found = probe(probing(prepared, steps=STEPS + 4), bundle, Work())
+    found = probe(probing(prepared, steps=STEPS + 4), bundle, ProgressTracker())
     assert found.calls == found.state.step == STEPS
     with counted(bundle.transformer) as calls:
         video = sample(prepared, found, bundle)
@@ -212,7 +214,7 @@ def test_denoise_stops_where_asked_without_an_error():
         build_scheduler("dpm"),
         prepared.conditions,
         prepared.scene.sampling,
-        callback=lambda info: seen.append(info.step),
+        callback=lambda progress: seen.append(progress.step),
         stop=lambda info: info.step == 3,
     )
     assert made.state.step == 3 and seen == [1, 2, 3], "the callback hears of the last step too"

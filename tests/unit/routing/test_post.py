@@ -13,7 +13,7 @@ from bya_core.config import RoutingConfig
 from bya_core.encoders.segmentation import SAM2_WEIGHTS, Sam2Segmenter, Segmenter, load_sam2
 from bya_core.errors import InputError
 from bya_core.pipelines.generate import generate, prepare, sample
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing import post
 from bya_core.routing.route import route
 from bya_core.weights.registry import MODELS, load_bundle
@@ -90,8 +90,10 @@ def test_reading_the_masks_goes_past_a_step_cache(prepared):
     bundle = fake_bundle()
     plain = post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle)
     bundle.transformer.enable_cache(hooks.FirstBlockCacheConfig(threshold=1e9))
-    first = post.from_silent_pass(prepared, bundle, Work())
-    assert torch.equal(post.from_silent_pass(prepared, bundle, Work()).masks, first.masks), "nor with another run's"
+    first = post.from_silent_pass(prepared, bundle, ProgressTracker())
+    assert torch.equal(post.from_silent_pass(prepared, bundle, ProgressTracker()).masks, first.masks), (
+        "nor with another run's"
+    )
     assert torch.allclose(post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle), plain)
 
 
@@ -114,7 +116,7 @@ def test_own_masks_lie_on_the_people():
     truth = prepared.grid.pixels_to_tokens(torch.from_numpy(clip.masks))
     video = (torch.from_numpy(clip.frames).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
     drawn = post.own_masks(bundle.codec.encode(video), prepared.conditions, prepared.scene.sampling, bundle)
-    found = post.from_silent_pass(prepared, bundle, Work())
+    found = post.from_silent_pass(prepared, bundle, ProgressTracker())
     for masks in (drawn, found.masks):
         assert (overlap(masks, truth) > 0.6).all(), "each on its own person"
         assert (overlap(masks, truth.flip(0)) < 0.2).all(), "and not on the other one"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from bya_core.config import ProbeConfig, RouterSchedule, RoutingConfig
 from bya_core.errors import InputError
 from bya_core.pipelines.generate import Video, generate, prepare, sample
-from bya_core.pipelines.progress import Work
+from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.routing.intra import probe
 from bya_core.routing.state import load_routing, save_routing
@@ -58,7 +58,7 @@ def prepared(fake):
 
 @pytest.fixture(scope="module")
 def routing(fake, prepared):
-    return probe(prepared, fake, Work())
+    return probe(prepared, fake, ProgressTracker())
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_another_process_goes_on_bit_equally(fake, tmp_path):
     whole = {}
     for scheduler in ("dpm", "ddim"):
         prepared = prepare(scene_of(fake, scheduler), fake)
-        save_routing(probe(prepared, fake, Work()), tmp_path / f"{scheduler}.safetensors", prepared)
+        save_routing(probe(prepared, fake, ProgressTracker()), tmp_path / f"{scheduler}.safetensors", prepared)
         whole[scheduler] = generate(prepared.scene, fake)
     done = subprocess.run([sys.executable, "-c", OTHER_PROCESS, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -225,7 +225,7 @@ def test_a_preset_of_speed_goes_on_as_if_never_stopped(fake, tmp_path, monkeypat
     sampling = replace(scene.sampling, speed="fast")
     scene = replace(scene, sampling=sampling, routing=RoutingConfig(probe=ProbeConfig(steps=3)))
     prepared, path = prepare(scene, fake), tmp_path / "fast.safetensors"
-    routing = probe(prepared, fake, Work())
+    routing = probe(prepared, fake, ProgressTracker())
     assert routing.state.reused.settled and routing.state.reused.ran[0].step == 1, "the third step was skipped"
     save_routing(routing, path, prepared)
     back = load_routing(path, prepared)

@@ -37,7 +37,7 @@ def preset(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 def run(model: Model, conditions: Conditions, speed: str = "fast", seen: list[StepInfo] | None = None, **how):
     settings = {"steps": STEPS, "guidance_text": 3.0, "guidance_speech": 3.0}
     config = SamplingConfig(**settings, speed=speed)
-    callback = None if seen is None else seen.append
+    callback = None if seen is None else lambda progress: seen.append(progress.info)
     return denoise(model, build_scheduler("dpm"), conditions, config, callback=callback, **how)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
+from bya_core.progress import Progress
 from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise, schedulers
 from bya_core.sampling.guidance import branches, combine
 
@@ -76,7 +77,7 @@ def test_the_seed_decides(scheduler: str) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5, 50])
 def test_any_number_of_steps_ends_in_finite_latents(scheduler: str, steps: int) -> None:
     seen: list[StepInfo] = []
-    result = _run(scheduler, steps=steps, callback=lambda info: seen.append(info))
+    result = _run(scheduler, steps=steps, callback=lambda progress: seen.append(progress.info))
     assert [info.step for info in seen] == list(range(1, steps + 1))
     assert all(info.total == steps and info.x0.shape == (1, T, C, H, W) for info in seen)
     assert seen[0].timestep == 999
@@ -99,10 +100,10 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(scheduler: str) -> None:
 def test_the_callback_can_stop_the_run() -> None:
     model = StandIn()
     with pytest.raises(Cancelled, match="after step 2 of 4"):
-        _run(model=model, callback=lambda info: info.step < 2)
+        _run(model=model, callback=lambda progress: progress.step < 2)
     assert len(model.calls) == 2
 
-    def raises(info: StepInfo) -> None:
+    def raises(progress: Progress) -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled, match="enough"):

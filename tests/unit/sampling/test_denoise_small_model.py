@@ -94,7 +94,7 @@ def _run(model, conditions: Conditions, kind: str = "dpm", callback=None, **chan
 @pytest.mark.parametrize("characters", [1, 2, 3])
 def test_every_step_shows_preview_and_masks(model, kind: str, characters: int) -> None:
     seen: list[StepInfo] = []
-    result = _run(model, _conditions(model, characters), kind, seen.append)
+    result = _run(model, _conditions(model, characters), kind, lambda progress: seen.append(progress.info))
     assert [(info.step, info.total) for info in seen] == [(1, 3), (2, 3), (3, 3)]
     for info in seen:
         assert info.x0.shape == (1, T, C, H, W) and info.x0.isfinite().all()
