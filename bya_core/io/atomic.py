@@ -1,9 +1,13 @@
-"""Writing files all or nothing: a run that fails or is stopped leaves no half-written output behind."""
+"""Atomic output: a run that fails or is interrupted leaves no partial files."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -11,15 +15,15 @@ from bya_core.errors import InputError
 
 
 def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: str) -> Path:
-    """The path, once it is sure that a file can be written there; call before long work starts.
+    """Return the path after checking that a file can be written to it. Call it before a long operation.
 
     Args:
-        path: the file to be written.
-        suffixes: endings that are possible, such as (".mp4",).
-        what: names the output in messages, such as "the video".
+        path: output file.
+        suffixes: allowed suffixes, such as (".mp4",).
+        what: the output in error messages, such as "the video".
 
     Raises:
-        InputError: wrong ending, folder missing or not writable, or the path is a folder.
+        InputError: unsupported suffix, missing or read-only folder, or the path is a folder.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -30,7 +34,7 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: 
         raise InputError(f"{what} was to be written to {path}", f"an existing folder {folder}", "create it first")
     if path.is_dir():
         raise InputError(f"{what} was to be written to {path}", "a file, not a folder", "name a file in it")
-    try:  # the only honest test: permissions say little on network drives, or to root
+    try:  # permission bits are unreliable on network drives and for root
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -41,21 +45,29 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: 
     return path
 
 
-class AtomicFiles:
-    """Several outputs that appear together at the end of a `with` block, or not at all.
+_PENDING: set[Path] = set()
+"""Temporary paths of open contexts. A path in here, or below a folder in here, is written directly: contexts nest."""
 
-    `at(path)` gives a temporary name in the same folder to write to. Leaving the block without an error
-    renames each to its real name; leaving it with one (cancelling counts) deletes them.
+
+class AtomicFiles:
+    """Context manager for several output files that appear together, or not at all.
+
+    `at(path)` returns a temporary path in the same folder. On a normal exit all files are renamed to their final
+    names; on an exception, including cancellation, they are deleted.
     """
 
     def __init__(self) -> None:
         self._pending: dict[Path, Path] = {}
 
     def at(self, path: str | os.PathLike[str]) -> Path:
-        """Temporary path that will become `path`; it keeps the ending, as writers choose formats by it."""
+        """Temporary path for `path`, with the same suffix because writers choose the format by it."""
         path = Path(path)
+        if _is_pending(path):
+            return path
         if path not in self._pending:
-            self._pending[path] = path.with_name(f".{path.stem}.part{os.getpid()}{path.suffix}")
+            temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+            self._pending[path] = temporary
+            _PENDING.add(temporary.absolute())
         return self._pending[path]
 
     def __enter__(self) -> AtomicFiles:
@@ -67,7 +79,68 @@ class AtomicFiles:
         try:
             if kind is None:
                 for path, temporary in self._pending.items():
+                    _sync(temporary)
                     os.replace(temporary, path)
         finally:
             for temporary in self._pending.values():
                 temporary.unlink(missing_ok=True)
+                _PENDING.discard(temporary.absolute())
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path that replaces `path` on a normal exit and is deleted on an exception."""
+    with AtomicFiles() as files:
+        yield files.at(path)
+
+
+@contextmanager
+def atomic_folder(
+    path: str | os.PathLike[str], main: bool = True, wait: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
+    """Yield a new folder next to `path` that replaces `path` on a normal exit and is deleted on an exception.
+
+    Args:
+        path: final path of the folder; an existing folder is replaced.
+        main: in a distributed job, whether this process creates and renames the folder. All processes enter.
+        wait: in a distributed job, a barrier of all processes.
+    """
+    path = Path(path)
+    fresh, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    try:
+        if main:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+        wait()
+        _PENDING.add(fresh.absolute())
+        yield fresh
+        wait()
+        if main:
+            for each in (*fresh.rglob("*"), fresh):
+                _sync(each)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            fresh.rename(path)
+            _sync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        _PENDING.discard(fresh.absolute())
+        if main:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _is_pending(path: Path) -> bool:
+    path = path.absolute()
+    return any(each in _PENDING for each in (path, *path.parents))
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles
+from bya_core.io.atomic import atomic_write
 
 FLAT = 3 / 255  # a picture whose colours differ by less than this has no content
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -200,7 +200,7 @@ def write_video(
     Raises:
         InputError: no frames, or frames of odd or changing size.
     """
-    with AtomicFiles() as files, av.open(os.fspath(files.at(path)), "w", format="mp4") as container:
+    with atomic_write(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         # mbtree reads memory that nobody wrote in small pictures: equal frames would not give equal files
         options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import bya_core
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles
+from bya_core.io.atomic import atomic_write
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
@@ -112,9 +112,9 @@ class WindowFolder:
 
     def _save(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with AtomicFiles() as files:
+        with atomic_write(path) as temporary:
             whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(whole, files.at(path), metadata={**about, "fingerprint": self.fingerprint})
+            save_file(whole, temporary, metadata={**about, "fingerprint": self.fingerprint})
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 import bya_core
 from bya_core.config import RouterMode
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles, check_output
+from bya_core.io.atomic import atomic_write, check_output
 from bya_core.io.media import existing_file
 from bya_core.routing.result import Routing, confidences
 from bya_core.sampling import DenoiseState
@@ -59,9 +59,9 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
         if state.reused is not None:
             facts["reused"] = _put_reused(state.reused, tensors)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with AtomicFiles() as files:
+    with atomic_write(path) as temporary:
         about = {"format": FORMAT, "facts": json.dumps(facts, ensure_ascii=False)}
-        files.at(path).write_bytes(save(plain, about))  # `save_file` would shut out everybody but the owner
+        temporary.write_bytes(save(plain, about))  # `save_file` would shut out everybody but the owner
 
 
 def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:

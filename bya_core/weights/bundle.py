@@ -15,7 +15,6 @@ from bya_core.encoders.voice_face import VoiceFace
 from bya_core.grid import TokenGrid
 from bya_core.scene.types import SceneDefaults
 
-
 Domain = Literal["puppets", "photos"]
 CanvasLayout = Literal["row", "released"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles
+from bya_core.io.atomic import atomic_write
 from bya_core.weights.known_files import Part
 
 RECORD = "downloads.json"
@@ -80,6 +80,6 @@ def sha256_of(path: Path) -> str:
 def write_record(root: Path, part: Part, commit: str, files: Mapping[str, Any]) -> None:
     parts = read_record(root)
     parts[part.name] = {"repository": part.repository, "revision": commit, "files": files}
-    with AtomicFiles() as atomic:
+    with atomic_write(root / RECORD) as temporary:
         text = json.dumps({"parts": parts}, indent=2, sort_keys=True) + "\n"
-        atomic.at(root / RECORD).write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from bya_core import __version__
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles, check_output
+from bya_core.io.atomic import atomic_folder, atomic_write, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.from_path import WIDTHS, Found, default_arguments, encoders_for, find
 from bya_core.weights.known_files import OFFICIAL_SETTINGS
@@ -101,8 +100,8 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
     width = WIDTHS.get(precision)
     work = torch.float32 if precision == "fp8" else width  # rounded once, to 8 bits
     weights = assembled(shapes, recipe.files, dtype=work, lora=recipe.lora, widen=PROJECTION)
-    with AtomicFiles() as files:
-        written = write_single(files.at(out), weights, shapes, _complete(shapes, dtypes), metadata)
+    with atomic_write(out) as temporary:
+        written = write_single(temporary, weights, shapes, _complete(shapes, dtypes), metadata)
     told = [f"wrote {out} ({written / 1e9:.2f} GB, {metadata['precision']})"]
     if recipe.lora:
         told.append(f"merged {len(recipe.lora)} LoRA updates")
@@ -129,9 +128,7 @@ def to_released_folder(model: str | Path, out: Path, precision: str = "as-stored
     shell = empty(lambda: BindYourAvatarTransformer3DModel(**recipe.arguments))
     shapes: Shapes = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
     width = WIDTHS.get(precision)
-    unfinished = out.with_name(f".{out.name}.part{os.getpid()}")
-    try:
-        unfinished.mkdir(parents=True)
+    with atomic_folder(out) as unfinished:
         (unfinished / WEIGHTS).parent.mkdir()
         modules: dict[str, Tensor] = {}
 
@@ -155,11 +152,6 @@ def to_released_folder(model: str | Path, out: Path, precision: str = "as-stored
             path = unfinished / LORA_FILE
             path.parent.mkdir()
             save_file(_released_lora(recipe.lora, width), path)
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     lora = f"{len(recipe.lora)} updates in {LORA_FILE}" if recipe.lora else "none apart (merged, or never one)"
     told = [f"wrote {out} ({', '.join([WEIGHTS, *content])})", f"LoRA: {lora}"]
     if beyond := _beyond_released(shell):

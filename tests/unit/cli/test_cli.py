@@ -19,7 +19,6 @@ import pytest
 
 from bya_core.cli import main as cli
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles, check_output
 from bya_core.io.media import read_audio
 from bya_core.weights import registry
 from bya_core.weights.bundle import ModelBundle
@@ -317,21 +316,3 @@ def test_help_and_listing_need_no_torch() -> None:
     """They answer at once."""
     program = "import sys; from bya_core.cli import main as cli; cli.main(['models']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
-
-
-def test_atomic_files_appear_together(tmp_path: Path) -> None:
-    with AtomicFiles() as files:
-        files.at(tmp_path / "a.txt").write_text("a")
-        files.at(tmp_path / "b.txt").write_text("b")
-        assert not (tmp_path / "a.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
-    with pytest.raises(RuntimeError), AtomicFiles() as files:
-        files.at(tmp_path / "a.txt").write_text("new")
-        raise RuntimeError
-    assert (tmp_path / "a.txt").read_text() == "a"
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_check_output_leaves_nothing(tmp_path: Path) -> None:
-    assert check_output(tmp_path / "a.MP4", (".mp4",), "the video") == tmp_path / "a.MP4"
-    assert list(tmp_path.iterdir()) == []
