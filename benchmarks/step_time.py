@@ -102,7 +102,7 @@ class Step:
         if self.speed.router.freeze:  # of a run's steps, most: masks have settled
             size = noisy.shape[1], noisy.shape[3] // c.patch_size, noisy.shape[4] // c.patch_size
             masks = noisy.new_zeros(VERSIONS, characters, *size)
-            self.told["forced_masks"] = masks if masks.device.type == "meta" else boxes(masks, covered)
+            self.told["mask_override"] = masks if masks.device.type == "meta" else boxes(masks, covered)
 
     def __call__(self, meter: Meter) -> None:
         told, given = dict(self.told), self.given

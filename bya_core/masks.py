@@ -6,11 +6,107 @@ Shapes: B batch, N characters, M speech streams, T latent frames, h w token rows
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bya_core.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class MaskControl:
+    """Character masks that override the router's prediction, and where in the run they act.
+
+    Args:
+        masks: [N, T, h, w] in [0, 1].
+        strength: [N], or [N, T] per latent frame; 0 = the router's masks, 1 = only these masks.
+        start_percent: [N], fraction of the denoising steps (0..1) from which a mask acts.
+        end_percent: [N], fraction of the denoising steps (0..1) until which it acts.
+
+    `strength`, `start_percent` and `end_percent` may be scalars: they hold for every character then.
+
+    Raises:
+        InputError: other shapes, values outside 0..1, or a range that ends before it starts.
+    """
+
+    masks: Tensor
+    strength: Tensor = torch.tensor(1.0)
+    start_percent: Tensor = torch.tensor(0.0)
+    end_percent: Tensor = torch.tensor(1.0)
+
+    def __post_init__(self) -> None:
+        if self.masks.ndim != 4 or 0 in self.masks.shape:
+            shape = "[characters, latent frames, token rows, token columns]"
+            raise InputError(f"masks of shape {list(self.masks.shape)}", shape, "provide one mask per character")
+        count, frames = self.masks.shape[:2]
+        for name in ("strength", "start_percent", "end_percent"):
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float32).cpu()
+            object.__setattr__(self, name, value.expand(count) if value.ndim == 0 else value)
+            shapes = ((count,), (count, frames)) if name == "strength" else ((count,),)
+            if tuple(getattr(self, name).shape) not in shapes:
+                came = f"mask {name} of shape {list(value.shape)}"
+                raise InputError(came, f"[{count}], one value per character", f"correct {name}")
+        for name in ("masks", "strength", "start_percent", "end_percent"):
+            value = getattr(self, name)
+            if not bool(((value >= 0) & (value <= 1)).all()):
+                what = "masks" if name == "masks" else f"mask {name}"
+                raise InputError(f"{what} with values outside 0..1", "values in 0..1", "rescale them")
+        if bool((self.start_percent >= self.end_percent).any()):
+            pairs = zip(self.start_percent.tolist(), self.end_percent.tolist(), strict=True)
+            start, end = next((start, end) for start, end in pairs if start >= end)
+            came = f"a mask that acts from {start:g} to {end:g} of the run"
+            raise InputError(came, "start_percent < end_percent", "correct them")
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any mask has a strength above 0."""
+        return bool((self.strength > 0).any())
+
+    def at(self, fraction: float) -> tuple[Tensor, Tensor | None] | None:
+        """Masks and strength at one point of the run.
+
+        Args:
+            fraction: step / number of steps, 0..1.
+
+        Returns:
+            masks [N, T, h, w] and strength [N, 1 or T, 1, 1] (None = 1 everywhere), or None where no mask acts.
+        """
+        acts = (self.start_percent <= fraction) & (fraction < self.end_percent)
+        strength = self.strength.view(len(acts), -1, 1, 1) * acts.view(-1, 1, 1, 1)
+        if not bool((strength > 0).any()):
+            return None
+        return self.masks, None if bool((strength == 1).all()) else strength
+
+    def latent_frames(self, frames: slice) -> MaskControl:
+        """The same for a range of latent frames."""
+        strength = self.strength[:, frames] if self.strength.ndim == 2 else self.strength
+        return replace(self, masks=self.masks[:, frames], strength=strength)
+
+    def override(self, other: MaskControl) -> MaskControl:
+        """Apply `other` on top of this one.
+
+        What acted before keeps the share 1 - other.strength: the router's prediction r and these masks m with strength
+        w become r (1 - w) (1 - v) + m w (1 - v) + m' v. Characters with a strength of 0 in `other` do not change.
+
+        Raises:
+            InputError: masks of another shape.
+        """
+        if other.masks.shape != self.masks.shape:
+            came = f"masks of shape {list(other.masks.shape)}"
+            raise InputError(came, f"{list(self.masks.shape)}", "provide masks at the resolution of the token grid")
+        before = self.strength * (1 - other.strength)
+        strength = torch.where(other.strength == 1, 1.0, before + other.strength)
+        acts = other.strength > 0
+        share = torch.where(acts, other.strength / strength.clamp(min=1e-9), 0.0)
+        return replace(
+            self,
+            masks=torch.lerp(self.masks, other.masks.to(self.masks), share.clamp(max=1).view(-1, 1, 1, 1)),
+            strength=strength,
+            start_percent=torch.where(acts, other.start_percent, self.start_percent),
+            end_percent=torch.where(acts, other.end_percent, self.end_percent),
+        )
 
 
 def audio_masks(character_masks: Tensor, matrix: Tensor | None, inflate: bool) -> Tensor:
@@ -32,19 +128,19 @@ def audio_masks(character_masks: Tensor, matrix: Tensor | None, inflate: bool) -
     return masks.clamp(0, 1)
 
 
-def blend(router: Tensor, forced: Tensor | None, weight: Tensor | float | None) -> Tensor:
-    """Router masks drawn towards forced masks: weight 0 = the router decides, 1 (or None) = forced entirely.
+def blend_masks(router: Tensor, override: Tensor | None, strength: Tensor | float | None) -> Tensor:
+    """Interpolate between the router's masks (strength 0) and overriding masks (strength 1 or None).
 
     Args:
         router: [B, N, T, h, w].
-        forced: same shape, or None.
-        weight: number or tensor broadcastable to [B, N, T, h, w].
+        override: same shape, or None.
+        strength: number or tensor broadcastable to [B, N, T, h, w].
     """
-    if forced is None:
+    if override is None:
         return router
-    if weight is None:
-        return forced
-    return torch.lerp(router, forced.to(router), torch.as_tensor(weight).to(router))
+    if strength is None:
+        return override
+    return torch.lerp(router, override.to(router), torch.as_tensor(strength).to(router))
 
 
 def time_union(masks: Tensor) -> Tensor:
@@ -82,41 +178,3 @@ def exclusive(masks: Tensor, threshold: float = 0.5) -> Tensor:
     flipped = masks.flip(-4)
     winner = F.one_hot(flipped.argmax(dim=-4), masks.shape[-4]).movedim(-1, -4).flip(-4)
     return (winner.bool() & (masks > threshold)).to(masks.dtype)
-
-
-def labels_to_masks(labels: Tensor, characters: int) -> Tensor:
-    """Label per token (-1 = background) to masks of zeros and ones: [B, ...] -> [B, N, ...], float.
-
-    Raises:
-        InputError: a label of `characters` or more.
-    """
-    if labels.numel() and int(labels.max()) >= characters:
-        came = f"mask label {int(labels.max())}"
-        raise InputError(came, f"labels below {characters}", "give every label a character")
-    index = torch.arange(characters, device=labels.device)
-    return (labels.unsqueeze(1) == index.view(1, -1, *[1] * (labels.dim() - 1))).float()
-
-
-def resample(masks: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Trilinear resampling in time and space, soft: [..., F, H, W] -> [..., *size], float.
-
-    As in the released code: no antialiasing, so two source samples per axis decide.
-    """
-    flat = masks.reshape(1, -1, *masks.shape[-3:]).float()
-    small = F.interpolate(flat, size=size, mode="trilinear", align_corners=False)
-    return small.reshape(*masks.shape[:-3], *size)
-
-
-def objects_to_tokens(masks: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Segmented objects to binary token masks by the released rule.
-
-    Args:
-        masks: [N, F, H, W] binary, one per character, in the order of the characters.
-        size: (T, h, w).
-
-    Returns:
-        [N, T, h, w] of float zeros and ones: resampled, above one half; a later object wins an overlap.
-    """
-    inside = resample(masks, size) > 0.5
-    later = inside.flip(0).long().cumsum(0).flip(0) - inside.long()
-    return (inside & (later == 0)).float()

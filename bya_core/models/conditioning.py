@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bya_core.grid import TokenGrid
-from bya_core.masks import audio_masks, blend
+from bya_core.masks import audio_masks, blend_masks
 from bya_core.models.kv_cache import ClipKeys
 from bya_core.models.token_pruning import Reach
 
@@ -67,8 +67,8 @@ class Injection:
         face_tokens: [B, N, Q, kv] or None.
         audio_tokens: [B, M, T, A, Da] or None.
         matrix: audio-character matrix [B, M, N] or None.
-        forced: [B, N, T, h, w] or per face layer [R, B, N, T, h, w] or None.
-        forced_weight: see `masks.blend`.
+        mask_override: [B, N, T, h, w] or per face layer [R, B, N, T, h, w] or None.
+        mask_override_strength: see `masks.blend_masks`.
         speech_strength: [B, N], how strongly speech acts on the tokens of each character; None = 1, as trained.
         kept: keys and values of the clip; None = computed in this call.
         router_every: the router predicts in every so many-th face layer, from the first; the others take over the most
@@ -89,8 +89,8 @@ class Injection:
     face_tokens: Tensor | None
     audio_tokens: Tensor | None
     matrix: Tensor | None
-    forced: Tensor | None
-    forced_weight: Tensor | float | None
+    mask_override: Tensor | None
+    mask_override_strength: Tensor | float | None
     speech_strength: Tensor | None = None
     kept: ClipKeys | None = None
     router_every: int = 1
@@ -147,12 +147,12 @@ class Injection:
         """Whether the router predicts in face layer `layer`."""
         if self.router is None or layer >= self.router_layers or layer % self.router_every:
             return False
-        return self.run_router or self._forced_at(layer) is None or self.forced_weight is not None
+        return self.run_router or self._override_at(layer) is None or self.mask_override_strength is not None
 
     def _route(self, query: Tensor | None, key: Tensor, layer: int) -> Tensor:
         """Masks [B, N, T, h, w] that act in face layer `layer`; the query is needed where the router predicts."""
-        forced = self._forced_at(layer)
-        decided = forced is not None and self.forced_weight is None
+        override = self._override_at(layer)
+        decided = override is not None and self.mask_override_strength is None
         routed: Tensor | None = None
         if self._predicts(layer):
             assert query is not None
@@ -162,14 +162,14 @@ class Injection:
             self.logits.setdefault(layer, logits)
             self.predicted.setdefault(layer, routed)
         if decided:
-            assert forced is not None
-            return forced
+            assert override is not None
+            return override
         if routed is None:
             routed = self.predicted[max(index for index in self.predicted if index < layer)]
         # Where the router learns from its own loss only, the masks it acts with carry no gradient back to it.
         if self.router_detach and routed.requires_grad:
             routed = routed.detach()
-        return blend(routed, forced, self.forced_weight)
+        return blend_masks(routed, override, self.mask_override_strength)
 
     def _ask(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Logits and masks by the router."""
@@ -191,18 +191,18 @@ class Injection:
             known = self._reach[what, id(masks)] = masks, Reach.of(acting, self.grid.frames)
         return known[1]
 
-    def _forced_at(self, layer: int) -> Tensor | None:
-        if self.forced is None:
+    def _override_at(self, layer: int) -> Tensor | None:
+        if self.mask_override is None:
             return None
-        return self.forced[layer] if self.forced.dim() == 6 else self.forced
+        return self.mask_override[layer] if self.mask_override.dim() == 6 else self.mask_override
 
     def _masks_at(self, layer: int) -> Tensor:
         """Masks of face layer `layer`, or of the nearest before it that ran (a step cache may skip some)."""
         if self.face_tokens is None:
-            forced = self._forced_at(layer)
-            assert forced is not None
-            self.used.setdefault(layer, forced)
-            return forced
+            override = self._override_at(layer)
+            assert override is not None
+            self.used.setdefault(layer, override)
+            return override
         return self.used[max(index for index in self.used if index <= layer)]
 
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:

@@ -76,12 +76,12 @@ def _check_faces(batch: int, given: Injection, config: Any) -> int | None:
         kv_dim = config.cross_attn_kv_dim or config.lfe_output_dim
         expect("face_tokens", given.face_tokens, (batch, None, config.lfe_num_queries, kv_dim))
         characters = given.face_tokens.shape[1]
-    if given.forced is not None:
-        layers = (given.schedule.face_layers,) if given.forced.dim() == 6 else ()
-        expect("forced_masks", given.forced, (*layers, batch, characters, *given.grid.shape))
-        characters = given.forced.shape[-4]
+    if given.mask_override is not None:
+        layers = (given.schedule.face_layers,) if given.mask_override.dim() == 6 else ()
+        expect("mask_override", given.mask_override, (*layers, batch, characters, *given.grid.shape))
+        characters = given.mask_override.shape[-4]
     elif given.face_tokens is not None and given.router is None:
-        raise InputError("faces without masks", "forced masks, as this model has no router", "give masks")
+        raise InputError("faces without masks", "mask_override, as this model has no router", "pass masks")
     if characters == 0:
         raise InputError("0 characters", "at least one", "leave faces and masks out, or give a character")
     return characters
@@ -93,7 +93,7 @@ def _check_speech(batch: int, characters: int | None, given: Injection, config: 
     assert tokens is not None
     check_part(given.audio_layers, "audio tokens", "speech")
     if characters is None:
-        raise InputError("speech without faces or masks", "one of them", "give face tokens or forced masks")
+        raise InputError("speech without faces or masks", "one of them", "pass face_tokens or mask_override")
     expect("audio_tokens", tokens, (batch, None, given.grid.frames, None, config.audio_dim))
     streams = tokens.shape[1]
     if given.matrix is not None:

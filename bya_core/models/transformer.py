@@ -326,8 +326,8 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         face_tokens: Tensor | None = None,
         audio_tokens: Tensor | None = None,
         audio_character_matrix: Tensor | None = None,
-        forced_masks: Tensor | None = None,
-        forced_weight: Tensor | float | None = None,
+        mask_override: Tensor | None = None,
+        mask_override_strength: Tensor | float | None = None,
         speech_strength: Tensor | None = None,
         inflate_audio_masks: bool | None = None,
         run_router: bool = False,
@@ -346,9 +346,9 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             face_tokens: [B, N, Q, kv]; None = no faces.
             audio_tokens: [B, M, T, A, Da]; None = no speech.
             audio_character_matrix: [B, M, N]; None = stream i drives character i.
-            forced_masks: [B, N, T, h, w], or one per face layer [R, B, N, T, h, w]; in place of the router's.
-            forced_weight: 0 = the router decides ... 1 = forced, broadcastable to [B, N, T, h, w]; None =
-                forced entirely, and the router does not run.
+            mask_override: [B, N, T, h, w], or one per face layer [R, B, N, T, h, w]; replaces the router's masks.
+            mask_override_strength: broadcastable to [B, N, T, h, w]; 0 = the router's masks, 1 = `mask_override`;
+                None = 1, and the router does not run.
             speech_strength: [B, N], scales what speech adds to the tokens of each character; None = 1.
             inflate_audio_masks: in place of the model's own setting, see `masks.audio_masks`.
             run_router: let the router predict all the same (training).
@@ -378,8 +378,8 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             face_tokens=face_tokens,
             audio_tokens=audio_tokens,
             matrix=None if audio_character_matrix is None else audio_character_matrix.to(hidden_states),
-            forced=None if forced_masks is None else forced_masks.to(hidden_states),
-            forced_weight=forced_weight,
+            mask_override=None if mask_override is None else mask_override.to(hidden_states),
+            mask_override_strength=mask_override_strength,
             speech_strength=None if speech_strength is None else speech_strength.to(hidden_states),
             kept=kept if self.keeps_keys else None,
             router_every=router_every,

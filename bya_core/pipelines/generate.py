@@ -82,7 +82,7 @@ def denoised(
 ) -> tuple[Tensor, Tensor]:
     """First half of `sample`: clean latents [1, T, C, H, W], and the masks [N, T, h, w] that acted in the last step."""
     sampling = prepared.scene.sampling
-    conditions = routing.applied(prepared.conditions)
+    conditions = routing.apply_to(prepared.conditions)
     with tracker.stage("Denoising", sampling.steps) as step:
         scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
         made = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step, state=routing.state)

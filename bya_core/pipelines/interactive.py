@@ -14,6 +14,7 @@ from bya_core.config import Bystanders, ProbeConfig, RefineConfig, Region, Route
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.mask_images import character_index, from_images
+from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import Video
 from bya_core.pipelines.run_report import mask_figures
 from bya_core.progress import ProgressCallback
@@ -73,7 +74,7 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
         scene,
         audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
         bind="auto" if wishes.binding == "auto" else "given",
-        forced_masks=None if masks is None else from_images(masks, grid, count, "the masks of the router"),
+        mask_control=None if masks is None else MaskControl(from_images(masks, grid, count, "the masks of the router")),
         routing=RoutingConfig(
             mode=wishes.mode,
             probe=ProbeConfig(wishes.settled, wishes.probe_most, wishes.probe_steps or None, wishes.tries),
@@ -93,13 +94,13 @@ def first_window(scene: Scene, bundle: ModelBundle) -> Scene:
     window = plan(scene, bundle)[0]
     if window.frames == scene.num_frames:
         return scene
-    masks = None if scene.forced_masks is None else scene.forced_masks[:, window.latent.start : window.latent.stop]
+    control = scene.mask_control
     return replace(
         scene,
         prompt=prompt_at(scene, 0.0, window.frames / scene.fps),
         prompts=(),
         num_frames=window.frames,
-        forced_masks=masks,
+        mask_control=None if control is None else control.latent_frames(window.latent),
     )
 
 
@@ -149,26 +150,24 @@ def edited(
         if whole is not None:
             every = replace(grid, frames=(whole.num_frames - 1) // grid.time_factor + 1)
             whole = _with_override(whole, index, from_images(edit.mask, every, 1, what)[0], edit)
-            given = whole.forced_masks[index, : grid.frames]  # type: ignore[index]  # just given
+            given = whole.mask_control.masks[index, : grid.frames]  # type: ignore[union-attr]  # just given
         else:
             given = from_images(edit.mask, grid, 1, what)[0]
-        masks, blend = torch.zeros_like(routing.masks), torch.zeros(len(names))
-        masks[index], blend[index] = given, edit.blend
-        span = torch.tensor([[edit.start, edit.end]]).expand(len(names), 2)
-        routing = routing.override(masks, blend, span)
+        masks, strength = torch.zeros_like(routing.masks), torch.zeros(len(names))
+        masks[index], strength[index] = given, edit.blend
+        routing = routing.override(MaskControl(masks, strength, torch.tensor(edit.start), torch.tensor(edit.end)))
     return (routing.from_noise() if edit.from_start else routing), whole
 
 
 def _with_override(scene: Scene, index: int, mask: Tensor, edit: Edit) -> Scene:
     """The scene with one character's mask [T, h, w] given."""
-    count = len(scene.characters)
-    masks = torch.zeros(count, *mask.shape) if scene.forced_masks is None else scene.forced_masks.clone()
-    fresh = torch.zeros(count) if scene.forced_masks is None else torch.ones(count)
-    blend = fresh if scene.forced_blend is None else scene.forced_blend.clone()
-    span = torch.tensor([[0.0, 1.0]]).repeat(count, 1) if scene.forced_span is None else scene.forced_span.clone()
-    masks[index], blend[index] = mask, edit.blend
-    span[index] = torch.tensor([edit.start, edit.end])
-    return replace(scene, forced_masks=masks, forced_blend=blend, forced_span=span)
+    count, before = len(scene.characters), scene.mask_control
+    if before is None:
+        before = MaskControl(torch.zeros(count, *mask.shape), torch.tensor(0.0))
+    values = [part.clone() for part in (before.masks, before.strength, before.start_percent, before.end_percent)]
+    for value, new in zip(values, (mask, edit.blend, edit.start, edit.end), strict=True):
+        value[index] = new
+    return replace(scene, mask_control=MaskControl(*values))
 
 
 def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, callback: ProgressCallback | None = None) -> Video:

@@ -28,6 +28,7 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import mix_speeches
+from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import decoded, denoised, doubts, prepare, route
 from bya_core.pipelines.prepare import speech_features
 from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerprint
@@ -222,9 +223,6 @@ class _Job:
         """The scene of one window alone: its prompt, its part of the speech and of given masks, where it starts."""
         scene, fps = self.scene, self.scene.fps
         first = scene.first_frame if before is None else before.frames[0].movedim(-1, 0).float() / 255
-        given = scene.forced_masks
-        if given is not None:
-            given = given[:, window.latent]
         return replace(
             scene,
             prompt=prompt_at(scene, window.start / fps, window.stop / fps),
@@ -233,7 +231,7 @@ class _Job:
             sound=None,
             first_frame=first,
             num_frames=window.frames,
-            forced_masks=given,
+            mask_control=scene.mask_control and scene.mask_control.latent_frames(window.latent),
             sampling=replace(scene.sampling, seed=seed),
             notices=(),
         )
@@ -286,13 +284,12 @@ def carried(
         kept[-tail:] = True
     if not bool(kept.any()):
         return prepared
+    strength = kept.float().expand(conditions.characters, -1)
     conditions = replace(
         conditions,
         kept_latents=latents,
         kept=kept,
-        forced_masks=masks,
-        forced_weight=kept.float().view(1, 1, -1, 1, 1),
-        forced_range=torch.tensor([[0.0, CARRY]]).expand(conditions.characters, 2),
+        mask_control=MaskControl(masks[0], strength, end_percent=torch.tensor(CARRY)),
     )
     return replace(prepared, conditions=conditions)
 

@@ -62,14 +62,14 @@ def _probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker, se
         )
     assert made.masks is not None  # a scene has at least one character
     # One call a step: the branches of guidance are one batch.
-    return Routing.of("intra", made.masks, scene.matrix, forced=False, state=made.state, calls=made.state.step)
+    return Routing.of("intra", made.masks, scene.matrix, strength=0.0, state=made.state, calls=made.state.step)
 
 
 def places_are_open(prepared: Prepared) -> bool:
     """Whether the model alone decides where people are."""
     conditions = prepared.conditions
     return (
-        conditions.first_frame_latents is None and conditions.kept_latents is None and conditions.forced_masks is None
+        conditions.first_frame_latents is None and conditions.kept_latents is None and conditions.mask_control is None
     )
 
 

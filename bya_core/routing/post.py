@@ -51,7 +51,7 @@ def from_silent_pass(prepared: Prepared, bundle: ModelBundle, tracker: ProgressT
             masks, calls = own_masks(latents, conditions, sampling, bundle), sampling.steps + 1
         else:
             masks, calls = segmented_masks(latents, prepared, bundle, segmenter), sampling.steps
-    return Routing.of("post", masks, scene.matrix, forced=True, calls=calls)
+    return Routing.of("post", masks, scene.matrix, strength=1.0, calls=calls)
 
 
 def silent(conditions: Conditions) -> Conditions:

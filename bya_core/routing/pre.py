@@ -60,7 +60,7 @@ def from_first_frame(prepared: Prepared, bundle: ModelBundle, tracker: ProgressT
         found = find_characters(frame, scene, bundle)
         regions = draw_regions(found, grid.pixels, scene.routing.region)
         masks = replace(grid, frames=1).pixels_to_tokens(regions[:, None]).expand(-1, grid.frames, -1, -1)
-    return Routing.of("pre", masks.clone(), scene.matrix, forced=True, notices=found.notices)
+    return Routing.of("pre", masks.clone(), scene.matrix, strength=1.0, notices=found.notices)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def refine(routing: Routing, config: RefineConfig) -> Routing:
         for n in range(masks.shape[0])
         if count[n] == 0
     )
-    return replace(routing.forced(masks), confidence=sure, notices=(*routing.notices, *lost))
+    return replace(routing.with_masks(masks), confidence=sure, notices=(*routing.notices, *lost))
 
 
 def refine_masks(masks: Tensor, config: RefineConfig) -> Tensor:

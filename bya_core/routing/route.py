@@ -8,7 +8,7 @@ import torch
 
 from bya_core.progress import ProgressTracker
 from bya_core.routing.intra import probe
-from bya_core.routing.result import Routing
+from bya_core.routing.result import Routing, confidences
 from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
@@ -32,12 +32,12 @@ def find(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | Non
     Masks that a person gave act already while a router denoises: a run that is gone on with has obeyed them from its
     first step.
     """
-    scene, tracker = prepared.scene, tracker or ProgressTracker()
-    if scene.forced_masks is not None:
-        given = Routing.of("manual", scene.forced_masks, scene.matrix, forced=False)
+    scene, tracker, control = prepared.scene, tracker or ProgressTracker(), prepared.scene.mask_control
+    if control is not None:
         if scene.routing.mode == "manual":
-            return given
-        prepared = replace(prepared, conditions=with_given_masks(given, scene).applied(prepared.conditions))
+            return Routing("manual", control, confidences(control.masks), scene.matrix)
+        if control.is_active:
+            prepared = replace(prepared, conditions=replace(prepared.conditions, mask_control=control))
     if scene.routing.mode == "pre":
         from bya_core.routing.pre import from_first_frame
 
@@ -55,19 +55,11 @@ def finish(routing: Routing, scene: Scene) -> Routing:
     An intra router's masks that nothing is done to are not forced: it goes on deciding, step by step. A person's masks
     are not cleaned.
     """
-    if scene.routing.refine is not None and routing.origin != "manual":
-        from bya_core.routing.refine import refine
+    if routing.origin != "manual":
+        if scene.routing.refine is not None:
+            from bya_core.routing.refine import refine
 
-        routing = refine(routing, scene.routing.refine)
-    routing = with_given_masks(routing, scene)
-    return routing.held_still() if scene.routing.static else routing
-
-
-def with_given_masks(routing: Routing, scene: Scene) -> Routing:
-    """The masks a person gave, over those of the router."""
-    if scene.forced_masks is None:
-        return routing
-    count = len(scene.characters)
-    blend = torch.ones(count) if scene.forced_blend is None else scene.forced_blend
-    span = torch.tensor([[0.0, 1.0]]).expand(count, 2) if scene.forced_span is None else scene.forced_span
-    return routing.override(scene.forced_masks, blend, span)
+            routing = refine(routing, scene.routing.refine)
+        if scene.mask_control is not None:
+            routing = routing.override(scene.mask_control)
+    return routing.static() if scene.routing.static else routing

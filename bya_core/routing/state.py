@@ -20,6 +20,7 @@ from bya_core.config import RouterMode
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write, check_output
 from bya_core.io.media import existing_file
+from bya_core.masks import MaskControl
 from bya_core.routing.result import Routing, confidences
 from bya_core.sampling import DenoiseState
 from bya_core.sampling.prepared import Prepared
@@ -42,7 +43,9 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
         InputError: a path that cannot be written to.
     """
     path = check_output(path, (".safetensors",), "the state")
-    tensors = {name: getattr(routing, name) for name in ("masks", "matrix", "weight", "span")}
+    control = routing.control
+    tensors = {name: getattr(control, name) for name in ("masks", "strength", "start_percent", "end_percent")}
+    tensors["matrix"] = routing.matrix
     facts: dict[str, Any] = {
         "made_by": bya_core.__version__,
         "origin": routing.origin,
@@ -125,15 +128,14 @@ def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: 
             if not all(0 <= ran.step < step for ran in reused.ran):
                 raise ValueError(step)
         state = DenoiseState(step, total, _fitting(tensors["latents"], shape), older, generator, reused)
+    controls = [_fitting(tensors[name], (count,), unit=True) for name in ("strength", "start_percent", "end_percent")]
     if facts["origin"] not in get_args(RouterMode):
         raise ValueError(facts["origin"])
     return Routing(
         origin=facts["origin"],
-        masks=masks,
+        control=MaskControl(masks, *controls),
         confidence=confidences(masks),
         matrix=matrix if facts["conditions"].get(MATRIX) == _hash(scene.matrix) else scene.matrix,
-        weight=_fitting(tensors["weight"], (count,), unit=True),
-        span=_fitting(tensors["span"], (count, 2), unit=True),
         state=state,
         calls=int(facts["calls"]),
         notices=tuple(str(notice) for notice in facts["notices"]),

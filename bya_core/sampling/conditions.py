@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
+from bya_core.masks import MaskControl
 from bya_core.models.kv_cache import ClipKeys
 from bya_core.sampling.guidance import Branch
 
@@ -30,10 +31,7 @@ class Conditions:
         canvas_latents: reference portraits side by side [1, T, C, H, W]; None = zeros.
         first_frame_latents: the picture the video starts from [1, T, C, H, W]; None = zeros.
         image_rotary_emb: (cos, sin) of the token grid, each [S, head_dim].
-        forced_masks: given masks [1, N, T, h, w], or [R, 1, N, T, h, w] one set per face layer.
-        forced_weight: broadcastable to [1, N, T, h, w]; 0 = router decides, 1 = forced; None = 1.
-        forced_range: [N, 2], share of the run (from, to; 0..1) in which each character's mask is forced; None
-        = all.
+        mask_control: masks that override the router's; None = the router decides.
         speech_strength: [1, N], scales what speech adds to each character; None = 1, as trained.
         inflate_audio_masks: whether tokens of nobody hear every voice; None = as the model was trained.
         kept_latents: clean latents of frames that are done already [1, T, C, H, W]; None = none.
@@ -51,9 +49,7 @@ class Conditions:
     canvas_latents: Tensor | None = None
     first_frame_latents: Tensor | None = None
     image_rotary_emb: tuple[Tensor, Tensor] | None = None
-    forced_masks: Tensor | None = None
-    forced_weight: Tensor | None = None
-    forced_range: Tensor | None = None
+    mask_control: MaskControl | None = None
     speech_strength: Tensor | None = None
     inflate_audio_masks: bool | None = None
     kept_latents: Tensor | None = None
@@ -87,19 +83,14 @@ class Conditions:
         """N; 0 without faces."""
         return 0 if self.face_tokens is None else self.face_tokens.shape[1]
 
-    def forced_at(self, step: int, total: int) -> dict[str, Tensor | None]:
-        """`forced_masks` and `forced_weight` of one step. Outside every range the router is on its own."""
-        if self.forced_masks is None:
-            return {"forced_masks": None, "forced_weight": None}
-        if self.forced_range is None:
-            return {"forced_masks": self.forced_masks, "forced_weight": self.forced_weight}
-        place = step / total
-        start, end = self.forced_range.unbind(-1)
-        active = ((start <= place) & (place < end)).to(self.forced_masks)[None, :, None, None, None]
-        if not active.any():
-            return {"forced_masks": None, "forced_weight": None}
-        weight = active if self.forced_weight is None else active * self.forced_weight
-        return {"forced_masks": self.forced_masks, "forced_weight": weight}
+    def mask_override(self, step: int, total: int) -> dict[str, Tensor | None]:
+        """Arguments `mask_override` and `mask_override_strength` of the transformer in one step of `total`."""
+        control = None if self.mask_control is None else self.mask_control.at(step / total)
+        masks, strength = (None, None) if control is None else control
+        return {
+            "mask_override": None if masks is None else masks[None],
+            "mask_override_strength": None if strength is None else strength[None],
+        }
 
 
 PER_BRANCH = frozenset(

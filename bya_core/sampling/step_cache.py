@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bya_core.config import SamplingConfig
-from bya_core.masks import blend
+from bya_core.masks import blend_masks
 from bya_core.sampling.acceleration import Speed, Watched
 from bya_core.sampling.cfg_parallel import (
     Prediction,
@@ -168,19 +168,19 @@ class Steps:
 
     def _forced(self, step: int, names: tuple[str, ...]) -> dict[str, Tensor | None]:
         """Masks that a person gave, or the router's as they were frozen, drawn towards them."""
-        given = self._conditions.forced_at(step, self._config.steps)
-        decided = given["forced_masks"] is not None and given["forced_weight"] is None
+        given = self._conditions.mask_override(step, self._config.steps)
+        decided = given["mask_override"] is not None and given["mask_override_strength"] is None
         router = self._router
         frozen = self._speed.router.freeze and self._settled
         if decided or not frozen or router is None or router.shape[1] < len(names):
             return given
-        masks = blend(router[:, -len(names) :], given["forced_masks"], given["forced_weight"])
-        return {"forced_masks": masks, "forced_weight": None}
+        masks = blend_masks(router[:, -len(names) :], given["mask_override"], given["mask_override_strength"])
+        return {"mask_override": masks, "mask_override_strength": None}
 
     def _same_masks_given(self, before: int, step: int) -> bool:
         """Whether a person's masks act alike in two steps."""
         total = self._config.steps
-        one, other = (self._conditions.forced_at(k, total) for k in (before, step))
+        one, other = (self._conditions.mask_override(k, total) for k in (before, step))
         return all(_equal(one[name], other[name]) for name in one)
 
     def _may_skip(self, step: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -15,26 +14,12 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import existing_file
+from bya_core.masks import MaskControl
 from bya_core.scene.mask_control import given_masks
 from bya_core.scene.schema import CharacterEntry, SceneFile
 
 
-@dataclass(frozen=True)
-class GivenMasks:
-    """Masks of a scene.
-
-    Args:
-        masks: [N, T, h, w] in 0..1.
-        blend: [N]; 0 = no mask, or left to the router ... 1 = only the mask.
-        span: [N, 2], share of the run (from, to) in which each acts.
-    """
-
-    masks: Tensor
-    blend: Tensor
-    span: Tensor
-
-
-def read_masks(given: SceneFile, folder: Path, grid: TokenGrid) -> GivenMasks | None:
+def read_masks(given: SceneFile, folder: Path, grid: TokenGrid) -> MaskControl | None:
     """Everything under `router.masks` and the `mask` of each character, which goes before; None where there is none.
 
     Raises:
@@ -44,24 +29,24 @@ def read_masks(given: SceneFile, folder: Path, grid: TokenGrid) -> GivenMasks | 
     if router.masks is None and all(character.mask is None for character in cast):
         return None
     count = len(cast)
-    masks, blend = torch.zeros(count, *grid.shape), torch.zeros(count)
-    span = torch.tensor([[0.0, 1.0]]).repeat(count, 1)
+    masks, strength = torch.zeros(count, *grid.shape), torch.zeros(count)
+    start, end = torch.zeros(count), torch.ones(count)
     if router.masks is not None:
         path = existing_file(folder / router.masks, "the masks")
         masks = given_masks(_arrays(path)[0], grid, count, f"the masks {path}")
-        blend[:] = router.blend
+        strength[:] = router.blend
     for index, character in enumerate(cast):
         if character.mask is not None:
             masks[index] = _mask_of(character, index, folder / character.mask, grid)
-            blend[index] = character.mask_blend
-            span[index] = torch.tensor([character.mask_from, character.mask_to])
+            strength[index] = character.mask_blend
+            start[index], end[index] = character.mask_from, character.mask_to
             if character.mask_from >= character.mask_to:
                 came = f"the mask of {character.name} acts from {character.mask_from:g} to {character.mask_to:g}"
                 raise InputError(came, "mask_from below mask_to", "correct them")
         elif router.masks is None and router.mode == "manual":
             came = f'router mode "manual", but {character.name} has no mask'
             raise InputError(came, "a mask for each character", f"give {character.name} one, or choose another mode")
-    return GivenMasks(masks, blend, span)
+    return MaskControl(masks, strength, start, end)
 
 
 def _mask_of(character: CharacterEntry, index: int, path: Path, grid: TokenGrid) -> Tensor:

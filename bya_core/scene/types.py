@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bya_core.config import RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
+from bya_core.masks import MaskControl
 
 FrameFit = Literal["crop", "pad", "stretch"]
 SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
@@ -95,9 +96,7 @@ class Scene:
         height, width: of the video, in pixels.
         num_frames: F.
         fps: frames a second.
-        forced_masks: [N, T, h, w] in 0..1, masks given by a person; with routing.mode "manual" the only ones.
-        forced_blend: [N], 0 = leave a character to the router ... 1 = only its given mask; None = 1.
-        forced_span: [N, 2], share of the run (from, to; 0..1) in which given masks act; None = all of it.
+        mask_control: character masks provided by the user; required by routing.mode "manual".
         bind: "given" = the matrix says who hears whom; "auto" = voices are matched to faces.
         speech_strength: [N] in 0..2, how strongly speech moves each character; None = 1, as trained.
         prompts: further prompts for parts of the video, see `PromptSpan`.
@@ -121,9 +120,7 @@ class Scene:
     fps: float = 25.0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
-    forced_masks: Tensor | None = None
-    forced_blend: Tensor | None = None
-    forced_span: Tensor | None = None
+    mask_control: MaskControl | None = None
     bind: Literal["given", "auto"] = "given"
     speech_strength: Tensor | None = None
     prompts: tuple[PromptSpan, ...] = ()
@@ -146,28 +143,19 @@ class Scene:
             raise InputError(came, rule, "correct its shape, or leave it out")
         if not bool(torch.isfinite(self.matrix).all()) or self.matrix.min() < 0 or self.matrix.max() > 1:
             raise InputError("an audio-character matrix with values outside 0..1", "0..1 each", "correct them")
-        if self.routing.mode == "manual" and self.forced_masks is None:
+        if self.routing.mode == "manual" and self.mask_control is None:
             came = 'router mode "manual" without masks'
             raise InputError(came, "a mask for each character", "give masks, or choose another mode")
         for what, given in (
-            ("masks", self.forced_masks),
-            ("mask blends", self.forced_blend),
-            ("mask spans", self.forced_span),
+            ("masks", None if self.mask_control is None else self.mask_control.masks),
             ("speech strengths", self.speech_strength),
         ):
             if given is not None and given.shape[0] != len(names):
                 came = f"{given.shape[0]} {what} for {len(names)} characters"
                 raise InputError(came, "one for each character", f"correct the {what}")
-        for what, values, most in (
-            ("mask blends", self.forced_blend, 1),
-            ("mask spans", self.forced_span, 1),
-            ("speech strengths", self.speech_strength, 2),
-        ):
+        for what, values, most in (("speech strengths", self.speech_strength, 2),):
             if values is not None and not bool(((values >= 0) & (values <= most)).all()):
                 raise InputError(f"{what} {values.tolist()}", f"0..{most} each", f"correct the {what}")
-        if self.forced_span is not None and bool((self.forced_span[:, 0] >= self.forced_span[:, 1]).any()):
-            came = f"mask spans {self.forced_span.tolist()}"
-            raise InputError(came, "an end after the start", "correct the mask spans")
         spans = sorted(self.prompts, key=lambda span: span.start)
         for before, after in pairwise(spans):
             if after.start < before.end:

@@ -72,7 +72,7 @@ def test_variant(name, model, config, inputs, outputs):
     kinds = ("zero", "eye") if name == "af_zero_uncond" else ("swap",) if name.endswith("swap") else ("eye",)
     conditions = {"audio_character_matrix": None if audio is None else matrix(inputs, *kinds)}
     if name.startswith("forced"):
-        conditions["forced_masks"] = forced(inputs, config)
+        conditions["mask_override"] = forced(inputs, config)
     out = call(model, inputs, audio, **conditions)
     assert_close(out.sample, outputs[name], **LOOSE)
     assert (out.masks is None) == name.startswith("forced")
@@ -178,7 +178,7 @@ def test_teacher_forced_tiny(model, config, inputs, tensors):
         inputs,
         model.encode_speech(inputs["audio"]),
         audio_character_matrix=matrix(inputs, "eye"),
-        forced_masks=given,
+        mask_override=given,
         run_router=True,
     )
     assert_close(out.sample, data["model_output"], **LOOSE)
@@ -218,7 +218,7 @@ def test_true_grid(config, tensors):
         given,
         model.encode_speech(given["audio"]),
         audio_character_matrix=matrix(given, "eye"),
-        forced_masks=noisy,
+        mask_override=noisy,
         run_router=True,
     )
     assert_close(out.sample[:, ::3, :, ::7, ::9], data["out_slice"], **LOOSE)

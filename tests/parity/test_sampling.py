@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bya_core.config import SamplingConfig
-from bya_core.masks import time_union
+from bya_core.masks import MaskControl, time_union
 from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise
 from tests.parity.parity_models import build_transformer, face_tokens, masks
 from tests.parity.weight_rule import fill
@@ -67,7 +67,7 @@ def conditions(model, stored, config, settings, tensors) -> Callable[[str], Cond
         return Conditions(
             **common,
             first_frame_latents=None if run == "no_inpaint" else frame,
-            forced_masks=forced if run == "forced" else None,
+            mask_control=MaskControl(forced) if run == "forced" else None,
         )
 
     return of

@@ -45,7 +45,7 @@ def _train_forward(
         image_rotary_emb=rotary,
         face_tokens=face_tokens(model, inputs),
         audio_tokens=model.encode_speech(inputs["audio"]),
-        forced_masks=teacher,
+        mask_override=teacher,
         run_router=True,
     )
 

@@ -46,7 +46,7 @@ def test_inflation_of_two_streams_is_the_released_rule(characters):
 @pytest.mark.parametrize("characters", [1, 2, 3, 4])
 def test_inflated_or_not_background_hears_all_or_nobody_and_people_their_own(characters):
     owner = torch.randint(-1, characters, (1, *GRID), generator=torch.Generator().manual_seed(3))
-    given = masks.labels_to_masks(owner, characters)
+    given = torch.stack([(owner == n).float() for n in range(characters)], 1)
     plain, inflated = (masks.audio_masks(given, None, inflate=inflate) for inflate in (False, True))
     nobody = (owner == -1).unsqueeze(1).expand_as(given)
     assert nobody.any() and (plain[nobody] == 0).all() and (inflated[nobody] == 1).all()
@@ -73,12 +73,12 @@ def test_more_streams_than_characters():
 
 def test_blend():
     router, forced = some(2), some(2).flip(0)
-    assert torch.equal(masks.blend(router, None, 0.5), router)
-    assert torch.equal(masks.blend(router, forced, None), forced)
-    assert torch.allclose(masks.blend(router, forced, 0.0), router)
-    assert torch.allclose(masks.blend(router, forced, 1.0), forced)
+    assert torch.equal(masks.blend_masks(router, None, 0.5), router)
+    assert torch.equal(masks.blend_masks(router, forced, None), forced)
+    assert torch.allclose(masks.blend_masks(router, forced, 0.0), router)
+    assert torch.allclose(masks.blend_masks(router, forced, 1.0), forced)
     per_character = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1)
-    got = masks.blend(router, forced, per_character)
+    got = masks.blend_masks(router, forced, per_character)
     assert torch.allclose(got[:, 0], router[:, 0]) and torch.allclose(got[:, 1], forced[:, 1])
 
 
@@ -98,17 +98,34 @@ def test_exclusive():
     assert several.shape == (2, 3, *GRID) and several.sum(1).max() == 1
 
 
-def test_labels():
-    labels = torch.tensor([[-1, 0, 1, 1]])
-    assert masks.labels_to_masks(labels, 2).tolist() == [[[0, 1, 0, 0], [0, 0, 1, 1]]]
-    with pytest.raises(InputError, match="label"):
-        masks.labels_to_masks(labels, 1)
+def test_mask_control_accepts_scalars_and_acts_in_its_range():
+    control = masks.MaskControl(some(2)[0], end_percent=torch.tensor([0.5, 1.0]))
+    assert control.is_active and control.strength.tolist() == [1, 1] and control.start_percent.tolist() == [0, 0]
+    early, late = control.at(0.25), control.at(0.75)
+    assert early is not None and early[1] is None
+    assert late is not None and late[1].flatten().tolist() == [0, 1]
+    off = masks.MaskControl(some(2)[0], torch.tensor(0.0))
+    assert not off.is_active and off.at(0.5) is None
 
 
-def test_objects_to_tokens_later_object_wins():
-    objects = torch.zeros(2, 9, 16, 16)
-    objects[0, :, :, :10] = 1
-    objects[1, :, :, 6:] = 1
-    tokens = masks.objects_to_tokens(objects, (3, 8, 8))
-    assert tokens.shape == (2, 3, 8, 8) and tokens.sum(0).max() == 1
-    assert tokens[0, 0, 0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+def test_mask_control_per_latent_frame():
+    control = masks.MaskControl(some(2)[0], torch.tensor([1.0, 0.0, 0.0]).expand(2, 3))
+    assert control.at(0.0)[1].shape == (2, 3, 1, 1)
+    assert control.latent_frames(slice(1, 3)).at(0.0) is None
+    assert control.latent_frames(slice(0, 1)).at(0.0)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"masks": torch.zeros(3, 4, 5)}, "masks of shape"),
+        ({"masks": torch.full((2, 3, 4, 5), torch.nan)}, "masks with values outside"),
+        ({"strength": torch.ones(3)}, "mask strength of shape"),
+        ({"strength": torch.full((2,), -0.1)}, "mask strength with values outside"),
+        ({"end_percent": torch.tensor(1.5)}, "mask end_percent with values outside"),
+        ({"start_percent": torch.tensor(0.5), "end_percent": torch.tensor(0.5)}, "start_percent < end_percent"),
+    ],
+)
+def test_mask_control_is_validated(values, words):
+    with pytest.raises(InputError, match=words):
+        masks.MaskControl(**{"masks": torch.zeros(2, 3, 4, 5)} | values)

@@ -53,7 +53,7 @@ def _run(subject: ModelSubject, asked: Scene, forced: Callable[[TokenGrid], Tens
     if forced is None:
         routing = route(prepared, bundle)
     else:
-        routing = Routing.of("manual", forced(prepared.grid), prepared.scene.matrix, forced=True)
+        routing = Routing.of("manual", forced(prepared.grid), prepared.scene.matrix, strength=1.0)
     latents, masks = denoised(prepared, routing, bundle, ProgressTracker())
     return Made(decode_clips(bundle, [latents])[0], masks.numpy())
 

@@ -80,7 +80,7 @@ class Way:
             masks = time_union(masks)
         if self.boxes:
             masks = to_boxes(masks)
-        return routing.forced(masks)
+        return routing.with_masks(masks)
 
 
 WAYS: dict[str, Way] = {

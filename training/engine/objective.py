@@ -120,8 +120,8 @@ class StageLoss:
             timestep.to(device),
             face_tokens=inner.encode_faces(batch["identity"], batch["hidden"]),
             audio_tokens=inner.encode_speech(batch["speech"]) if stage.speech else None,
-            forced_masks=teacher.used,
-            forced_weight=weight,
+            mask_override=teacher.used,
+            mask_override_strength=weight,
             run_router=stage.router,
         )
         weights = self._weights(batch, coins[:, 1] < stage.mask_loss)

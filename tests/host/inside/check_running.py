@@ -73,9 +73,9 @@ def test_a_mask_of_ones_own(run: Run, routing: Any) -> None:
     ada, bo = masks.reshape(N, T, H, W)
     assert bo[..., : W // 2].min() == 1 and bo[..., W // 2 :].max() == 0
     assert torch.equal(ada, routing.mask_images.reshape(N, T, H, W)[0])
-    assert given.routing.weight.tolist() == [0.0, 1.0]  # the other one is still the router's
+    assert given.routing.control.strength.tolist() == [0.0, 1.0]  # the other one is still the router's
     half, _, _ = run("MaskRefine", routing=routing, clean=False, override_mask=left, blend=0.5, start=0.2, end=0.6)
-    assert half.routing.weight.tolist() == [0.5, 0.0]
+    assert half.routing.control.strength.tolist() == [0.5, 0.0]
     assert half.routing.span[0].tolist() == pytest.approx([0.2, 0.6])
 
 
@@ -120,7 +120,7 @@ def test_other_routers(mode: str, run: Run, scene: Any) -> None:
     assert masks.shape == (N * T, H, W) and f"by the {mode} router" in report
     ada, bo = (routed.routing.masks[n] > 0.5 for n in range(N))
     assert ada.any() and bo.any() and not (ada & bo).any()
-    assert routed.routing.weight.tolist() == [1.0, 1.0]
+    assert routed.routing.control.strength.tolist() == [1.0, 1.0]
 
 
 def test_overlay_and_selection(run: Run, routing: Any, made: tuple[Any, ...]) -> None:

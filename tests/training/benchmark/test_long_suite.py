@@ -43,7 +43,7 @@ def test_drawn_windows_pass_and_shaded_ones_show_as_drift(
 
     starts += [window.start for window in long_video.plan(scene, toy)]
     monkeypatch.setattr(
-        long_video, "route", lambda prepared, *_: Routing.of("intra", scene_masks, torch.eye(2), forced=False)
+        long_video, "route", lambda prepared, *_: Routing.of("intra", scene_masks, torch.eye(2), strength=0.0)
     )
     monkeypatch.setattr(long_video, "denoised", drawn)
     monkeypatch.setattr(long_video, "_with_statistics", lambda latents, _: latents)

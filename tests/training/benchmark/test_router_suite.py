@@ -69,11 +69,11 @@ def test_ways_make_of_the_same_masks_what_they_say():
     masks = torch.zeros(1, 3, 6, 8)
     masks[0, 0, 1, 1] = masks[0, 0, 3, 2] = 0.9  # two corners of a box of 3 x 2 tokens
     masks[0, 2, 4, 6] = 0.9
-    routing = Routing.of("intra", masks, torch.eye(1), forced=False)
+    routing = Routing.of("intra", masks, torch.eye(1), strength=0.0)
 
     def area(**changes) -> list[float]:
         made = Way("intra", **changes).shaped(routing)
-        assert made.weight.tolist() == [1.0]
+        assert made.control.strength.tolist() == [1.0]
         return (made.masks > 0.5).sum((0, 2, 3)).tolist()
 
     assert area() == [2, 0, 1] and area(boxes=True) == [6, 0, 1]

@@ -130,7 +130,7 @@ def test_adapters_are_written_in_the_released_format_and_load_merged_or_to_go_on
         latents, steps = torch.cat([batch["latents"], images], 2), torch.full((4,), 500)
         faces = model.encode_faces(batch["identity"], batch["hidden"])
         with torch.no_grad():
-            return model.eval()(latents, batch["text"], steps, face_tokens=faces, forced_masks=batch["masks"]).sample
+            return model.eval()(latents, batch["text"], steps, face_tokens=faces, mask_override=batch["masks"]).sample
 
     unmerged = BindYourAvatarTransformer3DModel.from_pretrained(final)
     assert (told(unmerged) - told(network)).abs().max() > 1e-4

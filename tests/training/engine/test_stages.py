@@ -128,8 +128,8 @@ def test_teacher_forcing_gives_rough_masks_and_clean_targets():
     before = batch["masks"].clone()
     _, parts = StageLoss(settings)(heard, batch, 0)
     given = heard.calls[0][1]
-    assert given["forced_weight"] is None and given["run_router"]
-    forced = given["forced_masks"]
+    assert given["mask_override_strength"] is None and given["run_router"]
+    forced = given["mask_override"]
     inside = forced[:, batch["masks"] == 1]
     assert inside.std() > 0.1 and abs((inside < 0.05).float().mean() - 0.3) < 0.15
     assert torch.equal(batch["masks"], before)
@@ -153,7 +153,7 @@ def test_a_share_of_the_samples_runs_on_the_routers_own_masks():
     loss = StageLoss(stage(3, own_masks=0.5, own_masks_warmup=100))
     for step in (0, 49, 99, 500):
         loss(heard, batch, step)
-    own = [float((call[1]["forced_weight"] == 0).float().mean()) for call in heard.calls]
+    own = [float((call[1]["mask_override_strength"] == 0).float().mean()) for call in heard.calls]
     assert own[0] < 0.1 and 0.1 < own[1] < 0.4 and abs(own[2] - 0.5) < 0.2 and abs(own[3] - 0.5) < 0.2
 
 
@@ -163,7 +163,7 @@ def test_two_dimensional_targets_are_the_union_over_time():
     heard = Listener(small_model())
     rough = replace(PUBLISHED[3].teacher, noise=0.0, drop_tokens=0.0)
     StageLoss(stage(3, static_masks=True, teacher=rough))(heard, batch, 0)
-    forced = heard.calls[0][1]["forced_masks"]
+    forced = heard.calls[0][1]["mask_override"]
     assert torch.equal(forced[0, :, 0, 1], forced[0, :, 0, 0]) and forced[0, :, 0, 1].any()
 
 

@@ -20,7 +20,7 @@ from tests.unit.memory.test_planner import call, small
 @torch.no_grad()
 def test_the_plain_way_computes_the_same(flavour: str) -> None:
     model = small(flavour)
-    forced = {"forced_masks": torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(2))}
+    forced = {"mask_override": torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(2))}
     for more in ({}, forced):
         expected = call(model, **more)
         with naive():

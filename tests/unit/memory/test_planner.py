@@ -154,7 +154,7 @@ def test_inference_mode(rung: Rung, made_in: bool, used_in: bool) -> None:
 def test_the_order_of_calls_may_change(blocks: Any, poisoned: None) -> None:
     """Forced masks leave the router out, no speech leaves layers out: between calls that used them."""
     model, reference = placed(Rung("", blocks=blocks)), small()
-    forced = {"forced_masks": torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(2))}
+    forced = {"mask_override": torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(2))}
     for more in ({}, forced, {}):
         assert torch.equal(call(model, **more), call(reference, **more))
     alone = dict(hidden_states=torch.ones(1, 3, 9, 8, 12), encoder_hidden_states=torch.ones(1, 5, 8))

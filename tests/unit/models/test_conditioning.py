@@ -166,7 +166,7 @@ def test_the_router_predicts_every_so_many_face_layers(flavour: str) -> None:
         assert len(made.masks) == predicted and torch.equal(made.masks[0], every.masks[0])
         # the others act with the masks of the nearest layer before
         acting = [made.masks[layer // k] for layer in range(5)]
-        same = model(**told, forced_masks=torch.stack(acting))
+        same = model(**told, mask_override=torch.stack(acting))
         torch.testing.assert_close(made.sample, same.sample)
         assert torch.equal(made.used_masks, acting[-1])
     with pytest.raises(InputError, match="router_every = 0"):
@@ -180,7 +180,7 @@ def test_skipping_is_exact_where_masks_are_zero(flavour: str, inflate: bool) -> 
     model = build(flavour)
     strength = {"speech_strength": torch.tensor([[0.5, 1.0], [1.0, 2.0]])}
     for more in ({}, strength):
-        told = given(model) | more | {"forced_masks": left_and_right(), "inflate_audio_masks": inflate}
+        told = given(model) | more | {"mask_override": left_and_right(), "inflate_audio_masks": inflate}
         whole = model(**told).sample
         torch.testing.assert_close(model(**told, skip_tokens=True).sample, whole, atol=1e-5, rtol=1e-5)
         assert torch.equal(model(**told, skip_tokens=False).sample, whole)
@@ -189,7 +189,7 @@ def test_skipping_is_exact_where_masks_are_zero(flavour: str, inflate: bool) -> 
 @torch.no_grad()
 def test_tokens_that_go_through_each_layer() -> None:
     model = build("official")
-    told = given(model) | {"forced_masks": left_and_right(), "inflate_audio_masks": False}
+    told = given(model) | {"mask_override": left_and_right(), "inflate_audio_masks": False}
     faces, voices = len(model.perceiver_cross_attention), len(model.audio_model.layers)
 
     def counts(name: str, **more: Any) -> list[int]:
@@ -205,14 +205,14 @@ def test_tokens_that_go_through_each_layer() -> None:
     # a frame that has more decides for all of them
     uneven = left_and_right()
     uneven[0, 0, 1, 0, 1] = 1
-    assert counts("perceiver_cross_attention.0.to_q", forced_masks=uneven) == [3 * 7]
+    assert counts("perceiver_cross_attention.0.to_q", mask_override=uneven) == [3 * 7]
     # the router wants every token's query, what follows does not
-    told |= {"forced_weight": 1.0}
+    told |= {"mask_override_strength": 1.0}
     assert counts("perceiver_cross_attention.0.to_q") == [everything]
     assert counts("perceiver_cross_attention.0.to_out") == [reached]
     assert counts("perceiver_cross_attention.1.to_q", router_every=2) == [reached]
     # and where nobody is, one token is left of each frame
-    assert counts("perceiver_cross_attention.0.to_out", forced_masks=torch.zeros(2, 2, 3, 3, 4)) == [3]
+    assert counts("perceiver_cross_attention.0.to_out", mask_override=torch.zeros(2, 2, 3, 3, 4)) == [3]
 
 
 @torch.no_grad()
@@ -223,7 +223,7 @@ def test_reached_tokens_are_looked_for_once_per_set_of_masks(monkeypatch: pytest
     monkeypatch.setattr(reach, "fullest", lambda reached: looks.append(reached) or fullest(reached))
     model = build("official", num_layers=8)
     told = given(model) | {"skip_tokens": True}
-    model(**told, forced_masks=left_and_right())
+    model(**told, mask_override=left_and_right())
     assert len(looks) == 2  # for faces and for speech
     looks.clear()
     model(**told, router_every=2)
@@ -236,13 +236,13 @@ def test_skipping_leaves_out_no_more_than_the_threshold() -> None:
     model = build("official")
     told = given(model) | {"inflate_audio_masks": False}
     faint, strong = left_and_right(0.9 * reach.THRESHOLD), left_and_right(1.1 * reach.THRESHOLD)
-    skipped = model(**told, forced_masks=faint, skip_tokens=True).sample
-    torch.testing.assert_close(skipped, model(**told, forced_masks=left_and_right()).sample, atol=1e-5, rtol=1e-5)
-    none = (skipped - model(**told, forced_masks=faint).sample).abs().max()
-    full = (skipped - model(**told, forced_masks=left_and_right(1.0)).sample).abs().max()
+    skipped = model(**told, mask_override=faint, skip_tokens=True).sample
+    torch.testing.assert_close(skipped, model(**told, mask_override=left_and_right()).sample, atol=1e-5, rtol=1e-5)
+    none = (skipped - model(**told, mask_override=faint).sample).abs().max()
+    full = (skipped - model(**told, mask_override=left_and_right(1.0)).sample).abs().max()
     assert 0 < none < 0.05 * full
     assert torch.equal(
-        model(**told, forced_masks=strong, skip_tokens=True).sample, model(**told, forced_masks=strong).sample
+        model(**told, mask_override=strong, skip_tokens=True).sample, model(**told, mask_override=strong).sample
     )
 
 
@@ -261,7 +261,7 @@ def test_every_way_is_the_plain_way(characters: int) -> None:
     made = []
     for way, more in ways:
         with way:
-            told = given(model, characters) | {"forced_masks": masks.clamp(0, 1), "inflate_audio_masks": False}
+            told = given(model, characters) | {"mask_override": masks.clamp(0, 1), "inflate_audio_masks": False}
             made.append(model(**told, **more).sample)
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], atol=1e-5, rtol=1e-4)
@@ -287,7 +287,7 @@ def test_calls_do_not_grow_with_batch_or_characters(forced: bool, sizes: tuple[t
     found = []
     for batch, characters in sizes:
         masks = torch.ones(batch, characters, 3, 3, 4) if forced else None
-        told = given(model, characters, batch=batch) | {"forced_masks": masks}
+        told = given(model, characters, batch=batch) | {"mask_override": masks}
         with Calls() as calls:
             model(**told)
         found.append(calls.names)

@@ -176,7 +176,7 @@ from tests.unit.models.test_transformer import build
 model = build("official", cross_attn_dim_head=16, audio_dim_head=16, num_layers=2)
 with torch.no_grad():
     told = given(model, batch=1)
-    for more in ({}, {"forced_masks": left_and_right()[:1], "skip_tokens": True, "inflate_audio_masks": False}):
+    for more in ({}, {"mask_override": left_and_right()[:1], "skip_tokens": True, "inflate_audio_masks": False}):
         os.environ["BYA_ATTENTION"] = "plain"
         expected = model(**told, **more).sample
         os.environ["BYA_ATTENTION"] = "triton"

@@ -40,14 +40,14 @@ def inputs(seed: int = 0) -> dict[str, Any]:
         "encoder_hidden_states": noise(1, 5, TEXT),
         "face_tokens": MODEL.encode_faces(noise(1, 2, IDENTITY), noise(1, 2, SCALES, 7, VIT)),
         "audio_tokens": MODEL.encode_speech(noise(1, 2, 9 + 4, BLOCKS, SOUND)),
-        "forced_masks": masks,
+        "mask_override": masks,
     }
 
 
 def layer_output(strength: list[float] | None, inflate: bool = True, softness: float = 1.0) -> Tensor:
     """What one speech layer adds to the video: [T, h, w, D]; the masks times `softness`."""
     given = inputs()
-    masks = given["forced_masks"] * softness
+    masks = given["mask_override"] * softness
     injection = Injection(
         schedule=Schedule(num_blocks=2, start=0, face_every=1, audio_every=1),
         grid=GRID,
@@ -63,7 +63,7 @@ def layer_output(strength: list[float] | None, inflate: bool = True, softness: f
         audio_tokens=given["audio_tokens"],
         matrix=None,
         forced=masks,
-        forced_weight=None,
+        mask_override_strength=None,
         speech_strength=None if strength is None else torch.tensor([strength]),
     )
     hidden = torch.randn(1, GRID.tokens, 32, generator=torch.Generator().manual_seed(1))

@@ -158,26 +158,28 @@ def test_a_voice_acts_only_where_it_is_heard():
     model, given = build("paper", num_layers=2), inputs(2)
     masks = torch.zeros(2, 2, 3, 3, 4)
     masks[:, 0, :, :, 0] = 1
-    out = run(model, given, forced_masks=masks)
+    out = run(model, given, mask_override=masks)
     other = given | {"features": given["features"] + 1, "identity": given["identity"] + 1}
-    changed = (run(model, other, forced_masks=masks).sample - out.sample).abs().amax((0, 1, 2))
+    changed = (run(model, other, mask_override=masks).sample - out.sample).abs().amax((0, 1, 2))
     assert changed[:, :2].max() > 1e-4 and changed[:, 2:].max() < 1e-6
 
 
 @torch.no_grad()
 def test_forced_masks_and_weights(model):
     given, forced = inputs(2), torch.rand(2, 2, 3, 3, 4)
-    out = run(model, given, forced_masks=forced)
+    out = run(model, given, mask_override=forced)
     assert out.masks is None and torch.equal(out.used_masks, forced)
-    seen = run(model, given, forced_masks=forced, run_router=True)
+    seen = run(model, given, mask_override=forced, run_router=True)
     assert torch.equal(seen.sample, out.sample) and seen.masks is not None
     layers = forced.expand(model.schedule.face_layers, *forced.shape)
-    assert torch.allclose(run(model, given, forced_masks=layers).sample, out.sample, atol=1e-6)
+    assert torch.allclose(run(model, given, mask_override=layers).sample, out.sample, atol=1e-6)
     free = run(model, given)
-    assert torch.allclose(run(model, given, forced_masks=forced, forced_weight=0.0).sample, free.sample, atol=1e-5)
-    whole = run(model, given, forced_masks=forced, forced_weight=1.0)
+    assert torch.allclose(
+        run(model, given, mask_override=forced, mask_override_strength=0.0).sample, free.sample, atol=1e-5
+    )
+    whole = run(model, given, mask_override=forced, mask_override_strength=1.0)
     assert torch.allclose(whole.sample, out.sample, atol=1e-5)
-    half = run(model, given, forced_masks=forced, forced_weight=0.5)
+    half = run(model, given, mask_override=forced, mask_override_strength=0.5)
     assert torch.allclose(half.used_masks, (half.masks[-1] + forced) / 2, atol=1e-5)
 
 
@@ -188,7 +190,7 @@ def test_without_faces_or_speech(model):
     assert nothing.masks is None and nothing.used_masks is None
     assert run(model, given, audio_tokens=None).masks is not None
     forced = torch.rand(2, 2, 3, 3, 4)
-    speech = run(model, given, face_tokens=None, forced_masks=forced)
+    speech = run(model, given, face_tokens=None, mask_override=forced)
     assert (speech.sample - nothing.sample).abs().max() > 1e-4
     sample, masks, logits, used = run(model, given, return_dict=False)
     assert sample.shape == nothing.sample.shape and masks.shape[2] == used.shape[1] == 2
@@ -217,7 +219,7 @@ def test_gradient_checkpointing_changes_nothing(model):
 @pytest.mark.parametrize("detach", [True, False])
 def test_router_loss_reaches_the_router_alone_when_detached(detach):
     model = build("paper", router_detach=detach)
-    run(model, inputs(2), forced_masks=torch.rand(2, 2, 3, 3, 4), run_router=True).router_logits.sum().backward()
+    run(model, inputs(2), mask_override=torch.rand(2, 2, 3, 3, 4), run_router=True).router_logits.sum().backward()
     reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert "router" in reached and (reached == {"router"}) == detach
 
@@ -327,8 +329,8 @@ def test_wrong_inputs_are_named(model, change, word):
 @pytest.mark.parametrize(
     ("conditions", "word"),
     [
-        ({"forced_masks": torch.zeros(2, 3, 3, 3, 4)}, "forced_masks"),
-        ({"forced_masks": torch.zeros(2, 2, 3, 4, 3)}, "forced_masks"),
+        ({"mask_override": torch.zeros(2, 3, 3, 3, 4)}, "mask_override"),
+        ({"mask_override": torch.zeros(2, 2, 3, 4, 3)}, "mask_override"),
         ({"audio_character_matrix": torch.zeros(2, 2, 3)}, "matrix"),
         ({"face_tokens": torch.zeros(2, 2, 8, 15)}, "face_tokens"),
         ({"face_tokens": torch.zeros(2, 0, 8, 16), "audio_tokens": None}, "0 characters"),
@@ -352,7 +354,7 @@ def test_parts_that_a_model_lacks():
     unrouted = build("paper", num_router_layers=0)
     with pytest.raises(InputError, match="no router"):
         run(unrouted, given)
-    assert run(unrouted, given, forced_masks=torch.rand(2, 2, 3, 3, 4)).masks is None
+    assert run(unrouted, given, mask_override=torch.rand(2, 2, 3, 3, 4)).masks is None
 
 
 def test_router_temperature_sharpens_the_masks_that_act_and_leaves_the_logits():

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 bundle = fake_bundle()
 # the model takes the time and always the same memory: noise in its place
 long_video.route = lambda prepared, *_: Routing.of(
-    "intra", torch.rand(1, *prepared.grid.shape), torch.eye(1), forced=False
+    "intra", torch.rand(1, *prepared.grid.shape), torch.eye(1), strength=0.0
 )
 long_video.denoised = lambda prepared, routing, *_: (torch.rand(1, *prepared.conditions.latent_shape), routing.masks)
 for windows in (8, 8, 32):  # fewer would not fill the encoder's look-ahead; the first run warms everything up

@@ -14,6 +14,7 @@ from torch import Tensor
 import bya_core.pipelines.long_video as long_video
 from bya_core.config import RoutingConfig, WindowConfig
 from bya_core.errors import Cancelled, InputError
+from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import generate
 from bya_core.pipelines.long_video import LongVideo, generate_long, generate_windows, plan
 from bya_core.progress import Progress
@@ -195,27 +196,27 @@ def test_masks_of_the_window_before_act_first_then_the_router_goes_on(
     original = long_video.denoised
 
     def spy(prepared: Any, routing: Any, *rest: Any) -> Any:
-        conditions.append(routing.applied(prepared.conditions))
+        conditions.append(routing.apply_to(prepared.conditions))
         return original(prepared, routing, *rest)
 
     monkeypatch.setattr(long_video, "denoised", spy)
     video = generate_long(scene, bundle, tmp_path)
-    assert conditions[0].forced_masks is None and conditions[0].kept is None
+    assert conditions[0].mask_control is None and conditions[0].kept is None
     window, second = plan(scene, bundle)[1], conditions[1]
     lead = window.latent_lead
-    early, late = second.forced_at(0, 6), second.forced_at(5, 6)
+    early, late = second.mask_override(0, 6), second.mask_override(5, 6)
     expected = video.files.read(0).masks[:, -lead:]
-    assert torch.equal(early["forced_masks"][0, :, :lead], expected)
-    weight = early["forced_weight"].expand(1, 2, window.latent.stop - window.latent.start, 1, 1)
+    assert torch.equal(early["mask_override"][0, :, :lead], expected)
+    weight = early["mask_override_strength"].expand(1, 2, window.latent.stop - window.latent.start, 1, 1)
     assert bool((weight[:, :, :lead] == 1).all()) and not weight[:, :, lead:].any()
-    assert late["forced_masks"] is None
+    assert late["mask_override"] is None
 
 
 def test_masks_of_a_person_act_in_the_windows_they_fall_in(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
 ) -> None:
     masks = torch.rand(2, 12, 4, 6, generator=torch.Generator().manual_seed(3))
-    scene = long_scene(forced_masks=masks, routing=RoutingConfig(mode="manual"))
+    scene = long_scene(mask_control=MaskControl(masks), routing=RoutingConfig(mode="manual"))
     assert torch.allclose(generate_long(scene, bundle, tmp_path).masks, masks, atol=1e-6)
 
 

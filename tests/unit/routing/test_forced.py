@@ -13,6 +13,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation.binding import correlations
 from bya_core.evaluation.loudness import loudness_track
 from bya_core.grid import TokenGrid
+from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import prepare, sample
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
@@ -88,17 +89,17 @@ def test_masks_that_do_not_fit(masks, words):
 
 @pytest.fixture
 def found() -> Routing:
-    return Routing.of("intra", torch.rand(2, *GRID.shape), torch.eye(2), forced=False)
+    return Routing.of("intra", torch.rand(2, *GRID.shape), torch.eye(2), strength=0.0)
 
 
 def acting(routing: Routing, router: torch.Tensor, conditions, step: int = 0, total: int = 10) -> torch.Tensor:
     """Masks that act where the intra router predicts `router`, as the transformer mixes them."""
-    from bya_core.masks import blend
+    from bya_core.masks import blend_masks
 
-    forced = routing.applied(conditions).forced_at(step, total)
-    if forced["forced_masks"] is None:
+    forced = routing.apply_to(conditions).mask_override(step, total)
+    if forced["mask_override"] is None:
         return router
-    return blend(router[None], forced["forced_masks"], forced["forced_weight"])[0]
+    return blend_masks(router[None], forced["mask_override"], forced["mask_override_strength"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def prepared(fake):
 def test_blend_and_span_act_per_character(found, prepared):
     given, router = torch.rand_like(found.masks), torch.rand_like(found.masks)
     blend, span = torch.tensor([0.25, 1.0]), torch.tensor([[0.0, 1.0], [0.3, 0.6]])
-    routing = found.override(given, blend, span)
+    routing = found.override(MaskControl(given, blend, *span.unbind(1)))
     for step in range(10):
         masks = acting(routing, router, prepared.conditions, step)
         assert torch.allclose(masks[0], 0.75 * router[0] + 0.25 * given[0])
@@ -123,9 +124,9 @@ def test_blend_and_span_act_per_character(found, prepared):
 
 
 def test_blend_of_nothing_leaves_the_router_alone(found, prepared):
-    routing = found.override(torch.rand_like(found.masks), torch.zeros(2), ALWAYS)
-    assert torch.equal(routing.masks, found.masks) and not (routing.weight > 0).any()
-    assert routing.applied(prepared.conditions).forced_masks is None
+    routing = found.override(MaskControl(torch.rand_like(found.masks), torch.tensor(0.0)))
+    assert torch.equal(routing.masks, found.masks) and not (routing.control.strength > 0).any()
+    assert routing.apply_to(prepared.conditions).mask_control is None
 
 
 @pytest.mark.parametrize("first", [0.0, 0.3, 1.0])
@@ -133,23 +134,23 @@ def test_blend_of_nothing_leaves_the_router_alone(found, prepared):
 def test_overrides_add_up(found, prepared, first, second):
     """A second one draws what acted before towards its masks, whoever decided that."""
     one, two, router = (torch.rand_like(found.masks) for _ in range(3))
-    routing = found.override(one, torch.full((2,), first), ALWAYS).override(two, torch.full((2,), second), ALWAYS)
+    routing = found.override(MaskControl(one, torch.tensor(first))).override(MaskControl(two, torch.tensor(second)))
     before = (1 - first) * router + first * one
     expected = (1 - second) * before + second * two
     assert torch.allclose(acting(routing, router, prepared.conditions), expected, atol=1e-6)
 
 
 def test_over_forced_masks_of_a_router(found):
-    forced, given = found.forced(), torch.rand_like(found.masks)
-    routing = forced.override(given, torch.tensor([0.5, 0.0]), ALWAYS)
+    forced, given = found.with_masks(found.masks), torch.rand_like(found.masks)
+    routing = forced.override(MaskControl(given, torch.tensor([0.5, 0.0])))
     assert torch.allclose(routing.masks[0], (found.masks[0] + given[0]) / 2)
-    assert torch.equal(routing.masks[1], found.masks[1]) and (routing.weight == 1).all()
+    assert torch.equal(routing.masks[1], found.masks[1]) and (routing.control.strength == 1).all()
 
 
 def test_held_still(found):
-    still = found.held_still()
+    still = found.static()
     assert torch.equal(still.masks[:, 0], found.masks.amax(1)) and torch.equal(still.masks[:, 0], still.masks[:, 2])
-    assert (still.weight == 1).all()
+    assert (still.control.strength == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -157,14 +158,14 @@ def test_held_still(found):
     [
         (torch.zeros(2, 3, 4, 5), torch.ones(2), ALWAYS, "masks of shape"),
         (torch.full((2, 3, 4, 6), 2.0), torch.ones(2), ALWAYS, "masks with values outside"),
-        (torch.zeros(2, 3, 4, 6), torch.ones(3), ALWAYS, "mask blends of shape"),
-        (torch.zeros(2, 3, 4, 6), torch.full((2,), -0.1), ALWAYS, "mask blends with values outside"),
-        (torch.zeros(2, 3, 4, 6), torch.ones(2), ALWAYS.flip(1), "ends before it starts"),
+        (torch.zeros(2, 3, 4, 6), torch.ones(3), ALWAYS, "mask strength of shape"),
+        (torch.zeros(2, 3, 4, 6), torch.full((2,), -0.1), ALWAYS, "mask strength with values outside"),
+        (torch.zeros(2, 3, 4, 6), torch.ones(2), ALWAYS.flip(1), "start_percent < end_percent"),
     ],
 )
 def test_overrides_that_do_not_fit(found, masks, blend, span, words):
     with pytest.raises(InputError, match=words):
-        found.override(masks, blend, span)
+        found.override(MaskControl(masks, blend, *span.unbind(1)))
 
 
 # --- in a scene
@@ -172,36 +173,39 @@ def test_overrides_that_do_not_fit(found, masks, blend, span, words):
 
 def test_given_masks_act_from_the_first_step_even_where_the_router_is_watched(fake, prepared):
     masks = given_masks(left_right(64, 96), prepared.grid, 2)
-    scene = replace(prepared.scene, forced_masks=masks, forced_blend=torch.tensor([1.0, 0.0]))
+    scene = replace(prepared.scene, mask_control=MaskControl(masks, torch.tensor([1.0, 0.0])))
     with counted(fake.transformer) as calls:
         found = route(replace(prepared, scene=scene), fake)
         sample(prepared, found, fake)
     assert len(calls) == 8
     for given in calls.given:
-        forced = given["forced_masks"]
-        assert torch.equal(forced[0, 0], masks[0]) and given["forced_weight"][0, :, 0, 0, 0].tolist() == [1.0, 0.0]
+        forced = given["mask_override"]
+        assert torch.equal(forced[0, 0], masks[0]) and given["mask_override_strength"][0, :, 0, 0, 0].tolist() == [
+            1.0,
+            0.0,
+        ]
     assert torch.equal(found.masks[0], masks[0]) and not torch.equal(found.masks[1], masks[1])
 
 
 def test_manual_masks_alone(fake, prepared):
     masks = given_masks(left_right(64, 96), prepared.grid, 2)
-    scene = replace(prepared.scene, routing=RoutingConfig(mode="manual"), forced_masks=masks)
+    scene = replace(prepared.scene, routing=RoutingConfig(mode="manual"), mask_control=MaskControl(masks))
     with counted(fake.transformer) as calls:
         found = route(replace(prepared, scene=scene), fake)
-    assert len(calls) == 0 and found.state is None and (found.weight == 1).all() and found.origin == "manual"
+    assert len(calls) == 0 and found.state is None and (found.control.strength == 1).all() and found.origin == "manual"
     video = sample(prepared, found, fake)
     assert torch.equal(video.masks, masks)
 
 
 def test_masks_for_a_run_that_has_begun_can_start_over(fake, prepared):
     found = probe(prepared, fake, ProgressTracker())
-    edited = found.forced(found.masks.flip(0))
+    edited = found.with_masks(found.masks.flip(0))
     with counted(fake.transformer) as calls:
         going_on = sample(prepared, edited, fake)
         assert len(calls) == 6
         calls.clear()
         anew = sample(prepared, edited.from_noise(), fake)
-        assert len(calls) == 8 and all(given["forced_masks"] is not None for given in calls.given)
+        assert len(calls) == 8 and all(given["mask_override"] is not None for given in calls.given)
     assert not torch.equal(going_on.frames, anew.frames)
 
 
@@ -218,16 +222,16 @@ class Exchanged:
         self.clip = two_puppets(VALIDATION + 5, 17)
         prepared = prepare(puppet_scene(bundle, self.clip, 6, first_frame=False), bundle)
         own = prepared.grid.pixels_to_tokens(torch.from_numpy(self.clip.masks))
-        true = Routing.of("manual", own, torch.eye(2), forced=True)
-        left_alone = Routing.of("manual", own, torch.eye(2), forced=False)
+        true = Routing.of("manual", own, torch.eye(2), strength=1.0)
+        left_alone = Routing.of("manual", own, torch.eye(2), strength=0.0)
 
         def made(routing: Routing) -> np.ndarray:
             return sample(prepared, routing, bundle).frames.numpy()
 
-        self.own, self.swapped = made(true), made(true.forced(own.flip(0)))
+        self.own, self.swapped = made(true), made(true.with_masks(own.flip(0)))
         self.router = made(left_alone)
-        self.late = made(left_alone.override(own.flip(0), torch.ones(2), torch.tensor([[0.8, 1.0]] * 2)))
-        self.early = made(left_alone.override(own.flip(0), torch.ones(2), ALWAYS))
+        self.late = made(left_alone.override(MaskControl(own.flip(0), start_percent=torch.tensor(0.8))))
+        self.early = made(left_alone.override(MaskControl(own.flip(0))))
 
     def mouths(self, frames: np.ndarray) -> np.ndarray:
         """Correlation of the mouth at each place with each voice, [2, 2]."""

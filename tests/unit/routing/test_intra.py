@@ -175,7 +175,7 @@ def test_video_and_masks_are_bit_equal(bundle, prepared, uninterrupted):
 def test_edited_masks_change_what_comes_after(bundle, prepared, uninterrupted):
     _, masks = uninterrupted
     found = probe(probing(prepared, steps=2), bundle, ProgressTracker())
-    swapped = sample(prepared, found.forced(found.masks.flip(0)), bundle)
+    swapped = sample(prepared, found.with_masks(found.masks.flip(0)), bundle)
     assert torch.allclose(swapped.masks, found.masks.flip(0))
     assert not torch.allclose(swapped.masks, masks[-1], atol=0.3)
 
@@ -194,7 +194,7 @@ def test_static_and_refined_masks_are_forced_and_the_run_goes_on(bundle, prepare
         prepared.scene, routing=RoutingConfig(probe=ProbeConfig(steps=2), refine=RefineConfig(), static=True)
     )
     found = route(replace(prepared, scene=scene), bundle)
-    assert (found.weight == 1).all() and found.state.step == 2
+    assert (found.control.strength == 1).all() and found.state.step == 2
     assert torch.equal(found.masks, found.masks[:, :1].expand_as(found.masks)), "the same in every frame"
 
 

@@ -12,6 +12,7 @@ import torch
 from bya_core.config import RoutingConfig
 from bya_core.encoders.segmentation import SAM2_WEIGHTS, Sam2Segmenter, Segmenter, load_sam2
 from bya_core.errors import InputError
+from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import generate, prepare, sample
 from bya_core.progress import ProgressTracker
 from bya_core.routing import post
@@ -50,7 +51,7 @@ def test_first_pass_is_silent_and_second_one_forced(fake, prepared):
         for given in calls.given:
             heard = given["audio_tokens"]
             assert torch.equal(heard, silence.expand_as(heard))
-            assert given.get("forced_masks") is None
+            assert given.get("mask_override") is None
         assert {len(latents) for latents in calls.latents[:-1]} == {2}, "no branch is computed twice"
         start = calls.latents[0][:1, :, :3]
         calls.clear()
@@ -60,8 +61,10 @@ def test_first_pass_is_silent_and_second_one_forced(fake, prepared):
         assert torch.equal(calls.latents[0][:1, :, :3], start), "the same noise"
         for given in calls.given:
             assert torch.equal(given["audio_tokens"][-1:], speech)
-            assert torch.equal(given["forced_masks"][:1], found.masks[None]) and given["forced_weight"] is None
-    assert found.origin == "post" and found.state is None and (found.weight == 1).all()
+            assert (
+                torch.equal(given["mask_override"][:1], found.masks[None]) and given["mask_override_strength"] is None
+            )
+    assert found.origin == "post" and found.state is None and (found.control.strength == 1).all()
     assert torch.equal(video.masks, found.masks)
 
 
@@ -99,11 +102,11 @@ def test_reading_the_masks_goes_past_a_step_cache(prepared):
 
 def test_masks_given_by_a_person_act_in_the_first_pass_too(fake, prepared):
     given = torch.rand(2, *prepared.grid.shape)
-    scene = replace(prepared.scene, forced_masks=given, forced_blend=torch.tensor([1.0, 0.0]))
+    scene = replace(prepared.scene, mask_control=MaskControl(given, torch.tensor([1.0, 0.0])))
     with counted(fake.transformer) as calls:
         found = route(replace(prepared, scene=scene), fake)
-    assert all(torch.equal(call["forced_masks"][0, 0], given[0]) for call in calls.given[:-1])
-    assert calls.given[-1].get("forced_masks") is None, "reading is left to the router"
+    assert all(torch.equal(call["mask_override"][0, 0], given[0]) for call in calls.given[:-1])
+    assert calls.given[-1].get("mask_override") is None, "reading is left to the router"
     assert torch.equal(found.masks[0], given[0]) and not torch.equal(found.masks[1], given[1])
 
 
@@ -162,7 +165,7 @@ def test_a_segmenter_sees_the_silent_video_and_the_boxes_of_the_people(fake, pre
     assert torch.equal(segmenter.boxes, boxes)
     expected = torch.zeros(2, 3, 4, 6)
     expected[0, :, :, :3], expected[1, :, 2:, 3:] = 1, 1
-    assert torch.equal(found.masks, expected) and (found.weight == 1).all()
+    assert torch.equal(found.masks, expected) and (found.control.strength == 1).all()
 
 
 SIDE = 128

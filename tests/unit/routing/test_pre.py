@@ -71,7 +71,7 @@ def test_the_assignment_with_the_most_likeness_wins():
 def test_masks_are_static_forced_and_exclusive():
     routing = routed([[0.9, 0.1], [0.1, 0.9]])
     assert routing.origin == "pre" and routing.calls == 0 and routing.state is None
-    assert routing.weight.tolist() == [1.0, 1.0]
+    assert routing.control.strength.tolist() == [1.0, 1.0]
     assert torch.equal(routing.masks, routing.masks[:, :1].expand_as(routing.masks))
     assert routing.masks.sum(0).max() <= 1.0 + 1e-6 and routing.notices == ()
 

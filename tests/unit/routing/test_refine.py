@@ -188,9 +188,9 @@ def test_refined_routing_is_forced_and_tells_what_was_lost():
     masks = people()
     masks[1] = 0
     masks[1, 2, 0, 0] = 0.9  # a speck in one frame
-    routing = Routing.of("intra", masks, torch.eye(2), forced=False, calls=3, notices=("Before.",))
+    routing = Routing.of("intra", masks, torch.eye(2), strength=0.0, calls=3, notices=("Before.",))
     made = refine(routing, DEFAULT)
-    assert made.weight.tolist() == [1, 1] and made.calls == 3 and made.state is routing.state
+    assert made.control.strength.tolist() == [1, 1] and made.calls == 3 and made.state is routing.state
     assert made.masks[1].sum() == 0 and made.masks[0].sum() > 0
     assert made.notices[0] == "Before." and "character 2 is empty" in made.notices[1] and len(made.notices) == 2
     assert made.confidence[0] == pytest.approx(0.95, abs=1e-5) and made.confidence[1] == 0

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bya_core.config import RefineConfig, RoutingConfig
+from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import prepare
 from bya_core.routing.route import route
 from bya_core.weights.registry import MODELS, load_bundle
@@ -32,15 +33,15 @@ def made():
 @pytest.mark.parametrize("more", [{}, {"static": True}, {"refine": RefineConfig()}])
 def test_all_routers_find_the_people(made, mode, calls, more):
     bundle, prepared, truth = made
-    given = truth if mode == "manual" else None
-    scene = replace(prepared.scene, routing=RoutingConfig(mode=mode, **more), forced_masks=given)
+    given = MaskControl(truth) if mode == "manual" else None
+    scene = replace(prepared.scene, routing=RoutingConfig(mode=mode, **more), mask_control=given)
     with counted(bundle.transformer) as counter:
         found = route(replace(prepared, scene=scene), bundle)
     assert found.origin == mode and found.calls == len(counter) == calls
     own, true = found.masks > 0.5, truth > 0.5
     assert ((own & true).sum((1, 2, 3)) / (own | true).sum((1, 2, 3)) > 0.6).all()
     left_alone = mode == "intra" and not more
-    assert (found.weight == (0 if left_alone else 1)).all()
+    assert (found.control.strength == (0 if left_alone else 1)).all()
     assert (found.state is not None) == (mode == "intra"), "only the intra router has begun the video"
     if more.get("static"):
         assert torch.equal(found.masks, found.masks[:, :1].expand_as(found.masks))

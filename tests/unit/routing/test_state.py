@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bya_core.config import ProbeConfig, RouterSchedule, RoutingConfig
 from bya_core.errors import InputError
+from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import Video, generate, prepare, sample
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
@@ -86,13 +87,17 @@ def test_another_process_goes_on_bit_equally(fake, tmp_path):
 
 
 def test_everything_comes_back(fake, prepared, routing, tmp_path):
-    edited = routing.override(torch.rand_like(routing.masks), torch.tensor([0.25, 0.0]), torch.tensor([[0, 0.7]] * 2))
+    edited = routing.override(
+        MaskControl(torch.rand_like(routing.masks), torch.tensor([0.25, 0.0]), end_percent=torch.tensor(0.7))
+    )
     edited = replace(edited, origin="post", calls=11, notices=("One thing.", "Größe: ü"))
     path = tmp_path / "state.safetensors"
     save_routing(edited, path, prepared)
     loaded = load_routing(path, prepared)
-    for name in ("masks", "confidence", "matrix", "weight", "span"):
+    for name in ("masks", "confidence", "matrix"):
         assert torch.equal(getattr(loaded, name), getattr(edited, name)), name
+    for name in ("strength", "start_percent", "end_percent"):
+        assert torch.equal(getattr(loaded.control, name), getattr(edited.control, name)), name
     assert (loaded.origin, loaded.calls, loaded.notices) == (edited.origin, edited.calls, edited.notices)
     assert edited.state is not None and loaded.state is not None
     assert (loaded.state.step, loaded.state.total) == (2, STEPS)
@@ -101,9 +106,9 @@ def test_everything_comes_back(fake, prepared, routing, tmp_path):
 
 def test_masks_without_a_half_done_run(prepared, routing, tmp_path):
     path = tmp_path / "state.safetensors"
-    save_routing(Routing.of("pre", routing.masks, routing.matrix, forced=True), path, prepared)
+    save_routing(Routing.of("pre", routing.masks, routing.matrix, strength=1.0), path, prepared)
     loaded = load_routing(path, prepared)
-    assert loaded.state is None and (loaded.weight == 1).all()
+    assert loaded.state is None and (loaded.control.strength == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from bya_core.sampling.cfg_parallel import compute_branches
 from tests.unit.sampling.test_denoise_small_model import _conditions, build
 
 FORCED = {
-    "forced_masks": torch.linspace(0, 1, 24).view(1, 2, 2, 2, 3),
-    "forced_weight": torch.full((1, 1, 1, 1, 1), 0.5),
+    "mask_override": torch.linspace(0, 1, 24).view(1, 2, 2, 2, 3),
+    "mask_override_strength": torch.full((1, 1, 1, 1, 1), 0.5),
 }
 RUNS: dict[str, dict[str, Any]] = {
     "joint": {"guidance_text": 3.0, "guidance_speech": 3.0},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bya_core.config import RouterSchedule, SamplingConfig
 from bya_core.errors import InputError
+from bya_core.masks import MaskControl
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel as Model
 from bya_core.sampling import Conditions, DenoiseResult, StepInfo, build_scheduler, denoise
 from bya_core.sampling.acceleration import PRESETS, Speed, applied, attention, compiled, speed_of
@@ -151,10 +152,11 @@ def test_given_masks_that_begin_to_act_are_never_skipped(model: Model, preset) -
     preset(CACHED)
     masks = torch.zeros(1, 2, 2, 2, 3)
     masks[:, 0, ..., 0], masks[:, 1, ..., 1] = 1, 1
-    span = torch.tensor([[0.5, 1.0], [0.5, 1.0]])
     seen: list[StepInfo] = []
     with Counted(model) as counted:
-        run(model, _conditions(model, 2, forced_masks=masks, forced_range=span), seen=seen)
+        run(
+            model, _conditions(model, 2, mask_control=MaskControl(masks[0], start_percent=torch.tensor(0.5))), seen=seen
+        )
     half = STEPS // 2
     assert not torch.allclose(seen[half - 1].masks, masks[0], atol=0.1)
     assert torch.equal(seen[half].masks, masks[0]), "they act at once"
@@ -179,7 +181,7 @@ def test_frozen_masks_are_drawn_towards_given_ones_as_the_routers_are(model: Mod
     preset(FROZEN)
     masks = torch.zeros(1, 2, 2, 2, 3)
     masks[:, 0, ..., 0] = 1
-    half = _conditions(model, 2, forced_masks=masks, forced_weight=torch.full([1] * 5, 0.5))
+    half = _conditions(model, 2, mask_control=MaskControl(masks[0], torch.tensor(0.5)))
     seen: list[StepInfo] = []
     run(model, half, seen=seen)
     assert all(torch.allclose(info.masks, seen[1].masks) for info in seen[2:])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
+from bya_core.masks import MaskControl
 from bya_core.progress import Progress
 from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise, schedulers
 from bya_core.sampling.guidance import branches, combine
@@ -33,7 +34,7 @@ class StandIn(nn.Module):
             value = given[name]
             if value is not None:
                 out = out + value.flatten(1).mean(1)[:, None, None, None, None]
-        forced = given["forced_masks"]
+        forced = given["mask_override"]
         masks = torch.full((len(out), N, T, H // 2, W // 2), 0.5) if forced is None else forced
         return SimpleNamespace(sample=out.tanh(), used_masks=masks, masks=None, router_logits=None)
 
@@ -155,19 +156,15 @@ def test_drop_identity_empties_the_free_branch_but_keeps_its_first_frame() -> No
 def test_forced_masks_reach_every_branch_and_only_in_their_part_of_the_run() -> None:
     masks = torch.rand(1, N, T, H // 2, W // 2)
     model = StandIn()
-    result = _run(model=model, conditions=_conditions(forced_masks=masks))
-    assert all(torch.equal(call["forced_masks"], masks.expand(2, -1, -1, -1, -1)) for call in model.calls)
+    result = _run(model=model, conditions=_conditions(mask_control=MaskControl(masks[0])))
+    assert all(torch.equal(call["mask_override"], masks.expand(2, -1, -1, -1, -1)) for call in model.calls)
     assert torch.equal(result.masks, masks[0])
     model = StandIn()
-    half = _conditions(forced_masks=masks, forced_range=torch.tensor([[0.0, 0.5], [0.25, 0.5]]))
-    _run(model=model, conditions=half)
-    weights = [call["forced_weight"] for call in model.calls]
-    assert weights[0][0, :, 0, 0, 0].tolist() == [1, 0] and weights[1][0, :, 0, 0, 0].tolist() == [1, 1]
-    assert weights[2] is None and model.calls[2]["forced_masks"] is None
-    model = StandIn()
-    per_layer = masks.expand(3, 1, -1, -1, -1, -1)
-    _run(model=model, conditions=_conditions(forced_masks=per_layer), steps=1)
-    assert model.calls[0]["forced_masks"].shape == (3, 2, N, T, H // 2, W // 2)
+    half = MaskControl(masks[0], start_percent=torch.tensor([0.0, 0.25]), end_percent=torch.tensor(0.5))
+    _run(model=model, conditions=_conditions(mask_control=half))
+    weights = [call["mask_override_strength"] for call in model.calls]
+    assert weights[0][0, :, 0, 0, 0].tolist() == [1, 0] and weights[1] is None
+    assert weights[2] is None and model.calls[2]["mask_override"] is None
 
 
 def test_what_is_missing_or_does_not_fit_is_said() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bya_core.config import SamplingConfig
+from bya_core.masks import MaskControl
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise
 
@@ -126,9 +127,9 @@ def test_speech_and_the_matrix_matter(model) -> None:
 def test_forced_masks_are_the_masks_that_act(model) -> None:
     masks = torch.zeros(1, 2, T, H // 2, W // 2)
     masks[:, 0, ..., 0], masks[:, 1, ..., 1] = 1, 1
-    result = _run(model, _conditions(model, 2, forced_masks=masks))
+    result = _run(model, _conditions(model, 2, mask_control=MaskControl(masks[0])))
     assert torch.equal(result.masks, masks[0])
-    half = _run(model, _conditions(model, 2, forced_masks=masks, forced_weight=torch.full([1] * 5, 0.5)))
+    half = _run(model, _conditions(model, 2, mask_control=MaskControl(masks[0], torch.tensor(0.5))))
     assert half.masks[0, ..., 0].min() >= 0.5 and half.masks[0, ..., 1].max() <= 0.5
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
+from bya_core.masks import MaskControl
 from bya_core.scene.loader import load_scene
 from bya_core.scene.schema import ProbeEntry, RefineEntry, WindowsEntry, scene_schema, schema_text
 from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, prompt_at
@@ -124,9 +125,9 @@ def test_masks_at_token_and_pixel_resolution(make_scene: SceneMaker, tmp_path: P
     for name in ("tokens", "pixels"):
         router = {"mode": "manual", "masks": f"{name}.npz", "blend": 0.5}
         scene = load_scene(make_scene(router=router), DEFAULTS)
-        assert scene.routing == RoutingConfig("manual") and scene.forced_masks is not None
-        assert scene.forced_blend is not None and scene.forced_blend.tolist() == [0.5, 0.5]
-        torch.testing.assert_close(scene.forced_masks, torch.from_numpy(tokens))
+        assert scene.routing == RoutingConfig("manual") and scene.mask_control is not None
+        assert scene.mask_control.strength.tolist() == [0.5, 0.5]
+        torch.testing.assert_close(scene.mask_control.masks, torch.from_numpy(tokens))
 
 
 def write_mask(path: Path, share: float = 0.5, size: tuple[int, int] = (60, 40), mode: str = "L") -> None:
@@ -142,11 +143,11 @@ def test_a_painted_mask_of_one_character(mode: str, make_scene: SceneMaker, tmp_
     write_mask(tmp_path / "scene" / "left.png", mode=mode)
     mine = characters(mask="left.png", mask_blend=0.75, mask_from=0.25, mask_to=0.5)
     scene = load_scene(make_scene(characters=mine), DEFAULTS)
-    assert scene.routing.mode == "intra" and scene.forced_masks is not None
-    assert scene.forced_blend is not None and scene.forced_span is not None
+    assert scene.routing.mode == "intra" and scene.mask_control is not None
+    assert scene.mask_control.start_percent.tolist() == [0, 0.25]
     left = torch.tensor([1.0, 1, 1, 0, 0, 0]).expand(3, 4, 6)
-    torch.testing.assert_close(scene.forced_masks[1], left)
-    assert scene.forced_blend.tolist() == [0, 0.75] and scene.forced_span.tolist() == [[0, 1], [0.25, 0.5]]
+    torch.testing.assert_close(scene.mask_control.masks[1], left)
+    assert scene.mask_control.strength.tolist() == [0, 0.75] and scene.mask_control.end_percent.tolist() == [1, 0.5]
 
 
 def test_masks_of_one_character_from_arrays(make_scene: SceneMaker, tmp_path: Path) -> None:
@@ -167,8 +168,8 @@ def test_masks_of_one_character_from_arrays(make_scene: SceneMaker, tmp_path: Pa
 
     def read(name: str) -> torch.Tensor:
         scene = load_scene(make_scene(characters=characters(mask=f"{name}.npz")), DEFAULTS)
-        assert scene.forced_masks is not None
-        return scene.forced_masks[1]
+        assert scene.mask_control is not None
+        return scene.mask_control.masks[1]
 
     torch.testing.assert_close(read("still"), torch.tensor([1, 0.5, 0, 0, 0, 0]).expand(3, 4, 6))
     torch.testing.assert_close(read("frames"), torch.tensor([0.0, 0, 1]).view(3, 1, 1).expand(3, 4, 6))
@@ -182,9 +183,9 @@ def test_the_mask_of_a_character_goes_before_the_file_of_all(make_scene: SceneMa
     write_mask(tmp_path / "scene" / "all.png", share=1)
     router = {"mode": "post", "masks": "all.npz", "blend": 0.5}
     scene = load_scene(make_scene(router=router, characters=characters(mask="all.png")), DEFAULTS)
-    assert scene.forced_masks is not None and scene.forced_blend is not None
-    assert scene.forced_masks.mean((1, 2, 3)).tolist() == [0.25, 1.0]
-    assert scene.forced_blend.tolist() == [0.5, 1.0] and scene.routing.mode == "post"
+    assert scene.mask_control is not None
+    assert scene.mask_control.masks.mean((1, 2, 3)).tolist() == [0.25, 1.0]
+    assert scene.mask_control.strength.tolist() == [0.5, 1.0] and scene.routing.mode == "post"
 
 
 def names_of(kind: Any) -> set[str]:
@@ -394,7 +395,7 @@ def test_a_scene_made_in_code_is_checked_too() -> None:
         Scene("", [face], [None], 64, 96, 9, audio_character_matrix=torch.ones(2, 1))
     with pytest.raises(InputError, match="2 masks for 1"):
         masks = torch.zeros(2, 3, 4, 6)
-        Scene("", [face], [None], 64, 96, 9, routing=RoutingConfig("manual"), forced_masks=masks)
+        Scene("", [face], [None], 64, 96, 9, routing=RoutingConfig("manual"), mask_control=MaskControl(masks))
 
 
 def test_the_schema_file_is_up_to_date() -> None:
