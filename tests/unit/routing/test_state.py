@@ -192,7 +192,7 @@ def _edit(path: Path, **tensors: torch.Tensor | None) -> None:
         lambda path: _edit(path, latents=torch.zeros(1, 3, 3, 8, 10)),
         lambda path: _edit(path, latents=torch.full((1, 3, 3, 8, 12), torch.nan)),
         lambda path: _edit(path, generator=torch.zeros(10, dtype=torch.uint8)),
-        lambda path: _edit(path, weight=torch.zeros(3)),
+        lambda path: _edit(path, strength=torch.zeros(3)),
     ],
 )
 def test_broken_and_foreign_files_are_refused(prepared, state, damage):
