@@ -93,7 +93,7 @@ def scene_row(subject: ModelSubject, scene: SuiteScene, names: Sequence[str]) ->
     latents, masks, costs = [], [], {name: Cost() for name in names}
     for name in names:
         for given in prepared:
-            sampling = replace(given.scene.sampling, speed=name)
+            sampling = replace(given.scene.sampling, preset=name)
             faster = replace(given, scene=replace(given.scene, sampling=sampling))
             with costs[name].of(bundle.transformer):
                 clean, acted = denoised(faster, route(faster, bundle), bundle, ProgressTracker())

@@ -1,185 +1,214 @@
-"""Settings that flow through the house; each checks itself."""
+"""Every user option once: type, default, range, choices and description.
+
+The scene file and its schema, the command line, the widgets of the nodes and the tables of the documentation are
+derived from these classes with `bya_core.validation.option`. Ranges and types are checked when an instance is created;
+a violation raises `InputError`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
 from bya_core.errors import InputError
+from bya_core.validation import Field, validated
 
+Scheduler = Literal["dpm", "ddim"]
+Preset = Literal["exact", "balanced", "fast"]
 RouterMode = Literal["intra", "pre", "post", "manual"]
 Region = Literal["box", "head"]
-SegmenterName = Literal["self", "sam2"]
-Bystanders = Literal["model", "hear", "silent"]
-SpeedName = Literal["exact", "balanced", "fast"]
+Segmenter = Literal["self", "sam2"]
+BackgroundAudio = Literal["model", "all", "none"]
+
+Steps = Annotated[int, Field(ge=1, le=1000, description="Number of denoising steps.")]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="Random seed.")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+GuidanceScale = Annotated[float, Field(ge=0, le=100, description="Guidance scale for the prompt. 1 disables guidance.")]
+AudioGuidanceScale = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=100,
+        description="Guidance scale for the speech. If it differs from guidance_scale, every step needs one more "
+        "forward pass.",
+    ),
+]
+SchedulerOption = Annotated[Scheduler, Field(description="Scheduler, one of the CogVideoX schedulers of diffusers.")]
+PresetOption = Annotated[
+    Preset,
+    Field(
+        description="Quality/speed preset. exact computes every step in full, balanced skips work with hardly visible "
+        "effect, fast skips more."
+    ),
+]
+MaskStrength = Annotated[
+    float,
+    Field(ge=0, le=1, description="Strength of the mask. 0 uses the router's mask, 1 only the given mask."),
+]
+MaskStart = Annotated[float, Field(ge=0, le=1, description="Fraction of the steps at which the mask starts to apply.")]
+MaskEnd = Annotated[float, Field(ge=0, le=1, description="Fraction of the steps at which the mask stops applying.")]
+SpeechStrength = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=2,
+        description="Strength of the speech conditioning. 1 is the strength used in training, 0 disables it.",
+    ),
+]
 
 
-def _within(owner: str, name: str, value: float, least: float, most: float | None = None) -> None:
-    if value < least or (most is not None and value > most):
-        rule = f"at least {least}" if most is None else f"a number from {least:g} to {most:g}"
-        raise InputError(f"{owner}.{name} = {value}", rule, "give one in that range")
-
-
-def _one_of(owner: str, name: str, value: str, kinds: Any) -> None:
-    if value not in get_args(kinds):
-        known = " or ".join(f'"{kind}"' for kind in get_args(kinds))
-        raise InputError(f"{owner}.{name} = {value!r}", known, "choose one of them")
-
-
-@dataclass(frozen=True)
+@validated
 class SamplingConfig:
-    """How the video is denoised.
+    """How the video is denoised. `drop_identity` is `zero2cond` in the released code."""
 
-    Args:
-        steps: denoising steps.
-        guidance_text: guidance scale on the prompt; 1 = off.
-        guidance_speech: guidance scale on speech; equal to `guidance_text` = one joint scale (as released).
-        scheduler: "dpm" or "ddim" (CogVideoX schedulers of diffusers).
-        seed: of all random numbers of one video.
-        drop_identity: also drop faces and canvas in the unconditional half (`zero2cond` of the released code).
-        speed: how much work may be left out: "exact" = none, "balanced" or "fast" (`sampling.acceleration`).
-    """
-
-    steps: int = 50
-    guidance_text: float = 7.0
-    guidance_speech: float = 7.0
-    scheduler: Literal["dpm", "ddim"] = "dpm"
-    seed: int = 0
-    drop_identity: bool = False
-    speed: SpeedName = "exact"
-
-    def __post_init__(self) -> None:
-        _within("sampling", "steps", self.steps, 1)
-        _within("sampling", "guidance_text", self.guidance_text, 0.0)
-        _within("sampling", "guidance_speech", self.guidance_speech, 0.0)
-        _within("sampling", "seed", self.seed, 0)
-        _one_of("sampling", "scheduler", self.scheduler, Literal["dpm", "ddim"])
-        _one_of("sampling", "speed", self.speed, SpeedName)
+    steps: Steps = 50
+    guidance_scale: GuidanceScale = 7.0
+    audio_guidance_scale: AudioGuidanceScale = 7.0
+    scheduler: SchedulerOption = "dpm"
+    seed: Seed = 0
+    drop_identity: Annotated[
+        bool, Field(description="Whether to drop faces and first frame from the unconditional branch as well.")
+    ] = False
+    preset: PresetOption = "exact"
 
 
-@dataclass(frozen=True)
+@validated
 class RouterSchedule:
-    """When the router predicts. Where it does not, the masks of the nearest earlier layer or step that did act.
+    """When the router predicts masks. The most recent masks are reused in between."""
 
-    Args:
-        every: in every so many-th of its layers, counted from the first.
-        freeze: not any more, once the masks have settled.
-    """
-
-    every: int = 1
-    freeze: bool = False
-
-    def __post_init__(self) -> None:
-        _within("router schedule", "every", self.every, 1)
+    every: Annotated[int, Field(ge=1, le=1000, description="Predict masks in every n-th router layer.")] = 1
+    freeze: Annotated[bool, Field(description="Whether to stop predicting once the masks have converged.")] = False
 
 
-@dataclass(frozen=True)
+@validated
 class ProbeConfig:
-    """How long the intra router is watched before its masks are shown.
+    """When the masks of the intra router have converged."""
 
-    Args:
-        settled: mean change of the masks from one step to the next (0..1) under which they count as settled.
-        most: largest share of all steps that a probe may take.
-        steps: exactly so many steps instead; None = until settled.
-        tries: while a character finds no place in the picture, watch again from the noise of the next seed, so many
-            times in all. Where a first frame or masks are given, places are theirs to say: there is one try.
-    """
+    threshold: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Mask change per step (mean over all tokens, 0 to 1) below which the masks have converged.",
+        ),
+    ] = 0.02
+    max_fraction: Annotated[float, Field(ge=0, le=1, description="Largest fraction of all steps to run.")] = 0.4
+    steps: Annotated[
+        int | None, Field(ge=1, le=1000, description="Exact number of steps to run. null runs until convergence.")
+    ] = None
+    num_seeds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="Number of seeds to try while a character has no region. With a first frame or given masks, "
+            "only one seed is tried.",
+        ),
+    ] = 3
 
-    settled: float = 0.02
-    most: float = 0.4
-    steps: int | None = None
-    tries: int = 3
 
-    def __post_init__(self) -> None:
-        _within("probe", "settled", self.settled, 0.0, 1.0)
-        _within("probe", "most", self.most, 0.0, 1.0)
-        if self.steps is not None:
-            _within("probe", "steps", self.steps, 1)
-        _within("probe", "tries", self.tries, 1)
-
-
-@dataclass(frozen=True)
+@validated
 class RefineConfig:
-    """How masks are cleaned (paper sec. 3.3.3). Each step can be left out.
+    """How masks are refined (paper sec. 3.3.3). Each step can be disabled."""
 
-    Args:
-        drop_below: tokens whose best claim is weaker lose their label first (0..1); 0 = none.
-        propagate: labels spread from the sure tokens to those without one, over time and space.
-        regions: connected regions kept per character and frame, the largest first; 0 = all.
-        fill_holes: fill what a character encloses in a frame.
-        smooth: deviation of the smoothing over time, in latent frames; 0 = none.
-        exclusive: each token has one owner; the background can be it.
-        grow: tokens by which masks grow in height and width; negative = shrink.
-    """
-
-    drop_below: float = 0.5
-    propagate: bool = True
-    regions: int = 1
-    fill_holes: bool = True
-    smooth: float = 0.7
-    exclusive: bool = True
-    grow: int = 0
-
-    def __post_init__(self) -> None:
-        _within("refine", "drop_below", self.drop_below, 0.0, 1.0)
-        _within("refine", "regions", self.regions, 0)
-        _within("refine", "smooth", self.smooth, 0.0)
-
-
-@dataclass(frozen=True)
-class RoutingConfig:
-    """Where the masks come from, and how they reach the speech.
-
-    Args:
-        mode: "intra" = predicted while denoising; "pre" = static, from the first frame; "post" = from a first, silent
-            pass (paper sec. 3.3.1); "manual" = given masks alone.
-        probe: of the intra router.
-        region: what the pre router draws around a face.
-        segmenter: what finds the characters in the silent pass of the post router: "self" = the model's own router,
-            "sam2" = SAM 2.
-        segmenter_weights: of SAM 2: a folder, or a name in the Hugging Face cache of this machine.
-        static: use the union over time in every frame (the paper's 2D masks).
-        refine: how masks are cleaned before they act; None = they act as they are.
-        bystanders: what tokens of nobody hear: "hear" = every voice (paper sec. 3.3.3), "silent" = none, "model" = as
-            the weights were trained.
-    """
-
-    mode: RouterMode = "intra"
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    region: Region = "head"
-    segmenter: SegmenterName = "self"
-    segmenter_weights: str = "facebook/sam2.1-hiera-tiny"
-    static: bool = False
-    refine: RefineConfig | None = None
-    bystanders: Bystanders = "model"
-
-    def __post_init__(self) -> None:
-        _one_of("router", "mode", self.mode, RouterMode)
-        _one_of("router", "region", self.region, Region)
-        _one_of("router", "segmenter", self.segmenter, SegmenterName)
-        _one_of("router", "bystanders", self.bystanders, Bystanders)
+    threshold: Annotated[
+        float,
+        Field(
+            ge=0, le=1, description="Tokens whose highest mask value is lower lose their label. 0 disables the step."
+        ),
+    ] = 0.5
+    propagate: Annotated[
+        bool, Field(description="Whether to propagate labels over space and time to tokens without one.")
+    ] = True
+    max_regions: Annotated[
+        int,
+        Field(ge=0, le=1000, description="Number of connected regions to keep per character and frame. 0 keeps all."),
+    ] = 1
+    fill_holes: Annotated[bool, Field(description="Whether to fill holes inside a region.")] = True
+    smoothing: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="Standard deviation of the temporal smoothing, in latent frames. 0 disables the step.",
+        ),
+    ] = 0.7
+    exclusive: Annotated[
+        bool, Field(description="Whether to assign each token to one character or the background.")
+    ] = True
+    grow: Annotated[
+        int,
+        Field(ge=-100, le=100, description="Number of tokens to grow the masks by. Negative values shrink them."),
+    ] = 0
 
 
-@dataclass(frozen=True)
+@validated
+class RouterConfig:
+    """Where the character masks come from and how they route the speech (paper sec. 3.3.1)."""
+
+    mode: Annotated[
+        RouterMode,
+        Field(
+            description="Where the masks come from. intra predicts them while denoising, pre uses the first frame, post "
+            "a first pass without speech, manual only the given masks."
+        ),
+    ] = "intra"
+    probe: Annotated[ProbeConfig, Field(description="Convergence of the intra router.")] = ProbeConfig()
+    region: Annotated[Region, Field(description="Region that the pre router draws around a face.")] = "head"
+    segmenter: Annotated[
+        Segmenter,
+        Field(
+            description="What segments the first pass of the post router. self is the router of the model, sam2 is "
+            "SAM 2."
+        ),
+    ] = "self"
+    segmenter_weights: Annotated[
+        str, Field(description="SAM 2 weights, a folder or a repository name in the Hugging Face cache.")
+    ] = "facebook/sam2.1-hiera-tiny"
+    static: Annotated[
+        bool, Field(description="Whether to use the union over all frames in every frame (2D masks of the paper).")
+    ] = False
+    refine: Annotated[
+        RefineConfig | None, Field(description="How the masks are refined before they are applied. null disables it.")
+    ] = None
+    background_audio: Annotated[
+        BackgroundAudio,
+        Field(
+            description="Which speech background tokens attend to. all is every speech (paper sec. 3.3.3), none is no "
+            "speech, model is what the model was trained with."
+        ),
+    ] = "model"
+
+
+@validated
 class WindowConfig:
-    """How a video longer than one window is made, see `bya_core.pipelines.long_video`.
+    """How a video is generated that is longer than one window, see `bya_core.pipelines.long_video`."""
 
-    Args:
-        frames: video frames of a window, 1 + a multiple of the time factor of the video VAE; None = as many as the
-            model was trained for.
-        overlap: video frames that a window shares with the one before it, likewise 1 + a multiple; None = 9, or less
-            in short windows. They are what the next window goes on from: more join motion better, and cost more.
-        hold_colours: give each window the colours of the first, so that they cannot drift.
-    """
-
-    frames: int | None = None
-    overlap: int | None = None
-    hold_colours: bool = True
+    frames: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100_000,
+            description="Number of video frames per window (a multiple of 4, plus 1). null uses the length the model "
+            "was trained with.",
+        ),
+    ] = None
+    overlap: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100_000,
+            description="Number of video frames that a window shares with the previous one (a multiple of 4, plus 1). "
+            "null uses 9, or fewer in short windows.",
+        ),
+    ] = None
+    match_colors: Annotated[bool, Field(description="Whether to match the colors of each window to the first one.")] = (
+        True
+    )
 
     def __post_init__(self) -> None:
-        for name, value in (("frames", self.frames), ("overlap", self.overlap)):
-            if value is not None:
-                _within("windows", name, value, 1)
         if self.frames is not None and self.overlap is not None and self.frames <= self.overlap:
-            came = f"windows of {self.frames} frames with {self.overlap} in common"
-            raise InputError(came, "windows longer than their overlap", "lengthen them, or lessen the overlap")
+            raise InputError(
+                f"windows of {self.frames} frames with an overlap of {self.overlap} frames",
+                "an overlap shorter than the window",
+                "increase the window length or reduce the overlap",
+            )

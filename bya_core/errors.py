@@ -1,22 +1,27 @@
-"""The one error that a user's input can cause."""
+"""Exceptions shared by all packages."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Input that cannot be used, told in one sentence: what came, what was expected, what to do.
+    """Invalid user input, reported as one sentence.
 
     The command line prints it and exits with code 2; nodes show it as it is.
+
+    Args:
+        problem: What is wrong.
+        expected: What is valid.
+        hint: How to fix it.
     """
 
-    def __init__(self, came: str, expected: str, do: str) -> None:
-        self.came, self.expected, self.do = came, expected, do
-        super().__init__(f"{came}; expected {expected}; {do}.")
+    def __init__(self, problem: str, expected: str, hint: str) -> None:
+        self.problem, self.expected, self.hint = problem, expected, hint
+        super().__init__(f"{problem}; expected {expected}; {hint}.")
 
 
 class Cancelled(RuntimeError):
-    """Raised where work stops because the caller asked for it; nothing half-written is left."""
+    """Raised when the caller cancels a run. No partial output is left."""
 
 
 class Paused(Cancelled):
-    """Stopped, but what was finished is kept and can be gone on with; says where."""
+    """Raised when a run is cancelled and its finished parts are kept for resuming. The message says where."""

@@ -124,7 +124,7 @@ class HostModel:
 
         bundle, sampling = self.bundle, scene.sampling
         config, size = bundle.transformer.config, bundle.dtype.itemsize
-        passes = 1 if self.rung.apart else len(branches(sampling.guidance_text, sampling.guidance_speech))
+        passes = 1 if self.rung.apart else len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
         grid = bundle.grid(scene.num_frames, scene.height, scene.width)
         width = config.num_attention_heads * config.attention_head_dim
         for resident in self.residents:

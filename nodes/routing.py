@@ -13,6 +13,7 @@ from . import host, types
 from .schema import schema
 
 PROBE, REFINE = ProbeConfig(), RefineConfig()
+REFINE_FIELDS = {"drop_below": "threshold", "regions": "max_regions", "smooth": "smoothing"}
 MASKS_ORDER = "characters x latent frames pictures, all of the first character first"
 
 
@@ -59,7 +60,7 @@ class EmbeddingRouter(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "settled",
-                    default=PROBE.settled,
+                    default=PROBE.threshold,
                     min=0.0,
                     max=1.0,
                     step=0.001,
@@ -69,7 +70,7 @@ class EmbeddingRouter(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "probe_most",
-                    default=PROBE.most,
+                    default=PROBE.max_fraction,
                     min=0.05,
                     max=1.0,
                     step=0.05,
@@ -104,7 +105,7 @@ class EmbeddingRouter(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tries",
-                    default=PROBE.tries,
+                    default=PROBE.num_seeds,
                     min=1,
                     max=100,
                     tooltip="intra without first frame and masks: while somebody has no place in the picture, the "
@@ -171,7 +172,7 @@ class MaskRefine(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "drop_below",
-                    default=REFINE.drop_below,
+                    default=REFINE.threshold,
                     min=0.0,
                     max=1.0,
                     step=0.05,
@@ -185,7 +186,7 @@ class MaskRefine(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "regions",
-                    default=REFINE.regions,
+                    default=REFINE.max_regions,
                     min=0,
                     max=100,
                     tooltip="Connected regions kept per character and frame, the largest first; 0 = all. 1 removes "
@@ -196,7 +197,7 @@ class MaskRefine(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "smooth",
-                    default=REFINE.smooth,
+                    default=REFINE.smoothing,
                     min=0.0,
                     max=10.0,
                     step=0.1,
@@ -284,7 +285,8 @@ class MaskRefine(io.ComfyNode):
         from bya_core.pipelines.interactive import OVERRIDE, Edit, describe, edited
 
         over = {name: given.pop(name) for name in OVERRIDE}
-        edit = Edit(RefineConfig(**given) if clean else None, from_start, override_mask, **over)
+        refine = {REFINE_FIELDS.get(name, name): value for name, value in given.items()}
+        edit = Edit(RefineConfig(**refine) if clean else None, from_start, override_mask, **over)
         masks, whole = edited(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
         value = replace(routing, routing=masks, whole=whole)
         return io.NodeOutput(value, value.mask_images, describe(value.scene, masks, whole is not None))

@@ -10,7 +10,7 @@ from . import convert, host, types
 from .schema import schema
 
 if TYPE_CHECKING:
-    from bya_core.config import SpeedName
+    from bya_core.config import Preset
 
 
 class Sampler(io.ComfyNode):
@@ -50,7 +50,7 @@ class Sampler(io.ComfyNode):
 
     @classmethod
     @host.told_plainly
-    def execute(cls, routing: types.RoutingValue, speed: SpeedName = "exact") -> io.NodeOutput:
+    def execute(cls, routing: types.RoutingValue, speed: Preset = "exact") -> io.NodeOutput:
         from bya_core.io.mask_images import to_images
         from bya_core.pipelines.generate import sample
         from bya_core.pipelines.interactive import describe_video, sample_windows

@@ -155,10 +155,12 @@ class Scene(io.ComfyNode):
     def execute(cls, model: host.HostModel, cast: Any, first_frame: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.scene.compose import Wishes, chosen_sampling, compose, summary
 
-        sampling = chosen_sampling(model.bundle.sampling, **{key: given.pop(key) for key in SAMPLING})
+        chosen = {SAMPLING_FIELDS.get(key, key): given.pop(key) for key in SAMPLING}
+        sampling = chosen_sampling(model.bundle.sampling, **chosen)
         frame = None if first_frame is None else convert.one_picture(first_frame, "the first frame")
         scene = compose(cast, Wishes(**given, first_frame=frame, sampling=sampling), model.bundle.defaults)
         return io.NodeOutput(types.SceneValue(model, scene), summary(scene))
 
 
 SAMPLING = ("steps", "guidance_text", "guidance_speech", "scheduler", "seed")
+SAMPLING_FIELDS = {"guidance_text": "guidance_scale", "guidance_speech": "audio_guidance_scale"}

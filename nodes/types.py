@@ -10,7 +10,7 @@ from comfy_api.latest import io
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bya_core.config import SpeedName
+    from bya_core.config import Preset
     from bya_core.grid import TokenGrid
     from bya_core.routing import Routing
     from bya_core.sampling.prepared import Prepared
@@ -55,11 +55,11 @@ class RoutingValue:
         """What was asked for."""
         return self.prepared.scene if self.whole is None else self.whole
 
-    def at(self, speed: SpeedName) -> RoutingValue:
+    def at(self, speed: Preset) -> RoutingValue:
         """The same, sampled at that speed."""
 
         def faster(scene: Scene) -> Scene:
-            return replace(scene, sampling=replace(scene.sampling, speed=speed))
+            return replace(scene, sampling=replace(scene.sampling, preset=speed))
 
         prepared = replace(self.prepared, scene=faster(self.prepared.scene))
         return replace(self, prepared=prepared, whole=self.whole and faster(self.whole))

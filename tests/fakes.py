@@ -115,7 +115,7 @@ def fake_bundle() -> ModelBundle:
         codec=FakeCodec(),
         scheduler_config={},
         native=NativeSize(height=64, width=96, num_frames=9),
-        sampling=SamplingConfig(steps=2, guidance_text=2.0, guidance_speech=2.0),
+        sampling=SamplingConfig(steps=2, guidance_scale=2.0, audio_guidance_scale=2.0),
         max_characters=2,
     )
 

@@ -22,7 +22,7 @@ from bya_core.cli.probe import Probe, go_on
 from bya_core.cli.processes import number
 from bya_core.cli.report import Report
 from bya_core.cli.selftest import Selftest, Vram
-from bya_core.config import SpeedName
+from bya_core.config import Preset
 from bya_core.errors import Cancelled, InputError, Paused
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Generate:
     vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None
-    speed: SpeedName | None = None
+    speed: Preset | None = None
     state: Path | None = None
     work: Path | None = None
     again: int | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from bya_core.cli.selftest import Vram
-from bya_core.config import SpeedName
+from bya_core.config import Preset
 
 if TYPE_CHECKING:
     from bya_core.pipelines.generate import Video
@@ -44,7 +44,7 @@ class Probe:
     vram: Vram = "auto"
     steps: int | None = None
     seed: int | None = None
-    speed: SpeedName | None = None
+    speed: Preset | None = None
 
     def run(self) -> int:
         from bya_core.cli.main import Bar

@@ -42,7 +42,7 @@ def share(sampling: SamplingConfig, bundle: ModelBundle) -> None:
     from bya_core.sampling.cfg_parallel import compute_branches
     from bya_core.sampling.guidance import branches
 
-    many, count = number(), len(branches(sampling.guidance_text, sampling.guidance_speech))
+    many, count = number(), len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
     if many == 1:
         return
     if many != count:

@@ -89,7 +89,7 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
     """What a video on `grid` with so many characters costs."""
     from bya_core.sampling.guidance import branches
 
-    passes = len(branches(sampling.guidance_text, sampling.guidance_speech))
+    passes = len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
     step, width, kept = _transformer(model, grid, characters)
     decoding, channels = _decoder(model, grid)
     operations = step * passes * sampling.steps + decoding

@@ -190,7 +190,7 @@ def one_step(bundle: ModelBundle, versions: int = 2, tracker: ProgressTracker | 
         )
         wait(device)
     scale = 7.0 if versions > 1 else 1.0
-    sampling = SamplingConfig(steps=STEPS, guidance_text=scale, guidance_speech=scale)
+    sampling = SamplingConfig(steps=STEPS, guidance_scale=scale, audio_guidance_scale=scale)
     scheduler = build_scheduler("dpm", bundle.scheduler_config)
     noise = draw_input("noise", (1, *shape), SALT)
     with tracker.stage("Denoising"):

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bya_core.config import Bystanders, ProbeConfig, RefineConfig, Region, RouterMode, RoutingConfig, SegmenterName
+from bya_core.config import BackgroundAudio, ProbeConfig, RefineConfig, Region, RouterMode, RouterConfig, Segmenter
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.mask_images import character_index, from_images
@@ -27,6 +27,9 @@ from bya_core.weights.bundle import ModelBundle
 OVERRIDE = ("override_character", "blend", "start", "end")
 """Fields of `Edit` that are about `Edit.mask`."""
 
+BACKGROUND_AUDIO: dict[str, BackgroundAudio] = {"model": "model", "hear": "all", "silent": "none"}
+"""Values of the node's `bystanders` input."""
+
 
 @dataclass(frozen=True)
 class RouterWishes:
@@ -38,20 +41,20 @@ class RouterWishes:
         matrix: see `bya_core.scene.compose.parse_matrix`.
         probe_steps: 0 = until the masks settle.
         settled, probe_most, tries: see `ProbeConfig`.
-        mode, region, segmenter, static, bystanders: see `RoutingConfig`.
+        mode, region, segmenter, static, bystanders: see `RouterConfig`.
     """
 
     mode: RouterMode = "intra"
     binding: Literal["as given", "swapped", "auto"] = "as given"
     matrix: str = ""
     probe_steps: int = 0
-    settled: float = ProbeConfig.settled
-    probe_most: float = ProbeConfig.most
+    settled: float = ProbeConfig.threshold
+    probe_most: float = ProbeConfig.max_fraction
     region: Region = "head"
-    segmenter: SegmenterName = "self"
+    segmenter: Segmenter = "self"
     static: bool = False
-    bystanders: Bystanders = "model"
-    tries: int = ProbeConfig.tries
+    bystanders: Literal["model", "hear", "silent"] = "model"
+    tries: int = ProbeConfig.num_seeds
 
 
 def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundle: ModelBundle) -> Scene:
@@ -75,13 +78,13 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
         audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
         bind="auto" if wishes.binding == "auto" else "given",
         mask_control=None if masks is None else MaskControl(from_images(masks, grid, count, "the masks of the router")),
-        routing=RoutingConfig(
+        routing=RouterConfig(
             mode=wishes.mode,
             probe=ProbeConfig(wishes.settled, wishes.probe_most, wishes.probe_steps or None, wishes.tries),
             region=wishes.region,
             segmenter=wishes.segmenter,
             static=wishes.static,
-            bystanders=wishes.bystanders,
+            background_audio=BACKGROUND_AUDIO[wishes.bystanders],
         ),
     )
     return bound(routed, bundle)

@@ -214,7 +214,7 @@ class _Job:
         prepared = carried(prepared, window, before, after)
         routing = route(prepared, self.bundle, tracker)
         latents, masks = denoised(prepared, routing, self.bundle, tracker)
-        if self.scene.windows.hold_colours and self.colours is not None:
+        if self.scene.windows.match_colors and self.colours is not None:
             latents = _with_statistics(latents, self.colours)
         frames = decoded(latents, self.bundle, tracker)
         return StoredWindow(frames, latents.float().cpu(), masks, routing.matrix, seed, take, routing.notices)

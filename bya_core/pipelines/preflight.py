@@ -190,7 +190,7 @@ def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked, told: Seque
     """Sizes, notices but those `told` already, masks, first frame, cost."""
     defaults = model.defaults
     sampling = chosen_sampling(
-        defaults.sampling, steps=asked.steps, guidance_text=0, guidance_speech=0, scheduler="", seed=0
+        defaults.sampling, steps=asked.steps, guidance_scale=0, audio_guidance_scale=0, scheduler="", seed=0
     )
     wishes = Wishes("", "", asked.first_frame, asked.width, asked.height, asked.frames, sampling)
     try:

@@ -22,7 +22,7 @@ from bya_core.scene.types import Character, Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
 CONTEXT = 2  # video frames on each side that speech features of a clip have beyond it
-INFLATE = {"model": None, "hear": True, "silent": False}
+INFLATE = {"model": None, "all": True, "none": False}
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def prepare(
             canvas_latents=still_latents(canvas, grid, bundle),
             first_frame_latents=still_latents(first_frame(scene), grid, bundle),
             speech_strength=None if scene.speech_strength is None else scene.speech_strength[None],
-            inflate_audio_masks=INFLATE[scene.routing.bystanders],
+            inflate_audio_masks=INFLATE[scene.routing.background_audio],
         )
     return Prepared(scene, grid, conditions)
 
@@ -79,7 +79,7 @@ def _face(character: Character, bundle: ModelBundle) -> FaceFeatures:
     try:
         return bundle.face.encode(character.image.to(bundle.device))
     except InputError as error:
-        raise InputError(f"the picture of {character.name}: {error.came}", error.expected, error.do) from error
+        raise InputError(f"the picture of {character.name}: {error.problem}", error.expected, error.hint) from error
 
 
 def _with_notices(scene: Scene, faces: Sequence[FaceFeatures]) -> Scene:

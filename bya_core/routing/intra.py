@@ -36,7 +36,7 @@ def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> 
     if not places_are_open(prepared):
         return best
     calls, left_out = best.calls, without_place(best.masks)
-    for another in range(seed + 1, seed + scene.routing.probe.tries):
+    for another in range(seed + 1, seed + scene.routing.probe.num_seeds):
         if not left_out:
             break
         found = _probe(prepared, bundle, tracker, another)
@@ -95,7 +95,7 @@ def most_steps(config: ProbeConfig, total: int) -> int:
     """Steps after which a probe ends at the latest, of a run of `total` steps."""
     if config.steps is not None:
         return min(config.steps, total)
-    return max(1, math.floor(config.most * total + 1e-9))  # 0.3 of 10 is 3, whatever floats say
+    return max(1, math.floor(config.max_fraction * total + 1e-9))  # 0.3 of 10 is 3, whatever floats say
 
 
 @dataclass
@@ -115,4 +115,4 @@ class Settling:
         if info.masks is not None and self._last is not None:
             self.change = float((info.masks.float() - self._last).abs().mean())
         self._last = None if info.masks is None else info.masks.float()
-        return self.config.steps is None and self.change is not None and self.change < self.config.settled
+        return self.config.steps is None and self.change is not None and self.change < self.config.threshold

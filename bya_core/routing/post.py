@@ -42,7 +42,7 @@ def from_silent_pass(prepared: Prepared, bundle: ModelBundle, tracker: ProgressT
     segmenter = None if scene.routing.segmenter == "self" else _sam2(scene, bundle)  # missing weights are told first
     conditions = silent(prepared.conditions)
     # With silence in every branch only the prompt is left to guide: one scale, and one branch less to compute.
-    sampling = replace(scene.sampling, guidance_speech=scene.sampling.guidance_text)
+    sampling = replace(scene.sampling, audio_guidance_scale=scene.sampling.guidance_scale)
     with tracker.stage("Denoising without speech", sampling.steps) as step:
         scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
         latents = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step).latents

@@ -78,14 +78,14 @@ def refine_masks(masks: Tensor, config: RefineConfig) -> Tensor:
 
 def _refined(masks: np.ndarray, config: RefineConfig) -> np.ndarray:
     """[N, T, h, w] float32 -> same; characters compete with each other and with the background."""
-    if config.propagate or config.drop_below > 0:
+    if config.propagate or config.threshold > 0:
         masks = _relabelled(masks, config)
-    if config.smooth > 0:
-        masks = ndimage.gaussian_filter1d(masks, config.smooth, axis=1, mode="nearest")
+    if config.smoothing > 0:
+        masks = ndimage.gaussian_filter1d(masks, config.smoothing, axis=1, mode="nearest")
     if config.exclusive:
         masks = _owners(_claims(masks))[:-1].astype(np.float32)
-    if config.regions > 0:
-        kept = _kept_regions(masks > 0.5, config.regions)
+    if config.max_regions > 0:
+        kept = _kept_regions(masks > 0.5, config.max_regions)
         masks = np.where((masks > 0.5) & ~kept, np.float32(0.0), masks)
     if config.fill_holes:
         masks = np.where(_holes(masks > 0.5), np.float32(1.0), masks)
@@ -113,12 +113,12 @@ def _relabelled(masks: np.ndarray, config: RefineConfig) -> np.ndarray:
     """Drop labels that are doubtful, then let the others spread (or leave the dropped ones to nobody)."""
     claims = _claims(masks)
     owners = _owners(claims)
-    seeds = claims.max(axis=0) >= config.drop_below
+    seeds = claims.max(axis=0) >= config.threshold
     if not config.propagate:
         return masks * seeds
     seeds &= _steady(owners) & _surrounded(owners)
-    if config.regions > 0:
-        seeds &= ~(owners[:-1] & ~_kept_regions(owners[:-1], config.regions)).any(axis=0)
+    if config.max_regions > 0:
+        seeds &= ~(owners[:-1] & ~_kept_regions(owners[:-1], config.max_regions)).any(axis=0)
     return _spread(claims, owners, seeds)[:-1]
 
 

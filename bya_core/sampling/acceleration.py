@@ -25,7 +25,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from bya_core.config import RouterSchedule, SpeedName
+from bya_core.config import RouterSchedule, Preset
 from bya_core.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Speed:
         return {**every, **({"skip_tokens": True} if self.skip_tokens else {})}
 
 
-PRESETS: dict[SpeedName, Speed] = {
+PRESETS: dict[Preset, Speed] = {
     "exact": Speed(),
     "balanced": Speed(
         router=RouterSchedule(every=6),
@@ -101,7 +101,7 @@ def speed_of(name: str) -> Speed:
         InputError: no such preset.
     """
     if name not in PRESETS:
-        known = ", ".join(f'"{known}"' for known in get_args(SpeedName))
+        known = ", ".join(f'"{known}"' for known in get_args(Preset))
         raise InputError(f"speed {name!r}", known, "choose one of them")
     return PRESETS[name]  # type: ignore[index]  # looked up just now
 

@@ -129,7 +129,7 @@ def denoise(
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     if state.step == 0:
         forget_cached_steps(transformer)
-    speed = speed_of(config.speed)
+    speed = speed_of(config.preset)
     with applied(transformer, speed) as watched:
         steps = Steps(transformer, conditions, config, timesteps, speed, watched)
         if state.reused is not None:

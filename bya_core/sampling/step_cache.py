@@ -152,7 +152,7 @@ class Steps:
     def _branches(self, step: int) -> tuple[tuple[Branch, ...], BranchInputs]:
         """The branches of guidance that are computed in a step, and what they are given."""
         config, (start, end) = self._config, self._speed.guidance_span
-        used = branches(config.guidance_text, config.guidance_speech, self._conditions.has_speech)
+        used = branches(config.guidance_scale, config.audio_guidance_scale, self._conditions.has_speech)
         if not start <= step / config.steps < end:
             used = (replace(used[-1], weight=1.0),)
         if used not in self._laid_out:

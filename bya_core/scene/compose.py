@@ -190,7 +190,7 @@ def parse_prompts(text: str) -> tuple[PromptSpan, ...]:
 
 
 def chosen_sampling(
-    base: SamplingConfig, *, steps: int, guidance_text: float, guidance_speech: float, scheduler: str, seed: int
+    base: SamplingConfig, *, steps: int, guidance_scale: float, audio_guidance_scale: float, scheduler: str, seed: int
 ) -> SamplingConfig:
     """The settings that suit a model, with what was chosen in place of them; 0 (or "as the model") chooses nothing.
 
@@ -199,10 +199,10 @@ def chosen_sampling(
     chosen: dict[str, Any] = {"seed": seed}
     if steps:
         chosen["steps"] = steps
-    if guidance_text:
-        chosen["guidance_text"] = guidance_text
-    if guidance_speech or guidance_text:
-        chosen["guidance_speech"] = guidance_speech or guidance_text
+    if guidance_scale:
+        chosen["guidance_scale"] = guidance_scale
+    if audio_guidance_scale or guidance_scale:
+        chosen["audio_guidance_scale"] = audio_guidance_scale or guidance_scale
     if scheduler in ("dpm", "ddim"):
         chosen["scheduler"] = scheduler
     return replace(base, **chosen)
@@ -219,8 +219,8 @@ def summary(scene: Scene) -> str:
         [
             f"{scene.width}x{scene.height} pixels, {scene.num_frames} frames = {scene.seconds:.2f} s",
             f"{len(scene.characters)} in the scene: {people}",
-            f"{sampling.steps} steps ({sampling.scheduler}), guidance {sampling.guidance_text:g} (text) and "
-            f"{sampling.guidance_speech:g} (speech), seed {sampling.seed}",
+            f"{sampling.steps} steps ({sampling.scheduler}), guidance {sampling.guidance_scale:g} (text) and "
+            f"{sampling.audio_guidance_scale:g} (speech), seed {sampling.seed}",
             *(f"note: {notice}" for notice in scene.notices),
         ]
     )

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, SpeedName, WindowConfig
+from bya_core.config import Preset, SamplingConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import existing_file, read_image
 from bya_core.sampling.windows import plan_windows
 from bya_core.scene.checks import length_notices
 from bya_core.scene.mask_files import read_masks
-from bya_core.scene.schema import RouterEntry, SceneFile, read_scene_file
+from bya_core.scene.schema import SceneFile, read_scene_file
 from bya_core.scene.speech import read_speeches
 from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, Speech, moved_on, prompt_at
 
@@ -30,14 +30,14 @@ def load_scene(
     *,
     steps: int | None = None,
     seed: int | None = None,
-    speed: SpeedName | None = None,
+    preset: Preset | None = None,
 ) -> Scene:
     """Read a scene file and everything it names.
 
     Args:
         path: the JSON file; paths in it are relative to its folder.
         defaults: of the model that will make it (`ModelBundle.defaults`).
-        steps, seed, speed: in place of those in the file.
+        steps, seed, preset: in place of those in the file.
 
     Raises:
         InputError: anything in it that cannot be used.
@@ -65,13 +65,13 @@ def load_scene(
         width=width,
         num_frames=num_frames,
         fps=float(given.fps),
-        sampling=_sampling(given, defaults.sampling, steps, seed, speed),
-        routing=_routing(given.router),
+        sampling=_sampling(given, defaults.sampling, steps, seed, preset),
+        routing=given.router.config(),
         mask_control=masks,
         bind="auto" if matrix == "auto" else "given",
         speech_strength=None if bool((strengths == 1).all()) else strengths,
         prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in given.prompts),
-        windows=WindowConfig(**asdict(given.windows)),
+        windows=given.windows,
         sound=voices.sound,
         notices=tuple(notices),
     )
@@ -131,24 +131,6 @@ def matrix_of(given: list[list[float]] | str | None, count: int) -> Tensor | Non
     return None
 
 
-def _routing(given: RouterEntry) -> RoutingConfig:
-    refine = given.refine
-    if isinstance(refine, bool):
-        cleaned = RefineConfig() if refine else None
-    else:
-        cleaned = None if refine is None else RefineConfig(**asdict(refine))
-    return RoutingConfig(
-        mode=given.mode,
-        probe=ProbeConfig(**asdict(given.probe)),
-        region=given.region,
-        segmenter=given.segmenter,
-        segmenter_weights=given.segmenter_weights,
-        static=given.static,
-        refine=cleaned,
-        bystanders=given.bystanders,
-    )
-
-
 def _grid(path: Path, num_frames: int, height: int, width: int, defaults: SceneDefaults) -> TokenGrid:
     try:
         return TokenGrid.from_pixels(
@@ -160,19 +142,19 @@ def _grid(path: Path, num_frames: int, height: int, width: int, defaults: SceneD
             time_factor=defaults.time_factor,
         )
     except InputError as error:
-        raise InputError(f"{path.name}: {error.came}", error.expected, error.do) from error
+        raise InputError(f"{path.name}: {error.problem}", error.expected, error.hint) from error
 
 
 def _sampling(
-    given: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None, speed_name: SpeedName | None
+    given: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None, preset: Preset | None
 ) -> SamplingConfig:
-    speech = given.guidance_speech if given.guidance_speech is not None else given.guidance_text
+    audio = given.guidance_scale if given.audio_guidance_scale is None else given.audio_guidance_scale
     wanted: dict[str, Any] = {
         "steps": steps if steps is not None else given.steps,
         "seed": seed if seed is not None else given.seed,
-        "guidance_text": given.guidance_text,
-        "guidance_speech": speech,
+        "guidance_scale": given.guidance_scale,
+        "audio_guidance_scale": audio,
         "scheduler": given.scheduler,
-        "speed": speed_name or given.speed,
+        "preset": preset or given.preset,
     }
     return replace(base, **{name: value for name, value in wanted.items() if value is not None})

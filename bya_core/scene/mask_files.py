@@ -34,15 +34,16 @@ def read_masks(given: SceneFile, folder: Path, grid: TokenGrid) -> MaskControl |
     if router.masks is not None:
         path = existing_file(folder / router.masks, "the masks")
         masks = given_masks(_arrays(path)[0], grid, count, f"the masks {path}")
-        strength[:] = router.blend
+        strength[:] = router.strength
     for index, character in enumerate(cast):
         if character.mask is not None:
             masks[index] = _mask_of(character, index, folder / character.mask, grid)
-            strength[index] = character.mask_blend
-            start[index], end[index] = character.mask_from, character.mask_to
-            if character.mask_from >= character.mask_to:
-                came = f"the mask of {character.name} acts from {character.mask_from:g} to {character.mask_to:g}"
-                raise InputError(came, "mask_from below mask_to", "correct them")
+            strength[index] = character.mask_strength
+            start[index], end[index] = character.mask_start_percent, character.mask_end_percent
+            if character.mask_start_percent >= character.mask_end_percent:
+                start_percent, end_percent = character.mask_start_percent, character.mask_end_percent
+                came = f"the mask of {character.name} acts from {start_percent:g} to {end_percent:g}"
+                raise InputError(came, "mask_start_percent below mask_end_percent", "correct them")
         elif router.masks is None and router.mode == "manual":
             came = f'router mode "manual", but {character.name} has no mask'
             raise InputError(came, "a mask for each character", f"give {character.name} one, or choose another mode")

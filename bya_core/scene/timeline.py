@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 import re
@@ -16,8 +15,8 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.io.media import existing_file, resample
 from bya_core.scene.schema import TurnEntry
-from bya_core.scene.strict_json import read
 from bya_core.scene.types import Speech
+from bya_core.validation import from_mapping, parse_json
 
 FADE = 0.01  # seconds over which a piece swells and dies away at its borders, or cuts would click
 SLACK = 0.05  # seconds by which a turn may pass the end of its recording; diarisers round
@@ -73,7 +72,7 @@ def read_timeline(path: str | os.PathLike[str]) -> tuple[Turn, ...]:
         InputError: missing, of another kind, without turns, or with a line that cannot be read.
     """
     path = existing_file(path, "the timeline")
-    parsers = {".rttm": parse_rttm, ".srt": parse_cues, ".vtt": parse_cues, ".json": parse_json}
+    parsers = {".rttm": parse_rttm, ".srt": parse_cues, ".vtt": parse_cues, ".json": parse_turns}
     if path.suffix.lower() not in parsers:
         raise InputError(f"the timeline {path}", "a file ending in .rttm, .srt, .vtt or .json", "save it as one")
     try:
@@ -126,15 +125,12 @@ def parse_cues(text: str, where: str = "the timeline") -> list[Turn]:
     return turns
 
 
-def parse_json(text: str, where: str = "the timeline") -> list[Turn]:
-    """A list of {"speaker", "start", "end"}, "text" if you like."""
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is no valid JSON ({error})", "a JSON file", "correct it there") from error
+def parse_turns(text: str, where: str = "the timeline") -> list[Turn]:
+    """A JSON list of objects with "speaker", "start", "end" and optionally "text"."""
+    data = parse_json(text, where)
     if not isinstance(data, list):
-        raise InputError(f"{where} holds no list", "a list of turns in square brackets", "write it so")
-    return turns_of([read(TurnEntry, item, f"{where}[{i}]") for i, item in enumerate(data)])
+        raise InputError(f"{where} is not a list", "a list of turns", "write the turns in square brackets")
+    return turns_of([from_mapping(TurnEntry, item, f"{where}[{i}]") for i, item in enumerate(data)])
 
 
 def turns_of(entries: Sequence[TurnEntry]) -> list[Turn]:

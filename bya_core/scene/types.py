@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bya_core.config import RoutingConfig, SamplingConfig, WindowConfig
+from bya_core.config import RouterConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
 
@@ -119,7 +119,7 @@ class Scene:
     negative_prompt: str = ""
     fps: float = 25.0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    routing: RouterConfig = field(default_factory=RouterConfig)
     mask_control: MaskControl | None = None
     bind: Literal["given", "auto"] = "given"
     speech_strength: Tensor | None = None

@@ -81,8 +81,8 @@ def check(model, stored, config, conditions) -> Callable[..., None]:
         scale = 1.0 if run == "no_cfg" else config["guidance_scale"]
         sampling = SamplingConfig(
             steps=config["steps"],
-            guidance_text=scale,
-            guidance_speech=scale,
+            guidance_scale=scale,
+            audio_guidance_scale=scale,
             seed=config["seed"],
             drop_identity=run == "zero2cond",
         )

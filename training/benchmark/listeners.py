@@ -48,7 +48,7 @@ class Arguments:
         seed_base: seed of the first; validation from 2,000,000.
         frames: video frames per scene.
         steps: sampling steps; none = the model's.
-        guidance_speech: guidance scale on speech; none = the model's.
+        audio_guidance_scale: guidance scale on speech; none = the model's.
         json: file for the figures; none = only shown.
     """
 
@@ -57,7 +57,7 @@ class Arguments:
     seed_base: int = HELD_OUT
     frames: int = 17
     steps: int | None = None
-    guidance_speech: float | None = None
+    audio_guidance_scale: float | None = None
     json: Path | None = None
 
 
@@ -127,8 +127,8 @@ def evaluate(arguments: Arguments, bundle: ModelBundle) -> dict[str, Any]:
         width=bundle.native.width,
         num_frames=arguments.frames,
     )
-    if arguments.guidance_speech is not None:
-        bundle = replace(bundle, sampling=replace(bundle.sampling, guidance_speech=arguments.guidance_speech))
+    if arguments.audio_guidance_scale is not None:
+        bundle = replace(bundle, sampling=replace(bundle.sampling, audio_guidance_scale=arguments.audio_guidance_scale))
     subject = ModelSubject(bundle, settings, (), arguments.steps)
     tracks = measure(subject, settings)
     return {
@@ -140,7 +140,7 @@ def evaluate(arguments: Arguments, bundle: ModelBundle) -> dict[str, Any]:
         "scenes": arguments.scenes,
         "seed_base": arguments.seed_base,
         "frames": arguments.frames,
-        "guidance_speech": subject.sampling.guidance_speech,
+        "audio_guidance_scale": subject.sampling.audio_guidance_scale,
         "steps": subject.sampling.steps,
     }
 

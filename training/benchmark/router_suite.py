@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bya_core.config import Bystanders, RefineConfig, Region, RoutingConfig
+from bya_core.config import BackgroundAudio, RefineConfig, Region, RouterConfig
 from bya_core.errors import InputError
 from bya_core.evaluation import binding as bindings
 from bya_core.masks import time_union, to_boxes
@@ -50,7 +50,7 @@ class Way:
         forced: the masks found act over the rest of the run; False = the intra router goes on deciding.
         refine: cleans the masks first.
         region: what the pre router draws around a face.
-        bystanders: what tokens of nobody hear.
+        background_audio: what tokens of nobody hear.
         baseline: made as others do it, see `baselines`; then nothing of the above counts.
     """
 
@@ -60,14 +60,14 @@ class Way:
     forced: bool = True
     refine: RefineConfig | None = None
     region: Region = "head"
-    bystanders: Bystanders = "model"
+    background_audio: BackgroundAudio = "model"
     baseline: Baseline | None = None
 
     @property
-    def routing(self) -> RoutingConfig:
+    def routing(self) -> RouterConfig:
         """Settings of the run that finds the masks: ways with equal ones share it."""
         mode = "intra" if self.router == "truth" else self.router
-        return RoutingConfig(mode=mode, region=self.region, bystanders=self.bystanders)
+        return RouterConfig(mode=mode, region=self.region, background_audio=self.background_audio)
 
     def shaped(self, routing: Routing) -> Routing:
         """What this way makes of its router's masks."""
@@ -101,8 +101,8 @@ WAYS: dict[str, Way] = {
 """The table. Masks of the pre router are boxes or head shapes from the first frame, and never move."""
 
 BYSTANDERS: dict[str, Way] = {
-    "intra, background hears everybody": Way("intra", forced=False, bystanders="hear"),
-    "intra, background hears nobody": Way("intra", forced=False, bystanders="silent"),
+    "intra, background hears everybody": Way("intra", forced=False, background_audio="all"),
+    "intra, background hears nobody": Way("intra", forced=False, background_audio="none"),
 }
 
 BASELINES: dict[str, Way] = {
@@ -168,7 +168,7 @@ def _judged(
     subject: ModelSubject, scene: SuiteScene, ways: dict[str, Way], tick: Tick | None, keeper: Keeper | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     matrix = scene.clip.matrix
-    shared: dict[RoutingConfig, _Found] = {}
+    shared: dict[RouterConfig, _Found] = {}
     for name, way in ways.items():
         if tick is not None:
             tick(f"{name}, scene {scene.clip.seed}")
@@ -234,7 +234,7 @@ class _Found:
     cost: _Cost = field(default_factory=_Cost)
 
 
-def _find(subject: ModelSubject, scene: SuiteScene, config: RoutingConfig) -> _Found:
+def _find(subject: ModelSubject, scene: SuiteScene, config: RouterConfig) -> _Found:
     cost = _Cost()
     with cost.counted(subject.bundle.transformer):
         asked = subject.scene(scene, scene.clip.matrix, scene.first_frame, config)

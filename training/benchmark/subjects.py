@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from bya_core.config import RoutingConfig
+from bya_core.config import RouterConfig
 from bya_core.grid import TokenGrid
 from bya_core.pipelines.generate import denoised, prepare, route
 from bya_core.progress import ProgressTracker
@@ -92,10 +92,10 @@ class ModelSubject:
         settings: SceneSettings,
         shares: Sequence[float],
         steps: int | None = None,
-        routing: RoutingConfig | None = None,
+        routing: RouterConfig | None = None,
     ) -> None:
         self.name, self.bundle, self.settings = bundle.name, bundle, settings
-        self.routing = routing or RoutingConfig()
+        self.routing = routing or RouterConfig()
         self.sampling = replace(bundle.sampling, steps=steps or bundle.sampling.steps)
         self.grid = bundle.grid(settings.num_frames, settings.height, settings.width)
         self.scheduler = build_scheduler(self.sampling.scheduler, bundle.scheduler_config)
@@ -153,7 +153,7 @@ class ModelSubject:
         return self._prepared[1]
 
     def scene(
-        self, scene: SuiteScene, matrix: np.ndarray, first_frame: bool, routing: RoutingConfig | None = None
+        self, scene: SuiteScene, matrix: np.ndarray, first_frame: bool, routing: RouterConfig | None = None
     ) -> Scene:
         """What the model is asked for; `routing` in place of the subject's own."""
         clip = scene.clip

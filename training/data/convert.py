@@ -66,9 +66,9 @@ def convert(arguments: Arguments) -> dict[str, str]:
                     writer.write(replace(clip, key=clip.key + again))
             except Unusable as error:
                 if arguments.strict:
-                    raise Unusable(f"{annotation.video}: {error.came}", error.expected, error.do) from error
-                log.warning("left out: %s: %s; expected %s", annotation.video, error.came, error.expected)
-                rejected[str(annotation.video)] = f"{error.came}; expected {error.expected}"
+                    raise Unusable(f"{annotation.video}: {error.problem}", error.expected, error.hint) from error
+                log.warning("left out: %s: %s; expected %s", annotation.video, error.problem, error.expected)
+                rejected[str(annotation.video)] = f"{error.problem}; expected {error.expected}"
     report = {"videos": len(annotations), "clips": writer.clips, "left_out": rejected}
     told = arguments.output / f"convert-{arguments.prefix}.json"
     with AtomicFiles() as files:

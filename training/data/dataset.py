@@ -292,7 +292,7 @@ class EncodedClips:
             except InputError as error:
                 if self.on_broken == "error":
                     raise
-                told = f"clip {clip}: {error.came}"
+                told = f"clip {clip}: {error.problem}"
                 if told not in self.skipped:
                     self.skipped.append(told)
                     log.warning("skipped: %s", told)

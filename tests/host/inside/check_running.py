@@ -170,7 +170,7 @@ def test_a_long_video_is_made_in_windows(run: Run, model: Any, cast: Any, demo: 
 
 def test_places_are_looked_for_as_often_as_asked(run: Run, scene: Any) -> None:
     (value, _, _) = run("EmbeddingRouter", scene=scene, probe_steps=1, tries=5)
-    assert value.scene.routing.probe.tries == 5
+    assert value.scene.routing.probe.num_seeds == 5
 
 
 def test_a_first_frame_of_another_shape(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:

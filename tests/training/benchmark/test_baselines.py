@@ -25,7 +25,7 @@ SETTINGS = SceneSettings(scenes=1, seed_base=2_000_500, num_frames=9)
 def subject() -> ModelSubject:
     bundle = ModelBundle(
         "random", fake_transformer(), FakeText(), FakeFace(), FakeSpeech(), FakeCodec(), {},
-        NativeSize(64, 96, 9), SamplingConfig(steps=2, guidance_text=2.0, guidance_speech=2.0),
+        NativeSize(64, 96, 9), SamplingConfig(steps=2, guidance_scale=2.0, audio_guidance_scale=2.0),
     )  # fmt: skip
     return ModelSubject(bundle, SETTINGS, (0.5,))
 

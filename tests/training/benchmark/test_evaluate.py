@@ -138,7 +138,7 @@ def test_scenes_are_held_out_and_varied():
 def bundle() -> ModelBundle:
     return ModelBundle(
         "random", fake_transformer(), FakeText(), FakeFace(), FakeSpeech(), FakeCodec(), {},
-        NativeSize(64, 96, 9), SamplingConfig(steps=5, guidance_text=2.0, guidance_speech=2.0),
+        NativeSize(64, 96, 9), SamplingConfig(steps=5, guidance_scale=2.0, audio_guidance_scale=2.0),
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ SETTINGS = SceneSettings(scenes=2, seed_base=2_000_500, num_frames=9)
 def bundle() -> ModelBundle:
     return ModelBundle(
         "random", fake_transformer(), FakeText(), FakeFace(), FakeSpeech(), FakeCodec(), {},
-        NativeSize(64, 96, 9), SamplingConfig(steps=4, guidance_text=2.0, guidance_speech=2.0),
+        NativeSize(64, 96, 9), SamplingConfig(steps=4, guidance_scale=2.0, audio_guidance_scale=2.0),
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_ways_make_of_the_same_masks_what_they_say():
     assert area() == [2, 0, 1] and area(boxes=True) == [6, 0, 1]
     assert area(static=True) == [3, 3, 3] and area(static=True, boxes=True) == [24, 24, 24]
     assert Way("intra", forced=False).shaped(routing) is routing
-    assert area(refine=RefineConfig(drop_below=0.95, propagate=False)) == [0, 0, 0]
+    assert area(refine=RefineConfig(threshold=0.95, propagate=False)) == [0, 0, 0]
 
 
 def test_ways_of_one_router_share_its_run(subject):

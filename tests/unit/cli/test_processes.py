@@ -55,7 +55,7 @@ def test_a_number_that_does_not_fit(
 ) -> None:
     processes(monkeypatch, count)
     with pytest.raises(InputError, match=sentence):
-        share(SamplingConfig(guidance_text=text, guidance_speech=speech), None)  # type: ignore[arg-type]
+        share(SamplingConfig(guidance_scale=text, audio_guidance_scale=speech), None)  # type: ignore[arg-type]
 
 
 def test_other_commands_run_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bya_core.config import RoutingConfig
+from bya_core.config import RouterConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import Progress, Video, generate
@@ -85,12 +85,12 @@ def test_every_input_reaches_the_video(change: str, bundle: ModelBundle) -> None
 def test_forced_masks_are_the_masks_that_act(bundle: ModelBundle) -> None:
     masks = torch.zeros(2, 3, 4, 6)
     masks[0, :, :, :3], masks[1, :, :, 3:] = 1.0, 1.0
-    forced = generate(scene_of(2, bundle, routing=RoutingConfig("manual"), mask_control=MaskControl(masks)), bundle)
+    forced = generate(scene_of(2, bundle, routing=RouterConfig("manual"), mask_control=MaskControl(masks)), bundle)
     torch.testing.assert_close(forced.masks, masks)
     free = generate(scene_of(2, bundle), bundle)
-    none = scene_of(2, bundle, routing=RoutingConfig("manual"), mask_control=MaskControl(masks, torch.zeros(2)))
+    none = scene_of(2, bundle, routing=RouterConfig("manual"), mask_control=MaskControl(masks, torch.zeros(2)))
     torch.testing.assert_close(generate(none, bundle).masks, free.masks)
-    half = scene_of(2, bundle, routing=RoutingConfig("manual"), mask_control=MaskControl(masks, torch.tensor(0.5)))
+    half = scene_of(2, bundle, routing=RouterConfig("manual"), mask_control=MaskControl(masks, torch.tensor(0.5)))
     assert not torch.equal(generate(half, bundle).frames, forced.frames)
 
 
@@ -124,7 +124,7 @@ def test_guidance_apart_costs_one_more_branch(bundle: ModelBundle, monkeypatch: 
 
     monkeypatch.setattr(bundle.transformer, "forward", counted)
     for text, speech in ((1.0, 1.0), (2.0, 2.0), (2.0, 3.0)):
-        sampling = dataclasses.replace(bundle.sampling, steps=1, guidance_text=text, guidance_speech=speech)
+        sampling = dataclasses.replace(bundle.sampling, steps=1, guidance_scale=text, audio_guidance_scale=speech)
         generate(scene_of(2, bundle, sampling=sampling), bundle)
     assert batches == [1, 2, 3]
 
@@ -181,7 +181,7 @@ def test_on_a_gpu_it_is_about_the_same_video(bundle: ModelBundle) -> None:
     assert there.device.type == "cuda"
     masks = torch.rand(2, 3, 4, 6)
     scene = scene_of(2, bundle, first_frame=torch.rand(3, 30, 40))
-    half, manual = torch.full((2,), 0.5), RoutingConfig("manual")
+    half, manual = torch.full((2,), 0.5), RouterConfig("manual")
     forced = dataclasses.replace(scene, routing=manual, mask_control=MaskControl(masks, half))
     for given in (scene, forced):
         expected, made = generate(given, bundle), generate(given, there)

@@ -63,13 +63,13 @@ def test_casts_that_cannot_be() -> None:
 
 
 def test_settings_that_are_left_to_the_model() -> None:
-    base = SamplingConfig(steps=16, guidance_text=1.0, guidance_speech=2.0, scheduler="ddim")
-    nothing = {"steps": 0, "guidance_text": 0.0, "guidance_speech": 0.0, "scheduler": "as the model", "seed": 3}
+    base = SamplingConfig(steps=16, guidance_scale=1.0, audio_guidance_scale=2.0, scheduler="ddim")
+    nothing = {"steps": 0, "guidance_scale": 0.0, "audio_guidance_scale": 0.0, "scheduler": "as the model", "seed": 3}
     assert chosen_sampling(base, **nothing) == replace(base, seed=3)  # type: ignore[arg-type]
-    text = chosen_sampling(base, **{**nothing, "guidance_text": 6.0})  # type: ignore[arg-type]
-    assert (text.guidance_text, text.guidance_speech) == (6.0, 6.0)
-    both = chosen_sampling(base, **{**nothing, "guidance_speech": 4.0, "scheduler": "dpm"})  # type: ignore[arg-type]
-    assert (both.guidance_text, both.guidance_speech, both.scheduler) == (1.0, 4.0, "dpm")
+    text = chosen_sampling(base, **{**nothing, "guidance_scale": 6.0})  # type: ignore[arg-type]
+    assert (text.guidance_scale, text.audio_guidance_scale) == (6.0, 6.0)
+    both = chosen_sampling(base, **{**nothing, "audio_guidance_scale": 4.0, "scheduler": "dpm"})  # type: ignore[arg-type]
+    assert (both.guidance_scale, both.audio_guidance_scale, both.scheduler) == (1.0, 4.0, "dpm")
 
 
 def test_a_written_matrix() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import bya_core.pipelines.long_video as long_video
-from bya_core.config import RoutingConfig, WindowConfig
+from bya_core.config import RouterConfig, WindowConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import generate
@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
 def test_one_window_is_made_again_and_fits_its_neighbours(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
 ) -> None:
-    scene = long_scene(windows=WindowConfig(17, 5, hold_colours=False))
+    scene = long_scene(windows=WindowConfig(17, 5, match_colors=False))
     before = generate_long(scene, bundle, tmp_path)
     frames, files = frames_of(before), {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     old = before.files.read(1)
@@ -216,7 +216,7 @@ def test_masks_of_a_person_act_in_the_windows_they_fall_in(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
 ) -> None:
     masks = torch.rand(2, 12, 4, 6, generator=torch.Generator().manual_seed(3))
-    scene = long_scene(mask_control=MaskControl(masks), routing=RoutingConfig(mode="manual"))
+    scene = long_scene(mask_control=MaskControl(masks), routing=RouterConfig(mode="manual"))
     assert torch.allclose(generate_long(scene, bundle, tmp_path).masks, masks, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bya_core.config import ProbeConfig, RoutingConfig
+from bya_core.config import ProbeConfig, RouterConfig
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import correlations
 from bya_core.evaluation.loudness import loudness_track
@@ -110,7 +110,7 @@ def fake():
 @pytest.fixture(scope="module")
 def prepared(fake):
     scene = puppet_scene(fake, two_puppets(), 8)
-    return prepare(replace(scene, routing=RoutingConfig(probe=ProbeConfig(steps=2))), fake)
+    return prepare(replace(scene, routing=RouterConfig(probe=ProbeConfig(steps=2))), fake)
 
 
 def test_blend_and_span_act_per_character(found, prepared):
@@ -189,7 +189,7 @@ def test_given_masks_act_from_the_first_step_even_where_the_router_is_watched(fa
 
 def test_manual_masks_alone(fake, prepared):
     masks = given_masks(left_right(64, 96), prepared.grid, 2)
-    scene = replace(prepared.scene, routing=RoutingConfig(mode="manual"), mask_control=MaskControl(masks))
+    scene = replace(prepared.scene, routing=RouterConfig(mode="manual"), mask_control=MaskControl(masks))
     with counted(fake.transformer) as calls:
         found = route(replace(prepared, scene=scene), fake)
     assert len(calls) == 0 and found.state is None and (found.control.strength == 1).all() and found.origin == "manual"

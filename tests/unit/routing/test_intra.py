@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig
+from bya_core.config import ProbeConfig, RefineConfig, RouterConfig
 from bya_core.errors import Cancelled
 from bya_core.pipelines.generate import generate, prepare, sample
 from bya_core.progress import ProgressTracker
@@ -55,7 +55,7 @@ def uninterrupted(bundle, prepared):
 
 
 def probing(prepared, **config):
-    routing = RoutingConfig(probe=ProbeConfig(**config))
+    routing = RouterConfig(probe=ProbeConfig(**config))
     return replace(prepared, scene=replace(prepared.scene, routing=routing))
 
 
@@ -79,7 +79,7 @@ def told(monkeypatch, prepared, areas: dict[int, tuple[int, int]], first_frame: 
     open_scene = replace(prepared.scene, sampling=replace(prepared.scene.sampling, seed=7))
     asking = replace(prepared, scene=open_scene, conditions=replace(prepared.conditions, first_frame_latents=given))
     return probe(
-        probing(asking, tries=tries), SimpleNamespace(transformer=None, scheduler_config={}), ProgressTracker()
+        probing(asking, num_seeds=tries), SimpleNamespace(transformer=None, scheduler_config={}), ProgressTracker()
     ), asked
 
 
@@ -106,20 +106,20 @@ def test_after_the_last_try_it_says_who_is_missing(monkeypatch, prepared):
 
 @pytest.mark.parametrize(
     ("config", "total", "most"),
-    [({}, 16, 6), ({}, 50, 20), ({}, 1, 1), ({"most": 0.3}, 10, 3), ({"steps": 5}, 16, 5), ({"steps": 99}, 16, 16)],
+    [({}, 16, 6), ({}, 50, 20), ({}, 1, 1), ({"max_fraction": 0.3}, 10, 3), ({"steps": 5}, 16, 5), ({"steps": 99}, 16, 16)],
 )
 def test_a_probe_takes_at_most_its_share(config, total, most):
     assert most_steps(ProbeConfig(**config), total) == most
 
 
 def test_masks_have_settled_once_they_change_little():
-    settling = Settling(ProbeConfig(settled=0.1))
+    settling = Settling(ProbeConfig(threshold=0.1))
     masks = torch.zeros(2, 3, 4, 5)
     assert not settling(info(masks)), "one step says nothing about change"
     assert not settling(info(masks + 0.5))
     assert settling.change == pytest.approx(0.5)
     assert settling(info(masks + 0.55))
-    exact = Settling(ProbeConfig(settled=0.1, steps=3))
+    exact = Settling(ProbeConfig(threshold=0.1, steps=3))
     assert not any(exact(info(masks)) for _ in range(4)), "a number of steps goes before"
 
 
@@ -128,9 +128,9 @@ def test_probe_stops_at_the_step_where_masks_settle(bundle, prepared, uninterrup
     changes = [float((b - a).abs().mean()) for a, b in zip(masks, masks[1:], strict=False)]
     assert changes[0] > changes[-1], "masks come to rest"
     # one threshold above the first change, one below all
-    early = probe(probing(prepared, settled=changes[0] * 1.01, most=1.0), bundle, ProgressTracker())
+    early = probe(probing(prepared, threshold=changes[0] * 1.01, max_fraction=1.0), bundle, ProgressTracker())
     assert early.state.step == 2
-    late = probe(probing(prepared, settled=0.0, most=0.5), bundle, ProgressTracker())
+    late = probe(probing(prepared, threshold=0.0, max_fraction=0.5), bundle, ProgressTracker())
     assert late.state.step == STEPS // 2
     assert torch.equal(late.masks, masks[STEPS // 2 - 1])
     assert not (late.weight > 0).any(), "untouched masks are not forced"
@@ -142,7 +142,7 @@ def test_going_on_is_the_same_as_never_stopping(bundle, prepared, guidance):
     """With one, two and three branches of guidance; nothing is computed twice."""
     text, speech = guidance
     scene = replace(
-        prepared.scene, sampling=replace(prepared.scene.sampling, steps=3, guidance_text=text, guidance_speech=speech)
+        prepared.scene, sampling=replace(prepared.scene.sampling, steps=3, guidance_scale=text, audio_guidance_scale=speech)
     )
     prepared = replace(prepared, scene=scene)
     with counted(bundle.transformer) as calls:
@@ -191,7 +191,7 @@ def test_a_probe_may_take_every_step(bundle, prepared, uninterrupted):
 
 def test_static_and_refined_masks_are_forced_and_the_run_goes_on(bundle, prepared):
     scene = replace(
-        prepared.scene, routing=RoutingConfig(probe=ProbeConfig(steps=2), refine=RefineConfig(), static=True)
+        prepared.scene, routing=RouterConfig(probe=ProbeConfig(steps=2), refine=RefineConfig(), static=True)
     )
     found = route(replace(prepared, scene=scene), bundle)
     assert (found.control.strength == 1).all() and found.state.step == 2

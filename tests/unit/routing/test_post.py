@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bya_core.config import RoutingConfig
+from bya_core.config import RouterConfig
 from bya_core.encoders.segmentation import SAM2_WEIGHTS, Sam2Segmenter, Segmenter, load_sam2
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
@@ -34,12 +34,12 @@ def fake():
 
 
 def asking_for(prepared, **routing):
-    return replace(prepared, scene=replace(prepared.scene, routing=RoutingConfig(mode="post", **routing)))
+    return replace(prepared, scene=replace(prepared.scene, routing=RouterConfig(mode="post", **routing)))
 
 
 @pytest.fixture(scope="module")
 def prepared(fake):
-    scene = puppet_scene(fake, two_puppets(), STEPS, guidance_text=2.0, guidance_speech=3.0)
+    scene = puppet_scene(fake, two_puppets(), STEPS, guidance_scale=2.0, audio_guidance_scale=3.0)
     return asking_for(prepare(scene, fake))
 
 
@@ -78,9 +78,9 @@ def test_with_silent_branches_one_scale_is_all_there_is(fake, prepared):
             fake.transformer,
             build_scheduler("dpm"),
             post.silent(prepared.conditions),
-            replace(sampling, guidance_speech=scale),
+            replace(sampling, audio_guidance_scale=scale),
         ).latents
-        for scale in (sampling.guidance_speech, sampling.guidance_text)
+        for scale in (sampling.audio_guidance_scale, sampling.guidance_scale)
     ]
     assert torch.allclose(*made, atol=1e-3)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bya_core.config import RoutingConfig
+from bya_core.config import RouterConfig
 from bya_core.encoders.face.detection import Face
 from bya_core.encoders.face.matching import CharacterFinder, FaceFinder, Sightings
 from bya_core.encoders.protocols import FaceFeatures
@@ -51,7 +51,7 @@ def two_people(first_frame: bool = True) -> Scene:
         width=96,
         num_frames=9,
         first_frame=torch.rand(3, 64, 96) if first_frame else None,
-        routing=RoutingConfig(mode="pre"),
+        routing=RouterConfig(mode="pre"),
     )
 
 

@@ -19,7 +19,7 @@ from training.benchmark.refinement_suite import NOISES, milliseconds
 from training.puppets.world import make_clip
 
 DEFAULT = RefineConfig()
-NOTHING = RefineConfig(drop_below=0, propagate=False, regions=0, fill_holes=False, smooth=0, exclusive=False, grow=0)
+NOTHING = RefineConfig(threshold=0, propagate=False, max_regions=0, fill_holes=False, smoothing=0, exclusive=False, grow=0)
 SIZE = (5, 12, 16)
 
 
@@ -77,9 +77,9 @@ def test_doubtful_tokens_get_the_label_of_their_neighbours():
     masks[1, 2, 5:7, 3:5] = torch.tensor(0.5)  # a little more, but not sure
     only = replace(NOTHING, exclusive=True)
     assert refine_masks(masks, only)[1, 2, 5, 3] == 1
-    spread = refine_masks(masks, replace(only, drop_below=0.6, propagate=True))
+    spread = refine_masks(masks, replace(only, threshold=0.6, propagate=True))
     assert torch.equal(spread, owned(people()))
-    dropped = refine_masks(masks, replace(only, drop_below=0.6))
+    dropped = refine_masks(masks, replace(only, threshold=0.6))
     assert dropped[:, 2, 5:7, 3:5].sum() == 0 and dropped[0, 2, 5, 2] == 1
 
 
@@ -98,8 +98,8 @@ def test_one_region_per_character_and_frame_unless_told_otherwise():
     masks[1, 2, 3:6, 11:14] = 0.0
     alone = replace(NOTHING, exclusive=True)
     assert refine_masks(masks, alone)[0, 2, 4, 12] == 1
-    assert refine_masks(masks, replace(alone, regions=2))[0, 2, 4, 12] == 1
-    one = refine_masks(masks, replace(alone, regions=1))
+    assert refine_masks(masks, replace(alone, max_regions=2))[0, 2, 4, 12] == 1
+    one = refine_masks(masks, replace(alone, max_regions=1))
     assert one[0, 2, 4, 12] == 0 and torch.equal(one[0], owned(people())[0])
     assert torch.equal(refine_masks(masks, DEFAULT), owned(people()))  # and its owner has it back
 
@@ -108,7 +108,7 @@ def test_a_region_that_stays_wins_over_a_larger_one_that_flashes_up():
     masks = torch.zeros(1, 5, 12, 16)
     masks[0, :, 4:8, 2:6] = 1  # 16 tokens in every frame
     masks[0, 2, 2:8, 12:15] = 1  # 18 tokens in one
-    made = refine_masks(masks, replace(NOTHING, exclusive=True, regions=1))
+    made = refine_masks(masks, replace(NOTHING, exclusive=True, max_regions=1))
     assert made[0, 2, 5, 3] == 1 and made[0, 2, 5, 13] == 0
 
 
@@ -128,7 +128,7 @@ def test_holes_are_filled_but_not_with_somebody_else():
 def test_smoothing_over_time_is_soft_where_masks_may_be():
     masks = people()
     masks[0, 2] = 0
-    soft = refine_masks(masks, replace(NOTHING, smooth=0.7))
+    soft = refine_masks(masks, replace(NOTHING, smoothing=0.7))
     assert 0 < soft[0, 2, 5, 3] < soft[0, 0, 5, 3] < 0.96
     assert torch.allclose(soft[1], masks[1], atol=1e-6)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bya_core.config import RefineConfig, RoutingConfig
+from bya_core.config import RefineConfig, RouterConfig
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import prepare
 from bya_core.routing.route import route
@@ -34,7 +34,7 @@ def made():
 def test_all_routers_find_the_people(made, mode, calls, more):
     bundle, prepared, truth = made
     given = MaskControl(truth) if mode == "manual" else None
-    scene = replace(prepared.scene, routing=RoutingConfig(mode=mode, **more), mask_control=given)
+    scene = replace(prepared.scene, routing=RouterConfig(mode=mode, **more), mask_control=given)
     with counted(bundle.transformer) as counter:
         found = route(replace(prepared, scene=scene), bundle)
     assert found.origin == mode and found.calls == len(counter) == calls

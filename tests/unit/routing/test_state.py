@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bya_core.config import ProbeConfig, RouterSchedule, RoutingConfig
+from bya_core.config import ProbeConfig, RouterSchedule, RouterConfig
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import Video, generate, prepare, sample
@@ -44,7 +44,7 @@ torch.save(made, f"{sys.argv[1]}/made.pt")
 
 def scene_of(bundle, scheduler: str = "dpm") -> Scene:
     scene = puppet_scene(bundle, two_puppets(), STEPS, scheduler=scheduler)
-    return replace(scene, routing=RoutingConfig(probe=ProbeConfig(steps=2)))
+    return replace(scene, routing=RouterConfig(probe=ProbeConfig(steps=2)))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_file_of_another_scene_is_refused(fake, prepared, state, change, words
         (lambda s: replace(s, prompts=(PromptSpan(0, 0.1, "They sing"),)), "prompts"),
         (lambda s: replace(s, speeches=(s.speeches[0], None)), "voices"),
         (lambda s: replace(s, first_frame=None), "pictures"),
-        (lambda s: replace(s, sampling=replace(s.sampling, guidance_speech=5.0)), "guidance"),
+        (lambda s: replace(s, sampling=replace(s.sampling, audio_guidance_scale=5.0)), "guidance"),
     ],
 )
 def test_what_may_change_is_told(fake, prepared, state, change, what):
@@ -227,8 +227,8 @@ def test_a_preset_of_speed_goes_on_as_if_never_stopped(fake, tmp_path, monkeypat
     everything = Speed(RouterSchedule(freeze=True), settled=1e9, cache_threshold=1e9, most_skipped=STEPS)
     monkeypatch.setitem(PRESETS, "fast", everything)
     scene = scene_of(fake)
-    sampling = replace(scene.sampling, speed="fast")
-    scene = replace(scene, sampling=sampling, routing=RoutingConfig(probe=ProbeConfig(steps=3)))
+    sampling = replace(scene.sampling, preset="fast")
+    scene = replace(scene, sampling=sampling, routing=RouterConfig(probe=ProbeConfig(steps=3)))
     prepared, path = prepare(scene, fake), tmp_path / "fast.safetensors"
     routing = probe(prepared, fake, ProgressTracker())
     assert routing.state.reused.settled and routing.state.reused.ran[0].step == 1, "the third step was skipped"

@@ -23,17 +23,17 @@ FORCED = {
     "mask_override_strength": torch.full((1, 1, 1, 1, 1), 0.5),
 }
 RUNS: dict[str, dict[str, Any]] = {
-    "joint": {"guidance_text": 3.0, "guidance_speech": 3.0},
-    "joint, ddim": {"guidance_text": 3.0, "guidance_speech": 3.0, "scheduler": "ddim"},
-    "apart": {"guidance_text": 3.0, "guidance_speech": 6.0},
-    "none": {"guidance_text": 1.0, "guidance_speech": 1.0},
-    "forced": {"guidance_text": 3.0, "guidance_speech": 3.0, "drop_identity": True, "more": FORCED},
+    "joint": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0},
+    "joint, ddim": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "scheduler": "ddim"},
+    "apart": {"guidance_scale": 3.0, "audio_guidance_scale": 6.0},
+    "none": {"guidance_scale": 1.0, "audio_guidance_scale": 1.0},
+    "forced": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "drop_identity": True, "more": FORCED},
 }
 """Three branches and one with two processes: then some branch is computed twice."""
 
 SKIPPING: dict[str, dict[str, Any]] = {
-    "joint": {"guidance_text": 3.0, "guidance_speech": 3.0, "steps": 8},
-    "apart": {"guidance_text": 3.0, "guidance_speech": 6.0, "steps": 8},
+    "joint": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "steps": 8},
+    "apart": {"guidance_scale": 3.0, "audio_guidance_scale": 6.0, "steps": 8},
 }
 PRESET = Speed(
     RouterSchedule(every=2, freeze=True), settled=2.0, cache_threshold=0.3, most_skipped=2, guidance_span=(0, 0.75)
@@ -45,7 +45,7 @@ def skipping(way: Any, preset: Speed = PRESET) -> dict[str, Tensor]:
     """`results` of runs that leave work out, `preset` in the place of the one named "fast"."""
     before, PRESETS["fast"] = PRESETS["fast"], preset
     try:
-        return results(way, {name: settings | {"speed": "fast"} for name, settings in SKIPPING.items()})
+        return results(way, {name: settings | {"preset": "fast"} for name, settings in SKIPPING.items()})
     finally:
         PRESETS["fast"] = before
 

@@ -36,8 +36,8 @@ def preset(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 
 def run(model: Model, conditions: Conditions, speed: str = "fast", seen: list[StepInfo] | None = None, **how):
-    settings = {"steps": STEPS, "guidance_text": 3.0, "guidance_speech": 3.0}
-    config = SamplingConfig(**settings, speed=speed)
+    settings = {"steps": STEPS, "guidance_scale": 3.0, "audio_guidance_scale": 3.0}
+    config = SamplingConfig(**settings, preset=speed)
     callback = None if seen is None else lambda progress: seen.append(progress.info)
     return denoise(model, build_scheduler("dpm"), conditions, config, callback=callback, **how)
 
@@ -99,7 +99,7 @@ def test_a_cached_step_equals_the_full_step_on_equal_inputs(model: Model, name: 
 
 
 def test_the_default_is_exact_and_exact_leaves_nothing_out(model: Model) -> None:
-    assert SamplingConfig().speed == "exact" and speed_of("exact") == Speed() and not Speed().arguments
+    assert SamplingConfig().preset == "exact" and speed_of("exact") == Speed() and not Speed().arguments
     conditions = _conditions(model, 2)
     plain = denoise(model, build_scheduler("dpm"), conditions, SamplingConfig(STEPS, 3.0, 3.0))
     with Counted(model) as counted:
@@ -211,7 +211,7 @@ def test_without_guidance_a_span_changes_nothing(model: Model, preset) -> None:
     conditions = _conditions(model, 2)
     config = SamplingConfig(STEPS, 1.0, 1.0)
     plain, spared = (
-        denoise(model, build_scheduler("dpm"), conditions, replace(config, speed=name)) for name in ("exact", "fast")
+        denoise(model, build_scheduler("dpm"), conditions, replace(config, preset=name)) for name in ("exact", "fast")
     )
     assert torch.equal(plain.latents, spared.latents)
 
@@ -349,5 +349,5 @@ def test_presets_on_a_gpu(name: str) -> None:
 def test_an_unknown_preset_is_told() -> None:
     with pytest.raises(InputError, match="exact"):
         speed_of("warp")
-    with pytest.raises(InputError, match="speed"):
-        SamplingConfig(speed="warp")
+    with pytest.raises(InputError, match="preset"):
+        SamplingConfig(preset="warp")

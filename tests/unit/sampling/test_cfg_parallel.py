@@ -104,9 +104,9 @@ def test_two_processes_leave_the_same_work_out(two_processes: Path) -> None:
 @pytest.mark.parametrize(("speech", "count"), [(3.0, 2), (6.0, 3), (1.0, 1)])
 def test_in_turns_one_is_held_at_a_time(model: Model, batches: list[int], speech: float, count: int) -> None:
     text = min(speech, 3.0)
-    _run(model, _conditions(model, 2), guidance_text=text, guidance_speech=speech)
+    _run(model, _conditions(model, 2), guidance_scale=text, audio_guidance_scale=speech)
     parallel.compute_branches(model, "turns")
-    _run(model, _conditions(model, 2), guidance_text=text, guidance_speech=speech)
+    _run(model, _conditions(model, 2), guidance_scale=text, audio_guidance_scale=speech)
     assert batches == [count] * 3 + [1] * 3 * count
 
 
@@ -134,7 +134,7 @@ def test_one_version_that_does_not_fit_is_an_error(model: Model) -> None:
 
     model.register_forward_pre_hook(full)
     with pytest.raises(torch.OutOfMemoryError):
-        _run(model, _conditions(model, 2), guidance_text=1.0, guidance_speech=1.0)
+        _run(model, _conditions(model, 2), guidance_scale=1.0, audio_guidance_scale=1.0)
 
 
 def test_each_version_has_cached_steps_of_its_own(model: Model) -> None:

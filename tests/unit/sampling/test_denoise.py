@@ -60,8 +60,8 @@ def _conditions(**changes: object) -> Conditions:
 
 
 def _run(scheduler: str = "dpm", conditions: Conditions | None = None, model: StandIn | None = None, **more):
-    names = ("steps", "guidance_text", "guidance_speech", "seed", "drop_identity")
-    settings = {"steps": 4, "guidance_text": 3.0, "guidance_speech": 3.0}
+    names = ("steps", "guidance_scale", "audio_guidance_scale", "seed", "drop_identity")
+    settings = {"steps": 4, "guidance_scale": 3.0, "audio_guidance_scale": 3.0}
     settings |= {name: more.pop(name) for name in names if name in more}
     config = SamplingConfig(scheduler=scheduler, **settings)
     return denoise(model or StandIn(), build_scheduler(scheduler), conditions or _conditions(), config, **more)
@@ -132,7 +132,7 @@ def test_guidance_is_the_sum_it_claims_to_be() -> None:
 
 def test_each_branch_gets_its_own_conditions() -> None:
     model, conditions = StandIn(), _conditions()
-    _run(conditions=conditions, model=model, guidance_text=5.0, guidance_speech=2.0, steps=1)
+    _run(conditions=conditions, model=model, guidance_scale=5.0, audio_guidance_scale=2.0, steps=1)
     call = model.calls[0]
     text, audio = call["encoder_hidden_states"], call["audio_tokens"]
     assert torch.equal(text[0], conditions.negative_text[0]) and torch.equal(text[1], text[2])
@@ -170,7 +170,7 @@ def test_forced_masks_reach_every_branch_and_only_in_their_part_of_the_run() -> 
 def test_what_is_missing_or_does_not_fit_is_said() -> None:
     with pytest.raises(InputError, match="negative_text"):
         _run(conditions=_conditions(negative_text=None))
-    _run(conditions=_conditions(negative_text=None), guidance_text=1.0, guidance_speech=1.0, steps=1)
+    _run(conditions=_conditions(negative_text=None), guidance_scale=1.0, audio_guidance_scale=1.0, steps=1)
     with pytest.raises(InputError, match="silent_audio_tokens"):
         _run(conditions=_conditions(silent_audio_tokens=None))
     with pytest.raises(InputError, match="matrix of shape"):
@@ -179,7 +179,7 @@ def test_what_is_missing_or_does_not_fit_is_said() -> None:
         _conditions(canvas_latents=torch.zeros(1, T, C, H, W + 1))
     with pytest.raises(InputError, match="latents of shape"):
         _run(latents=torch.zeros(1, T, C, H, 2))
-    with pytest.raises(InputError, match="2000 sampling steps"):
+    with pytest.raises(InputError, match="steps is 2000"):
         _run(steps=2000)
 
 

@@ -86,7 +86,7 @@ def _conditions(model: BindYourAvatarTransformer3DModel, characters: int, **chan
 
 
 def _run(model, conditions: Conditions, kind: str = "dpm", callback=None, **changes):
-    settings = {"steps": 3, "guidance_text": 3.0, "guidance_speech": 3.0} | changes
+    settings = {"steps": 3, "guidance_scale": 3.0, "audio_guidance_scale": 3.0} | changes
     scheduler = build_scheduler(kind)
     return denoise(model, scheduler, conditions, SamplingConfig(**settings), callback=callback)
 
@@ -108,8 +108,8 @@ def test_every_step_shows_preview_and_masks(model, kind: str, characters: int) -
 def test_text_and_speech_have_scales_of_their_own(model) -> None:
     conditions = _conditions(model, 2)
     joint = _run(model, conditions).latents
-    louder = _run(model, conditions, guidance_speech=6.0).latents
-    same = _run(model, conditions, guidance_speech=3.0 + 1e-9).latents
+    louder = _run(model, conditions, audio_guidance_scale=6.0).latents
+    same = _run(model, conditions, audio_guidance_scale=3.0 + 1e-9).latents
     assert not torch.allclose(joint, louder, atol=1e-3)
     assert torch.allclose(joint, same, atol=1e-3), "a third branch of no weight changes nothing"
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bya_core.config import ProbeConfig, RefineConfig, RoutingConfig, SamplingConfig, WindowConfig
+from bya_core.config import ProbeConfig, RefineConfig, RouterConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
 from bya_core.scene.loader import load_scene
-from bya_core.scene.schema import ProbeEntry, RefineEntry, WindowsEntry, scene_schema, schema_text
+from bya_core.scene.schema import scene_schema, schema_text
 from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, prompt_at
 from tests.fakes import RATE, tone, write_picture, write_wav
 from tests.unit.conftest import SceneMaker
@@ -30,7 +30,7 @@ DEFAULTS = SceneDefaults(
     max_frames=17,
     size_unit=16,
     time_factor=4,
-    sampling=SamplingConfig(steps=12, guidance_text=3.0, guidance_speech=3.0, scheduler="ddim"),
+    sampling=SamplingConfig(steps=12, guidance_scale=3.0, audio_guidance_scale=3.0, scheduler="ddim"),
 )
 
 
@@ -45,7 +45,7 @@ def test_a_short_scene_takes_everything_else_from_the_model(make_scene: SceneMak
     scene = load_scene(make_scene(), DEFAULTS)
     assert [c.name for c in scene.characters] == ["Ada", "Bo"]
     assert (scene.height, scene.width, scene.fps) == (64, 96, 25.0)
-    assert scene.sampling == DEFAULTS.sampling and scene.routing == RoutingConfig()
+    assert scene.sampling == DEFAULTS.sampling and scene.routing == RouterConfig()
     assert scene.num_frames == 9  # 0.3 s are 7.5 frames
     assert torch.equal(scene.matrix, torch.eye(2)) and scene.notices == ()
 
@@ -65,8 +65,8 @@ def test_everything_in_the_file_is_used(make_scene: SceneMaker, tmp_path: Path) 
             fps=25,
             seed=3,
             steps=4,
-            guidance_text=5,
-            guidance_speech=2,
+            guidance_scale=5,
+            audio_guidance_scale=2,
             scheduler="dpm",
         ),
         DEFAULTS,
@@ -80,8 +80,8 @@ def test_everything_in_the_file_is_used(make_scene: SceneMaker, tmp_path: Path) 
 
 
 def test_speech_guidance_follows_text_guidance(make_scene: SceneMaker) -> None:
-    assert load_scene(make_scene(guidance_text=5), DEFAULTS).sampling.guidance_speech == 5
-    assert load_scene(make_scene(guidance_speech=5), DEFAULTS).sampling.guidance_text == 3
+    assert load_scene(make_scene(guidance_scale=5), DEFAULTS).sampling.audio_guidance_scale == 5
+    assert load_scene(make_scene(audio_guidance_scale=5), DEFAULTS).sampling.guidance_scale == 3
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(0.01, 1), (0.04, 1), (0.041, 5), (0.2, 5), (0.36, 9), (0.361, 13)])
@@ -123,9 +123,9 @@ def test_masks_at_token_and_pixel_resolution(make_scene: SceneMaker, tmp_path: P
     pixels[0, :, :, :48] = True
     np.savez(tmp_path / "scene" / "pixels.npz", masks=pixels)
     for name in ("tokens", "pixels"):
-        router = {"mode": "manual", "masks": f"{name}.npz", "blend": 0.5}
+        router = {"mode": "manual", "masks": f"{name}.npz", "strength": 0.5}
         scene = load_scene(make_scene(router=router), DEFAULTS)
-        assert scene.routing == RoutingConfig("manual") and scene.mask_control is not None
+        assert scene.routing == RouterConfig("manual") and scene.mask_control is not None
         assert scene.mask_control.strength.tolist() == [0.5, 0.5]
         torch.testing.assert_close(scene.mask_control.masks, torch.from_numpy(tokens))
 
@@ -141,7 +141,7 @@ def write_mask(path: Path, share: float = 0.5, size: tuple[int, int] = (60, 40),
 def test_a_painted_mask_of_one_character(mode: str, make_scene: SceneMaker, tmp_path: Path) -> None:
     """Of a size of its own, over the router's masks; the other character is left to the router."""
     write_mask(tmp_path / "scene" / "left.png", mode=mode)
-    mine = characters(mask="left.png", mask_blend=0.75, mask_from=0.25, mask_to=0.5)
+    mine = characters(mask="left.png", mask_strength=0.75, mask_start_percent=0.25, mask_end_percent=0.5)
     scene = load_scene(make_scene(characters=mine), DEFAULTS)
     assert scene.routing.mode == "intra" and scene.mask_control is not None
     assert scene.mask_control.start_percent.tolist() == [0, 0.25]
@@ -181,44 +181,39 @@ def test_masks_of_one_character_from_arrays(make_scene: SceneMaker, tmp_path: Pa
 def test_the_mask_of_a_character_goes_before_the_file_of_all(make_scene: SceneMaker, tmp_path: Path) -> None:
     np.savez(tmp_path / "scene" / "all.npz", masks=np.full((2, 3, 4, 6), 0.25, np.float32))
     write_mask(tmp_path / "scene" / "all.png", share=1)
-    router = {"mode": "post", "masks": "all.npz", "blend": 0.5}
+    router = {"mode": "post", "masks": "all.npz", "strength": 0.5}
     scene = load_scene(make_scene(router=router, characters=characters(mask="all.png")), DEFAULTS)
     assert scene.mask_control is not None
     assert scene.mask_control.masks.mean((1, 2, 3)).tolist() == [0.25, 1.0]
     assert scene.mask_control.strength.tolist() == [0.5, 1.0] and scene.routing.mode == "post"
 
 
-def names_of(kind: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
-
-
 def test_every_setting_of_the_router_reaches_it(make_scene: SceneMaker) -> None:
     refine = {
-        "drop_below": 0.3,
+        "threshold": 0.3,
         "propagate": False,
-        "regions": 2,
+        "max_regions": 2,
         "fill_holes": False,
-        "smooth": 0,
+        "smoothing": 0,
         "exclusive": False,
         "grow": -1,
     }
     router = {
         "mode": "pre",
-        "probe": {"settled": 0.1, "most": 0.2, "steps": 3},
+        "probe": {"threshold": 0.1, "max_fraction": 0.2, "steps": 3},
         "region": "box",
         "segmenter": "sam2",
         "segmenter_weights": "here",
         "static": True,
         "refine": refine,
-        "bystanders": "silent",
+        "background_audio": "none",
     }
-    expected = RoutingConfig(
-        "pre", ProbeConfig(0.1, 0.2, 3), "box", "sam2", "here", True, RefineConfig(**refine), "silent"
+    expected = RouterConfig(
+        "pre", ProbeConfig(0.1, 0.2, 3), "box", "sam2", "here", True, RefineConfig(**refine), "none"
     )
-    given = load_scene(make_scene(router=router, windows={"frames": 13, "overlap": 5, "hold_colours": False}), DEFAULTS)
+    given = load_scene(make_scene(router=router, windows={"frames": 13, "overlap": 5, "match_colors": False}), DEFAULTS)
     assert given.routing == expected and given.windows == WindowConfig(13, 5, False)
-    assert set(router) == names_of(RoutingConfig) and names_of(WindowsEntry) == names_of(WindowConfig)
-    assert names_of(ProbeEntry) == names_of(ProbeConfig) and names_of(RefineEntry) == names_of(RefineConfig)
+    assert set(router) == {field.name for field in dataclasses.fields(RouterConfig)}
     for value, meant in ((True, RefineConfig()), (False, None), (None, None), ({}, RefineConfig())):
         assert load_scene(make_scene(router={"refine": value}), DEFAULTS).routing.refine == meant
 
@@ -268,9 +263,9 @@ def test_prompts_for_parts(make_scene: SceneMaker) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown key": ({"promt": "x"}, r'unknown key "promt".*write "prompt"'),
+    "unknown key": ({"promt": "x"}, r'unknown key "promt".*use "prompt"'),
     "unknown key of a character": ({"characters": characters(gian=1)}, r'characters\[1\].*"gian".*"gain"'),
-    "unknown key of the router": ({"router": {"blendd": 1}}, r'router.*"blendd".*"blend"'),
+    "unknown key of the router": ({"router": {"strenght": 1}}, r'router.*"strenght".*use "strength"'),
     "no characters": ({"characters": []}, "characters has 0 entries; expected at least 1"),
     "characters of another kind": ({"characters": "Ada"}, "a list"),
     "character without image": ({"characters": [{"name": "Ada"}]}, 'no "image"'),
@@ -290,13 +285,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "absurd size": ({"width": 100000}, "at most 4096"),
     "length not divisible": ({"length": 10}, r"10 frames; expected 1 \+ a multiple of 4; use 9"),
     "length of nothing": ({"length": 0}, "at least 1"),
-    "length of another kind": ({"length": "long"}, '"auto" or a whole number'),
+    "length of another kind": ({"length": "long"}, '"auto" or an integer'),
     "other rate": ({"fps": 30}, "fps is 30"),
     "steps": ({"steps": 0}, "steps is 0; expected at least 1"),
     "seed": ({"seed": -1}, "seed is -1"),
-    "seed of another kind": ({"seed": 1.5}, "a whole number"),
-    "true is no number": ({"steps": True}, "a whole number"),
-    "not a number": ({"guidance_text": math.nan}, "finite"),
+    "seed of another kind": ({"seed": 1.5}, "an integer"),
+    "true is no number": ({"steps": True}, "an integer"),
+    "not a number": ({"guidance_scale": math.nan}, "finite"),
     "scheduler": ({"scheduler": "euler"}, '"dpm" or "ddim"'),
     "router mode": ({"router": {"mode": "psychic"}}, '"intra" or "pre" or "post" or "manual"'),
     "manual without masks": ({"router": {"mode": "manual"}}, '"manual" without masks'),
@@ -312,18 +307,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mask of nobody here": ({"characters": characters(mask="others.npz")}, "of Cleo, Dan.* as the mask of Bo"),
     "mask of odd frames": ({"characters": characters(mask="odd.npz")}, "the mask of Bo .* with 4 frames"),
     "mask that ends before it begins": (
-        {"characters": characters(mask="left.png", mask_from=0.6, mask_to=0.5)},
+        {"characters": characters(mask="left.png", mask_start_percent=0.6, mask_end_percent=0.5)},
         "the mask of Bo acts from 0.6 to 0.5",
     ),
-    "blend of a mask": ({"characters": characters(mask="left.png", mask_blend=2)}, "mask_blend is 2.* at most 1"),
+    "blend of a mask": ({"characters": characters(mask="left.png", mask_strength=2)}, "mask_strength is 2.* at most 1"),
     "speech strength": ({"characters": characters(speech_strength=2.5)}, "speech_strength is 2.5.* at most 2"),
-    "probe": ({"router": {"probe": {"most": 2}}}, "probe: most is 2"),
+    "probe": ({"router": {"probe": {"max_fraction": 2}}}, "probe.max_fraction is 2"),
     "probe of another kind": ({"router": {"probe": 3}}, "probe is 3; expected an object"),
-    "refine": ({"router": {"refine": {"smoooth": 1}}}, r'refine.*"smoooth".*write "smooth"'),
-    "refine of another kind": ({"router": {"refine": "yes"}}, "an object in curly brackets or true or false"),
+    "refine": ({"router": {"refine": {"smoooth": 1}}}, r'refine.*"smoooth".*use "smoothing"'),
+    "refine of another kind": ({"router": {"refine": "yes"}}, "an object or true or false"),
     "region": ({"router": {"region": "hand"}}, '"box" or "head"'),
     "segmenter": ({"router": {"segmenter": "eyes"}}, '"self" or "sam2"'),
-    "bystanders": ({"router": {"bystanders": "deaf"}}, '"model" or "hear" or "silent"'),
+    "background_audio": ({"router": {"background_audio": "deaf"}}, '"model" or "all" or "none"'),
     "matrix of another word": ({"audio_character_matrix": "swap"}, '"identity" or "swapped" or "auto"'),
     "one character swapped": (
         {"audio_character_matrix": "swapped", "characters": characters()[:1]},
@@ -338,12 +333,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"prompts": [{"start": 1, "end": 3, "prompt": "x"}, {"start": 0, "end": 2, "prompt": "y"}]},
         "prompts from 0 to 2 s and from 1 to 3 s; expected one prompt at a time",
     ),
-    "windows": ({"windows": {"frames": 5, "overlap": 9}}, "windows of 5 frames with 9 in common"),
+    "windows": ({"windows": {"frames": 5, "overlap": 9}}, "windows of 5 frames with an overlap of 9 frames"),
     "window of no length": ({"windows": {"frames": 10}}, r"windows of 10 frames; expected 1 \+ a multiple of 4"),
     "masks that are broken": ({"router": {"masks": "broken.npz"}}, r"broken\.npz cannot be read"),
     "masks of one": ({"router": {"mode": "manual", "masks": "one.npz"}}, r"shape 1 x 3 x 4 x 6; expected 2"),
     "masks out of range": ({"router": {"mode": "manual", "masks": "large.npz"}}, r"outside 0\.\.1"),
-    "prompt of another kind": ({"prompt": 7}, "a text"),
+    "prompt of another kind": ({"prompt": 7}, "a string"),
 }
 
 
@@ -367,11 +362,11 @@ def test_one_clear_sentence(name: str, make_scene: SceneMaker, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no valid JSON"),
-        ('{"prompt": "x", "prompt": "y", "characters": []}', 'key "prompt" stands twice'),
+        ("{", "not valid JSON"),
+        ('{"prompt": "x", "prompt": "y", "characters": []}', 'key "prompt" twice'),
         ("[]", "an object"),
         ("{}", 'no "prompt"'),
-        ("\x00\x01", "no valid JSON"),
+        ("\x00\x01", "not valid JSON"),
     ],
 )
 def test_files_that_are_no_scene(text: str, said: str, tmp_path: Path) -> None:
@@ -395,7 +390,7 @@ def test_a_scene_made_in_code_is_checked_too() -> None:
         Scene("", [face], [None], 64, 96, 9, audio_character_matrix=torch.ones(2, 1))
     with pytest.raises(InputError, match="2 masks for 1"):
         masks = torch.zeros(2, 3, 4, 6)
-        Scene("", [face], [None], 64, 96, 9, routing=RoutingConfig("manual"), mask_control=MaskControl(masks))
+        Scene("", [face], [None], 64, 96, 9, routing=RouterConfig("manual"), mask_control=MaskControl(masks))
 
 
 def test_the_schema_file_is_up_to_date() -> None:

@@ -99,7 +99,7 @@ def test_a_cue_of_several_voices() -> None:
         ("a.srt", "1\n0:1 --> 0:2\nAda: Hello", "cue times"),
         ("a.srt", "1\n--> 00:00:02,000\nAda: Hello", "cue times"),
         ("a.srt", "1\n00:00:03,000 --> 00:00:02,000\nAda: Hello", "Ada from 3 to 2 s"),
-        ("a.json", "{", "no valid JSON"),
+        ("a.json", "{", "not valid JSON"),
         ("a.json", "{}", "a list of turns"),
         ("a.json", "[]", "holds no turns"),
         ("a.json", '[{"speaker": "Ada", "start": 0}]', r'a.json\[0\] has no "end"'),
@@ -291,7 +291,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown key of a turn": (
         {"timeline": [{"speaker": "Ada", "start": 0, "ende": 1}]},
-        r'timeline\[0\] has the unknown key "ende".*write "end"',
+        r'timeline\[0\] has the unknown key "ende".*use "end"',
     ),
     "turn after the end": (
         {"timeline": [{"speaker": "Ada", "start": 3, "end": 4}]},
@@ -307,7 +307,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no clips": ({"characters": [CAST[0] | {"speech": []}]}, "speech has 0 entries"),
     "unknown key of a clip": (
         {"characters": [CAST[0] | {"speech": [{"file": "ada.wav", "begin": 1}]}]},
-        r'characters\[0\]: speech\[0\] has the unknown key "begin"; expected one of file, start, gain, from, to',
+        r'characters\[0\].speech\[0\] has the unknown key "begin"; expected one of file, start, gain, from, to',
     ),
     "missing clip": ({"characters": [CAST[0] | {"speech": [{"file": "no.wav"}]}, CAST[1]]}, r"no\.wav does not exist"),
     "clip that ends before it begins": (

@@ -125,7 +125,7 @@ def folder(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         json.dumps(
             {
                 "native": {"height": 64, "width": 64, "num_frames": 5},
-                "sampling": {"steps": 2, "guidance_text": 2.0, "guidance_speech": 2.0},
+                "sampling": {"steps": 2, "guidance_scale": 2.0, "audio_guidance_scale": 2.0},
                 "max_characters": 2,
             }
         )

@@ -46,7 +46,7 @@ def check(source: Path) -> tuple[Counter[str], list[str]]:
                     try:
                         clip = unpack(key, members)
                     except BrokenClip as error:
-                        broken.append(f"{path.name}: {error.came}")
+                        broken.append(f"{path.name}: {error.problem}")
                         continue
                     counts["clips"] += 1
                     counts["frames"] += len(clip.frames)
@@ -56,7 +56,7 @@ def check(source: Path) -> tuple[Counter[str], list[str]]:
                         kind = re.sub(r"^(portrait|speech)\d+", r"\1", ending.partition(".")[0])
                         counts[f"bytes of {kind}"] += len(content)
         except BrokenClip as error:
-            broken.append(f"{path.name}: {error.came}")
+            broken.append(f"{path.name}: {error.problem}")
     return counts, broken
 
 

@@ -116,7 +116,7 @@ def _load(path: Path, place: Place) -> ClipSample:
             content = io.BytesIO(file.read(place.length))
         return next(unpack(key, members) for key, members in members_of(content))
     except BrokenClip as error:
-        raise BrokenClip(f"{path.name}: {error.came}", error.expected, error.do) from error
+        raise BrokenClip(f"{path.name}: {error.problem}", error.expected, error.hint) from error
     except (OSError, StopIteration) as error:
         raise BrokenClip(f"{path} cannot be read ({error})", "the shard as it was", "leave shards alone") from error
 

@@ -111,7 +111,7 @@ def split_name(name: str) -> tuple[str, str]:
 def tell_broken(error: BrokenClip, path: Path, on_broken: OnBroken, skipped: list[str] | None) -> None:
     """Raise, naming the shard, or log and note."""
     if on_broken == "error":
-        raise BrokenClip(f"{path.name}: {error.came}", error.expected, error.do) from error
-    log.warning("skipped: %s: %s", path.name, error.came)
+        raise BrokenClip(f"{path.name}: {error.problem}", error.expected, error.hint) from error
+    log.warning("skipped: %s: %s", path.name, error.problem)
     if skipped is not None:
-        skipped.append(f"{path.name}: {error.came}")
+        skipped.append(f"{path.name}: {error.problem}")
