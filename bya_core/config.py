@@ -112,9 +112,7 @@ class RefineConfig:
 
     threshold: Annotated[
         float,
-        Field(
-            ge=0, le=1, description="Tokens whose highest mask value is lower lose their label. 0 disables the step."
-        ),
+        Field(ge=0, le=1, description="Tokens with a lower maximum mask value lose their label. 0 disables the step."),
     ] = 0.5
     propagate: Annotated[
         bool, Field(description="Whether to propagate labels over space and time to tokens without one.")
@@ -148,8 +146,8 @@ class RouterConfig:
     mode: Annotated[
         RouterMode,
         Field(
-            description="Where the masks come from. intra predicts them while denoising, pre uses the first frame, post "
-            "a first pass without speech, manual only the given masks."
+            description="Where the masks come from. intra predicts them while denoising, pre uses the first frame, "
+            "post a first pass without speech, manual only the given masks."
         ),
     ] = "intra"
     probe: Annotated[ProbeConfig, Field(description="Convergence of the intra router.")] = ProbeConfig()

@@ -48,7 +48,7 @@ def validated(cls: type[T]) -> type[T]:
         try:
             construct(self, *args, **kwargs)
         except ValidationError as error:
-            given = dict(zip((field.name for field in dataclasses.fields(made)), args, strict=False)) | kwargs  # type: ignore[arg-type]
+            given = dict(zip(options(made), args, strict=False)) | kwargs
             raise _input_error(error, given, "", made) from None
 
     made.__init__ = __init__  # type: ignore[misc]
@@ -282,13 +282,11 @@ def _path(location: Sequence[Any], data: Any, kind: str) -> tuple[Any, ...]:
 
 def _known_keys(kind: Any, path: tuple[Any, ...]) -> list[str]:
     """The keys of the object at `path`."""
-    kinds = [kind]
-    for part in (None, *path):
-        if part is not None:
-            kinds = [
-                _fields(each)[part].annotation for each in kinds if isinstance(part, str) and part in _fields(each)
-            ] or kinds
-        kinds = _dataclasses_in(kinds)
+    kinds = _dataclasses_in([kind])
+    for part in path:
+        if isinstance(part, str):
+            annotations = [_fields(each)[part].annotation for each in kinds if part in _fields(each)]
+            kinds = _dataclasses_in(annotations)
     return list(dict.fromkeys(key for each in kinds for key in _fields(each)))
 
 

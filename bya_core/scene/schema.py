@@ -90,7 +90,7 @@ class CharacterEntry:
         Field(
             ge=-3600,
             le=3600,
-            description="Start of the speech in the video, in seconds. Negative values skip the start of the recording.",
+            description="Start of the speech in the video, in seconds. Negative values trim the recording.",
         ),
     ] = 0.0
     gain: Gain = 0.0
@@ -173,9 +173,7 @@ class SceneFile:
     width: Annotated[Pixels | None, Field(description="Width in pixels. null is the model's width.")] = None
     length: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)],
-        Field(
-            description="Number of video frames (a multiple of 4, plus 1). auto is the length of the longest speech."
-        ),
+        Field(description="Number of video frames (a multiple of 4, plus 1). auto fits the longest speech."),
     ] = "auto"
     fps: Annotated[Literal[25], Field(description="Frames per second. Audio features have 25 frames per second.")] = 25
     seed: Seed | None = None
