@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.evaluation.loudness import loudness_track
+from bya_core.io.loudness import loudness_track
 from bya_core.io.media import resample_mono
 from bya_core.scene.types import SILENCE, Scene, Speech
 

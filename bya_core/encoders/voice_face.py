@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bya_core.toy.encoders import mel_bands
+from bya_core.encoders.mel import mel_bands
 
 
 @runtime_checkable

@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from bya_core.evaluation.color import histogram, lab
-from bya_core.toy.segmentation import foreground
-
-_SPREAD = (1.6, 1.0)
-
-
-def colour_descriptor(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Soft Lab histogram of the pixels [..., H, W, 3] inside `region` [..., H, W], flat."""
-    inside = np.asarray(region, dtype=bool)
-    return histogram(lab(np.asarray(pixels)[inside]), spread=_SPREAD)
-
-
-def histogram_similarity(one: np.ndarray, many: np.ndarray) -> np.ndarray:
-    """Bhattacharyya coefficient of one histogram [D] with each of [K, D]: [K] in 0..1."""
-    return np.sqrt(many) @ np.sqrt(one)
 
 
 def cosine_similarity(one: np.ndarray, many: np.ndarray) -> np.ndarray:
@@ -89,18 +72,3 @@ def identity_table(faces: np.ndarray, references: np.ndarray) -> IdentityTable:
     faces, references = (np.asarray(given, dtype=np.float64) for given in (faces, references))
     lengths = np.linalg.norm(faces, axis=2, keepdims=True) * np.linalg.norm(references, axis=1)
     return IdentityTable(np.einsum("nfd,kd->nfk", faces, references) / np.maximum(lengths, 1e-12))
-
-
-def colour_table(frames: np.ndarray, regions: np.ndarray, portraits: Sequence[np.ndarray]) -> IdentityTable:
-    """The same by colours alone, for drawn characters whose looks differ.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-        regions: bool [N, F, H, W].
-        portraits: N pictures uint8 [h, w, 3] on white.
-    """
-    known = np.stack([colour_descriptor(portrait, foreground(portrait)) for portrait in portraits])
-    likeness = np.full((*regions.shape[:2], len(known)), np.nan)
-    for n, f in np.argwhere(regions.any(axis=(2, 3))):
-        likeness[n, f] = histogram_similarity(colour_descriptor(frames[f], regions[n, f]), known)
-    return IdentityTable(likeness)

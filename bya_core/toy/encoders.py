@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from bya_core.encoders.mel import mel_bands
 from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
 
@@ -176,14 +177,6 @@ class SpeechNetwork(nn.Module):
         second = F.gelu(self.last(first))
         features = rearrange([first, second], "k b c f -> b f k c")
         return features, self.mouth(rearrange(second, "b c f -> b f c"))
-
-
-def mel_bands(mels: int, sample_rate: int = 16_000, fft: int = 1024) -> Tensor:
-    """Triangular mel filters of unit sum, [mels, fft // 2 + 1]."""
-    from transformers.audio_utils import mel_filter_bank
-
-    bank = mel_filter_bank(fft // 2 + 1, mels, 60.0, sample_rate / 2, sample_rate, norm=None, mel_scale="htk")
-    return torch.from_numpy(bank.T.astype(np.float32) / bank.T.sum(1, keepdims=True).astype(np.float32))
 
 
 class ToySpeechEncoder:

@@ -16,8 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from bya_core.encoders.face.matching import Sightings
-from bya_core.evaluation.color import histogram, lab
-from bya_core.evaluation.identity import colour_descriptor, histogram_similarity
+from bya_core.io.color import color_descriptor, histogram, histogram_similarity, lab
 from bya_core.toy.encoders import FaceNetwork
 from bya_core.toy.segmentation import foreground, segment_characters
 
@@ -66,7 +65,7 @@ class PuppetFinder:
             cosine = self.network(cuts.to(weight))[0].cpu() @ identities.T
             best = int(cosine[:, n].argmax())
             x, y, radius = heads[best]
-            colours = histogram_similarity(colour_descriptor(pixels, region), palettes)
+            colours = histogram_similarity(color_descriptor(pixels, region), palettes)
             alike = (cosine[best] + torch.from_numpy(2.0 * colours - 1.0).float()) / 2
             if float(alike.max()) < self.stranger:
                 continue
@@ -98,7 +97,7 @@ def _channels_last(images: Tensor) -> np.ndarray:
 def _palette(portrait: np.ndarray) -> np.ndarray:
     """Soft histogram of the person in a portrait [P, Q, 3]; of all of it where nothing is white."""
     body = foreground(portrait)
-    return colour_descriptor(portrait, body) if body.any() else histogram(lab(portrait).reshape(-1, 3))
+    return color_descriptor(portrait, body) if body.any() else histogram(lab(portrait).reshape(-1, 3))
 
 
 def _fits(region: np.ndarray, others: np.ndarray) -> list[tuple[float, float, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bya_core.evaluation.color import unit_pixels
+from bya_core.io.color import unit_pixels
 
 
 def mouth_opening(

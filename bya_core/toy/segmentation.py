@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.evaluation.color import bins_histogram, histogram, lab, lab_bins, unit_pixels
+from bya_core.io.color import bins_histogram, histogram, lab, lab_bins, unit_pixels
 
 _FLOOR = 2e-6  # probability of a colour that no palette has seen
 _SPREAD = (1.2, 0.8)  # portraits are lit differently from the scene: lightness is blurred more

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from bya_core.evaluation.binding import correlations
-from bya_core.evaluation.loudness import loudness_track
+from bya_core.io.loudness import loudness_track
 from bya_core.io.media import read_audio, read_image
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters

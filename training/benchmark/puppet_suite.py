@@ -33,7 +33,7 @@ import torch
 
 from bya_core.evaluation import binding as bindings
 from bya_core.evaluation import mask_metrics as masking
-from bya_core.evaluation.identity import colour_descriptor, histogram_similarity
+from bya_core.io.color import color_descriptor, histogram_similarity
 from bya_core.grid import TokenGrid
 from bya_core.toy.mouth import in_view, mouth_opening
 from bya_core.toy.segmentation import foreground, segment_characters
@@ -117,8 +117,8 @@ def _likeness(frames: np.ndarray, owned: np.ndarray, references: np.ndarray, gri
     places = grid.tokens_to_pixels(torch.from_numpy(owned).float(), size, mode="nearest").numpy() >= 0.5
     found = []
     for place, people in zip(places, references, strict=True):
-        known = np.stack([colour_descriptor(person, foreground(person)) for person in people])
-        found.append(histogram_similarity(colour_descriptor(frames, place), known))
+        known = np.stack([color_descriptor(person, foreground(person)) for person in people])
+        found.append(histogram_similarity(color_descriptor(frames, place), known))
     return found
 
 

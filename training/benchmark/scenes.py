@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.evaluation.loudness import loudness_track
+from bya_core.io.loudness import loudness_track
 from training.puppets.looks import draw_look
 from training.puppets.world import SAMPLE_RATE, Motion, PuppetClip, Talk, draw_portrait, make_clip
 

@@ -13,8 +13,8 @@ from bya_core.encoders.face.detection import FaceDetector, find_detector
 from bya_core.encoders.protocols import SpeechEncoder
 from bya_core.encoders.segmentation import SAM2_WEIGHTS, Segmenter, load_sam2
 from bya_core.errors import InputError
-from bya_core.evaluation.color import histogram, lab
-from bya_core.evaluation.identity import cosine_similarity, histogram_similarity
+from bya_core.evaluation.identity import cosine_similarity
+from bya_core.io.color import histogram, histogram_similarity, lab
 from bya_core.evaluation.metric_weights import SYNCNET
 from bya_core.evaluation.sync_metrics import Sync, shifted_distances, sync_of
 from bya_core.evaluation.syncnet import SyncEmbedder

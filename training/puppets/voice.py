@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.evaluation.loudness import loudness_track
+from bya_core.io.loudness import loudness_track
 
 SAMPLE_RATE = 16_000
 PITCH_RANGE = (80.0, 320.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bya_core.errors import InputError
-from bya_core.evaluation.loudness import loudness_track
+from bya_core.io.loudness import loudness_track
 from training.puppets.voice import (
     SAMPLE_RATE,
     VoiceSpec,

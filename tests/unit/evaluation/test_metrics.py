@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from bya_core.errors import InputError
-from bya_core.evaluation import binding, identity, loudness
-from bya_core.evaluation import color as colour
+from bya_core.evaluation import binding, identity
 from bya_core.evaluation import mask_metrics as masks
+from bya_core.io import color as colour
+from bya_core.io import loudness
 from bya_core.toy import mouth
 from bya_core.toy.segmentation import foreground, segment_characters
 
@@ -172,10 +173,10 @@ def test_nearest_identity():
     rng = np.random.default_rng(1)
     people = rng.random((8, 1, 1, 3)) * np.ones((8, 6, 6, 3))
     everywhere = np.ones((6, 6), dtype=bool)
-    references = np.stack([identity.colour_descriptor(p, everywhere) for p in people])
+    references = np.stack([colour.color_descriptor(p, everywhere) for p in people])
     for k in range(8):
-        seen = identity.colour_descriptor(np.clip(people[k] + rng.normal(0, 0.02, (6, 6, 3)), 0, 1), everywhere)
-        assert identity.nearest(identity.histogram_similarity(seen, references)) == k
+        seen = colour.color_descriptor(np.clip(people[k] + rng.normal(0, 0.02, (6, 6, 3)), 0, 1), everywhere)
+        assert identity.nearest(colour.histogram_similarity(seen, references)) == k
     vectors = rng.normal(size=(8, 16))
     assert identity.nearest(identity.cosine_similarity(3.0 * vectors[5] + 0.1, vectors)) == 5
 

@@ -11,7 +11,7 @@ import torch
 from bya_core.config import ProbeConfig, RouterConfig
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import correlations
-from bya_core.evaluation.loudness import loudness_track
+from bya_core.io.loudness import loudness_track
 from bya_core.grid import TokenGrid
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import prepare, sample

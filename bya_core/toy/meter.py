@@ -1,0 +1,62 @@
+"""Measurements of drawn puppets by their colors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bya_core.encoders.domains import PixelBox
+from bya_core.io.color import color_descriptor, histogram_similarity
+from bya_core.io.media import fit_image
+from bya_core.toy.mouth import mouth_opening
+from bya_core.toy.segmentation import foreground, segment_characters
+
+MOUTH_RGB = (0.20, 0.01, 0.07)
+"""Color of the inside of every puppet's mouth."""
+_MIN_SHARE = 0.005  # share of the frame below which a character counts as missing
+_CHECK_SIZE = (64, 96)  # height and width of the frame in `missing_characters`
+_CHECK_PORTRAIT = (128, 128)
+
+
+class PuppetMeter:
+    """`PixelMeter` for puppets on white reference images."""
+
+    def is_portrait(self, image: Tensor) -> bool:
+        rows, columns = max(1, image.shape[1] // 12), max(1, image.shape[2] // 12)
+        return float(min(image[:, :rows, :columns].min(), image[:, :rows, -columns:].min())) > 0.99
+
+    def face_box(self, image: Tensor) -> PixelBox | None:
+        if float(image.std(dim=(1, 2)).max()) < 0.01:
+            return None
+        body = foreground(image.permute(1, 2, 0).numpy())
+        if not body.any():
+            return None
+        rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    def segment(self, frames: Tensor, portraits: Sequence[Tensor]) -> Tensor:
+        side = max(portrait.shape[1] for portrait in portraits)
+        images = np.stack([fit_image(portrait, side, side).permute(1, 2, 0).numpy() for portrait in portraits])
+        return torch.from_numpy(segment_characters(frames.numpy(), images, shared_rgb=MOUTH_RGB)).float()
+
+    def missing_characters(self, frame: Tensor, portraits: Sequence[Tensor]) -> list[int]:
+        images = torch.stack([F.interpolate(portrait[None], size=_CHECK_PORTRAIT)[0] for portrait in portraits])
+        small = F.interpolate(frame[None], size=_CHECK_SIZE, mode="bilinear", antialias=True)
+        regions = segment_characters(small.permute(0, 2, 3, 1).numpy(), images.permute(0, 2, 3, 1).numpy())
+        return [n for n, region in enumerate(regions) if region.mean() < _MIN_SHARE]
+
+    def mouth_opening(self, frames: np.ndarray, regions: np.ndarray) -> np.ndarray:
+        opening = mouth_opening(frames, regions, MOUTH_RGB)
+        return opening - opening.min(axis=1, keepdims=True)
+
+    def likeness(self, frames: np.ndarray, regions: np.ndarray, portraits: Sequence[Tensor]) -> np.ndarray:
+        images = [(portrait.permute(1, 2, 0) * 255).round().byte().numpy() for portrait in portraits]
+        references = np.stack([color_descriptor(image, foreground(image)) for image in images])
+        likeness = np.full((*regions.shape[:2], len(references)), np.nan)
+        for n, f in np.argwhere(regions.any(axis=(2, 3))):
+            likeness[n, f] = histogram_similarity(color_descriptor(frames[f], regions[n, f]), references)
+        return likeness
