@@ -175,8 +175,8 @@ def adopt(bundle: ModelBundle, low_memory: bool = False, vram: str = "auto") -> 
         elif hasattr(part, "to"):
             visitor = Visitor(part, on_cpu or management.get_torch_device())
             take_before(seat, visitor, part, ("encode",))
-            if name == "face" and bundle.faces is not None:  # it looks with the networks of the face encoder
-                take_before(seat, visitor, bundle.faces, ("find",))
+            if name == "face" and bundle.character_finder is not None:  # it looks with the networks of the face encoder
+                take_before(seat, visitor, bundle.character_finder, ("find",))
     parts["transformer"], own = _transformer(bundle.transformer, rung, seat)
     log.info('Bind-Your-Avatar: memory is shared out as "%s"', rung.name)
     return HostModel(replace(bundle, **parts), (*own, *residents), seat, rung, low_memory)

@@ -37,7 +37,7 @@ class BindingReport(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue, frames: Any, masks: Any = None) -> io.NodeOutput:
-        from bya_core.evaluation.report import binding_report, mouth_colour
+        from bya_core.evaluation.report import binding_report
 
         scene = routing.scene
         tokens, grid = routing.token_masks(masks)
@@ -48,7 +48,7 @@ class BindingReport(io.ComfyNode):
             scene.fps,
             routing.names,
             matrix=routing.routing.matrix,
-            mouth_rgb=mouth_colour(routing.model.bundle),
+            meter=routing.model.bundle.meter,
         )
         return io.NodeOutput(convert.picture(made.picture), made.text)
 

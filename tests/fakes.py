@@ -117,6 +117,7 @@ def fake_bundle() -> ModelBundle:
         native=NativeSize(height=64, width=96, num_frames=9),
         sampling=SamplingConfig(steps=2, guidance_scale=2.0, audio_guidance_scale=2.0),
         max_characters=2,
+        canvas_layout="row",
     )
 
 

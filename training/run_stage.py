@@ -26,6 +26,7 @@ import tyro
 if __package__ in (None, ""):  # started as a file: let the packages beside it be found
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bya_core.encoders.domains import canvas_layout
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.data.dataset import open_data
@@ -88,7 +89,7 @@ def main(arguments: Arguments) -> None:
         on_broken="skip" if arguments.skip_broken else "error",
         patch=model.config.patch_size,
         device=accelerator.device,
-        canvas="released" if model.config.flavour == "official" else "row",
+        canvas=canvas_layout(model.config.flavour),
     )
     watch: Any = None
     if arguments.validate_every:

@@ -77,7 +77,8 @@ def measure_file(
     """
     import torch
 
-    from bya_core.evaluation.report import PUPPET_MOUTH, FaceFigures, binding_report
+    from bya_core.encoders.domains import Domain, guess_domain, load_meter
+    from bya_core.evaluation.report import FaceFigures, binding_report
     from bya_core.io.media import read_image, read_video
     from bya_core.scene.loader import matrix_of
     from bya_core.scene.schema import read_scene_file
@@ -89,11 +90,12 @@ def measure_file(
     speeches = read_speeches(given, scene.parent).speeches
     matrix = matrix_of(given.audio_character_matrix, len(names))
     frames, fps = read_video(video)
-    drawn = people == "drawn" or (people == "auto" and all(_on_white(portrait) for portrait in portraits))
+    domains: dict[str, Domain] = {"drawn": "puppets", "real": "photos"}
+    meter = load_meter(domains[people] if people in domains else guess_domain(portraits))
     where = None if masks is None else _read_masks(masks, names, len(frames))
     faces = FaceFigures()
-    if drawn:
-        where = _segmented(frames, portraits) if where is None else where
+    if meter is not None:
+        where = meter.segment(frames, portraits) if where is None else where
     else:
         from bya_core.evaluation.face_report import FaceTools, look, regions_of
 
@@ -116,30 +118,10 @@ def measure_file(
         fps,
         names,
         matrix=matrix,
-        mouth_rgb=PUPPET_MOUTH if drawn else None,
-        portraits=portraits if drawn else None,
+        meter=meter,
+        portraits=None if meter is None else portraits,
         faces=faces,
     )
-
-
-def _on_white(portrait: Tensor) -> bool:
-    """Whether a picture [3, h, w] shows somebody cut out on white, as drawn puppets are: white corners above."""
-    high, wide = max(1, portrait.shape[1] // 12), max(1, portrait.shape[2] // 12)
-    return float(min(portrait[:, :high, :wide].min(), portrait[:, :high, -wide:].min())) > 0.99
-
-
-def _segmented(frames: Tensor, portraits: list[Tensor]) -> Tensor:
-    """Where drawn puppets are, by their colours: [N, F, H, W] in 0..1."""
-    import numpy as np
-    import torch
-
-    from bya_core.evaluation.report import PUPPET_MOUTH
-    from bya_core.io.media import fit_image
-    from bya_core.toy.segmentation import segment_characters
-
-    side = max(portrait.shape[1] for portrait in portraits)
-    pictures = np.stack([fit_image(portrait, side, side).permute(1, 2, 0).numpy() for portrait in portraits])
-    return torch.from_numpy(segment_characters(frames.numpy(), pictures, shared_rgb=PUPPET_MOUTH)).float()
 
 
 def _read_masks(path: Path, names: list[str], length: int) -> Tensor:

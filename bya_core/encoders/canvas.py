@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,14 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from bya_core.encoders.domains import CanvasLayout
 from bya_core.errors import InputError
 from bya_core.io.media import fit_image
 from bya_core.scene.types import FrameFit, Scene
 
-Layout = Literal["row", "released"]
 
-
-def reference_canvas(portraits: Sequence[Tensor], height: int, width: int, layout: Layout = "row") -> Tensor:
+def reference_canvas(portraits: Sequence[Tensor], height: int, width: int, layout: CanvasLayout = "row") -> Tensor:
     """Each portrait in a cell of its own, in reading order, as large as fits and centred, on white.
 
     Args:
@@ -90,9 +88,9 @@ def first_frame(scene: Scene) -> Tensor | None:
     return F.pad(small, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
 
 
-def check_fit(fit: FrameFit, released: bool) -> None:
+def check_fit(fit: FrameFit, layout: CanvasLayout) -> None:
     """Raises InputError where a picture would be stretched for a model that never saw stretched ones."""
-    if fit == "stretch" and not released:
+    if fit == "stretch" and layout != "released":
         raise InputError(
             'first_frame_fit "stretch" with a model that is not the released one',
             '"crop" or "pad"; only the released weights are used with stretched pictures',

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bya_core.evaluation.binding import lagged, local_correlations
-from bya_core.io.loudness import loudness_track
 from bya_core.evaluation.sync_metrics import CrossTalk, Span, failing_spans
+from bya_core.io.loudness import loudness_track
 from bya_core.io.media import place
 from bya_core.scene.types import Speech
 

@@ -18,19 +18,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from bya_core.encoders.domains import PixelMeter
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import targets_of
 from bya_core.evaluation.binding_scores import STILL, Measured, how_measured, loudness_of, verdict_of
-from bya_core.evaluation.identity import IdentityTable, colour_table
+from bya_core.evaluation.identity import IdentityTable
 from bya_core.evaluation.mask_metrics import flicker
+from bya_core.evaluation.motion import mouth_motion
 from bya_core.evaluation.sync_metrics import CrossTalk
 from bya_core.pipelines.run_report import mask_figures
 from bya_core.scene.types import Speech
-from bya_core.toy.encoders import ToyTextEncoder
-from bya_core.toy.mouth import mouth_motion, mouth_opening
-from bya_core.weights.bundle import ModelBundle
-
-PUPPET_MOUTH = (0.20, 0.01, 0.07)  # colour of the inside of every drawn puppet's mouth
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,6 @@ class FaceFigures:
     notices: tuple[str, ...] = ()
 
 
-def mouth_colour(bundle: ModelBundle) -> tuple[float, float, float] | None:
-    """Colour of the inside of every mouth where a model draws puppets; None for real people."""
-    return PUPPET_MOUTH if isinstance(bundle.text, ToyTextEncoder) else None
-
-
 def binding_report(
     frames: Tensor,
     masks: Tensor,
@@ -113,7 +105,7 @@ def binding_report(
     names: Sequence[str],
     *,
     matrix: Tensor | None = None,
-    mouth_rgb: tuple[float, float, float] | None = None,
+    meter: PixelMeter | None = None,
     portraits: Sequence[Tensor] | None = None,
     faces: FaceFigures | None = None,
 ) -> BindingReport:
@@ -126,7 +118,7 @@ def binding_report(
         fps: frames a second.
         names: of the N characters; voice m is named after character m.
         matrix: audio-character matrix [M, N]; None = voice m moves character m.
-        mouth_rgb: see `mouth_colour`.
+        meter: Pixel meter of the characters, see `ModelBundle.meter`; `None` for people in photos.
         portraits: N pictures [3, h, w] in 0..1 on white: likeness of drawn characters by their colours.
         faces: what networks say, for real people.
 
@@ -141,13 +133,12 @@ def binding_report(
     faces = faces or FaceFigures()
     voices = np.stack([loudness_of(speech, length, fps) for speech in speeches])
     regions = F.interpolate(masks.float(), size=frames.shape[1:3], mode="bilinear", align_corners=False).numpy() > 0.5
-    mouths = _mouths(frames.numpy(), regions, mouth_rgb)
+    mouths = _mouths(frames.numpy(), regions, meter)
     heard = np.where(voices.max(axis=1) > 0, 1.0, 0.0)[:, None] * matrix.numpy()
-    measured = Measured(mouths, voices, targets_of(heard), regions, fps, faces.sync, mouth_rgb is not None)
+    measured = Measured(mouths, voices, targets_of(heard), regions, fps, faces.sync, meter is not None)
     likeness = dict(faces.identity)
-    if mouth_rgb is not None and portraits is not None:
-        pictures = [(p.permute(1, 2, 0) * 255).round().byte().numpy() for p in portraits]
-        likeness["colours"] = colour_table(frames.numpy(), regions, pictures)
+    if meter is not None and portraits is not None:
+        likeness["colors"] = IdentityTable(meter.likeness(frames.numpy(), regions, portraits))
     owners = [*names, *(f"voice {m + 1}" for m in range(count, len(speeches)))]
     lanes = [_lane(n, measured, owners, masks, next(iter(likeness.values()), None)) for n in range(count)]
     figures = _figures(lanes, measured, masks, likeness, owners)
@@ -166,12 +157,9 @@ def binding_report(
     return BindingReport(text, draw_report(lanes, measured.follows, owners, fps, measured.scale), figures)
 
 
-def _mouths(frames: np.ndarray, regions: np.ndarray, mouth_rgb: tuple[float, float, float] | None) -> np.ndarray:
+def _mouths(frames: np.ndarray, regions: np.ndarray, meter: PixelMeter | None) -> np.ndarray:
     """[N, F]: how open, or how much in motion, each mouth is."""
-    if mouth_rgb is None:
-        return mouth_motion(frames, regions)
-    opening = mouth_opening(frames, regions, mouth_rgb)
-    return opening - opening.min(axis=1, keepdims=True)
+    return mouth_motion(frames, regions) if meter is None else meter.mouth_opening(frames, regions)
 
 
 def _lane(n: int, measured: Measured, owners: Sequence[str], masks: Tensor, identity: IdentityTable | None) -> Lane:

@@ -180,8 +180,8 @@ def apply_rung(bundle: ModelBundle, rung: Rung, device: torch.device | str | Non
             there = torch.device("cpu") if name == "text" and rung.text_on_cpu else device
             guest = PartGuest(part, there)
             take_before(seat, guest, part, called)
-            if name == "face" and bundle.faces is not None:  # it may look with the weights of the face encoder
-                take_before(seat, guest, bundle.faces, ("find",))
+            if name == "face" and bundle.character_finder is not None:  # it may share the weights of the encoder
+                take_before(seat, guest, bundle.character_finder, ("find",))
     place_transformer(bundle.transformer, rung, device, seat)
 
 

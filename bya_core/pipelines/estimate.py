@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bya_core.config import SamplingConfig
+from bya_core.encoders.domains import Domain
 from bya_core.grid import TokenGrid
 from bya_core.memory.sizes import empty_call, empty_twin, held_while_decoding, held_while_denoising
 from bya_core.scene.types import SceneDefaults
@@ -46,6 +47,17 @@ class ModelFolder:
         """Of all weights."""
         files = [self.folder] if self.folder.is_file() else self.folder.rglob("*")
         return sum(path.stat().st_size for path in files if path.suffix in WEIGHTS)
+
+    @property
+    def domain(self) -> Domain:
+        """What its characters are: stated in bundle.json, or that of the encoders it needs."""
+        from bya_core.weights.from_path import encoders_for
+
+        stated = self.settings("bundle.json").get("domain")
+        if stated is not None:
+            return stated
+        official = encoders_for(self.settings("transformer", "config.json")) == "official"
+        return "photos" if official else "puppets"
 
     @property
     def max_characters(self) -> int | None:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bya_core.cli.doctor import PACKAGES
+from bya_core.encoders.domains import PixelMeter, load_meter
 from bya_core.encoders.vad import speaking_spans
 from bya_core.errors import InputError
 from bya_core.io.mask_images import from_images
@@ -20,12 +21,10 @@ from bya_core.pipelines.estimate import ModelFolder, estimate
 from bya_core.scene.checks import stream_notices
 from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose
 from bya_core.scene.types import Scene
-from bya_core.toy.segmentation import foreground, segment_characters
 from bya_core.weights.registry import MODELS
 
 Box = tuple[int, int, int, int]
 SIDE, LINE = 256, 22  # pixels of a picture in the report, and of a line of text
-LITTLE = 0.005  # share of the first frame below which a character is as good as absent
 COLOURS = {"ok": (90, 200, 120), "warning": (240, 190, 60), "PROBLEM": (240, 90, 90)}
 
 
@@ -94,7 +93,7 @@ def preflight(cast: Sequence[Member], model: tuple[str, Path | None], asked: Ask
     """
     findings, folder = _model(*model)
     try:
-        faces = _faces(cast, drawn=folder is not None and not _packages() and _draws(folder))
+        faces = _faces(cast, _meter(folder))
         findings += [_face(member, box) for member, box in zip(cast, faces, strict=True)]
     except InputError as error:  # nothing here can look for them
         faces = [None] * len(cast)
@@ -123,13 +122,9 @@ def _model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFolder |
     return [Finding(about, "ok", f"{entry.size}, {entry.licence}"), *missing], ModelFolder(entry.here)
 
 
-def _draws(model: ModelFolder) -> bool:
-    """Whether its characters are drawn: its encoders are like those of the toy model."""
-    from bya_core.weights.from_path import encoders_for
-
-    if (model.folder / "face.safetensors").is_file():
-        return True
-    return encoders_for(model.settings("transformer", "config.json")) != "official"
+def _meter(folder: ModelFolder | None) -> PixelMeter | None:
+    """Pixel meter of the model's domain, if the model is present and can be loaded."""
+    return None if folder is None or _packages() else load_meter(folder.domain)
 
 
 def _packages() -> list[str]:
@@ -137,20 +132,10 @@ def _packages() -> list[str]:
     return [p.project for p in PACKAGES if p.required and importlib.util.find_spec(p.module) is None]
 
 
-def _faces(cast: Sequence[Member], drawn: bool) -> list[Box | None]:
-    """Box of the face in each picture, x0, y0, x1, y1 in pixels; drawn puppets are whatever is not white."""
-    look: Callable[[Tensor], Box | None] = _drawn_face if drawn else _real_face
-    return [look(member.image) for member in cast]
-
-
-def _drawn_face(image: Tensor) -> Box | None:
-    if float(image.std(dim=(1, 2)).max()) < 0.01:
-        return None
-    body = torch.from_numpy(foreground(image.permute(1, 2, 0).numpy()))
-    if not bool(body.any()):
-        return None
-    rows, columns = body.any(1).nonzero()[:, 0], body.any(0).nonzero()[:, 0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+def _faces(cast: Sequence[Member], meter: PixelMeter | None) -> list[Box | None]:
+    """Box of the face in each picture, x0, y0, x1, y1 in pixels."""
+    find: Callable[[Tensor], Box | None] = _real_face if meter is None else meter.face_box
+    return [find(member.image) for member in cast]
 
 
 def _real_face(image: Tensor) -> Box | None:
@@ -209,7 +194,7 @@ def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked, told: Seque
     if asked.masks is not None:
         found.append(_masks(asked.masks, scene, model))
     if asked.first_frame is not None:
-        found += _first_frame(asked.first_frame, cast)
+        found += _first_frame(asked.first_frame, cast, load_meter(model.domain))
     cost = estimate(model, grid, len(cast), sampling)
     seconds = f"about {cost.seconds:.0f} s on this machine at speed exact (half or double is possible)"
     return [*found, Finding("cost", "ok", f"{seconds}, {cost.gigabytes:.1f} GB")]
@@ -227,17 +212,15 @@ def _masks(masks: Tensor, scene: Scene, model: ModelFolder) -> Finding:
     return Finding("masks", "ok", "one for each character")
 
 
-def _first_frame(frame: Tensor, cast: Sequence[Member]) -> list[Finding]:
-    """Whether everybody is in it, by the colours of the reference pictures."""
-    size = (SIDE // 2, SIDE // 2)
-    looks = torch.stack([torch.nn.functional.interpolate(member.image[None], size=size)[0] for member in cast])
-    scaled = torch.nn.functional.interpolate(frame[None], size=(64, 96), mode="bilinear", antialias=True)
-    regions = segment_characters(scaled.permute(0, 2, 3, 1).numpy(), looks.permute(0, 2, 3, 1).numpy())
-    absent = [m.name for m, region in zip(cast, regions, strict=True) if region.mean() < LITTLE]
-    if absent:
-        text = f"nothing in it has the colours of {', '.join(absent)}; everybody should be in it"
+def _first_frame(frame: Tensor, cast: Sequence[Member], meter: PixelMeter | None) -> list[Finding]:
+    """Whether all characters are visible in the first frame; not checked for people in photos."""
+    if meter is None:
+        return []
+    missing = [cast[n].name for n in meter.missing_characters(frame, [member.image for member in cast])]
+    if missing:
+        text = f"nothing in it has the colors of {', '.join(missing)}; everybody should be in it"
         return [Finding("first frame", "warning", text)]
-    return [Finding("first frame", "ok", "everybody's colours are in it")]
+    return [Finding("first frame", "ok", "everybody's colors are in it")]
 
 
 def _picture(cast: Sequence[Member], faces: Sequence[Box | None]) -> Image.Image:

@@ -38,8 +38,7 @@ def prepare(
         InputError: the scene does not fit the model, or holds an image without a face.
     """
     tracker = tracker or ProgressTracker()
-    released = getattr(bundle.transformer.config, "flavour", "paper") == "official"
-    check_fit(scene.first_frame_fit, released)
+    check_fit(scene.first_frame_fit, bundle.canvas_layout)
     scene = bound(scene, bundle, tracker)
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
     with tracker.stage("Encoding prompt"):
@@ -51,7 +50,7 @@ def prepare(
         hidden = torch.stack([face.hidden for face in faces])[None].to(bundle.device, bundle.dtype)
         scene = _with_notices(scene, faces)
         portraits = [face.portrait for face in faces]
-        canvas = reference_canvas(portraits, scene.height, scene.width, "released" if released else "row")
+        canvas = reference_canvas(portraits, scene.height, scene.width, bundle.canvas_layout)
     with tracker.stage("Encoding audio"):
         if features is None:
             features = torch.stack([speech_features(speech, scene, bundle) for speech in scene.speeches])

@@ -79,7 +79,7 @@ def character_boxes(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Tensor:
 
 def find_characters(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Found:
     """The face in `frame` [3, H, W] that belongs to each character. Raises InputError as `character_boxes` does."""
-    finder: CharacterFinder = bundle.faces or FaceFinder(find_detector(), bundle.face)
+    finder: CharacterFinder = bundle.character_finder or FaceFinder(find_detector(), bundle.face)
     portraits = [character.image.to(bundle.device) for character in scene.characters]
     seen = finder.find(frame.to(bundle.device), portraits)
     names = [character.name for character in scene.characters]

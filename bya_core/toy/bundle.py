@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bya_core.config import SamplingConfig
+from bya_core.encoders.domains import canvas_layout
 from bya_core.encoders.vae import CogVideoXCodec
 from bya_core.encoders.voice_face import TwoTowers
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.toy.encoders import (
-    ToyTextEncoder,
     FaceNetwork,
     SpeechNetwork,
     ToyFaceEncoder,
     ToySpeechEncoder,
+    ToyTextEncoder,
 )
 from bya_core.toy.finder import PuppetFinder
 from bya_core.weights.bundle import ModelBundle, NativeSize
@@ -70,8 +71,10 @@ def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None 
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
-        faces=PuppetFinder(encoders.face.network),
+        character_finder=PuppetFinder(encoders.face.network),
         voice_face=TwoTowers.load(voice_face) if voice_face.is_file() else None,
+        domain="puppets",
+        canvas_layout=canvas_layout(transformer.config.flavour),
     )
 
 

@@ -43,31 +43,3 @@ def in_view(regions: np.ndarray, share: float = 0.6, fewest: int = 6) -> np.ndar
     size = regions.sum(axis=(-2, -1)).astype(np.float64)
     seen = size >= share * np.maximum(np.percentile(size, 90, axis=1, keepdims=True), 1.0)
     return seen | (seen.sum(axis=1, keepdims=True) < fewest)
-
-
-def mouth_motion(frames: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """How much the lower half of each region changes from frame to frame beyond its upper half, float64 [N, F].
-
-    A weak measure, for people of whom nothing else is known: it tells a talking face from a still one.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-        regions: bool [N, F, H, W].
-    """
-    grey = frames.astype(np.float32).mean(axis=-1) / 255.0
-    moved = np.abs(np.diff(grey, axis=0, prepend=grey[:1]))
-    made = np.zeros(regions.shape[:2])
-    for n, region in enumerate(regions):
-        for f, here in enumerate(region):
-            rows = np.flatnonzero(here.any(axis=1))
-            if rows.size < 2:
-                continue
-            middle = (rows[0] + rows[-1] + 1) // 2
-            upper, lower = here.copy(), here.copy()
-            upper[middle:], lower[:middle] = False, False
-            made[n, f] = max(0.0, _mean(moved[f], lower) - _mean(moved[f], upper))
-    return made
-
-
-def _mean(values: np.ndarray, where: np.ndarray) -> float:
-    return float(values[where].mean()) if where.any() else 0.0

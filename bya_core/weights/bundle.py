@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from bya_core.config import SamplingConfig
+from bya_core.encoders.domains import CanvasLayout, Domain, PixelMeter, load_meter
 from bya_core.encoders.face.matching import CharacterFinder
 from bya_core.encoders.protocols import FaceEncoder, SpeechEncoder, TextEncoder, VideoCodec
 from bya_core.encoders.voice_face import VoiceFace
 from bya_core.grid import TokenGrid
 from bya_core.scene.types import SceneDefaults
-
-Domain = Literal["puppets", "photos"]
-CanvasLayout = Literal["row", "released"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class ModelBundle:
         sampling: Default sampling settings.
         max_characters: Maximum number of characters seen in training, or `None` if unknown. More characters work, with
             a warning.
-        faces: Finds the characters in an image; `None` selects a detector for real faces, see `encoders.detector`.
+        character_finder: Finds the characters in an image; `None` selects a face detector and the face
+            encoder, see `encoders.face.matching.FaceFinder`.
         voice_face: Matches speech streams to faces; `None` means that the assignment has to be given.
         domain: What the model was trained on: drawn `"puppets"` or `"photos"` of people.
         canvas_layout: How reference images are arranged on the conditioning canvas: `"row"` places all characters in
@@ -61,7 +60,7 @@ class ModelBundle:
     native: NativeSize
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     max_characters: int | None = None
-    faces: CharacterFinder | None = None
+    character_finder: CharacterFinder | None = None
     voice_face: VoiceFace | None = None
     domain: Domain = "photos"
     canvas_layout: CanvasLayout = "released"
@@ -70,6 +69,11 @@ class ModelBundle:
     def patch(self) -> int:
         """Spatial patch size: latent cells per token and side."""
         return int(self.transformer.config.patch_size)
+
+    @property
+    def meter(self) -> PixelMeter | None:
+        """Pixel meter of the domain; `None` if its characters are measured with neural networks."""
+        return load_meter(self.domain)
 
     @property
     def device(self) -> torch.device:

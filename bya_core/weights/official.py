@@ -50,6 +50,7 @@ def load_official(
         InputError: parts are missing (which, what for, where from, how large, under which licence), or files that do
             not fit.
     """
+    from bya_core.encoders.domains import canvas_layout
     from bya_core.encoders.face.encoder import FaceParts, RealFace
     from bya_core.encoders.face.released_matching import RealFinder
     from bya_core.encoders.text_t5 import T5Text
@@ -75,7 +76,8 @@ def load_official(
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
-        faces=RealFinder(face),
+        character_finder=RealFinder(face),
+        canvas_layout=canvas_layout(transformer.config.flavour),
     )
     return bundle if device is None else bundle.to(device)
 

@@ -33,8 +33,8 @@ import torch
 
 from bya_core.evaluation import binding as bindings
 from bya_core.evaluation import mask_metrics as masking
-from bya_core.io.color import color_descriptor, histogram_similarity
 from bya_core.grid import TokenGrid
+from bya_core.io.color import color_descriptor, histogram_similarity
 from bya_core.toy.mouth import in_view, mouth_opening
 from bya_core.toy.segmentation import foreground, segment_characters
 from training.benchmark.page import Keeper

@@ -220,7 +220,7 @@ def _row(task: VideoTask, tools: Tools, output: Path) -> dict[str, Any]:
         "text": made.text.splitlines(),
         "face_sim": identity.get("FaceNet", {}).get("mean"),
         "arcface_sim": identity.get("ArcFace", {}).get("mean"),
-        "colour_sim": identity.get("colours", {}).get("mean"),
+        "colour_sim": identity.get("colors", {}).get("mean"),
     }
     for name in ("confidence", "distance"):
         row[name] = None if sync is None else [sync[name][n][figures["should_follow"][n]] for n in talkers]

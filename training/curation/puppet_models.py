@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bya_core.encoders.face.detection import Face
 from bya_core.errors import InputError
-from bya_core.io.loudness import loudness_track
 from bya_core.evaluation.sync_metrics import SHIFT, Sync
+from bya_core.io.loudness import loudness_track
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
 from training.curation.footage import RATE

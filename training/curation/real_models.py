@@ -14,10 +14,10 @@ from bya_core.encoders.protocols import SpeechEncoder
 from bya_core.encoders.segmentation import SAM2_WEIGHTS, Segmenter, load_sam2
 from bya_core.errors import InputError
 from bya_core.evaluation.identity import cosine_similarity
-from bya_core.io.color import histogram, histogram_similarity, lab
 from bya_core.evaluation.metric_weights import SYNCNET
 from bya_core.evaluation.sync_metrics import Sync, shifted_distances, sync_of
 from bya_core.evaluation.syncnet import SyncEmbedder
+from bya_core.io.color import histogram, histogram_similarity, lab
 
 _SIDE = 32  # pixels that a face is shrunk to before its colours are counted
 

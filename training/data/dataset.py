@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bya_core.encoders.canvas import Layout
+from bya_core.encoders.domains import CanvasLayout
 from bya_core.errors import InputError
 from training.data.buckets import Bucket, Fit, View, choose_bucket, own_bucket, resampled, window_starts
 from training.data.cache import FeatureCache
@@ -72,7 +72,7 @@ def open_data(
     fit: Fit = "cover",
     patch: int = 2,
     device: torch.device | str = "cpu",
-    canvas: Layout = "row",
+    canvas: CanvasLayout = "row",
 ) -> Clips:
     """Clips to train from.
 

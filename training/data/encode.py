@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bya_core.encoders.canvas import Layout, reference_canvas
+from bya_core.encoders.canvas import reference_canvas
+from bya_core.encoders.domains import CanvasLayout
 from bya_core.encoders.protocols import FaceEncoder, SpeechEncoder, TextEncoder, VideoCodec
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
@@ -94,7 +95,7 @@ class ClipEncoder:
         patch: int = 2,
         fit: Fit = "cover",
         device: torch.device | str = "cpu",
-        canvas: Layout = "row",
+        canvas: CanvasLayout = "row",
     ) -> None:
         self.encoders, self.cache, self.patch, self.fit = encoders, cache or FeatureCache(None), patch, fit
         self.device, self.canvas = torch.device(device), canvas

@@ -27,6 +27,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from bya_core.encoders.domains import canvas_layout
 from bya_core.errors import InputError
 from bya_core.evaluation import binding as bindings
 from bya_core.evaluation import mask_metrics as masking
@@ -173,7 +174,7 @@ def look(
 
 def figures_of(model: Any, held_out: HeldOut, bundle: ModelBundle) -> dict[str, float]:
     """Figures of a model with the encoders of a bundle."""
-    whole = replace(bundle, transformer=model)
+    whole = replace(bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
     whole.to(whole.device)
     with undisturbed(model):
         return look(whole, held_out)[0]
@@ -240,7 +241,7 @@ class Validation:
     def _look(self, model: nn.Module, step: int) -> dict[str, float]:
         if isinstance(self.bundle, str):
             self.bundle = load_bundle(self.bundle)
-        bundle = replace(self.bundle, transformer=model)
+        bundle = replace(self.bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
         bundle.to(bundle.device)
         figures = self._puppets(bundle, step) if self.held_out is not None else {}
         self._files(bundle, step)

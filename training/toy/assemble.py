@@ -78,6 +78,7 @@ def assemble(arguments: Arguments) -> int:
         "native": asdict(arguments.native),
         "sampling": sampling,
         "max_characters": arguments.max_characters,
+        "domain": "puppets",
     }
     (arguments.output / "bundle.json").write_text(json.dumps(settings, indent=2) + "\n")
     size = sum(path.stat().st_size for path in arguments.output.rglob("*.safetensors"))

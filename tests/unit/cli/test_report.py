@@ -57,7 +57,7 @@ def test_the_drawn_truth_passes(folder, capsys):
     code, made = asked(folder, "right")
     assert code == 0 and made["passed"] is True and made["verdicts"] == ["own", "own"]
     assert made["offset"] == [0, 0] and not made["follows_another"] and made["not_as_it_should_be"] == [[], []]
-    assert made["identity"]["colours"]["right"] == [True, True] and min(made["identity"]["colours"]["mean"]) > 0.8
+    assert made["identity"]["colors"]["right"] == [True, True] and min(made["identity"]["colors"]["mean"]) > 0.8
     assert any(end - start > 0.5 for start, end in made["listening"][0]), "people take turns"
     assert "binding: passed" in capsys.readouterr().out
     with Image.open(folder / "talk.binding.png") as picture:

@@ -89,10 +89,10 @@ def test_stretching_is_what_the_released_code_does() -> None:
 
 
 def test_only_the_released_model_gets_stretched_pictures() -> None:
-    check_fit("stretch", released=True)
-    check_fit("pad", released=False)
+    check_fit("stretch", "released")
+    check_fit("pad", "row")
     with pytest.raises(InputError, match='"crop" or "pad"'):
-        check_fit("stretch", released=False)
+        check_fit("stretch", "row")
 
 
 def test_how_a_frame_is_fitted_is_part_of_what_a_stored_probe_was_made_from() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
-from bya_core.evaluation.report import PUPPET_MOUTH, binding_report
+from bya_core.evaluation.report import binding_report
 from bya_core.grid import TokenGrid
 from bya_core.io.mask_images import character_index, from_images, overlay, still, to_images
 from bya_core.io.media import fit_image
@@ -20,7 +20,9 @@ from bya_core.pipelines.preflight import Asked, preflight
 from bya_core.pipelines.preview import latent_colours, preview_picture
 from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose, joined, parse_matrix, parse_prompts
 from bya_core.scene.types import SceneDefaults, Speech, moved_on
+from bya_core.toy import meter
 from bya_core.toy.demo import demo_names, load_demo
+from bya_core.toy.meter import PuppetMeter
 from bya_core.weights.folder import load_folder
 from bya_core.weights.registry import MODELS, load_bundle
 from training.puppets import MOUTH_RGB, make_clip
@@ -195,7 +197,7 @@ def drawn() -> tuple[Tensor, Tensor, list[Speech]]:
 
 
 def test_the_report_knows_a_puppets_mouth() -> None:
-    assert PUPPET_MOUTH == MOUTH_RGB
+    assert meter.MOUTH_RGB == MOUTH_RGB
 
 
 NAMES = ["Ada", "Bo"]
@@ -203,24 +205,22 @@ NAMES = ["Ada", "Bo"]
 
 def test_report_on_the_drawn_truth(drawn: tuple[Tensor, Tensor, list[Speech]]) -> None:
     frames, masks, speeches = drawn
-    right = binding_report(frames, masks, speeches, 25.0, NAMES, mouth_rgb=PUPPET_MOUTH)
+    right = binding_report(frames, masks, speeches, 25.0, NAMES, meter=PuppetMeter())
     assert right.figures["verdicts"] == ["own", "own"], right.text
     assert "Ada follows its own voice" in right.text
-    crossed = binding_report(frames, masks, speeches[::-1], 25.0, NAMES, mouth_rgb=PUPPET_MOUTH)
+    crossed = binding_report(frames, masks, speeches[::-1], 25.0, NAMES, meter=PuppetMeter())
     assert crossed.figures["verdicts"] == ["wrong", "wrong"], crossed.text
-    bound = binding_report(
-        frames, masks, speeches[::-1], 25.0, NAMES, matrix=torch.eye(2).flip(0), mouth_rgb=PUPPET_MOUTH
-    )
+    bound = binding_report(frames, masks, speeches[::-1], 25.0, NAMES, matrix=torch.eye(2).flip(0), meter=PuppetMeter())
     assert bound.figures["verdicts"] == ["own", "own"]
     assert right.picture.size == crossed.picture.size and right.picture.tobytes() != crossed.picture.tobytes()
 
 
 def test_report_on_listeners(drawn: tuple[Tensor, Tensor, list[Speech]]) -> None:
     frames, masks, speeches = drawn
-    moves = binding_report(frames, masks, [speeches[0], None], 25.0, NAMES, mouth_rgb=PUPPET_MOUTH)
+    moves = binding_report(frames, masks, [speeches[0], None], 25.0, NAMES, meter=PuppetMeter())
     assert moves.figures["verdicts"][1] == "moves"  # this one was drawn talking
     shut = torch.where(masks[1][..., None] > 0.5, frames[:1], frames)
-    still_one = binding_report(shut, masks, [speeches[0], None], 25.0, NAMES, mouth_rgb=PUPPET_MOUTH)
+    still_one = binding_report(shut, masks, [speeches[0], None], 25.0, NAMES, meter=PuppetMeter())
     assert still_one.figures["verdicts"][1] == "still" and "keeps still" in still_one.text
 
 
@@ -242,7 +242,7 @@ def test_report_on_people_by_movement() -> None:
 
 def test_report_does_not_say_more_than_it_can(drawn: tuple[Tensor, Tensor, list[Speech]]) -> None:
     frames, masks, speeches = drawn
-    short = binding_report(frames[:9], masks[:, :9], speeches, 25.0, NAMES, mouth_rgb=PUPPET_MOUTH)
+    short = binding_report(frames[:9], masks[:, :9], speeches, 25.0, NAMES, meter=PuppetMeter())
     assert set(short.figures["verdicts"]) <= {"unclear", "still", "moves"}
     nowhere = binding_report(frames, masks * torch.tensor([0.0, 1]).view(2, 1, 1, 1), speeches, 25.0, NAMES)
     assert nowhere.figures["verdicts"][0] == "unclear" and "no place in the masks" in nowhere.text

@@ -11,8 +11,8 @@ import torch
 from bya_core.config import ProbeConfig, RouterConfig
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import correlations
-from bya_core.io.loudness import loudness_track
 from bya_core.grid import TokenGrid
+from bya_core.io.loudness import loudness_track
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import prepare, sample
 from bya_core.progress import ProgressTracker

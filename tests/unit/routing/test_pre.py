@@ -56,7 +56,7 @@ def two_people(first_frame: bool = True) -> Scene:
 
 
 def routed(likeness: list[list[float]], scene: Scene | None = None):
-    bundle = replace(fake_bundle(), faces=Seen(likeness))
+    bundle = replace(fake_bundle(), character_finder=Seen(likeness))
     return from_first_frame(prepare(scene or two_people(), bundle), bundle, ProgressTracker())
 
 
