@@ -14,7 +14,7 @@ import tyro
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bya_core.encoders.wav2vec2 import Wav2VecSpeech  # noqa: E402
+from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder  # noqa: E402
 from bya_core.pipelines.run_report import peak_ram  # noqa: E402
 
 RATE, SHORT = 16_000, 50
@@ -29,7 +29,7 @@ def main(seconds: int = 300) -> None:
     """Print how much more memory a recording of `seconds` takes than one of 50 s, which goes through in two pieces."""
     with tempfile.TemporaryDirectory() as folder:
         Wav2Vec2Model(Wav2Vec2Config(num_hidden_layers=2)).save_pretrained(folder)
-        encoder = Wav2VecSpeech(Path(folder))
+        encoder = Wav2Vec2SpeechEncoder(Path(folder))
         encoder.features(torch.randn(SHORT * RATE))
         before = most()
         made = encoder.features(torch.randn(seconds * RATE))

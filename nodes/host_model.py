@@ -283,10 +283,10 @@ class HostText:
 
     def encode(self, prompts: list[str]) -> Tensor:
         """B prompts -> [B, L, width]. Raises InputError for a text encoder of another kind."""
-        from bya_core.encoders.text_t5 import GivenText
+        from bya_core.encoders.text_t5 import PrecomputedTextEncoder
 
         known = {prompt: self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts}
-        return GivenText(known, max_tokens=self._length, dim=self._width).encode(prompts)
+        return PrecomputedTextEncoder(known, max_tokens=self._length, dim=self._width).encode(prompts)
 
 
 def _suited(bundle: ModelBundle) -> ModelBundle:

@@ -29,8 +29,8 @@ from torch import Tensor
 if __package__ in (None, ""):  # started as a file: let the packages beside it be found
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bya_core.encoders.vad import Finder, find_activity
-from bya_core.encoders.voice_face import TwoTowers, VoiceFace, VoiceFaceNetwork, VoiceTower
+from bya_core.encoders.vad import Finder, load_voice_activity
+from bya_core.encoders.voice_face import VoiceFace, VoiceFaceMatcher, VoiceFaceNetwork, VoiceTower
 from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles, check_output
 from bya_core.io.media import existing_file
@@ -193,7 +193,7 @@ def try_scene(voice_face: VoiceFace, seed: int, count: int, frames: int, talk: T
     order = np.random.default_rng([seed, 0xB1]).permutation(count)
     speeches = [Speech(torch.from_numpy(clip.speeches[k])[None], SAMPLE_RATE) for k in order]
     images = [torch.from_numpy(portrait).permute(2, 0, 1).float() / 255.0 for portrait in clip.portraits]
-    found = match(speeches, images, voice_face, find_activity(activity))
+    found = match(speeches, images, voice_face, load_voice_activity(activity))
     voiced = [m for m in range(count) if float(speeches[m].waveform.abs().max()) > 0]
     right = all(int(found.matrix[m].argmax()) == order[m] for m in voiced)
     return Trial(right, float(found.confidence[voiced].min()) if voiced else 1.0)
@@ -221,7 +221,7 @@ def evaluate(arguments: Arguments, voice_face: VoiceFace) -> dict[str, Any]:
         "checkpoint": arguments.checkpoint.name,
         "scenes": arguments.scenes,
         "seed_base": arguments.seed_base,
-        "activity": find_activity(arguments.activity).name,
+        "activity": load_voice_activity(arguments.activity).name,
         "rows": rows,
     }
 
@@ -269,7 +269,7 @@ def main(arguments: Arguments) -> None:
         raise InputError(f"seed base {arguments.seed_base}", f"{HELD_OUT} or more", "lower seeds are trained on")
     if arguments.json is not None:
         arguments = replace(arguments, json=check_output(arguments.json, (".json",), "the figures"))
-    report = evaluate(arguments, TwoTowers.load(existing_file(arguments.checkpoint, "the checkpoint")))
+    report = evaluate(arguments, VoiceFaceMatcher.load(existing_file(arguments.checkpoint, "the checkpoint")))
     print(table(report))
     if arguments.json is not None:
         arguments.json.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from bya_core.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from bya_core.encoders.face.encoder import RealFace
+    from bya_core.encoders.face.encoder import PhotoFaceEncoder
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def named_pictures(path: Path) -> list[tuple[str, Path]]:
     return [(each.name, path.parent / each.image) for each in read_scene_file(path).characters]
 
 
-def face_encoder(models_dir: Path | None, choose: Literal["largest", "surest"]) -> RealFace:
+def face_encoder(models_dir: Path | None, choose: Literal["largest", "surest"]) -> PhotoFaceEncoder:
     """The face path of the released model alone. Raises InputError where its files are not here."""
-    from bya_core.encoders.face.encoder import FaceParts, RealFace
+    from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
     from bya_core.weights import official
     from bya_core.weights.known_files import FACES, RECOGNITION, VISION
     from bya_core.weights.locations import places
@@ -81,7 +81,7 @@ def face_encoder(models_dir: Path | None, choose: Literal["largest", "surest"]) 
     folder = next((each for each in folders if (each / official.FACES).is_dir()), folders[0])
     official.complain_about_missing([FACES, RECOGNITION, VISION], folder)
     files = (official.DETECTOR, official.PARSER, official.RECOGNISER, official.VISION)
-    return RealFace(FaceParts.load(*(folder / file for file in files)), choose=choose)
+    return PhotoFaceEncoder(FaceModels.load(*(folder / file for file in files)), choose=choose)
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:

@@ -16,7 +16,7 @@ from bya_core.errors import InputError
 log = logging.getLogger(__name__)
 
 
-class T5Text:
+class T5TextEncoder:
     """`TextEncoder` of the CogVideoX family: transformers' `T5EncoderModel`.
 
     Nothing is read before the first prompt; `release` gives the memory back (T5-XXL: 9.5 GB in bfloat16).
@@ -93,7 +93,7 @@ class T5Text:
         # as released: no mask, so padding is read like words
         return self.model(tokens.input_ids.to(self.device))[0]
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> T5Text:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> T5TextEncoder:
         """Where it runs from now on; moves the weights if they are loaded. Returns itself."""
         self.device, self.dtype = torch.device(device), dtype or self.dtype
         if self._model is not None:
@@ -113,7 +113,7 @@ def _in(dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype": dtype}
 
 
-class GivenText:
+class PrecomputedTextEncoder:
     """Prompts that something else has encoded already, such as ComfyUI's CLIP loader of type "cogvideox".
 
     Args:
@@ -142,7 +142,7 @@ class GivenText:
                 )
         return torch.stack([self._known[prompt] for prompt in prompts])
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> GivenText:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PrecomputedTextEncoder:
         """Moves the embeddings; returns itself."""
         self._known = {prompt: embedding.to(device, dtype) for prompt, embedding in self._known.items()}
         return self

@@ -105,7 +105,7 @@ class SileroActivity:
 
 
 @lru_cache(maxsize=3)
-def find_activity(finder: Finder = "auto") -> VoiceActivity:
+def load_voice_activity(finder: Finder = "auto") -> VoiceActivity:
     """The finder of that name; "auto" = silero where it is installed and loads, else loudness (see `.name`).
 
     Raises:
@@ -133,7 +133,7 @@ def speaking_spans(speech: Speech, activity: VoiceActivity | None = None) -> lis
     mono = speech.waveform.float().mean(dim=0)
     if not is_audible(speech):
         return []
-    found = (activity or find_activity()).spans(mono, speech.sample_rate)
+    found = (activity or load_voice_activity()).spans(mono, speech.sample_rate)
     moved = [(max(0.0, start + speech.offset), end + speech.offset) for start, end in found]
     return [(start, end) for start, end in moved if end > start]
 

@@ -161,7 +161,7 @@ class VoiceFaceNetwork(nn.Module):
         return self.compare(self.voice.embed(seen), self.face(images))
 
 
-class TwoTowers:
+class VoiceFaceMatcher:
     """`VoiceFace` by a `VoiceFaceNetwork`; always on the CPU, it is small."""
 
     sample_rate = VoiceTower.sample_rate
@@ -178,7 +178,7 @@ class TwoTowers:
         return network.compare(voices, faces)
 
     @classmethod
-    def load(cls, path: Path) -> TwoTowers:
+    def load(cls, path: Path) -> VoiceFaceMatcher:
         """From a safetensors file with the network's sizes in its metadata."""
         with safe_open(path, framework="pt") as file:
             network = VoiceFaceNetwork(**json.loads(file.metadata()["config"]))

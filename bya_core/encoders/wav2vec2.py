@@ -34,7 +34,7 @@ class VocalIsolation(Protocol):
         ...
 
 
-class Wav2VecSpeech:
+class Wav2Vec2SpeechEncoder:
     """`SpeechEncoder` of the released weights.
 
     Nothing is read before the first recording; `release` gives the memory back.
@@ -136,7 +136,7 @@ class Wav2VecSpeech:
             self._silence = seconds[len(seconds) // 2]
         return self._silence
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Wav2VecSpeech:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Wav2Vec2SpeechEncoder:
         """Move the weights, now or when they are read; returns itself."""
         self.device, self.dtype = torch.device(device), dtype or self.dtype
         self._silence = None

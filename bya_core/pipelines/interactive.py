@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bya_core.config import BackgroundAudio, ProbeConfig, RefineConfig, Region, RouterMode, RouterConfig, Segmenter
+from bya_core.config import BackgroundAudio, ProbeConfig, RefineConfig, Region, RouterConfig, RouterMode, Segmenter
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.mask_images import character_index, from_images

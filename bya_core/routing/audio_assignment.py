@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bya_core.encoders.vad import Span, VoiceActivity, find_activity, is_audible
+from bya_core.encoders.vad import Span, VoiceActivity, is_audible, load_voice_activity
 from bya_core.encoders.voice_face import VoiceFace
 from bya_core.errors import InputError
 from bya_core.io.media import resample_mono
@@ -59,7 +59,7 @@ def bind(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = No
         came = f"{len(voices)} voices ({_listed(stream_name(m) for m in voices)}) for {len(names)} characters"
         do = f"leave out a speech, or add a character to {_listed(names)}"
         raise InputError(came, "at most one voice for each character", do)
-    activity = find_activity()
+    activity = load_voice_activity()
     with (tracker or ProgressTracker()).stage("Matching voices to faces"):
         images = [character.image for character in scene.characters]
         found = match(scene.speeches, images, bundle.voice_face, activity)

@@ -16,7 +16,7 @@ from torch import Tensor
 from bya_core.config import Region
 from bya_core.encoders.canvas import first_frame
 from bya_core.encoders.face.detection import find_detector
-from bya_core.encoders.face.matching import CharacterFinder, FaceFinder, Sightings
+from bya_core.encoders.face.matching import CharacterFinder, DetectedCharacters, FaceFinder
 from bya_core.errors import InputError
 from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
@@ -88,7 +88,7 @@ def find_characters(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Found:
     return Found(seen.faces[mine], seen.bodies[mine], notices)
 
 
-def match(seen: Sightings, names: Sequence[str], sure: float) -> list[int]:
+def match(seen: DetectedCharacters, names: Sequence[str], sure: float) -> list[int]:
     """Which of K sightings each of N characters is: the assignment with the most likeness in all.
 
     Raises:
@@ -119,7 +119,7 @@ def match(seen: Sightings, names: Sequence[str], sure: float) -> list[int]:
     return [owner[n] for n in range(len(names))]
 
 
-def _doubts(seen: Sightings, mine: Sequence[int], names: Sequence[str], sure: float) -> Iterator[str]:
+def _doubts(seen: DetectedCharacters, mine: Sequence[int], names: Sequence[str], sure: float) -> Iterator[str]:
     for n, name in enumerate(names):
         likeness = float(seen.likeness[mine[n], n])
         if likeness < sure:

@@ -210,7 +210,9 @@ def _may_change(scene: Scene) -> dict[str, str]:
         "pictures": _hash(*(character.image for character in scene.characters), scene.first_frame, *fit),
         "voices": _hash(*voices, scene.speech_strength),
         MATRIX: _hash(scene.matrix),
-        "guidance": _hash(scene.sampling.guidance_scale, scene.sampling.audio_guidance_scale, scene.sampling.drop_identity),
+        "guidance": _hash(
+            scene.sampling.guidance_scale, scene.sampling.audio_guidance_scale, scene.sampling.drop_identity
+        ),
     }
 
 

@@ -25,7 +25,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from bya_core.config import RouterSchedule, Preset
+from bya_core.config import Preset, RouterSchedule
 from bya_core.errors import InputError
 
 log = logging.getLogger(__name__)

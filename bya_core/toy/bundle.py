@@ -14,7 +14,7 @@ from torch import nn
 from bya_core.config import SamplingConfig
 from bya_core.encoders.domains import canvas_layout
 from bya_core.encoders.vae import CogVideoXCodec
-from bya_core.encoders.voice_face import TwoTowers
+from bya_core.encoders.voice_face import VoiceFaceMatcher
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.toy.encoders import (
@@ -72,7 +72,7 @@ def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None 
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
         character_finder=PuppetFinder(encoders.face.network),
-        voice_face=TwoTowers.load(voice_face) if voice_face.is_file() else None,
+        voice_face=VoiceFaceMatcher.load(voice_face) if voice_face.is_file() else None,
         domain="puppets",
         canvas_layout=canvas_layout(transformer.config.flavour),
     )

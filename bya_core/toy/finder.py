@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from bya_core.encoders.face.matching import Sightings
+from bya_core.encoders.face.matching import DetectedCharacters
 from bya_core.io.color import color_descriptor, histogram, histogram_similarity, lab
 from bya_core.toy.encoders import FaceNetwork
 from bya_core.toy.segmentation import foreground, segment_characters
@@ -45,7 +45,7 @@ class PuppetFinder:
         self.network, self.sure, self.stranger = network, sure, stranger
 
     @torch.no_grad()
-    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> Sightings:
+    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> DetectedCharacters:
         weight = next(self.network.parameters())
         scale = min(1.0, _LONGEST / max(image.shape[1:]))
         picture = _resized(image, round(image.shape[1] * scale), round(image.shape[2] * scale))
@@ -74,7 +74,7 @@ class PuppetFinder:
             bodies.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
             likeness.append(alike)
         count = len(portraits)
-        return Sightings(
+        return DetectedCharacters(
             torch.tensor(faces, dtype=torch.float32).reshape(-1, 4) / scale,
             torch.tensor(bodies, dtype=torch.float32).reshape(-1, 4) / scale,
             torch.stack(likeness) if likeness else torch.zeros(0, count),

@@ -233,7 +233,13 @@ OFFICIAL: tuple[Part, ...] = (RELEASE, TEXT, CODEC, VISION, RECOGNITION, FACES, 
 
 OFFICIAL_SETTINGS = {
     "native": {"height": 480, "width": 720, "num_frames": 49},
-    "sampling": {"steps": 50, "guidance_scale": 7.0, "audio_guidance_scale": 7.0, "scheduler": "dpm", "drop_identity": False},
+    "sampling": {
+        "steps": 50,
+        "guidance_scale": 7.0,
+        "audio_guidance_scale": 7.0,
+        "scheduler": "dpm",
+        "drop_identity": False,
+    },
     "max_characters": 2,
 }
 """What the released model was made for, and the settings its own command line begins with."""

@@ -51,10 +51,10 @@ def load_official(
             not fit.
     """
     from bya_core.encoders.domains import canvas_layout
-    from bya_core.encoders.face.encoder import FaceParts, RealFace
-    from bya_core.encoders.face.released_matching import RealFinder
-    from bya_core.encoders.text_t5 import T5Text
-    from bya_core.encoders.wav2vec2 import Wav2VecSpeech
+    from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
+    from bya_core.encoders.face.released_matching import PhotoCharacterFinder
+    from bya_core.encoders.text_t5 import T5TextEncoder
+    from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 
     given = given or {}
     spared = {*given, *(() if transformer is None else (RELEASE.name,))}
@@ -64,19 +64,19 @@ def load_official(
     settings = read_settings(folder)
     if transformer is None:
         transformer = load_released(folder, dtype, place)
-    face = RealFace(FaceParts.load(folder / DETECTOR, folder / PARSER, folder / RECOGNISER, folder / VISION))
+    face = PhotoFaceEncoder(FaceModels.load(folder / DETECTOR, folder / PARSER, folder / RECOGNISER, folder / VISION))
     bundle = ModelBundle(
         name="official",
         transformer=transformer,
-        text=given.get("text") or T5Text(folder, dtype=torch.bfloat16 if dtype == torch.float16 else dtype),
+        text=given.get("text") or T5TextEncoder(folder, dtype=torch.bfloat16 if dtype == torch.float16 else dtype),
         face=face,
-        speech=Wav2VecSpeech(folder / SPEECH),
+        speech=Wav2Vec2SpeechEncoder(folder / SPEECH),
         codec=given.get("codec") or _codec(folder, dtype),
         scheduler_config=_schedule(folder),
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
-        character_finder=RealFinder(face),
+        character_finder=PhotoCharacterFinder(face),
         canvas_layout=canvas_layout(transformer.config.flavour),
     )
     return bundle if device is None else bundle.to(device)

@@ -102,9 +102,9 @@ def no_speech_encoder() -> None:
 
 def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
     """wav2vec2 from a folder."""
-    from bya_core.encoders.wav2vec2 import Wav2VecSpeech
+    from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 
-    encoder = Wav2VecSpeech(Path(folder).expanduser())
+    encoder = Wav2Vec2SpeechEncoder(Path(folder).expanduser())
     encoder.to(device)
     return encoder
 

@@ -41,7 +41,9 @@ class Arguments:
     output: Path
     native: NativeSize = field(default_factory=lambda: NativeSize(64, 96, 49))
     sampling: SamplingConfig = field(
-        default_factory=lambda: SamplingConfig(steps=24, guidance_scale=2.0, audio_guidance_scale=2.0, drop_identity=True)
+        default_factory=lambda: SamplingConfig(
+            steps=24, guidance_scale=2.0, audio_guidance_scale=2.0, drop_identity=True
+        )
     )
     max_characters: int = 4
 

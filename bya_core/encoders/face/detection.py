@@ -208,10 +208,10 @@ def _box(values: np.ndarray) -> Box:
 def _surest(faces: list[Face], overlap: float = 0.3) -> list[Face]:
     """The surest first; those that overlap a surer one (IoU above `overlap`) are left out."""
     boxes = np.array([face.box for face in faces], dtype=np.float64).reshape(-1, 4)
-    return [faces[k] for k in not_covered(boxes, np.array([face.score for face in faces]), overlap)]
+    return [faces[k] for k in non_max_suppression(boxes, np.array([face.score for face in faces]), overlap)]
 
 
-def not_covered(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
+def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
     """Which of the boxes [K, 4] overlap no surer one that stays (IoU above `overlap`), the surest first."""
     sizes = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
     waiting, kept = np.argsort(-scores, kind="stable"), []

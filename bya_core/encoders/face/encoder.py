@@ -42,29 +42,29 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 
 
 @dataclass(frozen=True)
-class FaceParts:
-    """What `RealFace` is made of.
+class FaceModels:
+    """What `PhotoFaceEncoder` is made of.
 
     Args:
         detector: finds faces with their five points (eyes, nose, corners of the mouth).
         parser: labels every pixel of an aligned face.
-        recogniser: [3, h, w] in 0..1 -> [512].
+        recognizer: [3, h, w] in 0..1 -> [512].
         vision: EVA02-CLIP-L/14 at 336 pixels.
     """
 
     detector: FaceDetector
     parser: FaceParser
-    recogniser: ArcFace
+    recognizer: ArcFace
     vision: EvaVision
 
     @staticmethod
-    def load(detector: Path, parser: Path, recogniser: Path, vision: Path) -> FaceParts:
+    def load(detector: Path, parser: Path, recognizer: Path, vision: Path) -> FaceModels:
         """Reads the published files, on the CPU in float32.
 
         Args:
             detector: detection_Resnet50_Final.pth (facexlib), or an SCRFD model with points (.onnx; antelopev2).
             parser: parsing_bisenet.pth (facexlib).
-            recogniser: glintr100.onnx (antelopev2).
+            recognizer: glintr100.onnx (antelopev2).
             vision: EVA02_CLIP_L_336_psz14_s6B.pt.
 
         Raises:
@@ -82,11 +82,11 @@ class FaceParts:
         with init_empty_weights():
             tower = EvaVision()
         tower.load_published(published)
-        return FaceParts(finder, FaceParser(parser), ArcFace(recogniser), tower.float().requires_grad_(False).eval())
+        return FaceModels(finder, FaceParser(parser), ArcFace(recognizer), tower.float().requires_grad_(False).eval())
 
 
 @dataclass(frozen=True)
-class FaceLook:
+class FaceCrop:
     """What was seen in a reference image.
 
     Args:
@@ -122,7 +122,7 @@ class FaceLook:
         return page
 
 
-class RealFace:
+class PhotoFaceEncoder:
     """`FaceEncoder` of the released weights.
 
     Args:
@@ -130,7 +130,7 @@ class RealFace:
         choose: which of several faces counts: the largest, or the surest (as released).
     """
 
-    def __init__(self, parts: FaceParts, *, choose: Literal["largest", "surest"] = "largest") -> None:
+    def __init__(self, parts: FaceModels, *, choose: Literal["largest", "surest"] = "largest") -> None:
         self.parts, self.choose = parts, choose
 
     @torch.no_grad()
@@ -146,12 +146,12 @@ class RealFace:
         vision = self.parts.vision
         given = clip_input(seen.crop, seen.mask, vision.image_size)
         pooled, hidden = vision(given.to(next(vision.parameters())))
-        who = self.parts.recogniser.features(seen.crop)
+        who = self.parts.recognizer.features(seen.crop)
         identity = torch.cat([who, F.normalize(pooled[0].float(), dim=0).cpu()])
         return FaceFeatures(identity, hidden[0].float().cpu(), seen.portrait.cpu(), seen.notices)
 
     @torch.no_grad()
-    def look(self, image: Tensor) -> FaceLook:
+    def look(self, image: Tensor) -> FaceCrop:
         """Find, turn upright and cut out the face of [3, H, W] in 0..1.
 
         Raises:
@@ -166,9 +166,9 @@ class RealFace:
         portrait = torch.where(mask, crop, torch.ones_like(crop))
         others = tuple(face for face in faces if face is not chosen)
         notices = (*doubt, *self._notices(chosen, len(others), mask))
-        return FaceLook(image, (chosen, *others), crop, mask, portrait, notices)
+        return FaceCrop(image, (chosen, *others), crop, mask, portrait, notices)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> RealFace:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PhotoFaceEncoder:
         """Move all networks (ONNX models stay on the CPU); `dtype` is that of the vision tower. Returns itself."""
         detector: Any = self.parts.detector
         if hasattr(detector, "to"):

@@ -23,7 +23,7 @@ _MOST = 16  # faces looked at in one picture, the surest first
 
 
 @dataclass(frozen=True)
-class Sightings:
+class DetectedCharacters:
     """People seen in a picture. Boxes are x0, y0, x1, y1 in pixels.
 
     Args:
@@ -47,7 +47,7 @@ class CharacterFinder(Protocol):
 
     sure: float
 
-    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> Sightings:
+    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> DetectedCharacters:
         """Picture [3, H, W] and N reference pictures [3, h, w], all in 0..1 -> everybody seen.
 
         Raises:
@@ -68,7 +68,7 @@ class FaceFinder:
     def __init__(self, detector: FaceDetector, encoder: FaceEncoder, sure: float = 0.3) -> None:
         self.detector, self.encoder, self.sure = detector, encoder, sure
 
-    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> Sightings:
+    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> DetectedCharacters:
         known = torch.stack([self._identity(portrait) for portrait in portraits])
         boxes, likeness = [], []
         for face in self.detector.detect(image)[:_MOST]:
@@ -79,9 +79,9 @@ class FaceFinder:
             boxes.append(torch.tensor(face.box))
             likeness.append(known @ identity)
         if not boxes:
-            return Sightings(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, len(portraits)))
+            return DetectedCharacters(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, len(portraits)))
         faces = torch.stack(boxes)
-        return Sightings(faces, people(faces), torch.stack(likeness))
+        return DetectedCharacters(faces, people(faces), torch.stack(likeness))
 
     def _identity(self, image: Tensor) -> Tensor:
         return F.normalize(self.encoder.encode(image).identity.float().cpu().flatten(), dim=0)

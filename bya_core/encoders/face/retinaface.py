@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from einops import rearrange
 from torch import Tensor, nn
 
-from bya_core.encoders.face.detection import Face, not_covered
+from bya_core.encoders.face.detection import Face, non_max_suppression
 from bya_core.encoders.face.resnet import Bottleneck, ResNet
 from bya_core.encoders.face.weights_file import load_strictly, read_weights
 from bya_core.errors import InputError
@@ -145,7 +145,7 @@ class RetinaFaceDetector:
         found = torch.cat([middle - size / 2, middle + size / 2], dim=1).float().cpu()
         moved = rearrange(points[0, likely], "a (k xy) -> a k xy", xy=2) * _VARIANCES[0] * side[:, None]
         marks = centre[:, None] + moved
-        kept = not_covered(found.numpy(), scores[0, likely].float().cpu().numpy(), overlap=0.4)
+        kept = non_max_suppression(found.numpy(), scores[0, likely].float().cpu().numpy(), overlap=0.4)
         return [_face(found[k], scores[0, likely][k], marks[k].float().cpu()) for k in kept]
 
     def to(self, device: torch.device | str) -> RetinaFaceDetector:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from bya_core.encoders.face.detection import Face, not_covered, pixels, scrfd_file
+from bya_core.encoders.face.detection import Face, non_max_suppression, pixels, scrfd_file
 from bya_core.encoders.face.onnx_model import open_onnx
 from bya_core.errors import InputError
 
@@ -66,7 +66,7 @@ class ScrfdDetector:
         every = np.concatenate(boxes), np.concatenate(scores)
         marks = np.concatenate(points) if points else None
         faces = []
-        for k in not_covered(*every, overlap=0.4):
+        for k in non_max_suppression(*every, overlap=0.4):
             x0, y0, x1, y1 = every[0][k].tolist()
             known = None if marks is None else tuple((float(x), float(y)) for x, y in marks[k])
             faces.append(Face((x0, y0, x1, y1), float(every[1][k]), known))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bya_core.cli import faces as cli_faces
 from bya_core.cli import main as cli
-from bya_core.encoders.face.encoder import FaceParts, RealFace
+from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
 from tests.unit.encoders.networks import POINTS, picture
 from tests.unit.encoders.test_face_encoder import Keeps, Told, face
 
@@ -27,9 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     characters = [{"name": name, "image": f"{name.lower()}.png"} for name in ("Ada", "Bo")]
     (tmp_path / "scene.json").write_text(json.dumps({"prompt": "", "characters": characters}))
 
-    def encoder(models_dir: Path | None, choose: str) -> RealFace:
+    def encoder(models_dir: Path | None, choose: str) -> PhotoFaceEncoder:
         found = Told({389: [face(BO, 0.99), face(BO, 0.999)]})
-        return RealFace(FaceParts(found, Keeps(), None, None), choose=choose)  # type: ignore[arg-type]
+        return PhotoFaceEncoder(FaceModels(found, Keeps(), None, None), choose=choose)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cli_faces, "face_encoder", encoder)
     return tmp_path

@@ -75,7 +75,7 @@ def write_scrfd(path: Path, batched: bool = False) -> None:
 
 
 def write_arcface(path: Path) -> None:
-    """A recogniser with the input and output of glintr100: [1, 3, 112, 112] -> [1, 512]."""
+    """A recognizer with the input and output of glintr100: [1, 3, 112, 112] -> [1, 512]."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     constants = [

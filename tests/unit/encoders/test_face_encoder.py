@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from bya_core.encoders.face.alignment import similarity, warp
 from bya_core.encoders.face.detection import Face
-from bya_core.encoders.face.encoder import FaceParts, RealFace, clip_input
+from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder, clip_input
 from bya_core.encoders.face.parsing import BiSeNet, FaceParser
 from bya_core.encoders.face.recognition import ArcFace
 from bya_core.encoders.face.retinaface import RetinaFace
@@ -74,18 +74,18 @@ SMALL = moved(POINTS["001/face_2"], 0, 0, 0.4)
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory) -> Callable[[object], RealFace]:
-    """`RealFace` around a detector: ArcFace's stand-in, and a narrow EVA tower of the real depth."""
+def make(tmp_path_factory) -> Callable[[object], PhotoFaceEncoder]:
+    """`PhotoFaceEncoder` around a detector: ArcFace's stand-in, and a narrow EVA tower of the real depth."""
     from bya_core.encoders.face.clip import EvaVision
 
     file = tmp_path_factory.mktemp("arcface") / "glintr100.onnx"
     write_arcface(file)
     torch.manual_seed(0)
     tower = EvaVision(width=64, heads=4).eval()
-    recogniser = ArcFace(file)
+    recognizer = ArcFace(file)
 
-    def made(detector, parser=None, choose="largest") -> RealFace:
-        return RealFace(FaceParts(detector, parser or Keeps(), recogniser, tower), choose=choose)
+    def made(detector, parser=None, choose="largest") -> PhotoFaceEncoder:
+        return PhotoFaceEncoder(FaceModels(detector, parser or Keeps(), recognizer, tower), choose=choose)
 
     return made
 
@@ -101,7 +101,7 @@ def test_what_comes_out_is_what_the_released_model_wants(make, scene):
     made = encoder.encode(scene)
     assert made.identity.shape == (1280,) and made.hidden.shape == (5, 577, 64) and made.portrait.shape == (3, 512, 512)
     crop = (warp((scene * 255).round() / 255, similarity(SMALL)) * 255).round() / 255
-    assert_close(made.identity[:512], encoder.parts.recogniser.features(crop))
+    assert_close(made.identity[:512], encoder.parts.recognizer.features(crop))
     assert abs(float(made.identity[512:].norm()) - 1) < 1e-5
     mask = Keeps().face(crop)
     assert bool((made.portrait[:, ~mask] == 1).all()) and torch.equal(made.portrait[:, mask], crop[:, mask])
@@ -214,9 +214,9 @@ def test_all_parts_load_from_their_files_and_work_together(tmp_path, make):
     torch.save({"norm.weight": torch.zeros(64)}, tmp_path / "EVA02_CLIP_L_336_psz14_s6B.pt")
     files = [tmp_path / name for name in ("detection_Resnet50_Final.pth", "parsing_bisenet.pth", "glintr100.onnx")]
     with pytest.raises(InputError, match="vision checkpoint that does not fit"):
-        FaceParts.load(*files, tmp_path / "EVA02_CLIP_L_336_psz14_s6B.pt")
+        FaceModels.load(*files, tmp_path / "EVA02_CLIP_L_336_psz14_s6B.pt")
     with pytest.raises(InputError, match=r"EVA02_CLIP_L_336_psz14_s6B.pt .856 MB"):
-        FaceParts.load(*files, tmp_path / "none.pt")
+        FaceModels.load(*files, tmp_path / "none.pt")
     from bya_core.encoders.face.retinaface import RetinaFaceDetector
 
     whole = make(RetinaFaceDetector(files[0], least=0.55, sure=0.55), FaceParser(files[1]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bya_core.encoders.face.detection import Face
-from bya_core.encoders.face.encoder import FaceParts, RealFace
+from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
 from bya_core.encoders.face.parsing import BiSeNet
 from bya_core.encoders.face.retinaface import RetinaFace
 from bya_core.io.media import read_image
@@ -43,14 +43,14 @@ def test_a_photo_through_networks_of_the_real_size(tmp_path) -> None:
     torch.save(drawn(BiSeNet()), tmp_path / "parser.pth")
     write_arcface(tmp_path / "glintr100.onnx")
     names = ("detector.pth", "parser.pth", "glintr100.onnx", "eva.pt")
-    parts = FaceParts.load(*(tmp_path / name for name in names))
+    parts = FaceModels.load(*(tmp_path / name for name in names))
     assert not any(weight.is_meta for weight in [*parts.vision.parameters(), *parts.vision.buffers()])
 
     def found(image: torch.Tensor) -> list[Face]:  # random weights find nothing sensible
         return [Face((60.0, 60.0, 380.0, 480.0), 0.99, POINTS["004/face_1"])]
 
     parts.detector.detect = found  # type: ignore[method-assign]
-    made = RealFace(parts).encode(read_image(PHOTO))
+    made = PhotoFaceEncoder(parts).encode(read_image(PHOTO))
     assert made.identity.shape == (1280,) and made.hidden.shape == (5, 577, 1024)
     assert made.portrait.shape == (3, 512, 512) and bool((made.portrait == 1).all(dim=0).any())
     assert bool(torch.isfinite(made.hidden).all()) and made.hidden.std() > 0

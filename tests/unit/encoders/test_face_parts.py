@@ -1,4 +1,4 @@
-"""Detector, parser, recogniser and alignment against the libraries the released code takes them from.
+"""Detector, parser, recognizer and alignment against the libraries the released code takes them from.
 
 What those libraries make of the same weights and pictures stands in reference.safetensors; `record.py` wrote it.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bya_core.encoders.face.alignment import BORDER, TEMPLATE, similarity, warp
-from bya_core.encoders.face.detection import FaceDetector, find_detector, not_covered
+from bya_core.encoders.face.detection import FaceDetector, find_detector, non_max_suppression
 from bya_core.encoders.face.parsing import LABELS, NOT_THE_FACE, BiSeNet, FaceParser
 from bya_core.encoders.face.recognition import ArcFace
 from bya_core.encoders.face.retinaface import RetinaFace, RetinaFaceDetector
@@ -193,6 +193,6 @@ def test_beyond_the_picture_there_is_grey():
 
 def test_of_overlapping_boxes_the_surest_stays():
     boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [30, 30, 40, 40], [0, 0, 10, 10]], float)
-    assert not_covered(boxes, np.array([0.5, 0.9, 0.7, 0.5]), overlap=0.4) == [1, 2]
-    assert not_covered(boxes, np.array([0.5, 0.9, 0.7, 0.5]), overlap=1.0) == [1, 2, 0, 3]
-    assert not_covered(np.zeros((0, 4)), np.zeros(0), overlap=0.4) == []
+    assert non_max_suppression(boxes, np.array([0.5, 0.9, 0.7, 0.5]), overlap=0.4) == [1, 2]
+    assert non_max_suppression(boxes, np.array([0.5, 0.9, 0.7, 0.5]), overlap=1.0) == [1, 2, 0, 3]
+    assert non_max_suppression(np.zeros((0, 4)), np.zeros(0), overlap=0.4) == []

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from bya_core.encoders.protocols import TextEncoder
-from bya_core.encoders.text_t5 import GivenText, T5Text
+from bya_core.encoders.text_t5 import PrecomputedTextEncoder, T5TextEncoder
 from bya_core.errors import InputError
 
 WORDS = "two puppets talk before a wall the left one sings and the right one listens to every word it says"
@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_prompts_are_read_as_diffusers_reads_them(folder):
     prompts = [WORDS, "", "two puppets"]
-    text = T5Text(folder, dtype=torch.float32)
+    text = T5TextEncoder(folder, dtype=torch.float32)
     assert isinstance(text, TextEncoder)
     made = text.encode(prompts)
     pipeline = types.SimpleNamespace(
@@ -62,19 +62,19 @@ def test_prompts_are_read_as_diffusers_reads_them(folder):
 
 def test_words_of_a_prompt_reach_padding_too(folder):
     """No mask: what stands behind the words depends on them, as the released model was trained."""
-    made = T5Text(folder, dtype=torch.float32).encode(["two puppets", "two listens"])
+    made = T5TextEncoder(folder, dtype=torch.float32).encode(["two puppets", "two listens"])
     assert (made[0, -1] - made[1, -1]).abs().max() > 1e-4
 
 
 def test_too_long_prompts_are_cut_and_told(folder, caplog):
-    text = T5Text(folder, dtype=torch.float32, max_tokens=8)
+    text = T5TextEncoder(folder, dtype=torch.float32, max_tokens=8)
     with caplog.at_level(logging.WARNING):
         made = text.encode([WORDS])
     assert made.shape == (1, 8, 32) and "those after 8 are cut" in caplog.text
 
 
 def test_nothing_is_loaded_before_it_is_needed_nor_after_release(folder):
-    text = T5Text(folder, dtype=torch.bfloat16)
+    text = T5TextEncoder(folder, dtype=torch.bfloat16)
     assert text._model is None
     first = text.encode(["two puppets"])
     assert first.dtype == torch.bfloat16
@@ -85,14 +85,16 @@ def test_nothing_is_loaded_before_it_is_needed_nor_after_release(folder):
 
 def test_a_missing_text_encoder_says_what_is_needed(tmp_path):
     with pytest.raises(InputError, match="T5-XXL v1.1, 9.5 GB"):
-        T5Text(tmp_path)
+        T5TextEncoder(tmp_path)
 
 
 def test_embeddings_from_elsewhere_take_the_encoders_place(folder, caplog):
-    own = T5Text(folder, dtype=torch.float32)
+    own = T5TextEncoder(folder, dtype=torch.float32)
     prompts = ["two puppets", ""]
     encoded = own.encode(prompts)
-    given = GivenText({prompt: tokens[None] for prompt, tokens in zip(prompts, encoded, strict=True)}, dim=32)
+    given = PrecomputedTextEncoder(
+        {prompt: tokens[None] for prompt, tokens in zip(prompts, encoded, strict=True)}, dim=32
+    )
     assert isinstance(given, TextEncoder)
     assert torch.equal(given.encode(prompts), encoded) and not caplog.records
     with pytest.raises(InputError, match="no text embedding for the prompt"):
@@ -100,7 +102,7 @@ def test_embeddings_from_elsewhere_take_the_encoders_place(folder, caplog):
 
 
 def test_embeddings_of_another_length_are_fitted_and_of_another_width_refused(caplog):
-    given = GivenText({"a": torch.ones(1, 300, 4096), "b": torch.ones(100, 4096)})
+    given = PrecomputedTextEncoder({"a": torch.ones(1, 300, 4096), "b": torch.ones(100, 4096)})
     made = given.encode(["a", "b"])
     assert made.shape == (2, 226, 4096) and made[1, 100:].abs().max() == 0 and made[0].min() == 1
     assert [record.getMessage().split("; ")[1] for record in caplog.records] == [
@@ -108,4 +110,4 @@ def test_embeddings_of_another_length_are_fitted_and_of_another_width_refused(ca
         "the rest is filled with zeros.",
     ]
     with pytest.raises(InputError, match='type "cogvideox"'):
-        GivenText({"a": torch.ones(1, 77, 768)})
+        PrecomputedTextEncoder({"a": torch.ones(1, 77, 768)})

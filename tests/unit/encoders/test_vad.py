@@ -16,8 +16,8 @@ from bya_core.encoders import vad as activity
 from bya_core.encoders.vad import (
     LoudnessActivity,
     VoiceActivity,
-    find_activity,
     joined,
+    load_voice_activity,
     spans_of,
     speaking_spans,
 )
@@ -43,14 +43,14 @@ def voice(spans, seconds: float = 3.0, noise: float = 0.0) -> torch.Tensor:
 @pytest.mark.parametrize("finder", FINDERS)
 @pytest.mark.parametrize("noise", [0.0, 0.003])
 def test_drawn_voices_are_found(finder, noise):
-    found = find_activity(finder).spans(voice([(0.5, 1.2), (2.0, 2.8)], noise=noise), RATE)
+    found = load_voice_activity(finder).spans(voice([(0.5, 1.2), (2.0, 2.8)], noise=noise), RATE)
     assert len(found) == 2
     np.testing.assert_allclose(found, [(0.5, 1.2), (2.0, 2.8)], atol=0.2)
 
 
 @pytest.mark.parametrize("finder", FINDERS)
 def test_silence_and_nothing_have_no_speech(finder):
-    found = find_activity(finder)
+    found = load_voice_activity(finder)
     assert isinstance(found, VoiceActivity)
     assert found.spans(torch.zeros(RATE), RATE) == [] and found.spans(torch.zeros(0), RATE) == []
 
@@ -60,7 +60,7 @@ def test_silence_and_nothing_have_no_speech(finder):
 def test_recordings_of_people_are_found(finder):
     for path in RECORDINGS:
         waveform, rate = read_audio(path)
-        spans = speaking_spans(Speech(waveform, rate), find_activity(finder))
+        spans = speaking_spans(Speech(waveform, rate), load_voice_activity(finder))
         seconds = waveform.shape[1] / rate
         assert 0.6 * seconds < sum(end - start for start, end in spans) <= seconds, path
 
@@ -68,8 +68,8 @@ def test_recordings_of_people_are_found(finder):
 @pytest.mark.skipif(not SILERO, reason="no silero-vad")
 def test_silero_is_taken_where_it_is_and_leaves_the_threads_alone():
     code = (
-        "import torch, sys; torch.set_num_threads(3); from bya_core.encoders.vad import find_activity; "
-        "assert 'silero_vad' not in sys.modules; assert find_activity().name == 'silero'; "
+        "import torch, sys; torch.set_num_threads(3); from bya_core.encoders.vad import load_voice_activity; "
+        "assert 'silero_vad' not in sys.modules; assert load_voice_activity().name == 'silero'; "
         "assert torch.get_num_threads() == 3 and 'torchaudio' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -77,15 +77,15 @@ def test_silero_is_taken_where_it_is_and_leaves_the_threads_alone():
 
 def test_without_silero_loudness_says_its_name(monkeypatch):
     monkeypatch.setattr(activity.importlib.util, "find_spec", lambda name: None)
-    find_activity.cache_clear()
+    load_voice_activity.cache_clear()
     try:
-        assert find_activity().name == "loudness"
+        assert load_voice_activity().name == "loudness"
         with pytest.raises(InputError, match="silero-vad is not installed"):
-            find_activity("silero")
+            load_voice_activity("silero")
     finally:
-        find_activity.cache_clear()
+        load_voice_activity.cache_clear()
     with pytest.raises(InputError, match="voice activity 'ears'"):
-        find_activity("ears")  # type: ignore[arg-type]
+        load_voice_activity("ears")  # type: ignore[arg-type]
 
 
 def test_spans_are_in_seconds_of_the_video():

@@ -16,7 +16,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCT
 
 from bya_core.encoders.levelling import even_loudness
 from bya_core.encoders.protocols import SpeechEncoder
-from bya_core.encoders.wav2vec2 import Wav2VecSpeech
+from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 from bya_core.errors import InputError
 from bya_core.io.media import read_audio, resample_mono
 
@@ -37,8 +37,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder(folder) -> Wav2VecSpeech:
-    return Wav2VecSpeech(folder)
+def encoder(folder) -> Wav2Vec2SpeechEncoder:
+    return Wav2Vec2SpeechEncoder(folder)
 
 
 def voice(seconds: float, seed: int = 0) -> Tensor:
@@ -79,16 +79,16 @@ def test_features_are_those_of_the_library(folder, encoder, seconds):
 
 def test_long_recordings_in_pieces_hardly_differ_from_the_whole(folder):
     waveform = voice(12.0)
-    whole = Wav2VecSpeech(folder).features(waveform)
-    pieces = Wav2VecSpeech(folder, piece=150, overlap=50).features(waveform)
+    whole = Wav2Vec2SpeechEncoder(folder).features(waveform)
+    pieces = Wav2Vec2SpeechEncoder(folder, piece=150, overlap=50).features(waveform)
     assert pieces.shape == whole.shape and bool(torch.isfinite(pieces).all())
-    other = Wav2VecSpeech(folder).features(voice(12.0, seed=1))
+    other = Wav2Vec2SpeechEncoder(folder).features(voice(12.0, seed=1))
     assert (pieces - whole).square().mean() < 0.1 * (other - whole).square().mean()
 
 
 def test_the_longest_piece_bounds_what_the_transformer_sees(folder):
     seen = []
-    encoder = Wav2VecSpeech(folder, piece=150, overlap=50)
+    encoder = Wav2Vec2SpeechEncoder(folder, piece=150, overlap=50)
     encoder.model.encoder.layers[0].register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
     encoder.features(voice(20.0))
     assert max(seen) == 150 and len(seen) == 5  # 500 frames: from 0, 100, 200, 300, and the last 150
@@ -114,7 +114,7 @@ def test_loudness_as_a_whole_changes_nothing_and_soft_passages_can_be_raised(fol
     waveform = voice(12.0)
     assert_close(encoder.features(waveform * 0.05), encoder.features(waveform), atol=2e-3, rtol=1e-3)
     faded = waveform * torch.where(torch.arange(len(waveform)) < 6 * RATE, 1.0, 0.15)
-    evened = Wav2VecSpeech(folder, even_loudness=True)
+    evened = Wav2Vec2SpeechEncoder(folder, even_loudness=True)
     want = encoder.features(waveform)[175:]
     as_it_is = (encoder.features(faded)[175:] - want).square().mean()
     assert (evened.features(faded)[175:] - want).square().mean() < 0.5 * as_it_is
@@ -137,12 +137,12 @@ def test_music_can_be_taken_out_by_a_model_of_the_users_choice(folder, encoder):
             assert sample_rate == RATE
             return waveform - music
 
-    cleaned = Wav2VecSpeech(folder, isolation=Known()).features(voice(1.0) + music)
+    cleaned = Wav2Vec2SpeechEncoder(folder, isolation=Known()).features(voice(1.0) + music)
     assert_close(cleaned, encoder.features(voice(1.0)), atol=1e-3, rtol=1e-3)
 
 
 def test_weights_can_be_forgotten_and_come_back(folder):
-    encoder = Wav2VecSpeech(folder)
+    encoder = Wav2Vec2SpeechEncoder(folder)
     before = encoder.features(voice(1.0))
     encoder.release()
     assert encoder._model is None
@@ -153,7 +153,7 @@ def test_weights_can_be_forgotten_and_come_back(folder):
 
 def test_a_missing_model_says_what_is_needed(tmp_path):
     with pytest.raises(InputError, match="wav2vec2-base-960h .378 MB"):
-        Wav2VecSpeech(tmp_path)
+        Wav2Vec2SpeechEncoder(tmp_path)
 
 
 @pytest.mark.parametrize(("sample", "frames"), [("001", 57), ("004", 56), ("014", 53)])
@@ -205,7 +205,7 @@ def test_the_published_configuration_gives_12_layers_of_768(tmp_path):
     """Real sizes, random weights."""
     Wav2Vec2Model(Wav2Vec2Config()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["hidden_size"] == 768
-    assert Wav2VecSpeech(tmp_path).encode(voice(0.4), 9).shape == (13, 12, 768)
+    assert Wav2Vec2SpeechEncoder(tmp_path).encode(voice(0.4), 9).shape == (13, 12, 768)
 
 
 def test_a_speech_whose_start_is_cut_is_heard_from_a_little_before(encoder):

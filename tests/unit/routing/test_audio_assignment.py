@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bya_core.encoders.vad import LoudnessActivity
-from bya_core.encoders.voice_face import TwoTowers, VoiceFace, VoiceFaceNetwork
+from bya_core.encoders.voice_face import VoiceFace, VoiceFaceMatcher, VoiceFaceNetwork
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import listener_opening_ratio
 from bya_core.routing.audio_assignment import (
@@ -158,7 +158,7 @@ def test_confidence_is_the_odds_of_the_best_against_the_next():
 
 def test_towers_take_any_size_and_length(tmp_path):
     torch.manual_seed(0)
-    towers = TwoTowers(VoiceFaceNetwork())
+    towers = VoiceFaceMatcher(VoiceFaceNetwork())
     assert isinstance(towers, VoiceFace)
     sounds = [speech_at(200, 0.02).waveform[0], speech_at(300, 1.3).waveform[0]]
     scores = towers.scores(sounds, [torch.rand(3, 48, 48), torch.rand(3, 120, 90), torch.rand(3, 30, 30)])
@@ -171,7 +171,7 @@ def test_towers_take_any_size_and_length(tmp_path):
 def test_training_writes_a_checkpoint_that_loads(tmp_path):
     path = tmp_path / "towers.safetensors"
     main(Arguments(checkpoint=path, puppets=24, steps=2, batch=8))
-    towers = TwoTowers.load(path)
+    towers = VoiceFaceMatcher.load(path)
     trial = try_scene(towers, VALIDATION, 2, 25, "overlap", "loudness")
     assert 0.5 <= trial.confidence <= 1.0
     assert [entry.name for entry in tmp_path.iterdir()] == ["towers.safetensors"]
@@ -182,7 +182,7 @@ def test_training_writes_a_checkpoint_that_loads(tmp_path):
 @needs_towers
 def test_shipped_towers_bind_puppets():
     """12 scenes of validation seeds; the table over 200 held-out ones is in docs/explanation/audio-assignment.md."""
-    towers = TwoTowers.load(CHECKPOINT)
+    towers = VoiceFaceMatcher.load(CHECKPOINT)
     trials = [try_scene(towers, VALIDATION + 100 + k, 2, 49, "overlap", "loudness") for k in range(12)]
     assert sum(trial.right for trial in trials) >= 10
     assert CHECKPOINT.stat().st_size < 1_000_000
@@ -191,14 +191,14 @@ def test_shipped_towers_bind_puppets():
 @needs_towers
 @pytest.mark.slow
 def test_nine_of_ten_scenes_are_bound_right():
-    report = evaluate(Arguments(scenes=100, seed_base=VALIDATION), TwoTowers.load(CHECKPOINT))
+    report = evaluate(Arguments(scenes=100, seed_base=VALIDATION), VoiceFaceMatcher.load(CHECKPOINT))
     assert next(row["right"] for row in report["rows"] if row["characters"] == 2) >= 0.9
 
 
 @needs_towers
 @pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
 def test_the_shipped_model_has_towers():
-    assert isinstance(load_bundle("toy").voice_face, TwoTowers)
+    assert isinstance(load_bundle("toy").voice_face, VoiceFaceMatcher)
 
 
 def test_a_listeners_mouth_counts_away_from_turns():

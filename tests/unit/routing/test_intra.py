@@ -106,7 +106,14 @@ def test_after_the_last_try_it_says_who_is_missing(monkeypatch, prepared):
 
 @pytest.mark.parametrize(
     ("config", "total", "most"),
-    [({}, 16, 6), ({}, 50, 20), ({}, 1, 1), ({"max_fraction": 0.3}, 10, 3), ({"steps": 5}, 16, 5), ({"steps": 99}, 16, 16)],
+    [
+        ({}, 16, 6),
+        ({}, 50, 20),
+        ({}, 1, 1),
+        ({"max_fraction": 0.3}, 10, 3),
+        ({"steps": 5}, 16, 5),
+        ({"steps": 99}, 16, 16),
+    ],
 )
 def test_a_probe_takes_at_most_its_share(config, total, most):
     assert most_steps(ProbeConfig(**config), total) == most
@@ -142,7 +149,8 @@ def test_going_on_is_the_same_as_never_stopping(bundle, prepared, guidance):
     """With one, two and three branches of guidance; nothing is computed twice."""
     text, speech = guidance
     scene = replace(
-        prepared.scene, sampling=replace(prepared.scene.sampling, steps=3, guidance_scale=text, audio_guidance_scale=speech)
+        prepared.scene,
+        sampling=replace(prepared.scene.sampling, steps=3, guidance_scale=text, audio_guidance_scale=speech),
     )
     prepared = replace(prepared, scene=scene)
     with counted(bundle.transformer) as calls:

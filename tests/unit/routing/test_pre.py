@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bya_core.config import RouterConfig
 from bya_core.encoders.face.detection import Face
-from bya_core.encoders.face.matching import CharacterFinder, FaceFinder, Sightings
+from bya_core.encoders.face.matching import CharacterFinder, DetectedCharacters, FaceFinder
 from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
 from bya_core.evaluation.mask_metrics import mean_iou, to_labels
@@ -34,12 +34,12 @@ class Seen:
     def __init__(self, likeness: list[list[float]]) -> None:
         self.likeness = torch.tensor(likeness).reshape(len(likeness), 2)
 
-    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> Sightings:
+    def find(self, image: Tensor, portraits: Sequence[Tensor]) -> DetectedCharacters:
         left = torch.arange(len(self.likeness))[:, None] * 40.0
         face = torch.tensor([[10.0, 10.0, 26.0, 28.0]])
         body = torch.tensor([[4.0, 4.0, 36.0, 90.0]])
         across = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
-        return Sightings(face + left * across, body + left * across, self.likeness)
+        return DetectedCharacters(face + left * across, body + left * across, self.likeness)
 
 
 def two_people(first_frame: bool = True) -> Scene:

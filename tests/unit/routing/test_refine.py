@@ -19,7 +19,9 @@ from training.benchmark.refinement_suite import NOISES, milliseconds
 from training.puppets.world import make_clip
 
 DEFAULT = RefineConfig()
-NOTHING = RefineConfig(threshold=0, propagate=False, max_regions=0, fill_holes=False, smoothing=0, exclusive=False, grow=0)
+NOTHING = RefineConfig(
+    threshold=0, propagate=False, max_regions=0, fill_holes=False, smoothing=0, exclusive=False, grow=0
+)
 SIZE = (5, 12, 16)
 
 

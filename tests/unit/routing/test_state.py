@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bya_core.config import ProbeConfig, RouterSchedule, RouterConfig
+from bya_core.config import ProbeConfig, RouterConfig, RouterSchedule
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import Video, generate, prepare, sample

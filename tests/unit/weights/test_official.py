@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
-from bya_core.encoders.text_t5 import T5Text
-from bya_core.encoders.wav2vec2 import Wav2VecSpeech
+from bya_core.encoders.text_t5 import T5TextEncoder
+from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.pipelines.estimate import ModelFolder
@@ -76,8 +76,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All parts, in the layout of the released folder, with antelopev2 one folder too deep."""
     monkeypatch.setattr(official, "HARD_CODED", ("LFE_",))
-    monkeypatch.setattr("bya_core.encoders.face.encoder.FaceParts.load", staticmethod(lambda *files: files))
-    monkeypatch.setattr("bya_core.encoders.face.encoder.RealFace", Face)
+    monkeypatch.setattr("bya_core.encoders.face.encoder.FaceModels.load", staticmethod(lambda *files: files))
+    monkeypatch.setattr("bya_core.encoders.face.encoder.PhotoFaceEncoder", Face)
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
     torch.manual_seed(0)
     root = tmp_path / "official"
@@ -148,7 +148,7 @@ def _scene(bundle: Any) -> Scene:
 
 def test_all_parts_make_a_video(folder: Path) -> None:
     bundle = load_bundle("official")
-    assert isinstance(bundle.text, T5Text) and isinstance(bundle.speech, Wav2VecSpeech)
+    assert isinstance(bundle.text, T5TextEncoder) and isinstance(bundle.speech, Wav2Vec2SpeechEncoder)
     assert bundle.dtype == torch.bfloat16 == bundle.codec.vae.dtype  # type: ignore[attr-defined]
     assert (bundle.name, bundle.native.height, bundle.max_characters) == ("official", 64, 2)
     assert [path.name for path in Face.files] == [
@@ -169,7 +169,7 @@ def test_a_converted_file_finds_the_encoders_of_the_released_model(folder: Path,
     weights = load_file(file)
     assert any(value.dtype == torch.float8_e4m3fn for value in weights.values())
     bundle = load_bundle(file)
-    assert isinstance(bundle.text, T5Text) and bundle.name == "one" and bundle.native.height == 64
+    assert isinstance(bundle.text, T5TextEncoder) and bundle.name == "one" and bundle.native.height == 64
     assert generate(_scene(bundle), bundle).frames.shape == (5, 64, 64, 3)
     (folder / "vae/config.json").unlink()
     with pytest.raises(InputError, match=r"lacks vae/config.json; expected video codec.*--parts codec"):
