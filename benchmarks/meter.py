@@ -82,7 +82,7 @@ class Meter:
 @contextmanager
 def metered(model: Any, meter: Meter) -> Iterator[None]:
     """Calls of the transformer inside share out what they cost."""
-    plain: Any = model_file.Injection
+    plain: Any = model_file.BlockConditioning
 
     class Measured(plain):  # type: ignore[misc]
         def _inject_face(self, *given: Any) -> Any:
@@ -101,8 +101,8 @@ def metered(model: Any, meter: Meter) -> Iterator[None]:
         for block in model.transformer_blocks:
             stack.callback(block.register_forward_pre_hook(lambda *_: meter.begin("blocks")).remove)
             stack.callback(block.register_forward_hook(lambda *_: meter.end(), always_call=True).remove)
-        stack.callback(setattr, model_file, "Injection", plain)
-        model_file.Injection = Measured  # type: ignore[misc]
+        stack.callback(setattr, model_file, "BlockConditioning", plain)
+        model_file.BlockConditioning = Measured  # type: ignore[misc]
         yield
 
 
@@ -118,7 +118,7 @@ def covering(share: float, inflate: bool) -> Iterator[None]:
 
     from bya_core.models import token_pruning as reach
 
-    plain: Any = model_file.Injection
+    plain: Any = model_file.BlockConditioning
     fullest = reach.fullest
 
     class Covered(plain):  # type: ignore[misc]
@@ -133,11 +133,11 @@ def covering(share: float, inflate: bool) -> Iterator[None]:
     def most(reached: Tensor) -> int:
         return round(share * reached.shape[1]) if _empty(reached) else fullest(reached)
 
-    reach.fullest, model_file.Injection = most, Covered  # type: ignore[misc]
+    reach.fullest, model_file.BlockConditioning = most, Covered  # type: ignore[misc]
     try:
         yield
     finally:
-        reach.fullest, model_file.Injection = fullest, plain  # type: ignore[misc]
+        reach.fullest, model_file.BlockConditioning = fullest, plain  # type: ignore[misc]
 
 
 def boxes(like: Tensor, share: float) -> Tensor:
@@ -216,12 +216,12 @@ def attending_as_one(moved: Moved) -> Iterator[None]:
     from bya_core.models import audio_attention as audio
     from bya_core.models import face_attention as face
 
-    plain = face.routed_attention
+    plain = face.masked_attention
     try:
-        face.routed_attention = audio.routed_attention = functools.partial(moved.as_one, plain)
+        face.masked_attention = audio.masked_attention = functools.partial(moved.as_one, plain)
         yield
     finally:
-        face.routed_attention = audio.routed_attention = plain
+        face.masked_attention = audio.masked_attention = plain
 
 
 def _operations(func: Any, args: Any, kwargs: Any, made: Any) -> float:

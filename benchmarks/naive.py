@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bya_core.masks import audio_masks
 from bya_core.models import transformer as model_file
-from bya_core.models.conditioning import Injection
+from bya_core.models.conditioning import BlockConditioning
 
 
-class NaiveInjection(Injection):
+class NaiveInjection(BlockConditioning):
     """Conditions of one call, applied character by character and voice by voice."""
 
     def _inject_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -74,9 +74,9 @@ class NaiveInjection(Injection):
 @contextmanager
 def naive() -> Iterator[None]:
     """Transformers that are called inside compute the plain way."""
-    shared = model_file.Injection
-    model_file.Injection = NaiveInjection  # type: ignore[misc]
+    shared = model_file.BlockConditioning
+    model_file.BlockConditioning = NaiveInjection  # type: ignore[misc]
     try:
         yield
     finally:
-        model_file.Injection = shared  # type: ignore[misc]
+        model_file.BlockConditioning = shared  # type: ignore[misc]

@@ -44,9 +44,9 @@ from benchmarks.meter import (  # noqa: E402
 )
 from benchmarks.naive import naive  # noqa: E402
 from bya_core.models import rope, router  # noqa: E402
-from bya_core.models.kv_cache import ClipKeys  # noqa: E402
+from bya_core.models.kv_cache import KVCache  # noqa: E402
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel  # noqa: E402
-from bya_core.sampling.acceleration import applied, speed_of  # noqa: E402
+from bya_core.sampling.acceleration import apply_preset, get_preset  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "results" / "speed.md"
 WAYS = ("naive", "exact", "balanced", "fast")
@@ -90,8 +90,8 @@ class Step:
     def __init__(self, model: Any, given: dict[str, Tensor], way: str, covered: float) -> None:
         self.model, self.given, self.covered = model, given, covered
         self.plainly = way == "naive"
-        self.speed = speed_of("exact" if self.plainly else way)
-        self.kept = None if self.plainly else ClipKeys()
+        self.speed = get_preset("exact" if self.plainly else way)
+        self.kv_cache = None if self.plainly else KVCache()
         c, noisy = model.config, given["noisy"]
         characters = given["identity"].shape[1]
         self.told: dict[str, Any] = dict(self.speed.arguments)
@@ -117,7 +117,7 @@ class Step:
                 hidden_states=given["noisy"],
                 encoder_hidden_states=given["text"],
                 timestep=when,
-                kept=self.kept,
+                kv_cache=self.kv_cache,
                 **told,
             )
 
@@ -128,7 +128,7 @@ class Step:
             stack.enter_context(torch.no_grad())
             stack.enter_context(naive() if self.plainly else nullcontext())
             stack.enter_context(covering(self.covered, bool(self.model.config.inflate_audio_masks)))
-            stack.enter_context(applied(self.model, replace(self.speed, cache_threshold=0.0)))
+            stack.enter_context(apply_preset(self.model, replace(self.speed, cache_threshold=0.0)))
             yield
 
 
@@ -250,7 +250,7 @@ def row(way: str, characters: int, frames: int, cost: dict[str, float], unit: fl
 
 def full_size(of: Callable[[int], dict[str, float]], way: str) -> dict[str, float]:
     """What all blocks of the published transformer cost, from what one and two periods of them do."""
-    period = 2 * (1 if way == "naive" else speed_of(way).router.every)  # every second block is a face layer
+    period = 2 * (1 if way == "naive" else get_preset(way).router.every)  # every second block is a face layer
     few, more = of(period), of(2 * period)
     return {name: few[name] + (LAYERS / period - 1) * (more[name] - few[name]) for name in few}
 
@@ -304,7 +304,7 @@ def _runs(whole: dict[str, dict[str, float]], steps: int = 50) -> list[str]:
     lines = ["| preset | operations of exact to one of it, no step skipped | aim | steps to be skipped for that |"]
     lines.append("|---|---|---|---|")
     for way, aim in (("balanced", 2.0), ("fast", 3.0)):
-        start, end = speed_of(way).guidance_span
+        start, end = get_preset(way).guidance_interval
         guided = sum(start <= step / steps < end for step in range(steps))
         share = (guided + (steps - guided) / VERSIONS) / steps
         own = share * steps * whole[way]["total"]

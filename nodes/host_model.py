@@ -157,9 +157,9 @@ def adopt(bundle: ModelBundle, low_memory: bool = False, vram: str = "auto") -> 
     bundle = _suited(bundle)
     rung = _rung(bundle, vram)
     if rung.apart:
-        from bya_core.sampling.cfg_parallel import compute_branches
+        from bya_core.sampling.cfg_parallel import set_guidance_mode
 
-        compute_branches(bundle.transformer, "turns")
+        set_guidance_mode(bundle.transformer, "sequential")
     if rung.fp8:
         memory.keep_in_8_bits(bundle.transformer)
     if rung.tiled:

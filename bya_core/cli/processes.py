@@ -39,7 +39,7 @@ def share(sampling: SamplingConfig, bundle: ModelBundle) -> None:
     Raises:
         InputError: there are not as many as versions of the video.
     """
-    from bya_core.sampling.cfg_parallel import compute_branches
+    from bya_core.sampling.cfg_parallel import set_guidance_mode
     from bya_core.sampling.guidance import branches
 
     many, count = number(), len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
@@ -49,7 +49,7 @@ def share(sampling: SamplingConfig, bundle: ModelBundle) -> None:
         came = f"{many} processes for guidance that needs {count} version{'' if count == 1 else 's'} of the video"
         do = "start it without torchrun" if count == 1 else f"start it with --nproc_per_node {count}"
         raise InputError(came, "one process" if count == 1 else f"{count} processes, or one", do)
-    compute_branches(bundle.transformer, "processes")
+    set_guidance_mode(bundle.transformer, "distributed")
 
 
 @contextlib.contextmanager

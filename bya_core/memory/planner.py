@@ -160,10 +160,10 @@ def apply_rung(bundle: ModelBundle, rung: Rung, device: torch.device | str | Non
         device: where it computes; None = the first GPU, or the CPU where there is none.
     """
     from bya_core.memory.offload import PartGuest, Seat, take_before
-    from bya_core.sampling.cfg_parallel import compute_branches
+    from bya_core.sampling.cfg_parallel import set_guidance_mode
 
     if rung.apart:
-        compute_branches(bundle.transformer, "turns")
+        set_guidance_mode(bundle.transformer, "sequential")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if rung.fp8:
         keep_in_8_bits(bundle.transformer)
@@ -189,7 +189,7 @@ def place_transformer(transformer: Any, rung: Rung, device: torch.device, seat: 
     """The transformer's part of a rung: what every step needs is on the device, all else comes when it is called."""
     from bya_core.memory.offload import BlockStream, WeightsGuest, take_before_forward
 
-    transformer.keeps_keys = False  # they would take more of the device than was planned
+    transformer.use_kv_cache = False  # they would take more of the device than was planned
     groups = block_groups(transformer)
     for module in (transformer.local_facial_extractor, projection(transformer)):
         if module is not None:

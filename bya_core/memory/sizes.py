@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bya_core.grid import TokenGrid
-from bya_core.models.kv_cache import ClipKeys
+from bya_core.models.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from bya_core.weights.bundle import ModelBundle
@@ -83,14 +83,14 @@ def empty_twin(config: Any) -> Any:
 
 
 @torch.no_grad()
-def empty_call(twin: Any, grid: TokenGrid, characters: int, passes: int = 1) -> ClipKeys:
+def empty_call(twin: Any, grid: TokenGrid, characters: int, passes: int = 1) -> KVCache:
     """One call of an `empty_twin`; returns what it keeps for the next one.
 
     Args:
         characters: each has a voice.
         passes: versions of the video that guidance needs.
     """
-    c, kept = twin.config, ClipKeys()
+    c, kv_cache = twin.config, KVCache()
     frames, _, rows, columns = grid.latent_shape(c.out_channels)
     empty = functools.partial(torch.empty, dtype=torch.float32)
     faces = speech = None
@@ -107,9 +107,9 @@ def empty_call(twin: Any, grid: TokenGrid, characters: int, passes: int = 1) -> 
             encoder_hidden_states=empty(passes, c.max_text_seq_length, c.text_embed_dim),
             face_tokens=faces,
             audio_tokens=speech,
-            kept=kept,
+            kv_cache=kv_cache,
         )
-    return kept
+    return kv_cache
 
 
 def held_while_decoding(grid: TokenGrid, size: int, channels: int = WIDEST) -> int:

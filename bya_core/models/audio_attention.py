@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bya_core.errors import InputError
-from bya_core.models.masked_attention import routed_attention
+from bya_core.models.masked_attention import masked_attention
 
 
 class AudioProjection(nn.Module):
@@ -101,7 +101,7 @@ class AudioCrossAttention(nn.Module):
         query = rearrange(attn.to_q(self.norm_q(hidden_states)), "b (t p) (h d) -> b t h p d", t=frames, h=attn.heads)
         key, value = self.keys_values(audio_tokens) if pair is None else pair
         mask = rearrange(masks, "b m (t p) -> b t 1 p m", t=frames)
-        out = routed_attention(query, key, value, mask)
+        out = masked_attention(query, key, value, mask)
         out = rearrange(out, "b t h p d -> b (t p) (h d)")
         # The output bias counts once per stream and mask; the projection below adds it once, unmasked.
         bias = attn.to_out[0](out.new_zeros(1, 1, out.shape[-1]))

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from bya_core.grid import TokenGrid
 from bya_core.masks import audio_masks, blend_masks
-from bya_core.models.kv_cache import ClipKeys
-from bya_core.models.token_pruning import Reach
+from bya_core.models.kv_cache import KVCache
+from bya_core.models.token_pruning import TokenPruning
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LayerSchedule:
     """Which blocks are injected.
 
     Args:
@@ -60,7 +60,7 @@ class Schedule:
 
 
 @dataclass
-class Injection:
+class BlockConditioning:
     """Conditions of one forward call.
 
     Args:
@@ -70,13 +70,13 @@ class Injection:
         mask_override: [B, N, T, h, w] or per face layer [R, B, N, T, h, w] or None.
         mask_override_strength: see `masks.blend_masks`.
         speech_strength: [B, N], how strongly speech acts on the tokens of each character; None = 1, as trained.
-        kept: keys and values of the clip; None = computed in this call.
-        router_every: the router predicts in every so many-th face layer, from the first; the others take over the most
+        kv_cache: keys and values of the clip; None = computed in this call.
+        router_interval: the router predicts in every so many-th face layer, from the first; the others take over the most
             recent masks.
-        skip_tokens: faces and speech act on tokens only that some mask reaches, see `Reach`.
+        prune_tokens: faces and speech act on tokens only that some mask reaches, see `TokenPruning`.
     """
 
-    schedule: Schedule
+    schedule: LayerSchedule
     grid: TokenGrid
     face_layers: nn.ModuleList | None
     audio_layers: nn.ModuleList | None
@@ -92,19 +92,19 @@ class Injection:
     mask_override: Tensor | None
     mask_override_strength: Tensor | float | None
     speech_strength: Tensor | None = None
-    kept: ClipKeys | None = None
-    router_every: int = 1
-    skip_tokens: bool = False
+    kv_cache: KVCache | None = None
+    router_interval: int = 1
+    prune_tokens: bool = False
     logits: dict[int, Tensor] = field(default_factory=dict)
     predicted: dict[int, Tensor] = field(default_factory=dict)
     used: dict[int, Tensor] = field(default_factory=dict)
-    _reach: dict[tuple[str, int], tuple[Tensor, Reach | None]] = field(default_factory=dict)
+    _reach: dict[tuple[str, int], tuple[Tensor, TokenPruning | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if torch.is_grad_enabled():  # what is kept would hold on to the graph of one step
-            self.kept = None
-        if self.kept is not None:
-            self.kept.begin(self.face_layers, self.audio_layers, self.router, self.face_tokens, self.audio_tokens)
+            self.kv_cache = None
+        if self.kv_cache is not None:
+            self.kv_cache.begin(self.face_layers, self.audio_layers, self.router, self.face_tokens, self.audio_tokens)
 
     def for_block(self, block: int) -> Callable[[Tensor], Tensor] | None:
         """What block number `block` has to call on its output [B, S, D], or None."""
@@ -145,7 +145,7 @@ class Injection:
 
     def _predicts(self, layer: int) -> bool:
         """Whether the router predicts in face layer `layer`."""
-        if self.router is None or layer >= self.router_layers or layer % self.router_every:
+        if self.router is None or layer >= self.router_layers or layer % self.router_interval:
             return False
         return self.run_router or self._override_at(layer) is None or self.mask_override_strength is not None
 
@@ -174,21 +174,21 @@ class Injection:
     def _ask(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Logits and masks by the router."""
         router, grid = self.router, self.grid
-        if self.kept is None or not hasattr(router, "prepare"):  # other things than our routers may stand there
+        if self.kv_cache is None or not hasattr(router, "prepare"):  # other things than our routers may stand there
             return router(query, key, layer, grid)
-        prepared = self.kept.get("router", layer, lambda: router.prepare(key, layer, grid.tokens))
+        prepared = self.kv_cache.get("router", layer, lambda: router.prepare(key, layer, grid.tokens))
         return router(query, key, layer, grid, prepared)
 
     def _keep(self, part: str, layer: int, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        return make() if self.kept is None else self.kept.get(part, layer, make)
+        return make() if self.kv_cache is None else self.kv_cache.get(part, layer, make)
 
-    def _reached(self, what: str, masks: Tensor, acting: Tensor) -> Reach | None:
+    def _reached(self, what: str, masks: Tensor, acting: Tensor) -> TokenPruning | None:
         """Tokens that what acts [B, N, S] reaches; None = all. Found once per masks [B, N, T, h, w] behind it."""
-        if not self.skip_tokens:
+        if not self.prune_tokens:
             return None
         known = self._reach.get((what, id(masks)))
         if known is None:  # the masks are held too, or their id could come again
-            known = self._reach[what, id(masks)] = masks, Reach.of(acting, self.grid.frames)
+            known = self._reach[what, id(masks)] = masks, TokenPruning.of(acting, self.grid.frames)
         return known[1]
 
     def _override_at(self, layer: int) -> Tensor | None:
@@ -210,8 +210,8 @@ class Injection:
         attention: Any = self.audio_layers[layer]
         tokens = self.audio_tokens
         pair = None  # then the layer computes them in its own forward pass, where its weights may be gathered (FSDP)
-        if self.kept is not None:
-            pair = self.kept.get("speech", layer, lambda: attention.keys_values(tokens))
+        if self.kv_cache is not None:
+            pair = self.kv_cache.get("speech", layer, lambda: attention.keys_values(tokens))
         hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
         reach = self._reached("speech", masks, hearing)
         if reach is None:

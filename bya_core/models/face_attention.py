@@ -7,7 +7,7 @@ from diffusers.models.transformers.consisid_transformer_3d import PerceiverAtten
 from einops import rearrange
 from torch import Tensor, nn
 
-from bya_core.models.masked_attention import routed_attention
+from bya_core.models.masked_attention import masked_attention
 
 
 def _mapping(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
@@ -109,5 +109,5 @@ class FaceCrossAttention(nn.Module):
         """query [B, heads, S, d]; key, value [B, N, heads, Q, d]; masks [B, N, S] -> [B, S, D] (eq. 7)."""
         key, value = (rearrange(x, "b n h q d -> b h n q d") for x in (key * self.scale, value))
         mask = rearrange(masks, "b n s -> b 1 s n")
-        out = routed_attention(query, key, value, mask)
+        out = masked_attention(query, key, value, mask)
         return self.to_out(rearrange(out, "b h s d -> b s (h d)"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.models.conditioning import Injection
+from bya_core.models.conditioning import BlockConditioning
 
 
 def expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], do: str = "check what made it") -> None:
@@ -20,7 +20,7 @@ def expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], do: str = "
     raise InputError(f"{name} of shape {list(tensor.shape)}", f"[{wanted}]", do)
 
 
-def check_part(part: object | None, came: str, path: str) -> None:
+def check_path(part: object | None, came: str, path: str) -> None:
     """Raise InputError where the model was built without a path."""
     if part is None:
         raise InputError(came, f"a model with a {path} path", "load another model")
@@ -46,7 +46,7 @@ def latent_grid(latents: Tensor, config: Any) -> TokenGrid:
     return TokenGrid(frames, height // patch, width // patch, patch, time_factor=factor)
 
 
-def check_call(latents: Tensor, text: Tensor, timestep: Tensor, given: Injection, config: Any) -> None:
+def check_inputs(latents: Tensor, text: Tensor, timestep: Tensor, given: BlockConditioning, config: Any) -> None:
     """Everything that one call of the transformer gets.
 
     Raises:
@@ -59,8 +59,10 @@ def check_call(latents: Tensor, text: Tensor, timestep: Tensor, given: Injection
         limit = config.max_text_seq_length
         raise InputError(f"text of {text.shape[1]} tokens", f"at most {limit}", "shorten the prompt")
     expect("timestep", timestep, (batch,))
-    if given.router_every < 1:
-        raise InputError(f"router_every = {given.router_every}", "a whole number of at least 1", "1 = in every layer")
+    if given.router_interval < 1:
+        raise InputError(
+            f"router_interval = {given.router_interval}", "a whole number of at least 1", "1 = in every layer"
+        )
     characters = _check_faces(batch, given, config)
     if given.audio_tokens is not None:
         _check_speech(batch, characters, given, config)
@@ -68,11 +70,11 @@ def check_call(latents: Tensor, text: Tensor, timestep: Tensor, given: Injection
             expect("speech_strength", given.speech_strength, (batch, characters))
 
 
-def _check_faces(batch: int, given: Injection, config: Any) -> int | None:
+def _check_faces(batch: int, given: BlockConditioning, config: Any) -> int | None:
     """Faces and masks; returns the number of characters, or None where neither is given."""
     characters = None
     if given.face_tokens is not None:
-        check_part(given.face_layers, "face tokens", "face")
+        check_path(given.face_layers, "face tokens", "face")
         kv_dim = config.cross_attn_kv_dim or config.lfe_output_dim
         expect("face_tokens", given.face_tokens, (batch, None, config.lfe_num_queries, kv_dim))
         characters = given.face_tokens.shape[1]
@@ -87,11 +89,11 @@ def _check_faces(batch: int, given: Injection, config: Any) -> int | None:
     return characters
 
 
-def _check_speech(batch: int, characters: int | None, given: Injection, config: Any) -> None:
+def _check_speech(batch: int, characters: int | None, given: BlockConditioning, config: Any) -> None:
     """Speech against faces or masks, and the audio-character matrix."""
     tokens = given.audio_tokens
     assert tokens is not None
-    check_part(given.audio_layers, "audio tokens", "speech")
+    check_path(given.audio_layers, "audio tokens", "speech")
     if characters is None:
         raise InputError("speech without faces or masks", "one of them", "pass face_tokens or mask_override")
     expect("audio_tokens", tokens, (batch, None, given.grid.frames, None, config.audio_dim))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-class ClipKeys:
+class KVCache:
     """Keys and values of faces and speech, and what the router reads of faces, per layer.
 
     They depend neither on the noise nor on the timestep. They are kept as they come, so that a step with them equals a
@@ -24,7 +24,7 @@ class ClipKeys:
     - speech: 42 layers x 2 B M T x 32 x 3072 numbers = 859 MB
 
     What it saves there is about 1.1 of 800 TFLOP a step. Where memory is short, give None instead, or say so once by
-    the transformer's `keeps_keys`, as every rung of the memory ladder below the first does.
+    the transformer's `use_kv_cache`, as every rung of the memory ladder below the first does.
     """
 
     def __init__(self) -> None:

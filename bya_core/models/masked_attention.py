@@ -22,7 +22,7 @@ from bya_core.errors import InputError
 log = logging.getLogger(__name__)
 
 
-def routed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """sum_n mask_n softmax(q k_n^T) v_n over N characters.
 
     Args:

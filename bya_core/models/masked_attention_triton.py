@@ -97,7 +97,7 @@ def sizes(tokens: int, keys: int, dim: int) -> dict[str, int]:
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """As `routed_attention.plain`, for what `fits`; not differentiable."""
+    """As `masked_attention.plain`, for what `fits`; not differentiable."""
     *leading, tokens, dim = query.shape
     characters, keys = key.shape[-3:-1]
     mask = mask.expand(*leading, tokens, characters)

@@ -72,7 +72,7 @@ class _Router(nn.Module):
         self.to_k = nn.ModuleList([nn.Linear(inner, inner, bias=False) for _ in range(num_layers)])
         self.norm = nn.LayerNorm(self.features)
 
-    def folding_pays(self, tokens: int, characters: int) -> bool:
+    def should_fold(self, tokens: int, characters: int) -> bool:
         """By multiplications, for one version of the video; the last two terms are of the folding itself."""
         read, inner = characters * self.features, self.inner  # `features` is heads x Q
         apart = tokens * (inner**2 + read // self.heads * inner)
@@ -91,7 +91,7 @@ class _Router(nn.Module):
             [B, inner, N*Q*heads], heads innermost.
         """
         k = self.to_k[layer](self.norm_k(rearrange(key, f"b n h q d -> b n q {self.key_order}"))) * self.scale
-        if torch.is_grad_enabled() or not self.folding_pays(tokens, key.shape[1]):
+        if torch.is_grad_enabled() or not self.should_fold(tokens, key.shape[1]):
             return (k,)
         # The projection of the unit vectors is its transposed weight, also where a hook or an adapter stands before it.
         weight = self.to_q[layer](torch.eye(self.inner, dtype=k.dtype, device=k.device)).unflatten(1, (self.heads, -1))

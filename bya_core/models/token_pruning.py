@@ -14,7 +14,7 @@ WORTH = 0.9
 
 
 @dataclass(frozen=True)
-class Reach:
+class TokenPruning:
     """Chosen tokens, equally many of each latent frame of each version of the video.
 
     A frame with fewer reached tokens than the fullest one is filled up with others: they are computed with their own
@@ -31,7 +31,7 @@ class Reach:
     tokens: int
 
     @classmethod
-    def of(cls, masks: Tensor, frames: int) -> Reach | None:
+    def of(cls, masks: Tensor, frames: int) -> TokenPruning | None:
         """Tokens of masks [B, N, S] in frames latent frames; None where it does not pay.
 
         How many there are decides the shape of what follows, so a GPU is waited for here.

@@ -21,10 +21,10 @@ from bya_core.grid import TokenGrid
 from bya_core.models.audio_attention import AudioCrossAttention, AudioModel
 from bya_core.models.blocks import BYABlock, PatchEmbed
 from bya_core.models.compat import AttentionMixin
-from bya_core.models.conditioning import Injection, Schedule
+from bya_core.models.conditioning import BlockConditioning, LayerSchedule
 from bya_core.models.face_attention import FaceCrossAttention, LocalFacialExtractor
-from bya_core.models.input_checks import check_call, check_part, expect, latent_grid
-from bya_core.models.kv_cache import ClipKeys
+from bya_core.models.input_checks import check_inputs, check_path, expect, latent_grid
+from bya_core.models.kv_cache import KVCache
 from bya_core.models.rope import rotary_embedding
 from bya_core.models.router import OfficialRouter, PaperRouter
 
@@ -76,8 +76,8 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
     _repeated_blocks: Any = ["BYABlock"]
     _skip_layerwise_casting_patterns: Any = ["patch_embed", "norm"]
 
-    keeps_keys = True
-    """Whether keys and values of a clip are kept from call to call (`ClipKeys`); False where memory is short."""
+    use_kv_cache = True
+    """Whether keys and values of a clip are kept from call to call (`KVCache`); False where memory is short."""
 
     @register_to_config
     def __init__(
@@ -152,7 +152,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         if flavour not in ("official", "paper"):
             raise InputError(f"flavour {flavour!r}", '"official" or "paper"', "choose one of them")
         dim = num_attention_heads * attention_head_dim
-        self.schedule = Schedule(num_layers, injection_start, cross_attn_interval, audio_attn_interval)
+        self.schedule = LayerSchedule(num_layers, injection_start, cross_attn_interval, audio_attn_interval)
         self.patch_embed = PatchEmbed(
             patch_size=patch_size,
             in_channels=in_channels,
@@ -260,9 +260,9 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             )
         self.gradient_checkpointing = False
         if flavour == "paper":
-            self._start_gently()
+            self._init_weights()
 
-    def _start_gently(self) -> None:
+    def _init_weights(self) -> None:
         """Initial weights for training from scratch: blocks, injections and output begin at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -295,7 +295,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         Raises:
             InputError: no face path, or shapes that do not fit.
         """
-        check_part(self.local_facial_extractor, "faces", "face")
+        check_path(self.local_facial_extractor, "faces", "face")
         assert self.local_facial_extractor is not None
         c: Any = self.config
         do = "use the face encoder of this model"
@@ -312,7 +312,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         Raises:
             InputError: no speech path, or shapes that do not fit.
         """
-        check_part(self.audio_model, "speech", "speech")
+        check_path(self.audio_model, "speech", "speech")
         assert self.audio_model is not None
         return self.audio_model.encode(features)
 
@@ -331,9 +331,9 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         speech_strength: Tensor | None = None,
         inflate_audio_masks: bool | None = None,
         run_router: bool = False,
-        router_every: int = 1,
-        skip_tokens: bool = False,
-        kept: ClipKeys | None = None,
+        router_interval: int = 1,
+        prune_tokens: bool = False,
+        kv_cache: KVCache | None = None,
         return_dict: bool = True,
     ) -> BYATransformerOutput | tuple[Tensor | None, ...]:
         """One prediction of the denoiser.
@@ -352,11 +352,11 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             speech_strength: [B, N], scales what speech adds to the tokens of each character; None = 1.
             inflate_audio_masks: in place of the model's own setting, see `masks.audio_masks`.
             run_router: let the router predict all the same (training).
-            router_every: it predicts in every so many-th face layer only, from the first; the others take over the
+            router_interval: it predicts in every so many-th face layer only, from the first; the others take over the
                 most recent masks.
-            skip_tokens: project faces and speech only for tokens that some mask reaches, see `reach`. Exact where
+            prune_tokens: project faces and speech only for tokens that some mask reaches, see `reach`. Exact where
                 masks are zero.
-            kept: keys and values of this clip from the calls before, see `ClipKeys`; None = computed in this call.
+            kv_cache: keys and values of this clip from the calls before, see `KVCache`; None = computed in this call.
             return_dict: False = a tuple in the order of `BYATransformerOutput`.
 
         Raises:
@@ -364,7 +364,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         """
         config: Any = self.config
         grid = latent_grid(hidden_states, config)
-        inputs = Injection(
+        inputs = BlockConditioning(
             schedule=self.schedule,
             grid=grid,
             face_layers=self.perceiver_cross_attention,
@@ -381,11 +381,11 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             mask_override=None if mask_override is None else mask_override.to(hidden_states),
             mask_override_strength=mask_override_strength,
             speech_strength=None if speech_strength is None else speech_strength.to(hidden_states),
-            kept=kept if self.keeps_keys else None,
-            router_every=router_every,
-            skip_tokens=skip_tokens,
+            kv_cache=kv_cache if self.use_kv_cache else None,
+            router_interval=router_interval,
+            prune_tokens=prune_tokens,
         )
-        check_call(hidden_states, encoder_hidden_states, timestep, inputs, config)
+        check_inputs(hidden_states, encoder_hidden_states, timestep, inputs, config)
         if image_rotary_emb is None and config.use_rotary_positional_embeddings:
             image_rotary_emb = self.rotary(grid, hidden_states.device)
 

@@ -270,25 +270,25 @@ def carried(
         after: an older take of this window, whose end the next window went on from.
     """
     conditions, frames = prepared.conditions, prepared.grid.frames
-    kept = torch.zeros(frames, dtype=torch.bool)
+    known = torch.zeros(frames, dtype=torch.bool)
     latents = torch.zeros(1, *conditions.latent_shape)
     masks = torch.zeros(1, conditions.characters, *prepared.grid.shape)
     if before is not None and conditions.first_frame_latents is not None:
         lead = window.latent_lead
         latents[:, :lead], masks[0, :, :lead] = before.latents, before.masks
         latents[:, :1] = conditions.first_frame_latents[:, :1].to(latents)  # one frame, where `before` had four
-        kept[:lead] = True
+        known[:lead] = True
     if after is not None:
         tail = window.latent_tail
         latents[:, -tail:], masks[0, :, -tail:] = after.latents[:, -tail:], after.masks[:, -tail:]
-        kept[-tail:] = True
-    if not bool(kept.any()):
+        known[-tail:] = True
+    if not bool(known.any()):
         return prepared
-    strength = kept.float().expand(conditions.characters, -1)
+    strength = known.float().expand(conditions.characters, -1)
     conditions = replace(
         conditions,
-        kept_latents=latents,
-        kept=kept,
+        known_latents=latents,
+        known_mask=known,
         mask_control=MaskControl(masks[0], strength, end_percent=torch.tensor(CARRY)),
     )
     return replace(prepared, conditions=conditions)

@@ -122,13 +122,13 @@ def vote(speech: Speech, images: Sequence[Tensor], voice_face: VoiceFace, activi
     mono = resample_mono(speech.waveform, speech.sample_rate, rate)
     seconds = mono.shape[0] / rate
     spans = activity.spans(mono, rate) or [(0.0, seconds)]  # audible, yet no speech found: judged as a whole
-    pieces = [mono[round(start * rate) : round(end * rate)] for start, end in pieces_of(spans)]
+    pieces = [mono[round(start * rate) : round(end * rate)] for start, end in split_spans(spans)]
     length = torch.tensor([float(piece.shape[0]) for piece in pieces])
     votes = voice_face.scores(pieces, images)
     return (votes * (length / length.sum())[:, None]).sum(0)
 
 
-def pieces_of(spans: Sequence[Span], longest: float = PIECE) -> list[Span]:
+def split_spans(spans: Sequence[Span], longest: float = PIECE) -> list[Span]:
     """Spans, those longer than `longest` seconds cut into equal parts."""
     pieces: list[Span] = []
     for start, end in spans:

@@ -33,14 +33,14 @@ def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> 
     scene = prepared.scene
     seed = scene.sampling.seed
     best = _probe(prepared, bundle, tracker, seed)
-    if not places_are_open(prepared):
+    if not layout_is_free(prepared):
         return best
-    calls, left_out = best.calls, without_place(best.masks)
+    calls, left_out = best.calls, missing_characters(best.masks)
     for another in range(seed + 1, seed + scene.routing.probe.num_seeds):
         if not left_out:
             break
         found = _probe(prepared, bundle, tracker, another)
-        calls, missing = calls + found.calls, without_place(found.masks)
+        calls, missing = calls + found.calls, missing_characters(found.masks)
         if len(missing) < len(left_out):
             best, left_out, seed = found, missing, another
     return replace(best, calls=calls, notices=(*best.notices, *_told(scene, left_out, seed)))
@@ -49,7 +49,7 @@ def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> 
 def _probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker, seed: int) -> Routing:
     """One try, from the noise of `seed`."""
     scene = prepared.scene
-    settling = Settling(scene.routing.probe)
+    settling = MaskConvergence(scene.routing.probe)
     with tracker.stage("Predicting masks", scene.sampling.steps) as step:
         made = denoise(
             bundle.transformer,
@@ -57,7 +57,7 @@ def _probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker, se
             prepared.conditions,
             replace(scene.sampling, seed=seed),
             callback=step,
-            stop_at=most_steps(scene.routing.probe, scene.sampling.steps),
+            stop_at=max_probe_steps(scene.routing.probe, scene.sampling.steps),
             stop=settling,
         )
     assert made.masks is not None  # a scene has at least one character
@@ -65,15 +65,15 @@ def _probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker, se
     return Routing.of("intra", made.masks, scene.matrix, strength=0.0, state=made.state, calls=made.state.step)
 
 
-def places_are_open(prepared: Prepared) -> bool:
+def layout_is_free(prepared: Prepared) -> bool:
     """Whether the model alone decides where people are."""
     conditions = prepared.conditions
     return (
-        conditions.first_frame_latents is None and conditions.kept_latents is None and conditions.mask_control is None
+        conditions.first_frame_latents is None and conditions.known_latents is None and conditions.mask_control is None
     )
 
 
-def without_place(masks: Tensor) -> list[int]:
+def missing_characters(masks: Tensor) -> list[int]:
     """Characters whose mask [N, T, h, w] claims less than a tenth of what the largest claims (above one half).
 
     Nobody where all claim nothing: such a router says nothing about places.
@@ -91,7 +91,7 @@ def _told(scene: Scene, left_out: list[int], seed: int) -> Iterator[str]:
         yield f"No place in the picture was found for {names}: another seed, or a first frame, may help."
 
 
-def most_steps(config: ProbeConfig, total: int) -> int:
+def max_probe_steps(config: ProbeConfig, total: int) -> int:
     """Steps after which a probe ends at the latest, of a run of `total` steps."""
     if config.steps is not None:
         return min(config.steps, total)
@@ -99,8 +99,8 @@ def most_steps(config: ProbeConfig, total: int) -> int:
 
 
 @dataclass
-class Settling:
-    """Whether masks have come to rest: asked after each step, see `sampling.denoise.Stop`.
+class MaskConvergence:
+    """Whether masks have come to rest: asked after each step, see `sampling.denoise.StopCondition`.
 
     Args:
         config: with a number of steps in it, they never do.

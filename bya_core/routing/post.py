@@ -17,8 +17,8 @@ from bya_core.encoders.segmentation import Segmenter, load_sam2
 from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
 from bya_core.sampling import Conditions, build_scheduler, denoise
-from bya_core.sampling.cfg_parallel import cache_context, forget_cached_steps
-from bya_core.sampling.conditions import lay_out
+from bya_core.sampling.cfg_parallel import cache_context, reset_step_cache
+from bya_core.sampling.conditions import build_branch_inputs
 from bya_core.sampling.guidance import branches
 from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
@@ -31,7 +31,7 @@ LOOK_AT = 0.2
 
 
 @torch.no_grad()
-def from_silent_pass(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
+def route_post(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
     """Masks of a first pass in which everybody hears silence, found by `scene.routing.segmenter`; forced.
 
     Raises:
@@ -48,7 +48,7 @@ def from_silent_pass(prepared: Prepared, bundle: ModelBundle, tracker: ProgressT
         latents = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step).latents
     with tracker.stage("Predicting masks"):
         if segmenter is None:
-            masks, calls = own_masks(latents, conditions, sampling, bundle), sampling.steps + 1
+            masks, calls = router_masks(latents, conditions, sampling, bundle), sampling.steps + 1
         else:
             masks, calls = segmented_masks(latents, prepared, bundle, segmenter), sampling.steps
     return Routing.of("post", masks, scene.matrix, strength=1.0, calls=calls)
@@ -59,7 +59,7 @@ def silent(conditions: Conditions) -> Conditions:
     return replace(conditions, audio_tokens=conditions.silent_audio_tokens)
 
 
-def own_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig, bundle: ModelBundle) -> Tensor:
+def router_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig, bundle: ModelBundle) -> Tensor:
     """Segmenter "self": the router's own masks [N, T, h, w] of finished latents, by one call with little noise.
 
     Args:
@@ -73,8 +73,8 @@ def own_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig,
     timestep = round(LOOK_AT * scheduler.config.num_train_timesteps)
     noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(sampling.seed))
     noisy = scheduler.add_noise(latents.float().cpu(), noise, torch.tensor([timestep]))
-    inputs = lay_out(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
-    forget_cached_steps(bundle.transformer)
+    inputs = build_branch_inputs(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
+    reset_step_cache(bundle.transformer)
     with cache_context(bundle.transformer, "look"):
         output = bundle.transformer(
             hidden_states=torch.cat([noisy.to(device, dtype), inputs.images], dim=2),

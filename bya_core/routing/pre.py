@@ -43,7 +43,7 @@ class Found:
 
 
 @torch.no_grad()
-def from_first_frame(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
+def route_pre(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
     """Masks around the faces of the first frame, the same in every latent frame; forced.
 
     Raises:
@@ -57,7 +57,7 @@ def from_first_frame(prepared: Prepared, bundle: ModelBundle, tracker: ProgressT
     with tracker.stage("Predicting masks"):
         frame = first_frame(scene)  # as the model sees it
         assert frame is not None
-        found = find_characters(frame, scene, bundle)
+        found = locate_characters(frame, scene, bundle)
         regions = draw_regions(found, grid.pixels, scene.routing.region)
         masks = replace(grid, frames=1).pixels_to_tokens(regions[:, None]).expand(-1, grid.frames, -1, -1)
     return Routing.of("pre", masks.clone(), scene.matrix, strength=1.0, notices=found.notices)
@@ -70,14 +70,14 @@ def character_boxes(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Tensor:
     Raises:
         InputError: a character that cannot be found in it.
     """
-    found = find_characters(frame, scene, bundle)
+    found = locate_characters(frame, scene, bundle)
     for notice in found.notices:
         log.warning(notice)
     height, width = frame.shape[1:]
     return torch.minimum(found.bodies.clamp(min=0), torch.tensor([width, height, width, height]))
 
 
-def find_characters(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Found:
+def locate_characters(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Found:
     """The face in `frame` [3, H, W] that belongs to each character. Raises InputError as `character_boxes` does."""
     finder: CharacterFinder = bundle.character_finder or FaceFinder(find_detector(), bundle.face)
     portraits = [character.image.to(bundle.device) for character in scene.characters]

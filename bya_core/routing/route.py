@@ -39,13 +39,13 @@ def find(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | Non
         if control.is_active:
             prepared = replace(prepared, conditions=replace(prepared.conditions, mask_control=control))
     if scene.routing.mode == "pre":
-        from bya_core.routing.pre import from_first_frame
+        from bya_core.routing.pre import route_pre
 
-        return from_first_frame(prepared, bundle, tracker)
+        return route_pre(prepared, bundle, tracker)
     if scene.routing.mode == "post":
-        from bya_core.routing.post import from_silent_pass
+        from bya_core.routing.post import route_post
 
-        return from_silent_pass(prepared, bundle, tracker)
+        return route_post(prepared, bundle, tracker)
     return probe(prepared, bundle, tracker)
 
 

@@ -24,7 +24,7 @@ from bya_core.masks import MaskControl
 from bya_core.routing.result import Routing, confidences
 from bya_core.sampling import DenoiseState
 from bya_core.sampling.prepared import Prepared
-from bya_core.sampling.step_cache import Ran, Reused
+from bya_core.sampling.step_cache import FullStep, StepCacheState
 from bya_core.scene.types import Scene
 
 FORMAT = "bind-your-avatar routing 1"
@@ -142,7 +142,7 @@ def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: 
     )
 
 
-def _put_reused(reused: Reused, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _put_reused(reused: StepCacheState, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """What a preset of speed takes over from earlier steps: its tensors to the others, the rest as facts."""
     if reused.masks is not None:
         tensors["reused masks"] = reused.masks
@@ -152,16 +152,16 @@ def _put_reused(reused: Reused, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _reused(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor], latents: tuple[int, ...], masks: tuple[int, ...]
-) -> Reused:
+) -> StepCacheState:
     """What `_put_reused` wrote; the other arguments are shapes. Raises as `_routing` does."""
     ran = [
-        Ran(str(branches), int(number), _fitting(tensors[f"reused latents {k}"], latents))
+        FullStep(str(branches), int(number), _fitting(tensors[f"reused latents {k}"], latents))
         for k, (branches, number) in enumerate(facts["ran"])
     ]
     router = tensors.get("reused masks")
     if router is not None:
         router = _fitting(router, (*router.shape[:2], *masks), unit=True)
-    return Reused(router, bool(facts["settled"]), tuple(ran))
+    return StepCacheState(router, bool(facts["settled"]), tuple(ran))
 
 
 def _fitting(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Tensor:

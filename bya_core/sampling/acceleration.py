@@ -9,7 +9,7 @@ first block changes little from one step to the next, what the others added is a
 still: never before they have settled, never in the step in which given masks begin, change or end. What a skipped step
 adds was computed with the same voices, masks and matrix.
 
-A model is shared by runs with other presets: `applied` takes off whatever it put on.
+A model is shared by runs with other presets: `apply_preset` takes off whatever it put on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ATTENTION_PACKAGES = {"sage": "sageattention", "flash": "flash_attn", "_flash_3"
 
 
 @dataclass(frozen=True)
-class Speed:
+class Acceleration:
     """What a preset leaves out.
 
     Args:
@@ -46,9 +46,9 @@ class Speed:
         settled: change of the masks in a tenth of the run, as a share of what they cover, under which they stand still.
         cache_threshold: relative change of the first block's residual under which the other blocks are skipped, while
             masks stand still; 0 = never.
-        most_skipped: steps in a row that may be skipped.
-        guidance_span: share of the run (from, to) with guidance; outside it only the fullest version is computed.
-        skip_tokens: faces and speech act on tokens only that some mask reaches.
+        max_skipped: steps in a row that may be skipped.
+        guidance_interval: share of the run (from, to) with guidance; outside it only the fullest version is computed.
+        prune_tokens: faces and speech act on tokens only that some mask reaches.
         compile: blocks are compiled, on an NVIDIA GPU.
         attention: backend of diffusers' attention dispatcher, used where its package is installed; None = torch's own.
         fp8: large products of the blocks in 8 bits, on GPUs that compute in them.
@@ -57,9 +57,9 @@ class Speed:
     router: RouterSchedule = RouterSchedule()
     settled: float = 0.1
     cache_threshold: float = 0.0
-    most_skipped: int = 1
-    guidance_span: tuple[float, float] = (0.0, 1.0)
-    skip_tokens: bool = False
+    max_skipped: int = 1
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    prune_tokens: bool = False
     compile: bool = False
     attention: str | None = None
     fp8: bool = False
@@ -67,26 +67,26 @@ class Speed:
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the transformer; none where it shall do as it always does."""
-        every = {"router_every": self.router.every} if self.router.every != 1 else {}
-        return {**every, **({"skip_tokens": True} if self.skip_tokens else {})}
+        every = {"router_interval": self.router.every} if self.router.every != 1 else {}
+        return {**every, **({"prune_tokens": True} if self.prune_tokens else {})}
 
 
-PRESETS: dict[Preset, Speed] = {
-    "exact": Speed(),
-    "balanced": Speed(
+PRESETS: dict[Preset, Acceleration] = {
+    "exact": Acceleration(),
+    "balanced": Acceleration(
         router=RouterSchedule(every=6),
         cache_threshold=0.35,
-        guidance_span=(0.0, 0.75),
-        skip_tokens=True,
+        guidance_interval=(0.0, 0.75),
+        prune_tokens=True,
         compile=True,
         attention="flash",
     ),
-    "fast": Speed(
+    "fast": Acceleration(
         router=RouterSchedule(every=6, freeze=True),
         cache_threshold=0.5,
-        most_skipped=2,
-        guidance_span=(0.0, 0.75),
-        skip_tokens=True,
+        max_skipped=2,
+        guidance_interval=(0.0, 0.75),
+        prune_tokens=True,
         compile=True,
         attention="sage",
         fp8=True,
@@ -94,7 +94,7 @@ PRESETS: dict[Preset, Speed] = {
 }
 
 
-def speed_of(name: str) -> Speed:
+def get_preset(name: str) -> Acceleration:
     """The preset of that name.
 
     Raises:
@@ -107,8 +107,8 @@ def speed_of(name: str) -> Speed:
 
 
 @dataclass
-class Watched:
-    """What is seen of a transformer to which a preset is applied.
+class BlockMonitor:
+    """What is seen of a transformer to which a preset is apply_preset.
 
     Args:
         caching: blocks may be skipped.
@@ -125,13 +125,13 @@ class Watched:
 
 
 @contextmanager
-def applied(transformer: Any, speed: Speed) -> Iterator[Watched]:
+def apply_preset(transformer: Any, speed: Acceleration) -> Iterator[BlockMonitor]:
     """Put a preset on a transformer; afterwards it is as it was.
 
     What this machine does not offer is left out: without an NVIDIA GPU nothing is compiled, no attention exchanged and
     nothing computed in 8 bits.
     """
-    watched = Watched()
+    watched = BlockMonitor()
     with ExitStack() as stack:
         if speed.compile or speed.attention is not None or speed.fp8:
             parameter = next(transformer.parameters())
@@ -143,12 +143,12 @@ def applied(transformer: Any, speed: Speed) -> Iterator[Watched]:
         yield watched
 
 
-def _gpu_aids(transformer: Any, speed: Speed, dtype: torch.dtype) -> Iterator[AbstractContextManager[None]]:
+def _gpu_aids(transformer: Any, speed: Acceleration, dtype: torch.dtype) -> Iterator[AbstractContextManager[None]]:
     half = dtype in (torch.float16, torch.bfloat16)
     hooked = any(_hooked(block) for block in transformer.transformer_blocks)
     if speed.attention is not None and half and _installed(ATTENTION_PACKAGES.get(speed.attention)):
         yield attention(transformer, speed.attention)
-    if speed.fp8 and dtype is torch.bfloat16 and not hooked and computes_in_8_bits():
+    if speed.fp8 and dtype is torch.bfloat16 and not hooked and supports_fp8():
         from bya_core.sampling.fp8 import in_8_bits, linears, room_for
 
         layers = linears(transformer.transformer_blocks)
@@ -168,13 +168,13 @@ def _installed(package: str | None) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
 
 
-def computes_in_8_bits() -> bool:
+def supports_fp8() -> bool:
     """Whether the GPU multiplies in float8: Ada, Hopper and later."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
 
 @contextmanager
-def _caching(transformer: Any, threshold: float, watched: Watched) -> Iterator[None]:
+def _caching(transformer: Any, threshold: float, watched: BlockMonitor) -> Iterator[None]:
     """First-Block Cache, and a look at whether it skipped."""
     blocks = transformer.transformer_blocks
     try:

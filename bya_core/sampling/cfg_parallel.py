@@ -23,7 +23,7 @@ from bya_core.sampling.conditions import BranchInputs
 
 log = logging.getLogger(__name__)
 
-Way = Literal["batch", "turns", "processes"]
+Way = Literal["batch", "sequential", "distributed"]
 
 
 @dataclass(frozen=True)
@@ -50,49 +50,55 @@ Predict = Callable[[Any, Tensor, int, BranchInputs, dict[str, Tensor | None]], P
 """(transformer, x [1, T, C, H, W], timestep, inputs, forced masks and weight of this step) -> all branches."""
 
 
-def compute_branches(transformer: Any, way: Way) -> None:
+def set_guidance_mode(transformer: Any, way: Way) -> None:
     """From now on this transformer's branches of guidance are computed this way.
 
     Args:
         way: "batch" (where nothing is said; where the device has too little memory for it, in turns from then on),
-            "turns", or "processes" (of a process group of torch that is there already; all of them denoise the same).
+            "sequential", or "distributed" (of a process group of torch that is there already; all of them denoise the same).
 
     Raises:
         InputError: another way.
     """
     if way not in get_args(Way):
-        raise InputError(f"guidance computed in {way!r}", '"batch", "turns" or "processes"', "choose one of them")
-    transformer.guidance_way = way
+        raise InputError(
+            f"guidance computed in {way!r}", '"batch", "sequential" or "distributed"', "choose one of them"
+        )
+    transformer.guidance_mode = way
 
 
 def predictor(transformer: Any) -> Predict:
-    """The way that `compute_branches` chose for this transformer."""
-    ways: dict[str, Predict] = {"batch": in_one_batch_if_it_fits, "turns": in_turns, "processes": over_processes}
-    return ways[getattr(transformer, "guidance_way", "batch")]
+    """The way that `set_guidance_mode` chose for this transformer."""
+    ways: dict[str, Predict] = {
+        "batch": predict_batched_if_possible,
+        "sequential": predict_sequential,
+        "distributed": predict_distributed,
+    }
+    return ways[getattr(transformer, "guidance_mode", "batch")]
 
 
-def in_one_batch_if_it_fits(
+def predict_batched_if_possible(
     transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
 ) -> Prediction:
     """As one batch; where memory runs out, in turns, then and from then on. See `Predict`."""
-    if getattr(transformer, "guidance_way", "batch") == "batch":
+    if getattr(transformer, "guidance_mode", "batch") == "batch":
         try:
-            return in_one_batch(transformer, x, timestep, inputs, forced)
+            return predict_batched(transformer, x, timestep, inputs, forced)
         except torch.OutOfMemoryError:
             if len(inputs.names) == 1:
                 raise
             log.warning(
                 "too little memory for %d versions of the video at once: one after the other", len(inputs.names)
             )
-            compute_branches(transformer, "turns")
-            if inputs.fixed.get("kept") is not None:
-                inputs.fixed["kept"].clear()  # each branch has its own from now on
+            set_guidance_mode(transformer, "sequential")
+            if inputs.fixed.get("kv_cache") is not None:
+                inputs.fixed["kv_cache"].clear()  # each branch has its own from now on
     if x.device.type == "cuda":
         torch.cuda.empty_cache()  # pieces of the failed attempt; once, as the next step begins in turns
-    return in_turns(transformer, x, timestep, inputs, forced)
+    return predict_sequential(transformer, x, timestep, inputs, forced)
 
 
-def in_one_batch(
+def predict_batched(
     transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
 ) -> Prediction:
     """One call of the transformer on all branches. See `Predict`."""
@@ -109,14 +115,14 @@ def in_one_batch(
     return Prediction(output.sample, output.used_masks, output.masks)
 
 
-def in_turns(
+def predict_sequential(
     transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
 ) -> Prediction:
     """One call of the transformer for each branch. See `Predict`."""
     return _joined([_alone(k, transformer, x, timestep, inputs, forced) for k in range(len(inputs.names))])
 
 
-def over_processes(
+def predict_distributed(
     transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
 ) -> Prediction:
     """Each process computes every so-many-th branch, and gets those of the others. See `Predict`.
@@ -134,7 +140,7 @@ def over_processes(
     return _joined(found[:count])
 
 
-def of_all_processes(transformer: Any, own: list[bool], count: int) -> list[bool]:
+def gather_block_runs(transformer: Any, own: list[bool], count: int) -> list[bool]:
     """What a watcher of this process's calls saw in the last prediction, in the order of the branches.
 
     Where one process computes all of them that is what it is given; where several share them, each saw its own.
@@ -143,7 +149,7 @@ def of_all_processes(transformer: Any, own: list[bool], count: int) -> list[bool
         own: one entry for each call of the transformer, in order.
         count: branches of the prediction.
     """
-    if getattr(transformer, "guidance_way", "batch") != "processes":
+    if getattr(transformer, "guidance_mode", "batch") != "distributed":
         return own
     return [seen for calls in zip(*_gathered(own), strict=True) for seen in calls][:count]
 
@@ -161,8 +167,8 @@ def _alone(
     k: int, transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
 ) -> Prediction:
     """Branch `k` by itself."""
-    own = {name: of_branch(value, k) for name, value in forced.items()}
-    return in_one_batch(transformer, x, timestep, inputs.apart[k], own)
+    own = {name: select_branch(value, k) for name, value in forced.items()}
+    return predict_batched(transformer, x, timestep, inputs.apart[k], own)
 
 
 def _joined(found: list[Prediction]) -> Prediction:
@@ -188,14 +194,14 @@ def _per_branch(value: Tensor | None, like: Tensor, count: int) -> Tensor | None
     return value.to(like).expand(*sizes)
 
 
-def of_branch(value: Tensor | None, k: int) -> Tensor | None:
+def select_branch(value: Tensor | None, k: int) -> Tensor | None:
     """Entry `k` along the batch axis of [1 or K, N, T, h, w] or [R, 1 or K, N, T, h, w]."""
     if value is None or value.shape[axis := value.ndim - 5] == 1:
         return value
     return value.narrow(axis, k, 1)
 
 
-def forget_cached_steps(transformer: Any) -> None:
+def reset_step_cache(transformer: Any) -> None:
     """Step caches forget what they keep of earlier calls, as at the start of a run."""
     if hasattr(transformer, "_reset_stateful_cache"):
         transformer._reset_stateful_cache()  # as diffusers' own pipelines do; there is no public name for it

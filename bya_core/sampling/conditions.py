@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
-from bya_core.models.kv_cache import ClipKeys
+from bya_core.models.kv_cache import KVCache
 from bya_core.sampling.guidance import Branch
 
 
@@ -34,8 +34,8 @@ class Conditions:
         mask_control: masks that override the router's; None = the router decides.
         speech_strength: [1, N], scales what speech adds to each character; None = 1, as trained.
         inflate_audio_masks: whether tokens of nobody hear every voice; None = as the model was trained.
-        kept_latents: clean latents of frames that are done already [1, T, C, H, W]; None = none.
-        kept: which latent frames those are, bool [T]. They stay as they are, and the others are made to fit.
+        known_latents: clean latents of frames that are done already [1, T, C, H, W]; None = none.
+        known_mask: bool [T], the latent frames of `known_latents` that are fixed.
     """
 
     text: Tensor
@@ -52,11 +52,11 @@ class Conditions:
     mask_control: MaskControl | None = None
     speech_strength: Tensor | None = None
     inflate_audio_masks: bool | None = None
-    kept_latents: Tensor | None = None
-    kept: Tensor | None = None
+    known_latents: Tensor | None = None
+    known_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("canvas_latents", "first_frame_latents", "kept_latents"):
+        for name in ("canvas_latents", "first_frame_latents", "known_latents"):
             latents = getattr(self, name)
             if latents is not None and tuple(latents.shape) != (1, *self.latent_shape):
                 raise InputError(
@@ -122,12 +122,12 @@ class BranchInputs:
         fixed = dict(self.fixed)
         for name in PER_BRANCH & fixed.keys():
             fixed[name] = None if fixed[name] is None else fixed[name][k : k + 1]
-        if fixed.get("kept") is not None:
-            fixed["kept"] = type(fixed["kept"])()  # keys and values of one branch, not of all of them
+        if fixed.get("kv_cache") is not None:
+            fixed["kv_cache"] = type(fixed["kv_cache"])()  # keys and values of one branch, not of all of them
         return BranchInputs(self.images[k : k + 1], fixed, self.names[k : k + 1])
 
 
-def lay_out(
+def build_branch_inputs(
     conditions: Conditions,
     branches: tuple[Branch, ...],
     *,
@@ -151,7 +151,7 @@ def lay_out(
         "face_tokens": None,
         "audio_tokens": None,
         "audio_character_matrix": None,
-        "kept": ClipKeys(),
+        "kv_cache": KVCache(),
     }
     if conditions.face_tokens is not None:
         faces = [_needed(conditions, "dropped_face_tokens") if d else conditions.face_tokens for d in dropped]

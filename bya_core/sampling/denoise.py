@@ -13,10 +13,10 @@ from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.progress import Progress, ProgressCallback
 from bya_core.sampling import schedulers
-from bya_core.sampling.acceleration import applied, speed_of
-from bya_core.sampling.cfg_parallel import forget_cached_steps
+from bya_core.sampling.acceleration import apply_preset, get_preset
+from bya_core.sampling.cfg_parallel import reset_step_cache
 from bya_core.sampling.conditions import Conditions
-from bya_core.sampling.step_cache import Reused, Steps
+from bya_core.sampling.step_cache import GuidedPredictor, StepCacheState
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StepInfo:
     latents: Tensor
 
 
-Stop = Callable[[StepInfo], bool]
+StopCondition = Callable[[StepInfo], bool]
 """Asked after each step, after the callback; True ends the run there, half-done, without an error."""
 
 
@@ -62,7 +62,7 @@ class DenoiseState:
     latents: Tensor
     previous_x0: Tensor | None
     generator: Tensor
-    reused: Reused | None = None
+    reused: StepCacheState | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def denoise(
     callback: ProgressCallback | None = None,
     state: DenoiseState | None = None,
     stop_at: int | None = None,
-    stop: Stop | None = None,
+    stop: StopCondition | None = None,
 ) -> DenoiseResult:
     """Denoise one clip.
 
@@ -109,7 +109,7 @@ def denoise(
         callback: called after each step; `Progress.info` is a `StepInfo`.
         state: of an earlier, unfinished run with the same number of steps.
         stop_at: end after this many steps in all; None = to the end.
-        stop: see `Stop`; never needed to end at `stop_at`.
+        stop: see `StopCondition`; never needed to end at `stop_at`.
 
     Raises:
         Cancelled: the callback asked for it.
@@ -124,21 +124,21 @@ def denoise(
     generator.set_state(state.generator)
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
-    keep = _Kept.of(conditions, config.seed, device)
+    known = _KnownFrames.of(conditions, config.seed, device)
     masks, done = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     if state.step == 0:
-        forget_cached_steps(transformer)
-    speed = speed_of(config.preset)
-    with applied(transformer, speed) as watched:
-        steps = Steps(transformer, conditions, config, timesteps, speed, watched)
+        reset_step_cache(transformer)
+    speed = get_preset(config.preset)
+    with apply_preset(transformer, speed) as watched:
+        steps = GuidedPredictor(transformer, conditions, config, timesteps, speed, watched)
         if state.reused is not None:
             steps.go_on(state.reused, state.step)
         for i in range(state.step, last):
-            x = keep.noised(x, scheduler, timesteps[i])
+            x = known.noised(x, scheduler, timesteps[i])
             velocity, masks = steps.predict(x, i)
             x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
-            x, x0 = (keep.clean(x) if i + 1 == config.steps else x), keep.clean(x0)
+            x, x0 = (known.clean(x) if i + 1 == config.steps else x), known.clean(x0)
             info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
             if callback is not None and callback(Progress("Denoising", info.step, info.total, info)) is False:
                 raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
@@ -159,7 +159,7 @@ def _start(conditions: Conditions, latents: Tensor | None, generator: Generator,
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _KnownFrames:
     """Latent frames that are done already: at each step they carry the noise of that step and nothing else changes.
 
     Their noise is always the same and comes from the seed alone, so that a run can stop and go on.
@@ -175,12 +175,12 @@ class _Kept:
     frames: Tensor | None = None
 
     @classmethod
-    def of(cls, conditions: Conditions, seed: int, device: torch.device) -> _Kept:
-        if conditions.kept_latents is None or conditions.kept is None:
+    def of(cls, conditions: Conditions, seed: int, device: torch.device) -> _KnownFrames:
+        if conditions.known_latents is None or conditions.known_mask is None:
             return cls()
-        latents = conditions.kept_latents.to(device, torch.float32)
+        latents = conditions.known_latents.to(device, torch.float32)
         noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(seed)).to(device)
-        return cls(latents, noise, conditions.kept.to(device)[:, None, None, None])
+        return cls(latents, noise, conditions.known_mask.to(device)[:, None, None, None])
 
     def noised(self, x: Tensor, scheduler: schedulers.Scheduler, timestep: int) -> Tensor:
         if self.latents is None or self.noise is None or self.frames is None:

@@ -14,21 +14,21 @@ from torch import Tensor
 
 from bya_core.config import SamplingConfig
 from bya_core.masks import blend_masks
-from bya_core.sampling.acceleration import Speed, Watched
+from bya_core.sampling.acceleration import Acceleration, BlockMonitor
 from bya_core.sampling.cfg_parallel import (
     Prediction,
-    forget_cached_steps,
-    in_one_batch,
-    of_all_processes,
-    of_branch,
+    gather_block_runs,
+    predict_batched,
     predictor,
+    reset_step_cache,
+    select_branch,
 )
-from bya_core.sampling.conditions import BranchInputs, Conditions, lay_out
+from bya_core.sampling.conditions import BranchInputs, Conditions, build_branch_inputs
 from bya_core.sampling.guidance import Branch, branches, combine
 
 
 @dataclass(frozen=True)
-class Ran:
+class FullStep:
     """The last step in which all blocks ran: what is added in skipped steps can be computed from it again.
 
     Args:
@@ -43,7 +43,7 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Reused:
+class StepCacheState:
     """What later steps take over from earlier ones; part of a half-done run.
 
     Args:
@@ -54,19 +54,19 @@ class Reused:
 
     masks: Tensor | None = None
     settled: bool = False
-    ran: tuple[Ran, ...] = ()
+    ran: tuple[FullStep, ...] = ()
 
 
-class Steps:
+class GuidedPredictor:
     """One run: given latents and the number of a step, the guided prediction of it.
 
     Args:
-        transformer: with the preset applied.
+        transformer: with the preset apply_preset.
         conditions: of the run.
         config: of the run.
         timesteps: one for each step.
         speed: the preset.
-        watched: see `bya_core.sampling.acceleration.applied`.
+        watched: see `bya_core.sampling.acceleration.apply_preset`.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Steps:
         conditions: Conditions,
         config: SamplingConfig,
         timesteps: list[int],
-        speed: Speed,
-        watched: Watched,
+        speed: Acceleration,
+        watched: BlockMonitor,
     ) -> None:
         parameter = next(transformer.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
@@ -86,15 +86,15 @@ class Steps:
         self._laid_out: dict[tuple[Branch, ...], BranchInputs] = {}
         self._router: Tensor | None = None
         self._settled = False
-        self._ran: dict[str, Ran] = {}
+        self._ran: dict[str, FullStep] = {}
         self._masks: Tensor | None = None
 
     @property
-    def reused(self) -> Reused | None:
+    def reused(self) -> StepCacheState | None:
         """To go on from; None where nothing is taken over from step to step."""
         if not self._watching:
             return None
-        return Reused(self._router, self._settled, tuple(self._ran.values()))
+        return StepCacheState(self._router, self._settled, tuple(self._ran.values()))
 
     @property
     def _watching(self) -> bool:
@@ -109,19 +109,19 @@ class Steps:
         together = "+".join(inputs.names)
         self._ran = {name: ran for name, ran in self._ran.items() if name in (together, *inputs.names)}
         if self._watched.caching and not self._may_skip(step):
-            forget_cached_steps(self._transformer)
+            reset_step_cache(self._transformer)
         self._watched.begin()
         found = self._predict(self._transformer, x, self._timesteps[step], inputs, self._forced(step, inputs.names))
         runs = [True]
         if self._watched.caching:
-            runs = of_all_processes(self._transformer, self._watched.runs, len(inputs.names))
+            runs = gather_block_runs(self._transformer, self._watched.runs, len(inputs.names))
         if self._watching:
-            self._remember(found, runs, inputs.names, Ran(together, step, x))
+            self._remember(found, runs, inputs.names, FullStep(together, step, x))
         if runs[-1]:
             self._masks = None if found.used_masks is None else found.used_masks[-1]
         return combine(found.sample, used), self._masks
 
-    def go_on(self, reused: Reused, step: int) -> None:
+    def go_on(self, reused: StepCacheState, step: int) -> None:
         """Take over what an earlier part of this run left, before step number `step`.
 
         What skipped steps add is computed again from the last step that ran: a call more, in place of hundreds of
@@ -142,8 +142,8 @@ class Steps:
                 found = self._predict(self._transformer, latents, timestep, inputs, forced)
             elif ran.branches in names and ran.branches in inputs.names:
                 one = inputs.names.index(ran.branches)
-                given = {name: of_branch(value, one) for name, value in forced.items()}
-                found = in_one_batch(self._transformer, latents, timestep, inputs.apart[one], given)
+                given = {name: select_branch(value, one) for name, value in forced.items()}
+                found = predict_batched(self._transformer, latents, timestep, inputs.apart[one], given)
             else:
                 continue
             self._ran[ran.branches] = replace(ran, latents=latents)
@@ -151,12 +151,12 @@ class Steps:
 
     def _branches(self, step: int) -> tuple[tuple[Branch, ...], BranchInputs]:
         """The branches of guidance that are computed in a step, and what they are given."""
-        config, (start, end) = self._config, self._speed.guidance_span
+        config, (start, end) = self._config, self._speed.guidance_interval
         used = branches(config.guidance_scale, config.audio_guidance_scale, self._conditions.has_speech)
         if not start <= step / config.steps < end:
             used = (replace(used[-1], weight=1.0),)
         if used not in self._laid_out:
-            made = lay_out(
+            made = build_branch_inputs(
                 self._conditions,
                 used,
                 drop_identity=config.drop_identity,
@@ -186,9 +186,9 @@ class Steps:
     def _may_skip(self, step: int) -> bool:
         """Whether First-Block Cache may decide about this step."""
         last = min((ran.step for ran in self._ran.values()), default=-1)
-        return self._settled and step - last <= self._speed.most_skipped
+        return self._settled and step - last <= self._speed.max_skipped
 
-    def _remember(self, found: Prediction, runs: list[bool], names: tuple[str, ...], ran: Ran) -> None:
+    def _remember(self, found: Prediction, runs: list[bool], names: tuple[str, ...], ran: FullStep) -> None:
         before = min((one.step for one in self._ran.values()), default=ran.step - 1)
         if self._watched.caching:
             apart = len(runs) == len(names) > 1

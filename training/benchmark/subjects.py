@@ -17,7 +17,7 @@ from bya_core.grid import TokenGrid
 from bya_core.pipelines.generate import denoised, prepare, route
 from bya_core.progress import ProgressTracker
 from bya_core.sampling import build_scheduler
-from bya_core.sampling.conditions import lay_out
+from bya_core.sampling.conditions import build_branch_inputs
 from bya_core.sampling.guidance import branches
 from bya_core.sampling.schedulers import schedule
 from bya_core.scene.types import Character, Scene, Speech
@@ -148,7 +148,7 @@ class ModelSubject:
             else:  # twice the same clip is encoded faster than one, see `decode_clips`
                 video = as_video(scene.clip).to(device, dtype)
                 clean = self.bundle.codec.encode(video.expand(2, -1, -1, -1, -1))[:1].float().cpu()
-            inputs = lay_out(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
+            inputs = build_branch_inputs(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
             self._prepared = key, (clean, inputs)
         return self._prepared[1]
 

@@ -12,7 +12,7 @@ from benchmarks.meter import PARTS, Gpu, Meter, Moved, attending_as_one, boxes, 
 from benchmarks.naive import naive
 from bya_core.models import audio_attention as audio
 from bya_core.models import face_attention as face
-from bya_core.models.masked_attention import routed_attention
+from bya_core.models.masked_attention import masked_attention
 from tests.unit.memory.test_planner import call, small
 
 
@@ -110,13 +110,13 @@ def test_attention_to_characters_is_counted_as_one_kernel() -> None:
     query, key, value, mask = (torch.zeros(*shape) for shape in ((2, 50, 8), (2, 3, 16, 8), (2, 3, 16, 8), (50, 3)))
     told = 4 * (2 * 50 * 8 + 2 * 2 * 3 * 16 * 8 + 50 * 3 + 2 * 50 * 8)
     with torch.no_grad(), Moved(Gpu(rate=1.0, bandwidth=1.0)) as moved:
-        face.routed_attention(query, key, value, mask)
+        face.masked_attention(query, key, value, mask)
         apart, products = moved.bytes, moved.operations
         with attending_as_one(moved):
-            face.routed_attention(query, key, value, mask)
+            face.masked_attention(query, key, value, mask)
     assert moved.bytes - apart == told < apart
     assert moved.operations == 2 * products == 2 * (2 * 2 * 2 * 50 * 3 * 16 * 8)
-    assert face.routed_attention is routed_attention and audio.routed_attention is routed_attention
+    assert face.masked_attention is masked_attention and audio.masked_attention is masked_attention
 
 
 def test_seconds_are_told(tmp_path: Path) -> None:

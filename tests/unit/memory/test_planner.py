@@ -19,7 +19,7 @@ from bya_core.errors import InputError
 from bya_core.memory import planner as memory
 from bya_core.memory.offload import BlockStream, Seat, Slabs, Weights
 from bya_core.memory.planner import GIB, LADDER, Rung, apply_rung, needed, part_sizes, plan_memory
-from bya_core.models.kv_cache import ClipKeys
+from bya_core.models.kv_cache import KVCache
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from tests.fakes import FakeFace, FakeSpeech, FakeText
@@ -322,22 +322,22 @@ def test_sizes_of_the_released_model(sizes: dict[str, int]) -> None:
     assert (sizes["text"], sizes["face"]) == (9_524_000_000, 900_004_000)
     assert sizes["group"] < 0.03 * sizes["blocks"]
     assert 0.8 < sizes["castable"] / sizes["blocks"] < 0.95
-    assert sizes["clip_keys"] == pytest.approx((22 + 176 + 859) * 1e6, rel=0.01)  # as `ClipKeys` tells
+    assert sizes["clip_keys"] == pytest.approx((22 + 176 + 859) * 1e6, rel=0.01)  # as `KVCache` tells
 
 
 @pytest.mark.parametrize("flavour", ["official", "paper"])
 def test_what_a_clip_keeps_is_counted(flavour: str) -> None:
     """Against what a step really keeps, both versions of the video and two voices."""
-    model, kept = small(flavour), ClipKeys()
+    model, kv_cache = small(flavour), KVCache()
     parts = part_sizes(replace(bundle(model, small_codec()), native=NativeSize(64, 96, 9)))
     with torch.no_grad():
-        call(model, kept=kept)
-    assert parts["clip_keys"] == kept.bytes > 0
+        call(model, kv_cache=kv_cache)
+    assert parts["clip_keys"] == kv_cache.bytes > 0
     four = part_sizes(replace(bundle(model, small_codec()), native=NativeSize(64, 96, 9)), characters=4)
     assert four["clip_keys"] > 1.5 * parts["clip_keys"]
     without = parts | {"clip_keys": 0}
     more = [needed(rung, parts)["denoising"] - needed(rung, without)["denoising"] for rung in LADDER]
-    assert more == [kept.bytes, 0, 0, 0, 0, 0]  # nothing is kept below the first rung
+    assert more == [kv_cache.bytes, 0, 0, 0, 0, 0]  # nothing is kept below the first rung
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from bya_core.memory.planner import LADDER, place_transformer
 from bya_core.models import token_pruning as reach
 from bya_core.models.audio_attention import AudioCrossAttention
 from bya_core.models.face_attention import FaceCrossAttention
-from bya_core.models.kv_cache import ClipKeys
+from bya_core.models.kv_cache import KVCache
 from bya_core.models.router import OfficialRouter
 from bya_core.models.router_layers import FEW
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.sampling.cfg_parallel import compute_branches
+from bya_core.sampling.cfg_parallel import set_guidance_mode
 from bya_core.sampling.conditions import Conditions
 from bya_core.sampling.denoise import denoise
 from bya_core.sampling.schedulers import build_scheduler
@@ -66,39 +66,39 @@ def left_and_right(middle: float = 0.0) -> Tensor:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @torch.no_grad()
 def test_with_what_is_kept_every_step_is_the_same_to_the_bit(flavour: str) -> None:
-    model, kept = build(flavour), ClipKeys()
+    model, kv_cache = build(flavour), KVCache()
     told = given(model)
     for seed in (1, 2):
         noisy = {"hidden_states": inputs(seed=seed)["hidden_states"]}
-        expected, made = model(**told | noisy), model(**told | noisy, kept=kept)
+        expected, made = model(**told | noisy), model(**told | noisy, kv_cache=kv_cache)
         assert torch.equal(made.sample, expected.sample) and torch.equal(made.used_masks, expected.used_masks)
         step = functools.partial(model, **told | noisy)
         for name in ("audio_model.layers.*.to_k", "audio_model.layers.*.to_v", "perceiver_cross_attention.*.to_kv"):
-            assert seen(model, name, step) and not seen(model, name, functools.partial(step, kept=kept))
+            assert seen(model, name, step) and not seen(model, name, functools.partial(step, kv_cache=kv_cache))
     other = given(model, seed=5)
-    assert torch.equal(model(**other, kept=kept).sample, model(**other).sample)
-    assert kept.bytes > 0
-    kept.clear()
-    assert kept.bytes == 0 and torch.equal(model(**told, kept=kept).sample, model(**told).sample)
+    assert torch.equal(model(**other, kv_cache=kv_cache).sample, model(**other).sample)
+    assert kv_cache.bytes > 0
+    kv_cache.clear()
+    assert kv_cache.bytes == 0 and torch.equal(model(**told, kv_cache=kv_cache).sample, model(**told).sample)
 
 
 def test_with_gradients_nothing_is_kept() -> None:
-    model, kept = build("paper"), ClipKeys()
+    model, kv_cache = build("paper"), KVCache()
     told = {name: value.detach() for name, value in given(model).items()}
     for _ in range(2):  # a graph kept from the first step could not be run through again
-        model(**told, kept=kept).sample.sum().backward()
-    assert kept.bytes == 0
+        model(**told, kv_cache=kv_cache).sample.sum().backward()
+    assert kv_cache.bytes == 0
 
 
 @torch.no_grad()
 def test_where_memory_is_short_nothing_is_kept() -> None:
     """The rungs below the first take what they are given and keep nothing."""
     for rung in LADDER[1:3]:
-        model, kept = build("paper"), ClipKeys()
+        model, kv_cache = build("paper"), KVCache()
         told = given(model)
         expected = model(**told).sample
         place_transformer(model, rung, torch.device("cpu"), Seat())
-        assert torch.equal(model(**told, kept=kept).sample, expected) and kept.bytes == 0
+        assert torch.equal(model(**told, kv_cache=kv_cache).sample, expected) and kv_cache.bytes == 0
 
 
 @torch.no_grad()
@@ -119,12 +119,12 @@ def test_a_run_computes_keys_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     config = dataclasses.replace(bundle.sampling, steps=3, drop_identity=False)
     results = []
-    for way, times in (("batch", 1), ("turns", 2)):
-        compute_branches(model, way)
+    for way, times in (("batch", 1), ("sequential", 2)):
+        set_guidance_mode(model, way)
         run = functools.partial(denoise, model, build_scheduler(), conditions, config)
         count = functools.partial(seen, model, "audio_model.layers.0.attn.to_k")
         assert len(count(lambda run=run: results.append(run().latents))) == times
-        monkeypatch.setattr(type(model), "keeps_keys", False)
+        monkeypatch.setattr(type(model), "use_kv_cache", False)
         assert len(count(run)) == times * 3
         assert torch.equal(run().latents, results[-1])
         monkeypatch.undo()
@@ -147,10 +147,10 @@ def test_bytes_as_the_docstring_counts_them() -> None:
         "speech": (42, lambda: speech.keys_values(audio_tokens)),
     }
     for name, (layers, make) in parts.items():
-        kept = ClipKeys()
-        kept.get(name, 0, make)
-        assert f"- {name}: {layers} layers" in str(ClipKeys.__doc__)
-        assert f" = {layers * kept.bytes / 1e6:.0f} MB" in str(ClipKeys.__doc__)
+        kv_cache = KVCache()
+        kv_cache.get(name, 0, make)
+        assert f"- {name}: {layers} layers" in str(KVCache.__doc__)
+        assert f" = {layers * kv_cache.bytes / 1e6:.0f} MB" in str(KVCache.__doc__)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -160,17 +160,17 @@ def test_the_router_predicts_every_so_many_face_layers(flavour: str) -> None:
     model = build(flavour, **changes)
     told = given(model)
     every = model(**told)
-    assert torch.equal(model(**told, router_every=1).sample, every.sample) and len(every.masks) == 5
+    assert torch.equal(model(**told, router_interval=1).sample, every.sample) and len(every.masks) == 5
     for k, predicted in ((2, 3), (3, 2), (5, 1)):
-        made = model(**told, router_every=k)
+        made = model(**told, router_interval=k)
         assert len(made.masks) == predicted and torch.equal(made.masks[0], every.masks[0])
         # the others act with the masks of the nearest layer before
         acting = [made.masks[layer // k] for layer in range(5)]
         same = model(**told, mask_override=torch.stack(acting))
         torch.testing.assert_close(made.sample, same.sample)
         assert torch.equal(made.used_masks, acting[-1])
-    with pytest.raises(InputError, match="router_every = 0"):
-        model(**told, router_every=0)
+    with pytest.raises(InputError, match="router_interval = 0"):
+        model(**told, router_interval=0)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -182,8 +182,8 @@ def test_skipping_is_exact_where_masks_are_zero(flavour: str, inflate: bool) -> 
     for more in ({}, strength):
         told = given(model) | more | {"mask_override": left_and_right(), "inflate_audio_masks": inflate}
         whole = model(**told).sample
-        torch.testing.assert_close(model(**told, skip_tokens=True).sample, whole, atol=1e-5, rtol=1e-5)
-        assert torch.equal(model(**told, skip_tokens=False).sample, whole)
+        torch.testing.assert_close(model(**told, prune_tokens=True).sample, whole, atol=1e-5, rtol=1e-5)
+        assert torch.equal(model(**told, prune_tokens=False).sample, whole)
 
 
 @torch.no_grad()
@@ -193,12 +193,12 @@ def test_tokens_that_go_through_each_layer() -> None:
     faces, voices = len(model.perceiver_cross_attention), len(model.audio_model.layers)
 
     def counts(name: str, **more: Any) -> list[int]:
-        return seen(model, name, lambda: model(**told | {"skip_tokens": True} | more))
+        return seen(model, name, lambda: model(**told | {"prune_tokens": True} | more))
 
     everything, reached = 36, 3 * 3 * 2
     for name, layers in (("perceiver_cross_attention.*.to_q", faces), ("audio_model.layers.*.attn.to_q", voices)):
         assert counts(name) == [reached] * layers
-        assert counts(name, skip_tokens=False) == [everything] * layers
+        assert counts(name, prune_tokens=False) == [everything] * layers
     assert counts("perceiver_cross_attention.0.to_out") == [reached]
     # nobody's tokens hear every voice
     assert counts("audio_model.layers.0.attn.to_q", inflate_audio_masks=True) == [everything]
@@ -210,7 +210,7 @@ def test_tokens_that_go_through_each_layer() -> None:
     told |= {"mask_override_strength": 1.0}
     assert counts("perceiver_cross_attention.0.to_q") == [everything]
     assert counts("perceiver_cross_attention.0.to_out") == [reached]
-    assert counts("perceiver_cross_attention.1.to_q", router_every=2) == [reached]
+    assert counts("perceiver_cross_attention.1.to_q", router_interval=2) == [reached]
     # and where nobody is, one token is left of each frame
     assert counts("perceiver_cross_attention.0.to_out", mask_override=torch.zeros(2, 2, 3, 3, 4)) == [3]
 
@@ -222,11 +222,11 @@ def test_reached_tokens_are_looked_for_once_per_set_of_masks(monkeypatch: pytest
     fullest = reach.fullest
     monkeypatch.setattr(reach, "fullest", lambda reached: looks.append(reached) or fullest(reached))
     model = build("official", num_layers=8)
-    told = given(model) | {"skip_tokens": True}
+    told = given(model) | {"prune_tokens": True}
     model(**told, mask_override=left_and_right())
     assert len(looks) == 2  # for faces and for speech
     looks.clear()
-    model(**told, router_every=2)
+    model(**told, router_interval=2)
     assert len(looks) == 2 * 2  # four face layers, two of which predict
 
 
@@ -236,13 +236,13 @@ def test_skipping_leaves_out_no_more_than_the_threshold() -> None:
     model = build("official")
     told = given(model) | {"inflate_audio_masks": False}
     faint, strong = left_and_right(0.9 * reach.THRESHOLD), left_and_right(1.1 * reach.THRESHOLD)
-    skipped = model(**told, mask_override=faint, skip_tokens=True).sample
+    skipped = model(**told, mask_override=faint, prune_tokens=True).sample
     torch.testing.assert_close(skipped, model(**told, mask_override=left_and_right()).sample, atol=1e-5, rtol=1e-5)
     none = (skipped - model(**told, mask_override=faint).sample).abs().max()
     full = (skipped - model(**told, mask_override=left_and_right(1.0)).sample).abs().max()
     assert 0 < none < 0.05 * full
     assert torch.equal(
-        model(**told, mask_override=strong, skip_tokens=True).sample, model(**told, mask_override=strong).sample
+        model(**told, mask_override=strong, prune_tokens=True).sample, model(**told, mask_override=strong).sample
     )
 
 
@@ -250,13 +250,13 @@ def test_skipping_leaves_out_no_more_than_the_threshold() -> None:
 @torch.no_grad()
 def test_every_way_is_the_plain_way(characters: int) -> None:
     """Kept keys and skipped tokens against benchmarks/naive.py, which shares and keeps nothing."""
-    model, kept = build("official"), ClipKeys()
+    model, kv_cache = build("official"), KVCache()
     masks = torch.zeros(2, characters, 3, 3, 4)
     masks[:, :, 1:, 1:] = torch.rand(2, characters, 2, 2, 4, generator=torch.Generator().manual_seed(3)) + 0.1
     ways: list[tuple[AbstractContextManager[None], dict[str, Any]]] = [
         (naive(), {}),
-        (nullcontext(), {"kept": kept}),
-        (nullcontext(), {"kept": kept, "skip_tokens": True}),
+        (nullcontext(), {"kv_cache": kv_cache}),
+        (nullcontext(), {"kv_cache": kv_cache, "prune_tokens": True}),
     ]
     made = []
     for way, more in ways:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.models import masked_attention as module
-from bya_core.models.masked_attention import plain, routed_attention
+from bya_core.models.masked_attention import masked_attention, plain
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -56,22 +56,22 @@ def test_the_reference_is_the_sum_over_characters(characters: int) -> None:
 
 def test_gradients_of_everything() -> None:
     given = [x.double().requires_grad_() for x in drawn((2,), 5, 2, 3, 4)]
-    assert torch.autograd.gradcheck(routed_attention, given)
+    assert torch.autograd.gradcheck(masked_attention, given)
 
 
 def test_the_processor_computes_plainly_and_what_is_forced_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     given = drawn((2,), 6, 2, 3, 16)
     expected = plain(*given)
-    assert torch.equal(routed_attention(*given), expected)
+    assert torch.equal(masked_attention(*given), expected)
     monkeypatch.setenv("BYA_ATTENTION", "plain")
-    assert torch.equal(routed_attention(*given), expected)
+    assert torch.equal(masked_attention(*given), expected)
     monkeypatch.setenv("BYA_ATTENTION", "fastest")
     with pytest.raises(InputError, match="BYA_ATTENTION=fastest"):
-        routed_attention(*given)
+        masked_attention(*given)
     monkeypatch.setenv("BYA_ATTENTION", "triton")
     missing = "package triton" if importlib.util.find_spec("triton") is None else "an NVIDIA GPU"
     with pytest.raises(InputError, match=missing):
-        routed_attention(*given)
+        masked_attention(*given)
 
 
 @needs_triton
@@ -92,7 +92,7 @@ def test_a_kernel_that_fails_is_replaced_once_and_for_all(
     given = drawn((2,), 6, 2, 3, 16)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert torch.equal(routed_attention(*given), plain(*given))
+            assert torch.equal(masked_attention(*given), plain(*given))
     assert len(calls) == 1 and len(caplog.records) == 1 and "no C compiler" in caplog.text
 
     def exhausted(*given: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def test_a_kernel_that_fails_is_replaced_once_and_for_all(
     monkeypatch.setattr(kernel, "fused", exhausted)
     monkeypatch.setattr(module, "_refused", [])
     with pytest.raises(torch.OutOfMemoryError):  # whoever can do with less has to hear of it
-        routed_attention(*given)
+        masked_attention(*given)
 
 
 def in_another_process(code: str, **environment: str) -> None:
@@ -119,7 +119,7 @@ import torch
 import pytest
 from bya_core.errors import InputError
 from bya_core.models import routed_attention_triton as kernel
-from bya_core.models.masked_attention import plain, routed_attention
+from bya_core.models.masked_attention import plain, masked_attention
 from tests.unit.models.test_masked_attention import drawn
 
 assert kernel.INTERPRETED
@@ -133,9 +133,9 @@ shapes = [  # leading axes, tokens, characters, keys, channels of a head
 for leading, *size in shapes:
     given = drawn(leading, *size)
     expected = plain(*given)
-    torch.testing.assert_close(routed_attention(*given), expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(masked_attention(*given), expected, atol=2e-6, rtol=1e-5)
     half = [x.half() for x in given]
-    made = routed_attention(*half)
+    made = masked_attention(*half)
     assert made.dtype == torch.float16
     torch.testing.assert_close(made.float(), plain(*(x.float() for x in half)), atol=2e-3, rtol=2e-3)
     assert (made[..., : size[0] // 3, :] == 0).all()  # nobody's tokens
@@ -148,11 +148,11 @@ expected = plain(query, key, value, mask)
 turned = [x.transpose(*axes).contiguous().transpose(*axes) for x, axes in
           ((query, (1, 2)), (key, (1, 2)), (value, (-1, -2)), (mask, (-1, -2)))]
 assert not any(x.is_contiguous() for x in turned)
-torch.testing.assert_close(routed_attention(*turned), expected, atol=2e-6, rtol=1e-5)
+torch.testing.assert_close(masked_attention(*turned), expected, atol=2e-6, rtol=1e-5)
 
 # a tile that no mask of a character reaches does not look at its keys
 key[:, :, 0], mask[..., 0] = torch.nan, 0
-made = routed_attention(query, key, value, mask)
+made = masked_attention(query, key, value, mask)
 assert made.isfinite().all()
 torch.testing.assert_close(made, plain(query, key[:, :, 1:], value[:, :, 1:], mask[..., 1:]), atol=2e-6, rtol=1e-5)
 
@@ -164,7 +164,7 @@ for changed, words in (
     (drawn((2,), 6, 2, 3, 24), "heads of 24 channels"),
 ):
     with pytest.raises(InputError, match=words):
-        routed_attention(*changed)
+        masked_attention(*changed)
 """
 
 WHOLE_MODEL = """
@@ -176,7 +176,7 @@ from tests.unit.models.test_transformer import build
 model = build("official", cross_attn_dim_head=16, audio_dim_head=16, num_layers=2)
 with torch.no_grad():
     told = given(model, batch=1)
-    for more in ({}, {"mask_override": left_and_right()[:1], "skip_tokens": True, "inflate_audio_masks": False}):
+    for more in ({}, {"mask_override": left_and_right()[:1], "prune_tokens": True, "inflate_audio_masks": False}):
         os.environ["BYA_ATTENTION"] = "plain"
         expected = model(**told, **more).sample
         os.environ["BYA_ATTENTION"] = "triton"
@@ -185,10 +185,10 @@ with torch.no_grad():
 
 COMPILED = """
 import sys
-from bya_core.models.masked_attention import routed_attention
+from bya_core.models.masked_attention import masked_attention
 from tests.unit.models.test_masked_attention import drawn
 
-routed_attention(*drawn((2,), 6, 2, 3, 16))
+masked_attention(*drawn((2,), 6, 2, 3, 16))
 assert "triton" not in sys.modules and "bya_core.models.masked_attention_triton" not in sys.modules
 
 import triton
@@ -237,6 +237,6 @@ def test_the_kernel_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
         exact = plain(*(x.float() for x in given))
         monkeypatch.delenv("BYA_ATTENTION", raising=False)
         assert module._pays(*given)
-        made = (routed_attention(*given).float() - exact).abs().max()
+        made = (masked_attention(*given).float() - exact).abs().max()
         assert not module._refused
         assert made <= (plain(*given).float() - exact).abs().max() + 2 * torch.finfo(dtype).eps

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.naive import naive
 from bya_core.grid import TokenGrid
 from bya_core.models import compat
-from bya_core.models.kv_cache import ClipKeys
+from bya_core.models.kv_cache import KVCache
 from bya_core.models.rope import apply_rotary, rotary_embedding
 from bya_core.models.router import OfficialRouter, PaperRouter
 from bya_core.models.router_layers import RouterAttention
@@ -50,7 +50,7 @@ def test_folded_or_not_it_says_the_same(flavour: str) -> None:
     model = router(flavour)
     for characters in (1, 2, 3, 6):
         query, key = asked(characters)
-        folds = model.folding_pays(GRID.tokens, characters)
+        folds = model.should_fold(GRID.tokens, characters)
         assert folds == (characters < 4)
         for layer in (0, 1):
             plainly = model(query, key, layer, GRID)  # gradients are on
@@ -91,9 +91,9 @@ def test_it_folds_where_counted_operations_are_fewer(monkeypatch: pytest.MonkeyP
     sizes: dict[str, Any] = {"heads": 16, "dim_head": 128, "num_queries": 32, "st_heads": 8, "num_blocks": 1}
     with torch.device("meta"):
         model = OfficialRouter(num_layers=1, grid=(1, 1, 1), **sizes)
-    pays = {n: model.folding_pays(17550, n) for n in range(1, 6)}
+    pays = {n: model.should_fold(17550, n) for n in range(1, 6)}
     assert pays == {1: True, 2: True, 3: True, 4: False, 5: False}
-    monkeypatch.setattr(OfficialRouter, "folding_pays", lambda *_: True)
+    monkeypatch.setattr(OfficialRouter, "should_fold", lambda *_: True)
     for n, expected in pays.items():
         assert (scores(model, n, 1, 17550, True) < scores(model, n, 1, 17550, False)) == expected
     saved = scores(model, 2, 2, 17550, False) - scores(model, 2, 2, 17550, True)
@@ -105,20 +105,20 @@ def test_a_model_that_folds_is_the_plain_one() -> None:
     """In a whole step, kept or not, against benchmarks/naive.py, which projects the queries of every character."""
     sizes = {"cross_attn_dim_head": 16, "lfe_num_queries": 4, "sample_height": 12, "sample_width": 16}
     model = build("official", num_layers=2, **sizes)
-    assert model.router.folding_pays(3 * 6 * 8, 2)
+    assert model.router.should_fold(3 * 6 * 8, 2)
     told = given(model)
     noisy = torch.randn(2, 3, 6, 12, 16, generator=torch.Generator().manual_seed(7))
     made = model(**told | {"hidden_states": noisy})
-    kept = ClipKeys()
+    kv_cache = KVCache()
     for _ in range(2):
-        same = model(**told | {"hidden_states": noisy}, kept=kept)
+        same = model(**told | {"hidden_states": noisy}, kv_cache=kv_cache)
         assert torch.equal(same.sample, made.sample) and torch.equal(same.masks, made.masks)
     with naive():
         plainly = model(**told | {"hidden_states": noisy})
     torch.testing.assert_close(plainly.masks, made.masks, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(plainly.sample, made.sample, atol=1e-4, rtol=1e-4)
     # kept for one size of video, used for another
-    small = model(**told, kept=kept)
+    small = model(**told, kv_cache=kv_cache)
     torch.testing.assert_close(small.masks, model(**told).masks, atol=1e-5, rtol=1e-5)
 
 

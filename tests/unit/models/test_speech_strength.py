@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bya_core.grid import TokenGrid
-from bya_core.models.conditioning import Injection, Schedule
+from bya_core.models.conditioning import BlockConditioning, LayerSchedule
 from bya_core.pipelines.generate import generate
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
@@ -48,8 +48,8 @@ def layer_output(strength: list[float] | None, inflate: bool = True, softness: f
     """What one speech layer adds to the video: [T, h, w, D]; the masks times `softness`."""
     given = inputs()
     masks = given["mask_override"] * softness
-    injection = Injection(
-        schedule=Schedule(num_blocks=2, start=0, face_every=1, audio_every=1),
+    injection = BlockConditioning(
+        schedule=LayerSchedule(num_blocks=2, start=0, face_every=1, audio_every=1),
         grid=GRID,
         face_layers=MODEL.perceiver_cross_attention,
         audio_layers=MODEL.audio_model.layers,

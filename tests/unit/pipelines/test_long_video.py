@@ -201,7 +201,7 @@ def test_masks_of_the_window_before_act_first_then_the_router_goes_on(
 
     monkeypatch.setattr(long_video, "denoised", spy)
     video = generate_long(scene, bundle, tmp_path)
-    assert conditions[0].mask_control is None and conditions[0].kept is None
+    assert conditions[0].mask_control is None and conditions[0].known_mask is None
     window, second = plan(scene, bundle)[1], conditions[1]
     lead = window.latent_lead
     early, late = second.mask_override(0, 6), second.mask_override(5, 6)

@@ -20,7 +20,7 @@ from bya_core.routing.audio_assignment import (
     match,
     matrix_text,
     pair_confidence,
-    pieces_of,
+    split_spans,
     vote,
 )
 from bya_core.scene.types import Character, Scene, Speech
@@ -141,7 +141,7 @@ def test_longer_stretches_of_speech_count_for_more():
 
 
 def test_long_speech_is_judged_in_pieces():
-    pieces = pieces_of([(0.0, 5.0), (6.0, 7.0)])
+    pieces = split_spans([(0.0, 5.0), (6.0, 7.0)])
     assert [round(end - start, 6) for start, end in pieces] == [round(5 / 3, 6)] * 3 + [1.0]
     assert max(end - start for start, end in pieces) <= PIECE
 

@@ -12,7 +12,7 @@ from bya_core.config import ProbeConfig, RefineConfig, RouterConfig
 from bya_core.errors import Cancelled
 from bya_core.pipelines.generate import generate, prepare, sample
 from bya_core.progress import ProgressTracker
-from bya_core.routing.intra import Settling, most_steps, probe
+from bya_core.routing.intra import MaskConvergence, max_probe_steps, probe
 from bya_core.routing.route import route
 from bya_core.sampling import StepInfo, build_scheduler, denoise
 from bya_core.weights.registry import MODELS, load_bundle
@@ -116,17 +116,17 @@ def test_after_the_last_try_it_says_who_is_missing(monkeypatch, prepared):
     ],
 )
 def test_a_probe_takes_at_most_its_share(config, total, most):
-    assert most_steps(ProbeConfig(**config), total) == most
+    assert max_probe_steps(ProbeConfig(**config), total) == most
 
 
 def test_masks_have_settled_once_they_change_little():
-    settling = Settling(ProbeConfig(threshold=0.1))
+    settling = MaskConvergence(ProbeConfig(threshold=0.1))
     masks = torch.zeros(2, 3, 4, 5)
     assert not settling(info(masks)), "one step says nothing about change"
     assert not settling(info(masks + 0.5))
     assert settling.change == pytest.approx(0.5)
     assert settling(info(masks + 0.55))
-    exact = Settling(ProbeConfig(threshold=0.1, steps=3))
+    exact = MaskConvergence(ProbeConfig(threshold=0.1, steps=3))
     assert not any(exact(info(masks)) for _ in range(4)), "a number of steps goes before"
 
 

@@ -91,13 +91,13 @@ def test_reading_the_masks_goes_past_a_step_cache(prepared):
     if not hasattr(hooks, "FirstBlockCacheConfig"):
         pytest.skip("this diffusers has no first-block cache")
     bundle = fake_bundle()
-    plain = post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle)
+    plain = post.router_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle)
     bundle.transformer.enable_cache(hooks.FirstBlockCacheConfig(threshold=1e9))
-    first = post.from_silent_pass(prepared, bundle, ProgressTracker())
-    assert torch.equal(post.from_silent_pass(prepared, bundle, ProgressTracker()).masks, first.masks), (
+    first = post.route_post(prepared, bundle, ProgressTracker())
+    assert torch.equal(post.route_post(prepared, bundle, ProgressTracker()).masks, first.masks), (
         "nor with another run's"
     )
-    assert torch.allclose(post.own_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle), plain)
+    assert torch.allclose(post.router_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle), plain)
 
 
 def test_masks_given_by_a_person_act_in_the_first_pass_too(fake, prepared):
@@ -118,8 +118,8 @@ def test_own_masks_lie_on_the_people():
     prepared = asking_for(prepare(puppet_scene(bundle, clip, STEPS), bundle))
     truth = prepared.grid.pixels_to_tokens(torch.from_numpy(clip.masks))
     video = (torch.from_numpy(clip.frames).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
-    drawn = post.own_masks(bundle.codec.encode(video), prepared.conditions, prepared.scene.sampling, bundle)
-    found = post.from_silent_pass(prepared, bundle, ProgressTracker())
+    drawn = post.router_masks(bundle.codec.encode(video), prepared.conditions, prepared.scene.sampling, bundle)
+    found = post.route_post(prepared, bundle, ProgressTracker())
     for masks in (drawn, found.masks):
         assert (overlap(masks, truth) > 0.6).all(), "each on its own person"
         assert (overlap(masks, truth.flip(0)) < 0.2).all(), "and not on the other one"

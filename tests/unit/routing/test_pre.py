@@ -18,7 +18,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation.mask_metrics import mean_iou, to_labels
 from bya_core.pipelines.generate import prepare, sample
 from bya_core.progress import ProgressTracker
-from bya_core.routing.pre import Found, character_boxes, draw_regions, from_first_frame
+from bya_core.routing.pre import Found, character_boxes, draw_regions, route_pre
 from bya_core.scene.types import Character, Scene
 from bya_core.weights.registry import MODELS, load_bundle
 from tests.fakes import fake_bundle
@@ -57,7 +57,7 @@ def two_people(first_frame: bool = True) -> Scene:
 
 def routed(likeness: list[list[float]], scene: Scene | None = None):
     bundle = replace(fake_bundle(), character_finder=Seen(likeness))
-    return from_first_frame(prepare(scene or two_people(), bundle), bundle, ProgressTracker())
+    return route_pre(prepare(scene or two_people(), bundle), bundle, ProgressTracker())
 
 
 def test_the_assignment_with_the_most_likeness_wins():
@@ -167,7 +167,7 @@ def test_puppets_are_found_where_they_were_drawn(toy, count, least):
         scene = puppet_scene(toy, clip, steps=1)
         grid = toy.grid(9, 64, 96)
         truth = grid.pixels_to_tokens(torch.from_numpy(clip.masks)).numpy() >= 0.5
-        masks = from_first_frame(prepare(scene, toy), toy, ProgressTracker()).masks
+        masks = route_pre(prepare(scene, toy), toy, ProgressTracker()).masks
         ious.append(mean_iou(to_labels(masks.numpy()), truth))
     assert np.mean(ious) >= least
 
@@ -201,7 +201,7 @@ def test_a_puppet_that_is_not_in_the_picture_is_named(toy):
 def test_the_sampler_goes_on_from_it(toy):
     scene = puppet_scene(toy, make_clip(VALIDATION + 3, 2, 64, 96, 9, motion="still"), steps=2)
     prepared = prepare(scene, toy)
-    routing = from_first_frame(prepared, toy, ProgressTracker())
+    routing = route_pre(prepared, toy, ProgressTracker())
     video = sample(prepared, routing, toy)
     assert video.frames.shape == (9, 64, 96, 3)
     assert torch.allclose(video.masks, routing.masks, atol=1e-5), "the forced masks are those that acted"

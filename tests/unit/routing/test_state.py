@@ -19,7 +19,7 @@ from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.routing.intra import probe
 from bya_core.routing.state import load_routing, save_routing
-from bya_core.sampling.acceleration import PRESETS, Speed
+from bya_core.sampling.acceleration import PRESETS, Acceleration
 from bya_core.scene.types import PromptSpan, Scene
 from tests.fakes import fake_bundle
 from tests.unit.routing.puppet_scene import puppet_scene, two_puppets
@@ -224,7 +224,7 @@ def test_a_failed_write_leaves_the_older_file(prepared, routing, state, monkeypa
 
 
 def test_a_preset_of_speed_goes_on_as_if_never_stopped(fake, tmp_path, monkeypatch):
-    everything = Speed(RouterSchedule(freeze=True), settled=1e9, cache_threshold=1e9, most_skipped=STEPS)
+    everything = Acceleration(RouterSchedule(freeze=True), settled=1e9, cache_threshold=1e9, max_skipped=STEPS)
     monkeypatch.setitem(PRESETS, "fast", everything)
     scene = scene_of(fake)
     sampling = replace(scene.sampling, preset="fast")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bya_core.config import RouterSchedule, SamplingConfig
 from bya_core.sampling import build_scheduler, denoise
-from bya_core.sampling.acceleration import PRESETS, Speed
-from bya_core.sampling.cfg_parallel import compute_branches
+from bya_core.sampling.acceleration import PRESETS, Acceleration
+from bya_core.sampling.cfg_parallel import set_guidance_mode
 from tests.unit.sampling.test_denoise_small_model import _conditions, build
 
 FORCED = {
@@ -35,13 +35,13 @@ SKIPPING: dict[str, dict[str, Any]] = {
     "joint": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "steps": 8},
     "apart": {"guidance_scale": 3.0, "audio_guidance_scale": 6.0, "steps": 8},
 }
-PRESET = Speed(
-    RouterSchedule(every=2, freeze=True), settled=2.0, cache_threshold=0.3, most_skipped=2, guidance_span=(0, 0.75)
+PRESET = Acceleration(
+    RouterSchedule(every=2, freeze=True), settled=2.0, cache_threshold=0.3, max_skipped=2, guidance_interval=(0, 0.75)
 )
 """Skips by what each branch computes: a process that computes one of them must not go another way than the others."""
 
 
-def skipping(way: Any, preset: Speed = PRESET) -> dict[str, Tensor]:
+def skipping(way: Any, preset: Acceleration = PRESET) -> dict[str, Tensor]:
     """`results` of runs that leave work out, `preset` in the place of the one named "fast"."""
     before, PRESETS["fast"] = PRESETS["fast"], preset
     try:
@@ -55,7 +55,7 @@ def results(way: Any, runs: dict[str, dict[str, Any]] = RUNS) -> dict[str, Tenso
     found: dict[str, Tensor] = {}
     for name, settings in runs.items():
         model = build()
-        compute_branches(model, way)
+        set_guidance_mode(model, way)
         chosen = {"steps": 3} | {key: value for key, value in settings.items() if key != "more"}
         config = SamplingConfig(seed=5, **chosen)
         conditions = _conditions(model, 2, **settings.get("more", {}))
@@ -69,6 +69,6 @@ def results(way: Any, runs: dict[str, dict[str, Any]] = RUNS) -> dict[str, Tenso
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    for name, made in (("", results("processes")), ("skipping", skipping("processes"))):
+    for name, made in (("", results("distributed")), ("skipping", skipping("distributed"))):
         save_file(made, Path(sys.argv[1]) / f"{name}{dist.get_rank()}.safetensors")
     dist.destroy_process_group()

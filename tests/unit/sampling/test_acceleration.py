@@ -16,17 +16,17 @@ from bya_core.errors import InputError
 from bya_core.masks import MaskControl
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel as Model
 from bya_core.sampling import Conditions, DenoiseResult, StepInfo, build_scheduler, denoise
-from bya_core.sampling.acceleration import PRESETS, Speed, applied, attention, compiled, speed_of
-from bya_core.sampling.cfg_parallel import cache_context, compute_branches
+from bya_core.sampling.acceleration import PRESETS, Acceleration, apply_preset, attention, compiled, get_preset
+from bya_core.sampling.cfg_parallel import cache_context, set_guidance_mode
 from bya_core.sampling.fp8 import in_8_bits, linears
 from tests.unit.sampling.test_denoise_small_model import _conditions, build, model  # noqa: F401 - a fixture
 
 # ruff: noqa: F811 - tests take the fixture by its name
 
 STEPS = 8
-CACHED = Speed(settled=1e9, cache_threshold=1e9, most_skipped=STEPS)
+CACHED = Acceleration(settled=1e9, cache_threshold=1e9, max_skipped=STEPS)
 """Skips whatever it may."""
-FROZEN = Speed(router=RouterSchedule(freeze=True), settled=1e9)
+FROZEN = Acceleration(router=RouterSchedule(freeze=True), settled=1e9)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ class Counted:
         self.blocks += 1
 
 
-def twice(model: Model, speed: Speed) -> tuple[list[Tensor], list[int]]:
+def twice(model: Model, speed: Acceleration) -> tuple[list[Tensor], list[int]]:
     """One call of the transformer made twice under a preset: what it says, and how many blocks it computed."""
     conditions = _conditions(model, 2)
     given = {
@@ -82,7 +82,7 @@ def twice(model: Model, speed: Speed) -> tuple[list[Tensor], list[int]]:
         "audio_tokens": conditions.audio_tokens,
     }
     samples, blocks = [], []
-    with applied(model, speed), torch.no_grad():
+    with apply_preset(model, speed), torch.no_grad():
         for _ in range(2):
             with Counted(model) as counted, cache_context(model, "full"):
                 samples.append(model(**given, **speed.arguments).sample)
@@ -99,7 +99,7 @@ def test_a_cached_step_equals_the_full_step_on_equal_inputs(model: Model, name: 
 
 
 def test_the_default_is_exact_and_exact_leaves_nothing_out(model: Model) -> None:
-    assert SamplingConfig().preset == "exact" and speed_of("exact") == Speed() and not Speed().arguments
+    assert SamplingConfig().preset == "exact" and get_preset("exact") == Acceleration() and not Acceleration().arguments
     conditions = _conditions(model, 2)
     plain = denoise(model, build_scheduler("dpm"), conditions, SamplingConfig(STEPS, 3.0, 3.0))
     with Counted(model) as counted:
@@ -124,7 +124,7 @@ def test_presets_come_off_again(model: Model, name: str) -> None:
 
 
 def test_presets_come_off_after_an_error_too(model: Model) -> None:
-    with pytest.raises(ZeroDivisionError), applied(model, CACHED):
+    with pytest.raises(ZeroDivisionError), apply_preset(model, CACHED):
         assert model.is_cache_enabled
         raise ZeroDivisionError
     assert not model.is_cache_enabled and not any("plain" in vars(block) for block in model.transformer_blocks)
@@ -142,7 +142,7 @@ def test_blocks_are_skipped_once_masks_have_settled(model: Model, preset) -> Non
     with Counted(model) as counted:
         run(model, _conditions(model, 2))
     assert counted.blocks == 3 * STEPS, "masks that never settle let nothing be skipped"
-    preset(replace(CACHED, most_skipped=2))
+    preset(replace(CACHED, max_skipped=2))
     with Counted(model) as counted:
         run(model, _conditions(model, 2))
     assert counted.blocks == 3 * 4 + (STEPS - 4), "the first two steps, and every third after them"
@@ -190,7 +190,7 @@ def test_frozen_masks_are_drawn_towards_given_ones_as_the_routers_are(model: Mod
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_a_router_of_every_kth_layer(model: Model, preset, layers: int) -> None:
-    preset(Speed(router=RouterSchedule(every=layers)))
+    preset(Acceleration(router=RouterSchedule(every=layers)))
     with Counted(model) as counted:
         run(model, _conditions(model, 2))
     assert counted.routed == STEPS * len(range(0, 3, layers))
@@ -200,14 +200,14 @@ def test_a_router_of_every_kth_layer(model: Model, preset, layers: int) -> None:
     ("span", "expected"), [((0.0, 0.5), [2, 2, 2, 2, 1, 1, 1, 1]), ((0.25, 0.5), [1, 1, 2, 2, 1, 1, 1, 1])]
 )
 def test_guidance_in_a_span_of_the_run(model: Model, preset, span, expected: list[int]) -> None:
-    preset(Speed(guidance_span=span))
+    preset(Acceleration(guidance_interval=span))
     with Counted(model) as counted:
         run(model, _conditions(model, 2))
     assert counted.batches == expected
 
 
 def test_without_guidance_a_span_changes_nothing(model: Model, preset) -> None:
-    preset(Speed(guidance_span=(0.0, 0.0)))
+    preset(Acceleration(guidance_interval=(0.0, 0.0)))
     conditions = _conditions(model, 2)
     config = SamplingConfig(STEPS, 1.0, 1.0)
     plain, spared = (
@@ -223,7 +223,7 @@ def interrupted(model: Model, conditions: Conditions, at: int) -> DenoiseResult:
     return run(model, conditions, state=part.state)
 
 
-BOTH = replace(FROZEN, cache_threshold=1e9, guidance_span=(0.0, 0.5))
+BOTH = replace(FROZEN, cache_threshold=1e9, guidance_interval=(0.0, 0.5))
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
@@ -233,18 +233,20 @@ BOTH = replace(FROZEN, cache_threshold=1e9, guidance_span=(0.0, 0.5))
         (CACHED, "batch"),
         (FROZEN, "batch"),
         (BOTH, "batch"),
-        (BOTH, "turns"),
-        (replace(CACHED, cache_threshold=0.3, settled=2.0, most_skipped=2), "turns"),
+        (BOTH, "sequential"),
+        (replace(CACHED, cache_threshold=0.3, settled=2.0, max_skipped=2), "sequential"),
     ],
 )
-def test_stopped_and_gone_on_with_it_is_the_same_video(model: Model, preset, speed: Speed, at: int, way: str) -> None:
+def test_stopped_and_gone_on_with_it_is_the_same_video(
+    model: Model, preset, speed: Acceleration, at: int, way: str
+) -> None:
     preset(speed)
     conditions = _conditions(model, 2)
-    compute_branches(model, way)
+    set_guidance_mode(model, way)
     try:
         whole, parts = run(model, conditions), interrupted(model, conditions, at)
     finally:
-        compute_branches(model, "batch")
+        set_guidance_mode(model, "batch")
     torch.testing.assert_close(parts.latents, whole.latents, atol=1e-6, rtol=0)
     assert torch.equal(parts.masks, whole.masks)
 
@@ -316,9 +318,9 @@ def test_8_bits_are_close_and_come_off_again(model: Model) -> None:
 
 def test_what_the_machine_lacks_is_left_out(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a processor a preset that asks for everything computes what the parts it can have compute."""
-    everything = Speed(compile=True, attention="sage", fp8=True)
+    everything = Acceleration(compile=True, attention="sage", fp8=True)
     before = [block.attn1.processor._attention_backend for block in model.transformer_blocks]
-    with applied(model, everything) as watched:
+    with apply_preset(model, everything) as watched:
         assert not watched.caching and not any("plain" in vars(block) for block in model.transformer_blocks)
         assert [block.attn1.processor._attention_backend for block in model.transformer_blocks] == before
 
@@ -348,6 +350,6 @@ def test_presets_on_a_gpu(name: str) -> None:
 
 def test_an_unknown_preset_is_told() -> None:
     with pytest.raises(InputError, match="exact"):
-        speed_of("warp")
+        get_preset("warp")
     with pytest.raises(InputError, match="preset"):
         SamplingConfig(preset="warp")

@@ -51,7 +51,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture(scope="module")
-def in_one_batch() -> dict[str, Tensor]:
+def predict_batched() -> dict[str, Tensor]:
     return results("batch")
 
 
@@ -71,8 +71,8 @@ def batches(model: Model) -> list[int]:
     with_hook.remove()
 
 
-def test_in_turns_it_is_the_same(in_one_batch: dict[str, Tensor]) -> None:
-    assert_same(results("turns"), in_one_batch)
+def test_in_turns_it_is_the_same(predict_batched: dict[str, Tensor]) -> None:
+    assert_same(results("sequential"), predict_batched)
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +84,20 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_end_with_what_one_ends_with(in_one_batch: dict[str, Tensor], two_processes: Path) -> None:
+def test_two_processes_end_with_what_one_ends_with(predict_batched: dict[str, Tensor], two_processes: Path) -> None:
     """And with equal numbers, to the last digit, in both of them."""
     first, second = (load_file(two_processes / f"{rank}.safetensors") for rank in (0, 1))
-    assert_same(first, in_one_batch)
+    assert_same(first, predict_batched)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_two_processes_leave_the_same_work_out(two_processes: Path) -> None:
     """Skipped blocks, frozen masks, less guidance: as one process does that computes the branches in turns."""
     first, second = (load_file(two_processes / f"skipping{rank}.safetensors") for rank in (0, 1))
-    assert_same(first, skipping("turns"))
+    assert_same(first, skipping("sequential"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     for threshold in (0.0, 1e9):  # some of the blocks were skipped, where none or all might be
-        other = skipping("turns", replace(PRESET, cache_threshold=threshold))
+        other = skipping("sequential", replace(PRESET, cache_threshold=threshold))
         assert not any(torch.allclose(first[f"{n}: latents"], other[f"{n}: latents"], atol=1e-2) for n in SKIPPING)
 
 
@@ -111,7 +111,7 @@ def test_in_turns_one_is_held_at_a_time(model: Model, batches: list[int], speech
 
 
 def test_where_memory_runs_out_they_take_turns(
-    model: Model, batches: list[int], in_one_batch: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+    model: Model, batches: list[int], predict_batched: dict[str, Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     def small_device(_: Any, __: Any, named: dict[str, Tensor]) -> None:
         if len(named["hidden_states"]) > 1:
@@ -144,7 +144,7 @@ def test_each_version_has_cached_steps_of_its_own(model: Model) -> None:
     expected = _run(model, conditions)
     ran: list[int] = []
     model.transformer_blocks[-1].ff.register_forward_hook(lambda *_: ran.append(1))
-    parallel.compute_branches(model, "turns")
+    parallel.set_guidance_mode(model, "sequential")
     model.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
     exact = _run(model, conditions)
     assert len(ran) == 6
@@ -174,10 +174,10 @@ def test_a_card_too_small_for_both_versions_keeps_its_rung() -> None:
 def test_such_a_rung_takes_turns(model: Model) -> None:
     part = SimpleNamespace()
     bundle = ModelBundle("small", model, part, part, part, part, {}, NativeSize(32, 48, 5))  # type: ignore[arg-type]
-    apply_rung(bundle, Rung("", in_turns=False, apart=True), "cpu")
-    assert parallel.predictor(model) is parallel.in_turns
+    apply_rung(bundle, Rung("", predict_sequential=False, apart=True), "cpu")
+    assert parallel.predictor(model) is parallel.predict_sequential
 
 
 def test_a_way_that_there_is_not(model: Model) -> None:
-    with pytest.raises(InputError, match='expected "batch", "turns" or "processes"'):
-        parallel.compute_branches(model, "both")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match='expected "batch", "sequential" or "distributed"'):
+        parallel.set_guidance_mode(model, "both")  # type: ignore[arg-type]
