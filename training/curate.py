@@ -1,9 +1,9 @@
-r"""From raw footage to training shards (sec. 4.1 and 4.2), on one machine or on a Ray cluster.
+"""Curate source footage into training shards (paper sec. 4.1 and 4.2), on one machine or on a Ray cluster.
 
-    python training/curate.py --input FOLDER_OR_LIST --output SHARDS --config training/recipes/curation.yaml --report
-        report.html [--engine local|ray] [--resume] [--audit N]
+    python training/curate.py --input FOLDER_OR_LIST --output SHARDS --config training/recipes/curation.yaml
+        [--report report.html] [--engine local|ray] [--resume] [--audit N]
 
-A run that was stopped, in whatever way, goes on with --resume and ends with the same shards and index.
+An interrupted run is continued with --resume; shards and index do not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -17,34 +17,33 @@ from typing import Literal
 
 import tyro
 
-if __package__ in (None, ""):  # started as a file: let the packages beside it be found
+if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bya_core.errors import InputError
-from training.curation.output import Layout, Output
-from training.curation.pipeline import STAGE_NAMES, prepare
-from training.curation.progress import Progress
-from training.curation.record import Record
+from training.curation.output import CurationOutput
+from training.curation.pipeline import STAGE_NAMES
 from training.curation.settings import load_settings
 from training.curation.sources import list_sources
+from training.curation.stats import RunStats
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Curate raw footage.
+class CurateOptions:
+    """Curate source footage.
 
     Args:
-        input: folder of footage (with its subfolders), or a text file with one path a line.
-        output: folder for shards, index.parquet and, hidden in it, everything that lets a run go on.
-        config: settings of all stages.
-        engine: processes on this machine, or a Ray cluster (RAY_ADDRESS, else one on this machine).
-        resume: go on with what is in the output folder; without it that folder must be new or empty.
-        workers: processes of the local engine; -1 = one for each core, 0 = none but this one.
-        report: HTML file to write: funnel, histograms, a contact sheet of clips.
-        audit: pick this many clips at random for a person to look at; they go into audit/ in the output folder.
-        seed: of the audit's choice.
+        input: Folder of footage (recursive), or a text file with one path per line.
+        output: Folder for shards, index.parquet and cached stage results.
+        config: YAML file with the settings of all stages.
+        engine: Process pool on this machine, or a Ray cluster (RAY_ADDRESS, otherwise a local one).
+        resume: Continue the run in the output folder; without it the folder must be empty.
+        workers: Processes of the local engine; -1 = one per core, 0 = run in the main process.
+        report: HTML report to write.
+        audit: Number of random clips exported to audit/ in the output folder for manual review.
+        seed: Random seed of the audit.
     """
 
     input: Path
@@ -58,56 +57,57 @@ class Arguments:
     seed: int = 0
 
 
-def curate(arguments: Arguments) -> Progress:
-    """The whole run; returns what was counted.
+def curate(options: CurateOptions) -> RunStats:
+    """Run the curation and return its statistics.
 
     Raises:
-        InputError: anything that can be told before the run starts, and a full disk.
+        InputError: invalid options or settings, missing models, or a full disk.
     """
-    settings = load_settings(arguments.config)
-    layout = Layout(arguments.output)
-    if layout.folder.is_dir() and any(layout.folder.iterdir()) and not arguments.resume:
-        came = f"--output {arguments.output}, which is not empty"
-        raise InputError(came, "a new folder, or --resume", "add --resume to go on with what is there")
-    sources = list_sources(arguments.input, ignore=layout.folder)
-    broken: dict[tuple[str, int], Record] = {}
-    output = Output(arguments.output, settings, broken)
-    if output.stand_ins:
-        log.warning("stand-ins for drawn puppets are used (%s)", ", ".join(output.stand_ins))
-    prepare(output.stages)
-    layout.folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress(sources, STAGE_NAMES)
-    if arguments.engine == "ray":
+    settings = load_settings(options.config)
+    output = CurationOutput(options.output, settings)
+    folder = output.layout.folder
+    if folder.is_dir() and any(folder.iterdir()) and not options.resume:
+        problem = f"--output {options.output} is not empty"
+        raise InputError(problem, "an empty folder, or --resume", "add --resume to continue the run in it")
+    sources = list_sources(options.input, ignore=folder)
+    if output.puppet_models:
+        log.warning("models for synthetic puppets are used (%s)", ", ".join(output.puppet_models))
+    for stage in output.stages:  # report missing models before the run starts
+        stage.load_models()
+    folder.mkdir(parents=True, exist_ok=True)
+    stats = RunStats(sources, STAGE_NAMES)
+    if options.engine == "ray":
         from training.curation.ray_engine import run_ray
 
-        clips = run_ray(sources, output, progress)
+        clips = run_ray(sources, output, stats)
     else:
         from training.curation.local_engine import run_local
 
-        workers = arguments.workers if arguments.workers >= 0 else len(os.sched_getaffinity(0))
-        clips = run_local(sources, output, progress, workers)
-    progress.tell()
-    log.info("%d clips in %s", clips, layout.folder)
-    if progress.broken:
-        log.warning("%d records were given up by errors; --resume tries them again", progress.broken)
-    if arguments.report is not None:
+        workers = options.workers if options.workers >= 0 else len(os.sched_getaffinity(0))
+        clips = run_local(sources, output, stats, workers)
+    stats.log()
+    log.info("%d clips in %s", clips, folder)
+    if stats.failed:
+        log.warning("%d records failed with errors; use --resume to retry them", stats.failed)
+    if options.report is not None:
         from training.curation.report import write_report
 
-        write_report(arguments.report, layout, output)
-    if arguments.audit:
-        from training.curation.audit import pick
+        write_report(options.report, output)
+    if options.audit:
+        from training.curation.report import export_random_clips
 
-        log.info("to look at: %s", pick(layout, arguments.audit, arguments.seed))
-    return progress
+        for path in export_random_clips(output.layout, options.audit, options.seed):
+            log.info("exported %s", path)
+    return stats
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        curate(tyro.cli(Arguments))
+        curate(tyro.cli(CurateOptions))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; --resume goes on from here", file=sys.stderr)
+        print("interrupted; continue with --resume", file=sys.stderr)
         sys.exit(130)

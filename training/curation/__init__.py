@@ -1,1 +1,1 @@
-"""Raw footage -> training shards: the paper's data cleaning (sec. 4.1) and processing (sec. 4.2) as stages."""
+"""Data curation: source footage to training shards, the paper's cleaning (sec. 4.1) and processing (sec. 4.2) stages."""

@@ -1,12 +1,12 @@
-"""AV_MossFormer2_TSE_16K of clearvoice, as a process of its own: started by `extractor.ClearVoiceExtractor`.
+"""Worker process for AV_MossFormer2_TSE_16K of clearvoice, started by `clearvoice.ClearVoiceExtractor`.
 
-clearvoice pins old versions of much of what this project uses, so it lives in an environment of its own:
+clearvoice pins old versions of several dependencies of this project, so it needs a separate environment:
 
     python3.11 -m venv ~/clearvoice && ~/clearvoice/bin/pip install clearvoice==0.1.2
 
-This file is run by that environment's Python and imports nothing of this project. It answers on the pipe it was started
-with: one JSON line a request {"input": FILE.npz, "output": FILE.npy}, one JSON line an answer {"ok": true} or
-{"error": "..."}. An input holds mix float32 [S] at 16 kHz and faces uint8 [N,F,224,224,3] at 25 a second; an output
+This script runs in that environment and imports nothing from this project. It reads one JSON request per line from
+stdin, {"input": FILE.npz, "output": FILE.npy}, and writes one JSON reply per line to stdout, {"ok": true} or
+{"error": "..."}. The input holds mix float32 [S] at 16 kHz and faces uint8 [N,F,224,224,3] at 25 fps; the output is
 float32 [N,S].
 """
 
@@ -17,18 +17,18 @@ import sys
 import traceback
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file, whose modules must not stand in for those of clearvoice
+    sys.path.pop(0)  # modules of this folder must not shadow those of clearvoice
 
 import numpy as np
 
 NAME = "AV_MossFormer2_TSE_16K"
-MEAN, SPREAD = 0.4161, 0.1688  # of grey lips, as the model was trained
-SIDE = 112  # pixels in the middle of a face crop that the model sees
+MEAN, STD = 0.4161, 0.1688  # normalization of grayscale mouth crops
+SIZE = 112  # side of the center crop in pixels
 FPS, RATE = 25, 16000
 
 
 def load(checkpoints, device):
-    """Model and arguments of clearvoice, with weights from checkpoints/AV_MossFormer2_TSE_16K; downloads nothing."""
+    """Load the model and its arguments from CHECKPOINTS/AV_MossFormer2_TSE_16K; nothing is downloaded."""
     folder = os.path.join(checkpoints, NAME)
     if not os.path.isfile(os.path.join(folder, "last_best_checkpoint")):
         raise FileNotFoundError(f"no weights in {folder} (alibabasglab/{NAME})")
@@ -38,7 +38,7 @@ def load(checkpoints, device):
     from clearvoice.network_wrapper import network_wrapper
     from clearvoice.networks import CLS_AV_MossFormer2_TSE_16K
 
-    if not torch.cuda.is_available():  # the model moves one index to CUDA whatever device it is on
+    if not torch.cuda.is_available():  # the model unconditionally moves one index to CUDA
         torch.Tensor.cuda = lambda self, *args, **options: self
     wrapper = network_wrapper()
     wrapper.model_name = NAME
@@ -50,38 +50,38 @@ def load(checkpoints, device):
 
 
 def lips(faces):
-    """uint8 [F,224,224,3] RGB -> float32 [F,112,112] grey, normalised."""
-    grey = faces.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    edge = (grey.shape[1] - SIDE) // 2
-    middle = np.round(grey[:, edge : edge + SIDE, edge : edge + SIDE]) / 255.0
-    return (middle - MEAN) / SPREAD
+    """uint8 [F,224,224,3] RGB -> normalized grayscale float32 [F,112,112]."""
+    gray = faces.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    edge = (gray.shape[1] - SIZE) // 2
+    middle = np.round(gray[:, edge : edge + SIZE, edge : edge + SIZE]) / 255.0
+    return (middle - MEAN) / STD
 
 
 def extract(model, args, mix, faces):
-    """float32 [N,S]."""
+    """Extract the speech of each face: float32 [N,S]."""
     import torch
     from clearvoice.utils.decode import decode_one_audio_AV_MossFormer2_TSE_16K as decode
 
-    loudest = float(np.max(np.abs(mix)))
-    if loudest < 1e-6:
+    peak = float(np.max(np.abs(mix)))
+    if peak < 1e-6:
         return np.zeros((len(faces), len(mix)), np.float32)
-    voices = []
+    speeches = []
     for face in faces:
         visual = lips(face)
         short = int(len(mix) / RATE * FPS) - len(visual)
         if short > 0:
             visual = np.pad(visual, ((0, short), (0, 0), (0, 0)), mode="edge")
         with torch.no_grad():
-            voice = decode(model, ((mix / loudest)[None].copy(), visual[None]), args)
-        voice = np.asarray(voice, np.float32).reshape(-1)[: len(mix)]
-        voices.append(np.pad(voice, (0, len(mix) - len(voice))) * loudest)
-    return np.stack(voices).astype(np.float32)
+            speech = decode(model, ((mix / peak)[None].copy(), visual[None]), args)
+        speech = np.asarray(speech, np.float32).reshape(-1)[: len(mix)]
+        speeches.append(np.pad(speech, (0, len(mix) - len(speech))) * peak)
+    return np.stack(speeches).astype(np.float32)
 
 
 def serve(load_model):
-    """Answer requests until the pipe closes."""
+    """Process requests until stdin is closed."""
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints must not get between the answers
+    os.dup2(2, 1)  # keep library output out of the replies
     try:
         model, args = load_model()
         ready = {"ok": True}
@@ -93,24 +93,24 @@ def serve(load_model):
     for line in sys.stdin:
         try:
             request = json.loads(line)
-            with np.load(request["input"]) as given:
-                voices = extract(model, args, given["mix"], given["faces"])
+            with np.load(request["input"]) as inputs:
+                speeches = extract(model, args, inputs["mix"], inputs["faces"])
             with open(request["output"], "wb") as out:
-                np.save(out, voices)
-            answer = {"ok": True}
+                np.save(out, speeches)
+            reply = {"ok": True}
         except Exception as error:
             traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=channel, flush=True)
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=channel, flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", required=True)
     parser.add_argument("--device", default="auto")
-    given, rest = parser.parse_known_args()
-    sys.argv = sys.argv[:1] + rest  # clearvoice reads the command line too
-    serve(lambda: load(given.checkpoints, given.device))
+    arguments, rest = parser.parse_known_args()
+    sys.argv = sys.argv[:1] + rest  # clearvoice parses sys.argv as well
+    serve(lambda: load(arguments.checkpoints, arguments.device))
 
 
 if __name__ == "__main__":

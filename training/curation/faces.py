@@ -1,4 +1,8 @@
-"""Stage 3: who is to be seen in a shot, and where (sec. 4.1: a face detection model)."""
+"""Stage "faces": face detection and tracking within a shot (paper sec. 4.1).
+
+Detections are assigned to tracks by the Hungarian method. The cost is (1 - IoU) plus the weighted (1 - similarity). A
+pair is admissible if the boxes overlap, or if the faces are similar and the person could have moved that far.
+"""
 
 from __future__ import annotations
 
@@ -7,87 +11,192 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from einops import rearrange
+from pydantic.dataclasses import dataclass as settings_class
+from scipy.optimize import linear_sum_assignment
 
 from bya_core.encoders.face.detection import FaceDetector
-from training.curation.footage import pictures
-from training.curation.models import FaceIdentity, ModelChoice, model_of
+from training.curation.footage import decode_frames
+from training.curation.models import FaceIdentity, ModelChoice, ModelOption, load_curation_model
 from training.curation.record import FPS, Record
-from training.curation.stage import Resources, Unusable
-from training.curation.tracks import Tracker, TrackSettings, flat
+from training.curation.stage import Stage, UnusableFootage
 
-_AROUND = 0.15  # share of a face box added on each side before its looks are taken
+_MARGIN = 0.15  # fraction of a face box added on each side for the embedding
+_INADMISSIBLE = 1e6
+_MOMENTUM = 0.8  # of a track's embedding
 
 
-@dataclass(frozen=True)
-class FaceSettings:
-    """How faces are found.
+@settings_class(frozen=True)
+class TrackSettings:
+    """Options of face tracking.
 
     Args:
-        detector: the model that finds them.
-        identity: the model that tells them apart.
-        every: frames (25 a second) from one look to the next, at least; what no other picture refers to is not
-            decoded at all. Boxes in between are interpolated.
-        longest: pixels of the longer side of what the detector sees.
-        least_score: of the detector.
-        track: when two sightings are one person.
+        min_iou: minimum IoU of two consecutive boxes of a track.
+        max_gap_seconds: longest time a person may be out of sight.
+        max_speed: maximum motion during that time in face widths per second (plus one face width).
+        similarity_weight: weight of face similarity relative to IoU.
+        min_seconds: shorter tracks are discarded as false detections.
     """
 
-    detector: ModelChoice = ModelChoice("auto")
-    identity: ModelChoice = ModelChoice("colour")
-    every: int = 5
-    longest: int = 640
-    least_score: float = 0.3
+    min_iou: float = 0.2
+    max_gap_seconds: float = 1.0
+    max_speed: float = 4.0
+    similarity_weight: float = 1.0
+    min_seconds: float = 0.4
+
+
+@settings_class(frozen=True)
+class FaceSettings:
+    """Options of face detection.
+
+    Args:
+        detector: face detection model.
+        identity: face embedding model.
+        stride: minimum number of frames between two detections. Non-reference frames are never decoded; boxes in
+            between are interpolated.
+        max_side: longer side of the detector input in pixels.
+        min_score: minimum detection score.
+        track: options of tracking.
+    """
+
+    detector: ModelOption = ModelChoice("auto")
+    identity: ModelOption = ModelChoice("color")
+    stride: int = 5
+    max_side: int = 640
+    min_score: float = 0.3
     track: TrackSettings = field(default_factory=TrackSettings)
 
 
-class Faces:
-    """Finds and follows faces through a shot; one picture at a time is in memory."""
+class Faces(Stage):
+    """Detects and tracks faces; holds one frame in memory."""
 
     name = "faces"
-    version = 1
 
-    def __init__(self, settings: FaceSettings, resources: Resources) -> None:
-        self.settings, self.resources = settings, resources
-
-    def prepare(self) -> None:
-        """Build the models. Raises InputError where they cannot be."""
-        model_of("detector", self.settings.detector)
-        model_of("identity", self.settings.identity)
+    def load_models(self) -> None:
+        load_curation_model("detector", self.settings.detector)
+        load_curation_model("identity", self.settings.identity)
 
     def __call__(self, record: Record) -> list[Record]:
-        detector: FaceDetector = model_of("detector", self.settings.detector)
-        identity: FaceIdentity = model_of("identity", self.settings.identity)
+        detector: FaceDetector = load_curation_model("detector", self.settings.detector)
+        identity: FaceIdentity = load_curation_model("identity", self.settings.identity)
         tracker = Tracker(self.settings.track, identity, FPS)
-        looks, last, due = 0, record.start, record.start
-        for picture in pictures(record.source, record.start / FPS, record.end / FPS, rough=True):
-            k = max(record.start, round(picture.time * FPS))
-            if picture.after_break and looks:
-                raise Unusable(f"it cannot be decoded at second {picture.time:.2f}")
+        count, last, due = 0, record.start, record.start
+        for frame in decode_frames(record.source, record.start / FPS, record.end / FPS, fast=True):
+            k = max(record.start, round(frame.time * FPS))
+            if frame.after_gap and count:
+                raise UnusableFootage(f"not decodable at {frame.time:.2f} s")
             if k < due or k >= record.end:
                 continue
-            (pixels, scale), last, due = picture.small(self.settings.longest), k, k + self.settings.every
-            boxes, scores = self._found(detector, pixels)
-            described = [identity.describe(face_of(pixels, box)) for box in boxes]
-            tracker.add(k, boxes / scale, scores, np.array(described))
-            looks += 1
-        people = tracker.people()
-        seen = record.with_data(people=len(people), looks=looks, last_look=last, detector=detector.name)
-        if not people:
-            return [seen.reject("nobody's face is found")]
-        return [seen.with_arrays(tracks=flat(people))]
+            (pixels, scale), last, due = frame.resized(self.settings.max_side), k, k + self.settings.stride
+            boxes, scores = self._detect(detector, pixels)
+            embeddings = np.array([identity.embed(crop_face(pixels, box)) for box in boxes])
+            tracker.add(k, boxes / scale, scores, embeddings)
+            count += 1
+        tracks = tracker.finished_tracks()
+        record = record.with_data(
+            num_people=len(tracks), num_detections=count, last_detection=last, detector=detector.name
+        )
+        if not tracks:
+            return [record.reject("no face detected")]
+        return [record.with_arrays(tracks=tracks_to_array(tracks))]
 
-    def _found(self, detector: FaceDetector, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [K,4] in these pixels, and scores [K]."""
+    def _detect(self, detector: FaceDetector, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes [K,4] in pixels and scores [K]."""
         image = rearrange(torch.from_numpy(pixels), "h w c -> c h w").float().div_(255)
-        faces = [face for face in detector.detect(image) if face.score >= self.settings.least_score]
+        faces = [face for face in detector.detect(image) if face.score >= self.settings.min_score]
         boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
         return boxes, np.array([face.score for face in faces])
 
 
-def face_of(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The face with a little around it: [H,W,3] -> [h,w,3], at least one pixel."""
+def crop_face(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Crop a face with a small margin from [H,W,3]: [h,w,3], at least one pixel."""
     height, width = pixels.shape[:2]
-    across, down = _AROUND * (box[2] - box[0]), _AROUND * (box[3] - box[1])
-    left, top = int(np.clip(box[0] - across, 0, width - 1)), int(np.clip(box[1] - down, 0, height - 1))
-    right = int(np.clip(box[2] + across, left + 1, width))
-    return pixels[top : int(np.clip(box[3] + down, top + 1, height)), left:right]
+    dx, dy = _MARGIN * (box[2] - box[0]), _MARGIN * (box[3] - box[1])
+    left, top = int(np.clip(box[0] - dx, 0, width - 1)), int(np.clip(box[1] - dy, 0, height - 1))
+    right = int(np.clip(box[2] + dx, left + 1, width))
+    return pixels[top : int(np.clip(box[3] + dy, top + 1, height)), left:right]
+
+
+@dataclass
+class Track:
+    """Detections of one person: frame indices, boxes x0 y0 x1 y1, scores, and the running mean embedding."""
+
+    frames: list[int] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    embedding: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, frame: int, box: np.ndarray, score: float, embedding: np.ndarray) -> None:
+        self.embedding = _MOMENTUM * self.embedding + (1 - _MOMENTUM) * embedding if self.frames else embedding
+        self.frames.append(frame)
+        self.boxes.append(box)
+        self.scores.append(score)
+
+
+class Tracker:
+    """Multi-person tracker for one shot.
+
+    Args:
+        settings: options.
+        identity: face embedding model.
+        fps: rate of the frame indices.
+    """
+
+    def __init__(self, settings: TrackSettings, identity: FaceIdentity, fps: float) -> None:
+        self.settings, self.identity, self.fps = settings, identity, fps
+        self.tracks: list[Track] = []
+
+    def add(self, frame: int, boxes: np.ndarray, scores: np.ndarray, embeddings: np.ndarray) -> None:
+        """Add the detections of one frame: boxes [K,4], scores [K], embeddings [K,D]."""
+        active = [t for t in self.tracks if frame - t.frames[-1] <= self.settings.max_gap_seconds * self.fps]
+        assigned: set[int] = set()
+        if active and len(boxes):
+            cost = np.stack([self._cost(track, frame, boxes, embeddings) for track in active])
+            for row, column in zip(*linear_sum_assignment(cost), strict=True):
+                if cost[row, column] < _INADMISSIBLE:
+                    active[row].add(frame, boxes[column], float(scores[column]), embeddings[column])
+                    assigned.add(int(column))
+        for k in range(len(boxes)):
+            if k not in assigned:
+                self.tracks.append(Track())
+                self.tracks[-1].add(frame, boxes[k], float(scores[k]), embeddings[k])
+
+    def _cost(self, track: Track, frame: int, boxes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+        """Cost [K] of appending each detection to a track; `_INADMISSIBLE` if it cannot be the same person."""
+        settings, last = self.settings, track.boxes[-1]
+        ious = box_iou(last, boxes)
+        similarity = self.identity.similarity(track.embedding, embeddings)
+        width = max(1.0, float(last[2] - last[0]))
+        center = np.array([last[0] + last[2], last[1] + last[3]]) / 2
+        motion = np.linalg.norm((boxes[:, :2] + boxes[:, 2:]) / 2 - center, axis=1) / width
+        reachable = motion <= 1.0 + settings.max_speed * (frame - track.frames[-1]) / self.fps
+        admissible = (ious >= settings.min_iou) | (reachable & (similarity >= self.identity.threshold))
+        cost = (1.0 - ious) + settings.similarity_weight * (1.0 - similarity)
+        return np.where(admissible, cost, _INADMISSIBLE)
+
+    def finished_tracks(self) -> list[Track]:
+        """Tracks of sufficient length, in order of appearance."""
+        min_frames = self.settings.min_seconds * self.fps
+        return [t for t in self.tracks if t.frames[-1] - t.frames[0] >= min_frames and len(t.frames) >= 2]
+
+
+def box_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of one box [4] with each of [K,4]: [K]."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    intersection = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return intersection / np.maximum(np.prod(box[2:] - box[:2]) + areas - intersection, 1e-9)
+
+
+def tracks_to_array(tracks: list[Track]) -> np.ndarray:
+    """One row per detection: track index, frame, box, score; float64 [D,7]."""
+    rows = [
+        [index, frame, *box, score]
+        for index, track in enumerate(tracks)
+        for frame, box, score in zip(track.frames, track.boxes, track.scores, strict=True)
+    ]
+    return np.array(rows, np.float64).reshape(-1, 7)
+
+
+def boxes_at(rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Linearly interpolated boxes [F,4] of one track (its rows of `tracks_to_array`), constant beyond its ends."""
+    return np.stack([np.interp(frames, rows[:, 1], rows[:, 2 + axis]) for axis in range(4)], axis=-1)

@@ -1,9 +1,8 @@
-"""Reading raw footage with PyAV: its pictures on a common time line, and its sound.
+"""Decoding of source footage with PyAV on a common timeline.
 
-Nothing here keeps more than one picture, or one clip where a clip was asked for. Pictures are upright (the rotation
-that phones write into a file is applied). Frame k of the common time line (25 a second) is the last picture at or
-before second k / 25 after the first picture, so files of any frame rate, also a changing one, stay in step with their
-sound.
+At most one frame is held in memory, or one clip where a clip is requested. Frames are upright: the rotation stored by
+phones is applied. Frame k of the common timeline (25 fps) is the last decoded frame at or before k / 25 seconds after
+the first frame, so files of any constant or variable frame rate stay in sync with their audio.
 """
 
 from __future__ import annotations
@@ -20,208 +19,214 @@ from av.audio.resampler import AudioResampler
 from PIL import Image
 
 from training.curation.record import FPS
-from training.curation.stage import Unusable
+from training.curation.stage import UnusableFootage
 
-RATE = 16_000
-_EARLY = 1e-3  # seconds that time stamps may be early by rounding
+SAMPLE_RATE = 16_000
+_TOLERANCE = 1e-3  # seconds, rounding of timestamps
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One decoded picture: its time in seconds after the first one, and the frame (still turned as stored)."""
+class Frame:
+    """A decoded frame.
+
+    Args:
+        time: seconds since the first frame.
+        image: frame as stored, not rotated.
+        after_gap: whether undecodable data precedes it.
+    """
 
     time: float
-    frame: av.VideoFrame
-    after_break: bool = False
+    image: av.VideoFrame
+    after_gap: bool = False
 
     @property
     def pixels(self) -> np.ndarray:
         """uint8 [H,W,3], upright."""
-        return upright(self.frame.to_ndarray(format="rgb24"), self.frame.rotation)
+        return rotate_upright(self.image.to_ndarray(format="rgb24"), self.image.rotation)
 
-    def small(self, longest: int) -> tuple[np.ndarray, float]:
-        """The same with its longer side at most this long, scaled while it is converted; and the scale."""
-        frame = self.frame
-        scale = min(1.0, longest / max(frame.width, frame.height))
+    def resized(self, max_side: int) -> tuple[np.ndarray, float]:
+        """Return the upright pixels with the longer side at most `max_side`, and the scale factor."""
+        image = self.image
+        scale = min(1.0, max_side / max(image.width, image.height))
         if scale == 1.0:
             return self.pixels, 1.0
-        size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-        return upright(frame.reformat(*size, "rgb24", interpolation="AREA").to_ndarray(), frame.rotation), scale
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        pixels = image.reformat(*size, "rgb24", interpolation="AREA").to_ndarray()
+        return rotate_upright(pixels, image.rotation), scale
 
 
-def upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
-    """Turned counter-clockwise by the nearest quarter."""
+def rotate_upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
+    """Rotate counterclockwise by the nearest multiple of 90 degrees."""
     quarters = round(rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
 
 
 @contextmanager
-def opened(path: str) -> Iterator[av.container.InputContainer]:
-    """The file; whatever FFmpeg finds wrong with it is an `Unusable`."""
+def open_container(path: str) -> Iterator[av.container.InputContainer]:
+    """Open a file; all FFmpeg errors are raised as `UnusableFootage`."""
     try:
         with av.open(os.fspath(path), metadata_errors="ignore") as container:
             yield container
     except av.error.FFmpegError as error:
-        raise Unusable(f"it cannot be read as video ({error.strerror or type(error).__name__})") from error
+        raise UnusableFootage(f"not readable as video ({error.strerror or type(error).__name__})") from error
     except (OSError, ValueError, UnicodeError, OverflowError) as error:
-        raise Unusable(f"it cannot be read ({error})") from error
+        raise UnusableFootage(f"the file cannot be read ({error})") from error
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
-    """The first stream of moving pictures. Raises Unusable where there is none."""
-    covers = 0
+    """Return the first video stream that is not a cover image. Raises UnusableFootage if there is none."""
+    has_cover = False
     for stream in container.streams.video:
         if stream.disposition & av.stream.Disposition.attached_pic:
-            covers += 1
+            has_cover = True
         elif stream.codec_context is not None:
             return stream
-    raise Unusable("it holds no moving pictures, only a cover" if covers else "it holds no pictures")
+    raise UnusableFootage("no video stream, only a cover image" if has_cover else "no video stream")
 
 
-def pictures(path: str, start: float = 0.0, end: float = float("inf"), rough: bool = False) -> Iterator[Picture]:
-    """Decoded pictures from the one shown at second `start` up to `end`, one at a time.
+def decode_frames(path: str, start: float = 0.0, end: float = float("inf"), fast: bool = False) -> Iterator[Frame]:
+    """Decode frames from the one shown at `start` up to `end` (seconds), one at a time.
 
-    What cannot be decoded is left out, and the next picture says so (`after_break`).
+    Undecodable data is skipped and marked by `after_gap` of the next frame.
 
     Args:
-        rough: leave out what no other picture refers to, and the smoothing of block edges: twice as fast, for a look
-            at what changes.
+        fast: skip non-reference frames and deblocking, which halves the decoding time.
 
     Raises:
-        Unusable: the file cannot be opened.
+        UnusableFootage: the file cannot be opened.
     """
-    with opened(path) as container:
+    with open_container(path) as container:
         video = video_stream(container)
         context = video.codec_context
-        context.thread_count = 1  # many files are read at once
-        if rough:
+        context.thread_count = 1  # many files are decoded in parallel
+        if fast:
             context.skip_frame = "NONREF"
             context.options = {"skip_loop_filter": "all", "flags2": "+fast"}
         base = video.time_base or Fraction(1, 1000)
         origin = float((video.start_time or 0) * base)
         if start > 0:
-            target = int((origin + max(0.0, start - 0.1)) / base)
             try:
-                container.seek(target, stream=video, backward=True)
+                container.seek(int((origin + max(0.0, start - 0.1)) / base), stream=video, backward=True)
             except av.error.FFmpegError:
                 container.seek(0)
-        held: Picture | None = None
-        broken = False
+        pending: Frame | None = None  # the last frame at or before the start
+        gap = False
         for packet in container.demux(video):
             try:
-                frames = packet.decode()
+                images = packet.decode()
             except av.error.FFmpegError:
-                broken = True
+                gap = True
                 continue
-            for frame in frames:
-                if frame.pts is None or getattr(frame, "is_corrupt", False):
-                    broken = True
+            for image in images:
+                if image.pts is None or getattr(image, "is_corrupt", False):
+                    gap = True
                     continue
-                picture = Picture(float(frame.pts * (frame.time_base or base)) - origin, frame, broken)  # type: ignore[arg-type]
-                broken = False
-                if picture.time > start + _EARLY:
-                    if held is not None:
-                        yield held
-                    if picture.time >= end - _EARLY:
-                        return
-                    held = None
-                    yield picture
-                else:
-                    held = picture  # the last one at or before the start
-        if held is not None:
-            yield held
+                frame = Frame(float(image.pts * (image.time_base or base)) - origin, image, gap)  # type: ignore[arg-type]
+                gap = False
+                if frame.time <= start + _TOLERANCE:
+                    pending = frame
+                    continue
+                if pending is not None:
+                    yield pending
+                if frame.time >= end - _TOLERANCE:
+                    return
+                pending = None
+                yield frame
+        if pending is not None:
+            yield pending
 
 
-def on_time_line(path: str, first: int, last: int, every: int = 1) -> Iterator[tuple[int, Picture]]:
-    """(k, picture shown at frame k) for k = first, first + every ... below `last`.
+def timeline_frames(path: str, first: int, last: int) -> Iterator[tuple[int, Frame]]:
+    """Yield (k, frame shown at k) for k in first..last-1.
 
     Raises:
-        Unusable: the file cannot be opened, or something in between cannot be decoded.
+        UnusableFootage: the file cannot be opened, or part of the range cannot be decoded.
     """
-    wanted = first
-    shown: Picture | None = None
-    for picture in pictures(path, first / FPS, last / FPS):
-        while shown is not None and wanted < last and wanted / FPS < picture.time - _EARLY:
-            yield wanted, shown
-            wanted += every
-        if picture.after_break and shown is not None:
-            raise Unusable(f"it cannot be decoded at second {picture.time:.2f}")
-        if shown is None and picture.time > first / FPS + 0.5:
-            raise Unusable(f"nothing can be decoded between seconds {first / FPS:.2f} and {picture.time:.2f}")
-        shown = picture
-    while shown is not None and wanted < last:
-        if wanted / FPS > shown.time + 1.0:
-            raise Unusable(f"its pictures end at second {shown.time:.2f}")
-        yield wanted, shown
-        wanted += every
+    k = first
+    shown: Frame | None = None
+    for frame in decode_frames(path, first / FPS, last / FPS):
+        while shown is not None and k < last and k / FPS < frame.time - _TOLERANCE:
+            yield k, shown
+            k += 1
+        if frame.after_gap and shown is not None:
+            raise UnusableFootage(f"not decodable at {frame.time:.2f} s")
+        if shown is None and frame.time > first / FPS + 0.5:
+            raise UnusableFootage(f"not decodable between {first / FPS:.2f} and {frame.time:.2f} s")
+        shown = frame
+    while shown is not None and k < last:
+        if k / FPS > shown.time + 1.0:
+            raise UnusableFootage(f"video ends at {shown.time:.2f} s")
+        yield k, shown
+        k += 1
     if shown is None:
-        raise Unusable(f"nothing can be decoded from second {first / FPS:.2f} on")
+        raise UnusableFootage(f"not decodable from {first / FPS:.2f} s on")
 
 
-def still(path: str, frame: int) -> np.ndarray:
-    """uint8 [H,W,3]: the picture of one frame. Raises Unusable."""
-    return next(on_time_line(path, frame, frame + 1))[1].pixels
+def read_frame(path: str, k: int) -> np.ndarray:
+    """Decode timeline frame k as uint8 [H,W,3]. Raises UnusableFootage."""
+    return next(timeline_frames(path, k, k + 1))[1].pixels
 
 
-def read_window(
-    path: str, first: int, last: int, window: tuple[float, float, float, float], size: tuple[int, int]
+def read_crop(
+    path: str, first: int, last: int, crop: tuple[float, float, float, float], size: tuple[int, int]
 ) -> np.ndarray:
-    """A part of the picture, scaled: uint8 [F, *size, 3] for frames first..last-1.
+    """Decode frames first..last-1, cropped and resized: uint8 [F, *size, 3].
 
     Args:
-        window: x0, y0, x1, y1 in upright pixels of the source.
+        crop: x0, y0, x1, y1 in upright source pixels.
         size: height, width.
 
     Raises:
-        Unusable: something in between cannot be decoded.
+        UnusableFootage: part of the range cannot be decoded.
     """
-    made = np.empty((last - first, *size, 3), np.uint8)
-    same: tuple[Picture, np.ndarray] | None = None
-    for k, picture in on_time_line(path, first, last):
-        if same is None or same[0] is not picture:
-            image = Image.fromarray(picture.pixels)
-            scaled = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=window, reducing_gap=3.0)
-            same = picture, np.asarray(scaled)
-        made[k - first] = same[1]
-    return made
+    result = np.empty((last - first, *size, 3), np.uint8)
+    previous: tuple[Frame, np.ndarray] | None = None
+    for k, frame in timeline_frames(path, first, last):
+        if previous is None or previous[0] is not frame:
+            image = Image.fromarray(frame.pixels)
+            resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=crop, reducing_gap=3.0)
+            previous = frame, np.asarray(resized)
+        result[k - first] = previous[1]
+    return result
 
 
-def read_sound(path: str, start: float, seconds: float) -> np.ndarray:
-    """float32 [S] at 16 kHz, the mean of all channels; second 0 is that of the first picture, gaps are silent.
+def read_audio(path: str, start: float, seconds: float) -> np.ndarray:
+    """Decode audio as mono float32 [S] at 16 kHz. Time 0 is that of the first video frame; gaps are silent.
 
     Raises:
-        Unusable: no sound, or it cannot be decoded.
+        UnusableFootage: no audio stream, or it cannot be decoded.
     """
-    wanted = round(seconds * RATE)
-    made = np.zeros(wanted, np.float32)
-    with opened(path) as container:
-        video, sounds = video_stream(container), container.streams.audio
-        if not sounds:
-            raise Unusable("it has no sound")
+    num_samples = round(seconds * SAMPLE_RATE)
+    waveform = np.zeros(num_samples, np.float32)
+    with open_container(path) as container:
+        video, streams = video_stream(container), container.streams.audio
+        if not streams:
+            raise UnusableFootage("no audio stream")
         base = video.time_base or Fraction(1, 1000)
         begin = start + float((video.start_time or 0) * base)
-        sound = sounds[0]
+        audio = streams[0]
         if begin > 1.0:
-            container.seek(int((begin - 0.5) / (sound.time_base or base)), stream=sound, backward=True)
-        to_mono = AudioResampler(format="flt", layout="mono", rate=RATE)
-        at: int | None = None
-        for packet in container.demux(sound):
+            container.seek(int((begin - 0.5) / (audio.time_base or base)), stream=audio, backward=True)
+        resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        position: int | None = None
+        for packet in container.demux(audio):
             try:
                 frames = packet.decode()
             except av.error.FFmpegError:
-                continue  # stays silent
+                continue  # left silent
             for frame in frames:
                 if frame.time is None:
                     continue
-                place = round((frame.time - begin) * RATE)
-                if at is None or abs(place - at) > RATE // 50:  # resampling keeps its own count; follow real gaps only
-                    at = place
-                for piece in to_mono.resample(frame):
+                expected = round((frame.time - begin) * SAMPLE_RATE)
+                # the resampler keeps its own sample count; follow timestamps across real gaps only
+                if position is None or abs(expected - position) > SAMPLE_RATE // 50:
+                    position = expected
+                for piece in resampler.resample(frame):
                     samples = np.nan_to_num(piece.to_ndarray()[0], posinf=0.0, neginf=0.0)
-                    low, high = max(0, at), min(wanted, at + len(samples))
+                    low, high = max(0, position), min(num_samples, position + len(samples))
                     if high > low:
-                        made[low:high] = samples[low - at : high - at]
-                    at += len(samples)
-            if at is not None and at >= wanted:
+                        waveform[low:high] = samples[low - position : high - position]
+                    position += len(samples)
+            if position is not None and position >= num_samples:
                 break
-    return made
+    return waveform

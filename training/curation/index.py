@@ -1,28 +1,30 @@
-"""The parquet index of a run: one row for every clip, shot or file at its end, kept or not, with all that was measured.
+"""Parquet index of a run: one row per clip, shot or file at the point where it was accepted or rejected.
 
-Columns: key, name, content, level, start, end (seconds), kept, stage (that made or rejected it), reason, broken, shard,
-single measurements (the most asked for), and measured: everything as JSON.
+Columns: key, name, content, level, start, end (seconds), kept, stage (that produced or rejected it), reason, failed,
+shard, the most common measurements, and `measured` with all of them as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import atomic_write
 from training.curation.record import FPS, Record
 
-_FACTS = ("width", "height", "fps", "seconds")
-_NUMBERS = (*_FACTS, "people", "distance_ratio", "sync_mean", "mask_overlap", "caption_words")
+_NUMBERS = (
+    "width", "height", "fps", "seconds", "num_people", "distance_ratio", "sync_mean", "mask_overlap", "caption_words",
+)  # fmt: skip
 _TEXTS = ("codec", "detector", "caption")
-_ROWS = 4096  # written at once
+_ROW_GROUP = 4096
 
 
-def row_of(record: Record, shard: str | None) -> dict[str, Any]:
-    """One row."""
+def index_row(record: Record, shard: str | None) -> dict[str, Any]:
+    """Build the row of a record."""
     data = record.data
     return {
         "key": record.key,
@@ -34,7 +36,7 @@ def row_of(record: Record, shard: str | None) -> dict[str, Any]:
         "kept": record.rejected is None,
         "stage": record.stage,
         "reason": record.rejected,
-        "broken": record.broken,
+        "failed": record.failed,
         "shard": shard,
         **{name: None if data.get(name) is None else float(data[name]) for name in _NUMBERS},
         **{name: data.get(name) for name in _TEXTS},
@@ -42,50 +44,37 @@ def row_of(record: Record, shard: str | None) -> dict[str, Any]:
     }
 
 
-def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write them, a few thousand at a time; the file appears once it is whole. Returns their number."""
-    pa, parquet = _arrow()
-    text, number, yes = pa.string(), pa.float64(), pa.bool_()
-    kinds = {
-        **dict.fromkeys(("key", "name", "content", "level"), text),
-        **dict.fromkeys(("start", "end"), number),
-        "kept": yes,
-        **dict.fromkeys(("stage", "reason"), text),
-        "broken": yes,
-        "shard": text,
-        **dict.fromkeys(_NUMBERS, number),
-        **dict.fromkeys(_TEXTS, text),
-        "measured": text,
+def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows in groups of a few thousand."""
+    pa, parquet = _import_pyarrow()
+    columns = {
+        **dict.fromkeys(("key", "name", "content", "level"), pa.string()),
+        **dict.fromkeys(("start", "end"), pa.float64()),
+        "kept": pa.bool_(),
+        **dict.fromkeys(("stage", "reason"), pa.string()),
+        "failed": pa.bool_(),
+        "shard": pa.string(),
+        **dict.fromkeys(_NUMBERS, pa.float64()),
+        **dict.fromkeys((*_TEXTS, "measured"), pa.string()),
     }
-    schema = pa.schema(list(kinds.items()))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    count, waiting = 0, []
-    try:
-        with parquet.ParquetWriter(temporary, schema) as writer:
-            for row in rows:
-                waiting.append(row)
-                count += 1
-                if len(waiting) == _ROWS:
-                    writer.write_table(pa.Table.from_pylist(waiting, schema))
-                    waiting = []
-            writer.write_table(pa.Table.from_pylist(waiting, schema))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    schema, iterator = pa.schema(list(columns.items())), iter(rows)
+    with atomic_write(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        while group := list(islice(iterator, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
-    """All rows, with `measured` as a dict."""
-    _, parquet = _arrow()
+    """Read all rows, with `measured` parsed."""
+    _, parquet = _import_pyarrow()
     rows = parquet.read_table(path).to_pylist()
     return [{**row, "measured": json.loads(row["measured"])} for row in rows]
 
 
-def _arrow() -> tuple[Any, Any]:
+def _import_pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise InputError("no pyarrow", "pyarrow 17 or newer", 'pip install "bind-your-avatar[data]"') from error
+        hint = 'run pip install "bind-your-avatar[data]"'
+        raise InputError("pyarrow is not installed", "pyarrow 17 or newer", hint) from error
     return pyarrow, parquet

@@ -1,14 +1,14 @@
-"""The engine for one machine: a pool of processes (pebble) that may die, hang or be killed without harm to the run.
+"""Single-machine engine: a pebble process pool that tolerates crashed, hanging and killed workers.
 
-A job is one record: a file, then each of its shots, then each of its clips. A process that dies takes only its job with
-it, which is tried again; a job that takes too long is given up.
+A job is one record: a file, then each of its shots, then each of its clips. A crashed worker affects only its job,
+which is retried; a job that exceeds the timeout is rejected.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -16,24 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
-from training.curation.output import Output
-from training.curation.pipeline import build_stages, known_ends, work
-from training.curation.progress import Progress
+from training.curation.output import CurationOutput
+from training.curation.pipeline import advance, build_stages, cached_leaves
 from training.curation.record import Record
 from training.curation.settings import CurationSettings
 from training.curation.stage import Stage
+from training.curation.stats import RunStats, outcomes_of
 from training.curation.store import Store
 
 log = logging.getLogger(__name__)
 
-_TRIES = 3
-_AHEAD = 3  # jobs given to the pool for each of its processes
+_MAX_ATTEMPTS = 3
+_JOBS_PER_WORKER = 3  # submitted to the pool in advance
 _stages: list[Stage] = []
 _store: Store
 
 
-def _start(settings: CurationSettings, root: Path) -> None:
-    """In each process of the pool."""
+def _init_worker(settings: CurationSettings, root: Path) -> None:
     global _stages, _store
     import torch
 
@@ -42,49 +41,40 @@ def _start(settings: CurationSettings, root: Path) -> None:
     _stages, _store = build_stages(settings), Store(root)
 
 
-def _job(record: Record, number: int) -> tuple[list[Record], int]:
-    return work(_stages, record, number, _store)
+def _run_job(record: Record, index: int) -> tuple[list[Record], int]:
+    return advance(_stages, record, index, _store)
 
 
-@dataclass(order=True)
-class _Job:
-    """A record that waits: files in their order, and within one what is nearest to its end first."""
-
-    source: int
-    depth: int
-    frame: int
-    record: Record = field(compare=False)
-    number: int = field(compare=False)
-    tries: int = field(compare=False, default=0)
-
-
-def run_local(sources: Sequence[Record], output: Output, progress: Progress, workers: int) -> int:
-    """Work on all files, write shards and index.
+def run_local(sources: Sequence[Record], output: CurationOutput, stats: RunStats, workers: int) -> int:
+    """Process all sources, write shards and index.
 
     Args:
-        workers: processes; 0 = in this one, where no process can be given up.
+        sources: files.
+        output: output of the run.
+        stats: updated during the run.
+        workers: number of processes; 0 = run in this process, without timeouts.
 
     Returns:
         The number of clips.
 
     Raises:
-        StoreError, InputError: nothing can be kept, or a model is missing.
+        InputError: results cannot be saved, or a package is missing.
     """
     if workers == 0:
-        return _run_inside(sources, output, progress)
+        return _run_in_process(sources, output, stats)
     try:
         from pebble import ProcessPool
     except ImportError as error:
-        do = 'pip install "bind-your-avatar[data]", or --workers 0'
-        raise InputError("no pebble", "pebble 5 or newer", do) from error
+        hint = 'run pip install "bind-your-avatar[data]", or use --workers 0'
+        raise InputError("pebble is not installed", "pebble 5 or newer", hint) from error
     pool = ProcessPool(
         max_workers=workers,
-        initializer=_start,
+        initializer=_init_worker,
         initargs=(output.settings, output.store.root),
         context=get_context("spawn"),
     )
     try:
-        _Run(sources, output, progress, pool, workers).go()
+        _PoolRun(sources, output, stats, pool, workers).run()
         clips = output.finish(sources, lambda function, *args: pool.schedule(function, args=args))
         pool.close()
         return clips
@@ -95,102 +85,107 @@ def run_local(sources: Sequence[Record], output: Output, progress: Progress, wor
         pool.join()
 
 
-def _run_inside(sources: Sequence[Record], output: Output, progress: Progress) -> int:
-    """`run_local` without other processes; on one thread as they are, so that sums round the same."""
+def _run_in_process(sources: Sequence[Record], output: CurationOutput, stats: RunStats) -> int:
+    """Run without workers, on one thread as workers do, so that floating point results are identical."""
     import torch
+
+    def call(function: Any, *args: Any) -> Any:
+        return function(*args)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for number, source in enumerate(sources):
-            for first, last, made in _inside(output.stages, source, output.store):
-                progress.worked(first, last, made)
-                output.broken.update(_given_up(first, last, made, output))
-            progress.share(number, 1.0)
-            output.take(source, _now)
-        return output.finish(sources, _now)
+            pending = [(source, 0)]
+            while pending:
+                record, first = pending.pop()
+                records, last = advance(output.stages, record, first, output.store)
+                stats.count(first, last, outcomes_of(records))
+                output.add_failures(records, last - 1)
+                if last < len(output.stages):
+                    pending += [(child, last) for child in reversed(records) if child.rejected is None]
+            stats.set_fraction(number, 1.0)
+            output.add_source(source, call)
+        return output.finish(sources, call)
     finally:
         torch.set_num_threads(threads)
 
 
-def _now(function: Any, *args: Any) -> Any:
-    return function(*args)
+@dataclass(order=True)
+class _Job:
+    """A queued record: sources in order, and within one the record closest to completion first."""
+
+    source: int
+    depth: int
+    frame: int
+    record: Record = field(compare=False)
+    index: int = field(compare=False)
+    attempts: int = field(compare=False, default=0)
 
 
-def _inside(stages: list[Stage], source: Record, store: Store) -> Iterator[tuple[int, int, list[Record]]]:
-    waiting = [(source, 0)]
-    while waiting:
-        record, first = waiting.pop()
-        made, last = work(stages, record, first, store)
-        yield first, last, made
-        if last < len(stages):
-            waiting += [(child, last) for child in reversed(made) if child.rejected is None]
+class _PoolRun:
+    """Scheduling of all jobs of a run."""
 
-
-def _given_up(first: int, last: int, made: list[Record], output: Output) -> dict[tuple[str, int], Record]:
-    """Errors of the program, under what the walk over the store stops at."""
-    return {(record.trail, last - 1): record for record in made if record.broken}
-
-
-class _Run:
-    """All jobs of a run."""
-
-    def __init__(self, sources: Sequence[Record], output: Output, progress: Progress, pool: Any, workers: int) -> None:
-        self.sources, self.output, self.progress, self.pool = sources, output, progress, pool
-        self.limit = workers * _AHEAD
+    def __init__(
+        self, sources: Sequence[Record], output: CurationOutput, stats: RunStats, pool: Any, workers: int
+    ) -> None:
+        self.sources, self.output, self.stats, self.pool = sources, output, stats, pool
+        self.max_running = workers * _JOBS_PER_WORKER
         self.queue = [_Job(n, 0, 0, source, 0) for n, source in enumerate(sources)]
         self.running: dict[Future, _Job] = {}
-        self.left = [1] * len(sources)  # jobs of each file that are not done
-        self.ended = [0] * len(sources)
-        self.next = 0  # file whose clips are written next
+        self.open_jobs = [1] * len(sources)
+        self.closed_jobs = [0] * len(sources)
+        self.next_source = 0  # whose clips are written next
         heapq.heapify(self.queue)
 
-    def go(self) -> None:
-        """Until everything is done."""
+    def run(self) -> None:
+        timeout = self.output.settings.timeout
         while self.queue or self.running:
-            while self.queue and len(self.running) < self.limit:
+            while self.queue and len(self.running) < self.max_running:
                 job = heapq.heappop(self.queue)
-                future = self.pool.schedule(_job, args=(job.record, job.number), timeout=self.output.settings.patience)
+                future = self.pool.schedule(_run_job, args=(job.record, job.index), timeout=timeout)
                 self.running[future] = job
-            finished, _ = wait(self.running, timeout=self.progress.every, return_when=FIRST_COMPLETED)
+            finished, _ = wait(self.running, timeout=self.stats.interval, return_when=FIRST_COMPLETED)
             if not finished:
-                self.progress.tell()
+                self.stats.log()
             for future in finished:
-                self._done(self.running.pop(future), future)
+                self._complete(self.running.pop(future), future)
 
-    def _done(self, job: _Job, future: Future) -> None:
+    def _complete(self, job: _Job, future: Future) -> None:
         from pebble import ProcessExpired
 
-        stage = self.output.stages[job.number].name
+        output = self.output
+        stage = output.stages[job.index].name
         try:
-            made, last = future.result()
+            records, last = future.result()
         except ProcessExpired as error:
-            if job.tries + 1 < _TRIES:
-                log.warning("a process died (exit code %s) on %s; tried again", error.exitcode, job.record.name)
-                heapq.heappush(self.queue, replace(job, tries=job.tries + 1))
+            if job.attempts + 1 < _MAX_ATTEMPTS:
+                log.warning("a worker crashed (exit code %s) on %s; retrying", error.exitcode, job.record.name)
+                heapq.heappush(self.queue, replace(job, attempts=job.attempts + 1))
                 return
-            reason = f"processes that worked on it died {_TRIES} times (exit code {error.exitcode}), from {stage} on"
-            made, last = self._lost(job, reason)
+            reason = f"workers crashed {_MAX_ATTEMPTS} times (exit code {error.exitcode}) from stage {stage} on"
+            records, last = self._fail(job, reason)
         except (TimeoutError, CancelledError):
-            reason = f"given up after {self.output.settings.patience:g} s, from {stage} on"
-            made, last = self._lost(job, reason)
-        self.progress.worked(job.number, last, made)
-        self.output.broken.update(_given_up(job.number, last, made, self.output))
-        children = [record for record in made if record.rejected is None and last < len(self.output.stages)]
+            records, last = self._fail(job, f"timeout after {output.settings.timeout:g} s from stage {stage} on")
+        self.stats.count(job.index, last, outcomes_of(records))
+        output.add_failures(records, last - 1)
+        children = [record for record in records if record.rejected is None and last < len(output.stages)]
         for record in children:
             heapq.heappush(self.queue, _Job(job.source, -last, record.start, record, last))
-        self.left[job.source] += len(children) - 1
-        self.ended[job.source] += 1
-        self.progress.share(job.source, self.ended[job.source] / (self.ended[job.source] + self.left[job.source]))
-        while self.next < len(self.sources) and self.left[self.next] == 0:
-            self.output.take(self.sources[self.next], lambda function, *args: self.pool.schedule(function, args=args))
-            self.next += 1
+        self.open_jobs[job.source] += len(children) - 1
+        self.closed_jobs[job.source] += 1
+        closed, still_open = self.closed_jobs[job.source], self.open_jobs[job.source]
+        self.stats.set_fraction(job.source, closed / (closed + still_open))
+        while self.next_source < len(self.sources) and self.open_jobs[self.next_source] == 0:
+            source = self.sources[self.next_source]
+            output.add_source(source, lambda function, *args: self.pool.schedule(function, args=args))
+            self.next_source += 1
 
-    def _lost(self, job: _Job, reason: str) -> tuple[list[Record], int]:
-        """The record where it got stuck, dropped for this reason, and the number of the stage after that."""
+    def _fail(self, job: _Job, reason: str) -> tuple[list[Record], int]:
+        """Reject the record at the stage it did not complete; return it with the index after that stage."""
         log.warning("%s: %s", job.record.name, reason)
-        for record, number in known_ends(self.output.stages, job.record, self.output.store, job.number):
-            if number < len(self.output.stages):
-                stage = self.output.stages[number].name
-                return [replace(record.reject(reason), stage=stage, broken=True)], number + 1
-        return work(self.output.stages, job.record, job.number, self.output.store)  # it was done after all
+        stages, store = self.output.stages, self.output.store
+        for record, index in cached_leaves(stages, job.record, store, job.index):
+            if index < len(stages):
+                return [replace(record.reject(reason), stage=stages[index].name, failed=True)], index + 1
+        return advance(stages, job.record, job.index, store)  # completed after all

@@ -1,7 +1,7 @@
-"""The models that stages ask: what each kind must do, and under which names they can be chosen.
+"""Interfaces and registry of the models used by curation stages.
 
-A real model is built only where it is used. Stand-ins for drawn puppets carry `stand_in`: a run that uses one says so
-in its log, its report and its shards.
+A model is loaded only when a stage needs it. Models marked `puppet_only` work on synthetic puppet footage only; a run
+that uses one reports it in its log, report and shards.
 """
 
 from __future__ import annotations
@@ -11,169 +11,163 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from bya_core.errors import InputError
 from bya_core.evaluation.sync_metrics import Sync
 
-Part = Literal["detector", "identity", "extractor", "sync", "segmenter", "speech", "captioner"]
+Task = Literal["detector", "identity", "extractor", "sync", "segmenter", "speech", "captioner"]
 
 
-@runtime_checkable
 class FaceIdentity(Protocol):
-    """Tells faces apart.
+    """Face embedding model.
 
     Attributes:
-        same: likeness from which two faces may be one person's.
+        threshold: similarity from which two faces may belong to the same person.
     """
 
-    same: float
+    threshold: float
 
-    def describe(self, face: np.ndarray) -> np.ndarray:
-        """uint8 [h,w,3], a face with little around it -> [D]."""
+    def embed(self, face: np.ndarray) -> np.ndarray:
+        """Embed a tightly cropped face, uint8 [h,w,3], as [D]."""
         ...
 
-    def likeness(self, one: np.ndarray, many: np.ndarray) -> np.ndarray:
-        """[D] against [K,D] -> [K], 1 = the same."""
+    def similarity(self, query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+        """Similarity of [D] to each of [K,D] as [K]; 1 = identical."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class Talk:
-    """A stretch of footage whose voices are to be told apart.
+class SpeechMixture:
+    """Input of speech extraction.
 
     Args:
-        mix: float32 [S] at 16 kHz.
-        faces: uint8 [N,F,224,224,3] at 25 a second, the faces of all characters (`crops.face_crops`).
-        source: file it was cut from.
-        start: second of that file at which it begins.
+        waveform: float32 [S] at 16 kHz.
+        faces: uint8 [N,F,224,224,3] at 25 fps, face crops of all characters (see `crops.face_crops`).
+        source: path of the source file.
+        start: start time within that file in seconds.
     """
 
-    mix: np.ndarray
+    waveform: np.ndarray
     faces: np.ndarray
     source: str
     start: float
 
 
-@runtime_checkable
 class SpeechExtractor(Protocol):
-    """Takes each character's voice out of the mix, by sound and lips."""
+    """Audio-visual target speaker extraction."""
 
-    def extract(self, talk: Talk) -> np.ndarray:
-        """-> float32 [N,S]; stream k is what character k says, silence where it says nothing."""
+    def extract(self, mixture: SpeechMixture) -> np.ndarray:
+        """Return float32 [N,S]; stream n is the speech of character n, silence if it does not speak."""
         ...
 
 
-@runtime_checkable
 class SyncScorer(Protocol):
-    """Judges whether lips and voices belong together."""
+    """Audio-visual synchronization score."""
 
-    def scores(self, faces: np.ndarray, voices: np.ndarray) -> list[list[Sync]]:
-        """uint8 [N,F,224,224,3] at 25 a second, float32 [M,S] at 16 kHz -> M rows of N."""
+    def scores(self, faces: np.ndarray, speeches: np.ndarray) -> list[list[Sync]]:
+        """Score uint8 [N,F,224,224,3] at 25 fps against float32 [M,S] at 16 kHz; returns M rows of N scores."""
         ...
 
 
-@runtime_checkable
 class Captioner(Protocol):
-    """Describes a clip."""
+    """Video captioning."""
 
-    def caption(self, frames: np.ndarray, boxes: np.ndarray, speaks: Sequence[bool]) -> str:
-        """Some frames uint8 [K,H,W,3], faces [K,N,4] in pixels, and who of the N speaks -> text."""
+    def caption(self, frames: np.ndarray, boxes: np.ndarray, speaking: Sequence[bool]) -> str:
+        """Describe frames uint8 [K,H,W,3] with face boxes [K,N,4] in pixels and the speaking characters."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model by name.
+    """A model and its options.
 
     Args:
-        name: as registered in `MODELS`.
-        options: what it is built with: folders of weights, devices.
+        name: key of `MODELS`.
+        options: keyword arguments of its factory, such as weights and device.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+ModelOption = Annotated[ModelChoice, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+"""Type of a setting that selects a model: a name, or a mapping with `name` and `options`."""
+
+
 @dataclass(frozen=True)
-class Entry:
-    """One model that can be chosen.
+class ModelEntry:
+    """A registered model.
 
     Args:
-        maker: "module:function", called with the options.
-        about: what it is.
-        stand_in: it knows drawn puppets only.
+        factory: "module:function", called with the options.
+        description: one line for documentation.
+        puppet_only: whether the model works on synthetic puppet footage only.
     """
 
-    maker: str
-    about: str
-    stand_in: bool = False
+    factory: str
+    description: str
+    puppet_only: bool = False
 
 
 _REAL = "training.curation.real_models:"
 _PUPPET = "training.curation.puppet_models:"
 
-MODELS: dict[Part, dict[str, Entry]] = {
+MODELS: dict[Task, dict[str, ModelEntry]] = {
     "detector": {
-        "auto": Entry(_REAL + "any_detector", "the best face detector on this machine"),
-        "scrfd": Entry(_REAL + "scrfd", "SCRFD of insightface"),
-        "puppet": Entry(_PUPPET + "PuppetFaces", "pairs of drawn eyes", stand_in=True),
+        "auto": ModelEntry(_REAL + "auto_detector", "best available face detector"),
+        "scrfd": ModelEntry(_REAL + "scrfd", "SCRFD of insightface"),
+        "puppet": ModelEntry(_PUPPET + "PuppetFaces", "pairs of drawn eyes", puppet_only=True),
     },
     "identity": {
-        "colour": Entry(_REAL + "ColourIdentity", "colours of the face; within one shot only"),
-        "arcface": Entry(_REAL + "ArcFaceIdentity", "ArcFace (glintr100)"),
+        "color": ModelEntry(_REAL + "ColorIdentity", "color histogram of the face; valid within one shot"),
+        "arcface": ModelEntry(_REAL + "ArcFaceIdentity", "ArcFace (glintr100)"),
     },
     "extractor": {
-        "clearvoice": Entry("training.curation.extractor:ClearVoiceExtractor", "AV_MossFormer2_TSE_16K of clearvoice"),
-        "puppet": Entry(_PUPPET + "PuppetVoices", "recorded voices picked by drawn mouths", stand_in=True),
+        "clearvoice": ModelEntry("training.curation.clearvoice:ClearVoiceExtractor", "AV_MossFormer2_TSE_16K"),
+        "puppet": ModelEntry(_PUPPET + "PuppetVoices", "ground-truth speech assigned by mouth motion", puppet_only=True),
     },
     "sync": {
-        "syncnet": Entry(_REAL + "syncnet", "SyncNet"),
-        "puppet": Entry(_PUPPET + "PuppetSync", "drawn mouths against loudness", stand_in=True),
+        "syncnet": ModelEntry(_REAL + "syncnet", "SyncNet"),
+        "puppet": ModelEntry(_PUPPET + "PuppetSync", "mouth opening against loudness", puppet_only=True),
     },
     "segmenter": {
-        "sam2": Entry(_REAL + "sam2", "SAM 2.1 video of transformers"),
-        "puppet": Entry(_PUPPET + "PuppetSegmenter", "colours and outlines of drawn puppets", stand_in=True),
+        "sam2": ModelEntry(_REAL + "sam2", "SAM 2.1 video of transformers"),
+        "puppet": ModelEntry(_PUPPET + "PuppetSegmenter", "puppets by color and outline", puppet_only=True),
     },
     "speech": {
-        "none": Entry(_REAL + "no_speech_encoder", "no features; training makes them"),
-        "wav2vec": Entry(_REAL + "wav2vec", "wav2vec2-base-960h"),
-        "toy": Entry(_REAL + "toy_speech", "the speech network of the shipped toy model"),
+        "none": ModelEntry(_REAL + "no_speech_encoder", "no features; computed by training"),
+        "wav2vec": ModelEntry(_REAL + "wav2vec", "wav2vec2-base-960h"),
+        "toy": ModelEntry(_REAL + "toy_speech", "speech encoder of the toy model"),
     },
     "captioner": {
-        "qwen2vl": Entry("training.curation.qwen:QwenCaptioner", "the Qwen2-VL family of transformers"),
-        "puppet": Entry(_PUPPET + "PuppetCaptions", "colours of drawn puppets in words", stand_in=True),
+        "qwen2vl": ModelEntry(_REAL + "QwenCaptioner", "Qwen2-VL family of transformers"),
+        "puppet": ModelEntry(_PUPPET + "PuppetCaptions", "colors and positions of puppets", puppet_only=True),
     },
 }
 
 
-def entry_of(part: Part, choice: ModelChoice) -> Entry:
-    """Raises InputError where no model has that name."""
-    known = MODELS[part]
-    if choice.name not in known:
-        raise InputError(f"a {part} called {choice.name!r}", " or ".join(known), "change the recipe")
-    return known[choice.name]
-
-
-def model_of(part: Part, choice: ModelChoice) -> Any:
-    """The model of that name; built once in a process.
+def load_curation_model(task: Task, choice: ModelChoice) -> Any:
+    """Load a model; cached per process.
 
     Raises:
-        InputError: unknown name or options, or what it needs is not on this machine.
+        InputError: unknown name or options, or missing weights or packages.
     """
-    return _built(part, choice.name, json.dumps(dict(choice.options), sort_keys=True))
+    return _load(task, choice.name, json.dumps(dict(choice.options), sort_keys=True))
 
 
 @lru_cache(maxsize=8)
-def _built(part: Part, name: str, options: str) -> Any:
-    entry = entry_of(part, ModelChoice(name))
-    module, _, maker = entry.maker.partition(":")
+def _load(task: Task, name: str, options: str) -> Any:
+    if name not in MODELS[task]:
+        raise InputError(f"unknown {task} {name!r}", " or ".join(MODELS[task]), "change the curation config")
+    module, _, factory = MODELS[task][name].factory.partition(":")
     try:
-        return getattr(import_module(module), maker)(**json.loads(options))
+        return getattr(import_module(module), factory)(**json.loads(options))
     except TypeError as error:
         if "argument" not in str(error):
             raise
-        came = f"options {options} for the {part} {name!r} ({error})"
-        raise InputError(came, "those it knows", "see docs/how-to/curate.md") from error
+        problem = f"invalid options {options} for the {task} {name!r} ({error})"
+        raise InputError(problem, "arguments of the model", "see docs/how-to/curate.md") from error

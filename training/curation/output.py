@@ -1,22 +1,22 @@
-"""What a run leaves: shards and index, the same whatever engine ran, in what order, and how often it was interrupted.
+"""Output of a run: shards and index, independent of the engine, processing order and interruptions.
 
-Clips go into shards in the order of the listed files and of their time. A shard is written as soon as all clips before
-its last one are known. `.curation/shards.json` tells which clips lie in which finished shard.
+Clips are assigned to shards in the order of the source files and of time. A shard is written as soon as all of its
+clips are known. `.curation/shards.json` lists the clips of each finished shard.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
-from training.curation.index import row_of, write_index
-from training.curation.pipeline import build_stages, known_ends, stand_ins
+from bya_core.io.atomic import atomic_write
+from training.curation.index import index_row, write_index
+from training.curation.pipeline import build_stages, cached_leaves, puppet_only_models
 from training.curation.record import Record, digest
 from training.curation.samples import write_shard
 from training.curation.settings import CurationSettings
@@ -27,151 +27,151 @@ log = logging.getLogger(__name__)
 _Task = tuple[Path, int, list[Record], CurationSettings, list[str]]
 
 Submit = Callable[..., Any]
-"""Runs a function, now or elsewhere; the result has `.result()` where it is not there at once."""
+"""Runs a function with arguments, here or in another process; returns the result, or a future."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where things lie in the output folder."""
+class OutputLayout:
+    """Paths in the output folder."""
 
     folder: Path
 
     @property
     def store(self) -> Path:
-        """Results of stages."""
         return self.folder / ".curation"
 
     @property
-    def journal(self) -> Path:
-        """Which clips lie in which shard."""
+    def manifest(self) -> Path:
         return self.store / "shards.json"
 
     @property
     def index(self) -> Path:
-        """One row for everything."""
         return self.folder / "index.parquet"
 
 
-class Output:
-    """Takes files in their order, writes what can be written.
+class CurationOutput:
+    """Writes the shards and the index of a run.
 
     Args:
-        folder: of the shards.
-        settings: of the run.
-        broken: records that were given up, by (trail, number of the stage); filled while the run goes on.
+        folder: output folder.
+        settings: settings of the run.
     """
 
-    def __init__(self, folder: Path, settings: CurationSettings, broken: dict[tuple[str, int], Record]) -> None:
-        self.layout, self.settings, self.broken = Layout(folder), settings, broken
+    def __init__(self, folder: Path, settings: CurationSettings) -> None:
+        self.layout, self.settings = OutputLayout(folder), settings
         self.store = Store(self.layout.store)
         self.stages = build_stages(settings)
-        self.stand_ins = stand_ins(settings)
-        self._form = digest(asdict(settings.shards), list(settings.segments.size), self.stand_ins)
-        self._known = self._journal()
-        self._contents: dict[str, str] = {}
-        self._waiting: list[Record] = []
-        self._number = 0
-        self._running: list[tuple[_Task, list[str], Any]] = []
-        self._done: dict[int, dict[str, Any]] = {}
+        self.puppet_models = puppet_only_models(settings)
+        self._format = digest(asdict(settings.shards), list(settings.segments.size), self.puppet_models)
+        self._previous = self._read_manifest()
+        self._failed: dict[tuple[str, int], Record] = {}  # by lineage and index of the next stage
+        self._names: dict[str, str] = {}  # first file by content hash
+        self._clips: list[Record] = []
+        self._next_shard = 0
+        self._writing: list[tuple[_Task, list[str], Any]] = []
+        self._finished: dict[int, dict[str, Any]] = {}
 
-    def ends(self, source: Record) -> Iterator[Record]:
-        """All that became of one file, in the order of time; unfinished work is told as such."""
-        for record, number in known_ends(self.stages, source, self.store):
-            if number < len(self.stages):
-                yield self.broken.get((record.trail, number)) or record.reject("not finished")
-            else:
-                yield record
+    def add_failures(self, records: Iterable[Record], index: int) -> None:
+        """Register records that failed in stage `index`; `records` may contain others."""
+        self._failed.update({(record.lineage, index): record for record in records if record.failed})
 
-    def take(self, source: Record, submit: Submit) -> None:
-        """One more file is finished; they must come in their order."""
-        for record in self._once(source):
+    def unfinished(self, source: Record) -> list[tuple[Record, int]]:
+        """Records of a source that have not failed and are not finished, with the index of their next stage."""
+        return [
+            (record, index)
+            for record, index in cached_leaves(self.stages, source, self.store)
+            if index < len(self.stages) and (record.lineage, index) not in self._failed
+        ]
+
+    def add_source(self, source: Record, submit: Submit) -> None:
+        """Add the clips of a completed source. Sources must be added in order."""
+        for record in self._leaves(source):
             if record.rejected is None:
-                self._waiting.append(record)
-                if len(self._waiting) == self.settings.shards.per_shard:
-                    self._flush(submit)
+                self._clips.append(record)
+                if len(self._clips) == self.settings.shards.clips_per_shard:
+                    self._write_shard(submit)
         self._collect(wait=False)
 
     def finish(self, sources: Iterable[Record], submit: Submit) -> int:
-        """Write the last shard and the index; returns the number of clips."""
-        if self._waiting:
-            self._flush(submit)
+        """Write the last shard and the index; return the number of clips."""
+        if self._clips:
+            self._write_shard(submit)
         self._collect(wait=True)
-        for name in {entry["name"] for entry in self._known} - {entry["name"] for entry in self._done.values()}:
-            (self.layout.folder / name).unlink(missing_ok=True)  # of a run with other settings
-        self._keep_journal(list(self._done.values()))
-        clips = sum(len(entry["clips"]) for entry in self._done.values())
-        write_index(self.layout.index, self._rows(sources))
-        return clips
+        for name in {entry["name"] for entry in self._previous} - {entry["name"] for entry in self._finished.values()}:
+            (self.layout.folder / name).unlink(missing_ok=True)  # written with other settings
+        self._write_manifest(list(self._finished.values()))
+        self._names = {}
+        shards = {clip: entry["name"] for entry in self._finished.values() for clip in entry["clips"]}
+        leaves = (record for source in sources for record in self._leaves(source))
+        write_index(
+            self.layout.index, (index_row(r, shards.get(r.lineage) if r.rejected is None else None) for r in leaves)
+        )
+        return len(shards)
 
-    def _once(self, source: Record) -> Iterator[Record]:
-        """`ends`, but a second file of the same content is one rejection."""
-        for record in self.ends(source):
-            first = self._contents.setdefault(record.content, record.name) if record.content else record.name
-            if first != record.name:
-                twin = Record(record.source, record.name, content=record.content, trail=record.trail, stage="probe")
-                yield twin.reject(f"the same content as {first}")
-                return
-            yield record
+    def _leaves(self, source: Record) -> Iterator[Record]:
+        """Final records of a source in temporal order; a source with known content is one rejected record."""
+        for record, index in cached_leaves(self.stages, source, self.store):
+            if record.content:
+                first = self._names.setdefault(record.content, record.name)
+                if first != record.name:
+                    duplicate = Record(record.source, record.name, lineage=record.lineage, content=record.content)
+                    yield replace(duplicate, stage="probe", rejected=f"same content as {first}")
+                    return
+            if index < len(self.stages):
+                yield self._failed.get((record.lineage, index)) or record.reject("not finished")
+            else:
+                yield record
 
-    def _rows(self, sources: Iterable[Record]) -> Iterator[dict[str, Any]]:
-        shards = {clip: entry["name"] for entry in self._done.values() for clip in entry["clips"]}
-        self._contents = {}
-        for source in sources:
-            for record in self._once(source):
-                yield row_of(record, shards.get(record.trail) if record.rejected is None else None)
-
-    def _flush(self, submit: Submit) -> None:
-        records, self._waiting = self._waiting, []
-        number, self._number = self._number, self._number + 1
-        clips = [record.trail for record in records]
-        known = self._known[number] if number < len(self._known) else None
-        if known is not None and known["clips"] == clips and known["form"] == self._form:
+    def _write_shard(self, submit: Submit) -> None:
+        records, self._clips = self._clips, []
+        index, self._next_shard = self._next_shard, self._next_shard + 1
+        clips = [record.lineage for record in records]
+        known = self._previous[index] if index < len(self._previous) else None
+        if known is not None and known["clips"] == clips and known["format"] == self._format:
             path = self.layout.folder / known["name"]
             if path.is_file() and path.stat().st_size == known["bytes"]:
-                self._done[number] = known
+                self._finished[index] = known
                 return
-        task = (self.layout.folder, number, records, self.settings, self.stand_ins)
-        self._running.append((task, clips, submit(write_shard, *task)))
+        task = (self.layout.folder, index, records, self.settings, self.puppet_models)
+        self._writing.append((task, clips, submit(write_shard, *task)))
 
     def _collect(self, wait: bool) -> None:
-        """Note shards that are written."""
-        left = []
-        for task, clips, job in self._running:
+        """Record completed shards in the manifest."""
+        pending = []
+        for task, clips, job in self._writing:
             if not wait and hasattr(job, "done") and not job.done():
-                left.append((task, clips, job))
+                pending.append((task, clips, job))
                 continue
-            path, number = _path(job, task), task[1]
+            path = _shard_path(job, task)
             size = path.stat().st_size
-            self._done[number] = {"name": path.name, "bytes": size, "clips": clips, "form": self._form}
+            self._finished[task[1]] = {"name": path.name, "bytes": size, "clips": clips, "format": self._format}
             log.info("%s: %d clips", path.name, len(clips))
-        changed, self._running = len(left) != len(self._running), left
+        changed, self._writing = len(pending) != len(self._writing), pending
         if changed:
-            told = [self._done[n] for n in range(len(self._done)) if n in self._done]
-            later = [entry for n, entry in enumerate(self._known) if n >= len(told)]
-            self._keep_journal(told + later)
+            finished = [self._finished[n] for n in range(len(self._finished)) if n in self._finished]
+            self._write_manifest(finished + self._previous[len(finished) :])
 
-    def _journal(self) -> list[dict[str, Any]]:
+    def _read_manifest(self) -> list[dict[str, Any]]:
         try:
-            return json.loads(self.layout.journal.read_text(encoding="utf-8"))
+            return json.loads(self.layout.manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            came = f"{self.layout.journal}, which cannot be read ({error})"
-            raise InputError(came, "the list of finished shards", "delete it; shards are then written again") from error
+            problem = f"{self.layout.manifest} cannot be read ({error})"
+            raise InputError(problem, "the list of finished shards", "delete it to write all shards again") from error
 
-    def _keep_journal(self, entries: list[dict[str, Any]]) -> None:
+    def _write_manifest(self, entries: list[dict[str, Any]]) -> None:
         self.layout.store.mkdir(parents=True, exist_ok=True)
-        temporary = self.layout.journal.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(entries), encoding="utf-8")
-        os.replace(temporary, self.layout.journal)
+        with atomic_write(self.layout.manifest) as temporary:
+            temporary.write_text(json.dumps(entries), encoding="utf-8")
 
 
-def _path(job: Any, task: _Task) -> Path:
-    """The shard of a finished job; where its process was lost, it is written here."""
+def _shard_path(job: Any, task: _Task) -> Path:
+    """Wait for a shard; write it in this process if its worker was lost."""
     try:
         return job.result() if hasattr(job, "result") else job
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the engine says of a lost process
-        log.warning("shard %d could not be written elsewhere (%s); written here", task[1], error)
+    except Exception as error:  # noqa: BLE001 - engines raise various errors for lost workers
+        log.warning("the worker writing shard %d failed (%s); writing it in this process", task[1], error)
         return write_shard(*task)

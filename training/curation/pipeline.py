@@ -1,102 +1,100 @@
-"""All stages in their order, and a record's way through them."""
+"""The stages in order, and the traversal of records through them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
-from training.curation.describe import Captions, Features
+from bya_core.errors import InputError
+from training.curation.captions import Captions, Features
 from training.curation.faces import Faces
 from training.curation.masks import Masks
-from training.curation.models import MODELS, ModelChoice, Part
+from training.curation.models import MODELS, ModelChoice, Task
 from training.curation.probe import Probe
 from training.curation.record import Record
 from training.curation.segments import Distance, Segments
 from training.curation.settings import CurationSettings
 from training.curation.shots import Shots
-from training.curation.sources import fingerprinted
+from training.curation.sources import hash_source
 from training.curation.speech import Extract, Matrix, SyncFilter
-from training.curation.stage import Resources, Stage, result_key, run_stage
+from training.curation.stage import Stage, result_key, run_stage
 from training.curation.store import Store
 
-_KINDS = (Probe, Shots, Faces, Segments, Distance, Extract, SyncFilter, Masks, Matrix, Features, Captions)
-STAGE_NAMES = tuple(kind.name for kind in _KINDS)
+_STAGES: tuple[type[Stage], ...] = (
+    Probe, Shots, Faces, Segments, Distance, Extract, SyncFilter, Masks, Matrix, Features, Captions,
+)  # fmt: skip
+STAGE_NAMES = tuple(stage.name for stage in _STAGES)
 
 
 def build_stages(settings: CurationSettings) -> list[Stage]:
-    """The stages of sec. 4.1 and 4.2 in the paper's order. Nothing is loaded yet.
+    """Build the stages of paper sec. 4.1 and 4.2 without loading models.
 
     Raises:
-        InputError: resources for a stage that does not exist.
+        InputError: `resources` names an unknown stage.
     """
-    from bya_core.errors import InputError
-
     unknown = set(settings.resources) - set(STAGE_NAMES)
     if unknown:
-        came = f"resources for {', '.join(sorted(unknown))}"
-        raise InputError(came, ", ".join(STAGE_NAMES), "correct the recipe")
-    return [kind(getattr(settings, kind.name), settings.resources.get(kind.name, Resources())) for kind in _KINDS]
+        problem = f"resources: unknown stage {', '.join(sorted(unknown))}"
+        raise InputError(problem, ", ".join(STAGE_NAMES), "correct the curation config")
+    return [stage(getattr(settings, stage.name), settings.resources.get(stage.name)) for stage in _STAGES]
 
 
-def prepare(stages: list[Stage]) -> None:
-    """Build every model once, so that what is missing is told before a long run, not in its middle.
+def model_choices(settings: CurationSettings) -> dict[Task, ModelChoice]:
+    """The selected model of each task."""
+    choices = (
+        settings.faces.detector,
+        settings.faces.identity,
+        settings.extract.extractor,
+        settings.sync.scorer,
+        settings.masks.segmenter,
+        settings.features.speech,
+        settings.captions.captioner,
+    )
+    return dict(zip(get_args(Task), choices, strict=True))
 
-    Raises:
-        InputError: which model, and what it needs.
-    """
-    for stage in stages:
-        if hasattr(stage, "prepare"):
-            stage.prepare()
 
-
-def choices(settings: CurationSettings) -> list[tuple[Part, ModelChoice]]:
-    """Which model does what."""
+def puppet_only_models(settings: CurationSettings) -> list[str]:
+    """Selected models that work on synthetic puppets only, such as "sync: puppet"."""
+    chosen = model_choices(settings).items()
     return [
-        ("detector", settings.faces.detector),
-        ("identity", settings.faces.identity),
-        ("extractor", settings.extract.extractor),
-        ("sync", settings.sync.scorer),
-        ("segmenter", settings.masks.segmenter),
-        ("speech", settings.features.speech),
-        ("captioner", settings.captions.captioner),
+        f"{task}: {choice.name}"
+        for task, choice in chosen
+        if choice.name in MODELS[task] and MODELS[task][choice.name].puppet_only
     ]
 
 
-def stand_ins(settings: CurationSettings) -> list[str]:
-    """Parts done by a stand-in for drawn puppets, such as "sync: puppet"."""
-    return [f"{part}: {choice.name}" for part, choice in choices(settings) if MODELS[part][choice.name].stand_in]
-
-
-def first_step(record: Record, store: Store) -> Record:
-    """A listed file with its fingerprint, ready for the first stage."""
-    return record if record.trail or record.rejected else fingerprinted(record, store)
-
-
-def work(stages: list[Stage], record: Record, number: int, store: Store) -> tuple[list[Record], int]:
-    """Take a record through stage `number` and on, as long as one record becomes one.
+def advance(stages: list[Stage], record: Record, index: int, store: Store) -> tuple[list[Record], int]:
+    """Apply stages from `index` on until the record is split, rejected or finished.
 
     Returns:
-        What it became, and the number of the stage that comes next for them; len(stages) = none. Rejected ones go no
-        further in any case.
+        The resulting records and the index of their next stage; len(stages) = finished.
     """
-    record = first_step(record, store) if number == 0 else record
-    made = [record]
-    while number < len(stages) and len(made) == 1 and made[0].rejected is None:
-        made = run_stage(stages[number], made[0], store)
-        number += 1
-    return made, number
+    records = [_with_hash(record, store) if index == 0 else record]
+    while index < len(stages) and len(records) == 1 and records[0].rejected is None:
+        records = run_stage(stages[index], records[0], store)
+        index += 1
+    return records, index
 
 
-def known_ends(stages: list[Stage], record: Record, store: Store, first: int = 0) -> Iterator[tuple[Record, int]]:
-    """What the store knows of a record before stage `first`, depth first: finished and rejected ones with len(stages),
-    and with the number of the stage that they wait for those that are not done."""
-    waiting = [(first_step(record, store), first)]
-    while waiting:
-        record, number = waiting.pop()
-        if record.rejected is not None or number == len(stages):
+def cached_leaves(stages: list[Stage], record: Record, store: Store, index: int = 0) -> Iterator[tuple[Record, int]]:
+    """Follow cached results of a record depth first, starting before stage `index`.
+
+    Yields:
+        Finished and rejected records with len(stages); records without a cached result with the index of their next
+        stage.
+    """
+    pending = [(_with_hash(record, store), index)]
+    while pending:
+        record, index = pending.pop()
+        if record.rejected is not None or index == len(stages):
             yield record, len(stages)
             continue
-        known = store.get(stages[number].name, result_key(stages[number], record), record)
-        if known is None:
-            yield record, number
+        cached = store.get(stages[index].name, result_key(stages[index], record), record)
+        if cached is None:
+            yield record, index
         else:
-            waiting += [(child, number + 1) for child in reversed(known[0])]
+            pending += [(child, index + 1) for child in reversed(cached[0])]
+
+
+def _with_hash(record: Record, store: Store) -> Record:
+    return record if record.lineage or record.rejected else hash_source(record, store)

@@ -1,8 +1,8 @@
-"""Films of drawn puppets with everything known: what curation is tested with, and what it can be tried on.
+"""Synthetic puppet videos with ground truth, used to test and demonstrate curation.
 
-python -m training.curation.puppet_footage FOLDER      # films/*.mp4 and truth/*.npz, one film a kind of trouble
+python -m training.curation.puppet_footage FOLDER      # writes videos/*.mp4 and truth/*.npz
 
-Each shot says who is where and who speaks; the truth holds masks, voices and which frames ought to be kept.
+A shot specifies positions and speakers; the ground truth holds masks, speeches and the frames that should be kept.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from training.puppets.draw import Canvas, Pose, draw_puppet
 from training.puppets.looks import Look, draw_look, rgb
 from training.puppets.voice import conversation, random_voice, speak, voice_for
 
-RATE = 16_000
-_PIECE = 25  # frames drawn at once
-_EDGE = 0.9  # head radii: a head whose middle is that far inside the picture is seen
+SAMPLE_RATE = 16_000
+_CHUNK = 25  # frames drawn at once
+_VISIBLE_MARGIN = 0.9  # minimum distance of a visible head from the frame border in head radii
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One shot of a film.
+    """One shot of a video.
 
     Args:
-        seed: of looks, motion and words.
-        places: where heads stand, in shares of the width.
-        seconds: length.
-        radius: of heads, in shares of the height.
+        seed: seed of appearance, motion and words.
+        places: horizontal head positions as fractions of the width.
+        seconds: duration.
+        radius: head radius as a fraction of the height.
         talk: who speaks when.
-        music: loudness of a chord under the voices, 0 = none.
-        dubbed: what is heard was spoken by others (no lip follows it).
-        enters: second at which each character begins to come in from the nearer side; 0 = there from the start.
-        keep: whether a curation for two characters ought to keep the frames in which all of them are seen.
+        music: amplitude of background music; 0 = none.
+        dubbed: replace the audio by other speech, so that no lips match it.
+        enters: time in seconds at which each character enters from the nearer side; 0 = present from the start.
+        keep: whether curation for two characters should keep the frames in which all of them are visible.
     """
 
     seed: int
@@ -54,62 +54,69 @@ class Shot:
     keep: bool = True
 
     @property
-    def frames(self) -> int:
-        """F."""
+    def num_frames(self) -> int:
         return round(self.seconds * FPS)
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is known of a film with F frames: masks bool [4,F,H,W], voices float32 [4,S], sound of the film [S],
-    shot and wanted (whether a curation for two ought to keep it), int and bool [F], seen bool [4,F]."""
+    """Ground truth of a video with F frames.
+
+    Args:
+        masks: bool [4,F,H,W].
+        speeches: float32 [4,S].
+        mix: audio of the video, float32 [S].
+        shot: index of the shot, int [F].
+        keep: whether curation for two characters should keep the frame, bool [F].
+        visible: bool [4,F].
+    """
 
     masks: np.ndarray
-    voices: np.ndarray
+    speeches: np.ndarray
     mix: np.ndarray
     shot: np.ndarray
-    wanted: np.ndarray
-    seen: np.ndarray
+    keep: np.ndarray
+    visible: np.ndarray
 
     def save(self, path: Path) -> None:
-        """As npz, masks packed."""
+        """Save as npz with packed masks."""
         packed = {"masks": np.packbits(self.masks, axis=-1), "width": self.masks.shape[-1]}
         np.savez_compressed(path, **{**vars(self), **packed})
 
     @classmethod
     def load(cls, path: Path) -> Truth:
-        """Back again."""
+        """Load from npz."""
         with np.load(path, allow_pickle=False) as file:
             parts = dict(file)
         masks = np.unpackbits(parts.pop("masks"), axis=-1, count=int(parts.pop("width"))).astype(bool)
         return cls(masks=masks, **parts)
 
 
-def make_film(shots: Sequence[Shot], path: Path, height: int = 192, width: int = 288, audio: bool = True) -> Truth:
-    """Draw the shots one after the other into an mp4."""
-    parts = [_Drawn(shot, height, width) for shot in shots]
+def draw_video(shots: Sequence[Shot], path: Path, height: int = 192, width: int = 288, audio: bool = True) -> Truth:
+    """Draw consecutive shots into an mp4 and return its ground truth."""
+    parts = [_DrawnShot(shot, height, width) for shot in shots]
     mix = np.concatenate([part.mix for part in parts])
     masks: list[np.ndarray] = []
 
     def frames() -> Iterator[np.ndarray]:
         for part in parts:
-            for pixels, mask in part.pieces():
+            for pixels, mask in part.chunks():
                 masks.append(mask)
                 yield from pixels
 
-    write_video(path, frames(), FPS, (torch.from_numpy(mix[None]), RATE) if audio else None)
+    write_video(path, frames(), FPS, (torch.from_numpy(mix[None]), SAMPLE_RATE) if audio else None)
     return Truth(
         masks=np.concatenate(masks, axis=1),
-        voices=np.concatenate([part.voices for part in parts], axis=1),
+        speeches=np.concatenate([part.speeches for part in parts], axis=1),
         mix=mix,
-        shot=np.concatenate([np.full(part.shot.frames, n) for n, part in enumerate(parts)]),
-        wanted=np.concatenate([part.wanted for part in parts]),
-        seen=np.concatenate([part.seen for part in parts], axis=1),
+        shot=np.concatenate([np.full(part.shot.num_frames, n) for n, part in enumerate(parts)]),
+        keep=np.concatenate([part.keep for part in parts]),
+        visible=np.concatenate([part.visible for part in parts], axis=1),
     )
 
 
-class _Drawn:
-    """One shot: sound at once, pictures piece by piece."""
+class _DrawnShot:
+    """One shot: audio at once, frames in chunks."""
 
     def __init__(self, shot: Shot, height: int, width: int) -> None:
         self.shot, self.height, self.width = shot, height, width
@@ -118,40 +125,38 @@ class _Drawn:
         for _ in shot.places:
             looks += (draw_look(rng, apart_from=looks),)
         self.looks, self.light = looks, float(rng.uniform(-1, 1))
-        self.wall = rgb(0.618 * shot.seed, 0.5, (0.4, 0.85)[shot.seed % 2])  # neighbours differ as real shots do
-        samples, seconds = shot.frames * RATE // FPS, shot.frames / FPS
+        self.wall = rgb(0.618 * shot.seed, 0.5, (0.4, 0.85)[shot.seed % 2])  # consecutive shots differ
+        samples, seconds = shot.num_frames * SAMPLE_RATE // FPS, shot.num_frames / FPS
         spans = conversation(len(looks), seconds, rng, mode=shot.talk)
         voices = [voice_for(look.voice_traits) for look in looks]
-        spoken = [speak(v, spans[k], seconds, rng=rng, num_frames=shot.frames) for k, v in enumerate(voices)]
-        heard = spoken
+        spoken = [speak(v, spans[k], seconds, rng=rng, num_frames=shot.num_frames) for k, v in enumerate(voices)]
+        audible = spoken
         if shot.dubbed:
             other = conversation(len(looks), seconds, rng, mode="overlap")
-            heard = [speak(random_voice(rng), spans, seconds, rng=rng) for spans in other]
-        self.voices = np.zeros((4, samples), np.float32)
-        for k, voice in enumerate(heard):
-            self.voices[k] = voice.waveform[:samples]
-        time = np.arange(samples) / RATE
+            audible = [speak(random_voice(rng), spans, seconds, rng=rng) for spans in other]
+        self.speeches = np.zeros((4, samples), np.float32)
+        for k, voice in enumerate(audible):
+            self.speeches[k] = voice.waveform[:samples]
+        time = np.arange(samples) / SAMPLE_RATE
         chord = sum(np.sin(2 * np.pi * f * time + rng.uniform(0, 6)) for f in (196.0, 246.9, 293.7)) / 3
-        self.mix = (self.voices.sum(axis=0) + shot.music * chord).astype(np.float32)
+        self.mix = (self.speeches.sum(axis=0) + shot.music * chord).astype(np.float32)
         self.poses = [self._pose(rng, k, s.opening, s.shape) for k, s in enumerate(spoken)]
-        self.seen = np.zeros((4, shot.frames), bool)
+        self.visible = np.zeros((4, shot.num_frames), bool)
         for k, pose in enumerate(self.poses):
-            inside = np.minimum(pose.x, width - pose.x) > _EDGE * pose.radius
-            self.seen[k] = inside
-        count = self.seen.sum(axis=0)
-        self.wanted = (count == 2) & shot.keep
+            self.visible[k] = np.minimum(pose.x, width - pose.x) > _VISIBLE_MARGIN * pose.radius
+        self.keep = (self.visible.sum(axis=0) == 2) & shot.keep
 
     def _pose(self, rng: np.random.Generator, k: int, opening: np.ndarray, shape: np.ndarray) -> Pose:
-        """Where one character is: a slow sway around its place, and the way in."""
-        shot, frames = self.shot, self.shot.frames
+        """Motion of one character: a slow sway around its position, and its entrance."""
+        shot, frames = self.shot, self.shot.num_frames
         time = np.arange(frames, dtype=np.float32) / FPS
         radius = shot.radius * self.height
         sway = [np.sin(2 * np.pi * (rng.uniform(0.2, 0.5) * time + rng.random())) for _ in range(3)]
         x = shot.places[k] * self.width + 0.10 * radius * sway[0]
         if shot.enters and shot.enters[k] > 0:
             outside = -1.6 * radius if shot.places[k] < 0.5 else self.width + 1.6 * radius
-            way = np.clip((time - shot.enters[k]) / 0.6, 0, 1)
-            x = outside + (x - outside) * way
+            progress = np.clip((time - shot.enters[k]) / 0.6, 0, 1)
+            x = outside + (x - outside) * progress
         moments = rng.uniform(0.3, max(0.31, shot.seconds - 0.3), 1 + int(shot.seconds / 3))
         blinks = np.exp(-(((time[:, None] - moments) / 0.06) ** 2)).max(axis=1)
         tracks = {
@@ -160,12 +165,12 @@ class _Drawn:
         }  # fmt: skip
         return Pose(**{name: np.asarray(track, np.float32) for name, track in tracks.items()})
 
-    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(uint8 [f,H,W,3], bool [4,f,H,W]) for a second after the other."""
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield frames uint8 [f,H,W,3] and masks bool [4,f,H,W] of one second after the other."""
         shade = np.linspace(1.0, 0.75, self.height, dtype=np.float32)[:, None, None]
         wall = np.broadcast_to(self.wall * shade, (self.height, self.width, 3))
-        for start in range(0, self.shot.frames, _PIECE):
-            part = slice(start, min(start + _PIECE, self.shot.frames))
+        for start in range(0, self.shot.num_frames, _CHUNK):
+            part = slice(start, min(start + _CHUNK, self.shot.num_frames))
             count = part.stop - part.start
             canvas = Canvas(np.repeat(wall[None], count, axis=0), len(self.looks))
             for k, (look, pose) in enumerate(zip(self.looks, self.poses, strict=True)):
@@ -175,8 +180,8 @@ class _Drawn:
             yield (canvas.pixels * 255 + 0.5).astype(np.uint8, order="C"), masks
 
 
-def demo_film(seed: int = 3_000_000, seconds: float = 4.0) -> list[Shot]:
-    """One shot of every kind: good ones, too few and too many people, too far apart, dubbed, silent, with music."""
+def demo_shots(seed: int = 3_000_000, seconds: float = 4.0) -> list[Shot]:
+    """Shots of every kind: valid, with too few or too many people, too far apart, dubbed, silent, with music."""
     two, s = (0.28, 0.72), seconds
     return [
         Shot(seed, two, s),
@@ -195,12 +200,12 @@ def demo_film(seed: int = 3_000_000, seconds: float = 4.0) -> list[Shot]:
 
 
 def main(folder: Path) -> None:
-    """Three films and their truth."""
-    for name in ("films", "truth"):
+    """Write three videos and their ground truth."""
+    for name in ("videos", "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(3):
-        truth = make_film(demo_film(3_000_000 + 100 * number), folder / "films" / f"film_{number}.mp4")
-        truth.save(folder / "truth" / f"film_{number}.npz")
+        truth = draw_video(demo_shots(3_000_000 + 100 * number), folder / "videos" / f"video_{number}.mp4")
+        truth.save(folder / "truth" / f"video_{number}.npz")
 
 
 if __name__ == "__main__":

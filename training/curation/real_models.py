@@ -1,8 +1,10 @@
-"""The real models of the registry: thin makers around bya_core's encoders and metrics."""
+"""Registered models for real footage: thin wrappers around encoders and metrics of bya_core, and a captioner."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,89 +21,96 @@ from bya_core.evaluation.sync_metrics import Sync, shifted_distances, sync_of
 from bya_core.evaluation.syncnet import SyncEmbedder
 from bya_core.io.color import histogram, histogram_similarity, lab
 
-_SIDE = 32  # pixels that a face is shrunk to before its colours are counted
+_HISTOGRAM_SIZE = 32  # side in pixels of a face for its color histogram
+_MAX_CAPTION_TOKENS = 220
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+_PROMPT = (
+    "These are frames of one video, in order. {people} Describe in one paragraph of at most 100 words the place, who "
+    "is where in the picture, what each person looks like and does, and who speaks and who listens. Write plain "
+    "statements about what is visible; do not guess names, do not mention frames, and do not describe sounds."
+)
 
 
-def any_detector() -> FaceDetector:
-    """The best one on this machine."""
+def auto_detector() -> FaceDetector:
+    """Load the best available face detector."""
     return find_detector()
 
 
-def scrfd(folder: str = "~/.insightface/models", least: float = 0.5) -> FaceDetector:
-    """SCRFD from this folder."""
+def scrfd(folder: str = "~/.insightface/models", min_score: float = 0.5) -> FaceDetector:
+    """Load SCRFD from a folder."""
     from bya_core.encoders.face.scrfd import ScrfdDetector
 
-    return ScrfdDetector(Path(folder).expanduser(), least)
+    return ScrfdDetector(Path(folder).expanduser(), min_score)
 
 
-class ColourIdentity:
-    """Faces by their colours in CIE Lab: good enough to follow people through one shot, useless beyond."""
+class ColorIdentity:
+    """CIE Lab histograms of faces: sufficient to track people within one shot, not across shots."""
 
-    same = 0.75
+    threshold = 0.75
 
-    def describe(self, face: np.ndarray) -> np.ndarray:
-        small = np.asarray(Image.fromarray(face).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
-        return histogram(lab(small))
+    def embed(self, face: np.ndarray) -> np.ndarray:
+        size = (_HISTOGRAM_SIZE, _HISTOGRAM_SIZE)
+        small = Image.fromarray(face).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        return histogram(lab(np.asarray(small)))
 
-    def likeness(self, one: np.ndarray, many: np.ndarray) -> np.ndarray:
-        return histogram_similarity(one, many)
+    def similarity(self, query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+        return histogram_similarity(query, embeddings)
 
 
 class ArcFaceIdentity:
-    """Faces by a recognition network.
+    """ArcFace embeddings.
 
     Args:
-        file: its ONNX model, such as glintr100.onnx of antelopev2.
+        file: ONNX model, such as glintr100.onnx of antelopev2.
     """
 
-    same = 0.3
+    threshold = 0.3
 
     def __init__(self, file: str) -> None:
         from bya_core.encoders.face.recognition import ArcFace
 
         self.network = ArcFace(Path(file).expanduser())
 
-    def describe(self, face: np.ndarray) -> np.ndarray:
+    def embed(self, face: np.ndarray) -> np.ndarray:
         image = rearrange(torch.from_numpy(face.astype(np.float32) / 255.0), "h w c -> c h w")
         return self.network.features(image).flatten().cpu().numpy()
 
-    def likeness(self, one: np.ndarray, many: np.ndarray) -> np.ndarray:
-        return cosine_similarity(one, many)
+    def similarity(self, query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+        return cosine_similarity(query, embeddings)
 
 
 class SyncNetScorer:
-    """Sync-C and Sync-D of every face and voice by SyncNet.
+    """Sync-C and Sync-D of all pairs of faces and speeches.
 
     Args:
-        embedder: `SyncEmbedder`.
+        embedder: SyncNet.
     """
 
     def __init__(self, embedder: SyncEmbedder) -> None:
         self.embedder = embedder
 
-    def scores(self, faces: np.ndarray, voices: np.ndarray) -> list[list[Sync]]:
+    def scores(self, faces: np.ndarray, speeches: np.ndarray) -> list[list[Sync]]:
         lips = [self.embedder.lips(face) for face in faces]
-        heard = [self.embedder.voice(voice, faces.shape[1]) for voice in voices]
-        return [[sync_of(shifted_distances(face, voice)) for face in lips] for voice in heard]
+        audio = [self.embedder.voice(speech, faces.shape[1]) for speech in speeches]
+        return [[sync_of(shifted_distances(face, speech)) for face in lips] for speech in audio]
 
 
 def syncnet(weights: str = "", device: str = "cpu") -> SyncNetScorer:
-    """SyncNet from a file, by default from where the metrics look for it."""
+    """Load SyncNet from a file, or from the default location of the metrics."""
     return SyncNetScorer(SyncEmbedder(Path(weights).expanduser() if weights else SYNCNET.needed(), device))
 
 
 def sam2(weights: str = SAM2_WEIGHTS, device: str = "cpu", dtype: str = "float32") -> Segmenter:
-    """SAM 2.1 from a folder or the Hugging Face cache."""
+    """Load SAM 2.1 from a folder or the Hugging Face cache."""
     return load_sam2(weights, device, getattr(torch, dtype))
 
 
 def no_speech_encoder() -> None:
-    """Training makes the features itself."""
-    return None
+    """Leave speech features to training."""
 
 
 def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
-    """wav2vec2 from a folder."""
+    """Load wav2vec2 from a folder."""
     from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 
     encoder = Wav2Vec2SpeechEncoder(Path(folder).expanduser())
@@ -110,11 +119,73 @@ def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
 
 
 def toy_speech(folder: str = "") -> SpeechEncoder:
-    """The speech network of the toy model."""
+    """Load the speech encoder of the toy model."""
     from bya_core.toy.bundle import load_toy_encoders
     from bya_core.weights.registry import find_model
 
-    place = Path(folder).expanduser() if folder else find_model("toy").folder
-    if place is None or not (place / "speech.safetensors").is_file():
-        raise InputError(f"no speech network in {place}", "speech.safetensors", "give the folder of the toy model")
-    return load_toy_encoders(place).speech
+    path = Path(folder).expanduser() if folder else find_model("toy").folder
+    if path is None or not (path / "speech.safetensors").is_file():
+        raise InputError(f"no speech encoder in {path}", "speech.safetensors", "pass the folder of the toy model")
+    return load_toy_encoders(path).speech
+
+
+class QwenCaptioner:
+    """Captions by the Qwen2-VL family of transformers, or another image-text-to-text model with a chat template.
+
+    Args:
+        weights: folder, or repository name in the Hugging Face cache; nothing is downloaded.
+        device, dtype: device and precision.
+
+    Raises:
+        InputError: the weights are not available locally.
+    """
+
+    def __init__(self, weights: str, device: str = "cpu", dtype: str = "bfloat16") -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        path = str(Path(weights).expanduser()) if Path(weights).expanduser().is_dir() else weights
+        try:
+            processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, local_files_only=True, dtype=getattr(torch, dtype)
+            )
+        except (OSError, ValueError) as error:
+            hint = "run hf download Qwen/Qwen2-VL-7B-Instruct (16.6 GB, Apache-2.0), or the 2B model (4.4 GB)"
+            expected = "a folder of weights, or a repository in the Hugging Face cache"
+            raise InputError(f"no weights of the captioner {weights}", expected, hint) from error
+        self.model, self.processor = model.to(device).eval(), processor
+
+    @classmethod
+    def from_modules(cls, model: Any, processor: Any) -> QwenCaptioner:
+        """Wrap a loaded model and its processor."""
+        captioner = cls.__new__(cls)
+        captioner.model, captioner.processor = model.eval(), processor
+        return captioner
+
+    @torch.no_grad()
+    def caption(self, frames: np.ndarray, boxes: np.ndarray, speaking: Sequence[bool]) -> str:
+        """See `Captioner`. Decoding is greedy and therefore deterministic."""
+        content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(frame)} for frame in frames]
+        content.append({"type": "text", "text": _PROMPT.format(people=describe_people(boxes, speaking))})
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        output = self.model.generate(**inputs, max_new_tokens=_MAX_CAPTION_TOKENS, do_sample=False)
+        answer = output[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(answer, skip_special_tokens=True)[0].strip()
+
+
+def describe_people(boxes: np.ndarray, speaking: Sequence[bool]) -> str:
+    """State the number of people and who speaks, from left to right."""
+    if len(speaking) == 1:
+        return f"One person is visible, who {'speaks' if speaking[0] else 'listens'}."
+    order = np.argsort(boxes[0, :, [0, 2]].mean(axis=0))
+    people = [
+        f"the {_ORDINALS[k] if k < len(_ORDINALS) else f'{k + 1}th'} {'speaks' if speaking[n] else 'listens'}"
+        for k, n in enumerate(order)
+    ]
+    return f"{len(order)} people are visible: from left to right, {', '.join(people)}."

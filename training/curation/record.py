@@ -1,4 +1,4 @@
-"""What walks through the stages: one piece of footage, everything measured on it so far, and why it was dropped."""
+"""The unit of work of a curation run: a source file, shot or clip with everything measured on it so far."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from typing import Any, Literal
 import numpy as np
 
 FPS = 25
-"""Frames a second on the time line of all records, whatever the source has: frame k shows second k / FPS."""
+"""Frame rate of the common timeline. Frame k of a record is shown at k / FPS seconds, whatever the source's rate."""
 
 Level = Literal["source", "shot", "clip"]
 
 
 def digest(*parts: Any) -> str:
-    """32 hex digits that stand for these values (as JSON has them)."""
+    """Return a 32-digit hexadecimal hash of JSON-serializable values."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class Record:
-    """One source, shot or clip.
+    """One source file, shot or clip.
 
     Args:
         source: path of the file.
-        name: of the file as it was listed, for people.
-        level: what it is.
-        trail: stands for the file's content and for every stage it went through, with version and settings.
-        content: hash of the file's content; empty before it was read.
-        start, end: frames on the common time line, end excluded.
-        data: everything measured, as JSON can hold it.
-        arrays: larger results by name: arrays, or files of the store that hold them.
-        stage: the stage that made or rejected it.
-        rejected: why it goes no further; None = it does.
-        broken: it was dropped by an error of the program or of a process, not by a measurement; tried again next time.
+        name: path as listed, used in messages and in the index.
+        level: kind of record.
+        lineage: hash of the file content and of every stage applied so far, with version and settings.
+        content: hash of the file content; empty before it was computed.
+        start, end: frame range on the common timeline, end exclusive.
+        data: JSON-serializable measurements.
+        arrays: larger results by name: arrays, or files of the result store.
+        stage: name of the stage that produced or rejected the record.
+        rejected: reason of the rejection, or None.
+        failed: rejected because of an error and not because of a measurement; retried by the next run.
     """
 
     source: str
     name: str
     level: Level = "source"
-    trail: str = ""
+    lineage: str = ""
     content: str = ""
     start: int = 0
     end: int = 0
@@ -52,37 +52,36 @@ class Record:
     arrays: Mapping[str, np.ndarray | Path] = field(default_factory=dict)
     stage: str = ""
     rejected: str | None = None
-    broken: bool = False
+    failed: bool = False
 
     @property
     def key(self) -> str:
-        """A name that is unique in a data set: content and frames."""
+        """Unique name within a dataset, built from the content hash and the frame range."""
         span = "" if self.level == "source" else f"-{self.start:07d}-{self.end:07d}"
-        return f"{(self.content or self.trail)[:16]}{span}"
+        return f"{(self.content or self.lineage)[:16]}{span}"
 
     @property
-    def frames(self) -> int:
-        """How many."""
+    def num_frames(self) -> int:
         return self.end - self.start
 
     def reject(self, reason: str, **data: Any) -> Record:
-        """The same, dropped for this reason."""
+        """Return a rejected copy."""
         return replace(self, rejected=reason, data={**self.data, **data})
 
     def with_data(self, **data: Any) -> Record:
-        """The same with more measured."""
+        """Return a copy with additional measurements."""
         return replace(self, data={**self.data, **data})
 
     def with_arrays(self, **arrays: np.ndarray) -> Record:
-        """The same with more arrays."""
+        """Return a copy with additional arrays."""
         return replace(self, arrays={**self.arrays, **arrays})
 
-    def part(self, level: Level, start: int, end: int, **data: Any) -> Record:
-        """A piece of it, with all that is known."""
+    def child(self, level: Level, start: int, end: int, **data: Any) -> Record:
+        """Return a record for a frame range of this one that inherits all measurements."""
         return replace(self, level=level, start=start, end=end, data={**self.data, **data})
 
     def array(self, name: str) -> np.ndarray:
-        """The array of that name, read from the store where it lies there."""
+        """Return an array by name, loading it from the store if needed."""
         value = self.arrays[name]
         if isinstance(value, np.ndarray):
             return value

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file without scripts or links, with funnel, reasons, histograms, costs and clips."""
+"""HTML report of a run (funnel, rejections, histograms, runtimes, contact sheet) and random clips for manual review."""
 
 from __future__ import annotations
 
@@ -6,197 +6,204 @@ import base64
 import html
 import io
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from bya_core.io.atomic import AtomicFiles
-from training.curation.audit import COLOURS, overlay
+from bya_core.io.atomic import atomic_write
+from bya_core.io.media import write_video
 from training.curation.index import read_index
-from training.curation.output import Layout, Output
+from training.curation.output import CurationOutput, OutputLayout
 from training.curation.pipeline import STAGE_NAMES
 from training.curation.record import FPS
-from training.data.clip import ClipSample
+from training.data.clip import SAMPLE_RATE, ClipSample
 from training.data.shards.reader import read_shards
 
-_SHEET = 60  # clips on the contact sheet
-_MOMENTS = 3  # pictures of each
-_WIDE = 240  # pixels of one
-_REASONS = 40
-_MEASURES = {
+COLORS = ((230, 70, 60), (60, 120, 230), (70, 190, 90), (230, 180, 40), (170, 80, 200), (60, 190, 200))
+_MAX_CLIPS = 60  # on the contact sheet
+_FRAMES_PER_CLIP = 3
+_THUMBNAIL_WIDTH = 240
+_MAX_REASONS = 40
+_HISTOGRAMS = {
     "sync_mean": "mean Sync-C",
-    "distance_ratio": "face size to distance",
+    "distance_ratio": "face size to distance ratio",
     "mask_overlap": "IoU of masks",
-    "fps": "frames a second of the source",
-    "height": "height of the source",
+    "fps": "source frame rate",
+    "height": "source height in pixels",
 }
 _STYLE = """
 body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1180px;color:#1c2430;background:#fff}
 h1{font-size:22px}h2{font-size:17px;margin-top:32px}table{border-collapse:collapse}
 td,th{padding:3px 10px;text-align:right;border-bottom:1px solid #e4e8ee}td:first-child,th:first-child{text-align:left}
 .bar{background:#e4e8ee;width:320px;height:14px}.bar div{background:#3b76c4;height:14px}
-.warn{background:#fff1d6;border-left:4px solid #e0a020;padding:8px 12px}.grid{display:flex;flex-wrap:wrap;gap:18px}
-.clip{width:740px;border-bottom:1px solid #e4e8ee;padding-bottom:8px}.clip img{display:block;max-width:100%}
-.small{color:#5a6676;font-size:12px}svg text{font:11px system-ui,sans-serif;fill:#5a6676}
+.warn{background:#fff1d6;border-left:4px solid #e0a020;padding:8px 12px}
+.clip{width:740px;border-bottom:1px solid #e4e8ee;padding-bottom:8px;margin-bottom:18px}img{display:block;max-width:100%}
+.small{color:#5a6676;font-size:12px}
 """
 
 
-def write_report(path: Path, layout: Layout, output: Output) -> None:
-    """One file; it appears once it is whole."""
+def write_report(path: Path, output: CurationOutput) -> None:
+    """Write the report of a finished run as one self-contained HTML file."""
+    layout = output.layout
     rows = read_index(layout.index)
     kept = [row for row in rows if row["kept"]]
-    parts = ["<h1>Curation</h1>", _summary(rows, kept)]
-    if output.stand_ins:
-        told = html.escape(", ".join(output.stand_ins))
-        parts.append(f'<p class="warn">Stand-ins for drawn puppets were used ({told}): unfit for real footage.</p>')
-    broken = sum(row["broken"] for row in rows)
-    if broken:
-        parts.append(f'<p class="warn">{broken} records were given up by errors; --resume tries them again.</p>')
-    parts += ["<h2>Funnel</h2>", _funnel(layout), "<h2>Why things were dropped</h2>", _reasons(rows)]
-    parts += ["<h2>Measurements</h2>", '<div class="grid">', *(_histogram(name, rows) for name in _MEASURES), "</div>"]
-    parts += ["<h2>Clips</h2>", _sheet(kept, layout)]
+    parts = ["<h1>Curation report</h1>", _summary(rows, kept)]
+    if output.puppet_models:
+        names = html.escape(", ".join(output.puppet_models))
+        parts.append(f'<p class="warn">Models for synthetic puppets were used ({names}): not valid for real footage.</p>')
+    failed = sum(row["failed"] for row in rows)
+    if failed:
+        parts.append(f'<p class="warn">{failed} records failed with errors; use --resume to retry them.</p>')
+    parts += ["<h2>Funnel</h2>", _funnel(layout), "<h2>Rejections</h2>", _rejections(rows)]
+    parts += ["<h2>Measurements</h2>", _histograms(rows), "<h2>Clips</h2>"]
+    indices = np.linspace(0, len(kept) - 1, min(_MAX_CLIPS, len(kept))).round().astype(int)
+    parts += [_card(sample) for sample in _read_clips([kept[k] for k in indices], layout)] or ["<p>No clips.</p>"]
     page = f"<!doctype html><meta charset=utf-8><title>Curation</title><style>{_STYLE}</style>{''.join(parts)}"
-    with AtomicFiles() as files:
-        files.at(path).write_text(page, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def export_random_clips(layout: OutputLayout, count: int, seed: int) -> list[Path]:
+    """Export random clips for manual review to audit/: KEY.mp4 (with masks and all speeches) and KEY.txt."""
+    rows = sorted((row for row in read_index(layout.index) if row["kept"]), key=lambda row: row["key"])
+    chosen = random.Random(seed).sample(rows, min(count, len(rows)))
+    folder = layout.folder / "audit"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for sample in _read_clips(chosen, layout):
+        path = folder / f"{sample.key}.mp4"
+        frames = (overlay_masks(frame, sample.masks[:, k]) for k, frame in enumerate(sample.frames))
+        mix = torch.from_numpy(sample.speeches.sum(axis=0, keepdims=True)).clamp(-1, 1)
+        write_video(path, frames, sample.fps, (mix, SAMPLE_RATE))
+        lines = [f"caption: {sample.caption}", f"matrix: {sample.matrix.astype(int).tolist()}"]
+        lines += [f"{name}: {value}" for name, value in sample.measured.items() if name != "boxes"]
+        questions = ("number of people correct", "masks correct", "speech assignment correct", "caption correct")
+        lines += ["", *(f"{question}: ?" for question in questions)]
+        path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def overlay_masks(frame: np.ndarray, masks: np.ndarray, opacity: float = 0.4) -> np.ndarray:
+    """Tint uint8 [H,W,3] by each mask of bool [N,H,W]."""
+    result = frame.astype(np.float32)
+    for n, mask in enumerate(masks):
+        result[mask] += opacity * (np.array(COLORS[n % len(COLORS)], np.float32) - result[mask])
+    return result.astype(np.uint8)
+
+
+def _read_clips(rows: Iterable[dict[str, Any]], layout: OutputLayout) -> Iterator[ClipSample]:
+    shards: dict[str, set[str]] = {}
+    for row in rows:
+        shards.setdefault(row["shard"], set()).add(row["key"])
+    for name, keys in sorted(shards.items()):
+        yield from (sample for sample in read_shards([layout.folder / name]) if sample.key in keys)
 
 
 def _summary(rows: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> str:
     files = {row["name"]: row["seconds"] or 0.0 for row in rows}
-    seconds = sum(row["end"] - row["start"] for row in kept)
-    raw = sum(files.values())
-    share = f" ({100 * seconds / raw:.1f} %)" if raw else ""
+    seconds, total = sum(row["end"] - row["start"] for row in kept), sum(files.values())
+    fraction = f" ({100 * seconds / total:.1f} %)" if total else ""
     return (
-        f"<p>{len(files)} files with {raw / 60:.1f} minutes of footage; "
-        f"{len(kept)} clips with {seconds / 60:.1f} minutes{share} were kept.</p>"
+        f"<p>{len(files)} files, {total / 60:.1f} minutes of footage; "
+        f"{len(kept)} clips, {seconds / 60:.1f} minutes{fraction} kept.</p>"
     )
 
 
 def stage_costs(store: Path) -> dict[str, tuple[int, int, int, float]]:
-    """For each stage: records in, kept and rejected ones out, and the seconds they took, from the store."""
-    found = {}
+    """Return (input records, kept, rejected, total seconds) of each stage from the result store."""
+    costs = {}
     for name in STAGE_NAMES:
-        jobs = kept = rejected = 0
-        seconds = 0.0
-        for path in (store / name).glob("*/*.json"):
-            entry = json.loads(path.read_text(encoding="utf-8"))
-            jobs, seconds = jobs + 1, seconds + entry["seconds"]
-            kept += sum(record["rejected"] is None for record in entry["records"])
-            rejected += sum(record["rejected"] is not None for record in entry["records"])
-        found[name] = (jobs, kept, rejected, seconds)
-    return found
+        entries = [json.loads(path.read_text(encoding="utf-8")) for path in (store / name).glob("*/*.json")]
+        rejected = sum(record["rejected"] is not None for entry in entries for record in entry["records"])
+        kept = sum(len(entry["records"]) for entry in entries) - rejected
+        costs[name] = (len(entries), kept, rejected, sum(entry["seconds"] for entry in entries))
+    return costs
 
 
-def _funnel(layout: Layout) -> str:
+def _funnel(layout: OutputLayout) -> str:
     costs = stage_costs(layout.store)
-    most = max((jobs for jobs, *_ in costs.values()), default=1) or 1
-    lines = ["<tr><th>stage<th>in<th>kept<th>rejected<th>seconds each<th>"]
-    for name, (jobs, kept, rejected, seconds) in costs.items():
-        each = f"{seconds / jobs:.3f}" if jobs else ""
-        bar = f'<div class="bar"><div style="width:{100 * min(1.0, kept / max(most, kept)):.0f}%"></div></div>'
-        lines.append(f"<tr><td>{name}<td>{jobs}<td>{kept}<td>{rejected}<td>{each}<td>{bar}")
-    note = (
-        "A file becomes shots, a shot becomes clips. All results in the output folder count, of earlier settings too."
-    )
+    largest = max(1, *(max(inputs, kept) for inputs, kept, *_ in costs.values()))
+    lines = ["<tr><th>stage<th>input<th>kept<th>rejected<th>seconds per record<th>"]
+    for name, (inputs, kept, rejected, seconds) in costs.items():
+        mean = f"{seconds / inputs:.3f}" if inputs else ""
+        bar = f'<div class="bar"><div style="width:{100 * kept / largest:.0f}%"></div></div>'
+        lines.append(f"<tr><td>{name}<td>{inputs}<td>{kept}<td>{rejected}<td>{mean}<td>{bar}")
+    note = "Files are split into shots, shots into clips. Cached results of earlier settings are included."
     return f'<table>{"".join(lines)}</table><p class="small">{note}</p>'
 
 
-def _reasons(rows: Sequence[dict[str, Any]]) -> str:
-    grouped: Counter[tuple[str, str]] = Counter()
-    example: dict[tuple[str, str], str] = {}
+def _rejections(rows: Sequence[dict[str, Any]]) -> str:
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
     for row in rows:
         if not row["kept"]:
-            kind = (row["stage"], (row["reason"] or "").split(":")[0].split(" (")[0])
-            kind = (kind[0], "".join("#" if c.isdigit() else c for c in kind[1]))
-            grouped[kind] += 1
-            example.setdefault(kind, f"{row['name']}, {row['start']:.1f} s: {row['reason']}")
-    if not grouped:
-        return "<p>Nothing was dropped.</p>"
+            kind = (row["reason"] or "").split(":")[0].split(" (")[0]
+            key = (row["stage"], "".join("#" if c.isdigit() else c for c in kind))
+            counts[key] += 1
+            examples.setdefault(key, f"{row['name']}, {row['start']:.1f} s: {row['reason']}")
+    if not counts:
+        return "<p>No rejections.</p>"
     lines = [
-        f"<tr><td>{html.escape(stage)}<td>{count}<td style='text-align:left'>{html.escape(example[stage, why])}"
-        for (stage, why), count in grouped.most_common(_REASONS)
+        f"<tr><td>{html.escape(key[0])}<td>{count}<td style='text-align:left'>{html.escape(examples[key])}"
+        for key, count in counts.most_common(_MAX_REASONS)
     ]
-    return f"<table><tr><th>stage<th>count<th style='text-align:left'>for example{''.join(lines)}</table>"
+    return f"<table><tr><th>stage<th>count<th style='text-align:left'>example{''.join(lines)}</table>"
 
 
-def _histogram(name: str, rows: Sequence[dict[str, Any]], bins: int = 24) -> str:
-    """Kept and dropped above each other."""
-    known = [row for row in rows if row[name] is not None]
-    values = {kept: [row[name] for row in known if row["kept"] == kept] for kept in (True, False)}
-    both = np.array(values[True] + values[False], np.float64)
-    if not len(both):
-        return ""
-    edges = np.histogram_bin_edges(both, bins)
-    counts = {kept: np.histogram(values[kept], edges)[0] for kept in values}
-    most = max(1, int((counts[True] + counts[False]).max()))
-    bars = []
-    for k in range(bins):
-        low = 110.0
-        for kept, colour in ((True, "#3b76c4"), (False, "#c9d1dc")):
-            high = 100.0 * counts[kept][k] / most
-            low -= high
-            bars.append(f'<rect x="{10 + k * 13}" y="{low:.1f}" width="12" height="{high:.1f}" fill="{colour}"/>')
-    ends = f'<text x="10" y="124">{edges[0]:.3g}</text><text x="322" y="124" text-anchor="end">{edges[-1]:.3g}</text>'
-    title = f"{_MEASURES[name]} (blue: kept, grey: dropped)"
-    return f'<div><svg width="332" height="130">{"".join(bars)}{ends}</svg><div class="small">{title}</div></div>'
+def _histograms(rows: Sequence[dict[str, Any]]) -> str:
+    """Stacked histograms of kept and rejected records."""
+    from matplotlib.figure import Figure
 
-
-def _sheet(kept: Sequence[dict[str, Any]], layout: Layout) -> str:
-    """Clips from all over the run, with their masks."""
-    if not kept:
-        return "<p>No clips.</p>"
-    chosen = {kept[k]["key"] for k in np.linspace(0, len(kept) - 1, min(_SHEET, len(kept))).round().astype(int)}
-    shards = defaultdict(set)
-    for row in kept:
-        if row["key"] in chosen:
-            shards[row["shard"]].add(row["key"])
-    made = []
-    for name in sorted(shards):
-        for sample in read_shards([layout.folder / name]):
-            if sample.key in shards[name]:
-                made.append(_card(sample))
-    return "".join(made)
+    figure = Figure(figsize=(11, 5), dpi=100, layout="constrained")
+    for position, (name, title) in enumerate(_HISTOGRAMS.items(), 1):
+        axes = figure.add_subplot(2, 3, position, title=title)
+        known = [row for row in rows if row[name] is not None]
+        values = [[row[name] for row in known if row["kept"] == kept] for kept in (True, False)]
+        if known:
+            axes.hist(values, bins=24, stacked=True, color=["#3b76c4", "#c9d1dc"], label=["kept", "rejected"])
+            axes.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return _image(buffer)
 
 
 def _card(sample: ClipSample) -> str:
+    """Thumbnails with masks, the envelope of each speech in the color of its character, and the caption."""
     count = len(sample.frames)
-    moments = np.linspace(0, count - 1, _MOMENTS).round().astype(int)
-    pictures = [Image.fromarray(overlay(sample.frames[k], sample.masks[:, k])) for k in moments]
-    high = round(_WIDE * pictures[0].height / pictures[0].width)
-    strip = Image.new("RGB", (_WIDE * _MOMENTS, high))
-    for n, picture in enumerate(pictures):
-        strip.paste(picture.resize((_WIDE, high)), (n * _WIDE, 0))
+    thumbnails = []
+    for k in np.linspace(0, count - 1, _FRAMES_PER_CLIP).round().astype(int):
+        frame = Image.fromarray(overlay_masks(sample.frames[k], sample.masks[:, k]))
+        thumbnails.append(frame.resize((_THUMBNAIL_WIDTH, round(_THUMBNAIL_WIDTH * frame.height / frame.width))))
+    rows = [np.concatenate([np.asarray(thumbnail) for thumbnail in thumbnails], axis=1)]
+    scale = max(1e-3, float(np.abs(sample.speeches).max()))
+    for m, speech in enumerate(sample.speeches):
+        color = COLORS[int(sample.matrix[m].argmax()) % len(COLORS)]
+        rows.append(_envelope(speech / scale, rows[0].shape[1], color))
     buffer = io.BytesIO()
-    strip.save(buffer, "JPEG", quality=80)
-    image = base64.b64encode(buffer.getvalue()).decode()
-    voices = "".join(_voice(speech, n, sample) for n, speech in enumerate(sample.speeches))
-    known = sample.measured
-    facts = (
-        f"{html.escape(str(known['source']))}, second {known['start']:.2f}, {count / FPS:.2f} s, "
-        f"Sync-C {_told(known.get('sync_c'))}, matrix {sample.matrix.astype(int).tolist()}"
+    Image.fromarray(np.concatenate(rows)).save(buffer, "JPEG", quality=80)
+    measured = sample.measured
+    sync = ", ".join("silent" if value is None else f"{value:.1f}" for value in measured.get("sync_c") or [])
+    details = (
+        f"{html.escape(str(measured['source']))}, start {measured['start']:.2f} s, {count / FPS:.2f} s, "
+        f"Sync-C {sync}, matrix {sample.matrix.astype(int).tolist()}"
     )
-    return (
-        f'<div class="clip"><img src="data:image/jpeg;base64,{image}" alt="">{voices}'
-        f'<div>{html.escape(sample.caption)}</div><div class="small">{facts}</div></div>'
-    )
+    caption = html.escape(sample.caption)
+    return f'<div class="clip">{_image(buffer, "jpeg")}<div>{caption}</div><div class="small">{details}</div></div>'
 
 
-def _told(values: Any) -> str:
-    return ", ".join("silent" if value is None else f"{value:.1f}" for value in values or [])
+def _envelope(speech: np.ndarray, width: int, color: tuple[int, int, int], height: int = 26) -> np.ndarray:
+    """Peak envelope of a waveform in -1..1 as uint8 [height, width, 3]."""
+    peaks = np.array([np.abs(piece).max(initial=0.0) for piece in np.array_split(speech, width)])
+    inside = np.abs(np.arange(height) - (height - 1) / 2)[:, None] <= np.maximum(0.5, peaks * height / 2)
+    return np.where(inside[..., None], np.array(color, np.uint8), np.uint8(255))
 
 
-def _voice(speech: np.ndarray, number: int, sample: ClipSample, width: int = 720, high: int = 26) -> str:
-    """Loudness of one stream, in the colour of the character whose it is."""
-    pieces = np.array_split(np.abs(speech), width // 4)
-    peaks = np.array([piece.max() if len(piece) else 0.0 for piece in pieces])
-    peaks /= max(1e-3, float(np.abs(sample.speeches).max()))
-    owner = int(sample.matrix[number].argmax())
-    colour = "#" + bytes(COLOURS[owner % len(COLOURS)]).hex()
-    bars = "".join(
-        f'<rect x="{4 * k}" y="{(1 - p) * high / 2:.1f}" width="3" height="{max(0.5, p * high):.1f}"/>'
-        for k, p in enumerate(peaks)
-    )
-    return f'<svg width="{width}" height="{high}" fill="{colour}">{bars}</svg>'
+def _image(buffer: io.BytesIO, kind: str = "png") -> str:
+    return f'<img src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="">'

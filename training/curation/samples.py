@@ -1,4 +1,4 @@
-"""Finished clips as samples of training shards."""
+"""Conversion of finished clips to training samples."""
 
 from __future__ import annotations
 
@@ -10,50 +10,40 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.curation.crops import boxes_in, clip_frames
-from training.curation.footage import still
-from training.curation.masks import token_masks
+from training.curation.crops import clip_boxes, clip_frames
+from training.curation.footage import read_frame
 from training.curation.record import FPS, Record
-from training.curation.settings import CurationSettings
+from training.curation.settings import CurationSettings, ShardSettings
 from training.curation.speech import clip_speeches
 from training.data.clip import ClipSample
 from training.data.shards.writer import ShardWriter
 
-_NOT_KEPT = ("caption", "context", "window", "seen", "matrix")  # of `data`: told elsewhere, or of no use in training
-_EMPTY = 1 / 64  # share of a token from which it counts as covered
+_EXCLUDED = ("caption", "context", "crop", "visible", "matrix")  # stored elsewhere, or not useful for training
 
 
-def sample_of(record: Record, settings: CurationSettings, seed: int, stand_ins: Sequence[str]) -> ClipSample:
-    """The clip as training reads it.
+def to_sample(record: Record, settings: CurationSettings, seed: int, puppet_models: Sequence[str]) -> ClipSample:
+    """Build the training sample of a clip.
 
     Raises:
-        Unusable: the footage cannot be read any more.
+        UnusableFootage: the source file can no longer be read.
     """
     size = settings.segments.size
-    frames = clip_frames(record, size)
-    masks = _resized(record.array("masks"), size)
-    tokens = token_masks(masks, size)["token"] if _fits_tokens(size) else None
-    measured: dict[str, Any] = {name: value for name, value in record.data.items() if name not in _NOT_KEPT}
+    measured: dict[str, Any] = {name: value for name, value in record.data.items() if name not in _EXCLUDED}
     measured |= {
         "seed": seed,
         "source": record.name,
         "start": record.start / FPS,
-        "boxes": np.round(boxes_in(record, size), 1).tolist(),
+        "boxes": np.round(clip_boxes(record, size), 1).tolist(),
     }
-    if tokens is not None:
-        measured["tokens_covered"] = (tokens >= _EMPTY).sum(axis=(2, 3)).tolist()
-    if stand_ins:
-        measured["stand_ins"] = list(stand_ins)
-    shards = settings.shards
+    if puppet_models:
+        measured["puppet_models"] = list(puppet_models)
     return ClipSample(
         key=record.key,
-        frames=np.array(frames),
+        frames=np.array(clip_frames(record, size)),
         fps=float(FPS),
         speeches=clip_speeches(record),
-        masks=masks,
-        portraits=tuple(
-            _portrait(record, entry, shards.portrait, shards.portrait_margin) for entry in record.data["portrait"]
-        ),
+        masks=_resize_masks(record.array("masks"), size),
+        portraits=tuple(_reference_image(record, entry, settings.shards) for entry in record.data["reference"]),
         caption=record.data["caption"],
         matrix=np.array(record.data["matrix"], np.float32),
         measured=measured,
@@ -62,39 +52,35 @@ def sample_of(record: Record, settings: CurationSettings, seed: int, stand_ins: 
 
 
 def write_shard(
-    folder: Path, number: int, records: Sequence[Record], settings: CurationSettings, stand_ins: Sequence[str]
+    folder: Path, index: int, records: Sequence[Record], settings: CurationSettings, puppet_models: Sequence[str]
 ) -> Path:
-    """One tar file with these clips; it appears whole or not at all, and is the same each time."""
-    with ShardWriter(folder, per_shard=len(records), max_bytes=1 << 62, first=number) as writer:
+    """Write one shard with these clips; the result is deterministic."""
+    with ShardWriter(folder, per_shard=len(records), max_bytes=1 << 62, first=index) as writer:
         for record in records:
-            seed = int(record.trail[:7], 16) % 1_000_000  # training seeds lie below a million
-            writer.write(sample_of(record, settings, seed, stand_ins))
+            seed = int(record.lineage[:7], 16) % 1_000_000  # training seeds are below one million
+            writer.write(to_sample(record, settings, seed, puppet_models))
     return writer.shards[0]
 
 
-def _fits_tokens(size: tuple[int, int]) -> bool:
-    return size[0] % 16 == 0 and size[1] % 16 == 0
-
-
-def _resized(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool [N,F,H,W] at another size: a pixel belongs to whoever covers half of it."""
+def _resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize bool [N,F,H,W]; a pixel is set if at least half of it is covered."""
     if masks.shape[2:] == tuple(size):
         return masks
-    made = np.empty((*masks.shape[:2], *size), bool)
+    result = np.empty((*masks.shape[:2], *size), bool)
     for n, track in enumerate(masks):
         values = torch.from_numpy(track).float()[:, None]
-        small = torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)
-        made[n] = small[:, 0].numpy() >= 0.5
-    return made
+        resized = torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)
+        result[n] = resized[:, 0].numpy() >= 0.5
+    return result
 
 
-def _portrait(record: Record, entry: dict[str, Any], side: int, margin: float) -> np.ndarray:
-    """uint8 [side,side,3]: the face with some room around it, as square as the picture allows."""
+def _reference_image(record: Record, entry: dict[str, Any], settings: ShardSettings) -> np.ndarray:
+    """Square crop around a face as uint8 [P,P,3]."""
     x0, y0, x1, y1 = entry["box"]
-    picture = still(record.source, entry["frame"])
-    half = max(x1 - x0, y1 - y0) * (0.5 + margin)
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    half = min(half, picture.shape[0] / 2, picture.shape[1] / 2)
-    x, y = np.clip(x, half, picture.shape[1] - half), np.clip(y, half, picture.shape[0] - half)
-    box = (x - half, y - half, x + half, y + half)
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS, box=box))
+    frame, size = read_frame(record.source, entry["frame"]), settings.reference_size
+    half = max(x1 - x0, y1 - y0) * (0.5 + settings.reference_margin)
+    half = min(half, frame.shape[0] / 2, frame.shape[1] / 2)
+    x = np.clip((x0 + x1) / 2, half, frame.shape[1] - half)
+    y = np.clip((y0 + y1) / 2, half, frame.shape[0] - half)
+    crop = (x - half, y - half, x + half, y + half)
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS, box=crop))

@@ -1,221 +1,201 @@
-"""Stages 4 and 5: where exactly n characters are to be seen, and whether they are near enough (sec. 4.1).
+"""Stages "segments" and "distance": clips with exactly N characters that are close to each other (paper sec. 4.1).
 
-The paper gives the second rule in words: "the bounding-box-to-inter-character-distance ratio to exclude segments where
-the characters' bodies are too distant". Written down here: with s_i = sqrt(width_i * height_i) the size of a face box
-and c_i its centre,
+The paper states the second rule in words: "the bounding-box-to-inter-character-distance ratio to exclude segments where
+the characters' bodies are too distant". It is implemented as follows. With s_i = sqrt(width_i * height_i) the size of a
+face box and c_i its center,
 
-    r = min over i of  max over j != i of  ((s_i + s_j) / 2) / |c_i - c_j|,    mean over the frames of a clip.
+    r = min over i of  max over j != i of  ((s_i + s_j) / 2) / |c_i - c_j|,    averaged over the frames of a clip.
 
-So r asks, for everybody, how far the nearest other person is, in faces; the loneliest one counts. A face is some 15 cm
-wide and shoulders three faces: people who touch have r of about 1/3, people a metre and a half apart 1/10. The paper
-gives no number; 0.12 keeps those within arm's reach (about 1.25 m). With one character the rule says nothing.
+r is the distance of the most isolated character to its nearest neighbor, in units of face size, inverted. A face is
+about 15 cm wide and shoulders about three faces, so r is about 1/3 for people who touch and 1/10 at a distance of
+1.5 m. The paper gives no value; the default of 0.12 corresponds to about 1.25 m. The rule does not apply to N = 1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from bya_core.errors import InputError
+from training.curation.faces import boxes_at
 from training.curation.record import Record, digest
-from training.curation.stage import Resources
-from training.curation.tracks import boxes_at
+from training.curation.stage import Stage
 
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """Which clips are cut.
+    """Options of clip extraction.
 
     Args:
-        characters: n, exactly as many as must be seen.
-        lengths: frames (25 a second) a clip may have, each 1 + a multiple of 4 for the video codec; the longest that
-            fits is taken again and again.
-        context: frames kept on each side of a clip for the models that hear and see, where the same people are seen.
-        bystander: faces less high than this share of the picture are nobody.
-        face_pixels: least height of every face, mean over the clip.
-        size: height, width that clips will have; a part of the picture of this form that holds all faces is cut out.
+        characters: exact number of visible characters N.
+        lengths: allowed clip lengths in frames (25 fps), each 4k + 1 for the video VAE; the longest that fits is taken
+            repeatedly.
+        context: frames kept on each side of a clip, with the same people visible, for models with temporal context.
+        min_face_height: faces below this fraction of the frame height are background and are not counted.
+        min_face_pixels: minimum mean height of every face in pixels.
+        size: height and width of the clips; a crop of this aspect ratio that contains all faces is extracted.
     """
 
-    characters: int = 2
+    characters: Annotated[int, Field(ge=1)] = 2
     lengths: tuple[int, ...] = (49,)
     context: int = 25
-    bystander: float = 0.04
-    face_pixels: int = 48
+    min_face_height: float = 0.04
+    min_face_pixels: int = 48
     size: tuple[int, int] = (480, 720)
 
     def __post_init__(self) -> None:
-        if self.characters < 1 or not self.lengths or any(n < 5 or n % 4 != 1 for n in self.lengths):
-            came = f"{self.characters} characters in clips of {list(self.lengths)} frames"
-            raise InputError(came, "at least 1 character, and lengths of 5, 9, 13 ... frames", "change the recipe")
+        if not self.lengths or any(n < 5 or n % 4 != 1 for n in self.lengths):
+            problem = f"segments: lengths {list(self.lengths)}"
+            raise InputError(problem, "lengths of 5, 9, 13 ... frames", "change the curation config")
 
 
-class Segments:
-    """Cuts a shot into clips with exactly n characters."""
+class Segments(Stage):
+    """Extracts clips with exactly N visible characters from a shot."""
 
     name = "segments"
-    version = 1
-
-    def __init__(self, settings: SegmentSettings, resources: Resources) -> None:
-        self.settings, self.resources = settings, resources
 
     def __call__(self, record: Record) -> list[Record]:
+        settings: SegmentSettings = self.settings
         rows = record.array("tracks")
-        tracks = [rows[rows[:, 0] == number] for number in np.unique(rows[:, 0])]
-        height = float(record.data["height"])
-        tracks = [t for t in tracks if np.mean(t[:, 5] - t[:, 3]) >= self.settings.bystander * height]
+        tracks = [rows[rows[:, 0] == index] for index in np.unique(rows[:, 0])]
+        min_height = settings.min_face_height * float(record.data["height"])
+        tracks = [t for t in tracks if np.mean(t[:, 5] - t[:, 3]) >= min_height]
         frames = np.arange(record.start, record.end)
-        seen = np.zeros((len(tracks), len(frames)), bool)
+        visible = np.zeros((len(tracks), len(frames)), bool)
         for n, track in enumerate(tracks):
-            seen[n] = (frames >= track[0, 1]) & (frames <= track[-1, 1])
-            if track[-1, 1] >= record.data["last_look"]:  # still there when the shot ends
-                seen[n] |= frames > track[-1, 1]
-        counts = seen.sum(axis=0)
-        n = self.settings.characters
-        share = {str(k): round(float((counts == k).mean()), 4) for k in np.unique(counts)}
-        bare = Record(**{**vars(record), "arrays": {}}).with_data(seen=share)
-        clips, longest, small = [], 0, 0
-        for first, last in _runs(seen, n):
+            visible[n] = (frames >= track[0, 1]) & (frames <= track[-1, 1])
+            if track[-1, 1] >= record.data["last_detection"]:  # visible until the end of the shot
+                visible[n] |= frames > track[-1, 1]
+        counts = visible.sum(axis=0)
+        fractions = {str(k): round(float((counts == k).mean()), 4) for k in np.unique(counts)}
+        shot = replace(record, arrays={}).with_data(visible=fractions)
+        clips, longest, unsuitable = [], 0, 0
+        for first, last in _constant_runs(visible, settings.characters):
             longest = max(longest, last - first)
-            for start, end in self._cut(first, last):
-                clip = self._clip(bare, tracks, seen[:, start].nonzero()[0], (start, end), (first, last))
-                small += clip is None
+            for start, end in self._clip_ranges(first, last):
+                clip = self._clip(shot, [tracks[n] for n in visible[:, start].nonzero()[0]], (start, end), (first, last))
+                unsuitable += clip is None
                 clips += [clip] if clip is not None else []
         if clips:
             return clips
-        if small:
-            return [bare.reject(f"{small} clips with faces too small or too far apart for {self._form}")]
-        reason = f"no {min(self.settings.lengths)} frames with exactly {n} characters: at most {longest} in a row"
-        return [bare.reject(reason)]
+        if unsuitable:
+            size = f"{settings.min_face_pixels} pixels of face height in {settings.size[1]}x{settings.size[0]}"
+            return [shot.reject(f"{unsuitable} clips with faces too small or too far apart for {size}")]
+        reason = f"no {min(settings.lengths)} frames with exactly {settings.characters} characters"
+        return [shot.reject(f"{reason}: at most {longest} consecutive")]
 
-    @property
-    def _form(self) -> str:
-        height, width = self.settings.size
-        return f"{self.settings.face_pixels} pixels of face in a picture of {width}x{height}"
-
-    def _cut(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Clips, one after the other; what is left over is shared by both ends."""
-        lengths, room = [], last - first
-        while fitting := [n for n in self.settings.lengths if n <= room]:
+    def _clip_ranges(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Consecutive clips, centered in the range."""
+        lengths, remaining = [], last - first
+        while fitting := [n for n in self.settings.lengths if n <= remaining]:
             lengths.append(max(fitting))
-            room -= max(fitting)
-        starts = first + room // 2 + np.concatenate([[0], np.cumsum(lengths)]).astype(int)
+            remaining -= max(fitting)
+        starts = first + remaining // 2 + np.concatenate([[0], np.cumsum(lengths)]).astype(int)
         return [(int(a), int(b)) for a, b in zip(starts, starts[1:], strict=False)]
 
     def _clip(
-        self,
-        record: Record,
-        tracks: list[np.ndarray],
-        who: np.ndarray,
-        span: tuple[int, int],
-        run: tuple[int, int],
+        self, shot: Record, tracks: list[np.ndarray], span: tuple[int, int], run: tuple[int, int]
     ) -> Record | None:
-        """The clip with the boxes of its characters; None where they do not fit into the picture.
+        """Build the record of a clip with its face boxes, or return None if the faces do not fit.
 
-        Characters come in an order that says nothing about where they are: training takes slots as they are stored, and
-        must not learn that the first voice is the left one's.
+        Characters are shuffled, so that training on stored slots does not learn that the first speech belongs to the
+        leftmost character.
         """
-        around = (
-            record.start + max(run[0], span[0] - self.settings.context),
-            record.start + min(run[1], span[1] + self.settings.context),
+        context = (
+            shot.start + max(run[0], span[0] - self.settings.context),
+            shot.start + min(run[1], span[1] + self.settings.context),
         )
-        start, end = record.start + span[0], record.start + span[1]
-        boxes = np.stack([boxes_at(tracks[n], np.arange(*around)) for n in who])
-        inside = boxes[:, start - around[0] : end - around[0]]
-        order = np.random.default_rng(int(digest(record.content, start)[:8], 16)).permutation(len(who))
-        boxes, inside, who = boxes[order], inside[order], who[order]
-        window = self._window(inside, record.data["width"], record.data["height"])
-        if window is None or float(np.mean(inside[..., 3] - inside[..., 1], axis=-1).min()) < self.settings.face_pixels:
+        start, end = shot.start + span[0], shot.start + span[1]
+        order = np.random.default_rng(int(digest(shot.content, start)[:8], 16)).permutation(len(tracks))
+        tracks = [tracks[n] for n in order]
+        boxes = np.stack([boxes_at(track, np.arange(*context)) for track in tracks])
+        clip_boxes = boxes[:, start - context[0] : end - context[0]]
+        crop = self._crop(clip_boxes, shot.data["width"], shot.data["height"])
+        face_height = np.mean(clip_boxes[..., 3] - clip_boxes[..., 1], axis=-1)
+        if crop is None or float(face_height.min()) < self.settings.min_face_pixels:
             return None
-        clip = record.part(
+        clip = shot.child(
             "clip",
             start,
             end,
-            context=[around[0], around[1]],
-            window=[round(v, 2) for v in window],
-            face_height=[round(float(v), 1) for v in np.mean(inside[..., 3] - inside[..., 1], axis=-1)],
-            left_to_right=np.argsort(inside[:, 0, [0, 2]].mean(axis=-1), kind="stable").tolist(),
-            portrait=[self._portrait(tracks[n], start, end) for n in who],
+            context=list(context),
+            crop=[round(v, 2) for v in crop],
+            face_height=[round(float(v), 1) for v in face_height],
+            left_to_right=np.argsort(clip_boxes[:, 0, [0, 2]].mean(axis=-1), kind="stable").tolist(),
+            reference=[_select_reference(track, start, end) for track in tracks],
         )
         return clip.with_arrays(boxes=boxes.astype(np.float32))
 
-    def _window(self, boxes: np.ndarray, width: int, height: int) -> tuple[float, float, float, float] | None:
-        """The largest part of the picture of the wanted form, with all faces as near to its middle as can be."""
-        form = self.settings.size[1] / self.settings.size[0]
-        wide, high = min(width, height * form), min(height, width / form)
+    def _crop(self, boxes: np.ndarray, width: int, height: int) -> tuple[float, float, float, float] | None:
+        """Largest crop of the requested aspect ratio, centered on all faces where possible."""
+        aspect = self.settings.size[1] / self.settings.size[0]
+        crop_width, crop_height = min(width, height * aspect), min(height, width / aspect)
         x0, x1 = float(boxes[..., 0].min()), float(boxes[..., 2].max())
         y0, y1 = float(boxes[..., 1].min()), float(boxes[..., 3].max())
-        if min(x1, width) - max(x0, 0) > wide or min(y1, height) - max(y0, 0) > high:
+        if min(x1, width) - max(x0, 0) > crop_width or min(y1, height) - max(y0, 0) > crop_height:
             return None
-        left = float(np.clip((x0 + x1) / 2 - wide / 2, 0, width - wide))
-        top = float(np.clip((y0 + y1) / 2 - high / 2, 0, height - high))
-        return left, top, left + wide, top + high
-
-    def _portrait(self, track: np.ndarray, start: int, end: int) -> dict[str, object]:
-        """The sighting that is best as a reference picture: outside the clip if there is one, then surest and largest.
-
-        A reference that is a frame of the clip itself would teach to copy it.
-        """
-        outside = (track[:, 1] < start) | (track[:, 1] >= end)
-        usable = track[outside] if outside.any() else track
-        quality = usable[:, 6] * np.sqrt((usable[:, 4] - usable[:, 2]) * (usable[:, 5] - usable[:, 3]))
-        best = usable[int(np.argmax(quality))]
-        return {
-            "frame": int(best[1]),
-            "box": [round(float(v), 1) for v in best[2:6]],
-            "inside": not bool(outside.any()),
-        }
+        left = float(np.clip((x0 + x1) / 2 - crop_width / 2, 0, width - crop_width))
+        top = float(np.clip((y0 + y1) / 2 - crop_height / 2, 0, height - crop_height))
+        return left, top, left + crop_width, top + crop_height
 
 
-def _runs(seen: np.ndarray, n: int) -> list[tuple[int, int]]:
-    """(first, end) of every stretch in which the same n are seen; [tracks, frames]."""
-    runs, first = [], 0
-    frames = seen.shape[1]
-    for k in range(1, frames + 1):
-        if k == frames or not np.array_equal(seen[:, k], seen[:, first]):
-            if seen[:, first].sum() == n:
-                runs.append((first, k))
-            first = k
-    return runs
+def _select_reference(track: np.ndarray, start: int, end: int) -> dict[str, Any]:
+    """Select the detection for the reference image: outside the clip if possible, then by score and size.
+
+    A frame of the clip itself would teach the model to copy it.
+    """
+    outside = (track[:, 1] < start) | (track[:, 1] >= end)
+    candidates = track[outside] if outside.any() else track
+    areas = (candidates[:, 4] - candidates[:, 2]) * (candidates[:, 5] - candidates[:, 3])
+    best = candidates[int(np.argmax(candidates[:, 6] * np.sqrt(areas)))]
+    box = [round(float(v), 1) for v in best[2:6]]
+    return {"frame": int(best[1]), "box": box, "inside": not bool(outside.any())}
+
+
+def _constant_runs(visible: np.ndarray, n: int) -> list[tuple[int, int]]:
+    """(first, end) of every run of frames in which the same n tracks are visible; `visible` is [tracks, frames]."""
+    changes = np.flatnonzero((visible[:, 1:] != visible[:, :-1]).any(axis=0)) + 1
+    edges = [0, *changes.tolist(), visible.shape[1]]
+    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a and visible[:, a].sum() == n]
 
 
 @dataclass(frozen=True)
 class DistanceSettings:
-    """How near characters must be.
+    """Options of the distance filter.
 
     Args:
-        least: smallest ratio r of face size to distance that is kept (see above).
+        min_ratio: minimum ratio r of face size to distance (see the module docstring).
     """
 
-    least: float = 0.12
+    min_ratio: float = 0.12
 
 
-class Distance:
-    """Drops clips whose characters are too far apart."""
+class Distance(Stage):
+    """Rejects clips whose characters are too far apart."""
 
     name = "distance"
-    version = 1
-
-    def __init__(self, settings: DistanceSettings, resources: Resources) -> None:
-        self.settings, self.resources = settings, resources
 
     def __call__(self, record: Record) -> list[Record]:
         boxes = record.array("boxes")
         if len(boxes) < 2:
             return [record]
         ratio = distance_ratio(boxes)
-        seen = record.with_data(distance_ratio=round(ratio, 4))
-        if ratio < self.settings.least:
-            reason = f"too far apart: face size to distance {ratio:.3f}, at least {self.settings.least:g}"
-            return [seen.reject(reason)]
-        return [seen]
+        record = record.with_data(distance_ratio=round(ratio, 4))
+        if ratio < self.settings.min_ratio:
+            reason = f"characters too far apart: ratio {ratio:.3f}, at least {self.settings.min_ratio:g}"
+            return [record.reject(reason)]
+        return [record]
 
 
 def distance_ratio(boxes: np.ndarray) -> float:
-    """r of the formula above for face boxes [N,F,4], N of at least 2."""
+    """Compute r for face boxes [N,F,4] with N >= 2."""
     size = np.sqrt(np.prod(np.clip(boxes[..., 2:] - boxes[..., :2], 0, None), axis=-1))
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-    apart = np.linalg.norm(centre[:, None] - centre[None], axis=-1)
-    ratio = (size[:, None] + size[None]) / 2 / np.maximum(apart, 1e-6)
+    center = (boxes[..., :2] + boxes[..., 2:]) / 2
+    distance = np.linalg.norm(center[:, None] - center[None], axis=-1)
+    ratio = (size[:, None] + size[None]) / 2 / np.maximum(distance, 1e-6)
     ratio[np.arange(len(boxes)), np.arange(len(boxes))] = 0.0
     return float(ratio.max(axis=1).min(axis=0).mean())

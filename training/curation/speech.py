@@ -1,210 +1,198 @@
-"""Stages 6, 7 and 9: each character's own voice, whether lips follow it, and which voice is whose (sec. 4.1, 4.2)."""
+"""Stages "extract", "sync" and "matrix": speech separation, lip sync filter, audio-character matrix (sec. 4.1, 4.2)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from pydantic.dataclasses import dataclass
 from scipy.optimize import linear_sum_assignment
 
-from training.curation.crops import boxes_in, clip_frames, face_crops, work_size
-from training.curation.footage import RATE, read_sound
-from training.curation.models import ModelChoice, SpeechExtractor, SyncScorer, Talk, model_of
+from training.curation.crops import face_crops
+from training.curation.footage import SAMPLE_RATE, read_audio
+from training.curation.models import (
+    ModelChoice,
+    ModelOption,
+    SpeechExtractor,
+    SpeechMixture,
+    SyncScorer,
+    load_curation_model,
+)
 from training.curation.record import FPS, Record
-from training.curation.stage import Resources, Unusable
+from training.curation.stage import Stage, UnusableFootage
 
-_STEP = RATE // FPS
+_SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How voices are taken apart.
+    """Options of speech extraction.
 
     Args:
-        extractor: the model.
-        longest: pixels of the longer side of what faces are cut from.
-        silent: loudness (root mean square of the loudest half second, full scale = 1) below which nobody speaks.
-        share: a voice whose loudest half second is below this share of the loudest one's is the rest of another.
+        extractor: target speaker extraction model.
+        max_side: longer side in pixels of the frames from which faces are cropped.
+        min_rms: RMS of the loudest half second (full scale = 1) below which a stream is silent.
+        min_relative_rms: streams below this fraction of the loudest stream are treated as leakage.
     """
 
-    extractor: ModelChoice = ModelChoice("clearvoice")
-    longest: int = 1280
-    silent: float = 0.005
-    share: float = 0.1
+    extractor: ModelOption = ModelChoice("clearvoice")
+    max_side: int = 1280
+    min_rms: float = 0.005
+    min_relative_rms: float = 0.1
 
 
-class Extract:
-    """One stream for each character; who says nothing gets true silence."""
+class Extract(Stage):
+    """Extracts one audio stream per character; streams of characters that do not speak are exactly silent."""
 
     name = "extract"
-    version = 1
 
-    def __init__(self, settings: ExtractSettings, resources: Resources) -> None:
-        self.settings, self.resources = settings, resources
-
-    def prepare(self) -> None:
-        """Build the model. Raises InputError where it cannot be."""
-        model_of("extractor", self.settings.extractor)
+    def load_models(self) -> None:
+        load_curation_model("extractor", self.settings.extractor)
 
     def __call__(self, record: Record) -> list[Record]:
+        settings: ExtractSettings = self.settings
         first, last = record.data["context"]
-        mix = read_sound(record.source, first / FPS, (last - first) / FPS)
-        offset = (record.start - first) * _STEP
-        inside = slice(offset, offset + record.frames * _STEP)
-        if loudest(mix[inside]) < self.settings.silent:
-            return [record.reject("silent: there is nothing to hear")]
-        extractor: SpeechExtractor = model_of("extractor", self.settings.extractor)
-        faces = crops_of(record, self.settings.longest, context=True)
-        speeches = np.asarray(extractor.extract(Talk(mix, faces, record.source, first / FPS)), np.float32)
+        mix = read_audio(record.source, first / FPS, (last - first) / FPS)
+        offset = (record.start - first) * _SAMPLES_PER_FRAME
+        inside = slice(offset, offset + record.num_frames * _SAMPLES_PER_FRAME)
+        if peak_rms(mix[inside]) < settings.min_rms:
+            return [record.reject("silent audio")]
+        extractor: SpeechExtractor = load_curation_model("extractor", settings.extractor)
+        faces = face_crops(record, settings.max_side, context=True)
+        speeches = np.asarray(extractor.extract(SpeechMixture(mix, faces, record.source, first / FPS)), np.float32)
         if speeches.shape != (len(faces), len(mix)) or not np.isfinite(speeches).all():
-            raise Unusable(f"the extractor gave {speeches.shape} for {len(faces)} voices of {len(mix)} samples")
-        loud = np.array([loudest(speech[inside]) for speech in speeches])
-        speaks = (loud >= self.settings.silent) & (loud >= self.settings.share * loud.max())
-        speeches = np.where(speaks[:, None], speeches, np.float32(0.0))
-        seen = record.with_data(speaks=speaks.tolist(), loudness=[round(float(v), 5) for v in loud])
-        if not speaks.any():
-            return [seen.reject("nobody who is seen speaks")]
-        return [seen.with_arrays(speeches=speeches)]
+            raise UnusableFootage(f"invalid extractor output {speeches.shape}, expected {(len(faces), len(mix))}")
+        rms = np.array([peak_rms(speech[inside]) for speech in speeches])
+        speaking = (rms >= settings.min_rms) & (rms >= settings.min_relative_rms * rms.max())
+        speeches = np.where(speaking[:, None], speeches, np.float32(0.0))
+        record = record.with_data(speaking=speaking.tolist(), rms=[round(float(v), 5) for v in rms])
+        if not speaking.any():
+            return [record.reject("no visible character speaks")]
+        return [record.with_arrays(speeches=speeches)]
 
 
-def loudest(sound: np.ndarray) -> float:
-    """Root mean square of the loudest half second."""
-    piece = RATE // 2
-    if len(sound) == 0:
+def peak_rms(waveform: np.ndarray) -> float:
+    """RMS of the loudest half second."""
+    window = SAMPLE_RATE // 2
+    if len(waveform) == 0:
         return 0.0
-    padded = np.pad(sound, (0, -len(sound) % piece)).reshape(-1, piece).astype(np.float64)
-    return float(np.sqrt((padded**2).mean(axis=1)).max())
-
-
-def crops_of(record: Record, longest: int, context: bool) -> np.ndarray:
-    """uint8 [N,F,224,224,3]: the faces of a clip."""
-    size = work_size(record, longest)
-    return face_crops(clip_frames(record, size, context), boxes_in(record, size, context))
+    windows = np.pad(waveform, (0, -len(waveform) % window)).reshape(-1, window).astype(np.float64)
+    return float(np.sqrt((windows**2).mean(axis=1)).max())
 
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """Which clips are in step.
+    """Options of the lip sync filter.
 
     Args:
-        scorer: the model.
-        least: smallest mean Sync-C. The paper gives the rule and no number.
-        longest: as in ExtractSettings, so that pictures are read once.
+        scorer: synchronization model.
+        min_confidence: minimum mean Sync-C. The paper states the rule without a value.
+        max_side: see `ExtractSettings`; an equal value avoids decoding the frames twice.
     """
 
-    scorer: ModelChoice = ModelChoice("syncnet")
-    least: float = 3.0
-    longest: int = 1280
+    scorer: ModelOption = ModelChoice("syncnet")
+    min_confidence: float = 3.0
+    max_side: int = 1280
 
 
-class SyncFilter:
-    """Sync-C of each character on its own voice; the mean decides (sec. 4.1).
+class SyncFilter(Stage):
+    """Rejects clips by the mean Sync-C of each character on its own speech (paper sec. 4.1).
 
-    Whoever says nothing in a clip has no voice that lips could follow and does not count in the mean; the paper leaves
-    this open. All pairs of voices and faces are scored: the audio-character matrix comes from that.
+    Silent characters have no score and do not enter the mean; the paper leaves this open. All pairs of speeches and
+    faces are scored, because the audio-character matrix is derived from them.
     """
 
     name = "sync"
-    version = 1
 
-    def __init__(self, settings: SyncSettings, resources: Resources) -> None:
-        self.settings, self.resources = settings, resources
-
-    def prepare(self) -> None:
-        """Build the model. Raises InputError where it cannot be."""
-        model_of("sync", self.settings.scorer)
+    def load_models(self) -> None:
+        load_curation_model("sync", self.settings.scorer)
 
     def __call__(self, record: Record) -> list[Record]:
-        scorer: SyncScorer = model_of("sync", self.settings.scorer)
+        scorer: SyncScorer = load_curation_model("sync", self.settings.scorer)
         offset = record.start - record.data["context"][0]
-        faces = crops_of(record, self.settings.longest, context=True)[:, offset : offset + record.frames]
-        voices = clip_speeches(record)
-        speaks = record.data["speaks"]
+        faces = face_crops(record, self.settings.max_side, context=True)[:, offset : offset + record.num_frames]
+        speeches = clip_speeches(record)
+        rows = np.flatnonzero(record.data["speaking"]).tolist()
+        scores = dict(zip(rows, scorer.scores(faces, speeches[rows]), strict=True))
         table: list[list[float | None]] = []
         distances: list[float | None] = []
-        rows = [m for m, speaking in enumerate(speaks) if speaking]
-        scored = dict(zip(rows, scorer.scores(faces, voices[rows]), strict=True))
-        for m in range(len(voices)):
-            row = scored.get(m, [])
+        for m in range(len(speeches)):
+            row = scores.get(m, [])
             table.append([round(sync.confidence, 4) for sync in row] or [None] * len(faces))
             distances.append(round(row[m].distance, 4) if row else None)
-        own = [table[m][m] for m in range(len(voices))]
+        own = [table[m][m] for m in range(len(speeches))]
         mean = float(np.mean([value for value in own if value is not None]))
-        seen = record.with_data(sync_c=own, sync_d=distances, sync_table=table, sync_mean=round(mean, 4))
-        if mean < self.settings.least:
-            least = f"at least {self.settings.least:g}"
-            return [seen.reject(f"lips do not follow the voices: mean Sync-C {mean:.2f}, {least}")]
-        return [seen]
+        record = record.with_data(sync_c=own, sync_d=distances, sync_table=table, sync_mean=round(mean, 4))
+        if mean < self.settings.min_confidence:
+            return [record.reject(f"lip sync too low: mean Sync-C {mean:.2f}, at least {self.settings.min_confidence:g}")]
+        return [record]
 
 
 def clip_speeches(record: Record) -> np.ndarray:
-    """float32 [M,S]: the voices without their context."""
-    offset = (record.start - record.data["context"][0]) * _STEP
-    return record.array("speeches")[:, offset : offset + record.frames * _STEP]
+    """Speeches of a clip without context: float32 [M,S]."""
+    offset = (record.start - record.data["context"][0]) * _SAMPLES_PER_FRAME
+    return record.array("speeches")[:, offset : offset + record.num_frames * _SAMPLES_PER_FRAME]
 
 
 @dataclass(frozen=True)
 class MatrixSettings:
-    """How sure the matrix must be.
+    """Options of the audio-character matrix.
 
     Args:
-        margin: a voice belongs to the face that it was extracted for, unless another assignment of all voices to
-            faces scores higher by this much Sync-C in total.
-        alike: correlation of two voices from which they are one and the same: the extractor was mistaken.
+        margin: a speech is assigned to the face it was extracted for, unless another assignment has a total Sync-C
+            higher by at least this margin.
+        max_correlation: correlation from which two speeches are duplicates of one extracted for two faces.
     """
 
     margin: float = 1.0
-    alike: float = 0.7
+    max_correlation: float = 0.7
 
 
-class Matrix:
-    """The audio-character matrix A^ac (sec. 4.2) of zeros and ones: row m says whom voice m belongs to.
+class Matrix(Stage):
+    """Computes the binary audio-character matrix A^ac (paper sec. 4.2): row m marks the character of speech m.
 
-    A voice found for two faces is kept where it fits better, and taken from the other.
+    Of two duplicate speeches, the one with the lower Sync-C is silenced.
     """
 
     name = "matrix"
-    version = 1
-
-    def __init__(self, settings: MatrixSettings, resources: Resources) -> None:
-        self.settings, self.resources = settings, resources
 
     def __call__(self, record: Record) -> list[Record]:
         table = record.data["sync_table"]
-        speaks = [bool(value) for value in record.data["speaks"]]
+        speaking = [bool(value) for value in record.data["speaking"]]
         speeches = record.array("speeches").copy()
-        voices = clip_speeches(record)
-        twins = []
-        for m in range(len(voices)):
+        clips = clip_speeches(record)
+        duplicates = []
+        for m in range(len(clips)):
             for other in range(m):
-                if speaks[m] and speaks[other] and correlation(voices[m], voices[other]) >= self.settings.alike:
+                if not (speaking[m] and speaking[other]):
+                    continue
+                if max_correlation(clips[m], clips[other]) >= self.settings.max_correlation:
                     drop = m if table[m][m] <= table[other][other] else other
-                    speaks[drop] = False
+                    speaking[drop] = False
                     speeches[drop] = 0.0
-                    twins.append([other, m])
-        rows = [m for m, speaking in enumerate(speaks) if speaking]
-        score = np.array([table[m] for m in rows], np.float64)
-        found = np.array(rows)
-        better = linear_sum_assignment(-score)[1]
-        gain = float(score[range(len(rows)), better].sum() - score[range(len(rows)), found].sum())
-        if gain >= self.settings.margin:
-            found = better
-        matrix = np.zeros((len(voices), len(voices)), int)
-        matrix[rows, found] = 1
-        free = sorted(set(range(len(voices))) - set(found.tolist()))
-        for m, n in zip([m for m, speaking in enumerate(speaks) if not speaking], free, strict=True):
-            matrix[m, n] = 1  # a listener has a stream too: silence
-        rebound = gain >= self.settings.margin
-        seen = record.with_data(matrix=matrix.tolist(), speaks=speaks, twins=twins, rebound=rebound)
-        return [seen.with_arrays(speeches=speeches)]
+                    duplicates.append([other, m])
+        rows = np.flatnonzero(speaking)
+        scores = np.array([table[m] for m in rows], np.float64)
+        columns, best = rows, linear_sum_assignment(-scores)[1]
+        index = np.arange(len(rows))
+        reassigned = bool(scores[index, best].sum() - scores[index, columns].sum() >= self.settings.margin)
+        if reassigned:
+            columns = best
+        matrix = np.zeros((len(clips), len(clips)), int)
+        matrix[rows, columns] = 1
+        silent, listeners = np.flatnonzero(~np.array(speaking)), np.setdiff1d(np.arange(len(clips)), columns)
+        matrix[silent, listeners] = 1  # listeners get the silent streams
+        record = record.with_data(
+            matrix=matrix.tolist(), speaking=speaking, duplicates=duplicates, reassigned=reassigned
+        )
+        return [record.with_arrays(speeches=speeches)]
 
 
-def correlation(one: np.ndarray, two: np.ndarray, reach: int = RATE // 50) -> float:
-    """Largest normalised correlation of two sounds shifted by up to 20 ms, 0..1."""
+def max_correlation(first: np.ndarray, second: np.ndarray, max_lag: int = SAMPLE_RATE // 50) -> float:
+    """Largest absolute normalized cross-correlation within a lag of 20 ms."""
     from scipy.signal import correlate
 
-    scale = float(np.linalg.norm(one) * np.linalg.norm(two))
+    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
     if scale < 1e-9:
         return 0.0
-    middle = len(two) - 1
-    return float(np.abs(correlate(one, two, "full", "fft")[middle - reach : middle + reach + 1]).max()) / scale
+    zero = len(second) - 1
+    values = np.abs(correlate(first, second, "full", "fft")[zero - max_lag : zero + max_lag + 1])
+    return float(values.max()) / scale

@@ -1,14 +1,17 @@
-"""What a stage is, and the one way in which a stage is run: from the store where it was run before."""
+"""Base class of curation stages and the cached execution of one stage on one record."""
 
 from __future__ import annotations
 
 import logging
 import time
 import traceback
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import asdict, replace
+from typing import Annotated, Any, ClassVar
 
-from bya_core.errors import InputError
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from training.curation.record import Record, digest
 from training.curation.store import Store, StoreError
 
@@ -17,84 +20,85 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage occupies.
+    """Resources of one worker of a stage on a Ray cluster.
 
     Args:
-        cpus: processor cores.
-        gpus: share of a GPU.
-        workers: how many work at once on a cluster; None = as many as fit.
+        cpus: CPU cores.
+        gpus: fraction of a GPU.
+        workers: number of parallel workers; None = as many as the cluster can hold.
     """
 
-    cpus: float = 1.0
-    gpus: float = 0.0
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.cpus < 0 or self.gpus < 0 or (self.workers is not None and self.workers < 1):
-            raise InputError(f"resources {self}", "cpus and gpus of at least 0, workers of at least 1", "change them")
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    workers: Annotated[int, Field(ge=1)] | None = None
 
 
-@runtime_checkable
-class Stage(Protocol):
-    """One step of the curation.
+class Stage(ABC):
+    """One step of the curation pipeline.
 
     Attributes:
-        name: unique; also the folder of its results.
-        version: raised whenever the same settings give other results.
-        settings: a dataclass; other settings are other results.
-        resources: what a worker needs.
+        name: unique name; also the folder of its results.
+        version: incremented whenever equal settings produce different results.
+
+    Args:
+        settings: dataclass of options; part of the key of cached results.
+        resources: resources of one worker.
     """
 
-    name: str
-    version: int
-    settings: Any
-    resources: Resources
+    name: ClassVar[str]
+    version: int = 1
 
+    def __init__(self, settings: Any, resources: Resources | None = None) -> None:
+        self.settings, self.resources = settings, resources or Resources()
+
+    def load_models(self) -> None:
+        """Load all models of the stage. Raises InputError if one is unavailable."""
+
+    @abstractmethod
     def __call__(self, record: Record) -> list[Record]:
-        """What becomes of a record: itself with more known, its pieces, or itself rejected (`Record.reject`).
+        """Return the record with more measurements, its parts, or the rejected record.
 
         Raises:
-            Unusable: the file cannot be used; becomes a rejection.
+            UnusableFootage: the file cannot be used; turned into a rejection.
         """
-        ...
 
 
-class Unusable(Exception):
-    """A file or piece of footage that cannot be used; the message is the reason."""
+class UnusableFootage(Exception):
+    """A file, or a part of it, cannot be used. The message is the reason of the rejection."""
 
 
 def result_key(stage: Stage, record: Record) -> str:
-    """Under which the result of `stage` on `record` is kept."""
-    return digest(stage.name, stage.version, asdict(stage.settings), record.trail)
+    """Return the cache key of the result of `stage` on `record`."""
+    return digest(stage.name, stage.version, asdict(stage.settings), record.lineage)
 
 
 def run_stage(stage: Stage, record: Record, store: Store) -> list[Record]:
-    """Records that `stage` makes of `record`: looked up, or made and kept.
+    """Apply a stage to a record, or load its cached result.
 
-    Whatever goes wrong with one record rejects that record; only a store that fails stops the run. Errors of the
-    program are not kept: they are tried again next time.
+    Any error rejects this record only. Results of unexpected errors are not cached, so they are retried by the next
+    run.
 
     Raises:
-        StoreError: results cannot be kept.
+        StoreError: results cannot be saved.
     """
     key = result_key(stage, record)
-    known = store.get(stage.name, key, record)
-    if known is not None:
-        return known[0]
+    cached = store.get(stage.name, key, record)
+    if cached is not None:
+        return cached[0]
     started = time.perf_counter()
     try:
-        made = stage(record)
-    except Unusable as error:
-        made = [record.reject(str(error))]
+        results = stage(record)
+    except UnusableFootage as error:
+        results = [record.reject(str(error))]
     except StoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - no file may stop the run
+    except Exception as error:  # noqa: BLE001 - one bad file must not stop the run
         log.warning("%s failed on %s: %s", stage.name, record.name, error, exc_info=True)
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__} in {stage.name} ({where.name}, line {where.lineno}): {error}"
-        return [replace(record.reject(reason), stage=stage.name, broken=True)]
-    made = [
-        replace(child, stage=stage.name, trail=digest(key, number), content=child.content or record.content)
-        for number, child in enumerate(made)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__} in {stage.name} ({frame.name}, line {frame.lineno}): {error}"
+        return [replace(record.reject(reason), stage=stage.name, failed=True)]
+    results = [
+        replace(child, stage=stage.name, lineage=digest(key, index), content=child.content or record.content)
+        for index, child in enumerate(results)
     ]
-    return store.put(stage.name, key, made, time.perf_counter() - started)
+    return store.put(stage.name, key, results, time.perf_counter() - started)

@@ -1,0 +1,91 @@
+"""Statistics of a running curation: throughput, accepted and rejected records per stage, remaining time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from training.curation.record import Record
+
+log = logging.getLogger(__name__)
+
+
+class RunStats:
+    """Counts records and logs a status line at regular intervals.
+
+    Args:
+        sources: files of the run.
+        stages: names of the stages, in order.
+        interval: seconds between two status lines.
+    """
+
+    def __init__(self, sources: Sequence[Record], stages: Sequence[str], interval: float = 10.0) -> None:
+        self.stages, self.interval = list(stages), interval
+        self.sizes = [_file_size(source) for source in sources]
+        self.fractions = [0.0] * len(sources)
+        self.kept: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.clips = self.finished = self.failed = 0
+        self.started = self.logged = time.monotonic()
+
+    def count(self, first: int, last: int, outcomes: Sequence[tuple[bool, bool]]) -> None:
+        """Count a record that passed stages first..last-1.
+
+        Args:
+            outcomes: (kept, failed) of every resulting record, see `outcomes_of`.
+        """
+        for index in range(first, last - 1):
+            self.kept[self.stages[index]] += 1
+        name = self.stages[max(first, last - 1)]
+        for kept, failed in outcomes:
+            self.failed += failed
+            (self.kept if kept else self.rejected)[name] += 1
+            self.clips += kept and last == len(self.stages)
+
+    def set_fraction(self, source: int, fraction: float) -> None:
+        """Set the completed fraction (0..1) of a source."""
+        self.finished += fraction >= 1.0 > self.fractions[source]
+        self.fractions[source] = fraction
+        if time.monotonic() - self.logged >= self.interval:
+            self.log()
+
+    def log(self) -> None:
+        """Log the status line."""
+        self.logged = time.monotonic()
+        log.info("%s", self.line())
+
+    def line(self) -> str:
+        """Files, clips, clips/s, remaining time, and kept/rejected records per stage."""
+        done = sum(a * b for a, b in zip(self.sizes, self.fractions, strict=True)) / max(1.0, sum(self.sizes))
+        elapsed = time.monotonic() - self.started
+        remaining = f"{_format_time(elapsed * (1 - done) / done)} remaining" if done > 0 else "remaining time unknown"
+        stages = "  ".join(
+            f"{name} {self.kept[name]}/{self.rejected[name]}"
+            for name in self.stages
+            if self.kept[name] or self.rejected[name]
+        )
+        return (
+            f"{self.finished}/{len(self.sizes)} files  {self.clips} clips  {self.clips / max(elapsed, 1e-6):.2f} clips/s"
+            f"  {remaining}  (kept/rejected) {stages}"
+        )
+
+
+def outcomes_of(records: Sequence[Record]) -> list[tuple[bool, bool]]:
+    """(kept, failed) of every record."""
+    return [(record.rejected is None, record.failed) for record in records]
+
+
+def _file_size(source: Record) -> float:
+    try:
+        return float(max(1, os.stat(source.source).st_size))
+    except OSError:
+        return 1.0
+
+
+def _format_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
