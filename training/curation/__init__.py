@@ -1,1 +1,1 @@
-"""Data curation: source footage to training shards, the paper's cleaning (sec. 4.1) and processing (sec. 4.2) stages."""
+"""Data curation: source footage to training shards (paper sec. 4.1, data cleaning, and 4.2, processing)."""

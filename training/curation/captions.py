@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pydantic.dataclasses import dataclass
 
 from bya_core.encoders.protocols import SpeechEncoder
+from bya_core.validation import validated
 from training.curation.crops import clip_boxes, clip_frames, model_size
-from training.curation.models import Captioner, ModelChoice, ModelOption, load_curation_model
+from training.curation.models import Captioner, ModelChoice, ModelOption
 from training.curation.record import Record
 from training.curation.stage import Resources, Stage
 from training.data.cache import version_of
 
 
-@dataclass(frozen=True)
+@validated
 class FeatureSettings:
     """Options of speech features.
 
@@ -30,16 +30,14 @@ class Features(Stage):
 
     name = "features"
     version = 2
+    models = {"speech": "speech"}
 
     def __init__(self, settings: FeatureSettings, resources: Resources | None = None) -> None:
         super().__init__(settings, resources)
         self._encoder_version: str | None = None
 
-    def load_models(self) -> None:
-        load_curation_model("speech", self.settings.speech)
-
     def __call__(self, record: Record) -> list[Record]:
-        encoder: SpeechEncoder | None = load_curation_model("speech", self.settings.speech)
+        encoder: SpeechEncoder | None = self.model("speech")
         if encoder is None:
             return [record]
         offset = record.start - record.data["context"][0]
@@ -54,7 +52,7 @@ class Features(Stage):
         return [record.with_data(speech_encoder=self._encoder_version)]
 
 
-@dataclass(frozen=True)
+@validated
 class CaptionSettings:
     """Options of captioning.
 
@@ -76,13 +74,11 @@ class Captions(Stage):
     """Generates a caption of each clip."""
 
     name = "captions"
-
-    def load_models(self) -> None:
-        load_curation_model("captioner", self.settings.captioner)
+    models = {"captioner": "captioner"}
 
     def __call__(self, record: Record) -> list[Record]:
         settings: CaptionSettings = self.settings
-        captioner: Captioner = load_curation_model("captioner", settings.captioner)
+        captioner: Captioner = self.model("captioner")
         size = model_size(record, settings.max_side)
         indices = np.linspace(0, record.num_frames - 1, min(settings.frames, record.num_frames)).round().astype(int)
         frames, boxes = clip_frames(record, size)[indices], clip_boxes(record, size)[:, indices].swapaxes(0, 1)

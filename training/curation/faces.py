@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from einops import rearrange
-from pydantic.dataclasses import dataclass as settings_class
 from scipy.optimize import linear_sum_assignment
 
 from bya_core.encoders.face.detection import FaceDetector
+from bya_core.validation import validated
 from training.curation.footage import decode_frames
-from training.curation.models import FaceIdentity, ModelChoice, ModelOption, load_curation_model
+from training.curation.models import FaceIdentity, ModelChoice, ModelOption
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
 
@@ -25,7 +25,7 @@ _INADMISSIBLE = 1e6
 _MOMENTUM = 0.8  # of a track's embedding
 
 
-@settings_class(frozen=True)
+@validated
 class TrackSettings:
     """Options of face tracking.
 
@@ -44,7 +44,7 @@ class TrackSettings:
     min_seconds: float = 0.4
 
 
-@settings_class(frozen=True)
+@validated
 class FaceSettings:
     """Options of face detection.
 
@@ -70,14 +70,11 @@ class Faces(Stage):
     """Detects and tracks faces; holds one frame in memory."""
 
     name = "faces"
-
-    def load_models(self) -> None:
-        load_curation_model("detector", self.settings.detector)
-        load_curation_model("identity", self.settings.identity)
+    models = {"detector": "detector", "identity": "identity"}
 
     def __call__(self, record: Record) -> list[Record]:
-        detector: FaceDetector = load_curation_model("detector", self.settings.detector)
-        identity: FaceIdentity = load_curation_model("identity", self.settings.identity)
+        detector: FaceDetector = self.model("detector")
+        identity: FaceIdentity = self.model("identity")
         tracker = Tracker(self.settings.track, identity, FPS)
         count, last, due = 0, record.start, record.start
         for frame in decode_frames(record.source, record.start / FPS, record.end / FPS, fast=True):

@@ -6,18 +6,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic.dataclasses import dataclass
 
 from bya_core.encoders.face.matching import people
 from bya_core.encoders.segmentation import Segmenter
 from bya_core.evaluation.mask_metrics import iou
+from bya_core.validation import validated
 from training.curation.crops import clip_boxes, clip_frames, model_size
-from training.curation.models import ModelChoice, ModelOption, load_curation_model
+from training.curation.models import ModelChoice, ModelOption
 from training.curation.record import Record
 from training.curation.stage import Stage, UnusableFootage
 
 
-@dataclass(frozen=True)
+@validated
 class MaskSettings:
     """Options of segmentation.
 
@@ -40,13 +40,11 @@ class Masks(Stage):
     """Computes masks [N,F,H,W] at the resolution of the model; rejects clips whose masks lose their faces."""
 
     name = "masks"
-
-    def load_models(self) -> None:
-        load_curation_model("segmenter", self.settings.segmenter)
+    models = {"segmenter": "segmenter"}
 
     def __call__(self, record: Record) -> list[Record]:
         settings: MaskSettings = self.settings
-        segmenter: Segmenter = load_curation_model("segmenter", settings.segmenter)
+        segmenter: Segmenter = self.model("segmenter")
         size = model_size(record, settings.max_side)
         frames, boxes = clip_frames(record, size), clip_boxes(record, size)
         prompts = torch.from_numpy(boxes[:, 0]).float()

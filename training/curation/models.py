@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 
 from bya_core.errors import InputError
 from bya_core.evaluation.sync_metrics import Sync
+from bya_core.validation import validated
 
 Task = Literal["detector", "identity", "extractor", "sync", "segmenter", "speech", "captioner"]
 
@@ -81,7 +82,7 @@ class Captioner(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@validated
 class ModelChoice:
     """A model and its options.
 
@@ -94,7 +95,11 @@ class ModelChoice:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-ModelOption = Annotated[ModelChoice, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+ModelOption = Annotated[ModelChoice, BeforeValidator(_by_name)]
 """Type of a setting that selects a model: a name, or a mapping with `name` and `options`."""
 
 
@@ -128,7 +133,7 @@ MODELS: dict[Task, dict[str, ModelEntry]] = {
     },
     "extractor": {
         "clearvoice": ModelEntry("training.curation.clearvoice:ClearVoiceExtractor", "AV_MossFormer2_TSE_16K"),
-        "puppet": ModelEntry(_PUPPET + "PuppetVoices", "ground-truth speech assigned by mouth motion", puppet_only=True),
+        "puppet": ModelEntry(_PUPPET + "PuppetVoices", "ground-truth speech by mouth motion", puppet_only=True),
     },
     "sync": {
         "syncnet": ModelEntry(_REAL + "syncnet", "SyncNet"),

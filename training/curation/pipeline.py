@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
 
 from bya_core.errors import InputError
 from training.curation.captions import Captions, Features
@@ -41,16 +40,9 @@ def build_stages(settings: CurationSettings) -> list[Stage]:
 
 def model_choices(settings: CurationSettings) -> dict[Task, ModelChoice]:
     """The selected model of each task."""
-    choices = (
-        settings.faces.detector,
-        settings.faces.identity,
-        settings.extract.extractor,
-        settings.sync.scorer,
-        settings.masks.segmenter,
-        settings.features.speech,
-        settings.captions.captioner,
-    )
-    return dict(zip(get_args(Task), choices, strict=True))
+    return {
+        task: getattr(getattr(settings, stage.name), name) for stage in _STAGES for task, name in stage.models.items()
+    }
 
 
 def puppet_only_models(settings: CurationSettings) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import av
-from pydantic.dataclasses import dataclass as settings_class
 
+from bya_core.validation import validated
 from training.curation.footage import open_container, video_stream
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
@@ -51,7 +51,7 @@ class MediaInfo:
     audio_channels: int
 
 
-@settings_class(frozen=True)
+@validated
 class ProbeSettings:
     """Requirements on source footage. The paper names resolution, duration and frame rate without values.
 

@@ -43,7 +43,8 @@ h1{font-size:22px}h2{font-size:17px;margin-top:32px}table{border-collapse:collap
 td,th{padding:3px 10px;text-align:right;border-bottom:1px solid #e4e8ee}td:first-child,th:first-child{text-align:left}
 .bar{background:#e4e8ee;width:320px;height:14px}.bar div{background:#3b76c4;height:14px}
 .warn{background:#fff1d6;border-left:4px solid #e0a020;padding:8px 12px}
-.clip{width:740px;border-bottom:1px solid #e4e8ee;padding-bottom:8px;margin-bottom:18px}img{display:block;max-width:100%}
+.clip{width:740px;border-bottom:1px solid #e4e8ee;padding-bottom:8px;margin-bottom:18px}
+img{display:block;max-width:100%}
 .small{color:#5a6676;font-size:12px}
 """
 
@@ -56,7 +57,7 @@ def write_report(path: Path, output: CurationOutput) -> None:
     parts = ["<h1>Curation report</h1>", _summary(rows, kept)]
     if output.puppet_models:
         names = html.escape(", ".join(output.puppet_models))
-        parts.append(f'<p class="warn">Models for synthetic puppets were used ({names}): not valid for real footage.</p>')
+        parts.append(f'<p class="warn">Puppet-only models were used ({names}): not valid for real footage.</p>')
     failed = sum(row["failed"] for row in rows)
     if failed:
         parts.append(f'<p class="warn">{failed} records failed with errors; use --resume to retry them.</p>')

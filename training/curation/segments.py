@@ -17,16 +17,15 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from bya_core.errors import InputError
+from bya_core.validation import Field, validated
 from training.curation.faces import boxes_at
 from training.curation.record import Record, digest
 from training.curation.stage import Stage
 
 
-@dataclass(frozen=True)
+@validated
 class SegmentSettings:
     """Options of clip extraction.
 
@@ -77,7 +76,9 @@ class Segments(Stage):
         for first, last in _constant_runs(visible, settings.characters):
             longest = max(longest, last - first)
             for start, end in self._clip_ranges(first, last):
-                clip = self._clip(shot, [tracks[n] for n in visible[:, start].nonzero()[0]], (start, end), (first, last))
+                clip = self._clip(
+                    shot, [tracks[n] for n in visible[:, start].nonzero()[0]], (start, end), (first, last)
+                )
                 unsuitable += clip is None
                 clips += [clip] if clip is not None else []
         if clips:
@@ -163,7 +164,7 @@ def _constant_runs(visible: np.ndarray, n: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a and visible[:, a].sum() == n]
 
 
-@dataclass(frozen=True)
+@validated
 class DistanceSettings:
     """Options of the distance filter.
 

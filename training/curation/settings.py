@@ -7,10 +7,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
-
 from bya_core.errors import InputError
+from bya_core.validation import Field, from_mapping, validated
 from training.curation.captions import CaptionSettings, FeatureSettings
 from training.curation.faces import FaceSettings
 from training.curation.masks import MaskSettings
@@ -21,7 +19,7 @@ from training.curation.speech import ExtractSettings, MatrixSettings, SyncSettin
 from training.curation.stage import Resources
 
 
-@dataclass(frozen=True)
+@validated
 class ShardSettings:
     """Options of shard writing.
 
@@ -36,7 +34,7 @@ class ShardSettings:
     reference_margin: Annotated[float, Field(ge=0)] = 0.35
 
 
-@dataclass(frozen=True)
+@validated
 class CurationSettings:
     """Settings of all stages, in order.
 
@@ -59,3 +57,22 @@ class CurationSettings:
     shards: ShardSettings = field(default_factory=ShardSettings)
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     resources: Mapping[str, Resources] = field(default_factory=dict)
+
+
+def load_settings(path: Path) -> CurationSettings:
+    """Read settings from a YAML file.
+
+    Raises:
+        InputError: missing file, invalid YAML, unknown keys or invalid values.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise InputError("pyyaml is not installed", "pyyaml", 'run pip install "bind-your-avatar[data]"') from error
+    if not path.is_file():
+        raise InputError(f"--config {path} does not exist", "a YAML file", "use training/recipes/curation.yaml")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML ({error})", "a mapping", "correct it") from error
+    return from_mapping(CurationSettings, data, path.name)

@@ -12,16 +12,15 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from bya_core.errors import InputError
+from bya_core.validation import Field, validated
 from training.curation.footage import Frame, decode_frames, rotate_upright
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
 
 
-@dataclass(frozen=True)
+@validated
 class ShotSettings:
     """Options of shot detection.
 

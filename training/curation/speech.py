@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 from scipy.optimize import linear_sum_assignment
 
+from bya_core.validation import validated
 from training.curation.crops import face_crops
 from training.curation.footage import SAMPLE_RATE, read_audio
 from training.curation.models import (
@@ -14,7 +14,6 @@ from training.curation.models import (
     SpeechExtractor,
     SpeechMixture,
     SyncScorer,
-    load_curation_model,
 )
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
@@ -22,7 +21,7 @@ from training.curation.stage import Stage, UnusableFootage
 _SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 
-@dataclass(frozen=True)
+@validated
 class ExtractSettings:
     """Options of speech extraction.
 
@@ -43,9 +42,7 @@ class Extract(Stage):
     """Extracts one audio stream per character; streams of characters that do not speak are exactly silent."""
 
     name = "extract"
-
-    def load_models(self) -> None:
-        load_curation_model("extractor", self.settings.extractor)
+    models = {"extractor": "extractor"}
 
     def __call__(self, record: Record) -> list[Record]:
         settings: ExtractSettings = self.settings
@@ -55,7 +52,7 @@ class Extract(Stage):
         inside = slice(offset, offset + record.num_frames * _SAMPLES_PER_FRAME)
         if peak_rms(mix[inside]) < settings.min_rms:
             return [record.reject("silent audio")]
-        extractor: SpeechExtractor = load_curation_model("extractor", settings.extractor)
+        extractor: SpeechExtractor = self.model("extractor")
         faces = face_crops(record, settings.max_side, context=True)
         speeches = np.asarray(extractor.extract(SpeechMixture(mix, faces, record.source, first / FPS)), np.float32)
         if speeches.shape != (len(faces), len(mix)) or not np.isfinite(speeches).all():
@@ -78,7 +75,7 @@ def peak_rms(waveform: np.ndarray) -> float:
     return float(np.sqrt((windows**2).mean(axis=1)).max())
 
 
-@dataclass(frozen=True)
+@validated
 class SyncSettings:
     """Options of the lip sync filter.
 
@@ -101,12 +98,10 @@ class SyncFilter(Stage):
     """
 
     name = "sync"
-
-    def load_models(self) -> None:
-        load_curation_model("sync", self.settings.scorer)
+    models = {"sync": "scorer"}
 
     def __call__(self, record: Record) -> list[Record]:
-        scorer: SyncScorer = load_curation_model("sync", self.settings.scorer)
+        scorer: SyncScorer = self.model("sync")
         offset = record.start - record.data["context"][0]
         faces = face_crops(record, self.settings.max_side, context=True)[:, offset : offset + record.num_frames]
         speeches = clip_speeches(record)
@@ -122,7 +117,9 @@ class SyncFilter(Stage):
         mean = float(np.mean([value for value in own if value is not None]))
         record = record.with_data(sync_c=own, sync_d=distances, sync_table=table, sync_mean=round(mean, 4))
         if mean < self.settings.min_confidence:
-            return [record.reject(f"lip sync too low: mean Sync-C {mean:.2f}, at least {self.settings.min_confidence:g}")]
+            return [
+                record.reject(f"lip sync too low: mean Sync-C {mean:.2f}, at least {self.settings.min_confidence:g}")
+            ]
         return [record]
 
 
@@ -132,7 +129,7 @@ def clip_speeches(record: Record) -> np.ndarray:
     return record.array("speeches")[:, offset : offset + record.num_frames * _SAMPLES_PER_FRAME]
 
 
-@dataclass(frozen=True)
+@validated
 class MatrixSettings:
     """Options of the audio-character matrix.
 

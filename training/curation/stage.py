@@ -6,19 +6,19 @@ import logging
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
-
+from bya_core.validation import Field, validated
+from training.curation.models import Task, load_curation_model
 from training.curation.record import Record, digest
 from training.curation.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@validated
 class Resources:
     """Resources of one worker of a stage on a Ray cluster.
 
@@ -39,6 +39,7 @@ class Stage(ABC):
     Attributes:
         name: unique name; also the folder of its results.
         version: incremented whenever equal settings produce different results.
+        models: tasks of the models it uses, and the names of the settings that select them.
 
     Args:
         settings: dataclass of options; part of the key of cached results.
@@ -47,12 +48,19 @@ class Stage(ABC):
 
     name: ClassVar[str]
     version: int = 1
+    models: ClassVar[Mapping[Task, str]] = {}
 
     def __init__(self, settings: Any, resources: Resources | None = None) -> None:
         self.settings, self.resources = settings, resources or Resources()
 
+    def model(self, task: Task) -> Any:
+        """Load the selected model; cached per process. Raises InputError if it is unavailable."""
+        return load_curation_model(task, getattr(self.settings, self.models[task]))
+
     def load_models(self) -> None:
-        """Load all models of the stage. Raises InputError if one is unavailable."""
+        """Load all models. Raises InputError if one is unavailable."""
+        for task in self.models:
+            self.model(task)
 
     @abstractmethod
     def __call__(self, record: Record) -> list[Record]:

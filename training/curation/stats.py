@@ -67,10 +67,9 @@ class RunStats:
             for name in self.stages
             if self.kept[name] or self.rejected[name]
         )
-        return (
-            f"{self.finished}/{len(self.sizes)} files  {self.clips} clips  {self.clips / max(elapsed, 1e-6):.2f} clips/s"
-            f"  {remaining}  (kept/rejected) {stages}"
-        )
+        rate = self.clips / max(elapsed, 1e-6)
+        counts = f"{self.finished}/{len(self.sizes)} files  {self.clips} clips  {rate:.2f} clips/s"
+        return f"{counts}  {remaining}  (kept/rejected) {stages}"
 
 
 def outcomes_of(records: Sequence[Record]) -> list[tuple[bool, bool]]:

@@ -1,9 +1,10 @@
-"""The real models behind the stages: built with small random weights, to see that the calls fit the libraries."""
+"""Models of the stages, built with small random weights to test the calls into their libraries."""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -11,87 +12,81 @@ import pytest
 import torch
 
 from bya_core.errors import InputError
-from training.curation.describe import Features, FeatureSettings
-from training.curation.extractor import ClearVoiceExtractor
-from training.curation.models import MODELS, Captioner, ModelChoice, SpeechExtractor, SyncScorer, Talk, model_of
-from training.curation.qwen import QwenCaptioner, people
+from training.curation.captions import Features, FeatureSettings
+from training.curation.clearvoice import ClearVoiceExtractor
+from training.curation.faces import Faces, FaceSettings
+from training.curation.masks import Masks, MaskSettings
+from training.curation.models import MODELS, ModelChoice, SpeechMixture, load_curation_model
+from training.curation.real_models import QwenCaptioner, describe_people
 from training.curation.record import Record
-from training.curation.stage import Resources
+from training.curation.speech import SyncFilter, SyncSettings
 
 
 def clip_at(path: Path, start: int = 25, end: int = 42) -> Record:
-    """A clip of 17 frames with two faces, without having been found."""
+    """A clip of 17 frames with two faces."""
     boxes = np.tile(np.array([[[40, 40, 80, 90]], [[150, 40, 190, 90]]], np.float32), (1, end - start + 10, 1))
     data = {
-        "context": [start - 5, end + 5], "window": [0.0, 0.0, 240.0, 160.0], "speaks": [True, True],
+        "context": [start - 5, end + 5], "crop": [0.0, 0.0, 240.0, 160.0], "speaking": [True, True],
         "matrix": [[1, 0], [0, 1]],
     }  # fmt: skip
-    record = Record(str(path), path.name, "clip", trail="t", content="c", start=start, end=end, data=data)
+    record = Record(str(path), path.name, "clip", lineage="t", content="c", start=start, end=end, data=data)
     speeches = np.random.default_rng(0).standard_normal((2, boxes.shape[1] * 640)).astype(np.float32) * 0.1
     return record.with_arrays(boxes=boxes, speeches=speeches)
 
 
 @pytest.fixture
-def clip(small):
-    return clip_at(small.folder / "a film.mp4")
+def clip(footage):
+    return clip_at(footage.folder / "a film.mp4")
 
 
-def test_every_model_has_a_maker_and_stand_ins_are_called_puppet():
-    from importlib import import_module
-
+def test_all_factories_exist_and_puppet_models_are_marked():
     for models in MODELS.values():
         for name, entry in models.items():
-            module, _, maker = entry.maker.partition(":")
-            assert callable(getattr(import_module(module), maker))
-            assert entry.stand_in == (name == "puppet")
-    with pytest.raises(InputError, match="a sync called 'sing'"):
-        model_of("sync", ModelChoice("sing"))
+            module, _, factory = entry.factory.partition(":")
+            assert callable(getattr(import_module(module), factory))
+            assert entry.puppet_only == (name == "puppet")
+    with pytest.raises(InputError, match="unknown sync 'sing'"):
+        load_curation_model("sync", ModelChoice("sing"))
     with pytest.raises(InputError, match="options"):
-        model_of("detector", ModelChoice("puppet", {"colour": "red"}))
+        load_curation_model("detector", ModelChoice("puppet", {"color": "red"}))
 
 
-def test_faces_of_the_real_detector_on_this_machine(small):
-    """A cascade sees no puppets in these pictures; the stage says so and goes on."""
+def test_the_default_detector_finds_no_puppets(footage):
     pytest.importorskip("skimage")
-    from training.curation.faces import Faces, FaceSettings
-
-    record = Record(str(small.folder / "a film.mp4"), "a film", "shot", end=9)
-    (seen,) = Faces(FaceSettings(), Resources())(record)
-    assert seen.rejected == "nobody's face is found" and seen.data["detector"]
-    assert seen.data["looks"] == 2  # every fifth picture, or the next that the codec lets others refer to
+    record = Record(str(footage.folder / "a film.mp4"), "a film", "shot", end=9)
+    (result,) = Faces(FaceSettings())(record)
+    assert result.rejected == "no face detected" and result.data["detector"]
+    assert result.data["num_detections"] == 2  # every fifth frame, or the next reference frame
 
 
 def test_sync_scores_by_syncnet(tmp_path, clip):
     from bya_core.evaluation.syncnet import SyncNet
-    from training.curation.speech import SyncFilter, SyncSettings
 
     torch.manual_seed(0)
     torch.save(SyncNet().eval().state_dict(), tmp_path / "syncnet_v2.model")
     choice = ModelChoice("syncnet", {"weights": str(tmp_path / "syncnet_v2.model")})
-    assert isinstance(model_of("sync", choice), SyncScorer)
-    (seen,) = SyncFilter(SyncSettings(choice, least=-1.0, longest=240), Resources())(clip)
-    table = np.array(seen.data["sync_table"])
+    (result,) = SyncFilter(SyncSettings(choice, min_confidence=-1.0, max_side=240))(clip)
+    table = np.array(result.data["sync_table"])
     assert table.shape == (2, 2) and np.isfinite(table).all() and (table >= 0).all()
-    assert seen.data["sync_mean"] == pytest.approx(table.diagonal().mean(), abs=1e-3)
-    (dropped,) = SyncFilter(SyncSettings(choice, least=1e3, longest=240), Resources())(clip)
-    assert "lips do not follow the voices" in dropped.rejected
+    assert result.data["sync_mean"] == pytest.approx(table.diagonal().mean(), abs=1e-3)
+    (rejected,) = SyncFilter(SyncSettings(choice, min_confidence=1e3, max_side=240))(clip)
+    assert "lip sync too low" in rejected.rejected
 
 
-def test_masks_by_sam2(tmp_path, clip, request):
+def test_masks_by_sam2(tmp_path, clip):
     from tests.unit.routing import test_post
-    from training.curation.masks import Masks, MaskSettings
 
     small_sam = test_post.sam2.__wrapped__ if hasattr(test_post.sam2, "__wrapped__") else None
     segmenter = (small_sam or test_post.sam2._get_wrapped_function())()
     segmenter.model.save_pretrained(tmp_path)
     segmenter.processor.save_pretrained(tmp_path)
-    settings = MaskSettings(ModelChoice("sam2", {"weights": str(tmp_path)}), on_face=0.0, elsewhere=1.0, longest=96)
-    (seen,) = Masks(settings, Resources())(clip)
-    assert seen.rejected is None and seen.array("masks").shape == (2, 17, 64, 96)
-    assert seen.data["mask_overlap"] == 0 and len(seen.data["mask_area"]) == 2
+    choice = ModelChoice("sam2", {"weights": str(tmp_path)})
+    (result,) = Masks(MaskSettings(choice, min_face_coverage=0.0, max_overlap=1.0, max_side=96))(clip)
+    assert result.rejected is None and result.array("masks").shape == (2, 17, 64, 96)
+    assert result.data["mask_overlap"] == 0 and len(result.data["mask_area"]) == 2
 
 
-def test_features_by_wav2vec2_hear_what_is_around_the_clip(tmp_path, clip):
+def test_features_by_wav2vec2_use_the_context_of_the_clip(tmp_path, clip):
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     torch.manual_seed(0)
@@ -100,16 +95,16 @@ def test_features_by_wav2vec2_hear_what_is_around_the_clip(tmp_path, clip):
     )
     Wav2Vec2Model(config).save_pretrained(tmp_path)
     choice = ModelChoice("wav2vec", {"folder": str(tmp_path)})
-    (seen,) = Features(FeatureSettings(choice), Resources())(clip)
-    features = seen.array("features")
+    (result,) = Features(FeatureSettings(choice))(clip)
+    features = result.array("features")
     assert features.shape == (2, 17 + 4, 2, 32)
-    encoder = model_of("speech", choice)
-    whole = encoder.encode(torch.from_numpy(clip.array("speeches")[0]), 27)  # frame k at k + 2
-    np.testing.assert_allclose(features[0], whole[5 : 5 + 21].numpy(), atol=2e-3)
+    encoder = load_curation_model("speech", choice)
+    full = encoder.encode(torch.from_numpy(clip.array("speeches")[0]), 27)  # frame k at k + 2
+    np.testing.assert_allclose(features[0], full[5 : 5 + 21].numpy(), atol=2e-3)
 
 
 def test_captions_by_qwen2_vl(clip):
-    """The real classes: chat template, picture tokens, greedy answers."""
+    """Chat template, image tokens and greedy decoding of the real classes."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     processor = small_processor()
@@ -125,24 +120,23 @@ def test_captions_by_qwen2_vl(clip):
         vision_end_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     )  # fmt: skip
     torch.manual_seed(0)
-    captioner = QwenCaptioner.of(Qwen2VLForConditionalGeneration(config), processor)
+    captioner = QwenCaptioner.from_modules(Qwen2VLForConditionalGeneration(config), processor)
     captioner.model.generation_config.eos_token_id = None
-    assert isinstance(captioner, Captioner)
     frames = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3)).astype(np.uint8)
     boxes = np.tile(np.array([[[60, 5, 80, 30], [10, 5, 30, 30]]], float), (3, 1, 1))
-    seen = []
+    calls = []
     generate = captioner.model.generate
-    captioner.model.generate = lambda **inputs: seen.append(inputs) or generate(**{**inputs, "max_new_tokens": 4})
+    captioner.model.generate = lambda **inputs: calls.append(inputs) or generate(**{**inputs, "max_new_tokens": 4})
     first = captioner.caption(frames, boxes, [True, False])
     assert isinstance(first, str) and first == captioner.caption(frames, boxes, [True, False])
-    tokens = seen[0]["input_ids"][0]
-    assert int((tokens == processor.image_token_id).sum()) == int(seen[0]["image_grid_thw"].prod(-1).sum()) // 4
+    tokens = calls[0]["input_ids"][0]
+    assert int((tokens == processor.image_token_id).sum()) == int(calls[0]["image_grid_thw"].prod(-1).sum()) // 4
     text = processor.tokenizer.decode(tokens)
     assert "from left to right, the first listens, the second speaks" in text and "who is where" in text
 
 
 def small_processor():
-    """Qwen2-VL's processor with a tokenizer of the bytes."""
+    """Processor of Qwen2-VL with a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
@@ -163,17 +157,17 @@ def small_processor():
     return Qwen2VLProcessor(Qwen2VLImageProcessor(**pixels), fast, Qwen2VLVideoProcessor(), chat_template=template)
 
 
-def test_a_caption_is_told_who_speaks_where():
+def test_description_of_people():
     boxes = np.array([[[60, 0, 80, 9], [10, 0, 30, 9], [100, 0, 120, 9]]], float)
-    told = people(boxes, [True, False, True])
-    assert told == ("3 people are seen: from left to right, the first listens, the second speaks, the third speaks.")
-    assert people(boxes[:, :1], [False]) == "One person is seen, who listens."
+    text = "3 people are visible: from left to right, the first listens, the second speaks, the third speaks."
+    assert describe_people(boxes, [True, False, True]) == text
+    assert describe_people(boxes[:, :1], [False]) == "One person is visible, who listens."
 
 
-def test_without_weights_one_sentence_says_what_is_missing(tmp_path):
+def test_missing_weights_are_input_errors(tmp_path):
     with pytest.raises(InputError, match="hf download Qwen/Qwen2-VL-7B-Instruct"):
         QwenCaptioner(str(tmp_path))
-    with pytest.raises(InputError, match="an environment of its own"):
+    with pytest.raises(InputError, match="a separate environment"):
         ClearVoiceExtractor(str(tmp_path / "python"), str(tmp_path))
     with pytest.raises(InputError, match="cannot be used .*(clearvoice|no weights)"):
         ClearVoiceExtractor(sys.executable, str(tmp_path))
@@ -183,13 +177,13 @@ WORKER = """
 import json, os, sys
 import numpy as np
 print(json.dumps({"ok": True}), flush=True)
-marks = sys.argv[2]
+state = sys.argv[2]
 for line in sys.stdin:
     request = json.loads(line)
-    given = np.load(request["input"])
-    mode = float(given["mix"][0])
-    if mode == 2.0 and not os.path.exists(marks + "/died"):
-        open(marks + "/died", "w").close()
+    inputs = np.load(request["input"])
+    mode = float(inputs["mix"][0])
+    if mode == 2.0 and not os.path.exists(state + "/died"):
+        open(state + "/died", "w").close()
         os._exit(9)
     if mode == 3.0:
         os._exit(9)
@@ -200,42 +194,42 @@ for line in sys.stdin:
         import time
         time.sleep(60)
     with open(request["output"], "wb") as out:
-        np.save(out, np.repeat(given["mix"][None], len(given["faces"]), 0) / 2)
+        np.save(out, np.repeat(inputs["mix"][None], len(inputs["faces"]), 0) / 2)
     print(json.dumps({"ok": True}), flush=True)
 """
 
 
-def test_the_extractor_talks_to_its_process_and_outlives_its_death(tmp_path):
-    """A worker that speaks the protocol of clearvoice_worker.py, and fails in all ways."""
+def test_the_extractor_survives_failures_of_its_worker(tmp_path):
+    """A worker with the protocol of clearvoice_worker.py that crashes, reports errors and hangs."""
     (tmp_path / "worker.py").write_text(WORKER)
-    extractor = ClearVoiceExtractor(sys.executable, str(tmp_path), seconds=20.0, worker=str(tmp_path / "worker.py"))
-    assert isinstance(extractor, SpeechExtractor)
+    extractor = ClearVoiceExtractor(sys.executable, str(tmp_path), timeout=20.0, worker=str(tmp_path / "worker.py"))
 
-    def said(mode: float) -> np.ndarray:
-        return extractor.extract(Talk(np.full(640, mode, np.float32), np.zeros((2, 1, 224, 224, 3), np.uint8), "x", 0))
+    def extract(mode: float) -> np.ndarray:
+        faces = np.zeros((2, 1, 224, 224, 3), np.uint8)
+        return extractor.extract(SpeechMixture(np.full(640, mode, np.float32), faces, "x", 0))
 
-    assert said(1.0).shape == (2, 640) and said(1.0)[0, 0] == 0.5
-    assert said(2.0)[1, 5] == 1.0  # it died once and was started again
-    with pytest.raises(RuntimeError, match="ended 2 times"):
-        said(3.0)
+    assert extract(1.0).shape == (2, 640) and extract(1.0)[0, 0] == 0.5
+    assert extract(2.0)[1, 5] == 1.0  # restarted after a crash
+    with pytest.raises(RuntimeError, match="died 2 times"):
+        extract(3.0)
     with pytest.raises(RuntimeError, match="no lips"):
-        said(4.0)
-    assert said(1.0)[0, 0] == 0.5
-    extractor.seconds = 0.5
-    with pytest.raises(RuntimeError, match="ended 2 times"):
-        said(5.0)
+        extract(4.0)
+    assert extract(1.0)[0, 0] == 0.5
+    extractor.timeout = 0.5
+    with pytest.raises(RuntimeError, match="died 2 times"):
+        extract(5.0)
     extractor.close()
 
 
 @pytest.mark.weights
 @pytest.mark.skipif("BYA_CLEARVOICE" not in os.environ, reason="BYA_CLEARVOICE names no environment with clearvoice")
-def test_clearvoice_itself():
-    """BYA_CLEARVOICE = PYTHON:CHECKPOINTS; random weights will do."""
+def test_clearvoice():
+    """BYA_CLEARVOICE = PYTHON:CHECKPOINTS; random weights are sufficient."""
     python, checkpoints = os.environ["BYA_CLEARVOICE"].split(":")
     extractor = ClearVoiceExtractor(python, checkpoints, device="cpu")
     rng = np.random.default_rng(0)
     mix = rng.standard_normal(25 * 640).astype(np.float32) * 0.1
     faces = rng.integers(0, 255, (2, 25, 224, 224, 3)).astype(np.uint8)
-    voices = extractor.extract(Talk(mix, faces, "x", 0.0))
-    assert voices.shape == (2, 16_000) and voices.dtype == np.float32 and np.isfinite(voices).all()
+    speeches = extractor.extract(SpeechMixture(mix, faces, "x", 0.0))
+    assert speeches.shape == (2, 16_000) and speeches.dtype == np.float32 and np.isfinite(speeches).all()
     extractor.close()

@@ -1,23 +1,29 @@
-"""Runs as a whole: interrupted and gone on with, on either engine, with what a person gets to see."""
+"""Complete runs: interruption and resumption, both engines, report and audit."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from bya_core.errors import InputError
-from training.curate import Arguments, curate
+from training.curate import CurateOptions, curate
 from training.curation.index import read_index
-from training.curation.output import Layout
+from training.curation.output import CurationOutput, OutputLayout
+from training.curation.pipeline import STAGE_NAMES
+from training.curation.settings import load_settings
+from training.curation.sources import list_sources
+from training.curation.stats import RunStats
 from training.curation.store import Store
 from training.data.shards.reader import read_shards
 
@@ -31,27 +37,27 @@ def outcome(folder: Path) -> tuple[dict[str, str], list[dict]]:
 
 
 @pytest.fixture(scope="session")
-def whole(small, tmp_path_factory):
-    """A run without interruption, in one process."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    progress = curate(Arguments(small.folder, out, small.config, workers=0))
-    return out, progress, outcome(out)
+def reference(footage, tmp_path_factory):
+    """An uninterrupted run in one process."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    stats = curate(CurateOptions(footage.folder, out, footage.config, workers=0))
+    return out, stats, outcome(out)
 
 
-def test_a_run_tells_what_it_kept_and_dropped(whole, small):
-    out, progress, (shards, rows) = whole
+def test_index_and_statistics(reference):
+    _, stats, (shards, rows) = reference
     assert sorted(shards) == ["clips-000000.tar", "clips-000001.tar"]
     kept = [row for row in rows if row["kept"]]
-    assert len(kept) == 3 and progress.clips == 3 and {row["level"] for row in kept} == {"clip"}
+    assert len(kept) == 3 and stats.clips == 3 and {row["level"] for row in kept} == {"clip"}
     assert [row["shard"] for row in kept] == ["clips-000000.tar"] * 2 + ["clips-000001.tar"]
-    dropped = {(row["name"], row["stage"]) for row in rows if not row["kept"]}
-    assert dropped == {("a film.mp4", "segments"), ("ein zweiter Film äöü.mp4", "segments")}
-    line = progress.line()
+    rejected = {(row["name"], row["stage"]) for row in rows if not row["kept"]}
+    assert rejected == {("a film.mp4", "segments"), ("ein zweiter Film äöü.mp4", "segments")}
+    line = stats.line()
     assert "2/2 files  3 clips" in line and "clips/s" in line and "segments 3/2" in line and "captions 3/0" in line
 
 
-def test_shards_hold_what_was_measured(whole, small):
-    out, _, (_, rows) = whole
+def test_samples_of_shards(reference):
+    out, _, (_, rows) = reference
     samples = list(read_shards(out))
     assert [s.key for s in samples] == [row["key"] for row in rows if row["kept"]]
     for sample in samples:
@@ -60,158 +66,135 @@ def test_shards_hold_what_was_measured(whole, small):
         assert sample.masks.shape == (2, frames, 64, 96) and sample.speeches.shape == (2, frames * 640)
         assert sample.speech_features.shape[:2] == (2, frames + 4) and sample.portraits[0].shape == (48, 48, 3)
         assert sample.matrix.tolist() == [[1, 0], [0, 1]] and "puppet" in sample.caption
-        assert sample.measured["stand_ins"] and sample.measured["sync_mean"] > 0.5
+        assert sample.measured["puppet_models"] and sample.measured["sync_mean"] > 0.5
         boxes = np.array(sample.measured["boxes"])
         assert boxes.shape == (2, frames, 4) and (boxes[..., 2] > boxes[..., 0]).all()
 
 
-class Stopped(BaseException):
-    """As sudden as a kill."""
+class Interrupted(BaseException):
+    """Raised in place of a kill."""
 
 
-def test_a_run_stopped_anywhere_ends_as_one_that_was_not(whole, small, tmp_path, monkeypatch):
-    """Stopped after every fourth result, and while a shard is written."""
-    _, _, truth = whole
-    put, results, stops = Store.put, [0], 0
+def test_interrupted_runs_produce_the_same_output(reference, footage, tmp_path, monkeypatch):
+    """Interrupt after every fourth result, and while writing a shard."""
     from training.curation import output
 
-    def stopping(self, *args):
+    put, write, results, interruptions = Store.put, output.write_shard, [0], 0
+
+    def interrupting_put(self, *args):
         results[0] += 1
         if results[0] % 4 == 0:
-            raise Stopped
+            raise Interrupted
         return put(self, *args)
 
-    monkeypatch.setattr(Store, "put", stopping)
-    arguments = Arguments(small.folder, tmp_path / "out", small.config, workers=0, resume=True)
-    write = output.write_shard
-    monkeypatch.setattr(output, "write_shard", lambda *args: (_ for _ in ()).throw(Stopped))
+    monkeypatch.setattr(Store, "put", interrupting_put)
+    monkeypatch.setattr(output, "write_shard", lambda *args: (_ for _ in ()).throw(Interrupted))
     while True:
         try:
-            curate(arguments)
+            curate(CurateOptions(footage.folder, tmp_path / "out", footage.config, workers=0, resume=True))
             break
-        except Stopped:
-            stops += 1
-            if stops > 8:
+        except Interrupted:
+            interruptions += 1
+            if interruptions > 8:
                 monkeypatch.setattr(output, "write_shard", write)
-            assert stops < 40
-    assert stops > 9
-    assert outcome(tmp_path / "out") == truth
+            assert interruptions < 40
+    assert interruptions > 9
+    assert outcome(tmp_path / "out") == reference[2]
 
 
-def test_going_on_does_nothing_twice(whole, small, tmp_path, monkeypatch):
-    """A second run writes no shard and asks no stage; a new setting asks only the stages from there on."""
-    out, _, truth = whole
+def test_resuming_a_finished_run_does_no_work(reference, footage, monkeypatch):
+    out, _, expected = reference
     written = []
     monkeypatch.setattr("training.curation.output.write_shard", lambda *args: written.append(args))
-    monkeypatch.setattr(Store, "put", lambda *args: pytest.fail("a stage ran again"))
+    monkeypatch.setattr(Store, "put", lambda *args: pytest.fail("a stage was run again"))
     with pytest.raises(InputError, match="not empty"):
-        curate(Arguments(small.folder, out, small.config, workers=0))
-    curate(Arguments(small.folder, out, small.config, workers=0, resume=True))
-    assert not written and outcome(out) == truth
+        curate(CurateOptions(footage.folder, out, footage.config, workers=0))
+    curate(CurateOptions(footage.folder, out, footage.config, workers=0, resume=True))
+    assert not written and outcome(out) == expected
 
 
-def test_only_stages_behind_a_changed_setting_run_again(whole, small, tmp_path, monkeypatch):
-    import shutil
-
-    out, _, (shards, _) = whole
-    shutil.copytree(out, tmp_path / "out")
+def test_a_changed_setting_reruns_only_later_stages(reference, footage, tmp_path, monkeypatch):
+    shutil.copytree(reference[0], tmp_path / "out")
     changed = tmp_path / "curation.yaml"
-    changed.write_text(small.config.read_text().replace("least: 0.5}", "least: 99.0}"))
-    put, ran = Store.put, set()
+    changed.write_text(footage.config.read_text().replace("min_confidence: 0.5", "min_confidence: 99.0"))
+    put, stages = Store.put, set()
 
-    def noting(self, stage, *args):
-        ran.add(stage)
+    def recording_put(self, stage, *args):
+        stages.add(stage)
         return put(self, stage, *args)
 
-    monkeypatch.setattr(Store, "put", noting)
-    curate(Arguments(small.folder, tmp_path / "out", changed, workers=0, resume=True))
-    rows = read_index(tmp_path / "out" / "index.parquet")
-    assert ran == {"sync"} and not any(row["kept"] for row in rows)
-    assert not list((tmp_path / "out").glob("*.tar"))  # clips that are no longer wanted are gone
+    monkeypatch.setattr(Store, "put", recording_put)
+    curate(CurateOptions(footage.folder, tmp_path / "out", changed, workers=0, resume=True))
+    assert stages == {"sync"} and not any(row["kept"] for row in read_index(tmp_path / "out" / "index.parquet"))
+    assert not list((tmp_path / "out").glob("*.tar"))  # shards of the earlier settings are deleted
 
 
-def test_the_report_and_the_audit_show_clips(whole, small, tmp_path):
-    import av
-
-    out, _, _ = whole
-    report = tmp_path / "report.html"
-    curate(Arguments(small.folder, out, small.config, workers=0, resume=True, report=report, audit=2))
+def test_report_and_audit(reference, footage, tmp_path):
+    out, report = reference[0], tmp_path / "report.html"
+    curate(CurateOptions(footage.folder, out, footage.config, workers=0, resume=True, report=report, audit=2))
     page = report.read_text()
-    assert "Stand-ins for drawn puppets were used" in page and page.count("data:image/jpeg;base64,") == 3
+    assert "Puppet-only models were used" in page and page.count("data:image/jpeg;base64,") == 3
     assert re.search(r"<td>segments<td>5<td>3<td>2", page) and "exactly 2 characters" in page
-    assert "http" not in page and "<script" not in page
-    looked = sorted((out / "audit").glob("*.mp4"))
-    assert len(looked) == 2 and "right number of people: ?" in looked[0].with_suffix(".txt").read_text()
-    with av.open(os.fspath(looked[0])) as film:
-        assert film.streams.audio and film.streams.video
-
-
-def command(small, out: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, str(ROOT / "training" / "curate.py"), "--input", str(small.folder), "--output", str(out),
-        "--config", str(small.config), "--workers", "2", *more,
-    ]  # fmt: skip
+    assert "data:image/png;base64," in page and "http" not in page and "<script" not in page
+    exported = sorted((out / "audit").glob("*.mp4"))
+    assert len(exported) == 2 and "number of people correct: ?" in exported[0].with_suffix(".txt").read_text()
+    with av.open(os.fspath(exported[0])) as video:
+        assert video.streams.audio and video.streams.video
 
 
 @pytest.mark.slow
-def test_killed_processes_change_nothing(whole, small, tmp_path):
-    """kill -9 of the run, twice, and of one of its workers; then it goes on to the same shards and index."""
+def test_killed_processes_do_not_change_the_output(reference, footage, tmp_path):
+    """Kill the run twice and one of its workers once, then resume."""
     pytest.importorskip("pebble")
-    _, _, truth = whole
+    psutil = pytest.importorskip("psutil")
     out = tmp_path / "out"
-    store = Layout(out).store
+    command = [
+        sys.executable, str(ROOT / "training" / "curate.py"), "--input", str(footage.folder), "--output", str(out),
+        "--config", str(footage.config), "--workers", "2", "--resume",
+    ]  # fmt: skip
+
+    def count() -> int:
+        return len(list(OutputLayout(out).store.glob("*/*/*.json")))
+
     for results in (4, 12):
-        run = subprocess.Popen(command(small, out, "--resume"), start_new_session=True, stderr=subprocess.DEVNULL)
-        until(lambda results=results: len(list(store.glob("*/*/*.json"))) >= results, run)
+        run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        wait_until(lambda results=results: count() >= results, run)
         run.kill()
         run.wait()
-        os.killpg(run.pid, signal.SIGKILL) if alive(run.pid) else None
-    run = subprocess.Popen(command(small, out, "--resume"), start_new_session=True, stderr=subprocess.PIPE, text=True)
-    done = len(list(store.glob("*/*/*.json")))
-    until(lambda: len(list(store.glob("*/*/*.json"))) > done, run)
-    import psutil
-
+        try:
+            os.killpg(run.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    done = count()
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: count() > done, run)
     workers = [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
     workers[-1].kill()
-    _, told = run.communicate(timeout=600)
-    assert run.returncode == 0, told
-    assert outcome(out) == truth
-    assert "a process died" in told or "3 clips" in told
+    _, messages = run.communicate(timeout=600)
+    assert run.returncode == 0, messages
+    assert outcome(out) == reference[2]
+    assert "a worker crashed" in messages or "3 clips" in messages
 
 
-def until(reached, run, seconds: float = 600.0) -> None:
-    """Wait for something, as long as the run lives."""
-    end = time.monotonic() + seconds
-    while not reached() and run.poll() is None:
+def wait_until(condition, run, timeout: float = 600.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition() and run.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.mark.slow
-def test_ray_gives_the_same(whole, small, tmp_path):
+def test_ray_produces_the_same_output(reference, footage, tmp_path):
     ray = pytest.importorskip("ray")
-    _, progress, truth = whole
-    from training.curation.output import Output
-    from training.curation.progress import Progress
     from training.curation.ray_engine import run_ray
-    from training.curation.settings import load_settings
-    from training.curation.sources import list_sources
 
-    settings = load_settings(small.config)
-    sources = list_sources(small.folder)
-    output = Output(tmp_path / "out", settings, {})
-    told = Progress(sources, [stage.name for stage in output.stages])
+    _, stats, expected = reference
+    sources = list_sources(footage.folder)
+    ray_stats = RunStats(sources, STAGE_NAMES)
     try:
-        clips = run_ray(sources, output, told, num_cpus=4, include_dashboard=False)
+        output = CurationOutput(tmp_path / "out", load_settings(footage.config))
+        clips = run_ray(sources, output, ray_stats, num_cpus=4, include_dashboard=False)
     finally:
         ray.shutdown()
-    assert clips == 3 and outcome(tmp_path / "out") == truth
-    assert (told.kept, told.rejected, told.clips) == (progress.kept, progress.rejected, progress.clips)
+    assert clips == 3 and outcome(tmp_path / "out") == expected
+    assert (ray_stats.kept, ray_stats.rejected, ray_stats.clips) == (stats.kept, stats.rejected, stats.clips)
