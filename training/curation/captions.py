@@ -46,7 +46,9 @@ class Features(Stage):
                 encoder.encode(torch.from_numpy(speech), offset + record.num_frames).float().cpu().numpy()[offset:]
                 for speech in record.array("speeches")
             ]
-        if self._encoder_version is None:  # training uses the features if its encoder is the same (docs/reference/shards.md)
+        if (
+            self._encoder_version is None
+        ):  # training uses the features if its encoder is the same (docs/reference/shards.md)
             self._encoder_version = version_of(encoder)
         record = record.with_arrays(features=np.stack(features).astype(np.float16))
         return [record.with_data(speech_encoder=self._encoder_version)]

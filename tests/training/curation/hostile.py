@@ -69,7 +69,9 @@ def video(
         if audio is not None:
             samples = np.sin(np.arange(round(seconds * rate)) / rate * 2 * np.pi * 220) * noise
             piece = np.repeat(samples[None].astype(np.float32), channels, axis=0)
-            samples_frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono" if channels == 1 else "stereo")
+            samples_frame = av.AudioFrame.from_ndarray(
+                piece, format="fltp", layout="mono" if channels == 1 else "stereo"
+            )
             samples_frame.sample_rate, samples_frame.pts = rate, 0
             out.mux(audio.encode(samples_frame))
             out.mux(audio.encode(None))
@@ -134,7 +136,9 @@ def make_hostile(folder: Path) -> dict[str, str]:
     video(add("short.mp4", "too short: 0.40 s"), frames=10)
     video(add("one a second.mp4", "frame rate out of range: 1.00 fps"), frames=4, fps=1)
     video(add("ten a second.mp4", "frame rate out of range: 10.00 fps"), frames=30, fps=10)
-    video(add("thousand a second.mp4", "frame rate out of range: 1000.00 fps"), frames=2000, fps=1000, width=64, height=64)
+    video(
+        add("thousand a second.mp4", "frame rate out of range: 1000.00 fps"), frames=2000, fps=1000, width=64, height=64
+    )
     video(add("no sound.mp4", "no audio"), sound=0)
     video(add("sound ends early.mp4", "incomplete audio: 0.9 s for 2.4 s of video"), sound=0.8)
     video(add("silence.mp4", VALID), noise=0.0)
@@ -142,7 +146,7 @@ def make_hostile(folder: Path) -> dict[str, str]:
     video(add("uneven.mkv", VALID), times=lambda k: k / 25 + (0.01 if k % 3 else 0.0))  # changing frame rate
     video(add("hdr pq.mp4", "HDR is not supported: PQ"), trc=16)
     video(add("hdr hlg.mp4", "HDR is not supported: HLG"), trc=18)
-    video(add("flat pixels.mp4", "not square .*1.333"), aspect=Fraction(4, 3))
+    video(add("flat pixels.mp4", "not square: aspect ratio 1.333"), aspect=Fraction(4, 3))
     video(add("interlaced.mp4", "interlaced video"), interlaced=True)
     for angle in (90, 180, 270):
         video(add(f"turned {angle}.mp4", VALID), rotation=angle)
