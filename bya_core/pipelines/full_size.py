@@ -17,7 +17,7 @@ from bya_core.grid import TokenGrid
 from bya_core.memory.planner import free_host_memory, held_while_denoising
 from bya_core.progress import ProgressTracker
 from bya_core.weights.bundle import ModelBundle, NativeSize
-from bya_core.weights.random_weights import draw_input, fill
+from bya_core.weights.random_weights import draw_input, fill_random
 
 SALT = "selftest:"
 VAE: dict[str, Any] = {
@@ -76,7 +76,7 @@ def build(
     what = f"{count / 1e9:.2f} billion weights of {dtype.itemsize} bytes" + (" and one step" if versions else "")
     _check_host(count * dtype.itemsize + held, what)
     if ruled:
-        fill(transformer, SALT, dtype)
+        fill_random(transformer, SALT, dtype)
     else:
         fill_fast(transformer, dtype)
     vae = _codec(dtype) if codec else _NoCodec(transformer.config.out_channels)

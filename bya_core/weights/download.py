@@ -1,11 +1,8 @@
-"""Fetching the files of a model: resumable, room checked before, sizes and hashes after; offline where all is here.
+"""Resumable downloads of model components, with disk space checked before and hashes verified after.
 
-huggingface_hub speaks with the hub (or the mirror that HF_ENDPOINT names) and moves the bytes. What it does not do is
-going on with a file after the process has ended; so the bytes go to `<file>.part` beside their place, and the next run
-asks for the rest. A file gets its name only after its size and hash were found right.
-
-What was fetched is recorded in `downloads.json` of the model's folder: repository, commit, size and SHA-256 of every
-file. Repositories that are not pinned here are pinned by that record.
+huggingface_hub talks to the hub (or to the mirror set by HF_ENDPOINT) and transfers the data. It does not resume a file
+after the process has ended; therefore data is appended to `<file>.part` next to the target, and the next run requests
+the remaining bytes. A file is renamed to its final name only after size and hash were verified.
 """
 
 from __future__ import annotations
@@ -14,73 +11,134 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
-from bya_core.weights.download_record import RECORD, complete, read_record, sha256_of, write_record
-from bya_core.weights.hub import Hub
-from bya_core.weights.known_files import Part
+from bya_core.weights.cache import MANIFEST, is_downloaded, read_manifest, sha256_of, write_manifest
+from bya_core.weights.components import Component
 
 log = logging.getLogger(__name__)
 
-UNFINISHED = ".part"
-SPARE = 200_000_000  # bytes of disk that stay free
+PARTIAL = ".part"
+RESERVE = 200_000_000  # bytes of disk space to leave free
+_NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub")
+_NOT_ACCESSIBLE = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "EntryNotFoundError")
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
+DownloadCallback = Callable[[int, int], None]
+"""Called while data arrives with (bytes present, bytes in total); may raise `Cancelled`."""
+
+
+class DownloadInterrupted(OSError):
+    """Network or hub failure. Data received so far is kept and the next run resumes."""
+
+
+class Hub:
+    """Client of the Hugging Face hub or a mirror.
+
+    Args:
+        endpoint: URL; `None` uses HF_ENDPOINT or the default of the hub.
+    """
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        self.endpoint = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+    def list_files(self, repository: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+        """(commit, file name -> entry with `size`, `blob_id` and, for large files, `lfs`)."""
+        from huggingface_hub import HfApi
+
+        with _network_errors(f"the repository {repository} at {self.endpoint}"):
+            info = HfApi(endpoint=self.endpoint).model_info(repository, revision=revision, files_metadata=True)
+        return str(info.sha), {entry.rfilename: entry for entry in info.siblings or []}
+
+    def fetch(self, repository: str, commit: str, path: str, output: Any, offset: int, size: int) -> None:
+        """Append the bytes of a file from `offset` on to the open file `output`."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        url = hf_hub_url(repository, path, revision=commit, endpoint=self.endpoint)
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        with _network_errors(f"{path} of {repository} at {self.endpoint}"):
+            http_get(url, output, resume_size=offset, headers=headers, expected_size=size, displayed_filename=path)
+
+
+@contextmanager
+def _network_errors(what: str) -> Iterator[None]:
+    """Convert errors of any network library to `InputError` or `DownloadInterrupted`."""
+    try:
+        yield
+    except Exception as error:
+        name = type(error).__name__
+        package = type(error).__module__.partition(".")[0]
+        network = package in _NETWORK_PACKAGES or isinstance(error, ConnectionError | TimeoutError)
+        if not network or isinstance(error, InputError):
+            raise
+        if name in _NOT_ACCESSIBLE:
+            hint = "check its page; for gated repositories, accept the terms there and run `hf auth login`"
+            raise InputError(f"{what} is not accessible ({name})", "a repository you have access to", hint) from error
+        reason = (str(error).strip().splitlines() or [name])[0]
+        message = f"{what} could not be read ({reason}); run the same command again to resume"
+        raise DownloadInterrupted(message) from error
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One file to fetch.
+class _RemoteFile:
+    """One file to download.
 
     Args:
-        part: it belongs to.
-        path: in its repository.
-        target: where it goes.
-        size: bytes, as the hub tells.
-        sha256: as this project or the hub knows it; None = the hub keeps it as a small text file.
-        blob: git's SHA-1 of it, for those.
-        familiar: whether this project or an earlier download knew the hash.
+        component: Component it belongs to.
+        path: Path in the repository.
+        target: Local path.
+        size: Size in bytes, as reported by the hub.
+        sha256: Expected SHA-256; `None` for small text files, which the hub stores without it.
+        blob: Git blob SHA-1 of those.
+        known: Whether the hash was known before the hub was asked.
     """
 
-    part: Part
+    component: Component
     path: str
     target: Path
     size: int
     sha256: str | None
     blob: str | None
-    familiar: bool
+    known: bool
 
     @property
-    def unfinished(self) -> Path:
-        """Where its bytes are collected."""
-        return self.target.with_name(self.target.name + UNFINISHED)
+    def partial(self) -> Path:
+        return self.target.with_name(self.target.name + PARTIAL)
 
     @property
-    def left(self) -> int:
-        """Bytes that have to come yet."""
+    def remaining(self) -> int:
+        """Bytes still to download."""
         if self.target.is_file():
             return 0
-        return max(0, self.size - (self.unfinished.stat().st_size if self.unfinished.is_file() else 0))
+        return max(0, self.size - (self.partial.stat().st_size if self.partial.is_file() else 0))
 
-
-Watch = Callable[[int, int], None]
-"""Called while bytes arrive, with those that are here and all that are wanted; may raise Cancelled."""
+    def matches(self, path: Path) -> bool:
+        """Whether the contents of `path` have the expected hash."""
+        if self.sha256 is not None:
+            return sha256_of(path) == self.sha256
+        if self.blob is None:
+            return True
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.blob
 
 
 @dataclass
-class _Watched:
-    """An open file that tells of every write."""
+class _CountingFile:
+    """An open file that reports the size of every write."""
 
     file: Any
-    wrote: Callable[[int], None]
+    on_write: Callable[[int], None]
 
     def write(self, data: bytes) -> int:
-        self.wrote(len(data))
+        self.on_write(len(data))
         return self.file.write(data)
 
     def __getattr__(self, name: str) -> Any:
@@ -88,62 +146,73 @@ class _Watched:
 
 
 def download(
-    parts: Sequence[Part], root: Path, *, hub: Hub | None = None, tell: Tell = log.info, watch: Watch | None = None
+    components: Sequence[Component],
+    root: Path,
+    *,
+    hub: Hub | None = None,
+    notify: Notify = log.info,
+    callback: DownloadCallback | None = None,
 ) -> list[Path]:
-    """Fetch what is missing of `parts` into `root`; returns the files that were fetched.
-
-    Where all is here, nothing is asked of anybody.
+    """Download missing components into `root`. Makes no network requests if everything is present.
 
     Args:
-        tell: gets a sentence per part.
+        components: Components to download.
+        root: Model folder.
+        hub: Hub client.
+        notify: Receives one message per component.
+        callback: Progress callback.
+
+    Returns:
+        Files that were downloaded.
 
     Raises:
-        InputError: a repository without the files, too little room, a file of the wrong size or hash.
-        DownloadStopped: network trouble; what has arrived is kept.
+        InputError: A repository lacks the files, the disk is too small, or a file has the wrong size or hash.
+        DownloadInterrupted: Network failure; received data is kept.
     """
     hub = hub or Hub()
-    repair_nested(root)
-    todo = [part for part in parts if not complete(part, root)]
-    for part in parts:
-        if part not in todo:
-            tell(f"{part.name}: all here")
+    repair_nested_folder(root)
+    todo = [component for component in components if not is_downloaded(component, root)]
+    for component in components:
+        if component not in todo:
+            notify(f"{component.name}: already downloaded")
     if not todo:
         return []
-    plans = {part.name: _plan(part, root, hub) for part in todo}
-    _room(root, sum(file.left for _, files in plans.values() for file in files))
-    total = sum(file.size for _, files in plans.values() for file in files)
-    done = total - sum(file.left for _, files in plans.values() for file in files)
-    fetched: list[Path] = []
+    plans = {component.name: _plan(component, root, hub) for component in todo}
+    every = [file for _, files in plans.values() for file in files]
+    _check_disk_space(root, sum(file.remaining for file in every))
+    total = sum(file.size for file in every)
+    done = total - sum(file.remaining for file in every)
+    downloaded: list[Path] = []
 
-    def wrote(count: int) -> None:
+    def on_write(count: int) -> None:
         nonlocal done
         done += count
-        if watch is not None:
-            watch(done, total)
+        if callback is not None:
+            callback(done, total)
 
-    for part in todo:
-        commit, files = plans[part.name]
+    for component in todo:
+        commit, files = plans[component.name]
         size = sum(file.size for file in files)
-        tell(f"{part.name}: {size / 1e9:.2f} GB from {part.repository} at {commit[:10]}; {part.licence}")
-        ours = set(read_record(root).get(part.name, {"files": {}})["files"])
-        sums = {}
+        license = f"license: {component.license}"
+        notify(f"{component.name}: {size / 1e9:.2f} GB from {component.repository} at {commit[:10]}; {license}")
+        earlier = set(read_manifest(root).get(component.name, {"files": {}})["files"])
+        entries = {}
         for file in files:
-            if not _keep(file, ours):
-                _fetch(file, commit, hub, wrote)
-                fetched.append(file.target)
-            sums[file.path] = {"size": file.size, "sha256": file.sha256 or sha256_of(file.target)}
-        strange = [file.path for file in files if not file.familiar]
-        if strange:
-            tell(
-                f"{part.name}: this project knows no hash of {_some(strange)}; they are what the hub says they are. "
-                f"Their hashes are recorded in {root / RECORD} and held against them from now on"
+            if not _is_present(file, earlier):
+                _fetch(file, commit, hub, on_write)
+                downloaded.append(file.target)
+            entries[file.path] = {"size": file.size, "sha256": file.sha256 or sha256_of(file.target)}
+        if unknown := [file.path for file in files if not file.known]:
+            notify(
+                f"{component.name}: no published hash is known for {_shorten(unknown)}; the hashes reported by the hub "
+                f"are stored in {root / MANIFEST} and verified from now on"
             )
-        write_record(root, part, commit, sums)
-    return fetched
+        write_manifest(root, component, commit, entries)
+    return downloaded
 
 
-def repair_nested(root: Path) -> None:
-    """antelopev2.zip unpacks one folder too deep (antelopev2/antelopev2/*.onnx): the models go where they belong."""
+def repair_nested_folder(root: Path) -> None:
+    """Move models out of antelopev2/antelopev2, where antelopev2.zip unpacks them."""
     outer = root / "face_encoder" / "models" / "antelopev2"
     inner = outer / "antelopev2"
     if not inner.is_dir():
@@ -156,105 +225,97 @@ def repair_nested(root: Path) -> None:
         inner.rmdir()
 
 
-def _plan(part: Part, root: Path, hub: Hub) -> tuple[str, list[Wanted]]:
-    """Commit and files of a part, as the hub lists them."""
-    recorded = read_record(root).get(part.name)
-    if recorded is not None and recorded["repository"] != part.repository:
-        recorded = None
-    pinned = part.revision or (recorded["revision"] if recorded is not None else None)
-    commit, entries = hub.look(part.repository, pinned)
-    known = {file.path: file for file in part.known}
-    earlier = recorded["files"] if recorded is not None and recorded["revision"] == commit else {}
+def _plan(component: Component, root: Path, hub: Hub) -> tuple[str, list[_RemoteFile]]:
+    """Commit and files of a component, as listed by the hub."""
+    entry = read_manifest(root).get(component.name)
+    if entry is not None and entry["repository"] != component.repository:
+        entry = None
+    pinned = component.revision or (entry["revision"] if entry is not None else None)
+    commit, listing = hub.list_files(component.repository, pinned)
+    known = {file.path: file for file in component.known}
+    earlier = entry["files"] if entry is not None and entry["revision"] == commit else {}
     files = []
-    for name in _choose(part, commit, entries):
-        entry = entries[name]
-        large = entry.lfs
-        told = None if large is None else str(large["sha256"] if isinstance(large, Mapping) else large.sha256)
-        size = int(entry.size if entry.size is not None else large.size)
+    for name in _select(component, commit, listing):
+        info = listing[name]
+        lfs = info.lfs
+        reported = None if lfs is None else str(lfs["sha256"] if isinstance(lfs, Mapping) else lfs.sha256)
+        size = int(info.size if info.size is not None else lfs.size)
         expected = known[name].sha256 if name in known else earlier.get(name, {}).get("sha256")
-        if expected is not None and told not in (None, expected):
-            came = f"{hub.endpoint} offers {name} of {part.repository} with the SHA-256 {told}"
-            raise InputError(came, expected, "do not use that mirror, or look whether the project has a new version")
+        offer = f"{hub.endpoint} offers {name} of {component.repository}"
+        if expected is not None and reported not in (None, expected):
+            hint = "do not use this mirror, or check for a new version of this project"
+            raise InputError(f"{offer} with SHA-256 {reported}", expected, hint)
         if name in known and known[name].size not in (None, size):
-            came = f"{hub.endpoint} offers {name} of {part.repository} with {size} bytes"
-            raise InputError(came, f"{known[name].size}", "do not use that mirror")
-        target = root / part.folder / name
-        files.append(Wanted(part, name, target, size, expected or told, entry.blob_id, expected is not None))
+            raise InputError(f"{offer} with {size} bytes", f"{known[name].size}", "do not use this mirror")
+        target = root / component.folder / name
+        sha256 = expected or reported
+        files.append(_RemoteFile(component, name, target, size, sha256, info.blob_id, expected is not None))
     return commit, files
 
 
-def _choose(part: Part, commit: str, entries: Mapping[str, Any]) -> list[str]:
-    """Names of the files that are wanted."""
-    chosen: dict[str, None] = {}
-    for options in part.wanted:
+def _select(component: Component, commit: str, listing: Mapping[str, Any]) -> list[str]:
+    """Names of the files to download."""
+    selected: dict[str, None] = {}
+    for patterns in component.files:
         found: list[str] = []
-        for option in options:
-            found = [n for n in sorted(entries) if n.count("/") == option.count("/") and fnmatch(n, option)]
+        for pattern in patterns:
+            found = [n for n in sorted(listing) if n.count("/") == pattern.count("/") and fnmatch(n, pattern)]
             if found:
                 break
         if not found:
-            came = f"the repository {part.repository} at {commit[:10]} holds no {' or '.join(options)}"
-            raise InputError(came, f"the {part.purpose}", f"look at {part.page}; the files may have been moved")
-        chosen |= dict.fromkeys(found)
-    return list(chosen)
+            problem = f"the repository {component.repository} at {commit[:10]} has no {' or '.join(patterns)}"
+            raise InputError(problem, f"the {component.purpose}", f"check {component.url}; the files may have moved")
+        selected |= dict.fromkeys(found)
+    return list(selected)
 
 
-def _room(root: Path, needed: int) -> None:
-    """Make the folder; raise InputError where the disk has not enough room."""
+def _check_disk_space(root: Path, needed: int) -> None:
+    """Create the folder. Raises `InputError` if the disk is too small."""
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
-    if needed + SPARE > free:
-        came = f"{free / 1e9:.1f} GB free for {root}"
-        do = "make room, choose another disk with --models-dir, or fetch fewer --parts"
-        raise InputError(came, f"{(needed + SPARE) / 1e9:.1f} GB for what is still to come", do)
+    if needed + RESERVE > free:
+        hint = "free some space, choose another disk with --models-dir, or select fewer --components"
+        expected = f"{(needed + RESERVE) / 1e9:.1f} GB for the remaining files"
+        raise InputError(f"{free / 1e9:.1f} GB free for {root}", expected, hint)
 
 
-def _keep(file: Wanted, ours: set[str]) -> bool:
-    """Whether the file is there already as it should be; an outdated one that we fetched is replaced."""
+def _is_present(file: _RemoteFile, earlier: set[str]) -> bool:
+    """Whether the target is already correct. An outdated file from an earlier download is replaced."""
     if not file.target.exists():
         return False
-    if file.target.is_file() and file.target.stat().st_size == file.size and _right(file, file.target):
+    if file.target.is_file() and file.target.stat().st_size == file.size and file.matches(file.target):
         return True
-    if file.path not in ours:
-        came = f"there is another file at {file.target}"
-        raise InputError(came, f"{file.path} of {file.part.repository}", "move it away, then run this again")
+    if file.path not in earlier:
+        expected = f"{file.path} of {file.component.repository}"
+        raise InputError(f"a different file exists at {file.target}", expected, "move it away, then run this again")
     return False
 
 
-def _fetch(file: Wanted, commit: str, hub: Hub, wrote: Callable[[int], None]) -> None:
-    """Bring a file; it gets its name once it was found right."""
+def _fetch(file: _RemoteFile, commit: str, hub: Hub, on_write: Callable[[int], None]) -> None:
+    """Download a file and rename it once it is verified."""
     file.target.parent.mkdir(parents=True, exist_ok=True)
-    have = file.unfinished.stat().st_size if file.unfinished.is_file() else 0
-    if have > file.size:
-        file.unfinished.unlink()
-        have = 0
-    with file.unfinished.open("ab") as opened:
+    offset = file.partial.stat().st_size if file.partial.is_file() else 0
+    if offset > file.size:
+        file.partial.unlink()
+        offset = 0
+    with file.partial.open("ab") as opened:
+        output = _CountingFile(opened, on_write)
         try:
-            hub.fetch(file.part.repository, commit, file.path, _Watched(opened, wrote), have, file.size)
+            hub.fetch(file.component.repository, commit, file.path, output, offset, file.size)
         except OSError as error:
             if not str(error).startswith("Consistency check failed"):
-                raise  # the disk, or the network
-    size = file.unfinished.stat().st_size
-    if size == file.size and _right(file, file.unfinished):
-        os.replace(file.unfinished, file.target)
+                raise  # disk or network
+    size = file.partial.stat().st_size
+    if size == file.size and file.matches(file.partial):
+        os.replace(file.partial, file.target)
         return
-    file.unfinished.unlink()
-    what, expected = f"{size} bytes", f"{file.size}"
+    file.partial.unlink()
+    received, expected = f"{size} bytes", f"{file.size}"
     if size == file.size:
-        what, expected = "another content", f"the hash {file.sha256 or file.blob}"
-    came = f"{file.path} of {file.part.repository} arrived with {what}"
-    raise InputError(came, expected, "run this again; if it comes again, the source at hand is not to be trusted")
+        received, expected = "different contents", f"the hash {file.sha256 or file.blob}"
+    problem = f"{file.path} of {file.component.repository} arrived with {received}"
+    raise InputError(problem, expected, "run this again; if it persists, do not trust this source")
 
 
-def _right(file: Wanted, path: Path) -> bool:
-    """Whether the content is the wanted one."""
-    if file.sha256 is not None:
-        return sha256_of(path) == file.sha256
-    if file.blob is None:
-        return True
-    content = path.read_bytes()  # a small text file
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.blob
-
-
-def _some(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")

@@ -1,8 +1,9 @@
-"""`convert`: any model into one file, or into the released files."""
+"""`bya convert`: write any model as a single file or in the released layout."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,14 +17,20 @@ from bya_core import __version__
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_folder, atomic_write, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.weights.from_path import WIDTHS, Found, default_arguments, encoders_for, find
-from bya_core.weights.known_files import OFFICIAL_SETTINGS
-from bya_core.weights.loader import Shapes, assembled, empty, shapes_of
+from bya_core.weights.components import OFFICIAL_SETTINGS
+from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve
 from bya_core.weights.registry import MODELS
-from bya_core.weights.single_file import EIGHT_BITS, FORMAT, in_8_bits, write_single
-from bya_core.weights.state_dict_adapter import LORA_FILE, MODULES, PROJECTION, RENAMED, to_released
+from bya_core.weights.single_file import FORMAT, FP8, is_stored_in_fp8, write_single_file
+from bya_core.weights.state_dict_adapter import (
+    LORA_FILE,
+    MODULES,
+    PATCH_PROJECTION,
+    RENAMED_ARGUMENTS,
+    to_released,
+)
+from bya_core.weights.weight_files import Shapes, build_empty, iter_weights, read_shapes
 
-RELEASED_CONFIG = (
+RELEASED_ARGUMENTS = (
     "num_attention_heads",
     "attention_head_dim",
     "in_channels",
@@ -55,115 +62,131 @@ RELEASED_CONFIG = (
     "is_train_audio",
     "audio_attn_interval",
 )
-"""Settings that the released transformer has."""
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+"""Arguments of the released transformer."""
+TRANSFORMER_FILE = "transformer/diffusion_pytorch_model.safetensors"
 
 
 def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encoders: str | None = None) -> list[str]:
-    """Write one file; see `single_file` for what it holds.
+    """Write a single-file checkpoint, see `single_file`.
 
     Args:
-        model: whatever `from_path.find` finds.
-        out: to write.
+        model: Anything that `loader.resolve` accepts.
+        out: Output file.
         precision: "as-stored", "bf16", "fp16", "fp32" or "fp8".
-        encoders: model or folder whose encoders belong to it; None = as the model says, or found by its sizes.
+        encoders: Model or folder whose encoders it uses; `None` uses those stated by the model, or selects them by its
+            sizes.
 
     Returns:
-        What to tell a person.
+        Messages for the user.
 
     Raises:
-        InputError: no model, weights that do not fit, or an output that cannot be written.
+        InputError: No such model, weights that do not match, or an output that cannot be written.
     """
     out = check_output(out, (".safetensors",), "the model")
-    found = find(model)
-    recipe = found.recipe
-    if out.absolute() in [source.absolute() for source in recipe.sources]:
-        raise InputError(f"{out} is what is to be converted", "another file to write", "choose another name")
-    shell = empty(lambda: BindYourAvatarTransformer3DModel(**recipe.arguments))
-    shapes: Shapes = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
-    stored = _stored_dtypes(found)
-    dtypes = {name: _wanted(name, shapes[name], stored[name], precision) for name in shapes if name in stored}
-    belongs = encoders or found.encoders or encoders_for(recipe.arguments)
+    model_source = resolve(model)
+    source = model_source.transformer
+    if out.absolute() in [path.absolute() for path in source.paths]:
+        raise InputError(f"{out} is an input of the conversion", "a different output file", "choose another name")
+    shell, shapes = _build_shell(source.arguments)
+    stored = _stored_dtypes(model_source)
+    dtypes = {name: _output_dtype(name, shapes[name], stored[name], precision) for name in shapes if name in stored}
+    encoders = encoders or model_source.encoders or encoders_for(source.arguments)
     metadata = {
         "bya_format": FORMAT,
         "made_by": f"bind-your-avatar {__version__}",
         "config": json.dumps(_arguments(shell)),
         "flavour": str(shell.config.flavour),
-        "precision": precision if precision != "as-stored" else _common(dtypes),
-        "encoders": belongs,
-        "settings": json.dumps(found.settings or _settings(belongs)),
-        "sources": json.dumps([_source(path) for path in recipe.sources]),
-        "lora": f"{len(recipe.lora)} updates merged",
+        "precision": precision if precision != "as-stored" else _most_common(dtypes),
+        "encoders": encoders,
+        "domain": model_source.domain or ("photos" if encoders == "official" else "puppets"),
+        "canvas_layout": model_source.canvas_layout,
+        "settings": json.dumps(model_source.settings or _encoder_settings(encoders)),
+        "sources": json.dumps([_describe(path) for path in source.paths]),
+        "lora": f"{len(source.lora)} updates merged",
     }
-    size = sum(shape.numel() * dtypes[name].itemsize for name, shape in _sizes(shapes).items() if name in dtypes)
-    _room(out.absolute().parent, size)
-    width = WIDTHS.get(precision)
-    work = torch.float32 if precision == "fp8" else width  # rounded once, to 8 bits
-    weights = assembled(shapes, recipe.files, dtype=work, lora=recipe.lora, widen=PROJECTION)
+    size = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items() if name in dtypes)
+    _check_disk_space(out.absolute().parent, size)
+    # float8 weights are rounded once, from float32
+    dtype = torch.float32 if precision == "fp8" else PRECISIONS.get(precision)
+    weights = iter_weights(shapes, source.files, dtype=dtype, lora=source.lora, widen=PATCH_PROJECTION)
     with atomic_write(out) as temporary:
-        written = write_single(temporary, weights, shapes, _complete(shapes, dtypes), metadata)
-    told = [f"wrote {out} ({written / 1e9:.2f} GB, {metadata['precision']})"]
-    if recipe.lora:
-        told.append(f"merged {len(recipe.lora)} LoRA updates")
-    return told
+        written = write_single_file(temporary, weights, shapes, _fill_missing(shapes, dtypes), metadata)
+    messages = [f"wrote {out} ({written / 1e9:.2f} GB, {metadata['precision']})"]
+    if source.lora:
+        messages.append(f"merged {len(source.lora)} LoRA updates")
+    return messages
 
 
-def to_released_folder(model: str | Path, out: Path, precision: str = "as-stored") -> list[str]:
-    """Write the released layout; a LoRA that lies apart stays apart.
+def convert_to_released(model: str | Path, out: Path, precision: str = "as-stored") -> list[str]:
+    """Write the released layout. A separate LoRA stays separate.
 
-    The transformer is written weight by weight; speech, face and router modules (3 billion weights) are held in memory.
+    The transformer is written weight by weight; audio, face and router modules (3 billion weights) are held in memory.
+
+    Args:
+        model: Anything that `loader.resolve` accepts.
+        out: Output folder, new or empty.
+        precision: "as-stored", "bf16", "fp16" or "fp32".
+
+    Returns:
+        Messages for the user.
 
     Raises:
-        InputError: a model that the released code could not load, or `out` is there already.
+        InputError: A model that the released code cannot load, or an output folder that is not empty.
     """
-    found = find(model)
-    recipe = found.recipe
+    model_source = resolve(model)
+    source = model_source.transformer
     if precision == "fp8":
         raise InputError("released files in fp8", "as-stored, bf16, fp16 or fp32", "choose one of them")
-    if recipe.arguments.get("flavour", "official") != "official":
-        came = f"{model} is of the flavour {recipe.arguments['flavour']}"
-        raise InputError(came, "the flavour official, which the released code has", "use convert without --to released")
+    flavour = source.arguments.get("flavour", "official")
+    if flavour != "official":
+        expected = "the flavour official of the released code"
+        raise InputError(f"{model} has the flavour {flavour}", expected, "use convert without --to released")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already", "a new or empty folder", "choose another name")
-    shell = empty(lambda: BindYourAvatarTransformer3DModel(**recipe.arguments))
-    shapes: Shapes = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
-    width = WIDTHS.get(precision)
-    with atomic_folder(out) as unfinished:
-        (unfinished / WEIGHTS).parent.mkdir()
+        raise InputError(f"{out} already exists", "a new or empty folder", "choose another name")
+    shell, shapes = _build_shell(source.arguments)
+    dtype = PRECISIONS.get(precision)
+    with atomic_folder(out) as partial:
+        (partial / TRANSFORMER_FILE).parent.mkdir()
         modules: dict[str, Tensor] = {}
 
-        def base() -> Iterator[tuple[str, Tensor]]:
-            for name, weight in assembled(shapes, recipe.files, dtype=width, widen=PROJECTION):
+        def base_weights() -> Iterator[tuple[str, Tensor]]:
+            for name, weight in iter_weights(shapes, source.files, dtype=dtype, widen=PATCH_PROJECTION):
                 if name.startswith(MODULES):
                     modules[name] = weight
                 else:
                     yield name, weight
 
-        kept = {name: shape for name, shape in shapes.items() if not name.startswith(MODULES)}
-        stored = _stored_dtypes(found)
-        dtypes = {n: _wanted(n, shapes[n], stored[n], precision) for n in kept if n in stored}
-        write_single(unfinished / WEIGHTS, base(), kept, _complete(kept, dtypes), {})
-        content = {file: weights for file, weights in to_released(modules).items() if file != "transformer"}
-        for file, weights in content.items():
-            (unfinished / file).parent.mkdir()
-            torch.save(weights, unfinished / file)
-        (unfinished / "transformer/config.json").write_text(json.dumps(_released_config(shell), indent=2) + "\n")
-        if recipe.lora:
-            path = unfinished / LORA_FILE
+        base = {name: shape for name, shape in shapes.items() if not name.startswith(MODULES)}
+        stored = _stored_dtypes(model_source)
+        dtypes = {name: _output_dtype(name, base[name], stored[name], precision) for name in base if name in stored}
+        write_single_file(partial / TRANSFORMER_FILE, base_weights(), base, _fill_missing(base, dtypes), {})
+        contents = {file: weights for file, weights in to_released(modules).items() if file != "transformer"}
+        for file, weights in contents.items():
+            (partial / file).parent.mkdir()
+            torch.save(weights, partial / file)
+        (partial / "transformer/config.json").write_text(json.dumps(_released_config(shell), indent=2) + "\n")
+        if source.lora:
+            path = partial / LORA_FILE
             path.parent.mkdir()
-            save_file(_released_lora(recipe.lora, width), path)
-    lora = f"{len(recipe.lora)} updates in {LORA_FILE}" if recipe.lora else "none apart (merged, or never one)"
-    told = [f"wrote {out} ({', '.join([WEIGHTS, *content])})", f"LoRA: {lora}"]
-    if beyond := _beyond_released(shell):
-        told.append(f"the released code will not understand these settings of the model: {', '.join(beyond)}")
-    return told
+            save_file(_released_lora(source.lora, dtype), path)
+    lora = f"{len(source.lora)} updates in {LORA_FILE}" if source.lora else "no separate LoRA"
+    messages = [f"wrote {out} ({', '.join([TRANSFORMER_FILE, *contents])})", f"LoRA: {lora}"]
+    if unsupported := _unsupported_arguments(shell):
+        messages.append(f"the released code does not support these arguments of the model: {', '.join(unsupported)}")
+    return messages
 
 
-def _stored_dtypes(found: Found) -> dict[str, torch.dtype]:
-    """Number format of every weight as it would be read; weights in 8 bits count as the bfloat16 they were made for."""
+def _build_shell(arguments: Mapping[str, Any]) -> tuple[Any, Shapes]:
+    """The transformer without weights, and the shapes of its state dict."""
+    shell = build_empty(lambda: BindYourAvatarTransformer3DModel(**arguments))
+    return shell, {name: tuple(value.shape) for name, value in shell.state_dict().items()}
+
+
+def _stored_dtypes(source: ModelSource) -> dict[str, torch.dtype]:
+    """Dtype of every weight after reading; float8 weights count as bfloat16."""
     dtypes: dict[str, torch.dtype] = {}
-    _, owners = shapes_of(found.recipe.files)
-    for file in found.recipe.files:
+    _, owners = read_shapes(source.transformer.files)
+    for file in source.transformer.files:
         with file.open() as stored:
             for name, tensor in stored.items():
                 if owners[name] is file:
@@ -171,74 +194,70 @@ def _stored_dtypes(found: Found) -> dict[str, torch.dtype]:
     return dtypes
 
 
-def _wanted(name: str, shape: tuple[int, ...], stored: torch.dtype, precision: str) -> torch.dtype:
+def _output_dtype(name: str, shape: tuple[int, ...], stored: torch.dtype, precision: str) -> torch.dtype:
     if precision == "as-stored" or not stored.is_floating_point:
         return stored
-    if precision == "fp8" and in_8_bits(name, shape):
-        return EIGHT_BITS
-    return WIDTHS[precision]
+    if precision == "fp8" and is_stored_in_fp8(name, shape):
+        return FP8
+    return PRECISIONS[precision]
 
 
-def _complete(shapes: Shapes, dtypes: Mapping[str, torch.dtype]) -> dict[str, torch.dtype]:
-    """With something for weights that are missing; that they are is told when they are to be read."""
+def _fill_missing(shapes: Shapes, dtypes: Mapping[str, torch.dtype]) -> dict[str, torch.dtype]:
+    """A dtype for missing weights too; `iter_weights` reports them."""
     return {name: dtypes.get(name, torch.float32) for name in shapes}
 
 
-def _common(dtypes: Mapping[str, torch.dtype]) -> str:
-    """The number format that most weights have."""
-    names = {dtype: name for name, dtype in WIDTHS.items() if name != "fp8"}
+def _most_common(dtypes: Mapping[str, torch.dtype]) -> str:
+    """Name of the most common dtype."""
+    names = {dtype: name for name, dtype in PRECISIONS.items() if name != "fp8"}
     used = [names.get(dtype, "fp32") for dtype in dtypes.values()]
     return max(sorted(set(used)), key=used.count)
-
-
-def _sizes(shapes: Shapes) -> dict[str, torch.Size]:
-    return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
 def _arguments(model: Any) -> dict[str, Any]:
     return {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
 
 
-def _settings(encoders: str) -> Any:
+def _encoder_settings(encoders: str) -> Any:
     """Native size and sampling of the model whose encoders are used."""
     if encoders == "official":
         return OFFICIAL_SETTINGS
-    folder = MODELS[encoders].here if encoders in MODELS else Path(encoders)
+    folder = MODELS[encoders].path if encoders in MODELS else Path(encoders)
     path = folder / "bundle.json"
     if not path.is_file():
-        raise InputError(f"no bundle.json in {folder}", "a model whose encoders can be used", "name another --encoders")
+        raise InputError(f"no bundle.json in {folder}", "a model with encoders", "name another one with --encoders")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _source(path: Path) -> dict[str, Any]:
+def _describe(path: Path) -> dict[str, Any]:
     return {"file": "/".join(path.parts[-2:]), "bytes": path.stat().st_size}
 
 
 def _released_config(model: Any) -> dict[str, Any]:
-    """config.json as the released code reads it; with those of our own settings that are not as it has them."""
-    back = {ours: theirs for theirs, ours in RENAMED.items()}
-    named = {back.get(name, name): value for name, value in _arguments(model).items()}
-    told = {name: named[name] for name in RELEASED_CONFIG if name in named}
-    return told | {"is_kps": False} | {name: named[name] for name in _beyond_released(model)}
+    """config.json of the released code, plus those of our arguments that differ from its behavior."""
+    released_names = {ours: theirs for theirs, ours in RENAMED_ARGUMENTS.items()}
+    named = {released_names.get(name, name): value for name, value in _arguments(model).items()}
+    config = {name: named[name] for name in RELEASED_ARGUMENTS if name in named}
+    return config | {"is_kps": False} | {name: named[name] for name in _unsupported_arguments(model)}
 
 
-def _beyond_released(model: Any) -> list[str]:
-    """Settings that the released code does not have, and that differ from what it does."""
-    unlike = {name: value for name, value in _arguments(model).items() if value != default_arguments()[name]}
-    known = {*RELEASED_CONFIG, *RENAMED.values()}
-    return sorted(name for name in unlike if name not in known)
+def _unsupported_arguments(model: Any) -> list[str]:
+    """Arguments that the released code does not have and that differ from its behavior."""
+    defaults = default_arguments()
+    known = {*RELEASED_ARGUMENTS, *RENAMED_ARGUMENTS.values()}
+    return sorted(n for n, value in _arguments(model).items() if value != defaults[n] and n not in known)
 
 
-def _released_lora(pairs: Mapping[str, tuple[Tensor, Tensor]], width: torch.dtype | None) -> dict[str, Tensor]:
+def _released_lora(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype | None) -> dict[str, Tensor]:
     content = {}
     for name, (a, b) in pairs.items():
         module = name.removesuffix(".weight")
         for side, half in (("A", a), ("B", b)):
-            content[f"transformer.{module}.lora_{side}.weight"] = half.to(width or half.dtype).contiguous()
+            content[f"transformer.{module}.lora_{side}.weight"] = half.to(dtype or half.dtype).contiguous()
     return content
 
 
-def _room(folder: Path, size: int) -> None:
+def _check_disk_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise InputError(f"{free / 1e9:.1f} GB free in {folder}", f"{size / 1e9:.1f} GB", "choose another disk")

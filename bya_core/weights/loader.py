@@ -1,307 +1,310 @@
-"""Weights from files into a model: strict, and never more of them in memory than a piece.
-
-The model is built without memory (torch's "meta" device). Each file is mapped, not read; every tensor is made on the
-device and in the number format it is wanted in, and filled piece by piece. So the host holds at most the pages of one
-file and one piece, whatever the size of the model.
-"""
+"""Loading a model by name or path: registry entry, converted file, released folder, training run or bundle folder."""
 
 from __future__ import annotations
 
-import logging
-import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
+from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
+from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.scene.types import SceneDefaults
+from bya_core.weights.bundle import CanvasLayout, Domain, ModelBundle, NativeSize
+from bya_core.weights.cache import missing_files
+from bya_core.weights.components import OFFICIAL, RELEASE, Component
+from bya_core.weights.official import check_components, load_official, read_settings
+from bya_core.weights.registry import MODELS, ModelEntry, find_model, find_path
+from bya_core.weights.single_file import read_metadata
+from bya_core.weights.state_dict_adapter import (
+    TransformerSource,
+    is_released_folder,
+    map_transformer_name,
+    released_source,
+    transformer_source,
+)
+from bya_core.weights.weight_files import WeightFile
 
-log = logging.getLogger(__name__)
-
-PIECE = 64 * 2**20  # bytes that are converted and copied at once
-SCALE = "_scale"
-"""Ending of the entry that holds the scale of a tensor kept in 8 bits."""
-LISTED = 10  # names of each kind that an error lists
-
-BROKEN = (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, TypeError, AttributeError)
-"""What the libraries raise for files that are cut short or of another kind."""
-
-Rename = Callable[[str], str]
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in an open file.
-
-    Args:
-        shape, dtype: of what lies in the file.
-        rows: a slice of its first axis -> tensor; of a tensor without axes: itself, whatever the slice.
-        scale: it is to be multiplied with; None = as it is.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    rows: Callable[[slice], Tensor]
-    scale: float | None = None
-
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """One after the other, each at most `PIECE` bytes (or one row)."""
-        if not self.shape:
-            yield slice(None), self._scaled(self.rows(slice(None)))
-            return
-        size = self.dtype.itemsize
-        for length in self.shape[1:]:
-            size *= length
-        step = max(1, PIECE // max(1, size))
-        for start in range(0, self.shape[0], step):
-            rows = slice(start, min(start + step, self.shape[0]))
-            yield rows, self._scaled(self.rows(rows))
-
-    def whole(self) -> Tensor:
-        """All of it."""
-        return self._scaled(self.rows(slice(None)))
-
-    def _scaled(self, tensor: Tensor) -> Tensor:
-        return tensor if self.scale is None else tensor.float() * self.scale
+RUN_LORA = "pytorch_lora_weights.safetensors"
+"""LoRA of a training run, next to its weights and with scale 1."""
+ENCODER_ARGUMENTS = (
+    "text_embed_dim",
+    "out_channels",
+    "lfe_id_dim",
+    "lfe_vit_dim",
+    "lfe_num_scale",
+    "audio_blocks",
+    "audio_channels",
+)
+"""Arguments of the transformer that are determined by its encoders."""
+OFFICIAL_ENCODER_ARGUMENTS = (4096, 16, 1280, 1024, 5, 12, 768)
+COGVIDEOX_SIZE_UNIT, COGVIDEOX_TIME_FACTOR = 16, 4
+"""Pixels per token and side (VAE 8, patch 2), and video frames per latent frame, of CogVideoX."""
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class WeightFile:
-    """A safetensors file, or a pickle of tensors, under our names.
+class ModelSource:
+    """A model that was located but not loaded.
 
     Args:
-        path: of the file.
-        unpack: what a pickle holds -> name and tensor; not used for safetensors.
-        rename: name in the file -> ours.
-        without: entries with this in their name are left out.
+        transformer: Files and arguments of the transformer.
+        encoders: Name or folder of the model whose encoders it uses; `None` selects them by the transformer's sizes.
+        settings: Native size, sampling and maximum characters; `None` uses those of that model.
+        precision: Precision stated by a converted file; `None` keeps the stored dtypes.
+        domain: What the model was trained on; `None` uses that of the encoders' model.
+        canvas_layout: Layout of the conditioning canvas.
     """
 
-    path: Path
-    unpack: Callable[[Any], Iterable[tuple[str, Tensor]]] = field(default=lambda content: content.items())
-    rename: Rename = field(default=lambda name: name)
-    without: str | None = None
-
-    @contextmanager
-    def open(self) -> Iterator[dict[str, Stored]]:
-        """Our name -> tensor that can be read while the file is open.
-
-        Raises:
-            InputError: no such file, or one that is broken or of another kind.
-        """
-        with ExitStack() as stack:
-            try:
-                stored = self._opened(stack)
-            except BROKEN as error:
-                came = f"{self.path} cannot be read ({type(error).__name__}: {error})"
-                raise InputError(came, "a file of weights as it was published", "fetch it again") from error
-            yield stored
-
-    def _opened(self, stack: ExitStack) -> dict[str, Stored]:
-        if not self.path.is_file():
-            raise InputError(f"no file {self.path}", "all files of the model", "fetch it again")
-        if self.path.suffix == ".safetensors":
-            opened = stack.enter_context(safe_open(self.path, framework="pt"))
-            names = list(opened.keys())
-            return self._named((name, _in_safetensors(opened, name)) for name in names)
-        return self._named((name, _in_memory(tensor)) for name, tensor in self.unpack(_unpickled(self.path)))
-
-    def _named(self, stored: Iterable[tuple[str, Stored]]) -> dict[str, Stored]:
-        ours = ((self.rename(name), tensor) for name, tensor in stored)
-        return _scales_applied({n: tensor for n, tensor in ours if self.without is None or self.without not in n})
+    transformer: TransformerSource
+    encoders: str | None = None
+    settings: Mapping[str, Any] | None = None
+    precision: str | None = None
+    domain: Domain | None = None
+    canvas_layout: CanvasLayout = "released"
 
 
-def _in_safetensors(opened: Any, name: str) -> Stored:
-    part = opened.get_slice(name)
-    shape = tuple(part.get_shape())
-    dtype = _DTYPES.get(part.get_dtype())
-    if dtype is None:
-        dtype = opened.get_tensor(name).dtype
-    if not shape:
-        return Stored(shape, dtype, lambda _: opened.get_tensor(name))
-    return Stored(shape, dtype, lambda rows: part[rows])
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I64": torch.int64,
-}
-
-
-def _in_memory(tensor: Tensor) -> Stored:
-    return Stored(tuple(tensor.shape), tensor.dtype, lambda rows: tensor[rows] if tensor.ndim else tensor)
-
-
-def _scales_applied(stored: dict[str, Stored]) -> dict[str, Stored]:
-    """Tensors in 8 bits get the scale that lies beside them."""
-    out = {}
-    for name, tensor in stored.items():
-        if tensor.dtype == torch.float8_e4m3fn:
-            if name + SCALE not in stored:
-                came = f"the weight {name!r} in 8 bits without its scale"
-                raise InputError(came, f"an entry {name + SCALE}", "convert the model again")
-            scale = float(stored[name + SCALE].whole())
-            tensor = Stored(tensor.shape, tensor.dtype, tensor.rows, scale)
-        elif name.endswith(SCALE) and name.removesuffix(SCALE) in stored:
-            continue
-        out[name] = tensor
-    return out
-
-
-def _unpickled(path: Path) -> Any:
-    """Content of a .pt file, mapped where its format allows it."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        log.warning("%s is in torch's old format: it is read as a whole", path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def shapes_of(files: Sequence[WeightFile]) -> tuple[Shapes, dict[str, WeightFile]]:
-    """Shape of every tensor in the files, and the file that it comes from: of several, the last one."""
-    shapes: Shapes = {}
-    owners: dict[str, WeightFile] = {}
-    for file in files:
-        with file.open() as stored:
-            for name, tensor in stored.items():
-                shapes[name], owners[name] = tensor.shape, file
-    return shapes, owners
-
-
-@torch.no_grad()
-def fill(
-    model: nn.Module,
-    files: Sequence[WeightFile],
+def load_bundle(
+    name_or_path: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    lora: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-    widen: str | None = None,
-) -> None:
-    """Give a model without memory (see `empty`) all its weights; arguments and errors as in `assembled`."""
-    expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name, tensor in assembled(expected, files, dtype=dtype, device=device, lora=lora, widen=widen):
-        _place(model, name, tensor)
-    for name, buffer in list(model.named_buffers()):
-        if name not in expected:
-            _place(model, name, buffer.to(device))
-
-
-@torch.no_grad()
-def assembled(
-    expected: Shapes,
-    files: Sequence[WeightFile],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    lora: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-    widen: str | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """All weights of a model, one after the other, file by file.
+    device: torch.device | str | None = None,
+    components: Mapping[str, Any] | None = None,
+) -> ModelBundle:
+    """Load a model with its encoders.
 
     Args:
-        expected: name and shape of each.
-        files: with all of them; where two have one, the last one counts.
-        dtype: of all floating point weights; None = as stored.
-        device: where they go.
-        lora: name of a weight -> (A [r, in], B [out, r]); B A is added in float32 before the weight is rounded.
-        widen: name of a weight [D, C, ...] that may have fewer input channels C; the further ones become zero.
+        name_or_path: Registry name, file written by `convert`, bundle folder, released folder, folder of a training
+            run, or name of one of `local_models`.
+        dtype: Dtype of the weights; `None` uses the default of the model (toy model float32, official bfloat16).
+        device: Target device; `None` selects the CPU.
+        components: "text" or "codec", used instead of the model's own, whose files may then be missing.
 
     Raises:
-        InputError: entries are missing, left over or of another shape, with their names.
+        InputError: Unknown model, or missing weights (with instructions to get them).
     """
-    shapes, owners = shapes_of(files)
-    if widen in shapes and widen in expected and _only_narrower(shapes[widen], expected[widen]):
-        shapes[widen] = expected[widen]
-    complain_about_differences(expected, shapes)
-    pairs = lora or {}
-    for file in files:
-        if file not in owners.values():
-            continue
-        with file.open() as stored:
-            for name, tensor in stored.items():
-                if owners[name] is file:
-                    yield name, _made(tensor, expected[name], dtype, device, pairs.get(name))
+    path = find_path(name_or_path)
+    if path is None:
+        return _load_entry(find_model(str(name_or_path)), dtype, device, components or {})
+    if path.is_dir() and (path / "bundle.json").is_file() and not is_released_folder(path):
+        bundle = replace(_load_bundle_folder(path), **(components or {}))
+        return _convert(bundle, dtype, device)
+    return _load_source(path, dtype, device, components or {})
 
 
-def empty(build: Callable[[], nn.Module]) -> Any:
-    """A model whose stored weights have no memory; buffers that no file holds (tables of positions) are real."""
-    from accelerate import init_empty_weights
+def resolve(name_or_path: str | Path) -> ModelSource:
+    """Locate a model without reading its weights.
 
-    with init_empty_weights():
-        model = build()
-    stored = model.state_dict().keys()
-    for name, buffer in list(model.named_buffers()):
-        if name in stored:
-            _place(model, name, buffer.to("meta"))
-    return model.requires_grad_(False).eval()
-
-
-def _made(
-    tensor: Stored,
-    shape: tuple[int, ...],
-    dtype: torch.dtype | None,
-    device: torch.device | str,
-    pair: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """The tensor as the model wants it."""
-    plain = torch.float32 if tensor.scale is not None else tensor.dtype
-    wanted = dtype if dtype is not None and plain.is_floating_point else plain
-    if pair is not None:
-        a, b = (half.to(device, torch.float32) for half in pair)
-        return (tensor.whole().to(device, torch.float32) + b @ a).to(wanted)
-    if tensor.shape != shape:
-        made = torch.zeros(shape, dtype=wanted, device=device)
-        for rows, piece in tensor.pieces():
-            made[rows, : tensor.shape[1]].copy_(piece)
-        return made
-    made = torch.empty(shape, dtype=wanted, device=device)
-    for rows, piece in tensor.pieces():
-        (made[rows] if shape else made).copy_(piece.to(wanted))
-    return made
+    Raises:
+        InputError: Nothing was found, or it is not a model.
+    """
+    path = find_path(name_or_path)
+    if path is None:
+        entry = find_model(str(name_or_path))
+        path = entry.path
+        check_components([component for component in entry.components if component is RELEASE], path)
+    if path.is_file():
+        return _single_file_source(path)
+    if is_released_folder(path):
+        return ModelSource(released_source(path), "official", read_settings(path), domain="photos")
+    if (path / "bundle.json").is_file():
+        is_entry = path.name in MODELS and MODELS[path.name].folder == path
+        name = path.name if is_entry else str(path.absolute())
+        source = _diffusers_source(path / "transformer")
+        return ModelSource(source, name, _read_json(path / "bundle.json"), canvas_layout=_canvas_layout(source))
+    if (path / "config.json").is_file():
+        source = _diffusers_source(path)
+        return ModelSource(source, canvas_layout=_canvas_layout(source))
+    expected = "a converted file, or a folder with bundle.json, config.json (training run) or the released layout"
+    raise InputError(f"{path} is not a model", expected, "see the documentation on models")
 
 
-def _only_narrower(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(given) == len(wanted) > 1 and given[1] < wanted[1] and given[:1] + given[2:] == wanted[:1] + wanted[2:]
+def load_defaults(name_or_path: str | Path) -> SceneDefaults:
+    """Values for fields that a scene file omits. Reads weights only if no settings file has them.
+
+    Raises:
+        InputError: Unknown model. (Missing weights are not an error.)
+    """
+    path = find_path(name_or_path)
+    settings: Mapping[str, Any] | None = None
+    if path is None:
+        entry = find_model(str(name_or_path))
+        if entry.components and entry.settings is not None:
+            settings = read_settings(entry.path)
+    elif path.is_file():
+        metadata = read_metadata(path)
+        settings = json.loads(metadata["settings"]) if metadata["encoders"] == "official" else None
+    elif is_released_folder(path):
+        settings = read_settings(path)
+    if settings is None:
+        return load_bundle(name_or_path).defaults
+    native = NativeSize(**settings["native"])
+    return SceneDefaults(
+        height=native.height,
+        width=native.width,
+        max_frames=native.num_frames,
+        size_unit=COGVIDEOX_SIZE_UNIT,
+        time_factor=COGVIDEOX_TIME_FACTOR,
+        sampling=SamplingConfig(**settings["sampling"]),
+    )
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor where the module of that name has its parameter or buffer."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+def model_settings(path: Path, *parts: str) -> dict[str, Any]:
+    """Read one of the JSON files of a bundle folder, or its equivalent for other kinds of models, without weights.
+
+    Args:
+        path: Folder or file accepted by `load_bundle`.
+        parts: "bundle.json", or "transformer", "config.json", or "vae", "config.json".
+    """
+    file = path.joinpath(*parts)
+    if path.is_dir() and not is_released_folder(path) and file.is_file():
+        return _read_json(file)
+    source = resolve(path)
+    if parts[0] == "transformer":
+        return default_arguments() | source.transformer.arguments
+    if parts[0] == "bundle.json" and source.settings is not None:
+        return dict(source.settings)
+    if path.is_dir() and file.is_file():
+        return _read_json(file)
+    encoders = source.encoders or encoders_for(source.transformer.arguments)
+    return _read_json(_encoder_folder(encoders).joinpath(*parts))
+
+
+def encoders_for(arguments: Mapping[str, Any]) -> str:
+    """Name of the model whose encoders match a transformer with these arguments.
+
+    Raises:
+        InputError: No registered model matches.
+    """
+    model = default_arguments() | dict(arguments)
+    wanted = tuple(model[name] for name in ENCODER_ARGUMENTS)
+    if wanted == OFFICIAL_ENCODER_ARGUMENTS:
+        return "official"
+    toy = _read_json(MODELS["toy"].path / "transformer" / "config.json")
+    if wanted == tuple(toy[name] for name in ENCODER_ARGUMENTS):
+        return "toy"
+    sizes = ", ".join(f"{name} {value}" for name, value in zip(ENCODER_ARGUMENTS, wanted, strict=True))
+    problem = f"a transformer whose sizes match the encoders of no known model ({sizes})"
+    raise InputError(problem, "those of toy or official", "name its model: bya convert --encoders FOLDER")
+
+
+def default_arguments() -> dict[str, Any]:
+    """Default arguments of the transformer: the published configuration."""
+    parameters = inspect.signature(BindYourAvatarTransformer3DModel.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _load_entry(
+    entry: ModelEntry, dtype: torch.dtype | None, device: torch.device | str | None, components: Mapping[str, Any]
+) -> ModelBundle:
+    """Load a model of the registry."""
+    if entry.components:  # its loader reports missing files with source and license
+        return entry.load(entry.path, dtype=dtype, device=device, components=components)
+    if not entry.available:
+        problem = f'the model "{entry.name}" is not complete in {entry.path}'
+        raise InputError(problem, ", ".join(entry.missing or entry.required_files), entry.how_to_get)
+    bundle = entry.load(entry.path)
+    return _convert(replace(bundle, **components) if components else bundle, dtype, device)
+
+
+def _load_bundle_folder(folder: Path) -> ModelBundle:
+    """Load a folder with the layout of the toy model, under the folder's name."""
+    entry = MODELS["toy"]
+    missing = [name for name in entry.required_files if not (folder / name).exists()]
+    if missing:
+        problem = f"the model folder {folder} lacks {', '.join(missing)}"
+        raise InputError(problem, ", ".join(entry.required_files), "copy all files of the model into it")
+    return replace(entry.load(folder), name=folder.name)
+
+
+def _load_source(
+    path: Path, dtype: torch.dtype | None, device: torch.device | str | None, components: Mapping[str, Any]
+) -> ModelBundle:
+    """Load a transformer from `path` together with the encoders of a registered model."""
+    source = resolve(path)
+    encoders = source.encoders or encoders_for(source.transformer.arguments)
+    official = encoders == "official"
+    if official:
+        needed = [c for c in OFFICIAL if c is not RELEASE and c.name not in components]
+        folder = path if path.is_dir() and _is_complete(needed, path) else MODELS["official"].path
+        check_components(needed, folder)  # before the transformer is read
+    dtype = dtype if dtype is not None else PRECISIONS.get(source.precision or "")
+    if official and dtype is None:
+        dtype = torch.bfloat16
+    transformer = source.transformer.build(dtype, "cpu" if device is None else device)
+    if official:
+        bundle = load_official(folder, dtype=dtype, device=device, transformer=transformer, components=components)
     else:
-        module._buffers[leaf] = tensor
-
-
-def complain_about_differences(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises InputError that lists them, if names or shapes differ."""
-    shared = sorted(expected.keys() & given.keys())
-    problems = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
-        "of another shape": [f"{n} {given[n]} in place of {expected[n]}" for n in shared if expected[n] != given[n]],
-    }
-    told = [
-        f"{len(names)} {kind} ({', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
-    if told:
-        raise InputError(
-            f"weights with entries {'; '.join(told)}",
-            f"exactly the {len(expected)} entries of this model",
-            "check that all files belong together",
+        bundle = MODELS["toy"].load(_encoder_folder(encoders), transformer=transformer)
+        bundle = _convert(replace(bundle, **components), None, device)
+    if source.settings is not None:
+        bundle = replace(
+            bundle,
+            native=NativeSize(**source.settings["native"]),
+            sampling=SamplingConfig(**source.settings["sampling"]),
+            max_characters=source.settings["max_characters"],
         )
+    return replace(
+        bundle,
+        name=path.stem if path.is_file() else path.name,
+        domain=source.domain or bundle.domain,
+        canvas_layout=source.canvas_layout,
+    )
+
+
+def _convert(bundle: ModelBundle, dtype: torch.dtype | None, device: torch.device | str | None) -> ModelBundle:
+    if dtype is not None:
+        bundle.transformer.to(dtype)
+    return bundle if device is None else bundle.to(device)
+
+
+def _is_complete(components: Sequence[Component], folder: Path) -> bool:
+    return not any(missing_files(component, folder) for component in components if component.required)
+
+
+def _encoder_folder(encoders: str) -> Path:
+    folder = MODELS[encoders].path if encoders in MODELS else Path(encoders)
+    if not (folder / "bundle.json").is_file():
+        problem = f"the encoders of this model are expected in {folder}, which has no bundle.json"
+        raise InputError(problem, "a bundle folder", "convert it again with --encoders")
+    return folder
+
+
+def _single_file_source(path: Path) -> ModelSource:
+    metadata = read_metadata(path)
+    source = TransformerSource(json.loads(metadata["config"]), (WeightFile(path),), {}, (path,))
+    return ModelSource(
+        source,
+        encoders=metadata["encoders"],
+        settings=json.loads(metadata["settings"]),
+        precision=metadata["precision"],
+        domain=metadata["domain"],  # type: ignore[arg-type]
+        canvas_layout=metadata["canvas_layout"],  # type: ignore[arg-type]
+    )
+
+
+def _diffusers_source(folder: Path) -> TransformerSource:
+    """Weights next to a config.json of our transformer, with the LoRA of a training run if there is one."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"no config.json in {folder}", "the arguments of the transformer", "copy the complete folder")
+    arguments = {name: value for name, value in _read_json(folder / "config.json").items() if not name.startswith("_")}
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != RUN_LORA]
+    if not files:
+        raise InputError(f"no weights in {folder}", "*.safetensors next to config.json", "copy the complete folder")
+    shards = [WeightFile(path, rename=map_transformer_name) for path in files]
+    return transformer_source(arguments, shards, [], folder / RUN_LORA)
+
+
+def _canvas_layout(source: TransformerSource) -> CanvasLayout:
+    """Canvas layout of a model whose files do not state it: that of its training."""
+    flavour = (default_arguments() | source.arguments)["flavour"]
+    return "released" if flavour == "official" else "row"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

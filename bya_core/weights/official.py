@@ -1,4 +1,4 @@
-"""The released model with its real encoders, from the folder that `download` fills."""
+"""The released model with its original encoders, loaded from the folder created by `download_model`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.weights.bundle import ModelBundle, NativeSize
-from bya_core.weights.download import repair_nested
-from bya_core.weights.download_record import missing_files
-from bya_core.weights.known_files import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, Part
+from bya_core.weights.cache import missing_files
+from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, Component
+from bya_core.weights.download import repair_nested_folder
 from bya_core.weights.state_dict_adapter import load_released
 
 FACES = Path("face_encoder")
 DETECTOR = FACES / "detection_Resnet50_Final.pth"
 PARSER = FACES / "parsing_bisenet.pth"
-RECOGNISER = FACES / "models" / "antelopev2" / "glintr100.onnx"
+RECOGNIZER = FACES / "models" / "antelopev2" / "glintr100.onnx"
 VISION = FACES / "EVA02_CLIP_L_336_psz14_s6B.pt"
 SPEECH = Path("wav2vec2-base-960h")
 
@@ -35,20 +35,21 @@ def load_official(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     transformer: BindYourAvatarTransformer3DModel | None = None,
-    given: Mapping[str, Any] | None = None,
+    components: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
-    """The model with all it needs.
+    """Load the released model with all its encoders.
 
     Args:
-        folder: laid out as the released one, with all needed parts of `parts.OFFICIAL`.
-        dtype: of the transformer, the video codec and the text encoder; None = bfloat16.
-        device: where to; None = the CPU.
-        transformer: in place of the released one, whose files may then be missing.
-        given: "text" or "codec" in place of its own (a host may have them already), whose files may then be missing.
+        folder: Folder with the released layout and all required components of `components.OFFICIAL`.
+        dtype: Dtype of transformer, video codec and text encoder; `None` selects bfloat16.
+        device: Target device; `None` selects the CPU.
+        transformer: Used instead of the released one, whose files may then be missing.
+        components: "text" or "codec", used instead of the model's own (for example from a host application), whose
+            files may then be missing.
 
     Raises:
-        InputError: parts are missing (which, what for, where from, how large, under which licence), or files that do
-            not fit.
+        InputError: Components are missing (the message states purpose, source, size and license), or files do not
+            match.
     """
     from bya_core.encoders.domains import canvas_layout
     from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
@@ -56,59 +57,60 @@ def load_official(
     from bya_core.encoders.text_t5 import T5TextEncoder
     from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 
-    given = given or {}
-    spared = {*given, *(() if transformer is None else (RELEASE.name,))}
-    complain_about_missing([part for part in OFFICIAL if part.name not in spared], folder)
+    given = components or {}
+    provided = {*given, *(() if transformer is None else (RELEASE.name,))}
+    check_components([component for component in OFFICIAL if component.name not in provided], folder)
     dtype = torch.bfloat16 if dtype is None else dtype
-    place = "cpu" if device is None else device
     settings = read_settings(folder)
     if transformer is None:
-        transformer = load_released(folder, dtype, place)
-    face = PhotoFaceEncoder(FaceModels.load(folder / DETECTOR, folder / PARSER, folder / RECOGNISER, folder / VISION))
+        transformer = load_released(folder, dtype, "cpu" if device is None else device)
+    models = FaceModels.load(folder / DETECTOR, folder / PARSER, folder / RECOGNIZER, folder / VISION)
+    face = PhotoFaceEncoder(models)
     bundle = ModelBundle(
         name="official",
         transformer=transformer,
         text=given.get("text") or T5TextEncoder(folder, dtype=torch.bfloat16 if dtype == torch.float16 else dtype),
         face=face,
         speech=Wav2Vec2SpeechEncoder(folder / SPEECH),
-        codec=given.get("codec") or _codec(folder, dtype),
-        scheduler_config=_schedule(folder),
+        codec=given.get("codec") or _load_codec(folder, dtype),
+        scheduler_config=_read_scheduler_config(folder),
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],
         character_finder=PhotoCharacterFinder(face),
+        domain="photos",
         canvas_layout=canvas_layout(transformer.config.flavour),
     )
     return bundle if device is None else bundle.to(device)
 
 
-def _codec(folder: Path, dtype: torch.dtype) -> CogVideoXCodec:
-    return CogVideoXCodec(
-        AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
-    )
+def _load_codec(folder: Path, dtype: torch.dtype) -> CogVideoXCodec:
+    vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
+    return CogVideoXCodec(vae)
 
 
-def _schedule(folder: Path) -> dict[str, Any]:
-    """The published schedule; where its file is not there, as a host gave the codec, the one of CogVideoX-5b."""
+def _read_scheduler_config(folder: Path) -> dict[str, Any]:
+    """The published scheduler configuration, or that of CogVideoX-5b if its file is missing."""
     path = folder / "scheduler/scheduler_config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else dict(COGVIDEOX_SCHEDULE)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The folder's bundle.json, where a person put one there, else what the released model was made for."""
+    """The folder's bundle.json if there is one, else the settings of the released model."""
     path = folder / "bundle.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else OFFICIAL_SETTINGS
 
 
-def complain_about_missing(parts: list[Part], folder: Path) -> None:
-    """Raise InputError that tells of the first needed part that is not whole, and which more there are."""
-    gone = [(part, files) for part in parts if part.needed and (files := missing_files(part, folder))]
-    if not gone:
-        repair_nested(folder)
+def check_components(components: list[Component], folder: Path) -> None:
+    """Raise an `InputError` that describes the first incomplete required component and names the others."""
+    required = [component for component in components if component.required]
+    incomplete = [(component, files) for component in required if (files := missing_files(component, folder))]
+    if not incomplete:
+        repair_nested_folder(folder)
         return
-    part, files = gone[0]
-    more = f" (and {len(gone) - 1} more parts: {', '.join(p.name for p, _ in gone[1:])})" if len(gone) > 1 else ""
-    came = f"{folder} lacks {', '.join(files[:3])}{more}"
-    expected = f"{part.purpose}: {part.size}, licence: {part.licence}, from {part.page}"
-    names = " ".join(p.name for p, _ in gone)
-    raise InputError(came, expected, f"run python -m bya_core download official --parts {names}")
+    component, files = incomplete[0]
+    others = [other.name for other, _ in incomplete[1:]]
+    more = f" (and {len(others)} more components: {', '.join(others)})" if others else ""
+    expected = f"{component.purpose}: {component.size}, license: {component.license}, from {component.url}"
+    hint = f"run: bya download official --components {' '.join([component.name, *others])}"
+    raise InputError(f"{folder} lacks {', '.join(files[:3])}{more}", expected, hint)

@@ -1,16 +1,16 @@
-"""The released files of Bind-Your-Avatar: their layout, their names, and how they become our transformer.
+"""Mapping between the files of the released Bind-Your-Avatar model and our transformer.
 
-Our parameters carry the published names, so a released file differs from ours by a prefix only:
+Our parameters keep the published names, so released files differ by a prefix only:
 
-| file under the released folder | holds | ours begin with |
+| file in the released folder | contents | prefix of our names |
 |---|---|---|
-| transformer/*.safetensors | base video transformer (and sometimes all the rest) | |
-| audio_module/audio_modules.pt | speech path, flat | audio_model. |
-| face_module/face_modules.pt | extractor; list of cross-attentions | local_facial_extractor., ... |
+| transformer/*.safetensors | base video transformer (sometimes all modules) | |
+| audio_module/audio_modules.pt | audio path, flat | audio_model. |
+| face_module/face_modules.pt | extractor; list of cross-attention layers | local_facial_extractor., ... |
 | router/router_modules.pt | router with its position table, flat | router. |
-| lora_weight/pytorch_lora_weights.safetensors | update of the attention's q and k | (merged) |
+| lora_weight/pytorch_lora_weights.safetensors | update of attention q and k | (merged) |
 
-Names may carry what wrappers left before them ("module.", "transformer.module."); it is taken off.
+Prefixes added by wrappers ("module.", "transformer.module.") are stripped.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.weights.loader import WeightFile, complain_about_differences, empty, fill
-from bya_core.weights.lora import lora_pairs, plain_name
+from bya_core.weights.lora import check_lora_shape, lora_pairs, strip_prefixes
+from bya_core.weights.weight_files import WeightFile, build_empty, load_weights
 
 log = logging.getLogger(__name__)
-
-__all__ = ["complain_about_differences", "load_released", "model_arguments", "to_released"]
 
 AUDIO_FILE = "audio_module/audio_modules.pt"
 FACE_FILE = "face_module/face_modules.pt"
@@ -47,198 +45,198 @@ AUDIO, EXTRACTOR, CROSS, ROUTER = (
     "router.",
 )
 MODULES = (AUDIO, EXTRACTOR, CROSS, ROUTER)
-"""What is not in the transformer's own file."""
-PROJECTION = "patch_embed.proj.weight"
-TABLE = "patch_embed.pos_embedding"
-LEARNED = "use_learned_positional_embeddings"
-RENAMED = {"is_train_face": "use_face", "is_train_audio": "use_audio"}
-HARD_CODED = ("LFE_", "cross_attn_dim_head", "cross_attn_num_heads")
-"""Entries of a released config.json that its own code never reads."""
+"""Prefixes of weights that are stored outside of the transformer's own files."""
+PATCH_PROJECTION = "patch_embed.proj.weight"
+POSITION_TABLE = "patch_embed.pos_embedding"
+LEARNED_POSITIONS = "use_learned_positional_embeddings"
+RENAMED_ARGUMENTS = {"is_train_face": "use_face", "is_train_audio": "use_audio"}
+IGNORED_ARGUMENTS = ("LFE_", "cross_attn_dim_head", "cross_attn_num_heads")
+"""Prefixes of entries of the released config.json that the released code never reads."""
 OVERRIDES = {"flavour": "official", "in_channels": 48, "use_face": True, "use_audio": True}
-"""What the released code sets whatever config.json says."""
+"""Arguments that the released code sets regardless of config.json."""
 
 
 def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of our transformer for a released config.json; what means nothing to it is left out."""
+    """Arguments of our transformer for a released config.json; unknown entries are dropped."""
     known = inspect.signature(BindYourAvatarTransformer3DModel.__init__).parameters
-    renamed = {RENAMED.get(k, k): v for k, v in config.items() if not k.startswith(HARD_CODED)}
+    renamed = {RENAMED_ARGUMENTS.get(k, k): v for k, v in config.items() if not k.startswith(IGNORED_ARGUMENTS)}
     return {k: v for k, v in renamed.items() if k in known} | OVERRIDES
 
 
-def audio_to_ours(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def map_transformer_name(name: str) -> str:
+    """Name in a transformer file -> our name."""
+    return strip_prefixes(name).replace(".base_layer.", ".")
+
+
+def map_audio(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """audio_modules.pt -> our names."""
-    return {AUDIO + plain_name(key).removeprefix(AUDIO): value for key, value in released.items()}
+    return {AUDIO + strip_prefixes(key).removeprefix(AUDIO): value for key, value in released.items()}
 
 
-def face_to_ours(released: Mapping[str, Any]) -> dict[str, Tensor]:
-    """face_modules.pt -> our names. Raises InputError where it is laid out otherwise."""
+def map_face(released: Mapping[str, Any]) -> dict[str, Tensor]:
+    """face_modules.pt -> our names. Raises `InputError` if it is laid out differently."""
     try:
         extractor, layers = released["local_facial_extractor"], released["perceiver_cross_attention"]
     except (KeyError, TypeError) as error:
-        came = f"face modules without an entry {error}"
+        problem = f"face modules without an entry {error}"
         expected = "local_facial_extractor and perceiver_cross_attention"
-        raise InputError(came, expected, "fetch the file again") from error
-    ours = {EXTRACTOR + plain_name(key): value for key, value in extractor.items()}
+        raise InputError(problem, expected, "download the file again") from error
+    ours = {EXTRACTOR + strip_prefixes(key): value for key, value in extractor.items()}
     for layer, weights in enumerate(layers):
-        ours |= {f"{CROSS}{layer}.{plain_name(key)}": value for key, value in weights.items()}
+        ours |= {f"{CROSS}{layer}.{strip_prefixes(key)}": value for key, value in weights.items()}
     return ours
 
 
-def router_to_ours(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def map_router(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """router_modules.pt -> our names."""
-    return {ROUTER + plain_name(key).removeprefix(ROUTER): value for key, value in released.items()}
+    return {ROUTER + strip_prefixes(key).removeprefix(ROUTER): value for key, value in released.items()}
 
 
 def to_released(ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Our state dict -> contents of the released files, by the name they have in the released folder.
-
-    "transformer" holds the base.
-    """
+    """Our state dict -> contents of the released files by file name; "transformer" holds the base model."""
     layers: dict[int, dict[str, Tensor]] = {}
-    for key, value in _under(ours, CROSS):
+    for key, value in _with_prefix(ours, CROSS):
         layer, _, name = key.partition(".")
         layers.setdefault(int(layer), {})[name] = value
     return {
         "transformer": {key: value for key, value in ours.items() if not key.startswith(MODULES)},
-        AUDIO_FILE: dict(_under(ours, AUDIO)),
+        AUDIO_FILE: dict(_with_prefix(ours, AUDIO)),
         FACE_FILE: {
-            "local_facial_extractor": dict(_under(ours, EXTRACTOR)),
+            "local_facial_extractor": dict(_with_prefix(ours, EXTRACTOR)),
             "perceiver_cross_attention": [layers[layer] for layer in sorted(layers)],
         },
-        ROUTER_FILE: dict(_under(ours, ROUTER)),
+        ROUTER_FILE: dict(_with_prefix(ours, ROUTER)),
     }
 
 
-def _under(weights: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _with_prefix(weights: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
     return ((key.removeprefix(prefix), value) for key, value in weights.items() if key.startswith(prefix))
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a transformer is put together from files.
+class TransformerSource:
+    """Files and arguments that a transformer is built from.
 
     Args:
-        arguments: of `BindYourAvatarTransformer3DModel`.
-        files: with its weights, in the order in which later ones win.
-        lora: name of a weight -> (A, B), on the CPU.
-        sources: files that went in, LoRA included.
+        arguments: Arguments of `BindYourAvatarTransformer3DModel`.
+        files: Weight files; later files override earlier ones.
+        lora: Weight name -> (A, B), on the CPU.
+        paths: All source files, including LoRA.
     """
 
     arguments: dict[str, Any]
     files: tuple[WeightFile, ...]
     lora: dict[str, tuple[Tensor, Tensor]]
-    sources: tuple[Path, ...]
+    paths: tuple[Path, ...]
 
     def build(
         self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> BindYourAvatarTransformer3DModel:
-        """The transformer, filled straight on its device.
+        """Build the transformer and load its weights directly to `device`.
 
         Raises:
-            InputError: names or shapes do not fit.
+            InputError: Names or shapes do not match.
         """
-        model = empty(lambda: BindYourAvatarTransformer3DModel(**self.arguments))
-        expected = model.state_dict()
+        model = build_empty(lambda: BindYourAvatarTransformer3DModel(**self.arguments))
+        weights = model.state_dict()
         for name, (a, b) in self.lora.items():
-            if name not in expected or tuple(expected[name].shape) != (b.shape[0], a.shape[1]):
-                came = f"a LoRA for {name!r} of shape {(b.shape[0], a.shape[1])}"
-                has = f"the model's own shape {tuple(expected[name].shape)}" if name in expected else "a weight it has"
-                raise InputError(came, has, "use the LoRA that was made for this model")
-        fill(model, self.files, dtype=dtype, device=device, lora=self.lora, widen=PROJECTION)
+            check_lora_shape(name, a, b, tuple(weights[name].shape) if name in weights else None)
+        load_weights(model, self.files, dtype=dtype, device=device, lora=self.lora, widen=PATCH_PROJECTION)
         if self.lora:
             log.info("merged %d LoRA updates", len(self.lora))
         return model
 
 
-def is_released(folder: Path) -> bool:
-    """Whether a folder is laid out as the released one."""
-    return (folder / AUDIO_FILE).parent.is_dir() and _base(folder).is_dir()
+def is_released_folder(folder: Path) -> bool:
+    """Whether a folder has the released layout."""
+    return (folder / AUDIO_FILE).parent.is_dir() and _transformer_folder(folder).is_dir()
 
 
-def _base(folder: Path) -> Path:
-    """The averaged transformer counts where there is one, as in the released code."""
+def _transformer_folder(folder: Path) -> Path:
+    """The EMA transformer if there is one, as in the released code."""
     return folder / ("transformer_ema" if (folder / "transformer_ema").is_dir() else "transformer")
 
 
-def released_recipe(folder: Path) -> Recipe:
-    """The recipe of a released folder.
-
-    The separate files win over what the transformer's own file may also hold, and so does the separate LoRA.
+def released_source(folder: Path) -> TransformerSource:
+    """Source of a released folder. Separate modules and LoRA override those inside the transformer's own files.
 
     Raises:
-        InputError: a file is missing or broken.
+        InputError: A file is missing or broken.
     """
-    base = _base(folder)
-    config = json.loads(_present(base / "config.json").read_text(encoding="utf-8"))
-    arguments = model_arguments(config)
-    shards = [WeightFile(path, rename=ours) for path in sorted(base.glob("*.safetensors"))]
+    base = _transformer_folder(folder)
+    config = json.loads(_require(base / "config.json").read_text(encoding="utf-8"))
+    shards = [WeightFile(path, rename=map_transformer_name) for path in sorted(base.glob("*.safetensors"))]
     if not shards:
-        _present(base / "*.safetensors")
+        _require(base / "*.safetensors")
     modules = [
-        WeightFile(_only(folder / AUDIO_FILE), lambda content: audio_to_ours(content).items()),
-        WeightFile(_only(folder / FACE_FILE), lambda content: face_to_ours(content).items()),
-        WeightFile(_only(folder / ROUTER_FILE), lambda content: router_to_ours(content).items()),
+        WeightFile(_single_match(folder / AUDIO_FILE), lambda content: map_audio(content).items()),
+        WeightFile(_single_match(folder / FACE_FILE), lambda content: map_face(content).items()),
+        WeightFile(_single_match(folder / ROUTER_FILE), lambda content: map_router(content).items()),
     ]
     lora = folder / LORA_FILE
-    return recipe(arguments, shards, modules, _only(lora) if lora.parent.is_dir() else lora, table=LEARNED in config)
+    return transformer_source(
+        model_arguments(config),
+        shards,
+        modules,
+        _single_match(lora) if lora.parent.is_dir() else lora,
+        infer_positions=LEARNED_POSITIONS not in config,
+    )
 
 
-def recipe(
+def transformer_source(
     arguments: dict[str, Any],
     shards: list[WeightFile],
     modules: list[WeightFile],
     lora_file: Path,
-    table: bool = True,
-) -> Recipe:
-    """The recipe of those files.
+    infer_positions: bool = False,
+) -> TransformerSource:
+    """Source made of those files.
 
     Args:
-        table: whether the arguments say if there is a learned table of positions; else the files do.
+        arguments: Arguments of the transformer.
+        shards: Files of the transformer, possibly with LoRA entries.
+        modules: Separate modules, which override the shards.
+        lora_file: Separate LoRA, which overrides the LoRA in the shards. May not exist.
+        infer_positions: Use a learned position table if and only if the shards have one.
     """
-    inside: dict[str, Tensor] = {}
-    found: set[str] = set()
+    inner: dict[str, Tensor] = {}
+    names: set[str] = set()
     for shard in shards:
         with shard.open() as stored:
-            found |= stored.keys()
-            inside |= {name: tensor.whole().clone() for name, tensor in stored.items() if ".lora_" in name}
-    if not table:
-        arguments = arguments | {LEARNED: TABLE in found}
-    lora = inside
-    sources = [file.path for file in (*shards, *modules)]
+            names |= stored.keys()
+            inner |= {name: tensor.load().clone() for name, tensor in stored.items() if ".lora_" in name}
+    if infer_positions:
+        arguments = arguments | {LEARNED_POSITIONS: POSITION_TABLE in names}
+    lora, paths = inner, [file.path for file in (*shards, *modules)]
     if lora_file.is_file():
         with WeightFile(lora_file).open() as stored:
-            lora = {name: tensor.whole().clone() for name, tensor in stored.items()}
-        sources.append(lora_file)
-    kept = [replace(shard, without=".lora_") for shard in shards]
-    return Recipe(arguments, (*kept, *modules), lora_pairs(lora), tuple(sources))
-
-
-def ours(name: str) -> str:
-    """Name in a file of the transformer -> ours."""
-    return plain_name(name).replace(".base_layer.", ".")
+            lora = {name: tensor.load().clone() for name, tensor in stored.items()}
+        paths.append(lora_file)
+    without_lora = [replace(shard, exclude=".lora_") for shard in shards]
+    return TransformerSource(arguments, (*without_lora, *modules), lora_pairs(lora), tuple(paths))
 
 
 def load_released(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> BindYourAvatarTransformer3DModel:
-    """Our transformer with the released weights, LoRA merged; never more than a piece of them is held twice.
+    """Load the released weights into our transformer, with LoRA merged and bounded extra memory.
 
     Raises:
-        InputError: a file is missing, or names or shapes do not fit.
+        InputError: A file is missing, or names or shapes do not match.
     """
-    return released_recipe(folder).build(dtype, device)
+    return released_source(folder).build(dtype, device)
 
 
-def _only(path: Path) -> Path:
-    """A file under its published name, or the only one of its kind in its folder."""
-    others = [path] if path.is_file() else sorted(path.parent.glob(f"*{path.suffix}"))
-    if len(others) > 1:
-        came = f"several files in {path.parent} ({', '.join(other.name for other in others[:4])})"
-        raise InputError(came, f"one, or one that is called {path.name}", "move the others away")
-    return others[0] if others else _present(path)
+def _single_match(path: Path) -> Path:
+    """A file of the published name, or the only file of its type in its folder."""
+    matches = [path] if path.is_file() else sorted(path.parent.glob(f"*{path.suffix}"))
+    if len(matches) > 1:
+        problem = f"several files in {path.parent} ({', '.join(match.name for match in matches[:4])})"
+        raise InputError(problem, f"one file, or one called {path.name}", "move the others away")
+    return matches[0] if matches else _require(path)
 
 
-def _present(path: Path) -> Path:
+def _require(path: Path) -> Path:
     if not path.is_file():
         raise InputError(f"no file {path}", "the released folder with all its files", "download it again")
     return path

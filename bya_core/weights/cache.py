@@ -1,0 +1,131 @@
+"""Model folders on this machine, and the manifest of downloaded files.
+
+Model folders are searched in this order: folders registered by a host application (ComfyUI's
+models/bindyouravatar), the folder named by the environment variable BYA_MODELS_DIR, ~/.cache/bind-your-avatar. Downloads
+go to the first one.
+
+`downloads.json` in a model folder lists repository, commit, size and SHA-256 of every downloaded file. It pins
+repositories that have no pinned revision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bya_core.errors import InputError
+from bya_core.io.atomic import atomic_write
+from bya_core.weights.components import Component
+
+ENVIRONMENT = "BYA_MODELS_DIR"
+MANIFEST = "downloads.json"
+
+_registered: list[Path] = []
+
+
+def add_model_folder(folder: Path) -> None:
+    """Register a folder; it is searched after those registered earlier and before the default folders."""
+    if folder not in _registered:
+        _registered.append(folder)
+
+
+def model_folders(first: Path | None = None) -> list[Path]:
+    """Folders to search, whether they exist or not, with `first` prepended if given."""
+    named = os.environ.get(ENVIRONMENT)
+    folders = [*_registered, *([Path(named).expanduser()] if named else [])]
+    folders.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bind-your-avatar")
+    return list(dict.fromkeys([first, *folders] if first is not None else folders))
+
+
+def local_models() -> dict[str, Path]:
+    """User models in the model folders: name -> folder with a bundle.json, or converted .safetensors file."""
+    found: dict[str, Path] = {}
+    for folder in model_folders():
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            if (path / "bundle.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
+                found.setdefault(path.name, path)
+    return found
+
+
+def downloaded_folder(repository: str) -> str:
+    """Local folder of a downloaded repository ("owner/name"), or the argument itself if it was not downloaded."""
+    name = repository.rpartition("/")[2]
+    folders = [folder / "official" / name for folder in model_folders()] if "/" in repository else []
+    return next((str(folder) for folder in folders if (folder / "config.json").is_file()), repository)
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """Component name -> repository, revision and files; empty if nothing was downloaded."""
+    path = root / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["components"]
+    except (ValueError, KeyError) as error:
+        hint = "delete it; the next download verifies the files again"
+        raise InputError(f"{path} cannot be read ({error})", "a download manifest", hint) from error
+
+
+def write_manifest(root: Path, component: Component, commit: str, files: Mapping[str, Any]) -> None:
+    """Add a downloaded component to the manifest."""
+    components = read_manifest(root)
+    components[component.name] = {"repository": component.repository, "revision": commit, "files": files}
+    with atomic_write(root / MANIFEST) as temporary:
+        temporary.write_text(json.dumps({"components": components}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def is_downloaded(component: Component, root: Path) -> bool:
+    """Whether a component was downloaded at the pinned revision and all files are present with their sizes."""
+    entry = read_manifest(root).get(component.name)
+    if entry is None or entry["repository"] != component.repository:
+        return False
+    return component.revision in (None, entry["revision"]) and not missing_files(component, root)
+
+
+def missing_files(component: Component, root: Path) -> list[str]:
+    """Files that are missing or have the wrong size, relative to `root`. Makes no network requests."""
+    entry = read_manifest(root).get(component.name)
+    folder = root / component.folder
+    if entry is not None and entry["repository"] == component.repository:
+        missing = [name for name, file in entry["files"].items() if not _has_size(folder / name, file["size"])]
+    else:
+        missing = [_example(patterns) for patterns in component.files if not any(_exists(folder, p) for p in patterns)]
+    return [(Path(component.folder) / name).as_posix() for name in missing]
+
+
+def changed_files(component: Component, root: Path) -> list[str]:
+    """Downloaded files whose SHA-256 differs from the manifest. Reads all of them."""
+    entry = read_manifest(root).get(component.name, {"files": {}})
+    folder = root / component.folder
+    return [
+        (Path(component.folder) / name).as_posix()
+        for name, file in entry["files"].items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != file["sha256"]
+    ]
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _example(patterns: tuple[str, ...]) -> str:
+    """The pattern to name in a message: preferably a plain file name, else the last pattern."""
+    return next((pattern for pattern in reversed(patterns) if "*" not in pattern), patterns[-1])
+
+
+def _exists(folder: Path, pattern: str) -> bool:
+    """Whether a file exists, also if its archive was unpacked one folder too deep (`loader` repairs that)."""
+    path = Path(pattern)
+    return any(folder.glob(pattern)) or any(folder.glob(str(path.parent / path.parent.name / path.name)))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
