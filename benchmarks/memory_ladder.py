@@ -140,7 +140,7 @@ def compare(steps: int = 2) -> str:
     from bya_core.pipelines.generate import decoded, denoised, prepare, route
     from bya_core.progress import ProgressTracker
     from bya_core.scene.loader import load_scene
-    from bya_core.weights.registry import load_bundle
+    from bya_core.weights.loader import load_bundle
 
     lines = ["| rung | latents: largest difference | masks: largest difference | frames: PSNR |", "|---|---|---|---|"]
     base: tuple[torch.Tensor, ...] | None = None

@@ -35,7 +35,7 @@ from bya_core.io.atomic import AtomicFiles  # noqa: E402
 from bya_core.pipelines.generate import denoised, prepare, route  # noqa: E402
 from bya_core.progress import ProgressTracker  # noqa: E402
 from bya_core.sampling.acceleration import PRESETS  # noqa: E402
-from bya_core.weights.registry import load_bundle  # noqa: E402
+from bya_core.weights.loader import load_bundle  # noqa: E402
 from training.benchmark.puppet_suite import all_scenes, judge, pooled_made  # noqa: E402
 from training.benchmark.scenes import SceneSettings, SuiteScene  # noqa: E402
 from training.benchmark.subjects import Made, ModelSubject, decode_clips  # noqa: E402

@@ -363,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
         figures, text = count(given.covered)
         write_between(given.document, "operations", text)
     elif given.toy:
-        from bya_core.weights.registry import load_bundle
+        from bya_core.weights.loader import load_bundle
 
         about = f"The toy model, {torch.get_num_threads()} thread(s), float32, processor seconds a step; torch "
         about += f"{torch.__version__}; medians of {given.repeats}."

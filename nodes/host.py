@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bya_core.cli.doctor import PACKAGES
 from bya_core.errors import Cancelled, InputError
-from bya_core.weights.locations import add_place, own_models
+from bya_core.weights.cache import add_model_folder, local_models
 from bya_core.weights.registry import MODELS
 
 from .host_model import HostModel, adopt, given
@@ -52,8 +52,8 @@ def model_place(name: str) -> tuple[str, Path | None]:
 def _own() -> dict[str, Path]:
     """Folders with a bundle.json and converted files in the registered places."""
     for place in folder_paths.get_folder_paths(FOLDER):
-        add_place(Path(place))
-    return own_models()
+        add_model_folder(Path(place))
+    return local_models()
 
 
 def fetch(name: str) -> None:
@@ -70,9 +70,9 @@ def fetch(name: str) -> None:
         management.throw_exception_if_processing_interrupted()
         bar.update_absolute(here // 10**6, max(1, wanted // 10**6))
 
-    if name in MODELS and MODELS[name].parts and not MODELS[name].present:
+    if name in MODELS and MODELS[name].components and not MODELS[name].available:
         _own()  # so that ComfyUI's folder is the first place
-        registry.fetch(name, watch=watch)
+        registry.download_model(name, callback=watch)
 
 
 def temporary_folder() -> Path:

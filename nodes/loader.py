@@ -93,11 +93,11 @@ class Loader(io.ComfyNode):
     ) -> io.NodeOutput:
         import torch
 
-        from bya_core.weights.registry import load_bundle
+        from bya_core.weights.loader import load_bundle
 
         host.models()  # so that models in ComfyUI's folders are found by their names
         if download:
             host.fetch(model)
         wanted = None if dtype == "as stored" else getattr(torch, dtype)
-        bundle = load_bundle(model, dtype=wanted, given=host.given(vae, clip))
+        bundle = load_bundle(model, dtype=wanted, components=host.given(vae, clip))
         return io.NodeOutput(host.adopt(bundle, memory == "low", vram))

@@ -39,7 +39,7 @@ from bya_core.config import RefineConfig
 from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles
 from bya_core.weights.bundle import ModelBundle
-from bya_core.weights.registry import load_bundle
+from bya_core.weights.loader import load_bundle
 from training.benchmark.long_suite import LongSettings, long_table, measure_long
 from training.benchmark.page import Keeper, write_page
 from training.benchmark.puppet_report import (

@@ -113,7 +113,7 @@ def _models() -> list[Finding]:
 
     return [
         Finding(f"model {entry.name}", "ok", entry.size)
-        if entry.present
+        if entry.available
         else Finding(f"model {entry.name}", "missing", entry.purpose, entry.how_to_get)
         for entry in MODELS.values()
     ]

@@ -74,13 +74,13 @@ def face_encoder(models_dir: Path | None, choose: Literal["largest", "surest"]) 
     """The face path of the released model alone. Raises InputError where its files are not here."""
     from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
     from bya_core.weights import official
-    from bya_core.weights.known_files import FACES, RECOGNITION, VISION
-    from bya_core.weights.locations import places
+    from bya_core.weights.cache import model_folders
+    from bya_core.weights.components import FACES, RECOGNITION, VISION
 
-    folders = [place / "official" for place in places(models_dir)]
+    folders = [folder / "official" for folder in model_folders(models_dir)]
     folder = next((each for each in folders if (each / official.FACES).is_dir()), folders[0])
-    official.complain_about_missing([FACES, RECOGNITION, VISION], folder)
-    files = (official.DETECTOR, official.PARSER, official.RECOGNISER, official.VISION)
+    official.check_components([FACES, RECOGNITION, VISION], folder)
+    files = (official.DETECTOR, official.PARSER, official.RECOGNIZER, official.VISION)
     return PhotoFaceEncoder(FaceModels.load(*(folder / file for file in files)), choose=choose)
 
 

@@ -88,16 +88,16 @@ class Generate:
         with Bar() as bar:
             bar.say("Importing libraries")
             from bya_core.pipelines.generate import generate
+            from bya_core.pipelines.load import load_model
             from bya_core.pipelines.long_video import LongVideo
             from bya_core.pipelines.run_report import build_report, mask_figures, mask_notices
             from bya_core.scene.loader import load_scene
             from bya_core.scene.schema import read_scene_file
-            from bya_core.weights.registry import load_bundle
 
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
             bar.say(f"Loading model {self.model}")
             loading = time.perf_counter()
-            bundle = load_bundle(self.model, vram=self.vram)
+            bundle = load_model(self.model, vram=self.vram)
             seconds = {"Loading model": round(time.perf_counter() - loading, 3)}
             bar.say("Reading scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed, speed=self.speed)
@@ -153,7 +153,7 @@ class Timeline:
         from bya_core.evaluation.timeline_plot import draw_timeline, window_spans
         from bya_core.scene.loader import load_scene
         from bya_core.scene.schema import read_scene_file
-        from bya_core.weights.from_path import load_defaults
+        from bya_core.weights.loader import load_defaults
 
         read_scene_file(existing_file(self.scene, "the scene"))
         defaults = load_defaults(self.model)

@@ -13,7 +13,7 @@ import tyro
 from bya_core.errors import InputError
 
 if TYPE_CHECKING:
-    from bya_core.weights.known_files import Part
+    from bya_core.weights.components import Component
     from bya_core.weights.registry import ModelEntry
 
 
@@ -30,12 +30,12 @@ class Models:
     json: bool = False
 
     def run(self) -> int:
-        from bya_core.weights.locations import own_models, places
+        from bya_core.weights.cache import local_models, model_folders
         from bya_core.weights.registry import MODELS
 
         entries = [_entry(entry, self.models_dir) for entry in MODELS.values()]
-        own = {name: str(path) for name, path in own_models().items() if name not in MODELS}
-        looked = [str(place) for place in places(self.models_dir)]
+        own = {name: str(path) for name, path in local_models().items() if name not in MODELS}
+        looked = [str(folder) for folder in model_folders(self.models_dir)]
         if self.json:
             print(jsonlib.dumps({"models": entries, "own": own, "places": looked}, indent=2))
             return 0
@@ -56,26 +56,26 @@ class Download:
     Args:
         model: a name from `python -m bya_core models`.
         models_dir: folder that gets a folder of the model's name; None = the first place that `models` tells.
-        parts: names of the parts to fetch; none = all of them.
+        components: names of the components to download; default: all of them.
         verify: also read every fetched file again and compare its SHA-256 with the recorded one.
     """
 
     model: tyro.conf.Positional[str] = "official"
     models_dir: Path | None = None
-    parts: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
     verify: bool = False
 
     def run(self) -> int:
-        from bya_core.weights.download_record import changed_files
-        from bya_core.weights.registry import MODELS, fetch
+        from bya_core.weights.cache import changed_files
+        from bya_core.weights.registry import MODELS, download_model
 
         def tell(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
-        root, fetched = fetch(self.model, self.parts, self.models_dir, tell=tell)
+        root, fetched = download_model(self.model, self.components, self.models_dir, notify=tell)
         if self.verify:
-            parts = [part for part in MODELS[self.model].parts if part.name in self.parts or not self.parts]
-            wrong = [name for part in parts for name in changed_files(part, root)]
+            selected = [c for c in MODELS[self.model].components if c.name in self.components or not self.components]
+            wrong = [name for component in selected for name in changed_files(component, root)]
             if wrong:
                 came = f"in {root} these files are not what was fetched: {', '.join(wrong)}"
                 raise InputError(came, "their recorded SHA-256", "delete them, then run this again")
@@ -107,10 +107,10 @@ class Convert:
     encoders: str | None = None
 
     def run(self) -> int:
-        from bya_core.weights.export import convert, to_released_folder
+        from bya_core.weights.export import convert, convert_to_released
 
         if self.to == "released":
-            told = to_released_folder(self.model, self.out, self.precision)
+            told = convert_to_released(self.model, self.out, self.precision)
         else:
             told = convert(self.model, self.out, self.precision, encoders=self.encoders)
         for text in told:
@@ -120,39 +120,39 @@ class Convert:
 
 def _entry(entry: ModelEntry, models_dir: Path | None) -> dict[str, Any]:
     """All that is known of a model and its parts."""
-    root = entry.in_place(models_dir)
-    parts = [_part(part, root, entry.name) for part in entry.parts]
+    root = entry.path_in(models_dir)
+    components = [_component(component, root, entry.name) for component in entry.components]
     return {
         "name": entry.name,
         "for": entry.purpose,
         "size": entry.size,
-        "licence": entry.licence,
-        "commercial": entry.commercial,
+        "license": entry.license,
+        "commercial use": entry.commercial_use,
         "how to get": entry.how_to_get,
         "folder": str(root),
-        "here": entry.present if not parts else all(part["here"] or not part["needed"] for part in parts),
-        "parts": parts,
+        "here": entry.available if not components else all(c["here"] or not c["required"] for c in components),
+        "components": components,
     }
 
 
-def _part(part: Part, root: Path, model: str) -> dict[str, Any]:
-    from bya_core.weights.download_record import missing_files, read_record
+def _component(component: Component, root: Path, model: str) -> dict[str, Any]:
+    from bya_core.weights.cache import missing_files, read_manifest
 
-    recorded = read_record(root).get(part.name)
-    missing = missing_files(part, root)
+    recorded = read_manifest(root).get(component.name)
+    missing = missing_files(component, root)
     known = 0 if recorded is None else sum(file["size"] for file in recorded["files"].values())
     return {
-        "name": part.name,
-        "for": part.purpose,
-        "needed": part.needed,
-        "size": _in_words(known) if known else part.size,
-        "licence": part.licence,
-        "commercial": part.commercial,
-        "from": part.page,
-        "revision": recorded["revision"] if recorded else part.revision,
+        "name": component.name,
+        "for": component.purpose,
+        "required": component.required,
+        "size": _in_words(known) if known else component.size,
+        "license": component.license,
+        "commercial use": component.commercial_use,
+        "from": component.url,
+        "revision": recorded["revision"] if recorded else component.revision,
         "verified": recorded is not None,
         "missing": missing,
-        "how to get": f"python -m bya_core download {model} --parts {part.name}",
+        "how to get": f"python -m bya_core download {model} --components {component.name}",
         "here": not missing,
     }
 
@@ -163,15 +163,15 @@ def _in_words(size: int) -> str:
 
 def _as_text(entry: dict[str, Any]) -> str:
     state = f"yes ({entry['folder']})" if entry["here"] else f"no; {entry['how to get']}"
-    lines = [entry["name"], *(f"  {key:<11} {entry[key]}" for key in ("for", "size", "licence", "commercial"))]
-    lines.append(f"  {'here':<11} {state}")
-    for part in entry["parts"]:
-        lines += ["", f"  {part['name']}{'' if part['needed'] else ' (not needed to make videos)'}: {part['for']}"]
-        lines += [f"    {key:<11} {part[key]}" for key in ("size", "licence", "commercial")]
-        lines.append(f"    {'from':<11} {part['from']}" + (f" at {part['revision'][:10]}" if part["revision"] else ""))
+    lines = [entry["name"], *(f"  {key:<14} {entry[key]}" for key in ("for", "size", "license", "commercial use"))]
+    lines.append(f"  {'here':<14} {state}")
+    for part in entry["components"]:
+        lines += ["", f"  {part['name']}{'' if part['required'] else ' (not needed to make videos)'}: {part['for']}"]
+        lines += [f"    {key:<14} {part[key]}" for key in ("size", "license", "commercial use")]
+        lines.append(f"    {'from':<14} {part['from']}" + (f" at {part['revision'][:10]}" if part["revision"] else ""))
         here = "yes" + ("" if part["verified"] else ", not fetched by this project and not verified")
         if part["missing"]:
             more = f" and {len(part['missing']) - 4} more" if len(part["missing"]) > 4 else ""
-            here = f"missing: {', '.join(part['missing'][:4])}{more}\n    {'how to get':<11} {part['how to get']}"
-        lines.append(f"    {'here':<11} {here}")
+            here = f"missing: {', '.join(part['missing'][:4])}{more}\n    {'how to get':<14} {part['how to get']}"
+        lines.append(f"    {'here':<14} {here}")
     return "\n".join([*lines, ""])

@@ -52,6 +52,7 @@ class Probe:
         with Bar() as bar:
             bar.say("Importing libraries")
             from bya_core.io.media import existing_file
+            from bya_core.pipelines.load import load_model
             from bya_core.pipelines.prepare import prepare
             from bya_core.pipelines.probe_outputs import RoutingOutputs
             from bya_core.pipelines.run_report import mask_figures, mask_notices
@@ -59,13 +60,12 @@ class Probe:
             from bya_core.routing.route import find, finish
             from bya_core.scene.loader import load_scene
             from bya_core.scene.schema import read_scene_file
-            from bya_core.weights.registry import load_bundle
 
             outputs = RoutingOutputs(self.state, self.masks, self.overlay)
             outputs.check(inputs=(existing_file(self.scene, "the scene"),))
             read_scene_file(self.scene)  # the cheapest mistakes are found before anything heavy is loaded
             bar.say(f"Loading model {self.model}")
-            bundle = load_bundle(self.model, vram=self.vram)
+            bundle = load_model(self.model, vram=self.vram)
             bar.say("Reading scene")
             scene = load_scene(self.scene, bundle.defaults, steps=self.steps, seed=self.seed, speed=self.speed)
             _one_window(scene, bundle)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bya_core.errors import InputError
-from bya_core.weights.locations import places
+from bya_core.weights.cache import model_folders
 
 FOLDER = "metrics"
 
@@ -39,8 +39,8 @@ class MetricWeights:
 
     def find(self) -> Path | None:
         """The file, if it is on this machine."""
-        own = (place / FOLDER / self.file for place in places())
-        fetched = (path for place in places() for path in place.glob(f"official/**/{self.file}"))
+        own = (folder / FOLDER / self.file for folder in model_folders())
+        fetched = (path for folder in model_folders() for path in folder.glob(f"official/**/{self.file}"))
         return next((path for path in (*own, *fetched) if path.is_file()), None)
 
     def needed(self) -> Path:
@@ -53,7 +53,7 @@ class MetricWeights:
     @property
     def home(self) -> Path:
         """Where it belongs."""
-        return places()[0] / FOLDER
+        return model_folders()[0] / FOLDER
 
     @property
     def missing(self) -> str:

@@ -289,7 +289,7 @@ def free_host_memory() -> int:
         return free
 
 
-def arrange(bundle: ModelBundle, vram: str | None = None, device: torch.device | str | None = None) -> Rung:
+def place_model(bundle: ModelBundle, vram: str | None = None, device: torch.device | str | None = None) -> Rung:
     """Choose a rung for a bundle that is on the CPU, and put it into effect.
 
     Args:

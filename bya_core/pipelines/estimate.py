@@ -38,7 +38,7 @@ class ModelFolder:
 
     def settings(self, *parts: str) -> dict[str, Any]:
         """One of its JSON files."""
-        from bya_core.weights.from_path import model_settings
+        from bya_core.weights.loader import model_settings
 
         return model_settings(self.folder, *parts)
 

@@ -114,12 +114,12 @@ def _model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFolder |
     entry = MODELS.get(name)
     if entry is None:
         return [Finding(about, "PROBLEM", f"not known; known are {', '.join(MODELS)}"), *missing], None
-    if not entry.present:
+    if not entry.available:
         gone, more = entry.missing[:3], len(entry.missing) - 3
         told = f" (not there: {', '.join(gone)}{f' and {more} more' if more > 0 else ''})" if gone else ""
         text = f"its weights are not on this machine{told}; {entry.size}; {entry.how_to_get}"
         return [Finding(about, "PROBLEM", text), *missing], None
-    return [Finding(about, "ok", f"{entry.size}, {entry.licence}"), *missing], ModelFolder(entry.here)
+    return [Finding(about, "ok", f"{entry.size}, {entry.license}"), *missing], ModelFolder(entry.path)
 
 
 def _meter(folder: ModelFolder | None) -> PixelMeter | None:

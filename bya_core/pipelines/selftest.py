@@ -55,7 +55,7 @@ def toy(device: torch.device | str | None = None) -> Outcome:
     from bya_core.io.media import write_video
     from bya_core.pipelines.generate import generate
     from bya_core.scene.types import Character, Scene, Speech
-    from bya_core.weights.registry import load_bundle
+    from bya_core.weights.loader import load_bundle
 
     tracker = ProgressTracker()
     with tracker.stage("Loading model"):
@@ -118,7 +118,7 @@ def full_size(
     says otherwise, without guidance and decoding.
 
     Args:
-        vram: as in `bya_core.memory.planner.arrange`.
+        vram: as in `bya_core.memory.planner.place_model`.
         config, native: another architecture and size.
 
     Raises:

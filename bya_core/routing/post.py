@@ -23,7 +23,7 @@ from bya_core.sampling.guidance import branches
 from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
-from bya_core.weights.locations import fetched
+from bya_core.weights.cache import downloaded_folder
 
 LOOK_AT = 0.2
 """Share of the noise schedule at which finished latents are read: little noise. On puppets it hardly matters: mask IoU
@@ -85,7 +85,7 @@ def router_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConf
 
 
 def _sam2(scene: Scene, bundle: ModelBundle) -> Segmenter:
-    return load_sam2(fetched(scene.routing.segmenter_weights), str(bundle.device), bundle.dtype)
+    return load_sam2(downloaded_folder(scene.routing.segmenter_weights), str(bundle.device), bundle.dtype)
 
 
 def segmented_masks(latents: Tensor, prepared: Prepared, bundle: ModelBundle, segmenter: Segmenter) -> Tensor:

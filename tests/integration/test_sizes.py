@@ -9,7 +9,8 @@ from bya_core.encoders.canvas import reference_canvas
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.pipelines.generate import generate
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene
 from training.puppets import make_clip
 
@@ -18,7 +19,7 @@ SIZES = [(64, 64), (96, 64), (80, 128), (40, 56), (128, 72)]
 
 @pytest.fixture(scope="module")
 def toy():
-    if not MODELS["toy"].present:
+    if not MODELS["toy"].available:
         pytest.skip("the toy model's weights are not here")
     return load_bundle("toy")
 

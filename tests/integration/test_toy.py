@@ -28,7 +28,7 @@ DEMO = ROOT / "demo"
 SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", ROOT.parent / "shared" / "samples"))
 RECORDINGS = sorted(SAMPLES.glob("*/mix.wav"))
 
-needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here yet")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here yet")
 
 
 def generate(scene: Path, folder: Path, *options: str) -> dict[str, Any]:

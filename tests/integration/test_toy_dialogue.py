@@ -22,7 +22,7 @@ from training.puppets import make_clip
 from training.puppets.looks import MOUTH_RGB
 
 
-@pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+@pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 def test_a_dialogue_moves_each_mouth_in_its_turns(tmp_path: Path) -> None:
     clip = make_clip(VALIDATION + 3, 2, 64, 96, 33, motion="still", talk="turns")
     whole = clip.speeches.sum(axis=0)

@@ -17,12 +17,13 @@ from bya_core.scene.types import Character, Scene, Speech
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
 from bya_core.weights.bundle import ModelBundle
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from training.benchmark.subjects import as_video
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
-pytestmark = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+pytestmark = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")

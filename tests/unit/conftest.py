@@ -27,7 +27,9 @@ def registered(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "weights").touch()
-    entry = dataclasses.replace(registry.MODELS["toy"], folder=folder, loader=lambda _: bundle, needs=("weights",))
+    entry = dataclasses.replace(
+        registry.MODELS["toy"], folder=folder, loader=lambda _: bundle, required_files=("weights",)
+    )
     monkeypatch.setitem(registry.MODELS, "toy", entry)
     return registry
 

@@ -27,7 +27,7 @@ import tyro
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.weights.registry import load_bundle
+from bya_core.weights.loader import load_bundle
 from training.data.dataset import ClipFolder
 from training.engine.loop import RunSettings, train
 from training.engine.stages import Recipe, Stage, load_recipe, overridden

@@ -26,7 +26,7 @@ from bya_core.scene.types import Speech
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
 from bya_core.weights.bundle import ModelBundle
-from bya_core.weights.registry import load_bundle
+from bya_core.weights.loader import load_bundle
 from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, draw
 from training.benchmark.subjects import CodecSubject, ModelSubject, Subject, TruthSubject
 from training.puppets.looks import MOUTH_RGB

@@ -296,15 +296,16 @@ def load_encoders(name: str | Path = "toy") -> Encoders:
     Raises:
         InputError: no such model, or its weights are not here.
     """
-    from bya_core.weights.registry import MODELS, load_bundle
+    from bya_core.weights.loader import load_bundle
+    from bya_core.weights.registry import MODELS
 
     entry = MODELS.get(str(name))
-    folder = Path(name).expanduser() if entry is None else entry.here
+    folder = Path(name).expanduser() if entry is None else entry.path
     if (folder / "speech.safetensors").is_file():
         from bya_core.toy.bundle import load_toy_encoders
 
         return load_toy_encoders(folder)
-    if (folder / "text_encoder").is_dir() or (entry is not None and entry.parts):
+    if (folder / "text_encoder").is_dir() or (entry is not None and entry.components):
         from bya_core.weights.official import load_official
 
         return load_official(folder, transformer=torch.nn.Identity())  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ from bya_core.io.overlay import blend_masks, overlay_frames
 from bya_core.pipelines.generate import generate
 from bya_core.scene.loader import load_scene
 from bya_core.weights.bundle import ModelBundle
-from bya_core.weights.registry import load_bundle
+from bya_core.weights.loader import load_bundle
 from training.benchmark.puppet_suite import judge
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.subjects import Made, ModelSubject

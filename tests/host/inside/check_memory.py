@@ -110,7 +110,7 @@ def test_a_part_that_reads_its_weights_late(host_model: Any, run: Run, cast: Any
 
     from dataclasses import replace
 
-    from bya_core.weights.registry import load_bundle
+    from bya_core.weights.loader import load_bundle
 
     bundle = load_bundle("toy")
     model = host_model.adopt(replace(bundle, text=Late(bundle.text)))
@@ -186,11 +186,11 @@ def test_download_only_when_asked(run: Run, host: Any, monkeypatch: Any) -> None
 
     asked: list[str] = []
 
-    def fetch(name: str, *, watch: Any) -> None:
+    def fetch(name: str, *, callback: Any) -> None:
         asked.append(name)
-        watch(5 * 10**6, 10**7)
+        callback(5 * 10**6, 10**7)
 
-    monkeypatch.setattr(registry, "fetch", fetch)
+    monkeypatch.setattr(registry, "download_model", fetch)
     for download in (False, True):
         with pytest.raises(ValueError, match="download official"):
             run("Loader", model="official", download=download)

@@ -11,7 +11,8 @@ import torch
 import bya_core.pipelines.long_video as long_video
 from bya_core.routing import Routing
 from bya_core.weights.bundle import ModelBundle
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from training.benchmark.long_suite import LongSettings, long_scene, long_table, measure_long
 from training.benchmark.subjects import as_video
 
@@ -21,7 +22,7 @@ SETTINGS = LongSettings(scenes=1, seed_base=2_000_010, num_frames=89)
 
 @pytest.fixture(scope="module")
 def toy() -> ModelBundle:
-    if not MODELS["toy"].present:
+    if not MODELS["toy"].available:
         pytest.skip("the toy model's weights are not here")
     return load_bundle("toy")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.weights.registry import load_bundle
+from bya_core.weights.loader import load_bundle
 from training.engine.validation import VALIDATION_SEEDS, HeldOut, Validation, figures_of, mask_figures, sheet
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from training.benchmark.scenes import SceneSettings, redrawn, suite_scene
 from training.benchmark.subjects import ModelSubject
 from training.evaluate import evaluate
@@ -19,7 +20,7 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def bundle():
-    if not MODELS["toy"].present:
+    if not MODELS["toy"].available:
         pytest.skip("the toy model's weights are not here")
     return load_bundle("toy")
 

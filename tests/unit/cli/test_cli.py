@@ -20,7 +20,7 @@ import pytest
 from bya_core.cli import main as cli
 from bya_core.errors import InputError
 from bya_core.io.media import read_audio
-from bya_core.weights import registry
+from bya_core.weights import loader, registry
 from bya_core.weights.bundle import ModelBundle
 from tests.fakes import tone, write_wav
 from tests.unit.conftest import SceneMaker
@@ -248,7 +248,7 @@ def test_a_signal_stops_a_running_process(number: int, make_scene: SceneMaker, o
         "bundle.transformer.forward = slow\n"
         "folder = pathlib.Path(sys.argv[1]).parent\n"
         "registry.MODELS['toy'] = dataclasses.replace(\n"
-        "    registry.MODELS['toy'], folder=folder, loader=lambda _: bundle, needs=())\n"
+        "    registry.MODELS['toy'], folder=folder, loader=lambda _: bundle, required_files=())\n"
         "sys.exit(cli.main(['generate', sys.argv[1], '-o', sys.argv[2], '--steps', '500']))\n"
     )
     command = [sys.executable, "-c", program, str(make_scene()), str(out / "a.mp4")]
@@ -271,7 +271,7 @@ def test_models_lists_every_entry(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     said = capsys.readouterr().out
     for entry in registry.MODELS.values():
-        assert all(text in said for text in (entry.name, entry.purpose, entry.size, entry.licence))
+        assert all(text in said for text in (entry.name, entry.purpose, entry.size, entry.license))
 
 
 def test_doctor_tells_people_and_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,17 +299,17 @@ def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_registry_is_honest(bundle: ModelBundle, registered: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert registry.load_bundle("toy") is bundle
+    assert loader.load_bundle("toy") is bundle
     with pytest.raises(InputError, match="use --model toy"):
         registry.find_model("tinny")
     monkeypatch.setenv("BYA_MODELS_DIR", str(registered.TOY_WEIGHTS / "nowhere"))
-    with pytest.raises(InputError, match="official lacks transformer.* python -m bya_core download official"):
-        registry.load_bundle("official")
+    with pytest.raises(InputError, match="official lacks transformer.* bya download official"):
+        loader.load_bundle("official")
     folder = registry.MODELS["toy"].folder
     assert folder is not None
     (folder / "weights").unlink()
-    with pytest.raises(InputError, match="not complete .* there weights"):
-        registry.load_bundle("toy")
+    with pytest.raises(InputError, match="not complete .* weights"):
+        loader.load_bundle("toy")
 
 
 def test_help_and_listing_need_no_torch() -> None:

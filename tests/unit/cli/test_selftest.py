@@ -94,7 +94,7 @@ def test_too_little_memory_is_told_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(full_size, "free_host_memory", lambda: 3 * 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(full_size, "fill", lambda *_: pytest.fail("weights were drawn"))
+    monkeypatch.setattr(full_size, "fill_random", lambda *_: pytest.fail("weights were drawn"))
     assert main(["selftest", "--full-size", "--layers", "2"]) == 2
     told = capsys.readouterr().err
     assert "3.0 GB of memory are free" in told and "and one step" in told and "--layers" in told
@@ -111,7 +111,7 @@ def test_memory_can_be_chosen(command: str, monkeypatch: pytest.MonkeyPatch, tmp
 
     scene = Path(__file__).resolve().parents[3] / "demo" / "scene.json"
     out = str(tmp_path / ("a.mp4" if command == "generate" else "a.safetensors"))
-    monkeypatch.setattr("bya_core.weights.registry.load_bundle", load)
+    monkeypatch.setattr("bya_core.pipelines.load.load_model", load)
     for extra in ([], ["--vram", "12"]):
         assert main([command, str(scene), "-o" if command == "generate" else "-s", out, *extra]) == 2
     assert asked == ["auto", "12"]

@@ -381,5 +381,5 @@ def test_a_card_of_no_size(card: str) -> None:
 def test_without_a_gpu_all_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = bundle(small(), small_codec())
-    assert memory.arrange(model).name == "resident"
-    assert memory.arrange(bundle(small(), small_codec()), "8", "cpu").name == "resident"  # so small that it fits
+    assert memory.place_model(model).name == "resident"
+    assert memory.place_model(bundle(small(), small_codec()), "8", "cpu").name == "resident"  # so small that it fits

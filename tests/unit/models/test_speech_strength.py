@@ -15,7 +15,8 @@ from bya_core.models.conditioning import BlockConditioning, LayerSchedule
 from bya_core.pipelines.generate import generate
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.fakes import BLOCKS, IDENTITY, SCALES, SOUND, TEXT, VIT, fake_transformer
 from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppets
 from training.puppets.looks import MOUTH_RGB
@@ -121,7 +122,7 @@ def test_soft_masks_scale_softly() -> None:
     torch.testing.assert_close(none[..., :2, :], 0.5 * plain[..., :2, :])
 
 
-@pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+@pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 def test_the_mouth_opens_wider_the_stronger_speech_is() -> None:
     """Two puppets talk; the speech of the first is scaled. Its mouth follows, the other one's moves as before."""
     bundle = load_bundle("toy")

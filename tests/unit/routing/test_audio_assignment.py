@@ -24,7 +24,8 @@ from bya_core.routing.audio_assignment import (
     vote,
 )
 from bya_core.scene.types import Character, Scene, Speech
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.fakes import RATE, fake_bundle
 from training.benchmark import listeners
 from training.run_voice_face import CHECKPOINT, Arguments, evaluate, main, try_scene
@@ -196,7 +197,7 @@ def test_nine_of_ten_scenes_are_bound_right():
 
 
 @needs_towers
-@pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+@pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 def test_the_shipped_model_has_towers():
     assert isinstance(load_bundle("toy").voice_face, VoiceFaceMatcher)
 
@@ -213,7 +214,7 @@ def test_a_listeners_mouth_counts_away_from_turns():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+@pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 def test_generated_listeners_keep_their_mouths_shut():
     report = listeners.evaluate(listeners.Arguments(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("toy"))
     assert report["drawn"] < 0.02 and report["judged"] >= 8

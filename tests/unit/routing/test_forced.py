@@ -21,7 +21,8 @@ from bya_core.routing.intra import probe
 from bya_core.routing.route import route
 from bya_core.scene.mask_control import given_masks
 from bya_core.toy.mouth import mouth_opening
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.fakes import fake_bundle
 from tests.unit.routing.calls import counted
 from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppets
@@ -211,7 +212,7 @@ def test_masks_for_a_run_that_has_begun_can_start_over(fake, prepared):
 
 # --- what forced masks do to a video of the shipped model
 
-needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 
 
 class Exchanged:

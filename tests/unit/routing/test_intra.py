@@ -15,14 +15,15 @@ from bya_core.progress import ProgressTracker
 from bya_core.routing.intra import MaskConvergence, max_probe_steps, probe
 from bya_core.routing.route import route
 from bya_core.sampling import StepInfo, build_scheduler, denoise
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.fakes import fake_bundle
 from tests.unit.routing.calls import counted
 from tests.unit.routing.puppet_scene import puppet_scene, two_puppets
 
 STEPS = 6
 
-pytestmark = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+pytestmark = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from bya_core.pipelines.generate import generate, prepare, sample
 from bya_core.progress import ProgressTracker
 from bya_core.routing import post
 from bya_core.routing.route import route
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.fakes import fake_bundle
 from tests.torchvision_shim import importable
 from tests.unit.routing.calls import counted
@@ -25,7 +26,7 @@ from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppet
 
 STEPS = 5
 LATENTS = torch.randn(1, 3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from bya_core.pipelines.generate import prepare, sample
 from bya_core.progress import ProgressTracker
 from bya_core.routing.pre import Found, character_boxes, draw_regions, route_pre
 from bya_core.scene.types import Character, Scene
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.fakes import fake_bundle
 from tests.unit.routing.puppet_scene import VALIDATION, picture, puppet_scene
 from training.puppets import make_clip
@@ -154,7 +155,7 @@ def test_real_people_are_matched_by_what_the_face_encoder_says():
 
 @pytest.fixture(scope="module")
 def toy():
-    if not MODELS["toy"].present:
+    if not MODELS["toy"].available:
         pytest.skip("the toy model's weights are not here")
     return load_bundle("toy")
 

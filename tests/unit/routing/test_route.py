@@ -11,13 +11,14 @@ from bya_core.config import RefineConfig, RouterConfig
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import prepare
 from bya_core.routing.route import route
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.registry import MODELS
 from tests.unit.routing.calls import counted
 from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppets
 
 STEPS = 5
 
-pytestmark = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+pytestmark = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,9 @@ from bya_core.cli import main as cli
 from bya_core.errors import Cancelled, InputError
 from bya_core.weights import download as module
 from bya_core.weights import registry
-from bya_core.weights.download import download, repair_nested
-from bya_core.weights.download_record import RECORD, changed_files, complete, missing_files
-from bya_core.weights.hub import DownloadStopped
-from bya_core.weights.known_files import OFFICIAL, KnownFile, Part
-from bya_core.weights.locations import fetched
+from bya_core.weights.cache import MANIFEST, changed_files, downloaded_folder, is_downloaded, missing_files
+from bya_core.weights.components import OFFICIAL, Component, KnownFile
+from bya_core.weights.download import DownloadInterrupted, download, repair_nested_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1000  # bytes from which a file is kept as a large one
@@ -115,16 +113,16 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
 
 WEIGHTS = bytes(range(256)) * 4000  # about a megabyte
-PART = Part(
+PART = Component(
     name="weights",
     purpose="weights of a test",
     repository="someone/model",
     revision=None,
-    wanted=(("new/*.bin", "old/*.bin"), ("config.json",)),
+    files=(("new/*.bin", "old/*.bin"), ("config.json",)),
     folder="below",
     size="1 MB",
-    licence="Apache-2.0",
-    commercial="yes",
+    license="Apache-2.0",
+    commercial_use="yes",
 )
 
 
@@ -148,19 +146,19 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def test_files_arrive_whole_and_are_recorded(hub: FakeHub, tmp_path: Path) -> None:
     told: list[str] = []
     seen: list[tuple[int, int]] = []
-    fetched = download([PART], tmp_path, tell=told.append, watch=lambda done, total: seen.append((done, total)))
+    fetched = download([PART], tmp_path, notify=told.append, callback=lambda done, total: seen.append((done, total)))
     assert {path.relative_to(tmp_path / "below").as_posix() for path in fetched} == {
         "old/a.bin",
         "old/b.bin",
         "config.json",
     }
     assert (tmp_path / "below/old/b.bin").read_bytes() == WEIGHTS[::-1]
-    record = json.loads((tmp_path / RECORD).read_text())["parts"]["weights"]
+    record = json.loads((tmp_path / MANIFEST).read_text())["components"]["weights"]
     assert record["revision"] == COMMIT
     assert record["files"]["old/a.bin"] == {"size": len(WEIGHTS), "sha256": hashlib.sha256(WEIGHTS).hexdigest()}
     assert seen[-1] == (2 * len(WEIGHTS) + 8, 2 * len(WEIGHTS) + 8)
-    assert any("knows no hash of old/a.bin, old/b.bin, config.json" in text for text in told)
-    assert complete(PART, tmp_path) and not missing_files(PART, tmp_path)
+    assert any("no published hash is known for old/a.bin, old/b.bin, config.json" in text for text in told)
+    assert is_downloaded(PART, tmp_path) and not missing_files(PART, tmp_path)
 
 
 def test_where_all_is_here_nobody_is_asked(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +167,7 @@ def test_where_all_is_here_nobody_is_asked(hub: FakeHub, tmp_path: Path, monkeyp
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # nobody listens there
     assert download([PART], tmp_path) == [] and hub.asked == []
     (tmp_path / "below/old/a.bin").unlink()
-    with pytest.raises(DownloadStopped, match="someone/model at http://127.0.0.1:1 .* run the same command again"):
+    with pytest.raises(DownloadInterrupted, match="someone/model at http://127.0.0.1:1 .* run the same command again"):
         download([PART], tmp_path)
 
 
@@ -182,7 +180,7 @@ def test_a_stopped_download_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
         with pytest.raises(Cancelled):
-            download([PART], tmp_path, watch=stop)
+            download([PART], tmp_path, callback=stop)
     unfinished = tmp_path / "below/old/a.bin.part"
     have = unfinished.stat().st_size
     assert 0 < have < len(WEIGHTS) and not (tmp_path / "below/old/a.bin").exists()
@@ -221,7 +219,7 @@ def test_a_killed_process_loses_nothing(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_a_broken_line_keeps_what_arrived(hub: FakeHub, tmp_path: Path) -> None:
     hub.cut["old/a.bin"] = 0  # it breaks at once, again and again
-    with pytest.raises(DownloadStopped, match="old/a.bin of someone/model"):
+    with pytest.raises(DownloadInterrupted, match="old/a.bin of someone/model"):
         download([PART], tmp_path)
     del hub.cut["old/a.bin"]
     download([PART], tmp_path)
@@ -232,7 +230,7 @@ def test_an_endless_or_short_file_is_not_taken(hub: FakeHub, tmp_path: Path) -> 
     hub.lies["old/a.bin"] = WEIGHTS[:-100]
     with pytest.raises(InputError, match=rf"old/a.bin .* arrived with {len(WEIGHTS) - 100} bytes; expected"):
         download([PART], tmp_path)
-    assert not list((tmp_path / "below").rglob("a.bin*")) and not complete(PART, tmp_path)
+    assert not list((tmp_path / "below").rglob("a.bin*")) and not is_downloaded(PART, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["old/a.bin", "config.json"])
@@ -240,9 +238,9 @@ def test_a_changed_content_is_not_taken(hub: FakeHub, tmp_path: Path, name: str)
     content = bytearray(hub.repositories["someone/model"][name])
     content[3] ^= 1
     hub.lies[name] = bytes(content)
-    with pytest.raises(InputError, match="arrived with another content"):
+    with pytest.raises(InputError, match="arrived with different contents"):
         download([PART], tmp_path)
-    assert not (tmp_path / "below" / name).exists() and not complete(PART, tmp_path)
+    assert not (tmp_path / "below" / name).exists() and not is_downloaded(PART, tmp_path)
     hub.lies.clear()
     download([PART], tmp_path)
     assert (tmp_path / "below" / name).read_bytes() == hub.repositories["someone/model"][name]
@@ -250,7 +248,7 @@ def test_a_changed_content_is_not_taken(hub: FakeHub, tmp_path: Path, name: str)
 
 def test_a_mirror_that_offers_something_else_is_refused(hub: FakeHub, tmp_path: Path) -> None:
     other = replace(PART, known=(KnownFile("old/a.bin", len(WEIGHTS), "0" * 64),))
-    with pytest.raises(InputError, match="offers old/a.bin .* do not use that mirror"):
+    with pytest.raises(InputError, match="offers old/a.bin .* do not use this mirror"):
         download([other], tmp_path)
     shorter = replace(PART, known=(KnownFile("old/a.bin", 7, hashlib.sha256(WEIGHTS).hexdigest()),))
     with pytest.raises(InputError, match=f"with {len(WEIGHTS)} bytes; expected 7"):
@@ -262,7 +260,7 @@ def test_later_downloads_keep_to_what_was_recorded(hub: FakeHub, tmp_path: Path)
     download([PART], tmp_path)
     hub.repositories["someone/model"]["old/a.bin"] = b"x" * len(WEIGHTS)  # at the same commit: forged
     (tmp_path / "below/old/a.bin").unlink()
-    with pytest.raises(InputError, match="do not use that mirror"):
+    with pytest.raises(InputError, match="do not use this mirror"):
         download([PART], tmp_path)
     assert ("GET", f"/api/models/someone/model/revision/{COMMIT}", None) in hub.asked  # pinned by the record
 
@@ -270,7 +268,7 @@ def test_later_downloads_keep_to_what_was_recorded(hub: FakeHub, tmp_path: Path)
 def test_a_full_disk_is_told_before_anything_arrives(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=module.SPARE + len(WEIGHTS)))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=module.RESERVE + len(WEIGHTS)))
     with pytest.raises(InputError, match=r"0.2 GB free .* expected 0.2 GB .* --models-dir"):
         download([PART], tmp_path)
     assert not any("/resolve/" in path for _, path, _ in hub.asked)
@@ -278,7 +276,7 @@ def test_a_full_disk_is_told_before_anything_arrives(
 
 def test_a_repository_without_the_files_is_told(hub: FakeHub, tmp_path: Path) -> None:
     del hub.repositories["someone/model"]["config.json"]
-    with pytest.raises(InputError, match="holds no config.json; expected the weights of a test"):
+    with pytest.raises(InputError, match="has no config.json; expected the weights of a test"):
         download([PART], tmp_path)
     with pytest.raises(InputError, match="someone/else .*RepositoryNotFoundError"):
         download([replace(PART, repository="someone/else")], tmp_path)
@@ -291,52 +289,52 @@ def test_own_files_are_used_and_never_overwritten(hub: FakeHub, tmp_path: Path) 
     own = tmp_path / "below/old/a.bin"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"something else")
-    with pytest.raises(InputError, match="there is another file .* move it away"):
+    with pytest.raises(InputError, match="a different file exists .* move it away"):
         download([PART], tmp_path)
     own.write_bytes(WEIGHTS)
     download([PART], tmp_path)
     assert not any("a.bin" in path for _, path, _ in hub.asked if "/resolve/" in path)
     own.write_bytes(WEIGHTS[::-1])
-    assert complete(PART, tmp_path) and changed_files(PART, tmp_path) == ["below/old/a.bin"]
+    assert is_downloaded(PART, tmp_path) and changed_files(PART, tmp_path) == ["below/old/a.bin"]
 
 
 def test_the_nested_folder_of_antelopev2_is_repaired(tmp_path: Path) -> None:
     inner = tmp_path / "face_encoder/models/antelopev2/antelopev2"
     inner.mkdir(parents=True)
     (inner / "glintr100.onnx").write_bytes(b"model")
-    repair_nested(tmp_path)
+    repair_nested_folder(tmp_path)
     assert (inner.parent / "glintr100.onnx").read_bytes() == b"model" and not inner.exists()
 
 
 def test_every_part_tells_what_it_is() -> None:
     assert len({part.name for part in OFFICIAL}) == len(OFFICIAL)
     for part in OFFICIAL:
-        assert part.wanted and part.licence and part.commercial and part.size and part.purpose
+        assert part.files and part.license and part.commercial_use and part.size and part.purpose
         assert part.revision is None or len(part.revision) == 40
         for file in part.known:
             assert len(bytes.fromhex(file.sha256)) == 32
-            assert any(file.path in options for options in part.wanted)
+            assert any(file.path in options for options in part.files)
 
 
 def test_the_command_downloads_and_models_lists(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = replace(PART, name="more", folder="beside", needed=False)
-    entry = replace(registry.MODELS["official"], parts=(PART, more))
+    more = replace(PART, name="more", folder="beside", required=False)
+    entry = replace(registry.MODELS["official"], components=(PART, more))
     monkeypatch.setitem(registry.MODELS, "official", entry)
     assert cli.main(["models", "--models-dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "missing: below/old/*.bin" in said and "python -m bya_core download official --parts weights" in said
-    assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--parts", "weights"]) == 0
+    assert "missing: below/old/*.bin" in said and "bya download official --components weights" in said
+    assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--components", "weights"]) == 0
     assert "not needed" not in capsys.readouterr().err
     assert cli.main(["models", "--models-dir", str(tmp_path), "--json"]) == 0
-    parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["models"][1]["parts"]}
+    parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["models"][1]["components"]}
     assert parts["weights"]["here"] and parts["weights"]["revision"] == COMMIT and parts["more"]["missing"]
     assert parts["weights"]["size"] == "2.05 MB" and parts["more"]["size"] == "1 MB"
     (tmp_path / "official/below/old/a.bin").write_bytes(b"\0" * len(WEIGHTS))
-    assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--parts", "weights", "--verify"]) == 2
+    assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--components", "weights", "--verify"]) == 2
     assert "below/old/a.bin" in capsys.readouterr().err
-    assert cli.main(["download", "official", "--parts", "wieghts"]) == 2
+    assert cli.main(["download", "official", "--components", "wieghts"]) == 2
     assert cli.main(["download", "toy"]) == 2
 
 
@@ -345,9 +343,12 @@ def test_a_fetched_part_is_found_by_the_name_of_its_repository(tmp_path: Path, m
     part = next(part for part in OFFICIAL if part.name == "segmenter")
     folder = tmp_path / "official" / part.folder
     folder.mkdir(parents=True)
-    assert fetched(part.repository) == part.repository and fetched("/no/such/folder") == "/no/such/folder"
+    assert (
+        downloaded_folder(part.repository) == part.repository
+        and downloaded_folder("/no/such/folder") == "/no/such/folder"
+    )
     (folder / "config.json").touch()
-    assert fetched(part.repository) == str(folder)
+    assert downloaded_folder(part.repository) == str(folder)
 
 
 def test_what_was_fetched_is_found_by_what_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +357,7 @@ def test_what_was_fetched_is_found_by_what_measures(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
     part = next(part for part in OFFICIAL if part.name == "syncnet")
     file = tmp_path / "official" / part.folder / part.known[0].path
-    assert SYNCNET.find() is None and "--parts syncnet" in SYNCNET.missing
+    assert SYNCNET.find() is None and "--components syncnet" in SYNCNET.missing
     file.parent.mkdir(parents=True)
     file.touch()
     assert SYNCNET.find() == file

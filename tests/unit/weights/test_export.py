@@ -18,13 +18,14 @@ from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights import registry
 from bya_core.weights import state_dict_adapter as official
-from bya_core.weights.export import convert, to_released_folder
-from bya_core.weights.from_path import RUN_LORA, encoders_for, find
-from bya_core.weights.registry import MODELS, load_bundle
-from bya_core.weights.single_file import SCALE, in_8_bits, read_about, to_8_bits
+from bya_core.weights.export import convert, convert_to_released
+from bya_core.weights.loader import RUN_LORA, encoders_for, load_bundle, resolve
+from bya_core.weights.registry import MODELS
+from bya_core.weights.single_file import is_stored_in_fp8, quantize_fp8, read_metadata
+from bya_core.weights.weight_files import SCALE_SUFFIX
 from tests.unit.weights.test_state_dict_adapter import SIZES
 
-needs_toy = pytest.mark.skipif(not MODELS["toy"].present, reason="the toy model's weights are not here")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 LAYER = "transformer_blocks.1.attn1.to_q"
 
 
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Path:
     """What a training run leaves: the toy transformer in two files, a LoRA beside it."""
     folder = tmp_path / "stage3" / "final"
     folder.mkdir(parents=True)
-    toy = MODELS["toy"].here / "transformer"
+    toy = MODELS["toy"].path / "transformer"
     (folder / "config.json").write_text((toy / "config.json").read_text())
     weights = load_file(next(toy.glob("*.safetensors")))
     names = sorted(weights)
@@ -77,7 +78,7 @@ def test_a_training_run_becomes_one_file_with_its_lora_merged(run: Path, tmp_pat
     file = tmp_path / "mine.safetensors"
     told = convert(run, file)
     assert told == [f"wrote {file} ({file.stat().st_size / 1e9:.2f} GB, fp32)", "merged 1 LoRA updates"]
-    base = load_file(next((MODELS["toy"].here / "transformer").glob("*.safetensors")))
+    base = load_file(next((MODELS["toy"].path / "transformer").glob("*.safetensors")))
     lora = load_file(run / RUN_LORA)
     merged = (
         base[f"{LAYER}.weight"]
@@ -98,7 +99,7 @@ def test_a_training_run_becomes_one_file_with_its_lora_merged(run: Path, tmp_pat
 def test_half_precision_rounds_once(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
     file = tmp_path / "half.safetensors"
     convert("toy", file, precision)
-    assert file.stat().st_size < 0.55 * sum(f.stat().st_size for f in (MODELS["toy"].here / "transformer").iterdir())
+    assert file.stat().st_size < 0.55 * sum(f.stat().st_size for f in (MODELS["toy"].path / "transformer").iterdir())
     loaded, theirs = _state(file), _state("toy")
     assert all(torch.equal(loaded[name], theirs[name].to(dtype)) for name in theirs)
     wide = _state(file, dtype=torch.float32)
@@ -113,11 +114,11 @@ def test_8_bits_load_as_exactly_what_they_stand_for(tmp_path: Path) -> None:
     with safe_open(file, framework="pt") as opened:
         kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     eight = [name for name, value in kept.items() if value.dtype == torch.float8_e4m3fn]
-    assert len(eight) > 50 and all(in_8_bits(name, tuple(kept[name].shape)) for name in eight)
+    assert len(eight) > 50 and all(is_stored_in_fp8(name, tuple(kept[name].shape)) for name in eight)
     for dtype in (torch.float32, torch.bfloat16):
         loaded = _state(file, dtype=dtype)
         for name in theirs:
-            meant = kept[name].float() * kept[name + SCALE] if name in eight else theirs[name].bfloat16()
+            meant = kept[name].float() * kept[name + SCALE_SUFFIX] if name in eight else theirs[name].bfloat16()
             assert torch.equal(loaded[name], meant.to(dtype)), name
             assert torch.equal(meant.to(torch.bfloat16).float(), meant.float())  # nothing is lost in bfloat16
     assert _state(file)[eight[0]].dtype == torch.bfloat16  # where nobody says otherwise
@@ -131,10 +132,10 @@ def test_8_bits_load_as_exactly_what_they_stand_for(tmp_path: Path) -> None:
 def test_scales_are_powers_of_two_that_hold_the_largest() -> None:
     for largest in (1e-6, 0.3, 448.0, 449.0, 1e5):
         weight = torch.linspace(-largest, largest, 1001).view(7, 143)
-        small, scale = to_8_bits(weight)
+        small, scale = quantize_fp8(weight)
         assert torch.log2(torch.tensor(scale)) % 1 == 0 and small.float().abs().max() > 220
         assert_close(small.float() * scale, weight, rtol=1 / 16, atol=scale * 2**-10)
-    zeros, scale = to_8_bits(torch.zeros(2, 2))
+    zeros, scale = quantize_fp8(torch.zeros(2, 2))
     assert scale == 1.0 and not zeros.float().any()
 
 
@@ -142,9 +143,9 @@ def test_scales_are_powers_of_two_that_hold_the_largest() -> None:
 def test_a_file_says_what_it_is(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     convert(run, file, "bf16")
-    about = read_about(file)
+    about = read_metadata(file)
     assert (about["flavour"], about["precision"], about["encoders"]) == ("paper", "bf16", "toy")
-    toy = MODELS["toy"].here
+    toy = MODELS["toy"].path
     config = json.loads((toy / "transformer/config.json").read_text())
     assert json.loads(about["config"]).items() >= {k: v for k, v in config.items() if k[0] != "_"}.items()
     assert json.loads(about["settings"]) == json.loads((toy / "bundle.json").read_text())
@@ -153,7 +154,7 @@ def test_a_file_says_what_it_is(run: Path, tmp_path: Path) -> None:
     assert (bundle.name, bundle.native, bundle.sampling) == ("mine", shipped.native, shipped.sampling)
     strange = tmp_path / "strange.safetensors"
     save_file({"a": torch.zeros(1)}, strange)
-    with pytest.raises(InputError, match="strange.safetensors is no converted model"):
+    with pytest.raises(InputError, match="strange.safetensors is not a converted model"):
         load_bundle(strange)
 
 
@@ -168,7 +169,7 @@ def test_one_command_and_the_model_is_used(
     assert cli.main(["models"]) == 0 and "mine.safetensors" in capsys.readouterr().out
     assert load_bundle("mine.safetensors").name == "mine"  # by its name alone, as it lies among the models
     assert cli.main(["convert", str(file), "-o", str(file)]) == 2
-    assert "what is to be converted" in capsys.readouterr().err
+    assert "is an input of the conversion" in capsys.readouterr().err
     assert cli.main(["convert", "mine.safetensor", "-o", str(tmp_path / "b.safetensors")]) == 2
     assert "use --model mine.safetensors" in capsys.readouterr().err
 
@@ -176,7 +177,7 @@ def test_one_command_and_the_model_is_used(
 @pytest.fixture
 def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, BindYourAvatarTransformer3DModel]:
     """A run of the official flavour with a LoRA, small; and what it is when the LoRA is merged."""
-    monkeypatch.setattr(official, "HARD_CODED", ("LFE_",))  # so that the parts can be small
+    monkeypatch.setattr(official, "IGNORED_ARGUMENTS", ("LFE_",))  # so that the parts can be small
     torch.manual_seed(0)
     model = BindYourAvatarTransformer3DModel(flavour="official", **SIZES)
     folder = tmp_path / "run"
@@ -192,9 +193,9 @@ def test_a_run_becomes_the_released_files(
 ) -> None:
     run, model = released
     out = tmp_path / "pretrained"
-    told = to_released_folder(run, out)
+    told = convert_to_released(run, out)
     assert "1 updates in lora_weight/pytorch_lora_weights.safetensors" in told[1]
-    assert "will not understand" in told[2] and "lfe_dim" in told[2] and "num_layers" not in told[2]
+    assert "does not support" in told[2] and "lfe_dim" in told[2] and "num_layers" not in told[2]
     files = (official.AUDIO_FILE, official.FACE_FILE, official.ROUTER_FILE, official.LORA_FILE)
     assert all((out / file).is_file() for file in files)
     config = json.loads((out / "transformer/config.json").read_text())
@@ -205,14 +206,14 @@ def test_a_run_becomes_the_released_files(
     for name, value in model.state_dict().items():
         assert_close(again.state_dict()[name], value, msg=name)
     assert_close(_output(again), _output(model))
-    with pytest.raises(InputError, match="is there already"):
-        to_released_folder(run, out)
+    with pytest.raises(InputError, match="already exists"):
+        convert_to_released(run, out)
     one = tmp_path / "one.safetensors"
     with pytest.raises(InputError, match="no known model"):
         convert(run, one)
     convert(run, one, encoders="official")
     back = tmp_path / "back"
-    assert "merged, or never one" in to_released_folder(one, back, "bf16")[1]
+    assert "no separate LoRA" in convert_to_released(one, back, "bf16")[1]
     merged = official.load_released(back).state_dict()
     assert all(torch.equal(merged[n], v.bfloat16()) for n, v in model.state_dict().items() if LAYER not in n)
     assert not list(tmp_path.glob(".*part*"))
@@ -220,10 +221,10 @@ def test_a_run_becomes_the_released_files(
 
 @needs_toy
 def test_what_the_released_code_cannot_load_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="of the flavour paper"):
-        to_released_folder("toy", tmp_path / "out")
+    with pytest.raises(InputError, match="has the flavour paper"):
+        convert_to_released("toy", tmp_path / "out")
     with pytest.raises(InputError, match="released files in fp8"):
-        to_released_folder("toy", tmp_path / "out", "fp8")
+        convert_to_released("toy", tmp_path / "out", "fp8")
     assert not (tmp_path / "out").exists()
 
 
@@ -249,12 +250,12 @@ def test_no_room_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @needs_toy
 def test_encoders_of_a_bundle_of_one_s_own(tmp_path: Path) -> None:
     own = tmp_path / "own"
-    shutil.copytree(MODELS["toy"].here, own)
+    shutil.copytree(MODELS["toy"].path, own)
     file = tmp_path / "mine.safetensors"
     convert(own, file)
-    assert read_about(file)["encoders"] == str(own) and load_bundle(file).native == load_bundle(own).native
+    assert read_metadata(file)["encoders"] == str(own) and load_bundle(file).native == load_bundle(own).native
     shutil.rmtree(own)
-    with pytest.raises(InputError, match="the encoders of this model are those of"):
+    with pytest.raises(InputError, match="the encoders of this model are expected in"):
         load_bundle(file)
 
 
@@ -262,19 +263,19 @@ def test_encoders_are_found_by_what_they_give(tmp_path: Path) -> None:
     assert encoders_for({}) == "official"  # the published sizes are the defaults of the transformer
     with pytest.raises(InputError, match="text_embed_dim 77"):
         encoders_for({"text_embed_dim": 77})
-    with pytest.raises(InputError, match="is no model"):
-        find(tmp_path)
+    with pytest.raises(InputError, match="is not a model"):
+        resolve(tmp_path)
 
 
 def test_the_official_model_tells_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bya_core.weights.official import load_official
 
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
-    expected = r"lacks transformer.*and 6 more parts.*licence: none stated.*huggingface.co/hyb1124.*download official"
+    expected = r"lacks transformer.*and 6 more components.*license: none.*huggingface.co/hyb1124.*download official"
     with pytest.raises(InputError, match=expected):
         load_official(tmp_path / "official")
-    with pytest.raises(InputError, match="python -m bya_core download official --parts release"):
-        find("official")
+    with pytest.raises(InputError, match="bya download official --components release"):
+        resolve("official")
     assert registry.MODELS["official"].missing
 
 
@@ -285,7 +286,7 @@ def test_what_the_training_loop_writes_is_read(tmp_path: Path) -> None:
     from training.engine.stages import Lora
 
     lora = Lora(rank=4, alpha=8, targets=("attn1.to_q", "attn1.to_k"))
-    model = load_model(MODELS["toy"].here / "transformer")
+    model = load_model(MODELS["toy"].path / "transformer")
     add_lora(model, lora)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():

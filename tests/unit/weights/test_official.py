@@ -22,9 +22,9 @@ from bya_core.pipelines.generate import generate
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights import state_dict_adapter as official
 from bya_core.weights.export import convert
-from bya_core.weights.from_path import OFFICIAL_MEETS, load_defaults
+from bya_core.weights.loader import OFFICIAL_ENCODER_ARGUMENTS, load_bundle, load_defaults
 from bya_core.weights.official import load_official
-from bya_core.weights.registry import MODELS, load_bundle
+from bya_core.weights.registry import MODELS
 from tests.fakes import IDENTITY, RATE, SCALES, VIT, FakeCodec, FakeFace, FakeText, tone
 from tests.unit.weights.test_state_dict_adapter import SIZES
 
@@ -75,7 +75,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All parts, in the layout of the released folder, with antelopev2 one folder too deep."""
-    monkeypatch.setattr(official, "HARD_CODED", ("LFE_",))
+    monkeypatch.setattr(official, "IGNORED_ARGUMENTS", ("LFE_",))
     monkeypatch.setattr("bya_core.encoders.face.encoder.FaceModels.load", staticmethod(lambda *files: files))
     monkeypatch.setattr("bya_core.encoders.face.encoder.PhotoFaceEncoder", Face)
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
@@ -164,7 +164,7 @@ def test_all_parts_make_a_video(folder: Path) -> None:
 
 def test_a_converted_file_finds_the_encoders_of_the_released_model(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
-    assert OFFICIAL_MEETS[0] == 4096  # the sizes here are not the published ones, so that its model is named
+    assert OFFICIAL_ENCODER_ARGUMENTS[0] == 4096  # not the sizes used here, so its model is named
     convert("official", file, "fp8", encoders="official")
     weights = load_file(file)
     assert any(value.dtype == torch.float8_e4m3fn for value in weights.values())
@@ -172,7 +172,7 @@ def test_a_converted_file_finds_the_encoders_of_the_released_model(folder: Path,
     assert isinstance(bundle.text, T5TextEncoder) and bundle.name == "one" and bundle.native.height == 64
     assert generate(_scene(bundle), bundle).frames.shape == (5, 64, 64, 3)
     (folder / "vae/config.json").unlink()
-    with pytest.raises(InputError, match=r"lacks vae/config.json; expected video codec.*--parts codec"):
+    with pytest.raises(InputError, match=r"lacks vae/config.json; expected video VAE.*--components codec"):
         load_bundle(file)
 
 
@@ -183,16 +183,16 @@ def test_a_released_folder_elsewhere_borrows_what_it_lacks(folder: Path, tmp_pat
         (folder / name).rename(other / name)
     bundle = load_bundle(other, dtype=torch.float32)
     assert bundle.name == "pretrained" and bundle.dtype == torch.float32
-    with pytest.raises(InputError, match="the video transformer with its speech, face and router modules"):
+    with pytest.raises(InputError, match="video transformer with audio, face and router modules"):
         load_official(folder)
 
 
 def test_presence_is_told(folder: Path) -> None:
     entry = MODELS["official"]
-    assert entry.here == folder and entry.present  # one folder too deep is put right at loading
+    assert entry.path == folder and entry.available  # one folder too deep is put right at loading
     (folder / "wav2vec2-base-960h/model.safetensors").unlink()
-    assert not entry.present and entry.missing == ["wav2vec2-base-960h/model.safetensors"]
-    with pytest.raises(InputError, match="wav2vec2-base-960h: what is heard in a voice: 378 MB, licence: Apache-2.0"):
+    assert not entry.available and entry.missing == ["wav2vec2-base-960h/model.safetensors"]
+    with pytest.raises(InputError, match="wav2vec2-base-960h speech encoder: 378 MB, license: Apache-2.0"):
         load_bundle("official")
 
 
@@ -200,9 +200,9 @@ def test_what_a_host_has_already_need_not_be_here(folder: Path) -> None:
     (folder / "vae/config.json").unlink()
     (folder / "text_encoder").unlink()
     text, codec = FakeText(), FakeCodec()
-    bundle = load_bundle("official", given={"text": text, "codec": codec})
+    bundle = load_bundle("official", components={"text": text, "codec": codec})
     assert bundle.text is text and bundle.codec is codec
-    with pytest.raises(InputError, match=r"lacks text_encoder/config.json.* \(and 1 more parts: codec\)"):
+    with pytest.raises(InputError, match=r"lacks text_encoder/config.json.* \(and 1 more components: codec\)"):
         load_bundle("official")
 
 
