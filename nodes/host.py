@@ -66,9 +66,9 @@ def fetch(name: str) -> None:
 
     bar = comfy.utils.ProgressBar(1)
 
-    def watch(here: int, wanted: int) -> None:
+    def watch(progress: Progress) -> None:
         management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(here // 10**6, max(1, wanted // 10**6))
+        bar.update_absolute(progress.step // 10**6, max(1, progress.total // 10**6))
 
     if name in MODELS and MODELS[name].components and not MODELS[name].available:
         _own()  # so that ComfyUI's folder is the first place

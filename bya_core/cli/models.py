@@ -152,7 +152,7 @@ def _component(component: Component, root: Path, model: str) -> dict[str, Any]:
         "revision": recorded["revision"] if recorded else component.revision,
         "verified": recorded is not None,
         "missing": missing,
-        "how to get": f"python -m bya_core download {model} --components {component.name}",
+        "how to get": f"bya download {model} --components {component.name}",
         "here": not missing,
     }
 

@@ -69,7 +69,7 @@ SYNCNET = MetricWeights(
     "syncnet_v2.model",
     "Sync-C and Sync-D",
     "http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model "
-    "(or: python -m bya_core download official --parts syncnet)",
+    "(or: bya download official --components syncnet)",
     "55 MB",
     "published with MIT-licensed code, no licence of their own",
 )

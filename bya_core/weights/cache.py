@@ -1,7 +1,7 @@
 """Model folders on this machine, and the manifest of downloaded files.
 
-Model folders are searched in this order: folders registered by a host application (for example ComfyUI), the folder named
-by the environment variable BYA_MODELS_DIR, ~/.cache/bind-your-avatar. Downloads go to the first one.
+Model folders are searched in this order: folders registered by a host application (for example ComfyUI), the folder
+named by the environment variable BYA_MODELS_DIR, ~/.cache/bind-your-avatar. Downloads go to the first one.
 
 `downloads.json` in a model folder lists repository, commit, size and SHA-256 of every downloaded file. It pins
 repositories that have no pinned revision.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
+from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.weights.cache import MANIFEST, is_downloaded, read_manifest, sha256_of, write_manifest
 from bya_core.weights.components import Component
 
@@ -30,8 +31,6 @@ _NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "hugg
 _NOT_ACCESSIBLE = ("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "EntryNotFoundError")
 
 Notify = Callable[[str], None]
-DownloadCallback = Callable[[int, int], None]
-"""Called while data arrives with (bytes present, bytes in total); may raise `Cancelled`."""
 
 
 class DownloadInterrupted(OSError):
@@ -151,7 +150,7 @@ def download(
     *,
     hub: Hub | None = None,
     notify: Notify = log.info,
-    callback: DownloadCallback | None = None,
+    callback: ProgressCallback | None = None,
 ) -> list[Path]:
     """Download missing components into `root`. Makes no network requests if everything is present.
 
@@ -160,7 +159,7 @@ def download(
         root: Model folder.
         hub: Hub client.
         notify: Receives one message per component.
-        callback: Progress callback.
+        callback: Progress callback; steps are bytes.
 
     Returns:
         Files that were downloaded.
@@ -184,11 +183,12 @@ def download(
     done = total - sum(file.remaining for file in every)
     downloaded: list[Path] = []
 
+    tracker = ProgressTracker(callback)
+
     def on_write(count: int) -> None:
         nonlocal done
         done += count
-        if callback is not None:
-            callback(done, total)
+        tracker.report(Progress("Downloading", done, total))
 
     for component in todo:
         commit, files = plans[component.name]

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bya_core.errors import InputError
+from bya_core.progress import ProgressCallback
 from bya_core.weights.cache import local_models, missing_files, model_folders
 from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, Component
-from bya_core.weights.download import DownloadCallback, Notify, download
+from bya_core.weights.download import Notify, download
 
 if TYPE_CHECKING:
     from bya_core.weights.bundle import ModelBundle
@@ -145,7 +146,7 @@ def download_model(
     models_dir: Path | None = None,
     *,
     notify: Notify = log.info,
-    callback: DownloadCallback | None = None,
+    callback: ProgressCallback | None = None,
 ) -> tuple[Path, list[Path]]:
     """Download missing components of a model. Makes no network requests if everything is present.
 
@@ -155,7 +156,7 @@ def download_model(
         models_dir: Folder in which the model folder is created; `None` uses the existing model folder, or the first of
             `model_folders()`.
         notify: Receives one message per component.
-        callback: Progress callback.
+        callback: Progress callback; steps are bytes.
 
     Returns:
         Model folder, and files that were downloaded.

@@ -188,7 +188,9 @@ def test_download_only_when_asked(run: Run, host: Any, monkeypatch: Any) -> None
 
     def fetch(name: str, *, callback: Any) -> None:
         asked.append(name)
-        callback(5 * 10**6, 10**7)
+        from bya_core.progress import Progress
+
+        callback(Progress("Downloading", 5 * 10**6, 10**7))
 
     monkeypatch.setattr(registry, "download_model", fetch)
     for download in (False, True):

@@ -301,7 +301,7 @@ def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_registry_is_honest(bundle: ModelBundle, registered: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader.load_bundle("toy") is bundle
     with pytest.raises(InputError, match="use --model toy"):
-        registry.find_model("tinny")
+        registry.find_model("toyy")
     monkeypatch.setenv("BYA_MODELS_DIR", str(registered.TOY_WEIGHTS / "nowhere"))
     with pytest.raises(InputError, match="official lacks transformer.* bya download official"):
         loader.load_bundle("official")

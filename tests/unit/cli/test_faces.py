@@ -59,5 +59,5 @@ def test_missing_networks_are_told_of(tmp_path: Path, monkeypatch, capsys) -> No
     Image.fromarray(picture(64, 64)).save(tmp_path / "ada.png")
     assert cli.main(["faces", str(tmp_path / "ada.png"), "-o", str(tmp_path / "faces.png")]) == 2
     told = capsys.readouterr().err
-    assert "detection_Resnet50_Final.pth" in told and "download official --parts faces" in told
+    assert "detection_Resnet50_Final.pth" in told and "download official --components faces" in told
     assert not (tmp_path / "faces.png").exists() and torch.is_grad_enabled()

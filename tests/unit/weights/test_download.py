@@ -19,6 +19,7 @@ import pytest
 
 from bya_core.cli import main as cli
 from bya_core.errors import Cancelled, InputError
+from bya_core.progress import Progress
 from bya_core.weights import download as module
 from bya_core.weights import registry
 from bya_core.weights.cache import MANIFEST, changed_files, downloaded_folder, is_downloaded, missing_files
@@ -146,7 +147,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def test_files_arrive_whole_and_are_recorded(hub: FakeHub, tmp_path: Path) -> None:
     told: list[str] = []
     seen: list[tuple[int, int]] = []
-    fetched = download([PART], tmp_path, notify=told.append, callback=lambda done, total: seen.append((done, total)))
+    fetched = download([PART], tmp_path, notify=told.append, callback=lambda p: seen.append((p.step, p.total)))
     assert {path.relative_to(tmp_path / "below").as_posix() for path in fetched} == {
         "old/a.bin",
         "old/b.bin",
@@ -172,8 +173,8 @@ def test_where_all_is_here_nobody_is_asked(hub: FakeHub, tmp_path: Path, monkeyp
 
 
 def test_a_stopped_download_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        if done > 300_000:
+    def stop(progress: Progress) -> None:
+        if progress.step > 300_000:
             raise Cancelled("the user has had enough")
 
     # the library hands over the bytes in pieces of 10 MB; smaller ones let it be stopped in the middle of a file
