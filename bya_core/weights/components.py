@@ -235,7 +235,13 @@ OFFICIAL: tuple[Component, ...] = (RELEASE, TEXT, CODEC, VISION, RECOGNITION, FA
 
 OFFICIAL_SETTINGS = {
     "native": {"height": 480, "width": 720, "num_frames": 49},
-    "sampling": {"steps": 50, "guidance_scale": 7.0, "audio_guidance_scale": 7.0, "scheduler": "dpm", "drop_identity": False},
+    "sampling": {
+        "steps": 50,
+        "guidance_scale": 7.0,
+        "audio_guidance_scale": 7.0,
+        "scheduler": "dpm",
+        "drop_identity": False,
+    },
     "max_characters": 2,
 }
 """Training resolution of the released model and the default settings of its command line."""

@@ -37,7 +37,7 @@ def test_weights_follow_the_rule_of_the_parity_tests(
     expected = reference.weight(name, shape, "salt")
     assert torch.equal(weight_rule.draw(name, shape, "salt"), expected)
     assert torch.equal(weight_rule.draw_input(name, shape, "salt"), reference.input_tensor(name, shape, "salt"))
-    monkeypatch.setattr(weight_rule, "AT_ONCE", 4)  # drawn in pieces they are the same
+    monkeypatch.setattr(weight_rule, "DRAW_SIZE", 4)  # drawn in pieces they are the same
     assert torch.equal(weight_rule.draw(name, shape, "salt"), expected)
     assert weight_rule.draw(name, shape, "salt", torch.bfloat16).dtype == torch.bfloat16
 
@@ -46,7 +46,7 @@ def test_a_model_without_memory_is_filled() -> None:
     expected = reference.fill(BindYourAvatarTransformer3DModel(num_layers=2, **SMALL), "salt").state_dict()
     with init_empty_weights():
         model = BindYourAvatarTransformer3DModel(num_layers=2, **SMALL)
-    filled = weight_rule.fill(model, "salt").state_dict()
+    filled = weight_rule.fill_random(model, "salt").state_dict()
     assert filled.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(filled[key], value), key
