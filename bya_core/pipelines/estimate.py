@@ -51,7 +51,7 @@ class ModelFolder:
     @property
     def domain(self) -> Domain:
         """What its characters are: stated in bundle.json, or that of the encoders it needs."""
-        from bya_core.weights.from_path import encoders_for
+        from bya_core.weights.loader import encoders_for
 
         stated = self.settings("bundle.json").get("domain")
         if stated is not None:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from bya_core.config import SamplingConfig
+from bya_core.encoders.domains import CanvasLayout, Domain, canvas_layout
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.scene.types import SceneDefaults
-from bya_core.weights.bundle import CanvasLayout, Domain, ModelBundle, NativeSize
+from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files
 from bya_core.weights.components import OFFICIAL, RELEASE, Component
 from bya_core.weights.official import check_components, load_official, read_settings
@@ -302,8 +303,7 @@ def _diffusers_source(folder: Path) -> TransformerSource:
 
 def _canvas_layout(source: TransformerSource) -> CanvasLayout:
     """Canvas layout of a model whose files do not state it: that of its training."""
-    flavour = (default_arguments() | source.arguments)["flavour"]
-    return "released" if flavour == "official" else "row"
+    return canvas_layout((default_arguments() | source.arguments)["flavour"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
