@@ -97,6 +97,10 @@ class TokenGrid:
         unit = self.patch * self.space_factor
         return self.height * unit, self.width * unit
 
+    def latent_index(self, frame: int) -> int:
+        """Index of the latent frame that covers video frame `frame`."""
+        return -(-frame // self.time_factor)
+
     def latent_shape(self, channels: int) -> tuple[int, int, int, int]:
         """(T, channels, H, W) of one clip's latents."""
         return self.frames, channels, self.height * self.patch, self.width * self.patch

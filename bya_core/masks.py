@@ -178,3 +178,29 @@ def exclusive(masks: Tensor, threshold: float = 0.5) -> Tensor:
     flipped = masks.flip(-4)
     winner = F.one_hot(flipped.argmax(dim=-4), masks.shape[-4]).movedim(-1, -4).flip(-4)
     return (winner.bool() & (masks > threshold)).to(masks.dtype)
+
+
+@dataclass(frozen=True)
+class MaskStatistics:
+    """How much of the frame a character mask covers and how certain it is.
+
+    Args:
+        coverage: fraction of all tokens where the mask is above 0.5.
+        confidence: mean of the mask over those tokens; 0 where there are none.
+    """
+
+    coverage: float
+    confidence: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.coverage:.0f}% of the frame, confidence {self.confidence:.2f}"
+
+
+def mask_statistics(masks: Tensor) -> list[MaskStatistics]:
+    """Statistics of each of the N masks [N, T, h, w]."""
+    statistics = []
+    for mask in masks:
+        own = mask > 0.5
+        confidence = float(mask[own].mean()) if bool(own.any()) else 0.0
+        statistics.append(MaskStatistics(round(float(own.float().mean()), 4), round(confidence, 4)))
+    return statistics

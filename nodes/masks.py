@@ -54,12 +54,12 @@ class MaskOverlay(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, opacity: float, legend: bool, images: Any = None, masks: Any = None
     ) -> io.NodeOutput:
-        from bya_core.io.mask_images import overlay, still
+        from bya_core.pipelines.mask_images import overlay_images, still
 
         tokens, grid = routing.token_masks(masks)
         frames = still(routing.scene.first_frame, grid) if images is None else convert.bytes_of(images)
         names = routing.names if legend else []
-        return io.NodeOutput(convert.images(overlay(tokens, grid, frames, names, opacity)))
+        return io.NodeOutput(convert.images(overlay_images(tokens, grid, frames, names, opacity)))
 
 
 class SelectCharacterMask(io.ComfyNode):
@@ -93,7 +93,7 @@ class SelectCharacterMask(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue, character: str, frames: str, masks: Any = None) -> io.NodeOutput:
-        from bya_core.io.mask_images import character_index, to_images
+        from bya_core.pipelines.mask_images import character_index, to_images
 
         tokens, grid = routing.token_masks(masks)
         one = tokens[character_index(character, routing.names)][None]

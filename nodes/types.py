@@ -71,13 +71,13 @@ class RoutingValue:
     @property
     def mask_images(self) -> Tensor:
         """MASK of the routing: [N * T, height, width]."""
-        from bya_core.io.mask_images import to_images
+        from bya_core.pipelines.mask_images import to_images
 
         return to_images(self.routing.masks, self.prepared.grid)
 
     def token_masks(self, images: Tensor | None) -> tuple[Tensor, TokenGrid]:
         """A MASK of all characters as [N, T, h, w], and its grid; that of the routing where there is none."""
-        from bya_core.io.mask_images import from_images
+        from bya_core.pipelines.mask_images import from_images
 
         if images is None:
             return self.routing.masks, self.prepared.grid

@@ -79,7 +79,7 @@ class Generate:
         from bya_core.cli.long_video import LongRun
         from bya_core.cli.processes import share
         from bya_core.io.media import existing_file
-        from bya_core.io.outputs import Outputs
+        from bya_core.pipelines.outputs import Outputs
 
         outputs = Outputs(self.out, self.masks, self.overlay, self.json)
         state = () if self.state is None else (existing_file(self.state, "the state"),)
@@ -90,7 +90,7 @@ class Generate:
             from bya_core.pipelines.generate import generate
             from bya_core.pipelines.load import load_model
             from bya_core.pipelines.long_video import LongVideo
-            from bya_core.pipelines.run_report import build_report, mask_figures, mask_notices
+            from bya_core.pipelines.run_report import build_report, mask_notices
             from bya_core.scene.loader import load_scene
             from bya_core.scene.schema import read_scene_file
 
@@ -114,7 +114,7 @@ class Generate:
                 video = go_on(scene, bundle, self.state, bar)
             for notice in [
                 *video.notices[len(scene.notices) :],
-                *mask_notices(scene, mask_figures(video.masks)),
+                *mask_notices(scene, video.masks),
             ]:
                 bar.warn(notice)
             bar.say("Saving")

@@ -52,10 +52,11 @@ class Probe:
         with Bar() as bar:
             bar.say("Importing libraries")
             from bya_core.io.media import existing_file
+            from bya_core.masks import mask_statistics
             from bya_core.pipelines.load import load_model
+            from bya_core.pipelines.outputs import RoutingOutputs
             from bya_core.pipelines.prepare import prepare
-            from bya_core.pipelines.probe_outputs import RoutingOutputs
-            from bya_core.pipelines.run_report import mask_figures, mask_notices
+            from bya_core.pipelines.run_report import mask_notices
             from bya_core.progress import ProgressTracker
             from bya_core.routing.route import find, finish
             from bya_core.scene.loader import load_scene
@@ -74,8 +75,8 @@ class Probe:
             scene = prepared.scene  # who hears whom is settled now
             found = find(prepared, bundle, tracker)
             shown = finish(found, scene)
-            figures = mask_figures(shown.masks)
-            for notice in (*scene.notices, *shown.notices, *mask_notices(scene, figures)):
+            figures = mask_statistics(shown.masks)
+            for notice in (*scene.notices, *shown.notices, *mask_notices(scene, shown.masks)):
                 bar.warn(notice)
             bar.say("Saving")
             outputs.write(found, shown, prepared, bundle)
@@ -83,8 +84,7 @@ class Probe:
             print(f"after {found.state.step} of {found.state.total} steps:")
         width = max(len(character.name) for character in scene.characters)
         for character, figure in zip(scene.characters, figures, strict=True):
-            share = f"{100 * figure.coverage:5.1f} % of the picture"
-            print(f"{character.name:<{width}}  {share}, confidence {figure.confidence:.2f}")
+            print(f"{character.name:<{width}}  {figure}")
         for path in outputs.wanted:
             print(f"wrote {path}")
         return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bya_core.io.overlay import colour
+from bya_core.io.overlay import character_color
 
 if TYPE_CHECKING:
     from bya_core.evaluation.binding_scores import Scale
@@ -81,7 +81,7 @@ def _matrix(
         _say(draw, left + (m + 0.5) * width, top + LINE / 2, _short(voice, width // 8), 14, GREY, "mm")
     for n, lane in enumerate(lanes):
         y = top + LINE + n * CELL[1]
-        draw.rectangle((MARGIN, y + 18, MARGIN + 14, y + CELL[1] - 22), fill=colour(n))
+        draw.rectangle((MARGIN, y + 18, MARGIN + 14, y + CELL[1] - 22), fill=character_color(n))
         _say(draw, MARGIN + 24, y + CELL[1] / 2, _short(lane.name), 16, WHITE)
         for m in range(len(voices)):
             value, right = float(follows[n, m]), lane.heard == m
@@ -141,17 +141,17 @@ def _lane(draw: ImageDraw.ImageDraw, y: float, n: int, lane: Lane, voices: Seque
     loud = bottom - 4 - lane.loudness * (LANE - 34)
     if lane.heard >= 0:
         shape = [(xs[0], bottom - 4), *zip(xs.tolist(), loud.tolist(), strict=True), (xs[-1], bottom - 4)]
-        draw.polygon(shape, fill=_mixed(PANEL, colour(n), 0.75))
+        draw.polygon(shape, fill=_mixed(PANEL, character_color(n), 0.75))
     _line(draw, xs, bottom - 4 - lane.mouth * (LANE - 34), WHITE, 3)
     _say(draw, left + 10, y + 14, f"{lane.name} ({heard})", 15, WHITE)
     y = bottom + 2
     most = max(float(lane.coverage.max(initial=0.0)), 1e-9)
-    _line(draw, xs, y + ROW - 2 - lane.coverage / most * (ROW - 6), colour(n), 2)
+    _line(draw, xs, y + ROW - 2 - lane.coverage / most * (ROW - 6), character_color(n), 2)
     _note(draw, left + 8, y + ROW / 2, f"{lane.coverage.mean():.0%} of the picture")
     y += ROW
     if lane.identity is not None:
         own, rival = lane.identity
-        for values, ink, wide in ((rival, UNCLEAR, 1), (own, colour(n), 2)):
+        for values, ink, wide in ((rival, UNCLEAR, 1), (own, character_color(n), 2)):
             _line(draw, xs, y + ROW - 2 - np.clip(values, 0.0, 1.0) * (ROW - 6), ink, wide)
         mean = float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else float("nan")
         _note(draw, left + 8, y + ROW / 2, f"likeness {mean:.2f}")

@@ -26,7 +26,7 @@ from bya_core.evaluation.identity import IdentityTable
 from bya_core.evaluation.mask_metrics import flicker
 from bya_core.evaluation.motion import mouth_motion
 from bya_core.evaluation.sync_metrics import CrossTalk
-from bya_core.pipelines.run_report import mask_figures
+from bya_core.masks import mask_statistics
 from bya_core.scene.types import Speech
 
 
@@ -218,7 +218,7 @@ def _figures(
             for s in measured.failing
         ],
         **_sync(measured.sync),
-        "coverage": [figure.coverage for figure in mask_figures(masks)],
+        "coverage": [figure.coverage for figure in mask_statistics(masks)],
         "flicker": round(flicker(masks.numpy()), 4),
         "identity": {
             name: {

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from bya_core.encoders.vad import spans_of
-from bya_core.io.overlay import colour
+from bya_core.io.overlay import character_color
 from bya_core.sampling.windows import plan_windows
 from bya_core.scene.checks import loudness
 from bya_core.scene.types import Scene, SceneDefaults, Speech
@@ -167,7 +167,7 @@ def _lane_back(page: _Page, top: float) -> None:
 
 def _lane(page: _Page, scene: Scene, index: int, top: float, spans: Sequence[Span], most: float) -> None:
     """One character: face, name, what is to be known, voice and speaking spans."""
-    character, own = scene.characters[index], colour(index)
+    character, own = scene.characters[index], character_color(index)
     side = LANE_HEIGHT - 16
     page.paste(character.image, (MARGIN + 3, top + 8, MARGIN + 3 + side, top + 8 + side), own)
     left = MARGIN + side + 18

@@ -1,9 +1,9 @@
-"""Masks made visible: each character in a colour of its own over the video, with a legend."""
+"""Mask overlays: frames tinted in one color per character, with a legend."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,70 +12,120 @@ from einops import einsum, rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# told apart by colour-blind eyes too (Okabe and Ito); further ones are spread around the colour circle
-COLOURS = ((230, 120, 0), (60, 160, 240), (0, 160, 110), (220, 90, 170), (235, 220, 50), (130, 80, 200))
-LEAST_SIDE = 384  # smaller videos are enlarged by a whole number, or the legend could not be read
-GOLDEN = 0.618034
+from bya_core.grid import TokenGrid
+from bya_core.masks import mask_statistics
+
+# distinguishable with color vision deficiency (after Okabe and Ito); further colors are spread over the hue circle
+COLORS = ((230, 120, 0), (60, 160, 240), (0, 160, 110), (220, 90, 170), (235, 220, 50), (130, 80, 200))
+MIN_SIDE = 384  # smaller frames are enlarged by an integer factor so that the legend is readable
+GOLDEN_RATIO = 0.618034
+
+Frame = Tensor | np.ndarray
 
 
-def colour(index: int) -> tuple[int, int, int]:
-    """RGB of character number `index`."""
-    if index < len(COLOURS):
-        return COLOURS[index]
-    red, green, blue = colorsys.hsv_to_rgb(index * GOLDEN % 1.0, 0.9, 0.55)  # darker than the named ones
+def character_color(index: int) -> tuple[int, int, int]:
+    """RGB color of character `index`."""
+    if index < len(COLORS):
+        return COLORS[index]
+    red, green, blue = colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1.0, 0.9, 0.55)  # darker than the fixed colors
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def blend_masks(frames: Tensor, masks: Tensor, opacity: float = 0.5) -> Tensor:
-    """Frames tinted by masks.
+def tint_frame(
+    frame: Frame, masks: Tensor, opacity: float = 0.5, *, outline: bool = False, min_side: int = 0
+) -> np.ndarray:
+    """Tint one frame by the masks of its characters; colors mix where masks overlap.
 
     Args:
-        frames: uint8 [F, H, W, 3].
-        masks: [N, F, H, W] in 0..1.
+        frame: uint8 [H, W, 3].
+        masks: [N, h, w] in 0..1 at any resolution; resized bilinearly.
         opacity: of the tint where a mask is 1.
+        outline: draw the contour of each mask at 0.5.
+        min_side: enlarge the frame by an integer factor until its shorter side has so many pixels.
 
     Returns:
-        uint8 [F, H, W, 3]. Where masks overlap, their colours mix.
+        uint8 [H * k, W * k, 3].
     """
-    colours = torch.tensor([colour(i) for i in range(masks.shape[0])], dtype=torch.float32)
-    total = masks.sum(dim=0)
-    tint = einsum(masks, colours, "n f h w, n c -> f h w c") / total.clamp(min=1e-6)[..., None]
-    share = opacity * total.clamp(0, 1)[..., None]
-    return (frames.float() * (1 - share) + tint * share).round().clamp(0, 255).to(torch.uint8)
+    height, width = frame.shape[:2]
+    scale = max(1, -(-min_side // min(height, width)))
+    size = (height * scale, width * scale)
+    picture = rearrange(torch.as_tensor(frame).float(), "h w c -> 1 c h w")
+    if scale > 1:
+        picture = F.interpolate(picture, size=size, mode="bicubic", align_corners=False).clamp(0, 255)
+    if not len(masks):
+        return rearrange(picture, "1 c h w -> h w c").round().to(torch.uint8).numpy()
+    masks = masks[None].float()
+    if masks.shape[-2:] != size:
+        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+    colors = torch.tensor([character_color(n) for n in range(masks.shape[1])], dtype=torch.float32)
+    total = masks[0].sum(dim=0)
+    tint = einsum(masks[0], colors, "n h w, n c -> h w c") / total.clamp(min=1e-6)[..., None]
+    alpha = opacity * total.clamp(0, 1)[..., None]
+    tinted = rearrange(picture, "1 c h w -> h w c") * (1 - alpha) + tint * alpha
+    if outline:
+        inside = (masks > 0.5).float()
+        edges = F.max_pool2d(inside, 5, stride=1, padding=2) > inside
+        for color, edge in zip(colors, edges[0], strict=True):
+            tinted[edge] = color
+    return tinted.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def overlay_frames(frames: Tensor, masks: Tensor, labels: Sequence[str], opacity: float = 0.5) -> Iterator[np.ndarray]:
-    """Tinted frames above a legend, one after the other, of even size.
+def render_overlay(
+    frames: Iterable[Frame], masks: Tensor, grid: TokenGrid, names: Sequence[str] = (), opacity: float = 0.5
+) -> Iterator[np.ndarray]:
+    """Render masks over frames, one frame at a time, with a legend below.
 
     Args:
-        frames: uint8 [F, H, W, 3].
-        masks: [N, F, h, w] in 0..1 at any resolution; enlarged smoothly.
-        labels: N lines of the legend.
+        frames: uint8 [H, W, 3] each, the video frames in order.
+        masks: [N, T, h, w] in 0..1 on `grid`.
+        grid: token grid of the masks.
+        names: of the N characters; empty = no legend.
+        opacity: of the tint where a mask is 1.
 
     Yields:
-        uint8 [H', W', 3].
+        uint8 [H', W', 3] with even sides.
     """
-    height, width = frames.shape[1:3]
-    scale = max(1, -(-LEAST_SIDE // min(height, width)))
-    size = (height * scale, width * scale)
-    bar = legend(labels, size[1])
-    for index in range(frames.shape[0]):
-        picture = rearrange(frames[index : index + 1], "f h w c -> f c h w").float()
-        large = F.interpolate(picture, size=size, mode="bicubic", align_corners=False).clamp(0, 255)
-        mask = F.interpolate(masks[:, index][None].float(), size=size, mode="bilinear", align_corners=False)[0]
-        tinted = blend_masks(rearrange(large, "f c h w -> f h w c"), mask[:, None], opacity)[0]
-        yield np.concatenate([tinted.numpy(), bar])
+    caption: np.ndarray | None = None
+    for index, frame in enumerate(frames):
+        picture = tint_frame(frame, masks[:, grid.latent_index(index)], opacity, min_side=MIN_SIDE)
+        if names:
+            caption = legend(names, masks, picture.shape[1]) if caption is None else caption
+            picture = np.concatenate([picture, caption])
+        yield picture
 
 
-def legend(labels: Sequence[str], width: int) -> np.ndarray:
-    """A dark bar with one line per character, its colour in front: uint8 [height, width, 3], even height."""
-    line = max(20, width // 24)
-    bar = Image.new("RGB", (width, line * len(labels) + line // 2 // 2 * 2), (24, 24, 28))
-    bar = bar if bar.height % 2 == 0 else bar.resize((width, bar.height + 1))
-    draw = ImageDraw.Draw(bar)
-    font = ImageFont.load_default(size=line * 0.62)
-    for index, label in enumerate(labels):
-        top = line // 4 + index * line
-        draw.rectangle((line // 3, top + line // 6, line, top + line - line // 6), fill=colour(index))
-        draw.text((line * 1.4, top + line / 2), label, fill=(235, 235, 235), font=font, anchor="lm")
+def render_sheet(
+    frames: Sequence[Frame] | Tensor, masks: Tensor, grid: TokenGrid, names: Sequence[str] = (), columns: int = 4
+) -> np.ndarray:
+    """Render a few evenly spaced frames side by side above one legend: uint8 [H', W', 3].
+
+    Args:
+        frames, masks, grid, names: as in `render_overlay`.
+        columns: number of frames.
+    """
+    chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+    pictures = [tint_frame(frames[k], masks[:, grid.latent_index(k)], min_side=MIN_SIDE) for k in chosen.tolist()]
+    sheet = np.concatenate(pictures, axis=1)
+    return np.concatenate([sheet, legend(names, masks, sheet.shape[1])]) if names else sheet
+
+
+def legend(names: Sequence[str], masks: Tensor, width: int) -> np.ndarray:
+    """One line per character with its color, coverage and confidence: uint8 [height, width, 3], even height.
+
+    Args:
+        names: of the N characters.
+        masks: [N, T, h, w] in 0..1.
+        width: in pixels.
+    """
+    line = min(40, max(20, width // 24))
+    bar = Image.new("RGB", (width, 2 * ((line * len(names) + line // 2) // 2)), (24, 24, 28))
+    draw, font = ImageDraw.Draw(bar), ImageFont.load_default(size=line * 0.62)
+    for index, (name, statistics) in enumerate(zip(names, mask_statistics(masks), strict=True)):
+        top, detail = line // 4 + index * line, f": {statistics}"
+        draw.rectangle((line // 3, top + line // 6, line, top + line - line // 6), fill=character_color(index))
+        room = width - line * 1.4 - draw.textlength(detail, font=font) - line / 3
+        shown = name
+        while len(shown) > 1 and draw.textlength(shown, font=font) > room:
+            shown = shown.rstrip("…")[:-1] + "…"
+        draw.text((line * 1.4, top + line / 2), shown + detail, fill=(235, 235, 235), font=font, anchor="lm")
     return np.asarray(bar)

@@ -13,10 +13,9 @@ from torch import Tensor
 from bya_core.config import BackgroundAudio, ProbeConfig, RefineConfig, Region, RouterConfig, RouterMode, Segmenter
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.io.mask_images import character_index, from_images
-from bya_core.masks import MaskControl
+from bya_core.masks import MaskControl, mask_statistics
 from bya_core.pipelines.generate import Video
-from bya_core.pipelines.run_report import mask_figures
+from bya_core.pipelines.mask_images import character_index, from_images
 from bya_core.progress import ProgressCallback
 from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import bound
@@ -61,7 +60,7 @@ def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundl
     """The scene with the router that is wished for, and who hears whom settled from all of the speech.
 
     Args:
-        masks: given mask pictures, see `bya_core.io.mask_images.from_images`; None = none.
+        masks: given mask pictures, see `bya_core.pipelines.mask_images.from_images`; None = none.
 
     Raises:
         InputError: masks or a matrix that do not fit the scene; a matrix beside automatic binding.
@@ -114,7 +113,7 @@ class Edit:
     Args:
         refine: how they are cleaned; None = not.
         from_start: the video is made anew from noise, so that edits act in all steps.
-        mask: pictures [B, H, W] of one character, see `bya_core.io.mask_images.from_images`; None = none.
+        mask: pictures [B, H, W] of one character, see `bya_core.pipelines.mask_images.from_images`; None = none.
         override_character: whose, by name or number from 1.
         blend: 0 = nothing ... 1 = only that mask.
         start, end: share of the run in which it acts.
@@ -199,7 +198,7 @@ def describe(scene: Scene, routing: Routing, first_window: bool = False) -> str:
     names = [character.name for character in scene.characters]
     lines = [
         f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {float(sure):.2f}"
-        for name, figure, sure in zip(names, mask_figures(routing.masks), routing.confidence, strict=True)
+        for name, figure, sure in zip(names, mask_statistics(routing.masks), routing.confidence, strict=True)
     ]
     lines += [f"{name} hears {_heard(routing.matrix[:, n], names)}" for n, name in enumerate(names)]
     lines.append(f"masks by the {routing.origin} router, {routing.calls} transformer calls so far")
@@ -224,7 +223,7 @@ def describe_video(names: Sequence[str], video: Video) -> str:
     """One line per character, the seconds of each part, then notices."""
     lines = [
         f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {figure.confidence:.2f}"
-        for name, figure in zip(names, mask_figures(video.masks), strict=True)
+        for name, figure in zip(names, mask_statistics(video.masks), strict=True)
     ]
     lines += [f"{part}: {seconds:.1f} s" for part, seconds in video.seconds.items()]
     return "\n".join([*lines, *(f"note: {notice}" for notice in video.notices)])

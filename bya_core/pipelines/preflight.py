@@ -16,8 +16,8 @@ from bya_core.cli.doctor import PACKAGES
 from bya_core.encoders.domains import PixelMeter, load_meter
 from bya_core.encoders.vad import speaking_spans
 from bya_core.errors import InputError
-from bya_core.io.mask_images import from_images
 from bya_core.pipelines.estimate import ModelFolder, estimate
+from bya_core.pipelines.mask_images import from_images
 from bya_core.scene.checks import stream_notices
 from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose
 from bya_core.scene.types import Scene
@@ -37,7 +37,7 @@ class Asked:
         frames: video frames.
         steps: denoising steps.
         first_frame: [3, H, W] in 0..1, or None.
-        masks: mask pictures [B, H, W], see `bya_core.io.mask_images.from_images`; None = none.
+        masks: mask pictures [B, H, W], see `bya_core.pipelines.mask_images.from_images`; None = none.
     """
 
     width: int = 0

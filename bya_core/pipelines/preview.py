@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bya_core.encoders.protocols import VideoCodec
 from bya_core.io.media import fit_image
-from bya_core.io.overlay import blend_masks, colour
+from bya_core.io.overlay import tint_frame
 from bya_core.sampling import StepInfo
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
-LEAST_SIDE = 256  # pixels; smaller pictures are enlarged by a whole number
+MIN_SIDE = 256  # pixels; smaller previews are enlarged by an integer factor
 OPACITY = 0.3  # of the tint inside the outlines
 
 
@@ -59,18 +59,9 @@ def preview_picture(x0: Tensor, masks: Tensor | None, factors: Tensor) -> Image.
     middle = x0.shape[1] // 2
     latent = rearrange(x0[0, middle].float().cpu(), "c h w -> h w c")
     colours = (latent @ factors[:-1] + factors[-1]).clamp(0, 1)
-    scale = max(1, -(-LEAST_SIDE // min(colours.shape[:2])))
-    size = (colours.shape[0] * scale, colours.shape[1] * scale)
-    picture = F.interpolate(rearrange(colours, "h w c -> 1 c h w"), size=size, mode="bicubic").clamp(0, 1)
-    frame = (rearrange(picture, "1 c h w -> 1 h w c") * 255).round().to(torch.uint8)
-    if masks is not None:
-        own = masks[:, middle : middle + 1].float().cpu()
-        large = F.interpolate(own, size=size, mode="bilinear", align_corners=False)
-        frame = blend_masks(frame, large, OPACITY)
-        for index, inside in enumerate((large > 0.5).float()):
-            edge = (F.max_pool2d(inside, 5, stride=1, padding=2) - inside)[0] > 0
-            frame[0, edge] = torch.tensor(colour(index), dtype=torch.uint8)
-    return Image.fromarray(frame[0].numpy())
+    frame = (colours * 255).round().to(torch.uint8)
+    shown = torch.zeros(0, *frame.shape[:2]) if masks is None else masks[:, middle].float().cpu()
+    return Image.fromarray(tint_frame(frame, shown, OPACITY, outline=True, min_side=MIN_SIDE))
 
 
 def painter_for(bundle: ModelBundle, scene: Scene) -> Callable[[StepInfo], Image.Image]:

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 import bya_core
 from bya_core.grid import TokenGrid
+from bya_core.masks import mask_statistics
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
-LITTLE = 0.005  # share of the picture below which a character is as good as absent
+MIN_COVERAGE = 0.005  # fraction of the frame below which a character is practically absent
 
 
 class MadeVideo(Protocol):
@@ -41,35 +42,12 @@ class MadeVideo(Protocol):
     def seconds(self) -> dict[str, float]: ...
 
 
-@dataclass(frozen=True)
-class MaskFigures:
-    """How much of the picture a mask claims, and how firmly.
-
-    Args:
-        coverage: share of all tokens the character has (mask above one half).
-        confidence: mean of the mask over those tokens; 0 where there are none.
-    """
-
-    coverage: float
-    confidence: float
-
-
-def mask_figures(masks: Tensor) -> list[MaskFigures]:
-    """Figures of each of the N masks [N, T, h, w]."""
-    figures = []
-    for mask in masks:
-        own = mask > 0.5
-        sure = float(mask[own].mean()) if bool(own.any()) else 0.0
-        figures.append(MaskFigures(round(float(own.float().mean()), 4), round(sure, 4)))
-    return figures
-
-
-def mask_notices(scene: Scene, figures: list[MaskFigures]) -> list[str]:
-    """One sentence for each character the masks hardly found."""
+def mask_notices(scene: Scene, masks: Tensor) -> list[str]:
+    """One notice per character whose mask is almost empty; masks [N, T, h, w]."""
     return [
-        f"{character.name} has {100 * figure.coverage:.1f} % of the picture: voice and face may not show."
-        for character, figure in zip(scene.characters, figures, strict=True)
-        if figure.coverage < LITTLE
+        f"{character.name} covers {100 * statistics.coverage:.1f}% of the frame: face and speech may have no effect."
+        for character, statistics in zip(scene.characters, mask_statistics(masks), strict=True)
+        if statistics.coverage < MIN_COVERAGE
     ]
 
 
@@ -110,7 +88,7 @@ def build_report(
         seconds: of the work around `generate`, such as loading; joined to the parts of `video.seconds`.
         files: what was written.
     """
-    figures = mask_figures(video.masks)
+    figures = mask_statistics(video.masks)
     parts = {**seconds, **video.seconds}
     return {
         "scene": {
@@ -143,7 +121,7 @@ def build_report(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "warnings": [*video.notices, *mask_notices(scene, figures)],
+        "warnings": [*video.notices, *mask_notices(scene, video.masks)],
         "files": [str(file) for file in files],
     }
 

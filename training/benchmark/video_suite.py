@@ -150,7 +150,7 @@ def byab_tasks(
 
 
 def _make(scene_file: Path, video: Path, bundle: ModelBundle, steps: int | None) -> None:
-    from bya_core.io.outputs import Outputs
+    from bya_core.pipelines.outputs import Outputs
     from bya_core.pipelines.generate import generate
     from bya_core.pipelines.run_report import build_report
     from bya_core.scene.loader import load_scene

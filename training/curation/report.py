@@ -18,6 +18,7 @@ from PIL import Image
 
 from bya_core.io.atomic import atomic_write
 from bya_core.io.media import write_video
+from bya_core.io.overlay import character_color, tint_frame
 from training.curation.index import read_index
 from training.curation.output import CurationOutput, OutputLayout
 from training.curation.pipeline import STAGE_NAMES
@@ -25,7 +26,6 @@ from training.curation.record import FPS
 from training.data.clip import SAMPLE_RATE, ClipSample
 from training.data.shards.reader import read_shards
 
-COLORS = ((230, 70, 60), (60, 120, 230), (70, 190, 90), (230, 180, 40), (170, 80, 200), (60, 190, 200))
 _MAX_CLIPS = 60  # on the contact sheet
 _FRAMES_PER_CLIP = 3
 _THUMBNAIL_WIDTH = 240
@@ -79,7 +79,7 @@ def export_random_clips(layout: OutputLayout, count: int, seed: int) -> list[Pat
     paths = []
     for sample in _read_clips(chosen, layout):
         path = folder / f"{sample.key}.mp4"
-        frames = (overlay_masks(frame, sample.masks[:, k]) for k, frame in enumerate(sample.frames))
+        frames = (tint_frame(frame, torch.from_numpy(sample.masks[:, k]), 0.4) for k, frame in enumerate(sample.frames))
         mix = torch.from_numpy(sample.speeches.sum(axis=0, keepdims=True)).clamp(-1, 1)
         write_video(path, frames, sample.fps, (mix, SAMPLE_RATE))
         lines = [f"caption: {sample.caption}", f"matrix: {sample.matrix.astype(int).tolist()}"]
@@ -89,14 +89,6 @@ def export_random_clips(layout: OutputLayout, count: int, seed: int) -> list[Pat
         path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         paths.append(path)
     return paths
-
-
-def overlay_masks(frame: np.ndarray, masks: np.ndarray, opacity: float = 0.4) -> np.ndarray:
-    """Tint uint8 [H,W,3] by each mask of bool [N,H,W]."""
-    result = frame.astype(np.float32)
-    for n, mask in enumerate(masks):
-        result[mask] += opacity * (np.array(COLORS[n % len(COLORS)], np.float32) - result[mask])
-    return result.astype(np.uint8)
 
 
 def _read_clips(rows: Iterable[dict[str, Any]], layout: OutputLayout) -> Iterator[ClipSample]:
@@ -180,12 +172,12 @@ def _card(sample: ClipSample) -> str:
     count = len(sample.frames)
     thumbnails = []
     for k in np.linspace(0, count - 1, _FRAMES_PER_CLIP).round().astype(int):
-        frame = Image.fromarray(overlay_masks(sample.frames[k], sample.masks[:, k]))
+        frame = Image.fromarray(tint_frame(sample.frames[k], torch.from_numpy(sample.masks[:, k]), 0.4))
         thumbnails.append(frame.resize((_THUMBNAIL_WIDTH, round(_THUMBNAIL_WIDTH * frame.height / frame.width))))
     rows = [np.concatenate([np.asarray(thumbnail) for thumbnail in thumbnails], axis=1)]
     scale = max(1e-3, float(np.abs(sample.speeches).max()))
     for m, speech in enumerate(sample.speeches):
-        color = COLORS[int(sample.matrix[m].argmax()) % len(COLORS)]
+        color = character_color(int(sample.matrix[m].argmax()))
         rows.append(_envelope(speech / scale, rows[0].shape[1], color))
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, "JPEG", quality=80)

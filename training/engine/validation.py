@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ from bya_core.evaluation import binding as bindings
 from bya_core.evaluation import mask_metrics as masking
 from bya_core.grid import TokenGrid
 from bya_core.io.media import write_video
-from bya_core.io.overlay import blend_masks, overlay_frames
+from bya_core.io.overlay import render_overlay, tint_frame
 from bya_core.pipelines.generate import generate
 from bya_core.scene.loader import load_scene
 from bya_core.weights.bundle import ModelBundle
@@ -285,8 +284,7 @@ class Validation:
         folder = self.tracker.output / "pictures" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         labels = [f"character {n + 1}" for n in range(len(masks))]
-        shown = grid.tokens_to_pixels(torch.from_numpy(masks), frames.shape[1:3], mode="nearest")
-        write_video(folder / f"{name}.mp4", overlay_frames(torch.from_numpy(frames), shown, labels), fps)
+        write_video(folder / f"{name}.mp4", render_overlay(frames, torch.from_numpy(masks), grid, labels), fps)
 
 
 @contextmanager
@@ -314,9 +312,7 @@ def sheet(rows: Sequence[tuple[str, np.ndarray, Tensor]], grid: TokenGrid, title
         top = line + r * (tall + line)
         pen.text((8, top + line / 2), name, fill=(180, 180, 185), font=font, anchor="lm")
         for m, f in enumerate(np.linspace(0, len(frames) - 1, MOMENTS).round().astype(int)):
-            picture = torch.from_numpy(np.ascontiguousarray(frames[f : f + 1]))
-            seen = grid.tokens_to_pixels(masks.float(), (height, width), mode="nearest")[:, f : f + 1]
-            tinted = rearrange(blend_masks(picture, seen), "1 h w c -> h w c").numpy()
+            tinted = tint_frame(frames[f], masks[:, grid.latent_index(int(f))])
             large = Image.fromarray(tinted).resize((wide, tall), Image.Resampling.BICUBIC)
             page.paste(large, (m * wide, top + line))
     return page

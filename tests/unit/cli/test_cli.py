@@ -211,13 +211,13 @@ def test_a_stop_or_a_failure_leaves_nothing(
     error: Any, make_scene: SceneMaker, out: Path, registered: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes while the second video is written, when the first one is complete."""
-    import bya_core.io.outputs as output
+    import bya_core.pipelines.outputs as output
 
     def breaking(*_: object) -> Any:
         raise error
         yield
 
-    monkeypatch.setattr(output, "overlay_frames", breaking)
+    monkeypatch.setattr(output, "render_overlay", breaking)
     (out / "a.mp4").write_bytes(b"older")
     arguments = ["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--overlay", str(out / "b.mp4")]
     if error is RuntimeError:

@@ -11,7 +11,7 @@ import torch
 from bya_core.config import WindowConfig
 from bya_core.evaluation import timeline_plot as timeline_picture
 from bya_core.evaluation.timeline_plot import GAP, HEADER, LANE_HEIGHT, LEFT, LINE, MARGIN, draw_timeline, window_spans
-from bya_core.io.overlay import colour
+from bya_core.io.overlay import character_color
 from bya_core.scene.types import Character, PromptSpan, Scene, Speech
 from tests.fakes import RATE, tone
 from tests.unit.scene.test_loader import DEFAULTS
@@ -42,7 +42,7 @@ def test_each_voice_stands_in_its_lane_at_its_time(scene: Scene) -> None:
     spans = [[(0.0, 1.0)], [(1.0, 2.0)], []]
     shown = lanes(np.asarray(draw_timeline(scene, spans=spans)), 3)
     for index, (first, second) in enumerate(((True, False), (False, True), (False, False))):
-        seen = share(shown[index], colour(index))
+        seen = share(shown[index], character_color(index))
         middle = len(seen) // 2
         assert (seen[20 : middle - 20].mean() > 0.2) == first
         assert (seen[middle + 20 : -20].mean() > 0.2) == second
@@ -57,7 +57,7 @@ def test_spans_are_found_where_none_are_given(scene: Scene, monkeypatch: pytest.
 def test_a_swapped_matrix_swaps_the_lanes(scene: Scene) -> None:
     swapped = dataclasses.replace(scene, audio_character_matrix=torch.eye(3)[[1, 0, 2]])
     shown = lanes(np.asarray(draw_timeline(swapped, spans=[[(1.0, 2.0)], [(0.0, 1.0)], []])), 3)
-    seen = share(shown[0], colour(0))
+    seen = share(shown[0], character_color(0))
     assert seen[: len(seen) // 2 - 20].mean() < 0.1 < seen[len(seen) // 2 + 20 :].mean()
 
 

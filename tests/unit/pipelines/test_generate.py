@@ -15,7 +15,8 @@ from bya_core.config import RouterConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import Progress, Video, generate
-from bya_core.pipelines.run_report import build_report, mask_figures, mask_notices, peak_ram
+from bya_core.masks import mask_statistics
+from bya_core.pipelines.run_report import build_report, mask_notices, peak_ram
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
 from tests.fakes import RATE, fake_bundle, tone
@@ -129,11 +130,11 @@ def test_guidance_apart_costs_one_more_branch(bundle: ModelBundle, monkeypatch: 
     assert batches == [1, 2, 3]
 
 
-def test_mask_figures() -> None:
+def test_mask_statistics() -> None:
     masks = torch.zeros(3, 2, 4, 4)
     masks[0, :, :2] = 0.9
     masks[1, 0, 0, 0] = 0.6
-    figures = mask_figures(masks)
+    figures = mask_statistics(masks)
     assert [figure.coverage for figure in figures] == pytest.approx([0.5, 1 / 32, 0.0], abs=1e-4)
     assert [figure.confidence for figure in figures] == pytest.approx([0.9, 0.6, 0.0], abs=1e-4)
 
@@ -146,7 +147,7 @@ def test_report_says_what_was_made_and_how(bundle: ModelBundle) -> None:
     report = build_report(scene, Path("scene.json"), bundle, video, {"loading": 1.0}, [Path("a.mp4")])
     assert [character["speech_of"] for character in report["characters"]] == [[], ["c0"]]
     assert report["characters"][0]["mask"] == {"coverage": 0.0, "confidence": 0.0}
-    assert report["warnings"] == ["careful", *mask_notices(scene, mask_figures(video.masks))]
+    assert report["warnings"] == ["careful", *mask_notices(scene, video.masks)]
     assert len(report["warnings"]) == 3
     assert report["seconds"]["total"] == pytest.approx(1.0 + sum(video.seconds.values()), abs=0.01)
     assert report["peak_memory"]["ram_gb"] > 0

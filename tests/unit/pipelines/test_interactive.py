@@ -13,9 +13,9 @@ from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.evaluation.report import binding_report
 from bya_core.grid import TokenGrid
-from bya_core.io.mask_images import character_index, from_images, overlay, still, to_images
 from bya_core.io.media import fit_image
 from bya_core.pipelines.estimate import ModelFolder, estimate
+from bya_core.pipelines.mask_images import character_index, from_images, overlay_images, still, to_images
 from bya_core.pipelines.preflight import Asked, preflight
 from bya_core.pipelines.preview import latent_colours, preview_picture
 from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose, joined, parse_matrix, parse_prompts
@@ -123,12 +123,12 @@ def test_overlay_has_a_picture_for_every_frame() -> None:
     masks = torch.zeros(2, *GRID.shape)
     masks[0, :, :, :3] = 1
     grey = still(None, GRID)
-    shown = overlay(masks, GRID, grey, [], opacity=1.0)
+    shown = overlay_images(masks, GRID, grey, [], opacity=1.0)
     assert shown.shape[0] == GRID.video_frames and shown.shape[1] * 6 == shown.shape[2] * 4
     assert tuple(shown[4, 5, 5].tolist()) == (230, 120, 0) and tuple(shown[4, 5, -5].tolist()) == (128, 128, 128)
-    assert overlay(masks, GRID, grey, ["Ada", "Bo"]).shape[1] > shown.shape[1]
-    with pytest.raises(InputError, match="2 pictures under masks of 9 frames"):
-        overlay(masks, GRID, grey.expand(2, -1, -1, -1), [])
+    assert overlay_images(masks, GRID, grey, ["Ada", "Bo"]).shape[1] > shown.shape[1]
+    with pytest.raises(InputError, match="2 images for masks of 9 frames"):
+        overlay_images(masks, GRID, grey.expand(2, -1, -1, -1), [])
 
 
 def test_previews_have_the_colours_of_the_picture() -> None:

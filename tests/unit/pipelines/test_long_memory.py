@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 import torch
 import bya_core.pipelines.long_video as long_video
-from bya_core.io.outputs import Outputs
+from bya_core.pipelines.outputs import Outputs
 from bya_core.pipelines.run_report import peak_ram
 from bya_core.routing import Routing
 from bya_core.scene.types import Character, Scene, Speech

@@ -12,8 +12,7 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image
-from bya_core.io.overlay import overlay_frames
-from bya_core.pipelines.run_report import mask_figures
+from bya_core.io.overlay import render_overlay
 from bya_core.scene.mask_control import given_masks
 
 
@@ -76,29 +75,20 @@ def still(picture: Tensor | None, grid: TokenGrid) -> Tensor:
     return rearrange((pixels * 255).round().to(torch.uint8), "c h w -> 1 h w c")
 
 
-def overlay(masks: Tensor, grid: TokenGrid, frames: Tensor, labels: Sequence[str], opacity: float = 0.5) -> Tensor:
-    """Pictures tinted by masks, with a legend.
+def overlay_images(
+    masks: Tensor, grid: TokenGrid, frames: Tensor, names: Sequence[str] = (), opacity: float = 0.5
+) -> Tensor:
+    """Mask overlay of a whole video: uint8 [F, H', W', 3].
 
     Args:
-        masks: [N, T, h, w] on `grid`.
-        frames: uint8 [F, H, W, 3], or one picture for all frames.
-        labels: names for the legend; none = no legend.
-
-    Returns:
-        uint8 [F, H', W', 3].
+        masks, grid, names, opacity: as in `bya_core.io.overlay.render_overlay`.
+        frames: uint8 [F, H, W, 3], or one frame that is repeated.
 
     Raises:
-        InputError: another number of pictures.
+        InputError: the number of frames does not match the grid.
     """
     if frames.shape[0] not in (1, grid.video_frames):
-        came = f"{frames.shape[0]} pictures under masks of {grid.video_frames} frames"
-        raise InputError(came, f"1 or {grid.video_frames}", "connect all frames and the masks of one video")
-    lines = [
-        f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {figure.confidence:.2f}"
-        for name, figure in zip(labels, mask_figures(masks), strict=False)
-    ]
-    shown = grid.latent_to_frames(masks.float(), dim=1)
-    whole = frames.expand(grid.video_frames, -1, -1, -1)
-    made = torch.from_numpy(np.stack(list(overlay_frames(whole, shown, lines, opacity))))
-    scale = made.shape[2] // frames.shape[2]
-    return made if labels else made[:, : scale * frames.shape[1]]
+        problem = f"{frames.shape[0]} images for masks of {grid.video_frames} frames"
+        raise InputError(problem, f"1 or {grid.video_frames}", "connect all frames and the masks of one video")
+    frames = frames.expand(grid.video_frames, -1, -1, -1)
+    return torch.from_numpy(np.stack(list(render_overlay(frames, masks, grid, names, opacity))))

@@ -1,0 +1,157 @@
+"""Output files of `generate` and `probe`: video, masks, overlay, report, routing state; all or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from PIL import Image
+from torch import Tensor
+
+from bya_core.encoders.canvas import first_frame
+from bya_core.errors import InputError
+from bya_core.io.atomic import AtomicFiles, check_output
+from bya_core.io.media import write_video
+from bya_core.io.overlay import render_overlay, render_sheet
+from bya_core.pipelines.run_report import MadeVideo
+from bya_core.routing.result import Routing
+from bya_core.routing.state import save_routing
+from bya_core.sampling.prepared import Prepared
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
+
+_Planned = tuple[Path | None, tuple[str, ...], str]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Output files of `generate`.
+
+    Args:
+        video: mp4 with the input audio.
+        masks: npz with "masks" [N, T, h, w] in 0..1 and "names" [N]; a scene's `router.masks` can read it.
+        overlay: mp4 of the video with a mask overlay.
+        report: json, see `bya_core.pipelines.run_report`.
+    """
+
+    video: Path
+    masks: Path | None = None
+    overlay: Path | None = None
+    report: Path | None = None
+
+    @property
+    def wanted(self) -> list[Path]:
+        return [path for path in (self.video, self.masks, self.overlay, self.report) if path is not None]
+
+    def check(self, inputs: Sequence[Path] = ()) -> None:
+        """Check all paths before a run. Raises InputError if a file cannot be written or would replace an input."""
+        _check(
+            (self.video, (".mp4",), "the video"),
+            (self.masks, (".npz",), "the masks"),
+            (self.overlay, (".mp4",), "the overlay"),
+            (self.report, (".json",), "the report"),
+            inputs=inputs,
+        )
+
+    def write(self, scene: Scene, video: MadeVideo, report: dict[str, Any]) -> None:
+        """Write all files; they appear together once all are complete."""
+        names = [character.name for character in scene.characters]
+        with AtomicFiles() as files:
+            write_video(files.at(self.video), video.frames, scene.fps, video.audio)
+            if self.masks is not None:
+                _save_masks(files.at(self.masks), video.masks, names)
+            if self.overlay is not None:
+                overlay = render_overlay(video.frames, video.masks, video.grid, names)
+                write_video(files.at(self.overlay), overlay, scene.fps, video.audio)
+            if self.report is not None:
+                text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+                files.at(self.report).write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class RoutingOutputs:
+    """Output files of `probe`.
+
+    Args:
+        state: safetensors, see `bya_core.routing.state`.
+        masks: npz as in `Outputs`.
+        overlay: png (a few frames side by side) or mp4 of the mask overlay.
+    """
+
+    state: Path | None = None
+    masks: Path | None = None
+    overlay: Path | None = None
+
+    @property
+    def wanted(self) -> list[Path]:
+        return [path for path in (self.state, self.masks, self.overlay) if path is not None]
+
+    def check(self, inputs: Sequence[Path] = ()) -> None:
+        """Check all paths before a run. Raises InputError if a file cannot be written or would replace an input."""
+        _check(
+            (self.state, (".safetensors",), "the state"),
+            (self.masks, (".npz",), "the masks"),
+            (self.overlay, (".png", ".mp4"), "the overlay"),
+            inputs=inputs,
+        )
+
+    def write(self, found: Routing, refined: Routing, prepared: Prepared, bundle: ModelBundle) -> None:
+        """Write all files; they appear together once all are complete.
+
+        Args:
+            found: masks as predicted by the router; saved as the state.
+            refined: masks after the refinement of the scene; saved as masks and overlay.
+            prepared: the encoded scene.
+            bundle: decodes the preview frames.
+        """
+        names = [character.name for character in prepared.scene.characters]
+        with AtomicFiles() as files:
+            if self.state is not None:
+                save_routing(found, files.at(self.state), prepared)
+            if self.masks is not None:
+                _save_masks(files.at(self.masks), refined.masks, names)
+            if self.overlay is not None:
+                frames = preview_frames(found, prepared, bundle)
+                if self.overlay.suffix.lower() == ".mp4":
+                    overlay = render_overlay(frames, refined.masks, prepared.grid, names)
+                    write_video(files.at(self.overlay), overlay, prepared.scene.fps)
+                else:
+                    sheet = render_sheet(frames, refined.masks, prepared.grid, names)
+                    Image.fromarray(sheet).save(files.at(self.overlay))
+
+
+@torch.no_grad()
+def preview_frames(routing: Routing, prepared: Prepared, bundle: ModelBundle) -> Tensor:
+    """Frames that show the scene before it is generated: uint8 [F, H, W, 3].
+
+    Decoded from the predicted clean latents of a partially denoised run; without one, the first frame repeated;
+    without that, gray.
+    """
+    grid, still = prepared.grid, first_frame(prepared.scene)
+    if routing.state is not None and routing.state.previous_x0 is not None:
+        latents = routing.state.previous_x0.to(bundle.device, bundle.dtype)
+        pixels = (bundle.codec.decode(latents)[0].float().cpu() + 1) / 2
+    else:
+        image = torch.full((3, *grid.pixels), 0.5) if still is None else still
+        pixels = repeat(image, "c h w -> c f h w", f=grid.video_frames)
+    return rearrange(pixels * 255, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
+
+
+def _save_masks(path: Path, masks: Tensor, names: list[str]) -> None:
+    np.savez_compressed(path, masks=masks.numpy(), names=np.array(names))
+
+
+def _check(*planned: _Planned, inputs: Iterable[Path]) -> None:
+    wanted = [(path, suffixes, what) for path, suffixes, what in planned if path is not None]
+    for path, suffixes, what in wanted:
+        check_output(path, suffixes, what)
+    resolved = [path.resolve() for path in (*(path for path, _, _ in wanted), *inputs)]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise InputError(f"{path} was given twice", "a separate file for each output", "rename one of them")
