@@ -51,9 +51,9 @@ class Sampler(io.ComfyNode):
     @classmethod
     @host.told_plainly
     def execute(cls, routing: types.RoutingValue, speed: Preset = "exact") -> io.NodeOutput:
-        from bya_core.pipelines.mask_images import to_images
         from bya_core.pipelines.generate import sample
         from bya_core.pipelines.interactive import describe_video, sample_windows
+        from bya_core.pipelines.mask_images import to_images
         from bya_core.progress import ProgressTracker
 
         routing = routing.at(speed)
