@@ -24,13 +24,13 @@ class Faces:
     Args:
         pictures: pictures; of a scene file, those of its characters.
         out: png to write: one row per picture, all faces framed, the chosen one boldly, and beside it what is kept.
-        choose: which of several faces counts.
+        select: which of several faces counts.
         models_dir: look for the face networks here first.
     """
 
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    choose: Literal["largest", "surest"] = "largest"
+    select: Literal["largest", "most_confident"] = "largest"
     models_dir: Path | None = None
 
     def run(self) -> int:
@@ -42,16 +42,16 @@ class Faces:
         if not named:
             raise InputError("no pictures", "at least one picture or scene file", "name one")
         images = [(name, read_image(path)) for name, path in named]
-        encoder = face_encoder(self.models_dir, self.choose)
+        encoder = face_encoder(self.models_dir, self.select)
         rows, without = [], 0
         for name, image in images:
             try:
-                look = encoder.look(image)
+                look = encoder.crop(image)
             except InputError as error:
                 without += 1
                 print(f"{name}: {error}", file=sys.stderr)
                 continue
-            rows.append(look.picture())
+            rows.append(look.preview())
             for notice in look.notices:
                 print(f"warning: {name}: {notice}", file=sys.stderr)
         if rows:
@@ -70,7 +70,7 @@ def named_pictures(path: Path) -> list[tuple[str, Path]]:
     return [(each.name, path.parent / each.image) for each in read_scene_file(path).characters]
 
 
-def face_encoder(models_dir: Path | None, choose: Literal["largest", "surest"]) -> PhotoFaceEncoder:
+def face_encoder(models_dir: Path | None, select: Literal["largest", "most_confident"]) -> PhotoFaceEncoder:
     """The face path of the released model alone. Raises InputError where its files are not here."""
     from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
     from bya_core.weights import official
@@ -81,7 +81,7 @@ def face_encoder(models_dir: Path | None, choose: Literal["largest", "surest"]) 
     folder = next((each for each in folders if (each / official.FACES).is_dir()), folders[0])
     official.check_components([FACES, RECOGNITION, VISION], folder)
     files = (official.DETECTOR, official.PARSER, official.RECOGNIZER, official.VISION)
-    return PhotoFaceEncoder(FaceModels.load(*(folder / file for file in files)), choose=choose)
+    return PhotoFaceEncoder(FaceModels.load(*(folder / file for file in files)), select=select)
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bya_core.encoders.face.weights_file import load_strictly, read_weights
+from bya_core.encoders.checkpoints import load_strictly, read_weights
 from bya_core.evaluation.metric_weights import FACENET
 
 SIZE = 160  # pixels

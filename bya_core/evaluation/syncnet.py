@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from bya_core.encoders.face.weights_file import load_strictly, read_weights
+from bya_core.encoders.checkpoints import load_strictly, read_weights
 from bya_core.errors import InputError
 from bya_core.evaluation.metric_weights import SYNCNET
 from bya_core.evaluation.mfcc import RATE, mfcc

@@ -83,8 +83,8 @@ def locate_characters(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Found
     portraits = [character.image.to(bundle.device) for character in scene.characters]
     seen = finder.find(frame.to(bundle.device), portraits)
     names = [character.name for character in scene.characters]
-    mine = match(seen, names, finder.sure)
-    notices = tuple(_doubts(seen, mine, names, finder.sure))
+    mine = match(seen, names, finder.threshold)
+    notices = tuple(_doubts(seen, mine, names, finder.threshold))
     return Found(seen.faces[mine], seen.bodies[mine], notices)
 
 

@@ -37,12 +37,12 @@ class PuppetFinder:
 
     Args:
         network: its face network.
-        sure: likeness from which a match needs no word of doubt.
+        threshold: See `CharacterFinder`.
         stranger: likeness below which a region is nobody's.
     """
 
-    def __init__(self, network: FaceNetwork, sure: float = 0.6, stranger: float = 0.45) -> None:
-        self.network, self.sure, self.stranger = network, sure, stranger
+    def __init__(self, network: FaceNetwork, threshold: float = 0.6, stranger: float = 0.45) -> None:
+        self.network, self.threshold, self.stranger = network, threshold, stranger
 
     @torch.no_grad()
     def find(self, image: Tensor, portraits: Sequence[Tensor]) -> DetectedCharacters:

@@ -53,7 +53,7 @@ def load_official(
     """
     from bya_core.encoders.domains import canvas_layout
     from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
-    from bya_core.encoders.face.released_matching import PhotoCharacterFinder
+    from bya_core.encoders.face.matching import PhotoCharacterFinder
     from bya_core.encoders.text_t5 import T5TextEncoder
     from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 

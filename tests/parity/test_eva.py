@@ -39,14 +39,14 @@ def config(settings) -> dict:
 @pytest.fixture(scope="module")
 def tower(config) -> EvaVision:
     model = EvaVision(
-        image_size=config["img"],
+        img_size=config["img"],
         patch_size=config["patch"],
-        width=config["dim"],
+        embed_dim=config["dim"],
         depth=config["depth"],
-        heads=config["heads"],
+        num_heads=config["heads"],
         mlp_ratio=config["mlp"],
-        output_dim=config["ncls"],
-        trained_grid=config["pt"],
+        num_classes=config["ncls"],
+        ref_feat_shape=(config["pt"], config["pt"]),
     )
     model.load_published(_published(config))
     return model.eval()

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bya_core.encoders.face.matching import people
+from bya_core.encoders.face.matching import body_boxes
 from bya_core.encoders.segmentation import Segmenter
 from bya_core.evaluation.mask_metrics import iou
 from bya_core.validation import validated
@@ -49,7 +49,7 @@ class Masks(Stage):
         frames, boxes = clip_frames(record, size), clip_boxes(record, size)
         prompts = torch.from_numpy(boxes[:, 0]).float()
         if settings.prompt == "body":
-            prompts = people(prompts)
+            prompts = body_boxes(prompts)
         limit = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
         prompts = torch.minimum(prompts.clamp(min=0), limit)
         masks = segmenter.segment(torch.from_numpy(frames.copy()), prompts).cpu().numpy() > 0.5

@@ -38,7 +38,7 @@ def auto_detector() -> FaceDetector:
 
 def scrfd(folder: str = "~/.insightface/models", min_score: float = 0.5) -> FaceDetector:
     """Load SCRFD from a folder."""
-    from bya_core.encoders.face.scrfd import ScrfdDetector
+    from bya_core.encoders.face.detection import ScrfdDetector
 
     return ScrfdDetector(Path(folder).expanduser(), min_score)
 

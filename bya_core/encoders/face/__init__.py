@@ -1,1 +1,1 @@
-"""The face path of the released model: detection, alignment, parsing, recognition and encoding."""
+"""Face path of the released model: detection, alignment, parsing, recognition and encoding."""

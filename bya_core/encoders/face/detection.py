@@ -1,9 +1,8 @@
-"""Faces of real people in a picture: three detectors behind one Protocol, each imported only when it is used.
+"""Detection of faces in photos: several detectors behind one Protocol, each imported on first use.
 
-`find_detector` takes the best one that is there: insightface's SCRFD (`scrfd.py`) where its weights are on this
-machine, else the cascade classifiers that come inside opencv-python 4 or, as OpenCV 5 ships none, inside scikit-image.
-Cascades know faces that look into the camera or straight to a side; SCRFD knows far more. Nothing is ever downloaded.
-The detector of the released model stands in `retinaface.py`.
+`find_detector` selects the best one available: insightface's SCRFD if its weights are on this machine, else the cascade
+classifiers shipped inside opencv-python 4 or scikit-image. Cascades find frontal and profile faces only. Nothing is
+downloaded. The detector of the released model is in `retinaface.py`.
 """
 
 from __future__ import annotations
@@ -15,17 +14,22 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from bya_core.encoders.checkpoints import open_onnx
 from bya_core.errors import InputError
 
 INSIGHTFACE_HOME = Path("~/.insightface")
-"""Where insightface itself keeps its models."""
+"""Folder in which insightface keeps its models."""
+SCRFD_FILE = "scrfd_10g_bnkps.onnx of antelopev2 or det_10g.onnx of buffalo_l (17 MB; insightface, for research only)"
 
-_SCRFD_FILES = ("scrfd_10g_bnkps.onnx", "det_10g.onnx", "scrfd*.onnx", "det_*.onnx")  # antelopev2, buffalo_l, others
-_LONGEST = 960  # pixels; larger pictures are shrunk, cascades get slow and no better on them
-_SMALLEST = 1 / 24  # of the shorter side: smaller faces have no mouth that a video model could move
+_SCRFD_PATTERNS = ("scrfd_10g_bnkps.onnx", "det_10g.onnx", "scrfd*.onnx", "det_*.onnx")  # antelopev2, buffalo_l, others
+_SCRFD_STRIDES = {6: (8, 16, 32), 9: (8, 16, 32), 10: (8, 16, 32, 64, 128), 15: (8, 16, 32, 64, 128)}  # by outputs
+_MAX_SIDE = 960  # in pixels; larger images are downscaled for the cascades
+_MIN_FACE = 1 / 24  # of the shorter side of the image
 
 Box = tuple[float, float, float, float]
 Points = tuple[tuple[float, float], ...]
@@ -33,12 +37,12 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Face:
-    """One face found.
+    """A detected face.
 
     Args:
-        box: x0, y0, x1, y1 in pixels, from forehead to chin.
-        score: how sure the detector is, 0..1.
-        points: x, y of the eyes (left one in the picture first), nose and corners of the mouth; None = not known.
+        box: (x0, y0, x1, y1) in pixels, from forehead to chin.
+        score: Confidence in [0, 1].
+        points: (x, y) of the eyes (left one in the image first), nose and mouth corners; `None` if unknown.
     """
 
     box: Box
@@ -47,27 +51,27 @@ class Face:
 
     @property
     def area(self) -> float:
-        """Square pixels of the box."""
+        """Area of the box in square pixels."""
         return max(0.0, self.box[2] - self.box[0]) * max(0.0, self.box[3] - self.box[1])
 
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Finds faces.
+    """Detects faces.
 
     Attributes:
-        name: for messages.
+        name: Name for messages.
     """
 
     name: str
 
     def detect(self, image: Tensor) -> list[Face]:
-        """[3, H, W] in 0..1 -> faces, the surest first; none is an empty list."""
+        """Faces in an image [3, H, W] in [0, 1], sorted by descending score."""
         ...
 
 
 class OpenCvDetector:
-    """Haar cascades inside opencv-python 4: faces from the front and, looked at both ways, from the side."""
+    """Haar cascades of opencv-python 4: frontal faces, and profiles facing either side."""
 
     name = "OpenCV Haar cascades"
 
@@ -78,33 +82,34 @@ class OpenCvDetector:
         self.front = [
             cv2.CascadeClassifier(str(folder / f"haarcascade_frontalface_{kind}.xml")) for kind in ("alt2", "default")
         ]
-        self.side = cv2.CascadeClassifier(str(folder / "haarcascade_profileface.xml"))
+        self.profile = cv2.CascadeClassifier(str(folder / "haarcascade_profileface.xml"))
 
     @staticmethod
-    def present() -> bool:
-        """Whether there is an OpenCV that has cascades; OpenCV 5 has not."""
+    def available() -> bool:
+        """Whether an OpenCV with cascade classifiers is installed; OpenCV 5 has none."""
         if find_spec("cv2") is None:
             return False
         try:
             cv2: Any = import_module("cv2")
-        except ImportError:  # installed, but a library of the system that it needs is missing
+        except ImportError:  # installed, but a system library is missing
             return False
         return hasattr(cv2, "CascadeClassifier") and any(Path(cv2.data.haarcascades).glob("haarcascade_frontal*.xml"))
 
     def detect(self, image: Tensor) -> list[Face]:
-        shrunk, scale = _shrunk(image)
-        grey = self.cv2.cvtColor(shrunk, self.cv2.COLOR_RGB2GRAY)
-        mirrored, width = np.ascontiguousarray(grey[:, ::-1]), grey.shape[1]
-        faces = [face for cascade in self.front for face in self._look(cascade, grey, scale)]
-        faces += self._look(self.side, grey, scale)
-        for face in self._look(self.side, mirrored, scale):
+        """See `FaceDetector`."""
+        small, scale = _downscaled(image)
+        gray = self.cv2.cvtColor(small, self.cv2.COLOR_RGB2GRAY)
+        mirrored, width = np.ascontiguousarray(gray[:, ::-1]), gray.shape[1]
+        faces = [face for cascade in self.front for face in self._run(cascade, gray, scale)]
+        faces += self._run(self.profile, gray, scale)
+        for face in self._run(self.profile, mirrored, scale):
             x0, y0, x1, y1 = face.box
             faces.append(Face((width / scale - x1, y0, width / scale - x0, y1), face.score))
-        return _surest(faces)
+        return _suppressed(faces)
 
-    def _look(self, cascade: Any, grey: np.ndarray, scale: float) -> list[Face]:
-        least = max(20, round(min(grey.shape) * _SMALLEST))
-        boxes, hits = cascade.detectMultiScale2(grey, 1.08, 3, minSize=(least, least))
+    def _run(self, cascade: Any, gray: np.ndarray, scale: float) -> list[Face]:
+        size = max(20, round(min(gray.shape) * _MIN_FACE))
+        boxes, hits = cascade.detectMultiScale2(gray, 1.08, 3, minSize=(size, size))
         return [
             Face(_box(np.array([x, y, x + w, y + h]) / scale), float(hit / (hit + 5.0)))
             for (x, y, w, h), hit in zip(boxes, hits, strict=True)
@@ -112,7 +117,7 @@ class OpenCvDetector:
 
 
 class LbpDetector:
-    """The cascade of local binary patterns inside scikit-image (which insightface brings): faces from the front."""
+    """Local binary pattern cascade of scikit-image: frontal faces."""
 
     name = "scikit-image LBP cascade"
 
@@ -123,34 +128,106 @@ class LbpDetector:
         self.cascade = Cascade(lbp_frontal_face_cascade_filename())
 
     @staticmethod
-    def present() -> bool:
+    def available() -> bool:
+        """Whether scikit-image is installed."""
         return find_spec("skimage") is not None
 
     def detect(self, image: Tensor) -> list[Face]:
-        shrunk, scale = _shrunk(image)
-        side = min(shrunk.shape[:2])
-        least = max(24, round(side * _SMALLEST))  # its window has 24 pixels
-        if side < least:
+        """See `FaceDetector`."""
+        small, scale = _downscaled(image)
+        side = min(small.shape[:2])
+        size = max(24, round(side * _MIN_FACE))  # the window of the cascade has 24 pixels
+        if side < size:
             return []
-        found = self.cascade.detect_multi_scale(
-            shrunk,
-            scale_factor=1.1,
-            step_ratio=1,
-            min_size=(least, least),
-            max_size=(side, side),
-            min_neighbor_number=3,
+        detections = self.cascade.detect_multi_scale(
+            small, scale_factor=1.1, step_ratio=1, min_size=(size, size), max_size=(side, side), min_neighbor_number=3
         )
         faces = []
-        for box in found:  # it says nothing about how sure it is; large faces are rarely mistakes
+        for box in detections:  # the cascade reports no confidence; large detections are rarely false
             x, y, w, h = box["c"], box["r"], box["width"], box["height"]
             faces.append(Face(_box(np.array([x, y, x + w, y + h]) / scale), float(min(1.0, w / side))))
-        return _surest(faces)
+        return _suppressed(faces)
+
+
+class ScrfdDetector:
+    """SCRFD (https://arxiv.org/abs/2105.04714), insightface's detector, in onnxruntime on the CPU.
+
+    Args:
+        model: The ONNX file, or a folder that contains it up to three levels deep (the antelopev2 archive unpacks one
+            level deeper than insightface expects).
+        min_score: Faces with a lower score are discarded.
+        confident_score: Score threshold of insightface.
+        size: Side of the square network input in pixels.
+
+    Raises:
+        InputError: If the model or onnxruntime is missing, or the model has other outputs.
+    """
+
+    name = "SCRFD"
+
+    def __init__(self, model: Path, min_score: float = 0.5, confident_score: float = 0.5, size: int = 640) -> None:
+        file = scrfd_file(model) if model.is_dir() else model
+        if file is None:
+            raise InputError(f"no face detection model in {model}", SCRFD_FILE, "unpack antelopev2 or buffalo_l there")
+        self.min_score, self.confident_score, self.size = min_score, confident_score, size
+        self.session = open_onnx(file, SCRFD_FILE)
+        outputs = len(self.session.get_outputs())
+        if outputs not in _SCRFD_STRIDES:
+            raise InputError(f"a face detector with {outputs} outputs ({file})", SCRFD_FILE, "use one of these")
+        self.strides = _SCRFD_STRIDES[outputs]
+        self.has_points = outputs == 3 * len(self.strides)
+
+    def detect(self, image: Tensor) -> list[Face]:
+        """See `FaceDetector`; landmarks are returned if the model predicts them."""
+        inputs, scale = self._preprocess(image)
+        outputs = self.session.run(None, {self.session.get_inputs()[0].name: inputs})
+        outputs = [np.asarray(values).reshape(-1, np.asarray(values).shape[-1]) for values in outputs]
+        levels = len(self.strides)
+        boxes, scores, points = [], [], []
+        for index, stride in enumerate(self.strides):
+            score = outputs[index][:, 0]
+            selected = score >= self.min_score
+            center = self._centers(stride, len(score))[selected]
+            near, far = np.split(outputs[index + levels][selected] * stride, 2, axis=1)
+            boxes.append(np.concatenate([center - near, center + far], axis=1) / scale)
+            scores.append(score[selected])
+            if self.has_points:
+                offsets = outputs[index + 2 * levels][selected].reshape(-1, 5, 2) * stride
+                points.append((center[:, None] + offsets) / scale)
+        all_boxes, all_scores = np.concatenate(boxes), np.concatenate(scores)
+        all_points = np.concatenate(points) if points else None
+        faces = []
+        for k in non_max_suppression(all_boxes, all_scores, overlap=0.4):
+            landmarks = None if all_points is None else tuple((float(x), float(y)) for x, y in all_points[k])
+            faces.append(Face(_box(all_boxes[k]), float(all_scores[k]), landmarks))
+        return faces
+
+    def _preprocess(self, image: Tensor) -> tuple[np.ndarray, float]:
+        """Network input [1, 3, size, size] with the image in the upper left corner, and the scale of the image."""
+        whole = torch.from_numpy(pixels(image)).float()
+        height, width = whole.shape[:2]
+        if height > width:
+            rows, columns = self.size, int(self.size * width / height)
+        else:
+            rows, columns = int(self.size * height / width), self.size
+        whole = rearrange(whole, "h w c -> 1 c h w")
+        small = F.interpolate(whole, size=(max(1, rows), max(1, columns)), mode="bilinear", align_corners=False).round()
+        square = torch.zeros(1, 3, self.size, self.size)
+        square[:, :, : small.shape[2], : small.shape[3]] = small
+        return ((square - 127.5) / 128).numpy(), rows / height
+
+    def _centers(self, stride: int, count: int) -> np.ndarray:
+        """(x, y) of the anchors of one level, [count, 2]; there are one or two anchors per position."""
+        across = self.size // stride
+        y, x = np.mgrid[:across, :across]
+        positions = np.stack([x, y], axis=-1).reshape(-1, 2) * stride
+        return np.repeat(positions, count // len(positions), axis=0).astype(np.float32)
 
 
 def scrfd_file(folder: Path) -> Path | None:
-    """The detection model in `folder` or up to three folders below it."""
+    """The SCRFD model in `folder`, up to three levels deep."""
     folder = folder.expanduser()
-    for pattern in _SCRFD_FILES:
+    for pattern in _SCRFD_PATTERNS:
         for depth in ("", "*/", "*/*/", "*/*/*/"):
             for file in sorted(folder.glob(depth + pattern)):
                 return file
@@ -158,42 +235,58 @@ def scrfd_file(folder: Path) -> Path | None:
 
 
 def find_detector(folder: Path | None = None) -> FaceDetector:
-    """The best detector on this machine.
+    """The best detector available on this machine.
 
     Args:
-        folder: where insightface's models lie; None = where insightface keeps them.
+        folder: Folder of insightface's models; `None` selects insightface's default.
 
     Raises:
-        InputError: a folder was given that holds none, or there is no detector at all.
+        InputError: If `folder` holds no model, or no detector is available.
     """
-    from bya_core.encoders.face.scrfd import ScrfdDetector
-
     if folder is not None:
         return ScrfdDetector(folder)
     if scrfd_file(INSIGHTFACE_HOME / "models") is not None and find_spec("onnxruntime") is not None:
         return ScrfdDetector(INSIGHTFACE_HOME / "models")
-    if OpenCvDetector.present():
-        return OpenCvDetector()
-    if LbpDetector.present():
-        return LbpDetector()
-    came = "no face detector is installed (OpenCV 5 alone has none)"
-    raise InputError(came, "an SCRFD model or scikit-image", "pip install scikit-image, or give masks")
+    for detector in (OpenCvDetector, LbpDetector):
+        if detector.available():
+            return detector()
+    problem = "no face detector is installed (OpenCV 5 has none)"
+    raise InputError(problem, "an SCRFD model or scikit-image", "pip install scikit-image, or provide masks")
 
 
 def pixels(image: Tensor) -> np.ndarray:
-    """[3, H, W] in 0..1 -> uint8 [H, W, 3]."""
+    """Convert an image [3, H, W] in [0, 1] to uint8 [H, W, 3]."""
     if image.ndim != 3 or image.shape[0] != 3:
         raise InputError(f"an image of shape {tuple(image.shape)}", "[3, height, width]", "pass an RGB image")
     scaled = (image.detach().float().cpu().clamp(0, 1) * 255.0).round().byte()
     return np.ascontiguousarray(rearrange(scaled, "c h w -> h w c").numpy())
 
 
-def _shrunk(image: Tensor) -> tuple[np.ndarray, float]:
-    """Pixels no longer than a cascade can use, and their scale to the original."""
+def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
+    """Indices of the boxes [K, 4] kept by greedy non-maximum suppression at an IoU of `overlap`, best score first."""
+    sizes = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+    remaining, kept = np.argsort(-scores, kind="stable"), []
+    while len(remaining):
+        best, remaining = int(remaining[0]), remaining[1:]
+        kept.append(best)
+        low = np.maximum(boxes[best, :2], boxes[remaining, :2])
+        high = np.minimum(boxes[best, 2:], boxes[remaining, 2:])
+        both = np.prod(np.clip(high - low, 0, None), axis=1)
+        remaining = remaining[both <= overlap * np.maximum(sizes[best] + sizes[remaining] - both, 1e-12)]
+    return kept
+
+
+def _suppressed(faces: list[Face], overlap: float = 0.3) -> list[Face]:
+    boxes = np.array([face.box for face in faces], dtype=np.float64).reshape(-1, 4)
+    return [faces[k] for k in non_max_suppression(boxes, np.array([face.score for face in faces]), overlap)]
+
+
+def _downscaled(image: Tensor) -> tuple[np.ndarray, float]:
+    """Pixels with a longer side of at most `_MAX_SIDE`, and their scale."""
     from PIL import Image
 
     whole = pixels(image)
-    scale = min(1.0, _LONGEST / max(whole.shape[:2]))
+    scale = min(1.0, _MAX_SIDE / max(whole.shape[:2]))
     if scale == 1.0:
         return whole, scale
     size = (round(whole.shape[1] * scale), round(whole.shape[0] * scale))
@@ -203,22 +296,3 @@ def _shrunk(image: Tensor) -> tuple[np.ndarray, float]:
 def _box(values: np.ndarray) -> Box:
     x0, y0, x1, y1 = (float(value) for value in values)
     return x0, y0, x1, y1
-
-
-def _surest(faces: list[Face], overlap: float = 0.3) -> list[Face]:
-    """The surest first; those that overlap a surer one (IoU above `overlap`) are left out."""
-    boxes = np.array([face.box for face in faces], dtype=np.float64).reshape(-1, 4)
-    return [faces[k] for k in non_max_suppression(boxes, np.array([face.score for face in faces]), overlap)]
-
-
-def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
-    """Which of the boxes [K, 4] overlap no surer one that stays (IoU above `overlap`), the surest first."""
-    sizes = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
-    waiting, kept = np.argsort(-scores, kind="stable"), []
-    while len(waiting):
-        best, waiting = int(waiting[0]), waiting[1:]
-        kept.append(best)
-        corner, end = np.maximum(boxes[best, :2], boxes[waiting, :2]), np.minimum(boxes[best, 2:], boxes[waiting, 2:])
-        both = np.prod(np.clip(end - corner, 0, None), axis=1)
-        waiting = waiting[both <= overlap * np.maximum(sizes[best] + sizes[waiting] - both, 1e-12)]
-    return kept

@@ -1,4 +1,4 @@
-"""Face parsing: BiSeNet (https://arxiv.org/abs/1808.00897) with 19 classes, by the names of the published file."""
+"""Face parsing: BiSeNet (https://arxiv.org/abs/1808.00897) with 19 classes and the published parameter names."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from bya_core.encoders.checkpoints import load_strictly, read_weights
 from bya_core.encoders.face.resnet import BasicBlock, ResNet
-from bya_core.encoders.face.weights_file import load_strictly, read_weights
 
 FILE = "parsing_bisenet.pth of facexlib (53 MB; code and weights MIT, trained on CelebAMask-HQ: not for commercial use)"
 LABELS = (
     *("background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear"),
     *("earring", "nose", "mouth", "upper_lip", "lower_lip", "neck", "necklace", "cloth", "hair", "hat"),
 )
-NOT_THE_FACE = ("background", "left_ear", "right_ear", "earring", "neck", "necklace", "cloth", "hat")
-"""What the released code paints white; hair and glasses stay."""
+BACKGROUND_LABELS = ("background", "left_ear", "right_ear", "earring", "neck", "necklace", "cloth", "hat")
+"""Labels that the released code replaces by white; hair and glasses are kept."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _Conv(nn.Module):
     """Convolution, batch norm, ReLU."""
 
-    def __init__(self, given: int, width: int, kernel: int = 3) -> None:
+    def __init__(self, in_channels: int, width: int, kernel: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(given, width, kernel, 1, kernel // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, width, kernel, 1, kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ class _Conv(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Channels weighed by what the whole picture holds."""
+    """Channel attention from globally pooled features (attention refinement module)."""
 
-    def __init__(self, given: int, width: int) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.conv = _Conv(given, width)
+        self.conv = _Conv(in_channels, width)
         self.conv_atten = nn.Conv2d(width, width, 1, bias=False)
         self.bn_atten = nn.BatchNorm2d(width)
 
@@ -49,7 +49,7 @@ class _Attention(nn.Module):
 
 
 class _Context(nn.Module):
-    """Features of three scales, brought together at 1/8."""
+    """Context path: features of three scales, merged at 1/8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,14 +62,14 @@ class _Context(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         eighth, sixteenth, last = self.resnet(images)
-        whole = self.conv_avg(last.mean(dim=(2, 3), keepdim=True))
-        up = F.interpolate(self.arm32(last) + whole, sixteenth.shape[2:], mode="nearest")
+        pooled = self.conv_avg(last.mean(dim=(2, 3), keepdim=True))
+        up = F.interpolate(self.arm32(last) + pooled, sixteenth.shape[2:], mode="nearest")
         up = F.interpolate(self.arm16(sixteenth) + self.conv_head32(up), eighth.shape[2:], mode="nearest")
         return eighth, self.conv_head16(up)
 
 
 class _Fusion(nn.Module):
-    """Detail and context as one."""
+    """Feature fusion module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,11 +83,11 @@ class _Fusion(nn.Module):
 
 
 class _Head(nn.Module):
-    """Scores of the classes."""
+    """Segmentation head."""
 
-    def __init__(self, given: int, width: int) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.conv = _Conv(given, width)
+        self.conv = _Conv(in_channels, width)
         self.conv_out = nn.Conv2d(width, len(LABELS), 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class _Head(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """The network; parameters carry the names of parsing_bisenet.pth (`conv_out16` and `conv_out32` only train it)."""
+    """BiSeNet with the parameter names of parsing_bisenet.pth; `conv_out16` and `conv_out32` are training heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,19 +106,19 @@ class BiSeNet(nn.Module):
         self.conv_out32 = _Head(128, 64)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> scores of the classes [B, 19, H, W]."""
+        """Class scores [B, 19, H, W] of normalized images [B, 3, H, W]."""
         scores = self.conv_out(self.ffm(*self.cp(images)))
         return F.interpolate(scores, images.shape[2:], mode="bilinear", align_corners=True)
 
 
 class FaceParser:
-    """Labels of an aligned face.
+    """Segments an aligned face.
 
     Args:
-        network: file of the weights, or the network itself.
+        network: Path of the weights, or the network itself.
 
     Raises:
-        InputError: no such file, or weights that do not fit.
+        InputError: If the file is missing or the weights do not fit.
     """
 
     def __init__(self, network: Path | BiSeNet) -> None:
@@ -132,18 +132,18 @@ class FaceParser:
 
     @torch.no_grad()
     def parse(self, crop: Tensor) -> Tensor:
-        """[3, 512, 512] in 0..1 -> labels 0..18 (`LABELS`) [512, 512] int64, on the device of the network."""
+        """Indices into `LABELS`, int64 [512, 512] on the device of the network, of a crop [3, 512, 512] in [0, 1]."""
         weight = next(self.network.parameters())
         mean, std = (torch.tensor(values).view(3, 1, 1).to(weight) for values in (_MEAN, _STD))
         return self.network(((crop.to(weight) - mean) / std)[None])[0].argmax(dim=0)
 
     def face(self, crop: Tensor) -> Tensor:
-        """[3, 512, 512] in 0..1 -> bool [512, 512], true where there is face or hair."""
-        removed = torch.tensor([LABELS.index(name) for name in NOT_THE_FACE])
+        """Boolean mask [512, 512] of face and hair in a crop [3, 512, 512] in [0, 1]."""
+        background = torch.tensor([LABELS.index(name) for name in BACKGROUND_LABELS])
         labels = self.parse(crop)
-        return ~torch.isin(labels, removed.to(labels.device))
+        return ~torch.isin(labels, background.to(labels.device))
 
     def to(self, device: torch.device | str) -> FaceParser:
-        """Move the network; returns itself."""
+        """Move the network; returns `self`."""
         self.network.to(device)
         return self

@@ -1,6 +1,6 @@
-"""RetinaFace (https://arxiv.org/abs/1905.00641) on ResNet-50, as the released code finds faces; in plain PyTorch.
+"""RetinaFace (https://arxiv.org/abs/1905.00641) with a ResNet-50 backbone, the face detector of the released model.
 
-Parameters carry the names of facexlib's detection_Resnet50_Final.pth.
+Parameter names are those of facexlib's detection_Resnet50_Final.pth.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from accelerate import init_empty_weights
 from einops import rearrange
 from torch import Tensor, nn
 
+from bya_core.encoders.checkpoints import load_strictly, read_weights
 from bya_core.encoders.face.detection import Face, non_max_suppression
 from bya_core.encoders.face.resnet import Bottleneck, ResNet
-from bya_core.encoders.face.weights_file import load_strictly, read_weights
 from bya_core.errors import InputError
 
 FILE = "detection_Resnet50_Final.pth of facexlib (110 MB; code MIT, trained on WIDER FACE: research only)"
 _STRIDES = (8, 16, 32)
-_SIDES = ((16, 32), (64, 128), (256, 512))  # of the squares that faces are measured against, in pixels
+_ANCHOR_SIZES = ((16, 32), (64, 128), (256, 512))  # in pixels, per stride
 _MEAN_BGR = (104.0, 117.0, 123.0)
 _VARIANCES = (0.1, 0.2)
 
 
-def _conv(given: int, width: int, kernel: int = 3, active: bool = True) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(given, width, kernel, 1, kernel // 2, bias=False), nn.BatchNorm2d(width)]
+def _conv(in_channels: int, width: int, kernel: int = 3, active: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, width, kernel, 1, kernel // 2, bias=False), nn.BatchNorm2d(width)]
     return nn.Sequential(*layers, *([nn.ReLU()] if active else []))
 
 
 class _Pyramid(nn.Module):
-    """Coarse features added to fine ones."""
+    """Feature pyramid."""
 
-    def __init__(self, given: tuple[int, int, int], width: int) -> None:
+    def __init__(self, in_channels: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        self.output1 = _conv(given[0], width, 1)
-        self.output2 = _conv(given[1], width, 1)
-        self.output3 = _conv(given[2], width, 1)
+        self.output1 = _conv(in_channels[0], width, 1)
+        self.output2 = _conv(in_channels[1], width, 1)
+        self.output3 = _conv(in_channels[2], width, 1)
         self.merge1 = _conv(width, width)
         self.merge2 = _conv(width, width)
 
@@ -51,7 +51,7 @@ class _Pyramid(nn.Module):
 
 
 class _Context(nn.Module):
-    """Three sizes of neighbourhood side by side (SSH)."""
+    """Context module (SSH): three receptive fields in parallel."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Context(nn.Module):
 
 
 class _Head(nn.Module):
-    """`values` numbers for each of the two squares at each place."""
+    """Predicts `values` numbers for each of the two anchors at each position."""
 
     def __init__(self, width: int, values: int) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class _Head(nn.Module):
         self.conv1x1 = nn.Conv2d(width, 2 * values, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(self.conv1x1(x), "b (square value) h w -> b (h w square) value", value=self.values)
+        return rearrange(self.conv1x1(x), "b (anchor value) h w -> b (h w anchor) value", value=self.values)
 
 
 class RetinaFace(nn.Module):
-    """The network."""
+    """RetinaFace network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class RetinaFace(nn.Module):
         self.LandmarkHead = nn.ModuleList(_Head(width, 10) for _ in _STRIDES)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 3, H, W] BGR, mean taken off -> boxes [B, A, 4], scores [B, A], points [B, A, 10], as regressed."""
+        """Regressed boxes [B, A, 4], scores [B, A], landmarks [B, A, 10] of centered BGR images [B, 3, H, W]."""
         levels = [
             context(level)
             for context, level in zip((self.ssh1, self.ssh2, self.ssh3), self.fpn(*self.body(images)), strict=True)
@@ -106,21 +106,21 @@ class RetinaFace(nn.Module):
 
 
 class RetinaFaceDetector:
-    """`FaceDetector` with five points per face: eyes, nose, corners of the mouth.
+    """`FaceDetector` with five landmarks.
 
     Args:
-        network: file of the weights, or the network itself.
-        least: score from which a face is told of.
-        sure: score from which the released code takes a face for one.
+        network: Path of the weights, or the network itself.
+        min_score: Faces with a lower score are discarded.
+        confident_score: Score threshold of the released code.
 
     Raises:
-        InputError: no such file, or weights that do not fit.
+        InputError: If the file is missing or the weights do not fit.
     """
 
     name = "RetinaFace"
 
-    def __init__(self, network: Path | RetinaFace, least: float = 0.97, sure: float = 0.97) -> None:
-        self.least, self.sure = least, sure
+    def __init__(self, network: Path | RetinaFace, min_score: float = 0.97, confident_score: float = 0.97) -> None:
+        self.min_score, self.confident_score = min_score, confident_score
         if isinstance(network, RetinaFace):
             self.network = network.eval()
         else:
@@ -131,38 +131,38 @@ class RetinaFaceDetector:
 
     @torch.no_grad()
     def detect(self, image: Tensor) -> list[Face]:
-        """[3, H, W] in 0..1 -> faces, the surest first."""
+        """See `FaceDetector`."""
         if image.ndim != 3 or image.shape[0] != 3:
             raise InputError(f"an image of shape {tuple(image.shape)}", "[3, height, width]", "pass an RGB image")
         weight = next(self.network.parameters())
         bgr = image.to(weight).clamp(0, 1).flip(0) * 255
         boxes, scores, points = self.network((bgr - torch.tensor(_MEAN_BGR).view(3, 1, 1).to(weight))[None])
-        squares = _squares(*image.shape[1:]).to(weight)
-        likely = scores[0] > self.least
-        centre, side = squares[likely, :2], squares[likely, 2:]
-        middle = centre + boxes[0, likely, :2] * _VARIANCES[0] * side
-        size = side * (boxes[0, likely, 2:] * _VARIANCES[1]).exp()
-        found = torch.cat([middle - size / 2, middle + size / 2], dim=1).float().cpu()
-        moved = rearrange(points[0, likely], "a (k xy) -> a k xy", xy=2) * _VARIANCES[0] * side[:, None]
-        marks = centre[:, None] + moved
-        kept = non_max_suppression(found.numpy(), scores[0, likely].float().cpu().numpy(), overlap=0.4)
-        return [_face(found[k], scores[0, likely][k], marks[k].float().cpu()) for k in kept]
+        anchors = _anchors(*image.shape[1:]).to(weight)
+        selected = scores[0] > self.min_score
+        anchor_center, anchor_size = anchors[selected, :2], anchors[selected, 2:]
+        center = anchor_center + boxes[0, selected, :2] * _VARIANCES[0] * anchor_size
+        size = anchor_size * (boxes[0, selected, 2:] * _VARIANCES[1]).exp()
+        corners = torch.cat([center - size / 2, center + size / 2], dim=1).float().cpu()
+        offsets = rearrange(points[0, selected], "a (k xy) -> a k xy", xy=2) * _VARIANCES[0] * anchor_size[:, None]
+        landmarks = anchor_center[:, None] + offsets
+        kept = non_max_suppression(corners.numpy(), scores[0, selected].float().cpu().numpy(), overlap=0.4)
+        return [_face(corners[k], scores[0, selected][k], landmarks[k].float().cpu()) for k in kept]
 
     def to(self, device: torch.device | str) -> RetinaFaceDetector:
-        """Move the network; returns itself."""
+        """Move the network; returns `self`."""
         self.network.to(device)
         return self
 
 
-def _squares(height: int, width: int) -> Tensor:
-    """Centre and sides of every square, [A, 4] in pixels: row by row, two sizes at each place."""
+def _anchors(height: int, width: int) -> Tensor:
+    """Center and size of all anchors, [A, 4] in pixels: row by row, two sizes per position."""
     levels = []
-    for stride, sides in zip(_STRIDES, _SIDES, strict=True):
+    for stride, sides in zip(_STRIDES, _ANCHOR_SIZES, strict=True):
         y = (torch.arange(-(-height // stride)) + 0.5) * stride
         x = (torch.arange(-(-width // stride)) + 0.5) * stride
-        middle = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1).reshape(-1, 1, 2).expand(-1, 2, -1)
-        side = torch.tensor(sides, dtype=torch.float32).view(1, 2, 1).expand(len(middle), -1, 2)
-        levels.append(torch.cat([middle, side], dim=-1).reshape(-1, 4))
+        center = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1).reshape(-1, 1, 2).expand(-1, 2, -1)
+        side = torch.tensor(sides, dtype=torch.float32).view(1, 2, 1).expand(len(center), -1, 2)
+        levels.append(torch.cat([center, side], dim=-1).reshape(-1, 4))
     return torch.cat(levels)
 
 

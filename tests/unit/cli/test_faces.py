@@ -27,9 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     characters = [{"name": name, "image": f"{name.lower()}.png"} for name in ("Ada", "Bo")]
     (tmp_path / "scene.json").write_text(json.dumps({"prompt": "", "characters": characters}))
 
-    def encoder(models_dir: Path | None, choose: str) -> PhotoFaceEncoder:
+    def encoder(models_dir: Path | None, select: str) -> PhotoFaceEncoder:
         found = Told({389: [face(BO, 0.99), face(BO, 0.999)]})
-        return PhotoFaceEncoder(FaceModels(found, Keeps(), None, None), choose=choose)  # type: ignore[arg-type]
+        return PhotoFaceEncoder(FaceModels(found, Keeps(), None, None), select=select)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cli_faces, "face_encoder", encoder)
     return tmp_path
@@ -42,14 +42,14 @@ def test_the_characters_of_a_scene_are_shown(folder: Path, capsys: pytest.Captur
     white = np.asarray(made)[20, -20]
     assert white.tolist() == [255, 255, 255], "around the face that is kept"
     told = capsys.readouterr().err
-    assert "warning: Ada: 2 faces in the picture: the largest is used" in told and "warning: Bo: 2 faces" in told
+    assert "warning: Ada: 2 faces detected: the largest one is used" in told and "warning: Bo: 2 faces" in told
 
 
 def test_a_picture_without_a_face_is_told_and_the_others_are_shown(folder: Path, capsys) -> None:
     pictures = [str(folder / "wall.png"), str(folder / "ada.png")]
-    assert cli.main(["faces", *pictures, "-o", str(folder / "faces.png"), "--choose", "surest"]) == 1
+    assert cli.main(["faces", *pictures, "-o", str(folder / "faces.png"), "--select", "most_confident"]) == 1
     told = capsys.readouterr().err
-    assert "wall.png: no face found" in told and "ada.png: 2 faces" in told
+    assert "wall.png: no face detected" in told and "ada.png: 2 faces" in told
     assert Image.open(folder / "faces.png").height == 512
 
 

@@ -33,7 +33,7 @@ def test_face_detector_and_parser() -> None:
     detector, parser = RetinaFace(), BiSeNet()
     detector.load_state_dict(drawn(detector))
     parser.load_state_dict(drawn(parser))
-    finder, labels = RetinaFaceDetector(detector, least=0.55), FaceParser(parser)
+    finder, labels = RetinaFaceDetector(detector, min_score=0.55), FaceParser(parser)
     here, parsed = finder.detect(image), labels.parse(image)
     there = finder.to("cuda").detect(image.cuda())
     assert abs(len(here) - len(there)) <= 1

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from bya_core.encoders.face import detection as detector
-from bya_core.encoders.face.detection import FaceDetector, LbpDetector, OpenCvDetector, find_detector
-from bya_core.encoders.face.scrfd import ScrfdDetector
+from bya_core.encoders.face.detection import FaceDetector, LbpDetector, OpenCvDetector, ScrfdDetector, find_detector
 from bya_core.errors import InputError
 from bya_core.io.media import read_image
 
@@ -22,7 +21,7 @@ DETECTORS = {"opencv": OpenCvDetector, "skimage": LbpDetector}
 @pytest.fixture(params=DETECTORS)
 def embedded(request):
     kind = DETECTORS[request.param]
-    if not kind.present():
+    if not kind.available():
         pytest.skip(f"{request.param} has no cascade here")
     return kind()
 
@@ -64,14 +63,14 @@ def test_a_folder_without_models_is_an_error_and_nothing_is_downloaded(tmp_path)
 
 def test_without_any_detector_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(detector, "INSIGHTFACE_HOME", tmp_path)
-    monkeypatch.setattr(OpenCvDetector, "present", staticmethod(lambda: False))
-    monkeypatch.setattr(LbpDetector, "present", staticmethod(lambda: False))
+    monkeypatch.setattr(OpenCvDetector, "available", staticmethod(lambda: False))
+    monkeypatch.setattr(LbpDetector, "available", staticmethod(lambda: False))
     with pytest.raises(InputError, match="scikit-image"):
         find_detector()
 
 
 def test_a_cascade_stands_in_where_scrfd_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(detector, "INSIGHTFACE_HOME", tmp_path)
-    monkeypatch.setattr(OpenCvDetector, "present", staticmethod(lambda: True))
+    monkeypatch.setattr(OpenCvDetector, "available", staticmethod(lambda: True))
     monkeypatch.setattr(OpenCvDetector, "__init__", lambda self: None)
     assert find_detector().name == "OpenCV Haar cascades"

@@ -19,7 +19,7 @@ from bya_core.encoders.face.detection import Face
 from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder, clip_input
 from bya_core.encoders.face.parsing import BiSeNet, FaceParser
 from bya_core.encoders.face.recognition import ArcFace
-from bya_core.encoders.face.retinaface import RetinaFace
+from bya_core.encoders.face.retinaface import RetinaFace, RetinaFaceDetector
 from bya_core.encoders.protocols import FaceEncoder
 from bya_core.errors import InputError
 from bya_core.io.media import read_image
@@ -39,7 +39,7 @@ SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", ROOT.parent / "shared" / "sampl
 class Told:
     """A detector that is told what there is: in a picture of this width, or in any."""
 
-    name, sure = "RetinaFace", 0.97
+    name, confident_score = "RetinaFace", 0.97
 
     def __init__(self, faces: dict[int | None, list[Face]]) -> None:
         self.faces, self.asked = faces, []
@@ -81,11 +81,11 @@ def make(tmp_path_factory) -> Callable[[object], PhotoFaceEncoder]:
     file = tmp_path_factory.mktemp("arcface") / "glintr100.onnx"
     write_arcface(file)
     torch.manual_seed(0)
-    tower = EvaVision(width=64, heads=4).eval()
+    tower = EvaVision(embed_dim=64, num_heads=4).eval()
     recognizer = ArcFace(file)
 
-    def made(detector, parser=None, choose="largest") -> PhotoFaceEncoder:
-        return PhotoFaceEncoder(FaceModels(detector, parser or Keeps(), recognizer, tower), choose=choose)
+    def made(detector, parser=None, select="largest") -> PhotoFaceEncoder:
+        return PhotoFaceEncoder(FaceModels(detector, parser or Keeps(), recognizer, tower), select=select)
 
     return made
 
@@ -101,12 +101,12 @@ def test_what_comes_out_is_what_the_released_model_wants(make, scene):
     made = encoder.encode(scene)
     assert made.identity.shape == (1280,) and made.hidden.shape == (5, 577, 64) and made.portrait.shape == (3, 512, 512)
     crop = (warp((scene * 255).round() / 255, similarity(SMALL)) * 255).round() / 255
-    assert_close(made.identity[:512], encoder.parts.recognizer.features(crop))
+    assert_close(made.identity[:512], encoder.models.recognizer.features(crop))
     assert abs(float(made.identity[512:].norm()) - 1) < 1e-5
     mask = Keeps().face(crop)
     assert bool((made.portrait[:, ~mask] == 1).all()) and torch.equal(made.portrait[:, mask], crop[:, mask])
     with torch.no_grad():
-        pooled, hidden = encoder.parts.vision(clip_input(crop, mask))
+        pooled, hidden = encoder.models.vision(clip_input(crop, mask))
     assert_close(made.identity[512:], F.normalize(pooled[0], dim=0))
     assert torch.equal(made.hidden, hidden[0]) and made.notices == ()
 
@@ -125,12 +125,12 @@ def test_the_vision_tower_sees_what_torchvision_would_give_it():
 
 def test_of_several_faces_the_largest_counts_and_it_is_told(make, scene):
     small, large = face(SMALL, 0.999), face(moved(POINTS["001/face_2"], 450, -50), 0.98)
-    look = make(Told({None: [small, large]})).look(scene)
+    look = make(Told({None: [small, large]})).crop(scene)
     assert look.faces == (large, small)
-    assert look.notices == ("2 faces in the picture: the largest is used; crop the picture to choose another.",)
-    released = make(Told({None: [small, large]}), choose="surest").look(scene)
-    assert released.faces[0] == small and "most certainty" in released.notices[0]
-    page = look.picture()
+    assert look.notices == ("2 faces detected: the largest one is used; crop the image to select another.",)
+    released = make(Told({None: [small, large]}), select="most_confident").crop(scene)
+    assert released.faces[0] == small and "most confident" in released.notices[0]
+    page = look.preview()
     assert page.size == (round(900 * 512 / 500) + 512, 512)
     frame = np.asarray(page)[int((large.box[1] + 200) * 1.024), int(large.box[0] * 1.024) + 1]
     assert frame[1] > frame[0] and frame[1] > frame[2]  # the chosen one is framed in green
@@ -140,8 +140,8 @@ def test_of_several_faces_the_largest_counts_and_it_is_told(make, scene):
 
 def test_drawn_faces_are_taken_with_a_word_of_doubt(make, scene):
     detector = Told({None: [], 900: [face(SMALL, 0.45)]})
-    look = make(detector).look(scene)
-    assert len(look.faces) == 1 and "RetinaFace gives it 0.45, photos get 0.97 and more" in look.notices[0]
+    look = make(detector).crop(scene)
+    assert len(look.faces) == 1 and "RetinaFace score 0.45, photos reach 0.97" in look.notices[0]
     assert len(detector.asked) == 2  # it looked for a sure one first
 
 
@@ -149,10 +149,10 @@ def test_faces_that_fill_small_pictures_are_found_with_room_around_them(make):
     tight = torch.from_numpy(picture(203, 142)).permute(2, 0, 1).float() / 255
     points = POINTS["004/face_2"]
     wide = Told({344: [face(moved(points, 101, 101))]})
-    assert make(wide).look(tight).faces[0].points == pytest.approx(np.array(points))
+    assert make(wide).crop(tight).faces[0].points == pytest.approx(np.array(points))
     assert wide.asked == [(203, 142), (1024, 716), (405, 344)]
     enlarged = Told({716: [face(moved(points, 0, 0, 1024 / 203))]})
-    look = make(enlarged).look(tight)
+    look = make(enlarged).crop(tight)
     assert np.allclose(look.faces[0].points, points) and look.faces[0].area < 203 * 142
     assert not any("pixels wide" in notice for notice in look.notices)
 
@@ -162,15 +162,15 @@ def test_small_faces_and_empty_masks_are_told(make, scene):
         def face(self, crop):
             return torch.zeros(512, 512, dtype=torch.bool)
 
-    look = make(Told({None: [face(moved(SMALL, 0, 0, 0.3))]}), Nothing()).look(scene)
-    assert "pixels wide: details will be missing" in look.notices[0] and "taken for background" in look.notices[1]
+    look = make(Told({None: [face(moved(SMALL, 0, 0, 0.3))]}), Nothing()).crop(scene)
+    assert "pixels wide" in look.notices[0] and "segmented as background" in look.notices[1]
 
 
 def test_without_a_face_the_error_says_what_was_looked_at(make, scene):
-    with pytest.raises(InputError, match="looked at 900x500 pixels as they are, with a margin.*crop it closer"):
+    with pytest.raises(InputError, match="900x500 pixels unscaled, padded.*crop it closer"):
         make(Told({})).encode(scene)
     boxes_only = Told({None: [Face((1, 1, 50, 50), 0.99)]})
-    with pytest.raises(InputError, match="no face found"):
+    with pytest.raises(InputError, match="no face detected"):
         make(boxes_only).encode(scene)
     with pytest.raises(InputError, match="RGB"):
         make(Told({})).encode(torch.zeros(1, 10, 10))
@@ -179,7 +179,7 @@ def test_without_a_face_the_error_says_what_was_looked_at(make, scene):
 def test_large_pictures_are_shrunk_as_released(make):
     large = torch.from_numpy(picture(1500, 3000)).permute(2, 0, 1).float() / 255
     detector = Told({None: [face(SMALL)]})
-    assert make(detector).look(large).image.shape == (3, 512, 1024) and detector.asked == [(512, 1024)]
+    assert make(detector).crop(large).image.shape == (3, 512, 1024) and detector.asked == [(512, 1024)]
 
 
 @pytest.mark.parametrize("name", POINTS)
@@ -189,7 +189,7 @@ def test_real_and_painted_faces_stand_upright_in_the_crop(make, name):
     if not file.is_file():
         pytest.skip("the sample photos are not here")
     image = read_image(file)
-    look = make(Told({None: [face(POINTS[name])]})).look(image)
+    look = make(Told({None: [face(POINTS[name])]})).crop(image)
     matrix = similarity(POINTS[name])
     left, right, nose, *mouth = np.c_[np.array(POINTS[name]), np.ones(5)] @ matrix.T
     assert abs(left[1] - right[1]) < 45 and right[0] - left[0] > 80  # a tilted head is upright
@@ -217,15 +217,13 @@ def test_all_parts_load_from_their_files_and_work_together(tmp_path, make):
         FaceModels.load(*files, tmp_path / "EVA02_CLIP_L_336_psz14_s6B.pt")
     with pytest.raises(InputError, match=r"EVA02_CLIP_L_336_psz14_s6B.pt .856 MB"):
         FaceModels.load(*files, tmp_path / "none.pt")
-    from bya_core.encoders.face.retinaface import RetinaFaceDetector
-
-    whole = make(RetinaFaceDetector(files[0], least=0.55, sure=0.55), FaceParser(files[1]))
+    whole = make(RetinaFaceDetector(files[0], min_score=0.55, confident_score=0.55), FaceParser(files[1]))
     small = torch.from_numpy(picture(120, 100)).permute(2, 0, 1).float() / 255
     made = whole.to("cpu").encode(small)  # random weights see faces everywhere
     assert made.identity.shape == (1280,) and bool(torch.isfinite(made.identity).all())
-    assert "faces in the picture" in made.notices[0]
+    assert "faces detected" in made.notices[0]
 
 
 def test_a_preview_can_be_saved(make, scene, tmp_path):
-    make(Told({None: [face(SMALL)]})).look(scene).picture().save(tmp_path / "look.png")
+    make(Told({None: [face(SMALL)]})).crop(scene).preview().save(tmp_path / "look.png")
     assert Image.open(tmp_path / "look.png").width > 512

@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bya_core.encoders.face.alignment import BORDER, TEMPLATE, similarity, warp
-from bya_core.encoders.face.detection import FaceDetector, find_detector, non_max_suppression
-from bya_core.encoders.face.parsing import LABELS, NOT_THE_FACE, BiSeNet, FaceParser
+from bya_core.encoders.face.detection import FaceDetector, ScrfdDetector, find_detector, non_max_suppression
+from bya_core.encoders.face.parsing import BACKGROUND_LABELS, LABELS, BiSeNet, FaceParser
 from bya_core.encoders.face.recognition import ArcFace
 from bya_core.encoders.face.retinaface import RetinaFace, RetinaFaceDetector
-from bya_core.encoders.face.scrfd import ScrfdDetector
 from bya_core.errors import InputError
 from tests.parity.weight_rule import input_tensor
 from tests.unit.encoders.networks import POINTS, SALT, drawn, picture, write_arcface, write_scrfd
@@ -65,7 +64,7 @@ def test_the_parser_sees_the_colours_bisenet_was_trained_on(parser):
     made = FaceParser(parser)
     assert torch.equal(made.parse(crop), want) and len(want.unique()) > 1
     away = [0, 7, 8, 9, 14, 15, 16, 18]  # as released
-    assert [LABELS.index(name) for name in NOT_THE_FACE] == away
+    assert [LABELS.index(name) for name in BACKGROUND_LABELS] == away
     assert torch.equal(made.face(crop), ~torch.isin(want, torch.tensor(away)))
 
 
@@ -78,7 +77,7 @@ def test_retinaface_is_facexlibs(detector, reference):
 
 
 def test_faces_are_found_where_facexlib_finds_them(detector, reference):
-    found = RetinaFaceDetector(detector, least=float(reference["retina_least"])).detect(image(150, 200))
+    found = RetinaFaceDetector(detector, min_score=float(reference["retina_least"])).detect(image(150, 200))
     theirs = reference["retina_found"]
     assert len(found) == len(theirs) > 5
     for face, row in zip(found, theirs, strict=True):
@@ -120,7 +119,7 @@ def test_scrfd_finds_what_insightface_finds(tmp_path, reference, batched):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     write_scrfd(tmp_path / "scrfd_10g_bnkps.onnx", batched)
-    found = ScrfdDetector(tmp_path, least=0.5).detect(image(300, 420))
+    found = ScrfdDetector(tmp_path, min_score=0.5).detect(image(300, 420))
     theirs = reference["scrfd_batched" if batched else "scrfd"]
     # where two boxes overlap by very nearly 0.4 one of the two may stay here and not there
     assert len(found) > 10 and abs(len(found) - len(theirs)) <= 0.05 * len(theirs)
@@ -157,7 +156,7 @@ def test_arcface_gives_what_insightface_gives(tmp_path, reference):
     with pytest.raises(InputError, match="glintr100.onnx of antelopev2 .261 MB"):
         ArcFace(tmp_path / "none.onnx")
     write_scrfd(tmp_path / "other.onnx")
-    with pytest.raises(InputError, match="pictures of 112 pixels"):
+    with pytest.raises(InputError, match="112x112 pixels"):
         ArcFace(tmp_path / "other.onnx")
 
 

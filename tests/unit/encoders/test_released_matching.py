@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
-from bya_core.encoders.face.matching import CharacterFinder
+from bya_core.encoders.face.matching import CharacterFinder, PhotoCharacterFinder
 from bya_core.encoders.face.recognition import ArcFace
-from bya_core.encoders.face.released_matching import PhotoCharacterFinder
 from tests.unit.encoders.networks import POINTS, picture, write_arcface
 from tests.unit.encoders.test_face_encoder import Keeps, Told, face, moved
 

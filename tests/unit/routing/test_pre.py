@@ -30,7 +30,7 @@ from training.puppets import make_clip
 class Seen:
     """A finder that has seen what the test says."""
 
-    sure = 0.5
+    threshold = 0.5
 
     def __init__(self, likeness: list[list[float]]) -> None:
         self.likeness = torch.tensor(likeness).reshape(len(likeness), 2)
