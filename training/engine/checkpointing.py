@@ -1,17 +1,17 @@
-"""Checkpoints of a run: written whole or not at all, small, and enough to go on as if nothing had happened.
+"""Training checkpoints: atomic, small, and sufficient to continue a run bit for bit.
 
     OUTPUT/checkpoints/step-00001200/
-        progress.json          step (= number of the next batch), minutes, means, skips; what the run was started with
-        weights.safetensors    what learns: trained weights and adapters. Frozen weights are not kept: they are those of
-                               `init`, and a fingerprint tells whether they are the same ones
-        ema.safetensors        their averages, where the stage keeps some
-        optimisers.pt          state of the optimisers by names of parameters
-        random.pt              random states of all processes, and the loss scale of fp16
-        deepspeed/             with DeepSpeed, in place of optimisers.pt: its own shards
+        trainer_state.json     step (= number of the next batch), time, averages, skipped steps; identity of the run
+        weights.safetensors    trained weights and adapters. Frozen weights are those of `init` and are not stored; a
+                               fingerprint detects a different `init`
+        ema.safetensors        exponential moving average of the weights, if the stage has one
+        optimizers.pt          optimizer state by parameter name
+        random_states.pt       random states of all processes, and the loss scale of fp16
+        deepspeed/             with DeepSpeed: its own shards instead of optimizers.pt
 
-A checkpoint is written beside its final name and renamed when every byte is on the disk, so a kill at any moment, or a
-full disk, leaves the ones before untouched. Tensors are stored whole under their names, whatever way they were
-distributed in: a run goes on with any number of processes (with DeepSpeed only with the same number).
+A checkpoint becomes visible when it is completely on disk, so that a crash or a full disk leaves the earlier ones
+intact. Tensors are stored unsharded by name: a run can resume with any number of processes (with DeepSpeed only with the
+same number).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,56 +38,56 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bya_core.errors import InputError
-from training.engine.whole_folder import written_whole
+from bya_core.io.atomic import atomic_folder
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
-    """Where a run is.
+class TrainerState:
+    """Progress of a run.
 
     Args:
-        step: steps done, which is also the number of the next batch.
-        minutes: time spent, over all starts.
-        samples: samples seen.
-        skipped: steps that changed nothing because their loss or gradient was not finite.
-        means: smoothed losses.
+        step: finished steps, which is also the number of the next batch.
+        minutes: training time, over all restarts.
+        samples: number of samples seen.
+        skipped: steps without an update because their loss or gradient was not finite.
+        averages: smoothed metrics.
     """
 
     step: int = 0
     minutes: float = 0.0
     samples: int = 0
     skipped: int = 0
-    means: dict[str, float] = field(default_factory=dict)
+    averages: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
-class Trained:
-    """All that changes while training.
+class TrainingObjects:
+    """Everything that changes during training.
 
     Args:
-        accelerator: that prepared the others.
-        model: the network itself, not its wrapper.
-        optimisers: as prepared.
-        ema: averages of the learned weights in the order of `learned()`, or None.
-        started_with: what must be the same after a restart: stage, seed, fingerprint of the frozen weights; and, for
+        accelerator: the accelerator that prepared the others.
+        model: the unwrapped transformer.
+        optimizers: prepared optimizers.
+        ema: average of the trainable weights in the order of `trainable()`, or None.
+        identity: values that must not change on resume (stage, seed, fingerprint of the frozen weights) and, for
             information, `init`.
     """
 
     accelerator: Accelerator
     model: nn.Module
-    optimisers: list[Any]
+    optimizers: list[Any]
     ema: EMAModel | None
-    started_with: dict[str, Any]
+    identity: dict[str, Any]
 
-    def learned(self) -> dict[str, nn.Parameter]:
-        """What learns, by name."""
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @property
-    def engine(self) -> Any:
-        """DeepSpeed's engine, or None."""
+    def deepspeed_engine(self) -> Any:
+        """The DeepSpeed engine, or None."""
         if self.accelerator.distributed_type is not DistributedType.DEEPSPEED:
             return None
         return self.accelerator.deepspeed_engine_wrapped.engine
@@ -96,85 +98,124 @@ class Checkpoints:
 
     Args:
         output: folder of the run.
-        keep: how many are kept, the newest ones.
+        limit: number of checkpoints to keep.
     """
 
-    def __init__(self, output: Path, keep: int = 2) -> None:
-        self.folder, self.keep = output / "checkpoints", max(1, keep)
+    def __init__(self, output: Path, limit: int = 2) -> None:
+        self.folder, self.limit = output / "checkpoints", max(1, limit)
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if path.suffix == "")
 
-    def save(self, run: Trained, progress: Progress) -> None:
-        """Write one; called by all processes.
+    def save(self, run: TrainingObjects, state: TrainerState) -> None:
+        """Write a checkpoint; called by all processes.
 
         Raises:
-            InputError: the disk is full or cannot be written; earlier checkpoints are untouched.
+            InputError: it cannot be written, for example because the disk is full. Earlier checkpoints are unchanged.
         """
-        target = self.folder / f"step-{progress.step:08d}"
-        main = run.accelerator.is_main_process
-        content = _captured(run)
-        kept = self.all()[-1:] if main else []
-        with written_whole(target, run.accelerator, f"the checkpoint of step {progress.step}", kept) as fresh:
-            if run.engine is not None:
-                run.engine.save_checkpoint(str(fresh / "deepspeed"), exclude_frozen_parameters=True)
+        main, content = run.accelerator.is_main_process, _capture(run)
+        target = self.folder / f"step-{state.step:08d}"
+        with shared_atomic_folder(target, run.accelerator, f"the checkpoint of step {state.step}", self) as folder:
+            if run.deepspeed_engine is not None:
+                run.deepspeed_engine.save_checkpoint(str(folder / "deepspeed"), exclude_frozen_parameters=True)
             if main:
-                about = {**asdict(progress), "processes": run.accelerator.num_processes, **run.started_with}
                 for name, tensors in content.items():
                     if name.endswith(".safetensors"):
-                        save_file(tensors, fresh / name)
+                        save_file(tensors, folder / name)
                     else:
-                        torch.save(tensors, fresh / name)
-                (fresh / "progress.json").write_text(json.dumps(about, indent=1, default=str))
+                        _torch_save(tensors, folder / name)
+                info = {**asdict(state), "processes": run.accelerator.num_processes, **run.identity}
+                (folder / "trainer_state.json").write_text(json.dumps(info, indent=1, default=str))
         if main:
-            for old in self.all()[: -self.keep]:
+            for old in self.all()[: -self.limit]:
                 shutil.rmtree(old)
 
-    def resume(self, run: Trained) -> Progress:
-        """Load the newest into all that changes; a fresh `Progress` where there is none.
+    def resume(self, run: TrainingObjects) -> TrainerState:
+        """Load the latest checkpoint, or return a new state if there is none.
 
         Raises:
-            InputError: it belongs to another run, or a file of it is damaged.
+            InputError: the checkpoint belongs to another run, or is damaged.
         """
-        newest: list[Any] = [self.all()[-1:]]
-        broadcast_object_list(newest)  # one answer for all processes
-        if not newest[0]:
-            return Progress()
-        folder = newest[0][0]
+        latest: list[Any] = [self.all()[-1:]]
+        broadcast_object_list(latest)  # all processes use the same one
+        if not latest[0]:
+            return TrainerState()
+        folder = latest[0][0]
         try:
-            about = json.loads((folder / "progress.json").read_text())
-            _same_run(folder, about, run)
-            _restored(folder, about, run)
+            info = json.loads((folder / "trainer_state.json").read_text())
+            _check_identity(folder, info, run)
+            _restore(folder, info, run)
         except InputError:
             raise
         except (OSError, ValueError, RuntimeError, SafetensorError, EOFError) as error:
-            came = f"checkpoint {folder}, which cannot be read ({error})"
-            raise InputError(came, "a whole one", "remove that folder: the run goes on from the one before") from error
-        log.info("going on from %s", folder)
-        return Progress(**{name: about[name] for name in Progress.__dataclass_fields__})
+            problem = f"checkpoint {folder} cannot be read ({error})"
+            hint = "remove that folder to resume from the checkpoint before it"
+            raise InputError(problem, "an intact checkpoint", hint) from error
+        log.info("resuming from %s", folder)
+        return TrainerState(**{name: info[name] for name in TrainerState.__dataclass_fields__})
+
+
+@contextmanager
+def shared_atomic_folder(
+    target: Path, accelerator: Accelerator, what: str, checkpoints: Checkpoints | None = None
+) -> Iterator[Path]:
+    """`atomic_folder` for all processes of a run: each of them may write to the temporary folder that is yielded.
+
+    Args:
+        target: final path; an existing folder is replaced.
+        accelerator: accelerator of the run.
+        what: description for error messages.
+        checkpoints: the latest of these is named in the error, as the run can be resumed from it.
+
+    Raises:
+        InputError: it cannot be written; nothing is left behind.
+    """
+    try:
+        with ExitStack() as stack:
+            shared: list[Any] = [None]
+            if accelerator.is_main_process:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shared = [stack.enter_context(atomic_folder(target))]
+            broadcast_object_list(shared)
+            yield shared[0]
+            accelerator.wait_for_everyone()
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(target.parent if target.parent.is_dir() else Path.cwd()).free / 1e9
+        latest = checkpoints.all()[-1:] if checkpoints is not None else []
+        resume = f"start again to resume from {latest[0].name}" if latest else "start again"
+        problem = f"{what} cannot be written to {target.parent} ({free:.1f} GB free): {error}"
+        raise InputError(problem, "free disk space", f"free some space and {resume}") from error
+
+
+def _torch_save(content: Any, path: Path) -> None:
+    """`torch.save`, which reports a full disk as a RuntimeError, with an OSError instead."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of the weights that do not learn: names, shapes and a few values, the same in any precision."""
-    seen = hashlib.sha256()
+    """Hash of the frozen weights: names, shapes and a few values, the same in any precision."""
+    digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            some = parameter.detach().flatten()[:8].to(torch.bfloat16).float().cpu().numpy()
-            seen.update(f"{name} {tuple(parameter.shape)}".encode() + some.tobytes())
-    return seen.hexdigest()[:16]
+            values = parameter.detach().flatten()[:8].to(torch.bfloat16).float().cpu().numpy()
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.tobytes())
+    return digest.hexdigest()[:16]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor in one piece on the CPU; of a distributed one, called by all processes."""
+def unsharded(tensor: Tensor) -> Tensor:
+    """The full tensor on the CPU; for a distributed tensor, called by all processes."""
     tensor = tensor.detach()
     tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
     padded = tensor.untyped_storage().nbytes() > tensor.nbytes  # gathered from unequal shards
     return tensor.clone() if padded else tensor
 
 
-def _as_held(value: Any, parameter: Tensor) -> Any:
-    """A stored tensor on the device of a parameter and distributed like it; counters stay as they are."""
+def _like_parameter(value: Any, parameter: Tensor) -> Any:
+    """A stored tensor on the device of a parameter and sharded like it; scalars are unchanged."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     value = value.to(parameter.device)
@@ -183,82 +224,82 @@ def _as_held(value: Any, parameter: Tensor) -> Any:
     return value
 
 
-def _captured(run: Trained) -> dict[str, Any]:
-    """Content of the files by name; called by all processes, of use in the main one."""
-    learned = run.learned()
+def _capture(run: TrainingObjects) -> dict[str, Any]:
+    """Content of the files by name; called by all processes, complete in the main process."""
+    trainable = run.trainable()
     scaler = getattr(run.accelerator, "scaler", None)
     content: dict[str, Any] = {
-        "weights.safetensors": {name: whole(p) for name, p in learned.items()},
-        "random.pt": {
+        "weights.safetensors": {name: unsharded(p) for name, p in trainable.items()},
+        "random_states.pt": {
             "processes": gather_object([_random_state()]),
             "scaler": scaler.state_dict() if scaler is not None else None,
         },
     }
     if run.ema is not None:
-        shadows = zip(learned, run.ema.shadow_params, strict=True)
-        content["ema.safetensors"] = {name: whole(shadow) for name, shadow in shadows}
-    if run.engine is None:
-        names = {id(p): name for name, p in learned.items()}
-        content["optimisers.pt"] = [
+        shadows = zip(trainable, run.ema.shadow_params, strict=True)
+        content["ema.safetensors"] = {name: unsharded(shadow) for name, shadow in shadows}
+    if run.deepspeed_engine is None:
+        names = {id(p): name for name, p in trainable.items()}
+        content["optimizers.pt"] = [
             {
-                names[id(p)]: {k: whole(v) if isinstance(v, Tensor) else v for k, v in optimiser.state[p].items()}
-                for group in optimiser.param_groups
+                names[id(p)]: {k: unsharded(v) if isinstance(v, Tensor) else v for k, v in optimizer.state[p].items()}
+                for group in optimizer.param_groups
                 for p in group["params"]
-                if p in optimiser.state
+                if p in optimizer.state
             }
-            for optimiser in run.optimisers
+            for optimizer in run.optimizers
         ]
     return content
 
 
 @torch.no_grad()
-def _restored(folder: Path, about: dict[str, Any], run: Trained) -> None:
-    """Read a checkpoint into the run; called by all processes."""
-    learned = run.learned()
+def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
+    """Load a checkpoint into the run; called by all processes."""
+    trainable = run.trainable()
     weights = load_file(folder / "weights.safetensors")
-    if weights.keys() != learned.keys():
-        came = f"checkpoint {folder} with {len(weights)} learned weights"
-        raise InputError(came, f"the {len(learned)} that this stage trains", "choose another output folder")
-    if run.engine is None:
-        for name, parameter in learned.items():
-            parameter.copy_(_as_held(weights[name], parameter))
-        saved = torch.load(folder / "optimisers.pt", map_location="cpu", weights_only=True)
-        if len(saved) != len(run.optimisers):
-            raise InputError(f"checkpoint {folder} of other optimisers", "the same", "choose another output folder")
-        for optimiser, states in zip(run.optimisers, saved, strict=True):
+    if weights.keys() != trainable.keys():
+        problem = f"checkpoint {folder} has {len(weights)} trained weights"
+        raise InputError(problem, f"the {len(trainable)} that this stage trains", "choose another output folder")
+    if run.deepspeed_engine is None:
+        for name, parameter in trainable.items():
+            parameter.copy_(_like_parameter(weights[name], parameter))
+        saved = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
+        if len(saved) != len(run.optimizers):
+            raise InputError(f"checkpoint {folder} has other optimizers", "the same ones", "choose another output folder")
+        for optimizer, states in zip(run.optimizers, saved, strict=True):
             for name, state in states.items():
-                p = learned[name]
-                optimiser.state[p] = {key: _as_held(value, p) for key, value in state.items()}
+                p = trainable[name]
+                optimizer.state[p] = {key: _like_parameter(value, p) for key, value in state.items()}
     else:
-        run.engine.load_checkpoint(str(folder / "deepspeed"), load_module_strict=False)
+        run.deepspeed_engine.load_checkpoint(str(folder / "deepspeed"), load_module_strict=False)
     if run.ema is not None:
         averages = load_file(folder / "ema.safetensors")
-        for (name, p), shadow in zip(learned.items(), run.ema.shadow_params, strict=True):
-            shadow.copy_(_as_held(averages[name], p))
-        run.ema.optimization_step = about["step"] - about["skipped"]
-    kept = torch.load(folder / "random.pt", map_location="cpu", weights_only=True)
+        for (name, p), shadow in zip(trainable.items(), run.ema.shadow_params, strict=True):
+            shadow.copy_(_like_parameter(averages[name], p))
+        run.ema.optimization_step = info["step"] - info["skipped"]
+    random_states = torch.load(folder / "random_states.pt", map_location="cpu", weights_only=True)
     scaler = getattr(run.accelerator, "scaler", None)
-    if scaler is not None and kept["scaler"]:
-        scaler.load_state_dict(kept["scaler"])
-    if len(kept["processes"]) == run.accelerator.num_processes:
-        _set_random_state(kept["processes"][run.accelerator.process_index])
+    if scaler is not None and random_states["scaler"]:
+        scaler.load_state_dict(random_states["scaler"])
+    if len(random_states["processes"]) == run.accelerator.num_processes:
+        _set_random_state(random_states["processes"][run.accelerator.process_index])
     else:
         log.warning(
-            "the checkpoint is of %d processes, this start has %d: the same batches, sums in another order",
-            len(kept["processes"]),
+            "the checkpoint was written by %d processes, this run has %d: same batches, different rounding",
+            len(random_states["processes"]),
             run.accelerator.num_processes,
         )
 
 
-def _same_run(folder: Path, about: dict[str, Any], run: Trained) -> None:
+def _check_identity(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
     for name in ("stage", "seed", "frozen"):
-        if about.get(name) != run.started_with[name]:
-            came = f"checkpoint {folder} of {name} {about.get(name)!r}"
-            expected = f"{run.started_with[name]!r}, as this run was started"
-            raise InputError(came, expected, f"choose another output folder, or start as before (init {about['init']})")
-    if run.engine is not None and about["processes"] != run.accelerator.num_processes:
-        came = f"{run.accelerator.num_processes} processes for a DeepSpeed checkpoint of {about['processes']}"
-        raise InputError(came, "as many as before", "start so many, or train with FSDP2, which takes any number")
+        if info.get(name) != run.identity[name]:
+            problem = f"checkpoint {folder} has {name} {info.get(name)!r}"
+            hint = f"choose another output folder, or start with the same settings (init {info['init']})"
+            raise InputError(problem, f"{run.identity[name]!r} as in this run", hint)
+    if run.deepspeed_engine is not None and info["processes"] != run.accelerator.num_processes:
+        problem = f"{run.accelerator.num_processes} processes for a DeepSpeed checkpoint of {info['processes']}"
+        raise InputError(problem, "the same number", "start as many, or train with FSDP2, which takes any number")
 
 
 def _random_state() -> dict[str, Any]:

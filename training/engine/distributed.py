@@ -1,4 +1,4 @@
-"""How a run is spread over devices: what accelerate does, told what it has to know."""
+"""Distributed execution through accelerate: one process, DDP, FSDP2 or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+)
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -20,12 +25,13 @@ from bya_core.errors import InputError
 from training.data.dataset import Batch, Clips, as_float
 from training.engine.settings import RunSettings
 from training.engine.stages import Stage
+from training.engine.trackers import available_trackers
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class OneDoor(nn.Module):
-    """The model behind one `forward`, which is all that the wrappers for several devices watch over.
+class ForwardWrapper(nn.Module):
+    """A single `forward` through which everything is computed, as the distributed wrappers require.
 
     Args:
         model: the transformer.
@@ -34,123 +40,135 @@ class OneDoor(nn.Module):
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.model, self.working = model, PRECISIONS.get(precision)
+        self.model, self.autocast_dtype = model, HALF_PRECISION.get(precision)
 
-    def forward(self, work: Callable[[nn.Module], Any]) -> Any:
-        """Whatever `work` does with the model."""
+    def forward(self, function: Callable[[nn.Module], Any]) -> Any:
+        """Call `function` with the model, under autocast."""
         device = next(self.model.parameters()).device.type
-        with torch.autocast(device, self.working) if self.working is not None else nullcontext():
-            return work(self.model)
+        with torch.autocast(device, self.autocast_dtype) if self.autocast_dtype is not None else nullcontext():
+            return function(self.model)
 
 
 @dataclass(frozen=True)
-class Part:
-    """The part of a batch that belongs to one process.
+class LocalBatch:
+    """The samples of a global batch that belong to one process.
 
     Args:
-        tensors: its samples; where the process got none, a stand-in.
-        samples: how many of them count: all, or none of a stand-in.
-        offset: number of the first one in the whole batch.
-        whole: samples of the whole batch.
+        tensors: the samples, or a placeholder if the process got none.
+        samples: number of samples; 0 for a placeholder.
+        offset: index of the first sample in the global batch.
+        global_size: number of samples in the global batch.
     """
 
     tensors: Batch
     samples: int
     offset: int
-    whole: int
+    global_size: int
 
-    def slice(self, number: int, slices: int, device: torch.device) -> tuple[Batch, int, float]:
-        """(samples ready for the loss, number of the first in the whole batch, share of the whole batch).
+    def micro_batch(self, index: int, count: int, device: torch.device) -> tuple[Batch, int, float]:
+        """Tensors ready for the loss, index of the first sample in the global batch, and fraction of the global batch.
 
-        Every slice has a sample, as all processes take all steps together; one without a share counts nothing.
+        Every micro-batch has at least one sample, as all processes take part in every step; a placeholder has weight 0.
         """
-        first, last = number * self.samples // slices, (number + 1) * self.samples // slices
-        taken = slice(first, last) if last > first else slice(0, 1)
-        piece = as_float({name: tensor[taken] for name, tensor in self.tensors.items()}, device)
-        return piece, self.offset + taken.start, (last - first) / self.whole
+        first, last = index * self.samples // count, (index + 1) * self.samples // count
+        rows = slice(first, last) if last > first else slice(0, 1)
+        tensors = as_float({name: tensor[rows] for name, tensor in self.tensors.items()}, device)
+        return tensors, self.offset + rows.start, (last - first) / self.global_size
 
 
-def batch_parts(accelerator: Accelerator, data: Clips, size: int, seed: int, start: int) -> Iterator[Part]:
-    """This process's part of every batch from number `start` on.
+def local_batches(accelerator: Accelerator, data: Clips, size: int, seed: int, start: int) -> Iterator[LocalBatch]:
+    """The local part of every batch from number `start` on.
 
     Raises:
-        InputError: a batch that cannot be read.
+        InputError: a batch cannot be read.
     """
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    stand_in: Batch | None = None
-    drawn = data.batches(size, seed, start=start, part=(rank, processes))
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    placeholder: Batch | None = None
+    batches = data.batches(size, seed, start, rank, world_size)
     for number in count(start):
         try:
-            tensors = next(drawn)
+            tensors = next(batches)
         except InputError:
             raise
         except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-            came = f"batch {number} of the data, which cannot be read ({error})"
-            raise InputError(came, "whole shards", "repair or remove the shard; the run goes on from there") from error
+            problem = f"batch {number} cannot be read ({error})"
+            raise InputError(problem, "intact shards", "repair or remove the shard, then resume the run") from error
         samples = len(tensors["latents"]) if tensors else 0
-        whole = samples
-        if processes > 1:
-            whole = int(accelerator.reduce(torch.tensor(samples, device=accelerator.device), "sum"))
+        global_size = samples
+        if world_size > 1:
+            global_size = int(accelerator.reduce(torch.tensor(samples, device=accelerator.device), "sum"))
         if samples:
-            stand_in = tensors
-        elif stand_in is None:
-            stand_in = next(iter(data.batches(size, seed, start=start)))
-        yield Part(tensors if samples else stand_in, samples, rank * whole // processes, whole)  # type: ignore[arg-type]
+            placeholder = tensors
+        elif placeholder is None:
+            placeholder = next(iter(data.batches(size, seed, start)))
+        assert placeholder is not None
+        yield LocalBatch(placeholder, samples, rank * global_size // world_size, global_size)
 
 
-def spread(accelerator: Accelerator, model: nn.Module, optimisers: list[Any]) -> tuple[nn.Module, list[Any]]:
-    """The model behind its door and its optimisers, as accelerate's configuration wants them spread."""
+def prepare(accelerator: Accelerator, model: nn.Module, optimizers: list[Any]) -> tuple[nn.Module, list[Any]]:
+    """The wrapped model and its optimizers, distributed as accelerate is configured."""
     precision = accelerator.mixed_precision
-    if accelerator.is_fsdp2 and precision in PRECISIONS:
-        # Blocks work in half precision; gradients are added up, and losses come out, in float32.
-        policy = MixedPrecisionPolicy(param_dtype=PRECISIONS[precision], reduce_dtype=torch.float32)
+    if accelerator.is_fsdp2 and precision in HALF_PRECISION:
+        # Blocks compute in half precision; gradients are reduced, and losses returned, in float32.
+        policy = MixedPrecisionPolicy(param_dtype=HALF_PRECISION[precision], reduce_dtype=torch.float32)
         accelerator.state.fsdp_plugin.mixed_precision_policy = policy
-    door, *ready = accelerator.prepare(OneDoor(model, precision), *optimisers)
-    return door, ready
+    wrapper, *prepared = accelerator.prepare(ForwardWrapper(model, precision), *optimizers)
+    return wrapper, prepared
 
 
-def clip_gradients(accelerator: Accelerator, learned: list[nn.Parameter], limit: float) -> Tensor:
-    """Scale all gradients to a norm of at most `limit`; returns the norm before (0 where DeepSpeed keeps it)."""
-    if not any(isinstance(p.grad, DTensor) for p in learned):
-        norm = accelerator.clip_grad_norm_(learned, limit)
+def clip_gradients(accelerator: Accelerator, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+    """Clip the gradient norm; returns the norm before clipping (0 with DeepSpeed, which clips by itself)."""
+    if not any(isinstance(p.grad, DTensor) for p in parameters):
+        norm = accelerator.clip_grad_norm_(parameters, max_norm)
         return torch.zeros(()) if norm is None else torch.as_tensor(norm)
-    # On the shards themselves: lists of distributed tensors are slow to dispatch.
+    # On the local shards: dispatching lists of distributed tensors is slow.
     accelerator.unscale_gradients()
-    shards = [p.grad.to_local() for p in learned if isinstance(p.grad, DTensor)]
+    shards = [p.grad.to_local() for p in parameters if isinstance(p.grad, DTensor)]
     norm = accelerator.reduce(torch.nn.utils.get_total_norm(shards).square(), "sum").sqrt()
-    torch._foreach_mul_(shards, (limit / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_(shards, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
 def build_accelerator(settings: RunSettings) -> Accelerator:
-    """accelerate with this run's precision and accumulation; the rest is as it was launched."""
-    plugin = GradientAccumulationPlugin(num_steps=settings.accumulation, sync_with_dataloader=False)
-    # A step may leave weights out: single frames have no voices of later latent frames to join.
-    replicas = DistributedDataParallelKwargs(find_unused_parameters=True)
+    """An accelerator with the precision, accumulation and trackers of the run; the rest comes from the launcher."""
     return Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision=settings.precision,
-        gradient_accumulation_plugin=plugin,
-        kwargs_handlers=[replicas],
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=available_trackers(settings.report_to),
+        project_config=ProjectConfiguration(
+            project_dir=str(settings.output), logging_dir=str(settings.output / "tensorboard")
+        ),
+        # Clips of a single frame leave some weights of the speech projection unused.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
-def check(stage: Stage, settings: RunSettings, accelerator: Accelerator) -> None:
-    """Refuse what does not go together, before anything is written."""
-    if settings.accumulation < 1 or settings.accumulation * accelerator.num_processes > stage.batch:
-        came = f"{accelerator.num_processes} processes x {settings.accumulation} slices for a batch of {stage.batch}"
-        raise InputError(came, "at least one sample each", "use fewer")
+def check_configuration(stage: Stage, settings: RunSettings, accelerator: Accelerator) -> None:
+    """Reject incompatible settings before anything is written.
+
+    Raises:
+        InputError: settings that exclude each other.
+    """
+    micro_batches = settings.gradient_accumulation_steps
+    if micro_batches < 1 or micro_batches * accelerator.num_processes > stage.batch_size:
+        problem = (
+            f"{accelerator.num_processes} processes x {micro_batches} micro-batches for a batch of {stage.batch_size}"
+        )
+        raise InputError(problem, "at least one sample each", "use fewer")
     kind = accelerator.distributed_type
-    alone = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP2"}.get(kind)
-    if stage.optimiser.name == "muon" and (alone or accelerator.mixed_precision == "fp16"):
-        raise InputError(f"Muon with {alone or 'fp16'}", "adamw there", "change optimiser.name in the recipe")
-    if settings.eight_bit and alone:
-        raise InputError(f"an 8-bit optimiser with {alone}", "one or the other", "leave one of them out")
+    sharded = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP2"}.get(kind)
+    if stage.optimizer.name == "muon" and (sharded or accelerator.mixed_precision == "fp16"):
+        raise InputError(f"Muon with {sharded or 'fp16'}", "AdamW", "change optimizer.name in the recipe")
+    if settings.use_8bit_adam and sharded:
+        raise InputError(f"--use-8bit-adam with {sharded}", "one of them", "remove one")
     if kind is DistributedType.DEEPSPEED:
-        if stage.optimiser.ema:
-            raise InputError("averaged weights with DeepSpeed", "ema: 0", "change the recipe, or train with FSDP2")
+        if stage.optimizer.ema_decay:
+            raise InputError("ema_decay with DeepSpeed", "ema_decay: 0", "change the recipe, or train with FSDP2")
         config = accelerator.state.deepspeed_plugin.deepspeed_config
-        per_slice = max(1, stage.batch // (accelerator.num_processes * settings.accumulation))
-        config["train_micro_batch_size_per_gpu"] = per_slice
-        config["gradient_accumulation_steps"] = settings.accumulation
-        config["gradient_clipping"] = stage.optimiser.clip
+        micro_batch_size = max(1, stage.batch_size // (accelerator.num_processes * micro_batches))
+        config["train_micro_batch_size_per_gpu"] = micro_batch_size
+        config["gradient_accumulation_steps"] = micro_batches
+        config["gradient_clipping"] = stage.optimizer.max_grad_norm

@@ -1,8 +1,8 @@
-"""The training loop of all stages: one step of a stage's loss, and everything around it that must not get lost.
+"""The training loop of all stages.
 
-Every process draws the same whole batch number k and takes its slices of it; so neither the number of processes nor
-the accumulation changes what is learned at step k, and a restart goes on with batch k. One device, several processes,
-FSDP2 or DeepSpeed is accelerate's matter: `accelerate launch --config_file training/recipes/accelerate/NAME.yaml`.
+Every process takes its part of the same global batch number k, so neither the number of processes nor gradient
+accumulation changes what is learned at step k, and a restart continues with batch k. DDP, FSDP2 and DeepSpeed are
+configured through accelerate: `accelerate launch --config_file training/recipes/accelerate/NAME.yaml`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -24,15 +25,30 @@ from torch.distributed.fsdp import FSDPModule
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.data.dataset import Clips
-from training.engine.checkpointing import Checkpoints, Progress, Trained, fingerprint, whole
-from training.engine.distributed import PRECISIONS, Part, batch_parts, build_accelerator, check, clip_gradients, spread
+from training.engine.checkpointing import (
+    Checkpoints,
+    TrainerState,
+    TrainingObjects,
+    fingerprint,
+    shared_atomic_folder,
+    unsharded,
+)
+from training.engine.distributed import (
+    HALF_PRECISION,
+    LocalBatch,
+    build_accelerator,
+    check_configuration,
+    clip_gradients,
+    local_batches,
+    prepare,
+)
 from training.engine.lora import add_lora, has_lora, write_model
 from training.engine.objective import StageLoss
-from training.engine.optim import build_optimisers, idle_parts, rate, select_trainable, set_precision
-from training.engine.settings import Clock, RunSettings
+from training.engine.optim import build_optimizers, learning_rate, select_trainable, set_precision, unused_prefixes
+from training.engine.settings import RunSettings
 from training.engine.stages import Stage
-from training.engine.trackers import Tracker
-from training.engine.whole_folder import written_whole
+from training.engine.timer import RunTimer
+from training.engine.trackers import MetricLog
 
 log = logging.getLogger(__name__)
 
@@ -43,156 +59,170 @@ def train(
     stage: Stage,
     settings: RunSettings,
     accelerator: Accelerator | None = None,
-    watch: Callable[[int, dict[str, float], nn.Module], Any] | None = None,
+    callback: Callable[[int, dict[str, float], nn.Module], Any] | None = None,
 ) -> dict[str, float]:
-    """Train one stage, from the last checkpoint in `settings.output` if there is one.
+    """Train one stage, resuming from the latest checkpoint in `settings.output` if there is one.
 
-    Writes `final/` (see training/engine/lora.py; the averaged weights where the stage keeps some) and `summary.json`.
+    Writes `final/` (see training/engine/lora.py; averaged weights if the stage has an EMA) and `summary.json`.
 
     Args:
-        watch: called as (step, means, model) every `watch.every` steps (`log_every` if it has no such thing), in all
-            processes, with the averaged weights in the model. If it has a `tracker` that is None, it gets the run's.
+        model: the transformer to train.
+        data: source of batches.
+        stage: configuration of the stage.
+        settings: options of the run.
+        accelerator: from `build_accelerator`; None = build one.
+        callback: called as (step, averages, model) every `callback.every` steps (default `logging_steps`) in all
+            processes, with the averaged weights in the model. If it has an attribute `tracker` that is None, it is set
+            to the `MetricLog` of the run.
 
     Returns:
-        Figures of the end: steps, minutes, samples per second, skipped steps and clips, last means of all losses.
+        Final metrics: steps, minutes, samples per second, skipped steps and clips, smoothed losses.
 
     Raises:
-        InputError: settings that do not go together, a checkpoint of another run, a full disk, or no finite loss in
-            `patience` steps. The last checkpoint is kept in any case.
+        InputError: incompatible settings, a checkpoint of another run, a full disk, or no finite loss in
+            `max_skipped_steps` steps. The latest checkpoint is kept in any case.
     """
     accelerator = accelerator or build_accelerator(settings)
-    check(stage, settings, accelerator)
+    check_configuration(stage, settings, accelerator)
     output, main = settings.output, accelerator.is_main_process
     if stage.lora is not None and not has_lora(model):
         add_lora(model, stage.lora)
-    select_trainable(model, stage.trainable, idle_parts(stage))
-    set_precision(model, PRECISIONS.get(accelerator.mixed_precision) if settings.half_frozen else None)
-    started_with = {"stage": stage.number, "seed": settings.seed, "frozen": fingerprint(model), "init": settings.init}
+    select_trainable(model, stage.trainable, unused_prefixes(stage))
+    set_precision(model, HALF_PRECISION.get(accelerator.mixed_precision) if settings.cast_frozen_weights else None)
+    identity = {"stage": stage.number, "seed": settings.seed, "frozen": fingerprint(model), "init": settings.init}
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model.to(accelerator.device).train()
-    door, optimisers = spread(accelerator, model, build_optimisers(model, stage.optimiser, settings.eight_bit))
-    model = accelerator.unwrap_model(door).model
-    learned = [p for p in model.parameters() if p.requires_grad]
-    ema = EMAModel(learned, decay=stage.optimiser.ema, use_ema_warmup=False) if stage.optimiser.ema else None
+    optimizers = build_optimizers(model, stage.optimizer, settings.use_8bit_adam)
+    wrapper, optimizers = prepare(accelerator, model, optimizers)
+    model = accelerator.unwrap_model(wrapper).model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decay = stage.optimizer.ema_decay
+    ema = EMAModel(parameters, decay=decay, use_ema_warmup=False) if decay else None
 
-    run = Trained(accelerator, model, optimisers, ema, started_with)
-    checkpoints = Checkpoints(output, settings.keep)
+    run = TrainingObjects(accelerator, model, optimizers, ema, identity)
+    checkpoints = Checkpoints(output, settings.checkpoints_total_limit)
     set_seed(settings.seed, device_specific=True)
-    progress = checkpoints.resume(run)
-    parts = batch_parts(accelerator, data, stage.batch, settings.seed, progress.step)
-    loss_of, clock = StageLoss(stage, settings.seed), Clock(stage, settings, progress)
-    count = sum(p.numel() for p in learned) / 1e6
-    told = f"{count:.2f} M weights learn, {accelerator.num_processes} processes ({accelerator.distributed_type.value})"
-    log.info("stage %d from step %d: %d clips, %s", stage.number, progress.step, data.clips, told)
-    in_a_row, saved = 0, progress.step
-
-    with Tracker(
-        output,
-        progress.step,
-        active=main,
-        tensorboard=settings.tensorboard,
-        wandb=settings.wandb,
-        config={**asdict(stage), **asdict(settings)},
-    ) as tracker:
-        if getattr(watch, "tracker", tracker) is None:
-            watch.tracker = tracker  # type: ignore[union-attr]
-        while not clock.over():
-            lr = rate(stage.optimiser, progress.step, clock.passed())
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
+    state = checkpoints.resume(run)
+    batches = local_batches(accelerator, data, stage.batch_size, settings.seed, state.step)
+    loss, timer = StageLoss(stage, settings.seed), RunTimer(stage, settings, state)
+    log.info(
+        "stage %d from step %d: %d clips, %.2f M trainable parameters, %d processes (%s)",
+        stage.number,
+        state.step,
+        data.clips,
+        sum(p.numel() for p in parameters) / 1e6,
+        accelerator.num_processes,
+        accelerator.distributed_type.value,
+    )
+    consecutive_skips, last_saved = 0, state.step
+    config = {**asdict(stage), **asdict(settings)}
+    with closing(MetricLog(output, accelerator, state.step, settings.tracker_project, config)) as tracker:
+        if getattr(callback, "tracker", tracker) is None:
+            callback.tracker = tracker  # type: ignore[union-attr]
+        while timer.fraction_done < 1.0:
+            lr = learning_rate(stage.optimizer, state.step, timer.fraction_done)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
                     group["lr"] = lr
-            part = next(parts)
-            measured = one_step(accelerator, door, learned, optimisers, stage, loss_of, part, progress.step)
-            clock.tick(accelerator, progress, part.whole)
-            if measured.pop("taken"):
-                in_a_row = 0
+            batch = next(batches)
+            metrics = train_step(accelerator, wrapper, parameters, optimizers, stage, loss, batch, state.step)
+            timer.update(accelerator, batch.global_size)
+            if metrics.pop("updated"):
+                consecutive_skips = 0
                 if ema is not None:
-                    ema.step(learned)
-                for name, value in measured.items():
-                    progress.means[name] = 0.98 * progress.means.get(name, value) + 0.02 * value
+                    ema.step(parameters)
+                for name, value in metrics.items():
+                    state.averages[name] = 0.98 * state.averages.get(name, value) + 0.02 * value
             else:
-                progress.skipped, in_a_row = progress.skipped + 1, in_a_row + 1
-                log.warning("step %d skipped (%d so far): %s", progress.step, progress.skipped, measured)
-                if in_a_row >= settings.patience:
-                    came = f"no finite loss or gradient in the last {in_a_row} steps (now step {progress.step})"
-                    do = "lower the learning rate or look at the data; a new start goes on from the last checkpoint"
-                    raise InputError(came, "finite numbers", do)
-            if progress.step % settings.log_every == 0:
-                tracker.line(clock.figures(progress, measured, lr), progress.step)
-            if watch is not None and progress.step % getattr(watch, "every", settings.log_every) == 0:
-                look(door, watch, progress, ema, learned)
-            if clock.time_to_save(progress):
-                checkpoints.save(run, progress)
-                saved = progress.step
-        if saved < progress.step:
-            checkpoints.save(run, progress)
+                state.skipped, consecutive_skips = state.skipped + 1, consecutive_skips + 1
+                log.warning("step %d skipped (%d so far): %s", state.step, state.skipped, metrics)
+                if consecutive_skips >= settings.max_skipped_steps:
+                    problem = f"no finite loss or gradient in the last {consecutive_skips} steps (step {state.step})"
+                    hint = "lower the learning rate or check the data; a restart resumes from the last checkpoint"
+                    raise InputError(problem, "finite values", hint)
+            if state.step % settings.logging_steps == 0:
+                tracker.log(timer.log_values(metrics, lr), state.step)
+            if callback is not None and state.step % getattr(callback, "every", settings.logging_steps) == 0:
+                run_callback(wrapper, callback, state, ema, parameters)
+            if timer.checkpoint_due():
+                checkpoints.save(run, state)
+                last_saved = state.step
+        if last_saved < state.step:
+            checkpoints.save(run, state)
 
     if ema is not None:
-        ema.copy_to(learned)
-    state = {name: whole(value) for name, value in model.state_dict().items()}
-    about = {"stage": asdict(stage), "steps": progress.step, "init": settings.init, "trained": list(run.learned())}
-    with written_whole(output / "final", accelerator, "the final weights", checkpoints.all()[-1:]) as folder:
+        ema.copy_to(parameters)
+    weights = {name: unsharded(value) for name, value in model.state_dict().items()}
+    info = {"stage": asdict(stage), "steps": state.step, "init": settings.init, "trained": list(run.trainable())}
+    with shared_atomic_folder(output / "final", accelerator, "the final weights", checkpoints) as folder:
         if main:
-            write_model(folder, model, state, stage.lora, about)
-    summary = {**clock.summary(progress), "broken_clips": len(getattr(data, "skipped", ())), **progress.means}
+            write_model(folder, model, weights, stage.lora, info)
+    skipped_clips = list(getattr(data, "skipped", ()))
+    summary = {**timer.summary(), "broken_clips": len(skipped_clips), **state.averages}
     if main:
-        described: dict[str, Any] = {"stage": asdict(stage), "settings": asdict(settings), "measured": summary}
-        described |= {"processes": accelerator.num_processes, "skipped_clips": list(getattr(data, "skipped", ()))}
-        (output / "summary.json").write_text(json.dumps(described, indent=1, default=str))
+        report: dict[str, Any] = {"stage": asdict(stage), "settings": asdict(settings), "measured": summary}
+        report |= {"processes": accelerator.num_processes, "skipped_clips": skipped_clips}
+        (output / "summary.json").write_text(json.dumps(report, indent=1, default=str))
     accelerator.wait_for_everyone()
     return summary
 
 
-def one_step(
+def train_step(
     accelerator: Accelerator,
-    door: nn.Module,
-    learned: list[nn.Parameter],
-    optimisers: list[Any],
+    wrapper: nn.Module,
+    parameters: list[nn.Parameter],
+    optimizers: list[Any],
     stage: Stage,
-    loss_of: StageLoss,
-    part: Part,
+    loss: StageLoss,
+    batch: LocalBatch,
     step: int,
 ) -> dict[str, float]:
-    """One change of the weights by one whole batch, of which this process has a part.
+    """One update of the weights from one global batch, of which this process has a part.
 
     Returns:
-        Losses of the whole batch, the gradient's norm, and "taken": 0 where something was not finite, so that nothing
-        was changed.
+        Losses of the global batch, the gradient norm, and "updated": 0 if a value was not finite, in which case the
+        weights are unchanged.
     """
-    slices, finite = accelerator.gradient_accumulation_steps, False
+    count, finite = accelerator.gradient_accumulation_steps, False
     sums: dict[str, Any] = {}
-    for k in range(slices):
-        piece, offset, weight = part.slice(k, slices, accelerator.device)
-        with accelerator.accumulate(door):
-            total, terms = door(lambda net, piece=piece, offset=offset: loss_of(net, piece, step, offset, part.whole))
-            # accelerate takes the mean over slices and processes; the weights make it the mean over samples.
-            accelerator.backward(total * (weight * slices * accelerator.num_processes))
+    for k in range(count):
+        tensors, offset, weight = batch.micro_batch(k, count, accelerator.device)
+        with accelerator.accumulate(wrapper):
+            total, terms = wrapper(
+                lambda net, tensors=tensors, offset=offset: loss(net, tensors, step, offset, batch.global_size)
+            )
+            # accelerate averages over micro-batches and processes; the weights turn that into a mean over samples.
+            accelerator.backward(total * (weight * count * accelerator.num_processes))
             for name, value in {"loss": total, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + weight * value.detach().float()
             if accelerator.sync_gradients:
-                norm = clip_gradients(accelerator, learned, stage.optimiser.clip)
+                norm = clip_gradients(accelerator, parameters, stage.optimizer.max_grad_norm)
                 finite = bool(torch.isfinite(norm))
-                if finite or accelerator.scaler is not None:  # the loss scale of fp16 has to see what overflowed
-                    for optimiser in optimisers:
-                        optimiser.step()
-                for optimiser in optimisers:
-                    optimiser.zero_grad()
+                if finite or accelerator.scaler is not None:  # the gradient scaler of fp16 has to see overflows
+                    for optimizer in optimizers:
+                        optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
     losses = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
     finite = finite and all(map(math.isfinite, losses))
-    return {**dict(zip(sums, losses, strict=True)), "grad_norm": float(norm), "taken": float(finite)}
+    return {**dict(zip(sums, losses, strict=True)), "grad_norm": float(norm), "updated": float(finite)}
 
 
-def look(
-    door: nn.Module, watch: Callable[..., Any], progress: Progress, ema: EMAModel | None, learned: list[nn.Parameter]
+def run_callback(
+    wrapper: nn.Module,
+    callback: Callable[..., Any],
+    state: TrainerState,
+    ema: EMAModel | None,
+    parameters: list[nn.Parameter],
 ) -> None:
-    """Call `watch` with the averaged weights in the model; weights and random states are as before afterwards."""
+    """Call `callback` with the averaged weights in the model; weights and random states are restored afterwards."""
     if ema is not None:
-        ema.store(learned)
-        ema.copy_to(learned)
+        ema.store(parameters)
+        ema.copy_to(parameters)
     with torch.random.fork_rng(), torch.no_grad():
-        door(lambda net: watch(progress.step, dict(progress.means), net))
-    if isinstance(door, FSDPModule):
-        door.reshard()  # otherwise a backward pass does it
+        wrapper(lambda net: callback(state.step, dict(state.averages), net))
+    if isinstance(wrapper, FSDPModule):
+        wrapper.reshard()  # otherwise done by a backward pass
     if ema is not None:
-        ema.restore(learned)
+        ema.restore(parameters)

@@ -1,14 +1,14 @@
-"""LoRA (peft) on the transformer, and models read and written with their adapters beside them.
+"""LoRA (peft) on the transformer; loading and saving models with separate adapters.
 
-What a run leaves in `final/` describes itself:
+The `final/` folder of a run contains
 
-    config.json                               arguments of the transformer, as diffusers writes them
-    diffusion_pytorch_model*.safetensors      all weights, adapters NOT merged (with an index where there are several)
-    pytorch_lora_weights.safetensors          the adapters in the released format; only where the stage had some
-    run.json                                  stage, steps, what was trained, and rank, alpha, targets of the adapters
+    config.json                               arguments of the transformer, in diffusers format
+    diffusion_pytorch_model*.safetensors      all weights without the adapters (with an index if sharded)
+    pytorch_lora_weights.safetensors          the adapters in the released format, if the stage has any
+    run.json                                  stage, steps, trained parameters, and rank, alpha, targets of the adapters
 
-Adapters stay apart because the next stage goes on with them and because a merge into bfloat16 weights would round them.
-Whoever loads such a folder adds B A to each weight with scale 1: alpha / rank is in B already, as in the released file.
+Adapters are not merged, because the next stage continues to train them and because merging into bfloat16 weights would
+round them. To load such a folder, add B A to each weight with scale 1: alpha / rank is already part of B.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from training.engine.stages import Lora
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
-"""What stands before every name in a released LoRA file."""
+"""Prefix of all names in a released LoRA file."""
 
 
 def add_lora(model: BindYourAvatarTransformer3DModel, lora: Lora) -> int:
-    """Put fresh adapters on the modules that the stage names (they change nothing yet); returns how many.
+    """Add newly initialized adapters (which are the identity) to the target modules; returns their number.
 
     Raises:
-        InputError: a target that the model does not have, or adapters there already.
+        InputError: the model lacks a target, or already has adapters.
     """
     for target in lora.targets:
         if not any(name == target or name.endswith("." + target) for name, _ in model.named_modules()):
-            raise InputError(f"LoRA target {target!r}", "the end of a module's name in this model", "check the recipe")
+            raise InputError(f"LoRA target {target!r}", "the suffix of a module name of this model", "check the recipe")
     if has_lora(model):
-        raise InputError("a model that has adapters already", "one without", "load it anew")
+        raise InputError("the model already has adapters", "a model without", "load it again")
     model.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)))
     return sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters())
 
 
 def has_lora(model: torch.nn.Module) -> bool:
-    """Whether adapters are on the model."""
+    """Whether the model has adapters."""
     return any(".lora_A." in name for name, _ in model.named_parameters())
 
 
 def plain_name(name: str) -> str:
-    """Name of a parameter as it is without adapters."""
+    """Name of a parameter without adapters."""
     return name.replace(".base_layer.", ".")
 
 
 def base_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a model with adapters -> the weights below them under their own names."""
+    """State dict of a model with adapters -> base weights with their original names."""
     return {plain_name(name): value for name, value in state.items() if ".lora_" not in name}
 
 
 def lora_weights(model: BindYourAvatarTransformer3DModel, state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
-    """State dict of a model with adapters -> content of a released LoRA file (scale 1: alpha / rank goes into B)."""
+    """State dict of a model with adapters -> content of a released LoRA file (alpha / rank is multiplied into B)."""
     adapters = get_peft_model_state_dict(model, state_dict=dict(state))
     scale = lora.alpha / lora.rank
     return {
@@ -75,10 +75,10 @@ def lora_weights(model: BindYourAvatarTransformer3DModel, state: Mapping[str, Te
 
 
 def load_lora(model: BindYourAvatarTransformer3DModel, content: Mapping[str, Tensor], lora: Lora) -> None:
-    """Content of a LoRA file -> the adapters that are on the model already; the inverse of `lora_weights`.
+    """Load the content of a LoRA file into the adapters of a model; the inverse of `lora_weights`.
 
     Raises:
-        InputError: adapters on other modules or of another rank.
+        InputError: the file has other modules or another rank.
     """
     pairs = lora_pairs(content)
     wanted = {
@@ -87,7 +87,7 @@ def load_lora(model: BindYourAvatarTransformer3DModel, content: Mapping[str, Ten
         if name.endswith(".lora_A.default.weight")
     }
     if {name: len(a) for name, (a, _) in pairs.items()} != wanted:
-        raise InputError("a LoRA of other modules or rank", f"{len(wanted)} of rank {lora.rank}", "check the recipe")
+        raise InputError("a LoRA file with other modules or another rank", f"{len(wanted)} of rank {lora.rank}", "check the recipe")
     scale = lora.alpha / lora.rank
     state: dict[str, Tensor] = {}
     for name, (a, b) in pairs.items():
@@ -97,35 +97,35 @@ def load_lora(model: BindYourAvatarTransformer3DModel, content: Mapping[str, Ten
 
 
 def load_model(folder: Path, lora: Lora | None = None) -> BindYourAvatarTransformer3DModel:
-    """The model of a `final` folder (or of a released folder), ready for a stage.
+    """Load a `final` folder (or a released checkpoint) for a stage.
 
-    Adapters found beside the weights are gone on with where the stage has adapters of the same rank on the same
-    modules; otherwise they are merged into the weights, and the stage begins with fresh ones.
+    Adapters in the folder are continued if the stage has adapters of the same rank on the same modules; otherwise they
+    are merged into the weights, and the stage starts with new ones.
 
     Args:
-        folder: with config.json, or laid out as the released files.
-        lora: adapters of the stage to come, or None.
+        folder: folder with config.json, or with the released files.
+        lora: adapters of the next stage, or None.
 
     Raises:
-        InputError: no model there.
+        InputError: the folder has no model.
     """
     if (folder / "config.json").is_file():
         model: Any = BindYourAvatarTransformer3DModel.from_pretrained(folder)
         found = load_file(folder / LORA_FILE) if (folder / LORA_FILE).is_file() else {}
     elif (folder / AUDIO_FILE).is_file():
-        model, found = load_released(folder), {}  # its adapters are merged while it is read
+        model, found = load_released(folder), {}  # its adapters are merged while loading
     elif (folder / "transformer" / "config.json").is_file():
         return load_model(folder / "transformer", lora)
     else:
-        raise InputError(f"--init {folder}", "a folder with config.json", "give the final folder of a stage")
-    return with_adapters(model, found, lora)
+        raise InputError(f"--init {folder}", "a folder with config.json", "use the final folder of a stage")
+    return add_adapters(model, found, lora)
 
 
-def with_adapters(
+def add_adapters(
     model: BindYourAvatarTransformer3DModel, found: Mapping[str, Tensor], lora: Lora | None
 ) -> BindYourAvatarTransformer3DModel:
-    """The model with the adapters of a stage: those `found` where they fit, else fresh ones upon the merged model."""
-    if lora is None or not _fits(found, lora):
+    """Add the adapters of a stage: those `found` if they match, else new ones after merging `found`."""
+    if lora is None or not _matches(found, lora):
         if found:
             merge_lora_into(model, found)
         if lora is not None:
@@ -136,7 +136,7 @@ def with_adapters(
     return model
 
 
-def _fits(found: Mapping[str, Tensor], lora: Lora) -> bool:
+def _matches(found: Mapping[str, Tensor], lora: Lora) -> bool:
     pairs = lora_pairs(found)
     modules = [name.removesuffix(".weight") for name in pairs]
     return (
@@ -151,17 +151,17 @@ def write_model(
     model: BindYourAvatarTransformer3DModel,
     state: Mapping[str, Tensor],
     lora: Lora | None,
-    about: Mapping[str, Any],
+    info: Mapping[str, Any],
 ) -> None:
-    """Write a folder as described above; `state` is the whole state dict, which may be an averaged one."""
+    """Write a folder as described above; `state` is the full state dict, possibly averaged."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_config(folder)
     pattern = "diffusion_pytorch_model{suffix}.safetensors"
     save_torch_state_dict(base_weights(state), folder, filename_pattern=pattern, max_shard_size="10GB")
-    described: dict[str, Any] = dict(about)
+    run: dict[str, Any] = dict(info)
     if lora is not None:
         save_file(lora_weights(model, state, lora), folder / LORA_FILE)
-        described["lora"] = {
+        run["lora"] = {
             "file": LORA_FILE,
             "merged": False,
             "scale": 1.0,
@@ -169,4 +169,4 @@ def write_model(
             "alpha": lora.alpha,
             "targets": list(lora.targets),
         }
-    (folder / "run.json").write_text(json.dumps(described, indent=1, default=str))
+    (folder / "run.json").write_text(json.dumps(run, indent=1, default=str))

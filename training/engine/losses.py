@@ -1,32 +1,32 @@
 """Losses of the three stages, in both flavours.
 
-Diffusion: velocity prediction, seen as a loss on the clean latents, with optional weights from the masks
-("dynamic mask loss", paper sec. 3.4). Router: cross-entropy with a background class and two geometric priors
-(paper eqs. 2-5), or the six terms of the released training code.
+Diffusion: velocity prediction, written as a loss on the clean latents, optionally weighted by the masks ("dynamic mask
+loss", paper sec. 3.4). Router: cross-entropy with a background class and two geometric priors (paper eqs. 2-5), or the
+six terms of the released training code.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PaperRouterWeights:
-    """Weights of the paper's router terms (sec. 5.1): 1, lambda_st, lambda_l."""
+    """Weights of the router loss terms of the paper (sec. 5.1): 1, lambda_st, lambda_l."""
 
     cross_entropy: float = 1.0
     smoothness: float = 0.001
     layer_variance: float = 8.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class OfficialRouterWeights:
-    """Weights of the six router terms of the released training code."""
+    """Weights of the six router loss terms of the released training code."""
 
     router: float = 1.0
     consistency: float = 8.0
@@ -34,9 +34,6 @@ class OfficialRouterWeights:
     spatial: float = 0.0009
     spatial_dist: float = 10.0
     id_dist: float = 10.0
-
-
-# ---------------------------------------------------------------- diffusion
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
@@ -50,12 +47,6 @@ def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return (a.sqrt() * clean.float() + (1 - a).sqrt() * noise.float()).to(clean.dtype)
 
 
-def velocity_target(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What a velocity-predicting model should say: sqrt(abar) eps - sqrt(1 - abar) x0, [B, ...] float32."""
-    a = _like(alpha_bar, clean)
-    return a.sqrt() * noise.float() - (1 - a).sqrt() * clean.float()
-
-
 def clean_from_velocity(noisy: Tensor, velocity: Tensor, alpha_bar: Tensor) -> Tensor:
     """x0 = sqrt(abar) x_t - sqrt(1 - abar) v: noisy, velocity [B, ...], alpha_bar [B] -> [B, ...] float32."""
     a = _like(alpha_bar, noisy)
@@ -63,9 +54,9 @@ def clean_from_velocity(noisy: Tensor, velocity: Tensor, alpha_bar: Tensor) -> T
 
 
 def weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
-    """sum(w * loss) / sum(w) of every sample [B, ...], then the mean of the samples; without weights the plain mean.
+    """Weighted mean of each sample [B, ...], averaged over samples; the plain mean without weights.
 
-    Sample by sample, so that the mean over equal slices of a batch is that of the batch. `weights` broadcast to
+    Normalizing per sample makes the mean over equal micro-batches equal to that of the batch. `weights` broadcast to
     the loss.
     """
     if weights is None:
@@ -76,10 +67,10 @@ def weighted_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def x0_loss(velocity: Tensor, noisy: Tensor, clean: Tensor, alpha_bar: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Diffusion loss (paper eq. 1) as released: error of the clean latents, divided by 1 - abar.
+    """Diffusion loss (paper eq. 1) as released: squared error of the clean latents divided by 1 - abar.
 
-    Because x0 is linear in v, this equals the plain squared error of the velocity at every noise level, the
-    end of a zero-terminal-SNR schedule (abar = 0) included.
+    As x0 is linear in v, this equals the squared error of the velocity at every noise level, including the end of a
+    zero-terminal-SNR schedule (abar = 0).
 
     Args:
         velocity: model output [B, T, C, H, W].
@@ -92,45 +83,26 @@ def x0_loss(velocity: Tensor, noisy: Tensor, clean: Tensor, alpha_bar: Tensor, w
     return weighted_mean(error.square() / (1 - _like(alpha_bar, noisy)).clamp(min=1e-8), weights)
 
 
-def released_mask_weights(masks: Tensor, latent_size: tuple[int, int, int]) -> Tensor:
-    """Weights of the released dynamic mask loss: union of the characters, trilinear to the latents, soft.
-
-    Args:
-        masks: [B, N, F, height, width] in 0..1 (video frames, pixels).
-        latent_size: (T, H, W).
-
-    Returns:
-        [B, T, 1, H, W].
-    """
-    union = masks.float().amax(dim=1, keepdim=True)
-    small = F.interpolate(union, size=latent_size, mode="trilinear", align_corners=False)
-    return rearrange(small, "b 1 t h w -> b t 1 h w")
-
-
-def mask_weights(token_masks: Tensor, patch: int, floor: float = 0.0) -> Tensor:
-    """Weights from token masks: `floor` where nobody is, 1 inside a character.
+def mask_weights(token_masks: Tensor, patch: int, background: float = 0.0) -> Tensor:
+    """Loss weights from token masks: 1 inside a character, `background` elsewhere.
 
     Args:
         token_masks: [B, N, T, h, w] in 0..1.
-        patch: latent cells per token and side.
-        floor: weight of the background; 0 = only the characters count (the released rule).
+        patch: patch size of the transformer.
+        background: weight of the background; 0 as in the released code.
 
     Returns:
         [B, T, 1, H, W].
     """
     union = token_masks.float().amax(dim=1).clamp(0, 1)
     cells = union.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)
-    return rearrange(floor + (1 - floor) * cells, "b t h w -> b t 1 h w")
-
-
-# ---------------------------------------------------------------- router, paper flavour
+    return rearrange(background + (1 - background) * cells, "b t h w -> b t 1 h w")
 
 
 def with_background(masks: Tensor) -> Tensor:
-    """Character masks [B, N, T, h, w] in 0..1 -> class shares [B, N + 1, T, h, w] that sum to 1, background
-    last.
+    """Character masks [B, N, T, h, w] in 0..1 -> class probabilities [B, N + 1, T, h, w], background last.
 
-    Where soft masks overlap to more than 1 they share the token in proportion.
+    Overlapping masks that add up to more than 1 are normalized.
     """
     masks = masks.float().clamp(0, 1)
     total = masks.sum(dim=1, keepdim=True)
@@ -138,16 +110,17 @@ def with_background(masks: Tensor) -> Tensor:
 
 
 def smoothness(masks: Tensor) -> Tensor:
-    """L1 of the spatio-temporal gradient (paper eq. 3): mean |difference| along t, h and w, added.
+    """L1 of the spatio-temporal gradient (paper eq. 3): mean |difference| along t, h and w, summed.
 
-    masks: [..., T, h, w]; an axis of length 1 adds nothing.
+    Args:
+        masks: [..., T, h, w]; axes of length 1 contribute nothing.
     """
     axes = [masks.diff(dim=d).abs().mean() for d in (-3, -2, -1) if masks.shape[d] > 1]
     return torch.stack(axes).sum() if axes else masks.sum() * 0
 
 
 def layer_variance(masks: Tensor) -> Tensor:
-    """Variance over the layers (paper eq. 4), mean over the rest; masks: [R, ...]; 0 for one layer."""
+    """Variance over the layers of masks [R, ...] (paper eq. 4), mean over the other axes; 0 for a single layer."""
     return masks.var(dim=0).mean() if masks.shape[0] > 1 else masks.sum() * 0
 
 
@@ -156,13 +129,13 @@ def router_loss_paper(
 ) -> dict[str, Tensor]:
     """Router loss of the paper (eqs. 2-5): cross-entropy with background + smoothness + layer variance.
 
-    The equations sum over the same positions in every term, so means keep their ratios and do not grow with
-    the grid. For a router without background (a sigmoid per character, what the paper did not choose), the
-    cross-entropy is that of each character by itself.
+    Every term is a mean over positions, independent of the grid size. For a router without background class (a sigmoid
+    per character) the cross-entropy is binary, per character.
 
     Args:
         router_logits: [R, B, N + 1, T, h, w], background last, or [R, B, N, T, h, w].
-        target_masks: [B, N, T, h, w], soft 0..1 (share of each token that shows the character).
+        target_masks: [B, N, T, h, w], soft in 0..1 (fraction of each token covered by the character).
+        weights: weights of the terms.
 
     Returns:
         Scalars "cross_entropy", "smoothness", "layer_variance" (unweighted) and "total" (weighted sum).
@@ -181,23 +154,21 @@ def router_loss_paper(
         "smoothness": smoothness(masks),
         "layer_variance": layer_variance(masks),
     }
-    return _totalled(terms, weights)
-
-
-# ---------------------------------------------------------------- router, official flavour
+    return _with_total(terms, weights)
 
 
 def router_loss_official(
     masks: Tensor, targets: Tensor, weights: OfficialRouterWeights | None = None
 ) -> dict[str, Tensor]:
-    """The six router terms of the released training code, with its reading of the token order.
+    """The six router loss terms of the released training code.
 
-    Its geometric terms see the flat tokens as (T, w, h) instead of (T, h, w): a reinterpretation, not a
-    transpose. All terms are means over layers and samples.
+    Its geometric terms view the flat tokens as (T, w, h) instead of (T, h, w), without a transpose; this is reproduced.
+    All terms are means over layers and samples.
 
     Args:
         masks: router predictions after the sigmoid [R, B, N, T, h, w].
         targets: [R, B, N, T, h, w] or [B, N, T, h, w].
+        weights: weights of the terms.
 
     Returns:
         Scalars "router", "consistency", "temporal", "spatial", "spatial_dist", "id_dist" and "total".
@@ -208,28 +179,27 @@ def router_loss_official(
     p = masks.clamp(1e-6, 1 - 1e-6)
     y = targets.float().expand_as(masks)
     view = rearrange(rearrange(masks, "r b n t h w -> r b n t (h w)"), "r b n t (a c) -> r b n t a c", a=w, c=h)
-    first, last = _half_shares(view)
+    first, last = _half_coverage(view)
     terms = {
         "router": -(y * p.log() + (1 - y) * (1 - p).log()).mean(),
         "consistency": layer_variance(masks),
-        "temporal": _norm(view.diff(dim=-3)),
-        "spatial": _norm(view.diff(dim=-2)) + _norm(view.diff(dim=-1)),
+        "temporal": _mean_norm(view.diff(dim=-3)),
+        "spatial": _mean_norm(view.diff(dim=-2)) + _mean_norm(view.diff(dim=-1)),
         "spatial_dist": (first * last).mean(),
-        "id_dist": (_pairs(first) + _pairs(last)) / 2,
+        "id_dist": (_pairwise_overlap(first) + _pairwise_overlap(last)) / 2,
     }
-    return _totalled(terms, weights)
+    return _with_total(terms, weights)
 
 
-def _norm(x: Tensor) -> Tensor:
-    """Euclidean norm of each layer and sample [R, B, ...], then the mean."""
-    return torch.linalg.vector_norm(x.flatten(2), dim=-1).mean()
+def _mean_norm(x: Tensor) -> Tensor:
+    """Mean Euclidean norm over layers and samples of [R, B, ...]."""
+    return torch.linalg.vector_mean_norm(x.flatten(2), dim=-1).mean()
 
 
-def _half_shares(view: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]:
-    """How much of the first and the last half of axis a is claimed: [R, B, N, T, a, c] -> two [R, B, N, T].
+def _half_coverage(view: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Mean mask value in the first and the last half of axis a: [R, B, N, T, a, c] -> two [R, B, N, T].
 
-    Values under the threshold do not count; the middle line (the two middle ones of an even axis) is in
-    neither half.
+    Values below the threshold count as zero; the middle line (two lines of an even axis) belongs to neither half.
     """
     size = max(1, (view.shape[-2] - 1) // 2)
     kept = torch.where(view >= threshold, view, 0.0)
@@ -237,15 +207,15 @@ def _half_shares(view: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]
     return reduce(first, "r b n t a c -> r b n t", "mean"), reduce(last, "r b n t a c -> r b n t", "mean")
 
 
-def _pairs(share: Tensor) -> Tensor:
-    """Mean product of the shares of every two characters: [R, B, N, T] -> scalar; 0 for one character."""
-    n = share.shape[2]
+def _pairwise_overlap(coverage: Tensor) -> Tensor:
+    """Mean product over all pairs of characters: [R, B, N, T] -> scalar; 0 for one character."""
+    n = coverage.shape[2]
     if n < 2:
-        return share.sum() * 0
-    i, j = torch.triu_indices(n, n, offset=1, device=share.device)
-    return (share[:, :, i] * share[:, :, j]).mean()
+        return coverage.sum() * 0
+    i, j = torch.triu_indices(n, n, offset=1, device=coverage.device)
+    return (coverage[:, :, i] * coverage[:, :, j]).mean()
 
 
-def _totalled(terms: dict[str, Tensor], weights: PaperRouterWeights | OfficialRouterWeights) -> dict[str, Tensor]:
+def _with_total(terms: dict[str, Tensor], weights: PaperRouterWeights | OfficialRouterWeights) -> dict[str, Tensor]:
     total = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
     return {**terms, "total": total}

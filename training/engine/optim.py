@@ -1,4 +1,4 @@
-"""What learns, by which rule and how fast."""
+"""Trainable parameters, optimizers and learning rate."""
 
 from __future__ import annotations
 
@@ -9,42 +9,46 @@ import torch
 from torch import nn
 
 from bya_core.errors import InputError
-from training.engine.stages import Optimiser, Stage
+from training.engine.stages import OptimizerConfig, Stage
 
-NEVER_USED = ("router.layer_merge.", "audio_model.learnable_scale", "audio_model.mute_learnable_tokens")
-"""Parameters of the released files that no computation reads."""
+UNUSED_PARAMETERS = ("router.layer_merge.", "audio_model.learnable_scale", "audio_model.mute_learnable_tokens")
+"""Prefixes of the released parameters that no computation reads."""
 
 
-def idle_parts(stage: Stage) -> tuple[str, ...]:
-    """Prefixes of parameters that take no part in a stage, and would wait for a gradient in vain."""
-    idle: tuple[str, ...] = NEVER_USED
+def unused_prefixes(stage: Stage) -> tuple[str, ...]:
+    """Prefixes of the parameters that take no part in a stage and would never get a gradient."""
+    unused: tuple[str, ...] = UNUSED_PARAMETERS
     if not stage.speech:
-        idle += ("audio_model.",)
+        unused += ("audio_model.",)
     if not stage.router:
-        idle += ("router.",)
-    return idle
+        unused += ("router.",)
+    return unused
 
 
-def select_trainable(model: nn.Module, prefixes: tuple[str, ...], idle: tuple[str, ...] = ()) -> list[str]:
-    """Freeze all parameters but adapters and those whose name starts with one of `prefixes`; returns their names.
+def select_trainable(model: nn.Module, prefixes: tuple[str, ...], unused: tuple[str, ...] = ()) -> list[str]:
+    """Freeze all parameters except adapters and those whose name starts with one of `prefixes`.
 
     Args:
-        prefixes: "*" = all.
-        idle: prefixes that stay frozen all the same.
+        model: the transformer.
+        prefixes: prefixes of parameter names; "*" = all.
+        unused: prefixes that stay frozen in any case.
+
+    Returns:
+        Names of the trainable parameters.
     """
-    chosen = []
+    trainable = []
     for name, parameter in model.named_parameters():
-        learns = "*" in prefixes or name.startswith(prefixes) or ".lora_" in name
-        parameter.requires_grad_(learns and not (idle and name.startswith(idle)))
+        selected = "*" in prefixes or name.startswith(prefixes) or ".lora_" in name
+        parameter.requires_grad_(selected and not (unused and name.startswith(unused)))
         if parameter.requires_grad:
-            chosen.append(name)
-    if not chosen:
+            trainable.append(name)
+    if not trainable:
         raise InputError(f"trainable = {list(prefixes)}", "prefixes of parameter names", "check the recipe")
-    return chosen
+    return trainable
 
 
 def set_precision(model: nn.Module, frozen: torch.dtype | None) -> None:
-    """What learns is kept in float32; frozen matrices in `frozen` (None = as they are)."""
+    """Cast trainable parameters to float32, and frozen matrices to `frozen` unless it is None."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -52,51 +56,51 @@ def set_precision(model: nn.Module, frozen: torch.dtype | None) -> None:
             parameter.data = parameter.data.to(frozen)
 
 
-def build_optimisers(model: nn.Module, settings: Optimiser, eight_bit: bool = False) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside blocks and AdamW for the rest.
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, use_8bit_adam: bool = False
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all trainable parameters, or Muon for the matrices inside blocks and AdamW for the others.
 
     Args:
-        eight_bit: AdamW keeps its two moments in 8 bits (package bitsandbytes).
+        model: the transformer.
+        config: optimizer settings.
+        use_8bit_adam: keep the moments of AdamW in 8 bits (bitsandbytes).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    adam = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
-    rule: Any = _eight_bit_adamw() if eight_bit else torch.optim.AdamW
-    if settings.name == "adamw":
-        return [rule([p for _, p in named], **adam)]
-    hidden = [p for name, p in named if p.ndim == 2 and _inside(name)]
-    chosen = {id(p) for p in hidden}
-    rest = [p for _, p in named if id(p) not in chosen]
-    optimisers: list[torch.optim.Optimizer] = [rule(rest, **adam)] if rest else []
+    kwargs = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    adamw: Any = _adamw_8bit() if use_8bit_adam else torch.optim.AdamW
+    if config.name == "adamw":
+        return [adamw([p for _, p in named], **kwargs)]
+    hidden = [p for name, p in named if p.ndim == 2 and _is_hidden(name)]
+    hidden_ids = {id(p) for p in hidden}
+    others = [p for _, p in named if id(p) not in hidden_ids]
+    optimizers: list[torch.optim.Optimizer] = [adamw(others, **kwargs)] if others else []
     if hidden:
         muon = torch.optim.Muon(
-            hidden,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
+            hidden, lr=config.lr, weight_decay=config.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
-        optimisers.append(muon)
-    return optimisers
+        optimizers.append(muon)
+    return optimizers
 
 
-def _eight_bit_adamw() -> Any:
+def _adamw_8bit() -> Any:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        came = "an 8-bit optimiser without the package bitsandbytes"
-        raise InputError(came, "it installed", "run: pip install bitsandbytes") from error
+        problem = "--use-8bit-adam without the package bitsandbytes"
+        raise InputError(problem, "it installed", "run: pip install bitsandbytes") from error
     return AdamW8bit
 
 
-def _inside(name: str) -> bool:
-    """Matrices that map hidden features to hidden features, as Muon wants them."""
+def _is_hidden(name: str) -> bool:
+    """Whether a matrix maps hidden features to hidden features, which Muon is made for."""
     outer = ("patch_embed", "proj_out", "time_embedding", "norm", "latents", "final_proj", "background")
     return not any(part in name for part in outer)
 
 
-def rate(settings: Optimiser, step: int, passed: float) -> float:
-    """Learning rate at a step, `passed` = share of the run that is over."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup))
-    if settings.decay == "constant":
-        return settings.lr * warm
-    return settings.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, passed))))
+def learning_rate(config: OptimizerConfig, step: int, fraction_done: float) -> float:
+    """Learning rate at a step of a run of which `fraction_done` is completed."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if config.lr_schedule == "constant":
+        return config.lr * warmup
+    return config.lr * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction_done))))
