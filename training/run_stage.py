@@ -6,8 +6,8 @@ r"""Train one of the three stages.
     accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/run_stage.py --stage 3 \
         --recipe cogvideox5b --data SHARDS --init runs/stage2/final --output runs/stage3 --gradient-checkpointing
 
-A run that was stopped, or killed, goes on from its last checkpoint when started again with the same output folder.
-What a stage needs (memory, tokens, arithmetic), without loading or training anything, is told by
+An interrupted run resumes from its last checkpoint when started again with the same output folder. To print the memory,
+tokens and FLOPs that a stage needs, without loading weights or training:
 
     python training/run_stage.py --plan --stage 3 --recipe cogvideox5b --help
 """
@@ -23,16 +23,16 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-if __package__ in (None, ""):  # started as a file: let the packages beside it be found
+if __package__ in (None, ""):  # started as a script: make the packages beside it importable
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bya_core.encoders.domains import canvas_layout
-from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.data.dataset import open_data
 from training.engine.distributed import build_accelerator
+from training.engine.entry import report_input_errors, run_command
 from training.engine.loop import train
-from training.engine.lora import load_model, with_adapters
+from training.engine.lora import add_adapters, load_model
 from training.engine.settings import RunSettings
 from training.engine.stages import Recipe, load_recipe
 
@@ -43,17 +43,17 @@ class Arguments:
 
     Args:
         stage: 1 identity, 2 speech, 3 router.
-        data: folder of encoded clips or of shards, or puppets drawn on the way ("puppets:n=1-4").
-        run: how it is run.
+        data: folder of encoded clips or of shards, or puppets drawn on the fly ("puppets:n=1-4").
+        run: options of the run.
         recipe: name in training/recipes, or a .yaml file.
-        steps: train for so many instead of the recipe's.
-        encoders: model whose encoders make features of shards; none = those of the toy model for puppets.
-        buckets: lengths and sizes to train at, such as 49x480x720; none = each clip's own.
-        skip_broken: leave out clips that cannot be used and count them, instead of ending with an error.
-        validate_every: steps between two looks at held-out puppets (masks, binding, pictures); 0 = never.
-        validation_scenes: how many of them.
-        validation_files: scene files that are made and shown instead, for models that know no puppets.
-        threads: processor threads; 0 = all.
+        steps: number of training steps; replaces that of the recipe.
+        encoders: model whose encoders are used for shards; default for puppets: the toy model.
+        buckets: lengths and sizes to train at, such as 49x480x720; default: the size of each clip.
+        skip_broken: skip and count unusable clips instead of ending with an error.
+        validate_every: steps between validations on held-out puppets (masks, binding, images); 0 = never.
+        validation_scenes: number of validation scenes.
+        validation_files: scene files to generate instead, for models that are not trained on puppets.
+        threads: CPU threads; 0 = all.
     """
 
     stage: Literal[1, 2, 3]
@@ -91,36 +91,31 @@ def main(arguments: Arguments) -> None:
         device=accelerator.device,
         canvas=canvas_layout(model.config.flavour),
     )
-    watch: Any = None
+    callback: Any = None
     if arguments.validate_every:
         from training.engine.validation import Validation
 
-        bundle = arguments.encoders or "toy"
         scenes = arguments.validation_files or arguments.validation_scenes
-        watch = Validation(arguments.validate_every, scenes, bundle=bundle)
-    summary = train(model, clips, stage, settings, accelerator, watch)
+        callback = Validation(arguments.validate_every, scenes, bundle=arguments.encoders or "toy")
+    summary = train(model, clips, stage, settings, accelerator, callback)
     if accelerator.is_main_process:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 
 
 def build_model(recipe: Recipe, stage: int, settings: RunSettings) -> BindYourAvatarTransformer3DModel:
-    """The model of --init, or a new one; the same in all processes."""
+    """The model in `--init`, or a newly initialized one; identical in all processes."""
     lora = recipe.stages[stage].lora
     torch.manual_seed(settings.seed)
     if settings.init is not None:
         return load_model(Path(settings.init), lora)
-    return with_adapters(BindYourAvatarTransformer3DModel(**recipe.model), {}, lora)
+    return add_adapters(BindYourAvatarTransformer3DModel(**recipe.model), {}, lora)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        if "--plan" in sys.argv:
-            from training.engine.plan import main as print_plan
+    if "--plan" in sys.argv:
+        from training.engine.plan import main as print_plan
 
+        with report_input_errors():
             print_plan(sys.argv[1:])
-        else:
-            main(tyro.cli(Arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    else:
+        run_command(main, Arguments)

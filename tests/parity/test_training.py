@@ -14,7 +14,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel, BYATra
 from tests.parity.parity_models import build_transformer, face_tokens, masks
 from tests.parity.weight_rule import fill, input_tensor
 from training.engine.losses import OfficialRouterWeights, router_loss_official
-from training.engine.teacher_forcing import released_teacher
+from training.engine.teacher_forcing import released_teacher_masks
 
 Stored = dict[str, Tensor]
 CLOSE = {"atol": 5e-5, "rtol": 1e-5}
@@ -132,13 +132,13 @@ def test_teacher_masks_follow_the_released_rule(settings, tensors, name: str) ->
     batch = len(labels) if tiny else None
     target = _masks(stored, "loss_target.layer", grid, batch)
     layers, characters = len(target), target.shape[2]
-    rough = released_teacher(labels, characters, layers, generator=torch.Generator().manual_seed(0))
-    clean = released_teacher(labels, characters, layers, noise=0, corrupt=0, drop_masks=0).target
+    rough = released_teacher_masks(labels, characters, layers, generator=torch.Generator().manual_seed(0))
+    clean = released_teacher_masks(labels, characters, layers, noise=0, corrupt=0, layer_dropout=0).target
     tolerance = 4 * (0.09 / clean.numel()) ** 0.5
     for drawn in (target, rough.target):
         assert abs((drawn != clean).float().mean() - 0.1) < tolerance
     used = _masks(stored, "noisy_mask.layer", grid, batch)
-    for forced, said in ((used, target), (rough.used, rough.target)):
+    for forced, said in ((used, target), (rough.forced, rough.target)):
         alive = (forced.flatten(2).amax(-1) > 0)[..., None, None, None, None]
         inside = alive & (said > 0.35) & (said < 0.65)
         if inside.sum() > 200:

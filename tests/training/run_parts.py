@@ -57,10 +57,10 @@ def write_recipe(path: Path, dropout: float = 0.1, **changes: Any) -> Path:
         dropout: of the model's blocks, so that random states matter.
     """
     stages = {
-        "batch": 4,
+        "batch_size": 4,
         "steps": 12,
         "lora": {"rank": 2, "alpha": 4, "targets": ["attn1.to_q", "attn1.to_k"]},
-        "optimiser": {"lr": 0.01, "warmup": 3, "ema": 0.9, "decay": "constant"},
+        "optimizer": {"lr": 0.01, "warmup_steps": 3, "ema_decay": 0.9, "lr_schedule": "constant"},
         **changes,
     }
     path.write_text(yaml.safe_dump({"model": {**SMALL, "dropout": dropout}, "all_stages": stages}))
@@ -77,9 +77,9 @@ def command(recipe: Path, data: Path, output: Path, *more: str, processes: int =
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     given: dict[str, Any] = {"stage": stage, "recipe": recipe, "data": data, "output": output}
-    given |= {"init": recipe.parent / "init", "threads": 1, "log-every": 1}
+    given |= {"init": recipe.parent / "init", "threads": 1, "logging-steps": 1}
     flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    return [*launcher, str(SCRIPT), *flags, "--no-tensorboard", *more]
+    return [*launcher, str(SCRIPT), *flags, "--report-to", *more]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -105,5 +105,5 @@ def lines(output: Path) -> list[dict[str, Any]]:
 
 def losses(output: Path) -> dict[int, tuple[float, ...]]:
     """The losses and gradient norms of each step."""
-    told = ("loss_now", "loss", "diffusion", "cross_entropy", "grad_norm")
+    told = ("step_loss", "loss", "diffusion", "cross_entropy", "grad_norm")
     return {line["step"]: tuple(line[name] for name in told) for line in lines(output) if "kind" not in line}

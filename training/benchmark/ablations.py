@@ -30,8 +30,8 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.loader import load_bundle
 from training.data.dataset import ClipFolder
 from training.engine.loop import RunSettings, train
-from training.engine.stages import Recipe, Stage, load_recipe, overridden
-from training.engine.validation import HeldOut, figures_of
+from training.engine.stages import Recipe, Stage, load_recipe, override
+from training.engine.validation import ValidationConfig, validation_metrics
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ VARIANTS: dict[str, Variant] = {
     BASE: Variant("as it is: softmax, 3D masks, both losses, LoRA, half of the samples on the router's own masks"),
     "no_teacher": Variant(
         "without teacher forcing: own masks only, router and denoiser trained jointly",
-        {"own_masks": 1.0, "own_masks_warmup": 0},
+        {"scheduled_sampling": 1.0, "scheduled_sampling_warmup": 0},
         {"router_detach": False},
     ),
     "sigmoid": Variant("a sigmoid per character instead of the softmax", {}, {"router_activation": "sigmoid"}),
@@ -64,7 +64,7 @@ VARIANTS: dict[str, Variant] = {
     "no_layer_loss": Variant("without layer loss", {"router_weights": {"layer_variance": 0.0}}),
     "no_lora": Variant("without LoRA", {"lora": None}),
     "no_smoothness": Variant("without smoothness loss", {"router_weights": {"smoothness": 0.0}}),
-    "always_forced": Variant("teacher forcing in all samples (appendix B)", {"own_masks": 0.0}),
+    "always_forced": Variant("teacher forcing in all samples (appendix B)", {"scheduled_sampling": 0.0}),
 }
 
 COLUMNS = {
@@ -111,7 +111,9 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int | None = None
     batch: int | None = None
-    held_out: HeldOut = field(default_factory=lambda: HeldOut(masks=8, videos=4, shares=(0.9, 0.5, 0.1)))
+    held_out: ValidationConfig = field(
+        default_factory=lambda: ValidationConfig(masks=8, videos=4, noise_levels=(0.9, 0.5, 0.1))
+    )
     precision: str = "bf16"
     threads: int = 0
     table: bool = False
@@ -119,8 +121,8 @@ class Arguments:
 
 def varied(recipe: Recipe, variant: Variant, steps: int | None = None, batch: int | None = None) -> Recipe:
     """The recipe with the change of a variant in its model and its stage 3."""
-    stage: Stage = overridden(recipe.stages[3], variant.stage, "variant")
-    stage = replace(stage, steps=steps or stage.steps, batch=batch or stage.batch)
+    stage: Stage = override(recipe.stages[3], variant.stage, "variant")
+    stage = replace(stage, steps=steps or stage.steps, batch_size=batch or stage.batch_size)
     return replace(recipe, model=recipe.model | variant.model, stages={**recipe.stages, 3: stage})
 
 
@@ -156,11 +158,11 @@ def run(name: str, seed: int, data: ClipFolder, arguments: Arguments) -> dict[st
         return dict(json.loads(path.read_text()))
     recipe = varied(load_recipe(arguments.recipe), VARIANTS[name], arguments.steps, arguments.batch)
     model = fresh_router(arguments.init, recipe, seed)
-    settings = RunSettings(arguments.output / "runs" / f"{name}-{seed}", seed=seed, precision=arguments.precision)  # type: ignore[arg-type]
+    settings = RunSettings(arguments.output / "runs" / f"{name}-{seed}", seed=seed, mixed_precision=arguments.precision)  # type: ignore[arg-type]
     started = time.monotonic()
     summary = train(model, data, recipe.stages[3], settings)
     trained = time.monotonic()
-    figures = figures_of(model.float(), arguments.held_out, load_bundle(arguments.bundle))
+    figures = validation_metrics(model.float(), arguments.held_out, load_bundle(arguments.bundle))
     result = {
         "variant": name,
         "seed": seed,
@@ -182,7 +184,7 @@ def _settings(arguments: Arguments, recipe: Recipe) -> dict[str, Any]:
     return {
         "recipe": arguments.recipe,
         "steps": stage.steps,
-        "batch": stage.batch,
+        "batch": stage.batch_size,
         "precision": arguments.precision,
         "held_out": json.loads(json.dumps(asdict(arguments.held_out))),
     }

@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 Group = tuple[int, int, int, int]  # what must be equal in a batch: characters, latent frames, latent rows and columns
-WHOLE = (0, 1)
 OPEN_FILES = 256
 
 
@@ -50,14 +49,14 @@ class Clips(Protocol):
         """Number of clips."""
         ...
 
-    def batches(self, size: int, seed: int, start: int = 0, part: tuple[int, int] = WHOLE) -> Iterator[Batch]:
+    def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """Endless batches from batch number `start` on.
 
         Args:
             size: clips in a batch of the smallest; longer or larger ones come in batches with about as many cells.
             seed: fixes the order.
-            part: (r, w) gives only the r-th of w slices of every batch, as equal as can be, and works only for it;
-                slice r of a batch of K clips begins at r * K // w.
+            rank, world_size: only load part `rank` of `world_size` nearly equal parts of every batch; part r of a batch
+                of K clips starts at r * K // world_size.
         """
         ...
 
@@ -142,7 +141,7 @@ class ClipFolder:
         """Number of clips."""
         return sum(count for files in self.groups.values() for _, count in files)
 
-    def batches(self, size: int, seed: int, start: int = 0, part: tuple[int, int] = WHOLE) -> Iterator[Batch]:
+    def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `Clips`. Groups are drawn by the number of their cells, clips with replacement.
 
         Clips are taken as stored: their makers must not tie slots to sides.
@@ -158,7 +157,7 @@ class ClipFolder:
             key = keys[int(torch.multinomial(weights, 1, generator=rng))]
             count = max(1, round(size * smallest / cells[key]))
             chosen = torch.randint(ends[key][-1], (count,), generator=rng).tolist()
-            yield _stack([self._clip(key, ends[key], clip) for clip in _slice(chosen, part)])
+            yield _stack([self._clip(key, ends[key], clip) for clip in _local(chosen, rank, world_size)])
             number += 1
 
     def _clip(self, key: Group, ends: list[int], number: int) -> Batch:
@@ -247,18 +246,18 @@ class EncodedClips:
         """Number of clips; every window of a longer one counts."""
         return sum(len(views) for views in self.groups.values())
 
-    def batches(self, size: int, seed: int, start: int = 0, part: tuple[int, int] = WHOLE) -> Iterator[Batch]:
+    def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `Clips`."""
         number = start
         while True:
             key, chosen = self._chosen(size, seed, number)
-            yield _stack([self._clip(key, int(view)) for view in _slice(chosen, part)])
+            yield _stack([self._clip(key, int(view)) for view in _local(chosen, rank, world_size)])
             number += 1
 
-    def encode_all(self, part: tuple[int, int] = WHOLE) -> Iterator[tuple[int, int]]:
-        """Encode every clip of a part once, for the cache; yields (done, total) after each."""
+    def encode_all(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int]]:
+        """Encode every clip of a part once, to fill the cache; yields (done, total) after each."""
         everything = [(key, number) for key, views in self.groups.items() for number in range(len(views))]
-        mine = _slice(everything, part)
+        mine = _local(everything, rank, world_size)
         for done, (key, number) in enumerate(mine, 1):
             self._clip(key, number)
             yield done, len(mine)
@@ -299,10 +298,9 @@ class EncodedClips:
         raise InputError(f"{len(views)} clips of which none can be used", "at least one", "see the log")
 
 
-def _slice(chosen: Any, part: tuple[int, int]) -> Any:
-    """The r-th of w slices of a sequence."""
-    r, w = part
-    return chosen[r * len(chosen) // w : (r + 1) * len(chosen) // w]
+def _local(items: Any, rank: int, world_size: int) -> Any:
+    """Part `rank` of `world_size` nearly equal parts of a sequence."""
+    return items[rank * len(items) // world_size : (rank + 1) * len(items) // world_size]
 
 
 def _stack(clips: Sequence[Batch]) -> Batch:

@@ -72,7 +72,7 @@ def fill(arguments: Arguments) -> Counter[str]:
     if not isinstance(data, EncodedClips):
         raise InputError(f"{arguments.data} with clips that are encoded already", "shards", "train with it as it is")
     started = time.monotonic()
-    for done, total in data.encode_all((int(r), int(w))):
+    for done, total in data.encode_all(int(r), int(w)):
         if done % 100 == 0 or done == total:
             rate = done / (time.monotonic() - started)
             log.info("%d of %d clips, %.2f a second, %.0f min left", done, total, rate, (total - done) / rate / 60)

@@ -10,8 +10,7 @@
         deepspeed/             with DeepSpeed: its own shards instead of optimizers.pt
 
 A checkpoint becomes visible when it is completely on disk, so that a crash or a full disk leaves the earlier ones
-intact. Tensors are stored unsharded by name: a run can resume with any number of processes (with DeepSpeed only with the
-same number).
+intact. Tensors are stored unsharded by name: a run can resume with another number of processes, except with DeepSpeed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import logging
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,14 +171,8 @@ def shared_atomic_folder(
         InputError: it cannot be written; nothing is left behind.
     """
     try:
-        with ExitStack() as stack:
-            shared: list[Any] = [None]
-            if accelerator.is_main_process:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shared = [stack.enter_context(atomic_folder(target))]
-            broadcast_object_list(shared)
-            yield shared[0]
-            accelerator.wait_for_everyone()
+        with atomic_folder(target, accelerator.is_main_process, accelerator.wait_for_everyone) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(target.parent if target.parent.is_dir() else Path.cwd()).free / 1e9
         latest = checkpoints.all()[-1:] if checkpoints is not None else []
@@ -265,7 +258,9 @@ def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
             parameter.copy_(_like_parameter(weights[name], parameter))
         saved = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
         if len(saved) != len(run.optimizers):
-            raise InputError(f"checkpoint {folder} has other optimizers", "the same ones", "choose another output folder")
+            raise InputError(
+                f"checkpoint {folder} has other optimizers", "the same ones", "choose another output folder"
+            )
         for optimizer, states in zip(run.optimizers, saved, strict=True):
             for name, state in states.items():
                 p = trainable[name]

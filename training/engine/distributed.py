@@ -137,7 +137,7 @@ def build_accelerator(settings: RunSettings) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        log_with=available_trackers(settings.report_to),
+        log_with=available_trackers(settings.report_to) or None,
         project_config=ProjectConfiguration(
             project_dir=str(settings.output), logging_dir=str(settings.output / "tensorboard")
         ),

@@ -87,7 +87,9 @@ def load_lora(model: BindYourAvatarTransformer3DModel, content: Mapping[str, Ten
         if name.endswith(".lora_A.default.weight")
     }
     if {name: len(a) for name, (a, _) in pairs.items()} != wanted:
-        raise InputError("a LoRA file with other modules or another rank", f"{len(wanted)} of rank {lora.rank}", "check the recipe")
+        raise InputError(
+            "a LoRA file with other modules or another rank", f"{len(wanted)} of rank {lora.rank}", "check the recipe"
+        )
     scale = lora.alpha / lora.rank
     state: dict[str, Tensor] = {}
     for name, (a, b) in pairs.items():

@@ -193,7 +193,7 @@ def router_loss_official(
 
 def _mean_norm(x: Tensor) -> Tensor:
     """Mean Euclidean norm over layers and samples of [R, B, ...]."""
-    return torch.linalg.vector_mean_norm(x.flatten(2), dim=-1).mean()
+    return torch.linalg.vector_norm(x.flatten(2), dim=-1).mean()
 
 
 def _half_coverage(view: Tensor, threshold: float = 0.01) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,9 @@ class MetricLog:
             "tensorboard": {"purge_step": step + 1},
             "wandb": {"id": _run_id(output) if self.active else None, "resume": "allow", "dir": str(output)},
         }
-        settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in (config or {}).items()}
+        settings = {
+            key: value if isinstance(value, int | float | str) else str(value) for key, value in (config or {}).items()
+        }
         accelerator.init_trackers(project, settings or None, kwargs)
 
     def log(self, values: Mapping[str, float], step: int, group: str = "train") -> None:

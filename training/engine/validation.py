@@ -1,14 +1,13 @@
-"""What a model in training is looked at with: held-out puppets, the masks it finds, the videos it makes.
+"""Validation during training: held-out puppets, the predicted masks, and generated videos.
 
-Puppets of seeds from 2,000,000 on: neither training nor the final tables use them. Two kinds of figures:
+Puppet seeds from 2,000,000 on are used neither for training nor for the benchmark. Two groups of metrics:
 
-- masks: the router's own masks (in every layer, nothing forced) on clips noised to points of the schedule, against the
-  drawn truth: IoU with and without a first frame, and how much the soft masks change from frame to frame on people
-  who keep still;
-- videos: a few short generations, of which the mouths are compared with the voices (binding).
+- masks: the router's own masks (in every layer, nothing forced) on clips noised to several points of the schedule,
+  against the drawn masks: IoU with and without a first frame, and the change of the soft masks from frame to frame for
+  characters that keep still (flicker);
+- videos: a few short generations in which the mouths are compared with the speech (binding).
 
-And pictures: each scene at five moments, with the drawn masks, with those the router finds at half noise, and as the
-model makes it with the masks that acted.
+Images: each scene at five points in time, with the drawn masks, with those predicted at half noise, and as generated.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 
 from bya_core.encoders.domains import canvas_layout
 from bya_core.errors import InputError
@@ -32,7 +31,7 @@ from bya_core.evaluation import binding as bindings
 from bya_core.evaluation import mask_metrics as masking
 from bya_core.grid import TokenGrid
 from bya_core.io.media import write_video
-from bya_core.io.overlay import render_overlay, tint_frame
+from bya_core.io.overlay import render_overlay
 from bya_core.pipelines.generate import generate
 from bya_core.scene.loader import load_scene
 from bya_core.weights.bundle import ModelBundle
@@ -40,39 +39,37 @@ from bya_core.weights.loader import load_bundle
 from training.benchmark.puppet_suite import judge
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.subjects import Made, ModelSubject
+from training.engine.contact_sheet import contact_sheet
 
 log = logging.getLogger(__name__)
 
 VALIDATION_SEEDS = 2_000_000
-"""First seed of the scenes a model may be looked at with while decisions are still made."""
-
-MOMENTS = 5
-SMALLEST = 192  # pixels of the shorter side of a picture in a sheet
+"""First seed of the validation scenes."""
 
 
-class PictureTracker(Protocol):
-    """The part of `training.engine.trackers.Tracker` that is used here."""
+class ImageTracker(Protocol):
+    """The part of `training.engine.trackers.MetricLog` that is used here."""
 
     output: Path
     active: bool
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+    def log(self, values: Mapping[str, float], step: int, group: str = "train") -> None: ...
 
-    def image(self, name: str, picture: Image.Image, step: int) -> None: ...
+    def log_image(self, name: str, image: Image.Image, step: int) -> None: ...
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Which puppets, and how closely they are looked at.
+class ValidationConfig:
+    """Scenes and metrics of a validation.
 
     Args:
-        masks: scenes whose masks are compared with the truth; in every third of them people keep still.
-        videos: of these, how many are generated and judged.
-        seed: of the first scene.
-        characters: in every scene.
+        masks: number of scenes whose masks are evaluated; in every third of them characters keep still.
+        videos: number of these scenes that are generated and evaluated.
+        seed: seed of the first scene.
+        characters: characters per scene.
         num_frames: F.
-        steps: sampling steps of the generations.
-        shares: points of the schedule, 1 = all noise; the headline is the mean of those at half noise and below.
+        steps: sampling steps.
+        noise_levels: points of the schedule, 1 = pure noise; "iou" is the mean over those up to 0.5.
     """
 
     masks: int = 8
@@ -81,115 +78,115 @@ class HeldOut:
     characters: int = 2
     num_frames: int = 17
     steps: int = 8
-    shares: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.1)
+    noise_levels: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.1)
 
     def __post_init__(self) -> None:
         if self.seed < VALIDATION_SEEDS:
-            came = f"validation seed {self.seed}"
-            raise InputError(came, f"{VALIDATION_SEEDS} or more", "lower ones are for training and for final tables")
+            problem = f"validation seed {self.seed}"
+            raise InputError(problem, f"{VALIDATION_SEEDS} or more", "lower seeds are for training and the benchmark")
         if self.masks < 1 or not 0 <= self.videos <= self.masks:
-            came = f"{self.videos} videos of {self.masks} scenes"
-            raise InputError(came, "at least one scene, and no more videos than scenes", "change the numbers")
+            problem = f"{self.videos} videos of {self.masks} scenes"
+            raise InputError(problem, "at least one scene, and no more videos than scenes", "change the numbers")
 
-    def size(self, bundle: ModelBundle) -> SceneSettings:
-        """Settings of the scenes at the size of a model."""
+    def scene_settings(self, bundle: ModelBundle) -> SceneSettings:
+        """Settings of the scenes at the native size of a model."""
         native = bundle.native
         return SceneSettings(
             self.masks, self.seed, self.characters, native.height, native.width, self.num_frames, self.characters
         )
 
     def scenes(self, bundle: ModelBundle) -> list[SuiteScene]:
-        """The scenes, always the same; every other one is generated from a first frame."""
-        settings, drawn = self.size(bundle), []
+        """The scenes, always the same; every second one has a first frame."""
+        settings, scenes = self.scene_settings(bundle), []
         for k in range(self.masks):
             clip = draw(settings, self.seed + k, "overlap", motion="still" if k % 3 == 2 else "mixed")
-            drawn.append(with_references(settings, clip, k % 2 == 0))
-        return drawn
+            scenes.append(with_references(settings, clip, k % 2 == 0))
+        return scenes
 
 
-def mask_figures(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[np.ndarray]]:
-    """The router's own masks on held-out clips; see the top of this file.
+def mask_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Evaluate the router's own masks on held-out clips.
 
     Returns:
-        Figures, and the masks [N, T, h, w] found in each scene at half noise (mean over the layers, with a first frame
-        where the scene has one). The figures:
-        "iou" (half noise and below, with and without first frame), "iou_SHARE_first_frame" and "iou_SHARE_alone",
-        "flicker" (mean |M_t - M_t-1| of masks of people who keep still, half noise and below) and "flicker_drawn"
-        (the same of the drawn truth).
+        Metrics, and the masks [N, T, h, w] predicted in each scene at half noise (mean over the layers, with a first
+        frame if the scene has one). The metrics are "iou" (noise levels up to 0.5, with and without first frame),
+        "iou_LEVEL_first_frame" and "iou_LEVEL_alone", "flicker" (mean |M_t - M_t-1| for characters that keep still,
+        levels up to 0.5) and "flicker_drawn" (the same for the drawn masks).
     """
-    found: dict[tuple[float, bool], list[float]] = {}
+    ious: dict[tuple[float, bool], list[float]] = {}
     flicker: dict[str, list[float]] = {"flicker": [], "flicker_drawn": []}
-    half, shown = min(subject.points, key=lambda point: abs(point.share - 0.5)), []
+    half, predicted = min(subject.points, key=lambda point: abs(point.share - 0.5)), []
     for scene in scenes:
         soft = subject.grid.pixels_to_tokens(torch.from_numpy(scene.clip.masks)).numpy()
         for first_frame in (True, False):
             for point in subject.points:
                 layers = subject.find(scene, point, first_frame)
                 if point is half and first_frame is scene.first_frame:
-                    shown.append(layers.mean(axis=0))
+                    predicted.append(layers.mean(axis=0))
                 each = [masking.mean_iou(masking.to_labels(layer), soft >= 0.5) for layer in layers]
-                found.setdefault((point.share, first_frame), []).append(float(np.mean(each)))
+                ious.setdefault((point.share, first_frame), []).append(float(np.mean(each)))
                 if scene.clip.motion == "still" and point.share <= 0.5:
                     flicker["flicker"].append(float(masking.change(layers).mean()))
         if scene.clip.motion == "still":
             flicker["flicker_drawn"].append(float(masking.change(soft).mean()))
-    iou = {key: float(np.nanmean(values)) for key, values in found.items()}
-    figures = {"iou": float(np.mean([value for (share, _), value in iou.items() if share <= 0.5]))}
-    for (share, first_frame), value in iou.items():
-        figures[f"iou_{share:g}_{'first_frame' if first_frame else 'alone'}"] = value
-    return figures | {name: float(np.mean(values)) for name, values in flicker.items() if values}, shown
+    iou = {key: float(np.nanmean(values)) for key, values in ious.items()}
+    metrics = {"iou": float(np.mean([value for (level, _), value in iou.items() if level <= 0.5]))}
+    for (level, first_frame), value in iou.items():
+        metrics[f"iou_{level:g}_{'first_frame' if first_frame else 'alone'}"] = value
+    return metrics | {name: float(np.mean(values)) for name, values in flicker.items() if values}, predicted
 
 
-def video_figures(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[Made]]:
-    """Binding and masks of generated scenes, and the videos.
+def video_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[Made]]:
+    """Generate scenes and evaluate binding and masks.
 
     Returns:
-        "binding" (share of mouths that follow their own voice most), "own_voice" and "other_voice" (mean correlations)
-        and "iou_generated" (masks that acted against regions seen in the pixels).
+        Metrics and videos. The metrics are "binding" (fraction of the mouths that follow their own speech most),
+        "own_voice" and "other_voice" (mean correlations), and "iou_generated" (masks that acted against the regions
+        detected in the pixels).
     """
-    made = [subject.make(scene, scene.clip.matrix) for scene in scenes]
-    judged = [judge(m, scene, scene.clip.matrix, subject.grid) for m, scene in zip(made, scenes, strict=True)]
-    score = bindings.score(result.binding for result in judged)
-    figures = {
+    videos = [subject.make(scene, scene.clip.matrix) for scene in scenes]
+    results = [judge(v, scene, scene.clip.matrix, subject.grid) for v, scene in zip(videos, scenes, strict=True)]
+    score = bindings.score(result.binding for result in results)
+    metrics = {
         "binding": score.accuracy,
         "own_voice": score.own,
         "other_voice": score.other,
-        "iou_generated": float(np.mean([result.mask_iou for result in judged])),
+        "iou_generated": float(np.mean([result.mask_iou for result in results])),
     }
-    return {name: value for name, value in figures.items() if np.isfinite(value)}, made
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}, videos
 
 
-def look(
-    bundle: ModelBundle, held_out: HeldOut
+def evaluate_scenes(
+    bundle: ModelBundle, config: ValidationConfig
 ) -> tuple[dict[str, float], list[SuiteScene], list[np.ndarray], list[Made]]:
-    """Everything that is measured: figures, scenes, masks found at half noise (per scene), videos (of the first)."""
-    size, scenes = held_out.size(bundle), held_out.scenes(bundle)
-    figures, found = mask_figures(ModelSubject(bundle, size, held_out.shares), scenes)
-    if not held_out.videos:
-        return figures, scenes, found, []
-    more, made = video_figures(ModelSubject(bundle, size, (), held_out.steps), scenes[: held_out.videos])
-    return figures | more, scenes, found, made
+    """All metrics, the scenes, the masks predicted at half noise (per scene), and the videos (of the first scenes)."""
+    settings, scenes = config.scene_settings(bundle), config.scenes(bundle)
+    metrics, predicted = mask_metrics(ModelSubject(bundle, settings, config.noise_levels), scenes)
+    if not config.videos:
+        return metrics, scenes, predicted, []
+    more, videos = video_metrics(ModelSubject(bundle, settings, (), config.steps), scenes[: config.videos])
+    return metrics | more, scenes, predicted, videos
 
 
-def figures_of(model: Any, held_out: HeldOut, bundle: ModelBundle) -> dict[str, float]:
-    """Figures of a model with the encoders of a bundle."""
-    whole = replace(bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
-    whole.to(whole.device)
-    with undisturbed(model):
-        return look(whole, held_out)[0]
+def validation_metrics(model: Any, config: ValidationConfig, bundle: ModelBundle) -> dict[str, float]:
+    """Metrics of a transformer with the encoders of a bundle."""
+    bundle = replace(bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
+    bundle.to(bundle.device)
+    with evaluation_mode(model):
+        return evaluate_scenes(bundle, config)[0]
 
 
 class Validation:
-    """Looks at a model every so many steps; called by the training loop.
+    """Validates a model at regular steps; a callback of the training loop.
 
     Args:
-        every: steps between two looks.
-        scenes: how many puppet scenes are drawn, measured and shown; or scene files, which are made and shown only
-            (for models that know real faces, and no puppets).
-        seed: of the first puppet scene.
-        bundle: encoders and video codec that belong to the model: a bundle or the name of one.
-        tracker: takes figures and pictures; with None they are only returned.
-        held_out: how closely; None = `scenes` with masks compared, half of them generated.
+        every: steps between validations.
+        scenes: number of puppet scenes; or scene files, which are generated and shown without metrics (for models
+            trained on real faces).
+        seed: seed of the first puppet scene.
+        bundle: encoders and video codec of the model: a bundle or its name.
+        tracker: receives metrics and images; None = they are only returned.
+        config: scenes and metrics; None = masks of all `scenes`, half of them generated.
     """
 
     def __init__(
@@ -199,97 +196,98 @@ class Validation:
         seed: int = VALIDATION_SEEDS,
         *,
         bundle: ModelBundle | str = "toy",
-        tracker: PictureTracker | None = None,
-        held_out: HeldOut | None = None,
+        tracker: ImageTracker | None = None,
+        config: ValidationConfig | None = None,
     ) -> None:
         if every < 1:
-            raise InputError(f"validation every {every} steps", "1 or more", "give a number of steps")
+            raise InputError(f"validation every {every} steps", "1 or more", "give a positive number")
         self.every, self.bundle, self.tracker = every, bundle, tracker
         self.files = () if isinstance(scenes, int) else tuple(scenes)
-        self.held_out = held_out
-        if held_out is None and isinstance(scenes, int):
-            self.held_out = HeldOut(masks=scenes, videos=(scenes + 1) // 2, seed=seed)
+        self.config = config
+        if config is None and isinstance(scenes, int):
+            self.config = ValidationConfig(masks=scenes, videos=(scenes + 1) // 2, seed=seed)
         self.last: int | None = None
 
     def due(self, step: int) -> bool:
-        """Whether a multiple of `every` has been reached since the last call."""
+        """Whether a multiple of `every` was passed since the last call."""
         before = step - 1 if self.last is None else self.last
         self.last = step
         return step // self.every > before // self.every
 
     def __call__(self, step: int, means: Mapping[str, float], model: nn.Module) -> dict[str, float]:
-        """Look at the model if it is time: figures (empty if it is not). The model and all random states stay.
+        """Validate the model if due and return the metrics; the model and random states are unchanged.
 
-        Scenes that the model cannot be given (puppets, where it knows real faces) are told of and left out: no training
-        ends for that.
+        Scenes that the model cannot process are skipped with a warning and do not end the training.
         """
         if not self.due(step):
             return {}
         started = time.monotonic()
-        with undisturbed(model):
+        with evaluation_mode(model):
             try:
-                figures = self._look(model, step)
+                metrics = self._validate(model, step)
             except InputError as error:
-                log.warning("step %d is not looked at: %s", step, error)
+                log.warning("validation at step %d skipped: %s", step, error)
                 return {}
-        figures["validation_seconds"] = time.monotonic() - started
+        metrics["validation_seconds"] = time.monotonic() - started
         if self.tracker is not None:
-            self.tracker.scalars(figures, step)
-        return figures
+            self.tracker.log(metrics, step, "validation")
+        return metrics
 
-    def _look(self, model: nn.Module, step: int) -> dict[str, float]:
+    def _validate(self, model: nn.Module, step: int) -> dict[str, float]:
         if isinstance(self.bundle, str):
             self.bundle = load_bundle(self.bundle)
         bundle = replace(self.bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
         bundle.to(bundle.device)
-        figures = self._puppets(bundle, step) if self.held_out is not None else {}
-        self._files(bundle, step)
-        return figures
+        metrics = self._validate_puppets(bundle, step) if self.config is not None else {}
+        self._generate_files(bundle, step)
+        return metrics
 
-    def _puppets(self, bundle: ModelBundle, step: int) -> dict[str, float]:
-        assert self.held_out is not None
-        held = self.held_out
-        figures, scenes, found, made = look(bundle, held)
-        grid = bundle.grid(held.num_frames, bundle.native.height, bundle.native.width)
+    def _validate_puppets(self, bundle: ModelBundle, step: int) -> dict[str, float]:
+        assert self.config is not None
+        metrics, scenes, predicted, videos = evaluate_scenes(bundle, self.config)
+        grid = bundle.grid(self.config.num_frames, bundle.native.height, bundle.native.width)
         for k, scene in enumerate(scenes):
             drawn = grid.pixels_to_tokens(torch.from_numpy(scene.clip.masks))
             rows = [
                 ("drawn", scene.clip.frames, drawn),
-                ("found at half noise", scene.clip.frames, torch.from_numpy(found[k])),
+                ("predicted at half noise", scene.clip.frames, torch.from_numpy(predicted[k])),
             ]
-            if k < len(made):
-                rows.append(("made, with the masks that acted", made[k].frames, torch.from_numpy(made[k].masks)))
-            given = "with first frame" if scene.first_frame else "without first frame"
-            self._show(f"puppets_{scene.clip.seed}", sheet(rows, grid, given), step)
-            if k < len(made):
-                self._film(f"puppets_{scene.clip.seed}", made[k].frames, made[k].masks, grid, scene.clip.fps, step)
-        return figures
+            if k < len(videos):
+                rows.append(("generated, with its masks", videos[k].frames, torch.from_numpy(videos[k].masks)))
+            title = "with first frame" if scene.first_frame else "without first frame"
+            self._log_image(f"puppets_{scene.clip.seed}", contact_sheet(rows, grid, title), step)
+            if k < len(videos):
+                video = videos[k]
+                self._log_video(f"puppets_{scene.clip.seed}", video.frames, video.masks, grid, scene.clip.fps, step)
+        return metrics
 
-    def _files(self, bundle: ModelBundle, step: int) -> None:
+    def _generate_files(self, bundle: ModelBundle, step: int) -> None:
         for path in self.files:
             scene = load_scene(path, bundle.defaults)
             video = generate(scene, bundle)
-            row = ("made, with the masks that acted", video.frames.numpy(), video.masks)
-            self._show(path.stem, sheet([row], video.grid, path.stem), step)
-            self._film(path.stem, video.frames.numpy(), video.masks.numpy(), video.grid, scene.fps, step)
+            row = ("generated, with its masks", video.frames.numpy(), video.masks)
+            self._log_image(path.stem, contact_sheet([row], video.grid, path.stem), step)
+            self._log_video(path.stem, video.frames.numpy(), video.masks.numpy(), video.grid, scene.fps, step)
 
-    def _show(self, name: str, picture: Image.Image, step: int) -> None:
+    def _log_image(self, name: str, image: Image.Image, step: int) -> None:
         if self.tracker is not None:
-            self.tracker.image(name, picture, step)
+            self.tracker.log_image(name, image, step)
 
-    def _film(self, name: str, frames: np.ndarray, masks: np.ndarray, grid: TokenGrid, fps: float, step: int) -> None:
-        """The tinted video beside the pictures of the tracker."""
+    def _log_video(
+        self, name: str, frames: np.ndarray, masks: np.ndarray, grid: TokenGrid, fps: float, step: int
+    ) -> None:
+        """Write the video with overlaid masks beside the images of the tracker."""
         if self.tracker is None or not self.tracker.active:
             return
-        folder = self.tracker.output / "pictures" / f"step-{step:08d}"
+        folder = self.tracker.output / "images" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         labels = [f"character {n + 1}" for n in range(len(masks))]
         write_video(folder / f"{name}.mp4", render_overlay(frames, torch.from_numpy(masks), grid, labels), fps)
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Without gradients, in evaluation mode, and with every random state as it was afterwards."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Disable gradients, switch to evaluation mode, and restore the random states afterwards."""
     training = model.training
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -298,21 +296,3 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             model.train(training)
-
-
-def sheet(rows: Sequence[tuple[str, np.ndarray, Tensor]], grid: TokenGrid, title: str) -> Image.Image:
-    """A picture of one scene: per row a name, frames [F, H, W, 3] uint8 at five moments and masks [N, T, h, w]."""
-    height, width = rows[0][1].shape[1:3]
-    scale = max(1, -(-SMALLEST // min(height, width)))
-    tall, wide, line = height * scale, width * scale, 22
-    page = Image.new("RGB", (wide * MOMENTS, line + len(rows) * (tall + line)), (24, 24, 28))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
-    pen.text((8, line / 2), title, fill=(235, 235, 235), font=font, anchor="lm")
-    for r, (name, frames, masks) in enumerate(rows):
-        top = line + r * (tall + line)
-        pen.text((8, top + line / 2), name, fill=(180, 180, 185), font=font, anchor="lm")
-        for m, f in enumerate(np.linspace(0, len(frames) - 1, MOMENTS).round().astype(int)):
-            tinted = tint_frame(frames[f], masks[:, grid.latent_index(int(f))])
-            large = Image.fromarray(tinted).resize((wide, tall), Image.Resampling.BICUBIC)
-            page.paste(large, (m * wide, top + line))
-    return page

@@ -31,8 +31,8 @@ def test_every_variant_changes_what_it_says_and_nothing_else():
         "base": set(),
         "no_smoothness": {"router_weights"},
         "no_layer_loss": {"router_weights"},
-        "always_forced": {"own_masks"},
-        "no_teacher": {"own_masks", "own_masks_warmup", "router_detach"},
+        "always_forced": {"scheduled_sampling"},
+        "no_teacher": {"scheduled_sampling", "scheduled_sampling_warmup", "router_detach"},
         "no_lora": {"lora"},
         "targets_2d": {"static_masks"},
         "sigmoid": {"router_activation"},
@@ -78,7 +78,7 @@ def test_a_run_is_trained_measured_and_kept(init, tmp_path, monkeypatch):
         return {"iou": 0.1 * len(looked), "flicker_drawn": 0.01}
 
     monkeypatch.setattr(ablations, "load_recipe", lambda name: small)
-    monkeypatch.setattr(ablations, "figures_of", look)
+    monkeypatch.setattr(ablations, "validation_metrics", look)
     arguments = Arguments(
         tmp_path / "out", folder, init, variants=("base", "no_smoothness"), seeds=(0, 1), precision="no"
     )

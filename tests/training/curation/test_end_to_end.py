@@ -105,7 +105,7 @@ def test_training_stage_3_on_the_shards(curated, tmp_path):
     torch.manual_seed(0)
     model = BindYourAvatarTransformer3DModel(**recipe.model)
     before = {name: weight.clone() for name, weight in model.named_parameters() if "router" in name}
-    stage = replace(recipe.stages[3], steps=3, batch=2)
-    summary = train(model, data, stage, RunSettings(tmp_path / "run", log_every=1))
+    stage = replace(recipe.stages[3], steps=3, batch_size=2)
+    summary = train(model, data, stage, RunSettings(tmp_path / "run", logging_steps=1))
     assert summary["steps"] == 3 and np.isfinite(summary["loss"])
     assert any(not torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)

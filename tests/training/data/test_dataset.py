@@ -104,7 +104,7 @@ def test_every_clip_is_seen_once_in_an_epoch(shards, tmp_path):
 def test_slices_make_up_the_whole_batch(shards, tmp_path):
     data = open_data(shards, encoders(), cache=tmp_path)
     for processes in (2, 3):
-        parts = [data.batches(5, 1, part=(r, processes)) for r in range(processes)]
+        parts = [data.batches(5, 1, rank=r, world_size=processes) for r in range(processes)]
         for batch in islice(data.batches(5, 1), 6):
             pieces = [piece for piece in (next(part) for part in parts) if piece]
             assert equal({k: torch.cat([p[k] for p in pieces]) for k in batch}, batch)
@@ -116,7 +116,7 @@ def test_another_process_draws_the_same_batches(shards):
         "import json; from itertools import islice; from training.data.dataset import open_data; "
         "from tests.training.data.test_dataset import encoders; "
         f"data = open_data({str(shards)!r}, encoders()); "
-        "print(json.dumps([b['seed'].tolist() for b in islice(data.batches(4, 9, start=3, part=(1, 2)), 3)]))"
+        "print(json.dumps([b['seed'].tolist() for b in islice(data.batches(4, 9, start=3, rank=1, world_size=2), 3)]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -227,7 +227,7 @@ def test_a_large_encoded_folder_gives_the_batches_of_its_files(tmp_path):
     assert {len(b["seed"]) for b in batches} == {3, 4}  # fewer of the longer ones
     numbers = {seed for batch in batches for seed in batch["seed"].tolist()}
     assert numbers <= {10 * k + i for k in range(4) for i in range(3)} and len({n // 10 for n in numbers}) == 4
-    halves = [data.batches(4, 1, part=(r, 2)) for r in range(2)]
+    halves = [data.batches(4, 1, rank=r, world_size=2) for r in range(2)]
     for batch in batches:
         assert sum((next(half)["seed"].tolist() for half in halves), []) == batch["seed"].tolist()
     (tmp_path / "bad.safetensors").write_bytes(b"no")
@@ -420,12 +420,12 @@ def test_memory_does_not_grow_with_the_clips():
 def test_stage_three_trains_from_shards(shards, tmp_path):
     """A few steps; the same data from a warm cache gives the same losses."""
     stage = load_recipe("toy").stages[3]
-    stage = replace(stage, batch=3, optimiser=replace(stage.optimiser, name="adamw", decay="constant"))
+    stage = replace(stage, batch_size=3, optimizer=replace(stage.optimizer, name="adamw", lr_schedule="constant"))
 
     def losses(name, steps):
         model = fake_transformer()
         data = open_data(shards, encoders(), cache=tmp_path / "cache")
-        summary = train(model, data, replace(stage, steps=steps), RunSettings(tmp_path / name, log_every=1))
+        summary = train(model, data, replace(stage, steps=steps), RunSettings(tmp_path / name, logging_steps=1))
         lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
         assert all(torch.isfinite(p).all() for p in model.parameters())
         return summary, [json.loads(line)["diffusion"] for line in lines]

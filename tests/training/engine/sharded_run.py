@@ -1,7 +1,7 @@
-"""A run with FSDP2 on processors: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS [bf16]`.
+"""A run with FSDP2 on CPUs: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS [bf16]`.
 
-accelerate's launcher offers FSDP2 on graphics cards only; torch itself shards on processors just the same. So the
-plugin of the committed configuration is put into an accelerator for processors here.
+accelerate's launcher offers FSDP2 on GPUs only, torch shards on CPUs as well. So the plugin of the committed
+configuration is put into a CPU accelerator here.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from training.run_stage import build_model
 CONFIG = Path(__file__).resolve().parents[3] / "training" / "recipes" / "accelerate" / "fsdp2.yaml"
 
 
-class Look:
-    """What validation does in short: a forward pass of the whole model, by all processes."""
+class ForwardCallback:
+    """A forward pass of the whole model by all processes, as validation does."""
 
     every, tracker = 4, None
 
     def __call__(self, step, means, model):
         faces = model.encode_faces(torch.zeros(1, 2, 8), torch.zeros(1, 2, 5, 3, 8))
-        told = model(torch.zeros(1, 2, 12, 4, 6), torch.zeros(1, 4, 8), torch.tensor([500]), face_tokens=faces)
-        self.tracker.scalars({"seen": float(told.sample.square().mean())}, step)
+        output = model(torch.zeros(1, 2, 12, 4, 6), torch.zeros(1, 4, 8), torch.tensor([500]), face_tokens=faces)
+        self.tracker.log({"seen": float(output.sample.square().mean())}, step, "validation")
 
 
 def main(recipe: str, data: str, output: str, steps: str, precision: Literal["no", "bf16"] = "no") -> None:
     torch.set_num_threads(1)
     init = str(Path(recipe).parent / "init")
-    plain = RunSettings(Path(output), log_every=1, save_steps=4, tensorboard=False)
-    settings = replace(plain, init=init, precision=precision)
+    plain = RunSettings(Path(output), logging_steps=1, checkpointing_steps=4, report_to=())
+    settings = replace(plain, init=init, mixed_precision=precision)
     accelerator = build_accelerator(settings)
-    given = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
+    config = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=given["fsdp_version"],
-        auto_wrap_policy=given["fsdp_auto_wrap_policy"].lower(),
-        transformer_cls_names_to_wrap=given["fsdp_transformer_layer_cls_to_wrap"].split(","),
-        reshard_after_forward=given["fsdp_reshard_after_forward"],
-        cpu_ram_efficient_loading=given["fsdp_cpu_ram_efficient_loading"],
-        state_dict_type=given["fsdp_state_dict_type"],
+        fsdp_version=config["fsdp_version"],
+        auto_wrap_policy=config["fsdp_auto_wrap_policy"].lower(),
+        transformer_cls_names_to_wrap=config["fsdp_transformer_layer_cls_to_wrap"].split(","),
+        reshard_after_forward=config["fsdp_reshard_after_forward"],
+        cpu_ram_efficient_loading=config["fsdp_cpu_ram_efficient_loading"],
+        state_dict_type=config["fsdp_state_dict_type"],
     )
     for state in (accelerator.state._shared_state, PartialState._shared_state):
         state["distributed_type"] = DistributedType.FSDP
@@ -61,7 +61,7 @@ def main(recipe: str, data: str, output: str, steps: str, precision: Literal["no
     stages = load_recipe(recipe)
     stage = replace(stages.stages[3], steps=int(steps))
     model = build_model(stages, 3, settings)
-    train(model, ClipFolder(data), stage, settings, accelerator, Look())
+    train(model, ClipFolder(data), stage, settings, accelerator, ForwardCallback())
     assert all(isinstance(p, DTensor) for p in model.parameters())
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,12 +20,13 @@ from bya_core.weights.lora import merge_lora_into
 from tests.training.run_parts import lines, losses, write_data
 from tests.training.stage_parts import SMALL, small_batch, small_model
 from training.data.dataset import ClipFolder, as_float
+from training.engine.distributed import build_accelerator
 from training.engine.loop import RunSettings, train
 from training.engine.lora import LORA_FILE, add_lora, load_model
 from training.engine.objective import StageLoss
-from training.engine.optim import idle_parts, select_trainable
+from training.engine.optim import select_trainable, unused_prefixes
 from training.engine.stages import FLAVOURS, PUBLISHED, Lora, load_recipe
-from training.engine.trackers import Tracker
+from training.engine.trackers import MetricLog
 
 RANK_4 = Lora(rank=4, alpha=8)
 
@@ -42,9 +46,9 @@ def data(tmp_path_factory):
 def published(number, **changes):
     """A stage of the paper, quicker: adapters of rank 4 and a learning rate for a few dozen steps."""
     stage = PUBLISHED[number]
-    optimiser = replace(stage.optimiser, lr=1e-2, warmup=5)
+    optimizer = replace(stage.optimizer, lr=1e-2, warmup_steps=5)
     lora = None if stage.lora is None else RANK_4
-    return replace(stage, **{"batch": 3, "lora": lora, "optimiser": optimiser, "steps": 50, **changes})
+    return replace(stage, **{"batch_size": 3, "lora": lora, "optimizer": optimizer, "steps": 50, **changes})
 
 
 def new_model():
@@ -53,12 +57,12 @@ def new_model():
 
 
 def settings(output, **changes):
-    return RunSettings(output, **{"log_every": 1, "tensorboard": False, **changes})
+    return RunSettings(output, **{"logging_steps": 1, "report_to": (), **changes})
 
 
 def fallen(told):
     """By how much the loss is lower in the last ten steps than in the first ten."""
-    values = [line["loss_now"] for line in told]
+    values = [line["step_loss"] for line in told]
     return 1 - sum(values[-10:]) / sum(values[:10])
 
 
@@ -87,7 +91,7 @@ def test_every_published_stage_learns_and_leaves_the_rest_alone(number, data, tm
 
 def test_the_toy_recipe_learns_with_two_optimisers(data, tmp_path):
     stage = load_recipe("toy").stages[3]
-    stage = replace(stage, batch=3, steps=40, drops=replace(stage.drops, first_frame=0.0))
+    stage = replace(stage, batch_size=3, steps=40, condition_dropout=replace(stage.condition_dropout, first_frame=0.0))
     train(new_model(), ClipFolder(data), stage, settings(tmp_path / "run"))
     assert fallen(lines(tmp_path / "run")) > 0.05
 
@@ -99,7 +103,7 @@ def test_everything_that_learns_gets_a_gradient(flavour, number):
     stage, network = FLAVOURS[flavour][number], small_model(flavour=flavour)
     if stage.lora is not None:
         add_lora(network, RANK_4)
-    select_trainable(network, stage.trainable, idle_parts(stage))
+    select_trainable(network, stage.trainable, unused_prefixes(stage))
     StageLoss(stage)(network, small_batch(), 0)[0].backward()
     assert not [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
 
@@ -124,7 +128,7 @@ def test_adapters_are_written_in_the_released_format_and_load_merged_or_to_go_on
     about = json.loads((final / "run.json").read_text())
     assert about["lora"]["merged"] is False and about["lora"]["rank"] == 4 and about["stage"]["number"] == 2
 
-    def told(model):
+    def predict(model):
         batch = small_batch()
         images = torch.cat([batch["canvas"], batch["first_frame"]], 1)[:, None].repeat(1, 2, 1, 1, 1)
         latents, steps = torch.cat([batch["latents"], images], 2), torch.full((4,), 500)
@@ -133,11 +137,11 @@ def test_adapters_are_written_in_the_released_format_and_load_merged_or_to_go_on
             return model.eval()(latents, batch["text"], steps, face_tokens=faces, mask_override=batch["masks"]).sample
 
     unmerged = BindYourAvatarTransformer3DModel.from_pretrained(final)
-    assert (told(unmerged) - told(network)).abs().max() > 1e-4
+    assert (predict(unmerged) - predict(network)).abs().max() > 1e-4
     merge_lora_into(unmerged, lora)  # as the released file is merged: scale 1
     gone_on, merged, other = load_model(final, RANK_4), load_model(final), load_model(final, Lora(rank=2, alpha=2))
     for model in (unmerged, gone_on, merged, other):
-        assert (told(model) - told(network)).abs().max() < 1e-5
+        assert (predict(model) - predict(network)).abs().max() < 1e-5
     weights = dict(gone_on.named_parameters())
     kept = {name: p for name, p in network.named_parameters() if "lora_A" in name}
     assert kept and all(torch.equal(p, weights[name]) for name, p in kept.items())
@@ -150,9 +154,9 @@ def test_wrong_lora_targets_are_named():
 
 
 def test_accumulation_and_gradient_checkpointing_change_the_memory_not_the_losses(data, tmp_path):
-    stage, clips = published(3, steps=6, batch=4), ClipFolder(data)
+    stage, clips = published(3, steps=6, batch_size=4), ClipFolder(data)
     train(small_model(), clips, stage, settings(tmp_path / "plain"))
-    train(small_model(), clips, stage, settings(tmp_path / "slices", accumulation=2))
+    train(small_model(), clips, stage, settings(tmp_path / "slices", gradient_accumulation_steps=2))
     train(small_model(), clips, stage, settings(tmp_path / "again", gradient_checkpointing=True))
     expected = losses(tmp_path / "plain")
     for run in ("slices", "again"):
@@ -165,7 +169,7 @@ def test_half_precision_stays_near_and_halves_what_is_frozen(data, tmp_path):
     train(small_model(), clips, stage, settings(tmp_path / "full"))
     AcceleratorState._reset_state(reset_partial_state=True)
     network = small_model()
-    train(network, clips, stage, settings(tmp_path / "half", precision="bf16", half_frozen=True))
+    train(network, clips, stage, settings(tmp_path / "half", mixed_precision="bf16", cast_frozen_weights=True))
     kinds = {(p.requires_grad, p.dtype) for p in network.parameters() if p.ndim >= 2}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     full, half = losses(tmp_path / "full"), losses(tmp_path / "half")
@@ -173,7 +177,7 @@ def test_half_precision_stays_near_and_halves_what_is_frozen(data, tmp_path):
 
 
 def test_the_average_of_the_weights_is_what_is_kept_and_looked_at(data, tmp_path):
-    optimiser = replace(published(1).optimiser, ema=0.9)
+    optimizer = replace(published(1).optimizer, ema_decay=0.9)
     seen = {}
 
     class Watch:
@@ -181,11 +185,11 @@ def test_the_average_of_the_weights_is_what_is_kept_and_looked_at(data, tmp_path
 
         def __call__(self, step, means, model):
             seen[step] = model.proj_out.weight.clone()
-            self.tracker.scalars({"iou": 0.5}, step)
-            self.tracker.image("masks", Image.new("RGB", (8, 6), "red"), step)
+            self.tracker.log({"iou": 0.5}, step, "validation")
+            self.tracker.log_image("masks", Image.new("RGB", (8, 6), "red"), step)
 
-    stage = published(1, steps=8, optimiser=optimiser)
-    train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run"), watch=Watch())
+    stage = published(1, steps=8, optimizer=optimizer)
+    train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run"), callback=Watch())
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     last, mean = (load_file(newest / f"{name}.safetensors")["proj_out.weight"] for name in ("weights", "ema"))
     kept = load_model(tmp_path / "run" / "final").proj_out.weight
@@ -193,26 +197,26 @@ def test_the_average_of_the_weights_is_what_is_kept_and_looked_at(data, tmp_path
     assert list(seen) == [4, 8]
     told = [line for line in lines(tmp_path / "run") if line.get("kind") == "validation"]
     assert [line["iou"] for line in told] == [0.5, 0.5]
-    assert (tmp_path / "run" / "pictures" / "step-00000008" / "masks.png").is_file()
+    assert (tmp_path / "run" / "images" / "step-00000008" / "masks.png").is_file()
 
 
 def test_an_optimiser_in_eight_bits_learns_and_resumes(data, tmp_path):
     pytest.importorskip("bitsandbytes")
     stage, clips = published(2, steps=12), ClipFolder(data)
-    train(small_model(), clips, stage, settings(tmp_path / "whole", eight_bit=True))
+    train(small_model(), clips, stage, settings(tmp_path / "whole", use_8bit_adam=True))
     told = lines(tmp_path / "whole")
     assert told[-1]["diffusion"] < told[0]["diffusion"]
-    constant = replace(stage, optimiser=replace(stage.optimiser, decay="constant"))
-    train(small_model(), clips, constant, settings(tmp_path / "one", eight_bit=True))
-    train(small_model(), clips, replace(constant, steps=6), settings(tmp_path / "two", eight_bit=True))
-    train(small_model(), clips, constant, settings(tmp_path / "two", eight_bit=True))
-    one, two = ([line["loss_now"] for line in lines(tmp_path / run)] for run in ("one", "two"))
+    constant = replace(stage, optimizer=replace(stage.optimizer, lr_schedule="constant"))
+    train(small_model(), clips, constant, settings(tmp_path / "one", use_8bit_adam=True))
+    train(small_model(), clips, replace(constant, steps=6), settings(tmp_path / "two", use_8bit_adam=True))
+    train(small_model(), clips, constant, settings(tmp_path / "two", use_8bit_adam=True))
+    one, two = ([line["step_loss"] for line in lines(tmp_path / run)] for run in ("one", "two"))
     assert one == two
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_written(data, tmp_path):
     with pytest.raises(InputError, match="at least one sample each"):
-        train(small_model(), ClipFolder(data), published(2), settings(tmp_path / "run", accumulation=4))
+        train(small_model(), ClipFolder(data), published(2), settings(tmp_path / "run", gradient_accumulation_steps=4))
     assert not (tmp_path / "run").exists()
 
 
@@ -221,47 +225,79 @@ def test_a_line_tells_speed_and_what_is_left_and_curves_go_to_tensorboard(data, 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     caplog.set_level("INFO")
-    train(small_model(), ClipFolder(data), published(1, steps=6), settings(tmp_path / "run", tensorboard=True))
-    train(small_model(), ClipFolder(data), published(1, steps=9), settings(tmp_path / "run", tensorboard=True))
+    train(
+        small_model(), ClipFolder(data), published(1, steps=6), settings(tmp_path / "run", report_to=("tensorboard",))
+    )
+    train(
+        small_model(), ClipFolder(data), published(1, steps=9), settings(tmp_path / "run", report_to=("tensorboard",))
+    )
     line = lines(tmp_path / "run")[2]
     assert {"loss", "lr", "samples_per_second", "minutes_left", "skipped"} <= set(line)
-    assert "samples_per_second" in caplog.text and "left" in caplog.text
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert "samples_per_second" in caplog.text and "remaining" in caplog.text
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "bind-your-avatar")).Reload()
     assert [point.step for point in board.Scalars("train/diffusion")] == list(range(1, 10))
 
 
-def test_what_was_written_after_the_last_checkpoint_is_taken_out_again(tmp_path):
-    with Tracker(tmp_path, tensorboard=False) as tracker:
+def test_log_entries_after_the_last_checkpoint_are_removed_on_resume(tmp_path):
+    with closing(MetricLog(tmp_path, build_accelerator(settings(tmp_path)))) as log:
         for step in (1, 2, 3):
-            tracker.line({"loss": float(step)}, step)
-    with (tmp_path / "log.jsonl").open("a") as log:
-        log.write('{"step": 4, "lo')  # cut off by a kill
-    with Tracker(tmp_path, 2, tensorboard=False) as tracker:
-        tracker.line({"loss": 9.0}, 3)
+            log.log({"loss": float(step)}, step)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # truncated by a kill
+    with closing(MetricLog(tmp_path, build_accelerator(settings(tmp_path)), 2)) as log:
+        log.log({"loss": 9.0}, 3)
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
 
 
-def test_wandb_gets_the_curves_and_a_restart_goes_on_with_its_run(tmp_path, monkeypatch):
-    import sys
-    import types
+class FakeWandb(GeneralTracker):
+    """Records how the W&B tracker of accelerate is used."""
 
-    began, told = [], []
-    run = types.SimpleNamespace(id="abc", log=told.append, finish=lambda: None)
-    fake = types.SimpleNamespace(init=lambda **given: began.append(given) or run, Image=lambda picture: picture)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    name, requires_logging_directory, main_process_only, started = "wandb", False, False, []
+
+    def __init__(self, project, **kwargs):
+        super().__init__(_blank=True)
+        self.values = []
+        self.started.append((project, kwargs, self))
+
+    tracker = None
+
+    def start(self):
+        pass
+
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **kwargs):
+        self.values.append((step, values))
+
+    def finish(self):
+        pass
+
+
+def test_wandb_gets_the_metrics_and_a_restart_continues_its_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.engine.trackers.is_wandb_available", lambda: True)
+    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: True)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.WANDB])
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", FakeWandb)
     for _ in range(2):
-        with Tracker(tmp_path, tensorboard=False, wandb="mine") as tracker:
-            tracker.line({"loss": 1.0}, 1)
-    assert [given["id"] for given in began] == [None, "abc"] and began[0]["project"] == "mine"
-    assert told[0] == {"train/loss": 1.0, "step": 1}
-    monkeypatch.setitem(sys.modules, "wandb", None)
+        accelerator = build_accelerator(settings(tmp_path, report_to=("wandb",)))
+        with closing(MetricLog(tmp_path, accelerator, project="mine", config={"lr": 0.1})) as log:
+            log.log({"loss": 1.0}, 1)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    (project, first, tracker), (_, second, _) = FakeWandb.started
+    assert project == "mine" and first["resume"] == "allow" and first["id"] == second["id"]
+    assert tracker.values == [(1, {"train/loss": 1.0})] and tracker.config == {"lr": 0.1}
+
+
+def test_a_requested_tracker_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.engine.trackers.is_wandb_available", lambda: False)
     with pytest.raises(InputError, match="pip install wandb"):
-        Tracker(tmp_path, tensorboard=False, wandb="mine")
+        build_accelerator(settings(tmp_path, report_to=("wandb",)))
 
 
 def test_a_run_by_the_clock_ends_by_the_clock(data, tmp_path):
     stage = published(1, steps=10**6)
-    summary = train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run", minutes=0.02))
+    summary = train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run", max_minutes=0.02))
     assert 0.02 <= summary["minutes"] < 0.2 and 0 < summary["steps"] < 10**6
     told = lines(tmp_path / "run")
     assert told[-1]["lr"] < 0.5 * max(line["lr"] for line in told)

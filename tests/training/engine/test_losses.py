@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from bya_core.errors import InputError
 from training.engine import losses
-from training.engine.teacher_forcing import TeacherConfig, paper_teacher, released_teacher
+from training.engine.teacher_forcing import TeacherConfig, paper_teacher_masks, released_teacher_masks
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -20,7 +19,8 @@ def test_x0_loss_is_the_velocity_error_at_every_noise_level() -> None:
     clean, noise, velocity = (_random(4, 2, 3, 4, 4, seed=s) for s in range(3))
     alpha_bar = torch.tensor([0.999, 0.5, 0.01, 0.0])
     noisy = losses.add_noise(clean, noise, alpha_bar)
-    target = losses.velocity_target(clean, noise, alpha_bar)
+    a = alpha_bar.view(-1, 1, 1, 1, 1)
+    target = a.sqrt() * noise - (1 - a).sqrt() * clean
     got = losses.x0_loss(velocity, noisy, clean, alpha_bar)
     assert torch.isclose(got, (velocity - target).square().mean(), rtol=1e-4)
     assert losses.x0_loss(target, noisy, clean, alpha_bar) < 1e-5
@@ -35,7 +35,8 @@ def test_add_noise_is_that_of_the_scheduler() -> None:
     alpha_bar = scheduler.alphas_cumprod[t]
     assert torch.allclose(losses.add_noise(clean, noise, alpha_bar), scheduler.add_noise(clean, noise, t), atol=1e-6)
     velocity = scheduler.get_velocity(clean, noise, t)
-    assert torch.allclose(losses.velocity_target(clean, noise, alpha_bar), velocity, atol=1e-6)
+    noisy = scheduler.add_noise(clean, noise, t)
+    assert torch.allclose(losses.clean_from_velocity(noisy, velocity, alpha_bar), clean, atol=1e-5)
 
 
 def test_mask_weights_count_only_the_characters_unless_a_floor_is_given() -> None:
@@ -44,7 +45,7 @@ def test_mask_weights_count_only_the_characters_unless_a_floor_is_given() -> Non
     weights = losses.mask_weights(tokens, patch=2)
     assert weights.shape == (1, 1, 1, 4, 4)
     assert weights.sum() == 8
-    assert losses.mask_weights(tokens, patch=2, floor=0.25).min() == 0.25
+    assert losses.mask_weights(tokens, patch=2, background=0.25).min() == 0.25
     loss = torch.zeros(1, 1, 3, 4, 4)
     loss[..., :2, :2] = 1
     assert math.isclose(losses.weighted_mean(loss, weights).item(), 0.5)
@@ -85,35 +86,35 @@ def test_router_losses_take_any_number_of_characters_and_have_gradients(characte
 def test_paper_teacher_roughens_what_is_used_and_leaves_the_targets() -> None:
     masks = (torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(3)) > 0.5).float()
     before = masks.clone()
-    config = TeacherConfig(noise=0.1, drop_tokens=0.2, drop_masks=0.5)
-    got = paper_teacher(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
+    config = TeacherConfig(noise_std=0.1, token_dropout=0.2, layer_dropout=0.5)
+    got = paper_teacher_masks(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
     assert torch.equal(masks, before)
-    assert got.used.shape == got.target.shape == (8, 2, 2, 3, 4, 6)
+    assert got.forced.shape == got.target.shape == (8, 2, 2, 3, 4, 6)
     assert (got.target == before).all()
-    assert got.used.min() >= 0 and got.used.max() <= 1 and not torch.equal(got.used, got.target)
-    dropped = got.used.flatten(2).amax(-1) == 0
+    assert got.forced.min() >= 0 and got.forced.max() <= 1 and not torch.equal(got.forced, got.target)
+    dropped = got.forced.flatten(2).amax(-1) == 0
     assert 0 < dropped.sum() < dropped.numel()
-    again = paper_teacher(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(got.used, again.used)
-    plain = paper_teacher(masks, layers=1, config=TeacherConfig(0.0, 0.0, 0.0))
-    assert torch.equal(plain.used, plain.target)
+    again = paper_teacher_masks(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(got.forced, again.forced)
+    plain = paper_teacher_masks(masks, layers=1, config=TeacherConfig(0.0, 0.0, 0.0))
+    assert torch.equal(plain.forced, plain.target)
 
 
 def test_released_teacher_is_static_and_its_corruption_reaches_the_targets() -> None:
     labels = torch.full((1, 3, 4, 6), -1)
     labels[0, 0, 0, 0], labels[0, 2, 1, 1] = 0, 1
-    clean = released_teacher(labels, 2, 1, noise=0, corrupt=0, drop_masks=0)
-    assert torch.equal(clean.used, clean.target)
-    assert clean.used[0, 0, 0, :, 0, 0].eq(1).all() and clean.used[0, 0, 1, :, 1, 1].eq(1).all()
-    assert clean.used.sum() == 6
-    rough = released_teacher(labels, 2, 40, generator=torch.Generator().manual_seed(0))
+    clean = released_teacher_masks(labels, 2, 1, noise_std=0, corruption=0, layer_dropout=0)
+    assert torch.equal(clean.forced, clean.target)
+    assert clean.forced[0, 0, 0, :, 0, 0].eq(1).all() and clean.forced[0, 0, 1, :, 1, 1].eq(1).all()
+    assert clean.forced.sum() == 6
+    rough = released_teacher_masks(labels, 2, 40, generator=torch.Generator().manual_seed(0))
     share = (rough.target != clean.target).float().mean()
     assert 0.08 < share < 0.12
-    assert (rough.used.flatten(2).amax(-1) == 0).any()
+    assert (rough.forced.flatten(2).amax(-1) == 0).any()
 
 
 def test_teacher_settings_check_themselves() -> None:
-    with pytest.raises(InputError, match="drop_tokens"):
-        TeacherConfig(drop_tokens=1.5)
-    with pytest.raises(InputError, match="noise"):
-        TeacherConfig(noise=-1)
+    with pytest.raises(ValueError, match="token_dropout"):
+        TeacherConfig(token_dropout=1.5)
+    with pytest.raises(ValueError, match="noise"):
+        TeacherConfig(noise_std=-1)

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bya_core.errors import InputError
 from tests.training.stage_parts import SMALL, small_batch, small_model
 from training.engine.objective import StageLoss
-from training.engine.optim import idle_parts, select_trainable
-from training.engine.plan import Machine, _resident, main, plan, trace
+from training.engine.optim import select_trainable, unused_prefixes
+from training.engine.plan import Hardware, _persistent_memory, main, plan
 from training.engine.stages import PUBLISHED, Lora, Recipe, load_recipe
+from training.engine.trace import trace_sample
 
 
 def recipe(**changes):
@@ -25,10 +26,10 @@ def recipe(**changes):
 def test_parameters_activations_and_arithmetic_are_those_of_a_real_step(number):
     """Counted without content, and once more with it."""
     stage, network = recipe().stages[number], small_model()
-    traced = trace(SMALL, stage, Machine(precision="no"))
-    select_trainable(network, stage.trainable, idle_parts(stage))
-    assert traced.trained == sum(p.numel() for p in network.parameters() if p.requires_grad)
-    assert traced.trained + traced.frozen == sum(p.numel() for p in network.parameters())
+    trace = trace_sample(SMALL, stage, dtype=None)
+    select_trainable(network, stage.trainable, unused_prefixes(stage))
+    assert trace.trained == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert trace.trained + trace.frozen == sum(p.numel() for p in network.parameters())
 
     weights = {p.data_ptr() for p in network.parameters()}
     kept = {}
@@ -43,48 +44,50 @@ def test_parameters_activations_and_arithmetic_are_those_of_a_real_step(number):
     batch["hidden"] = torch.randn(1, 2, 5, 577, 8)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as real:
         total, _ = StageLoss(stage)(network, batch, 0)
-    outside, blocks = traced.kept
+    outside, blocks = trace.saved
     assert sum(blocks) > 0 and len(blocks) == 3
     assert outside + sum(blocks) == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
-    assert traced.tokens == 2 * 2 * 3 + 4
+    assert trace.tokens == 2 * 2 * 3 + 4
     # torch's counter does not see the attention of a processor: two products of [tokens x tokens x 32] in each block
-    assert 0 <= traced.forward - real.get_total_flops() < 0.2 * traced.forward
+    assert 0 <= trace.forward - real.get_total_flops() < 0.2 * trace.forward
     # where everything learns, backwards is about twice forwards; where little does, little
-    assert traced.backward > 1.5 * traced.forward if number == 1 else 0 < traced.backward < traced.forward
+    assert trace.backward > 1.5 * trace.forward if number == 1 else 0 < trace.backward < trace.forward
     assert total.requires_grad
 
 
 def test_memory_follows_what_is_shared_out_and_what_is_computed_again():
     stage = recipe().stages[1]
-    traced = trace(SMALL, stage, Machine())
+    trace = trace_sample(SMALL, stage)
 
     def memory(**machine):
-        return _resident(traced, stage, Machine(**machine))
+        return _persistent_memory(trace, stage, Hardware(**machine))
 
     alone, zero, full = memory(), memory(devices=4, sharding="zero2"), memory(devices=4, sharding="full")
-    learn = traced.trained
-    assert alone["weights that learn"] == alone["gradients"] == 4 * learn and alone["optimiser state"] == 8 * learn
-    assert zero["optimiser state"] == full["optimiser state"] == 2 * learn
-    assert zero["weights that learn"] == 2 * learn + learn  # half precision here, a quarter of the float32 copy
-    assert full["weights that learn"] == full["gradients"] == learn
+    learn = trace.trained
+    assert alone["trained weights"] == alone["gradients"] == 4 * learn and alone["optimizer state"] == 8 * learn
+    assert zero["optimizer state"] == full["optimizer state"] == 2 * learn
+    assert zero["trained weights"] == 2 * learn + learn  # half precision here, a quarter of the float32 copy
+    assert full["trained weights"] == full["gradients"] == learn
     assert full["frozen weights"] == alone["frozen weights"] / 4
     assert "gathered weights" in full and "gathered weights" not in zero
     assert memory(devices=4) == alone | {"gradients": 8 * learn}  # and the buckets they are sent from
-    assert memory(eight_bit=True)["optimiser state"] == 2 * learn
-    assert memory(half_frozen=True)["frozen weights"] == alone["frozen weights"] / 2
-    everything = plan(recipe(), 1, Machine()).memory["activations"]
-    outside, blocks = traced.kept
+    assert memory(use_8bit_adam=True)["optimizer state"] == 2 * learn
+    assert memory(cast_frozen_weights=True)["frozen weights"] == alone["frozen weights"] / 2
+    everything = plan(recipe(), 1, Hardware()).memory["activations"]
+    outside, blocks = trace.saved
     assert everything == outside + sum(blocks)
-    again = plan(recipe(), 1, Machine(gradient_checkpointing=True, accumulation=4)).memory["activations"]
-    assert again == 4 * (outside + traced.inputs + max(blocks)) < 4 * everything
+    again = plan(recipe(), 1, Hardware(gradient_checkpointing=True, gradient_accumulation_steps=4)).memory[
+        "activations"
+    ]
+    assert again == 4 * (outside + trace.inputs + max(blocks)) < 4 * everything
 
 
 def test_lora_is_counted_apart_and_learns():
     stage = replace(PUBLISHED[3], lora=Lora(rank=4, alpha=4))
-    traced = trace(SMALL, stage, Machine())
-    assert traced.parameters["LoRA"] == (3 * 2 * 2 * 4 * 32, 0)
-    assert traced.parameters["transformer_blocks"][0] == 0
-    assert set(name for name, (learns, _) in traced.parameters.items() if learns) == {
+    trace = trace_sample(SMALL, stage)
+    assert trace.parameters["LoRA"] == (3 * 2 * 2 * 4 * 32, 0)
+    assert trace.parameters["transformer_blocks"][0] == 0
+    assert set(name for name, (learns, _) in trace.parameters.items() if learns) == {
         "LoRA",
         "router",
         "perceiver_cross_attention",
@@ -93,15 +96,15 @@ def test_lora_is_counted_apart_and_learns():
 
 
 def test_a_step_is_the_batch_whatever_the_devices():
-    one = plan(recipe(), 3, Machine())
-    many = plan(recipe(), 3, Machine(devices=8, accumulation=1, sharding="zero2"))
-    assert one.flops == many.flops and one.tokens == many.tokens == 16 * one.traced.tokens
-    again = plan(recipe(), 3, Machine(gradient_checkpointing=True))
+    one = plan(recipe(), 3, Hardware())
+    many = plan(recipe(), 3, Hardware(devices=8, gradient_accumulation_steps=1, sharding="zero2"))
+    assert one.flops == many.flops and one.tokens == many.tokens == 16 * one.trace.tokens
+    again = plan(recipe(), 3, Hardware(gradient_checkpointing=True))
     assert one.flops < again.flops < 1.5 * one.flops
-    with pytest.raises(InputError, match="8 devices x 4 slices for a batch of 16"):
-        plan(recipe(), 3, Machine(devices=8, accumulation=4))
+    with pytest.raises(InputError, match="8 devices x 4 micro-batches for a batch of 16"):
+        plan(recipe(), 3, Hardware(devices=8, gradient_accumulation_steps=4))
     with pytest.raises(InputError, match="on one device"):
-        Machine(sharding="full")
+        Hardware(sharding="full")
 
 
 def test_it_is_printed_beside_any_run_command(capsys):
@@ -121,7 +124,7 @@ def test_it_is_printed_beside_any_run_command(capsys):
     )
     text = capsys.readouterr().out
     assert "toy, stage 3 (paper flavour)" in text and "fits in 24 GB" in text
-    assert "not needed for a plan: --output runs/x" in text
+    assert "ignored options: --output runs/x" in text
     learned = sum(p.numel() for p in small_model(**load_recipe("toy").model).parameters())
     assert f"{learned / 1e6:,.2f} M" in text  # all of it learns
 
@@ -130,13 +133,15 @@ def test_it_is_printed_beside_any_run_command(capsys):
 def test_the_published_size_has_the_parameters_and_the_arithmetic_it_is_known_for():
     """Totals of the released model (TFLOP of a pass of two samples), counted on the unmodified code, less what is
     computed once here for all characters: queries and outputs of face and speech attention, queries of the router."""
-    found = plan(load_recipe("cogvideox5b_official"), 3, Machine(gradient_checkpointing=True, half_frozen=True))
-    parts = {name: (learns + frozen) / 1e6 for name, (learns, frozen) in found.traced.parameters.items()}
+    found = plan(
+        load_recipe("cogvideox5b_official"), 3, Hardware(gradient_checkpointing=True, cast_frozen_weights=True)
+    )
+    parts = {name: (learns + frozen) / 1e6 for name, (learns, frozen) in found.trace.parameters.items()}
     known = {"audio_model": 2236.1, "local_facial_extractor": 151.4, "perceiver_cross_attention": 440.6, "LoRA": 66.1}
     assert {name: parts[name] for name in known} == pytest.approx(known, abs=0.06)
     base = ("transformer_blocks", "patch_embed", "time_embedding", "norm_out", "norm_final", "proj_out")
     assert sum(parts[name] for name in base) == pytest.approx(5571, abs=1)
     pair = 664.36 + (113.12 - 27.8 - 27.8) + (72.35 - 6.2) + (37.53 - 9.3 - 9.3) + 0.36 + 0.21 + 0.07 + 4.7
-    assert found.traced.forward / 1e12 == pytest.approx(pair / 2, rel=0.005)
-    assert found.traced.tokens == 17_550 + 226
-    assert 50e9 < found.total < 70e9
+    assert found.trace.forward / 1e12 == pytest.approx(pair / 2, rel=0.005)
+    assert found.trace.tokens == 17_550 + 226
+    assert 50e9 < found.total_memory < 70e9

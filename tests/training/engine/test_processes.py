@@ -25,9 +25,9 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(data, recipe, tmp_path_factory):
-    """One process with twice the accumulation."""
+    """One process with twice the gradient_accumulation_steps."""
     output = tmp_path_factory.mktemp("one") / "run"
-    finish(command(recipe, data, output, "--accumulation", "2"))
+    finish(command(recipe, data, output, "--gradient_accumulation_steps", "2"))
     return losses(output)
 
 
@@ -58,10 +58,10 @@ def test_single_frames_leave_weights_out_in_some_steps(tmp_path):
 
     AdamW makes whole steps of rounding errors where the true gradient is zero; a tenth of the rate keeps them small.
     """
-    slow = {"lr": 0.001, "warmup": 3, "ema": 0.9, "decay": "constant"}
-    recipe = write_recipe(tmp_path / "small.yaml", dropout=0.0, optimiser=slow, trainable=["*"], lora=None)
+    slow = {"lr": 0.001, "warmup_steps": 3, "ema_decay": 0.9, "lr_schedule": "constant"}
+    recipe = write_recipe(tmp_path / "small.yaml", dropout=0.0, optimizer=slow, trainable=["*"], lora=None)
     data = write_data(tmp_path / "data", ((2, 1), (2, 3)))
-    finish(command(recipe, data, tmp_path / "one", "--accumulation", "2"))
+    finish(command(recipe, data, tmp_path / "one", "--gradient_accumulation_steps", "2"))
     finish_in_two(command(recipe, data, tmp_path / "two", processes=2))
     assert_same(losses(tmp_path / "two"), losses(tmp_path / "one"))
 

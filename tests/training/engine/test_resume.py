@@ -32,16 +32,16 @@ def stage(tmp_path):
 
 
 def settings(output, **changes):
-    return RunSettings(output, tensorboard=False, **{"log_every": 1, "save_steps": 3, **changes})
+    return RunSettings(output, report_to=(), **{"logging_steps": 1, "checkpointing_steps": 3, **changes})
 
 
 def test_killed_at_a_random_step_and_started_again_it_gives_the_same_losses_bit_for_bit(data, tmp_path):
     recipe = write_recipe(tmp_path / "small.yaml", steps=30)
-    finish(command(recipe, data, tmp_path / "whole", "--save-steps", "4"))
+    finish(command(recipe, data, tmp_path / "whole", "--checkpointing-steps", "4"))
     expected = losses(tmp_path / "whole")
     assert len(expected) == 30
     killed = tmp_path / "killed"
-    arguments = command(recipe, data, killed, "--save-steps", "4")
+    arguments = command(recipe, data, killed, "--checkpointing-steps", "4")
     process, last = start(arguments), random.Random(time.time_ns()).randint(5, 25)
     try:
         while not (killed / "log.jsonl").is_file() or len((killed / "log.jsonl").read_text().splitlines()) < last:
@@ -54,7 +54,7 @@ def test_killed_at_a_random_step_and_started_again_it_gives_the_same_losses_bit_
     assert len(before) < 30, "the run was over before it could be killed"
     finish(arguments)
     assert losses(killed) == expected
-    assert not list(killed.rglob("*.partial"))
+    assert not list(killed.rglob("*.part*"))
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(data, tmp_path, stage):
@@ -89,8 +89,8 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_good(data, tmp_path, st
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
 
     try:
-        with pytest.raises(InputError, match=r"step 6 could not be written.*goes on from step-00000003"):
-            train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run"), watch=fill)
+        with pytest.raises(InputError, match=r"step 6 cannot be written.*resume from step-00000003"):
+            train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run"), callback=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
@@ -128,8 +128,8 @@ class Spoilt:
     def __init__(self, clips, batches):
         self.inner, self.spoilt, self.clips = clips, batches, clips.clips
 
-    def batches(self, size, seed, start=0, part=(0, 1)):
-        for number, batch in enumerate(self.inner.batches(size, seed, start, part), start):
+    def batches(self, size, seed, start=0, rank=0, world_size=1):
+        for number, batch in enumerate(self.inner.batches(size, seed, start, rank, world_size), start):
             if number in self.spoilt:
                 batch["latents"] = batch["latents"] * float("nan")
             yield batch
@@ -146,7 +146,7 @@ def test_losses_that_are_no_numbers_are_skipped_and_counted(data, tmp_path, stag
 def test_too_many_of_them_in_a_row_end_the_run_with_the_last_good_checkpoint_kept(data, tmp_path, stage):
     clips = Spoilt(ClipFolder(data), set(range(4, 99)))
     with pytest.raises(InputError, match="no finite loss or gradient in the last 3 steps"):
-        train(small_model(), clips, stage, settings(tmp_path / "run", patience=3, save_steps=4))
+        train(small_model(), clips, stage, settings(tmp_path / "run", max_skipped_steps=3, checkpointing_steps=4))
     assert [path.name for path in Checkpoints(tmp_path / "run").all()] == ["step-00000004"]
     train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run"))
     train(small_model(), ClipFolder(data), stage, settings(tmp_path / "whole"))
@@ -164,6 +164,6 @@ def test_a_broken_shard_ends_the_run_with_its_name_and_what_was_learned_before_i
                 path.unlink()
             clips._open.cache_clear()
 
-    with pytest.raises(InputError, match="batch 5 of the data.*repair or remove the shard"):
-        train(small_model(), clips, stage, settings(tmp_path / "run"), watch=damage)
+    with pytest.raises(InputError, match="batch 5 cannot be read.*repair or remove the shard"):
+        train(small_model(), clips, stage, settings(tmp_path / "run"), callback=damage)
     assert [path.name for path in Checkpoints(tmp_path / "run").all()] == ["step-00000003"]

@@ -10,9 +10,16 @@ import torch
 from bya_core.errors import InputError
 from tests.training.stage_parts import small_batch, small_model
 from training.engine.losses import router_loss_official
-from training.engine.objective import Chance, StageLoss, begun, hard_iou, labels_of, replicated
+from training.engine.objective import (
+    SampleRandom,
+    StageLoss,
+    mask_iou,
+    masks_to_labels,
+    replicate_character,
+    with_first_frame,
+)
 from training.engine.optim import select_trainable
-from training.engine.stages import CONDITIONS, PUBLISHED, RELEASED, Drops, load_recipe
+from training.engine.stages import CONDITIONS, PUBLISHED, RELEASED, ConditionDropout, load_recipe
 
 
 class Listener:
@@ -42,7 +49,7 @@ def slices(batch, parts):
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_mean_of_equal_slices_is_the_loss_of_the_whole_batch(number, flavour):
     network = small_model(flavour=flavour)
-    settings = stage(number, flavour=flavour, own_masks_warmup=0, copies=2)
+    settings = stage(number, flavour=flavour, scheduled_sampling_warmup=0, copies=2)
     loss, batch = StageLoss(settings, seed=5), small_batch(4, characters=1 if number == 3 else 2)
     whole, parts = loss(network, batch, 7)
     sliced = [loss(network, part, 7, offset=2 * k, count=4)[0] for k, part in enumerate(slices(batch, 2))]
@@ -60,10 +67,10 @@ def test_a_slice_outside_its_batch_is_refused():
 
 
 def test_conditions_are_dropped_alone_and_in_combinations_as_often_as_asked():
-    drops = Drops(0.2, 0.0, 0.0, together={"speech+identity": 0.3, "first_frame+text": 0.2})
-    loss = StageLoss(stage(2, drops=drops))
+    condition_dropout = ConditionDropout(0.2, 0.0, 0.0, joint={"speech+identity": 0.3, "first_frame+text": 0.2})
+    loss = StageLoss(stage(2, condition_dropout=condition_dropout))
     batch = {name: torch.ones(4000, 1) for keys in CONDITIONS.values() for name in keys}
-    kept = loss._dropped(batch, Chance(0, 0, 0, 4000))
+    kept = loss._drop_conditions(batch, SampleRandom(0, 0, 0, 4000))
     gone = {name: kept[name][:, 0] == 0 for name in batch}
     assert abs(gone["canvas"].float().mean() - 0.2) < 0.03
     assert abs(gone["speech"].float().mean() - 0.3) < 0.03
@@ -77,7 +84,7 @@ def test_conditions_are_dropped_alone_and_in_combinations_as_often_as_asked():
 def test_a_clip_that_is_given_a_first_frame_begins_with_it_and_one_that_is_not_with_its_own():
     latents, picture = torch.randn(2, 3, 4, 4, 6), torch.randn(2, 4, 4, 6)
     picture[1] = 0.0  # dropped
-    made = begun(latents, picture)
+    made = with_first_frame(latents, picture)
     assert torch.equal(made[0, 0], picture[0]) and torch.equal(made[1], latents[1])
     assert torch.equal(made[0, 1:], latents[0, 1:])
 
@@ -85,7 +92,7 @@ def test_a_clip_that_is_given_a_first_frame_begins_with_it_and_one_that_is_not_w
 def test_only_samples_without_first_frame_lean_to_high_noise():
     heard, batch = Listener(small_model()), small_batch(256)
     for lean, share in ((1.0, 0.15), (3.0, 1 - 0.85**3)):
-        settings = stage(3, copies=1, drops=Drops(0.0, 0.5, 0.0), noise_lean=lean)
+        settings = stage(3, copies=1, condition_dropout=ConditionDropout(0.0, 0.5, 0.0), timestep_bias=lean)
         StageLoss(settings)(heard, batch, 0)
         arguments, _ = heard.calls[-1]
         pictures, timestep = arguments[0][:, 0, -4:], arguments[2]
@@ -96,19 +103,19 @@ def test_only_samples_without_first_frame_lean_to_high_noise():
 
 
 def test_drops_that_make_no_sense_are_refused():
-    with pytest.raises(InputError, match="voice"):
-        Drops(together={"voice+text": 0.1})
-    with pytest.raises(InputError, match="add up"):
-        Drops(together={"speech+text": 0.6, "reference+text": 0.6})
-    with pytest.raises(InputError, match="probability"):
-        Drops(reference=1.5)
-    with pytest.raises(InputError, match="noise_lean"):
-        stage(3, noise_lean=0.0)
+    with pytest.raises(ValueError, match="voice"):
+        ConditionDropout(joint={"voice+text": 0.1})
+    with pytest.raises(ValueError, match="add up"):
+        ConditionDropout(joint={"speech+text": 0.6, "reference+text": 0.6})
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        ConditionDropout(reference=1.5)
+    with pytest.raises(ValueError, match="timestep_bias"):
+        stage(3, timestep_bias=0.0)
 
 
 def test_clips_of_one_character_get_a_random_slot_among_equal_copies():
     batch = small_batch(200, characters=1)
-    many = replicated(batch, 3, Chance(0, 0, 0, 200))
+    many = replicate_character(batch, 3, SampleRandom(0, 0, 0, 200))
     for name in ("identity", "hidden", "speech"):
         assert many[name].shape[1] == 3 and (many[name] == batch[name]).all()
     active = many["masks"].flatten(2).amax(2)
@@ -123,7 +130,7 @@ def test_clips_of_one_character_get_a_random_slot_among_equal_copies():
 
 def test_teacher_forcing_gives_rough_masks_and_clean_targets():
     """Appendix B: what acts is forced, noisy and partly dropped; what the router shall say is the truth."""
-    settings = replace(PUBLISHED[3], teacher=replace(PUBLISHED[3].teacher, noise=0.2, drop_tokens=0.3))
+    settings = replace(PUBLISHED[3], teacher=replace(PUBLISHED[3].teacher, noise_std=0.2, token_dropout=0.3))
     heard, batch = Listener(small_model()), small_batch(16)
     before = batch["masks"].clone()
     _, parts = StageLoss(settings)(heard, batch, 0)
@@ -150,7 +157,7 @@ def test_the_routers_loss_trains_the_router_alone_and_the_diffusion_loss_everyth
 
 def test_a_share_of_the_samples_runs_on_the_routers_own_masks():
     heard, batch = Listener(small_model()), small_batch(64)
-    loss = StageLoss(stage(3, own_masks=0.5, own_masks_warmup=100))
+    loss = StageLoss(stage(3, scheduled_sampling=0.5, scheduled_sampling_warmup=100))
     for step in (0, 49, 99, 500):
         loss(heard, batch, step)
     own = [float((call[1]["mask_override_strength"] == 0).float().mean()) for call in heard.calls]
@@ -161,7 +168,7 @@ def test_two_dimensional_targets_are_the_union_over_time():
     batch = small_batch(2)
     batch["masks"][:, 0, 1] = 0
     heard = Listener(small_model())
-    rough = replace(PUBLISHED[3].teacher, noise=0.0, drop_tokens=0.0)
+    rough = replace(PUBLISHED[3].teacher, noise_std=0.0, token_dropout=0.0)
     StageLoss(stage(3, static_masks=True, teacher=rough))(heard, batch, 0)
     forced = heard.calls[0][1]["mask_override"]
     assert torch.equal(forced[0, :, 0, 1], forced[0, :, 0, 0]) and forced[0, :, 0, 1].any()
@@ -174,7 +181,7 @@ def test_the_official_flavour_scores_the_released_terms_on_the_released_teacher(
     assert set(parts) == terms | {"diffusion", "router_iou"}
     weights = RELEASED[3].official_weights
     assert torch.isclose(total, parts["diffusion"] + sum(getattr(weights, name) * parts[name] for name in terms))
-    teacher = StageLoss(RELEASED[3])._teacher(batch["masks"], 2, Chance(0, 0, 0, 3))
+    teacher = StageLoss(RELEASED[3])._teacher_masks(batch["masks"], 2, SampleRandom(0, 0, 0, 3))
     wrong = (teacher.target != batch["masks"]).float().mean()
     assert 0.02 < wrong < 0.25  # a tenth of what the router is asked for is random there
     output = heard.model(*heard.calls[0][0], **heard.calls[0][1])
@@ -183,7 +190,7 @@ def test_the_official_flavour_scores_the_released_terms_on_the_released_teacher(
 
 def test_labels_give_a_token_to_the_last_who_claims_it():
     masks = torch.tensor([[[0.9, 0.2, 0.6]], [[0.1, 0.3, 0.7]]]).view(1, 2, 1, 1, 3)
-    assert labels_of(masks).flatten().tolist() == [0, -1, 1]
+    assert masks_to_labels(masks).flatten().tolist() == [0, -1, 1]
 
 
 def test_iou_counts_who_is_there():
@@ -191,12 +198,15 @@ def test_iou_counts_who_is_there():
     truth[0, 0, ..., :2] = 1
     said = truth.clone()
     said[0, 0, ..., 1] = 0
-    assert torch.isclose(hard_iou(said[None], truth), torch.tensor((0.5 + 1.0) / 2))
+    assert torch.isclose(mask_iou(said[None], truth), torch.tensor((0.5 + 1.0) / 2))
 
 
 def test_mask_loss_counts_people_only_in_its_share_of_the_samples():
-    loss, batch = StageLoss(stage(1, mask_loss=0.5, mask_floor=0.25, emphasis=2.0)), small_batch(2)
-    weights = loss._weights(batch, torch.tensor([True, False])) - 2.0 * batch["emphasis"][:, :, None]
+    loss, batch = (
+        StageLoss(stage(1, mask_loss_probability=0.5, background_weight=0.25, emphasis_weight=2.0)),
+        small_batch(2),
+    )
+    weights = loss._loss_weights(batch, torch.tensor([True, False])) - 2.0 * batch["emphasis"][:, :, None]
     assert torch.allclose(weights[1], torch.ones(()))
     assert torch.allclose(weights[0, ..., :4], torch.ones(()))
     assert torch.allclose(weights[0, ..., 4:], torch.tensor(0.25))
@@ -205,12 +215,21 @@ def test_mask_loss_counts_people_only_in_its_share_of_the_samples():
 def test_published_stages_are_those_of_the_paper():
     one, two, three = (PUBLISHED[k] for k in (1, 2, 3))
     assert [s.steps for s in (one, two, three)] == [10_000, 40_000, 10_000]
-    assert not one.speech and one.drops.first_frame == 0.5 and one.mask_loss == 0.5 and one.lora is None
+    assert (
+        not one.speech
+        and one.condition_dropout.first_frame == 0.5
+        and one.mask_loss_probability == 0.5
+        and one.lora is None
+    )
     for s in (two, three):
         assert s.lora.rank == 128 and s.lora.targets == ("attn1.to_q", "attn1.to_k")
-        assert (s.drops.reference, s.drops.first_frame, s.drops.speech) == (0.05, 0.05, 0.05)
-        assert (s.batch, s.optimiser.lr, s.optimiser.name) == (16, 1e-5, "adamw")
-    assert two.drops.together and not two.router and three.router and three.copies == 2
+        assert (s.condition_dropout.reference, s.condition_dropout.first_frame, s.condition_dropout.speech) == (
+            0.05,
+            0.05,
+            0.05,
+        )
+        assert (s.batch_size, s.optimizer.lr, s.optimizer.name) == (16, 1e-5, "adamw")
+    assert two.condition_dropout.joint and not two.router and three.router and three.copies == 2
     assert (three.router_weights.smoothness, three.router_weights.layer_variance) == (0.001, 8.0)
 
 
@@ -230,13 +249,13 @@ def test_published_stages_train_the_parts_the_paper_names():
 
 def test_recipes_of_the_published_size_choose_a_flavour(tmp_path):
     paper, official = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_official")
-    assert paper.model["flavour"] == paper.stages[3].flavour == "paper" and paper.stages[3].own_masks == 0.5
+    assert paper.model["flavour"] == paper.stages[3].flavour == "paper" and paper.stages[3].scheduled_sampling == 0.5
     assert official.model == paper.model | {"flavour": "official"}
     assert official.stages[3] == RELEASED[3]
     assert paper.stages[1] == PUBLISHED[1] and paper.stages[2] == PUBLISHED[2]
     path = tmp_path / "mine.yaml"
     path.write_text("extends: toy\nflavour: own\n")
-    with pytest.raises(InputError, match="paper or official"):
+    with pytest.raises(InputError, match="'paper' or 'official'"):
         load_recipe(path)
 
 

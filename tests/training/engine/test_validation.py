@@ -12,7 +12,8 @@ from PIL import Image
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.weights.loader import load_bundle
-from training.engine.validation import VALIDATION_SEEDS, HeldOut, Validation, figures_of, mask_figures, sheet
+from training.engine.contact_sheet import contact_sheet
+from training.engine.validation import VALIDATION_SEEDS, Validation, ValidationConfig, mask_metrics, validation_metrics
 
 
 class Board:
@@ -21,13 +22,13 @@ class Board:
     active = True
 
     def __init__(self, output):
-        self.output, self.figures, self.pictures = output, {}, {}
+        self.output, self.figures, self.images = output, {}, {}
 
-    def scalars(self, values, step):
+    def log(self, values, step, group):
         self.figures[step] = dict(values)
 
-    def image(self, name, picture, step):
-        self.pictures[step, name] = picture
+    def log_image(self, name, image, step):
+        self.images[step, name] = image
 
 
 class Truth:
@@ -35,7 +36,7 @@ class Truth:
 
     def __init__(self, bundle, held):
         self.grid = bundle.grid(held.num_frames, bundle.native.height, bundle.native.width)
-        self.points = [type("Point", (), {"share": share}) for share in held.shares]
+        self.points = [type("Point", (), {"share": share}) for share in held.noise_levels]
 
     def find(self, scene, point, first_frame):
         drawn = self.grid.pixels_to_tokens(torch.from_numpy(scene.clip.masks)).numpy()
@@ -47,22 +48,22 @@ def bundle():
     return load_bundle("toy")
 
 
-LITTLE = HeldOut(masks=3, videos=1, num_frames=5, steps=2, shares=(0.9, 0.3))
+LITTLE = ValidationConfig(masks=3, videos=1, num_frames=5, steps=2, noise_levels=(0.9, 0.3))
 
 
 def test_it_is_time_when_a_multiple_was_passed():
-    look = Validation(100, held_out=LITTLE)
+    look = Validation(100, config=LITTLE)
     assert [step for step in range(25, 426, 25) if look.due(step)] == [100, 200, 300, 400]
-    resumed = Validation(100, held_out=LITTLE)
+    resumed = Validation(100, config=LITTLE)
     assert [step for step in (230, 260, 290, 330) if resumed.due(step)] == [330]
 
 
 def test_seeds_of_the_final_tables_are_refused():
     assert VALIDATION_SEEDS == 2_000_000
-    with pytest.raises(InputError, match="final tables"):
-        HeldOut(seed=1_000_000)
+    with pytest.raises(InputError, match="benchmark"):
+        ValidationConfig(seed=1_000_000)
     with pytest.raises(InputError, match="no more videos"):
-        HeldOut(masks=2, videos=3)
+        ValidationConfig(masks=2, videos=3)
 
 
 def test_scenes_are_held_out_and_always_the_same(bundle):
@@ -73,7 +74,7 @@ def test_scenes_are_held_out_and_always_the_same(bundle):
 
 
 def test_masks_are_compared_with_what_was_drawn(bundle):
-    figures, shown = mask_figures(Truth(bundle, LITTLE), LITTLE.scenes(bundle))
+    figures, shown = mask_metrics(Truth(bundle, LITTLE), LITTLE.scenes(bundle))
     assert figures["iou_0.9_first_frame"] == figures["iou_0.3_first_frame"] == 1.0
     assert figures["iou_0.3_alone"] < 0.5
     assert figures["iou"] == pytest.approx((1.0 + figures["iou_0.3_alone"]) / 2)
@@ -83,7 +84,7 @@ def test_masks_are_compared_with_what_was_drawn(bundle):
 
 def test_a_look_gives_figures_pictures_and_films_and_leaves_the_model_alone(bundle, tmp_path):
     model, board = bundle.transformer.train(), Board(tmp_path)
-    look = Validation(10, tracker=board, held_out=LITTLE)
+    look = Validation(10, tracker=board, config=LITTLE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -95,26 +96,26 @@ def test_a_look_gives_figures_pictures_and_films_and_leaves_the_model_alone(bund
     assert all(p.grad is None for p in model.parameters())
     assert board.figures[10] == figures
     assert {"iou", "iou_0.9_alone", "flicker", "binding", "own_voice", "iou_generated"} <= set(figures)
-    assert {name for _, name in board.pictures} == {f"puppets_{seed}" for seed in (2_000_000, 2_000_001, 2_000_002)}
-    made, found = board.pictures[10, "puppets_2000000"], board.pictures[10, "puppets_2000001"]
+    assert {name for _, name in board.images} == {f"puppets_{seed}" for seed in (2_000_000, 2_000_001, 2_000_002)}
+    made, found = board.images[10, "puppets_2000000"], board.images[10, "puppets_2000001"]
     assert made.width == found.width and made.height > found.height  # one row more: the video
     films = list(tmp_path.rglob("*.mp4"))
     assert [film.name for film in films] == ["puppets_2000000.mp4"] and films[0].stat().st_size > 1000
     bundle.transformer.eval()
-    again = figures_of(model, LITTLE, bundle)
+    again = validation_metrics(model, LITTLE, bundle)
     assert {name: figures[name] for name in again} == pytest.approx(again)
 
 
 def test_figures_see_what_training_did_to_the_router(bundle):
     """A router that was just made finds nobody; the trained one does."""
-    settings = replace(LITTLE, videos=0, num_frames=17, shares=(0.3,))
+    settings = replace(LITTLE, videos=0, num_frames=17, noise_levels=(0.3,))
     torch.manual_seed(0)
     fresh = type(bundle.transformer)(**bundle.transformer.config)
     fresh.load_state_dict(
         {k: v for k, v in bundle.transformer.state_dict().items() if "router." not in k}, strict=False
     )
-    trained = figures_of(bundle.transformer, settings, bundle)["iou"]
-    assert trained > 0.5 > figures_of(fresh, settings, bundle)["iou"]
+    trained = validation_metrics(bundle.transformer, settings, bundle)["iou"]
+    assert trained > 0.5 > validation_metrics(fresh, settings, bundle)["iou"]
 
 
 def test_scene_files_are_made_and_shown_where_a_model_knows_no_puppets(bundle, tmp_path):
@@ -123,15 +124,15 @@ def test_scene_files_are_made_and_shown_where_a_model_knows_no_puppets(bundle, t
     (tmp_path / "alone.json").write_text(scene + ', "length": 5, "steps": 2}')
     board = Board(tmp_path)
     figures = Validation(1, scenes=[tmp_path / "alone.json"], tracker=board)(1, {}, bundle.transformer)
-    assert set(figures) == {"validation_seconds"} and list(board.pictures) == [(1, "alone")]
-    assert (tmp_path / "pictures" / "step-00000001" / "alone.mp4").is_file()
+    assert set(figures) == {"validation_seconds"} and list(board.images) == [(1, "alone")]
+    assert (tmp_path / "images" / "step-00000001" / "alone.mp4").is_file()
 
 
 def test_a_sheet_tints_each_moment_with_its_own_mask():
     grid = TokenGrid(2, 2, 2, 2, 4, 4)
     frames, masks = np.zeros((5, 16, 16, 3), np.uint8), torch.zeros(1, 2, 2, 2)
     masks[0, 1, :, 0] = 1.0
-    pixels = np.asarray(sheet([("row", frames, masks)], grid, "title"))[60:]
+    pixels = np.asarray(contact_sheet([("row", frames, masks)], grid, "title"))[60:]
     wide = pixels.shape[1] // 5
     assert pixels[:150, 10 : wide // 3].max() == 0  # the first frame is a latent frame of its own
     assert pixels[:150, 4 * wide + 10 : 4 * wide + wide // 3].max() > 100
@@ -142,4 +143,4 @@ def test_a_scene_that_the_model_cannot_make_is_told_and_training_goes_on(bundle,
     board = Board(tmp_path)
     look = Validation(1, scenes=[tmp_path / "missing.json"], tracker=board)
     assert look(1, {}, bundle.transformer) == {} and not board.figures
-    assert "step 1 is not looked at" in caplog.text and "missing.json" in caplog.text
+    assert "validation at step 1 skipped" in caplog.text and "missing.json" in caplog.text
