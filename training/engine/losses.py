@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from bya_core.validation import validated
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+@validated
 class PaperRouterWeights:
     """Weights of the router loss terms of the paper (sec. 5.1): 1, lambda_st, lambda_l."""
 
@@ -24,7 +24,7 @@ class PaperRouterWeights:
     layer_variance: float = 8.0
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@validated
 class OfficialRouterWeights:
     """Weights of the six router loss terms of the released training code."""
 

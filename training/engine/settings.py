@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
+from bya_core.validation import validated
 from training.engine.entry import OutputPath
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@validated
 class RunSettings:
     """Options of one run of one stage. An interrupted run resumes from the last checkpoint in `output`.
 

@@ -6,19 +6,17 @@ same for every recipe.
 
 from __future__ import annotations
 
-from dataclasses import field, fields, is_dataclass, replace
+from dataclasses import asdict, field, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
 from bya_core.errors import InputError
+from bya_core.validation import Field, from_mapping, validated
 from training.engine.losses import OfficialRouterWeights, PaperRouterWeights
 from training.engine.teacher_forcing import TeacherConfig
 
-STRICT = ConfigDict(extra="forbid")
 Flavour = Literal["paper", "official"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,7 +39,7 @@ CONDITIONS: dict[str, tuple[str, ...]] = {
 """Conditions that can be dropped, and the batch tensors that hold them."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@validated
 class ConditionDropout:
     """Probabilities that a condition is dropped from a sample (its tensors are set to zero).
 
@@ -66,16 +64,18 @@ class ConditionDropout:
     def __post_init__(self) -> None:
         for name in self.joint:
             if any(part not in CONDITIONS for part in name.split("+")):
-                raise ValueError(f"joint: {name!r} is not a combination of {', '.join(CONDITIONS)} joined by '+'")
+                names = ", ".join(CONDITIONS)
+                raise InputError(f"condition_dropout.joint: {name!r}", f"names of {names}, joined by +", "correct it")
         if sum(self.joint.values()) > 1:
-            raise ValueError(f"joint: the probabilities add up to {sum(self.joint.values()):g}, more than 1")
+            total = sum(self.joint.values())
+            raise InputError(f"condition_dropout.joint: probabilities add up to {total:g}", "at most 1", "lower them")
 
     def combinations(self) -> dict[tuple[str, ...], float]:
         """Condition names that are dropped together -> probability."""
         return {tuple(names.split("+")): probability for names, probability in self.joint.items()}
 
 
-@dataclass(frozen=True, config=STRICT)
+@validated
 class OptimizerConfig:
     """Optimizer and learning rate schedule.
 
@@ -100,7 +100,7 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
 
-@dataclass(frozen=True, config=STRICT)
+@validated
 class Lora:
     """LoRA adapters on the transformer: rank, alpha, and the suffixes of the module names they are added to."""
 
@@ -109,7 +109,7 @@ class Lora:
     targets: tuple[str, ...] = ("attn1.to_q", "attn1.to_k")
 
 
-@dataclass(frozen=True, config=STRICT)
+@validated
 class Stage:
     """One training stage.
 
@@ -222,7 +222,7 @@ RELEASED: dict[int, Stage] = {
 FLAVOURS: dict[Flavour, dict[int, Stage]] = {"paper": PUBLISHED, "official": RELEASED}
 
 
-@dataclass(frozen=True, config=STRICT)
+@validated
 class Recipe:
     """A model and its three stages.
 
@@ -237,7 +237,7 @@ class Recipe:
     stages: dict[int, Stage]
 
 
-@dataclass(frozen=True, config=STRICT)
+@validated
 class RecipeFile:
     """Content of a recipe file after `extends` has been resolved.
 
@@ -251,7 +251,7 @@ class RecipeFile:
     model: dict[str, Any]
     flavour: Flavour = "paper"
     all_stages: dict[str, Any] = field(default_factory=dict)
-    stages: dict[Literal[1, 2, 3], dict[str, Any]] = field(default_factory=dict)
+    stages: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -261,11 +261,13 @@ def load_recipe(name: str | Path) -> Recipe:
         InputError: there is no such recipe, or it has unknown keys or invalid values.
     """
     path, content = _read(name)
-    recipe = _validate(RecipeFile, content, path.name)
+    recipe = from_mapping(RecipeFile, content, path.name)
+    if unknown := recipe.stages.keys() - PUBLISHED.keys():
+        raise InputError(f"{path.name}: stage {min(unknown)}", "stage 1, 2 or 3", "correct the number")
     stages = {}
     for number, published in FLAVOURS[recipe.flavour].items():
         stage = override(published, recipe.all_stages, f"{path.name}: all_stages")
-        stages[number] = override(stage, recipe.stages.get(number, {}), f"{path.name}: stage {number}")  # type: ignore[call-overload]
+        stages[number] = override(stage, recipe.stages.get(number, {}), f"{path.name}: stage {number}")
     return Recipe(path.stem, recipe.model, stages)
 
 
@@ -275,25 +277,17 @@ def override(stage: Stage, changes: dict[str, Any], where: str) -> Stage:
     Raises:
         InputError: an unknown key or an invalid value; the message starts with `where`.
     """
-    return _validate(Stage, _replaced(stage, changes), where)
+    return from_mapping(Stage, _replaced(stage, changes), where)
 
 
 def _replaced(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
     """Fields of a dataclass with (nested) values replaced."""
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    values = asdict(config)
     for key, value in changes.items():
-        nested = is_dataclass(values.get(key)) and isinstance(value, dict)
-        values[key] = _replaced(values[key], value) if nested else value
+        current = getattr(config, key, None)
+        nested = is_dataclass(current) and isinstance(value, dict)
+        values[key] = _replaced(current, value) if nested else value
     return values
-
-
-def _validate(kind: type[Any], content: Any, where: str) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where}: {key} = {first['input']!r}", first["msg"], "check the recipe") from error
 
 
 def _read(name: str | Path) -> tuple[Path, Any]:

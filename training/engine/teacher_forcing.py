@@ -12,12 +12,12 @@ from typing import Annotated, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
+from bya_core.validation import Field, validated
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+@validated
 class TeacherConfig:
     """Augmentation of the teacher masks.
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from bya_core.errors import InputError
 from training.engine import losses
 from training.engine.teacher_forcing import TeacherConfig, paper_teacher_masks, released_teacher_masks
 
@@ -114,7 +115,7 @@ def test_released_teacher_is_static_and_its_corruption_reaches_the_targets() -> 
 
 
 def test_teacher_settings_check_themselves() -> None:
-    with pytest.raises(ValueError, match="token_dropout"):
+    with pytest.raises(InputError, match="token_dropout"):
         TeacherConfig(token_dropout=1.5)
-    with pytest.raises(ValueError, match="noise"):
+    with pytest.raises(InputError, match="noise"):
         TeacherConfig(noise_std=-1)

@@ -103,13 +103,13 @@ def test_only_samples_without_first_frame_lean_to_high_noise():
 
 
 def test_drops_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="voice"):
+    with pytest.raises(InputError, match="voice"):
         ConditionDropout(joint={"voice+text": 0.1})
-    with pytest.raises(ValueError, match="add up"):
+    with pytest.raises(InputError, match="add up"):
         ConditionDropout(joint={"speech+text": 0.6, "reference+text": 0.6})
-    with pytest.raises(ValueError, match="less than or equal to 1"):
+    with pytest.raises(InputError, match="less than or equal to 1"):
         ConditionDropout(reference=1.5)
-    with pytest.raises(ValueError, match="timestep_bias"):
+    with pytest.raises(InputError, match="timestep_bias"):
         stage(3, timestep_bias=0.0)
 
 
