@@ -1,4 +1,4 @@
-"""python -m bya_core"""
+"""Run the `bya` command with `python -m bya_core`."""
 
 import sys
 

@@ -17,7 +17,7 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from torch import Tensor, nn
 
-from bya_core.cli.doctor import PACKAGES
+from bya_core.environment import PACKAGES
 from bya_core.errors import Cancelled, InputError
 from bya_core.weights.cache import add_model_folder, local_models
 from bya_core.weights.registry import MODELS

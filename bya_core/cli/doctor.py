@@ -1,71 +1,57 @@
-"""What this machine has and what it lacks. Imports nothing heavy before it is known to be there."""
+"""`bya doctor`: check Python, packages, device, memory and models of this machine."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
+import json
 import os
 import platform
 import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-LEAST_PYTHON = (3, 11)
+from tyro.conf import arg
+
+from bya_core.environment import PACKAGES, Package
+
+MIN_PYTHON = (3, 11)
 
 
 @dataclass(frozen=True)
-class Package:
-    """One Python package, and what is lost without it."""
+class Doctor:
+    """Check Python, packages, device, memory and models of this machine."""
 
-    module: str
-    project: str
-    needed_for: str
-    required: bool = True
+    json: Annotated[bool, arg(help="Print JSON.")] = False
 
-
-PACKAGES = (
-    Package("torch", "torch", "everything"),
-    Package("diffusers", "diffusers", "everything"),
-    Package("transformers", "transformers", "everything"),
-    Package("safetensors", "safetensors", "everything"),
-    Package("einops", "einops", "everything"),
-    Package("av", "av", "reading sound, writing video"),
-    Package("PIL", "pillow", "reading pictures"),
-    Package("numpy", "numpy", "everything"),
-    Package("tyro", "tyro", "the command line"),
-    Package("tqdm", "tqdm", "the progress bar"),
-    Package("accelerate", "accelerate", "training", required=False),
-    Package("peft", "peft", "LoRA", required=False),
-    Package("timm", "timm", "the face path of the official model", required=False),
-    Package("onnxruntime", "onnxruntime", "the face path of the official model", required=False),
-    Package("sentencepiece", "sentencepiece", "the prompts of the official model", required=False),
-    Package("librosa", "librosa", "loudness and pitch of recordings", required=False),
-)
+    def run(self) -> int:
+        report = examine()
+        print(json.dumps(report, indent=2) if self.json else as_text(report))
+        return 0 if report["healthy"] else 1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report.
+    """The result of one check.
 
     Args:
-        name: what was looked at.
-        state: "ok", "missing" (costs a feature) or "problem" (nothing works without it).
-        detail: version or figure, or what is lost.
-        advice: what to do; empty where all is well.
+        name: What was checked.
+        state: "missing" disables a feature, "problem" disables everything.
+        detail: Version or size, or what is unavailable.
+        advice: How to fix it; empty for "ok".
     """
 
     name: str
-    state: str
+    state: Literal["ok", "missing", "problem"]
     detail: str
     advice: str = ""
 
 
 def examine() -> dict[str, Any]:
-    """All findings, and figures of the machine, ready for JSON."""
-    findings = [_python(), *(_package(package) for package in PACKAGES), _codecs(), *_models()]
+    """All findings and the properties of the machine, ready for JSON."""
+    findings = [_python(), *map(_package, PACKAGES), _codecs(), *_models()]
     return {
         "healthy": all(finding.state != "problem" for finding in findings),
         "machine": {
@@ -79,32 +65,44 @@ def examine() -> dict[str, Any]:
     }
 
 
+def as_text(report: dict[str, Any]) -> str:
+    """A report as text, one line per finding."""
+    lines = [", ".join(f"{key} {value}" for key, value in report["machine"].items())]
+    for finding in report["findings"]:
+        advice = f" -> {finding['advice']}" if finding["advice"] else ""
+        lines.append(f"{finding['state']:<7}  {finding['name']}: {finding['detail']}{advice}")
+    problems = sum(finding["state"] == "problem" for finding in report["findings"])
+    lines.append(f"{problems} problem{'' if problems == 1 else 's'} found" if problems else "No problems found")
+    return "\n".join(lines)
+
+
 def _python() -> Finding:
     version = platform.python_version()
-    if sys.version_info[:2] >= LEAST_PYTHON:
+    if sys.version_info[:2] >= MIN_PYTHON:
         return Finding("python", "ok", version)
     return Finding("python", "problem", version, "install Python 3.11 or newer")
 
 
 def _package(package: Package) -> Finding:
-    if importlib.util.find_spec(package.module) is not None:
-        try:
-            version = importlib.metadata.version(package.project)
-        except importlib.metadata.PackageNotFoundError:
-            version = "version unknown"
-        return Finding(package.project, "ok", version)
-    state = "problem" if package.required else "missing"
-    return Finding(package.project, state, f"needed for {package.needed_for}", f"pip install {package.project}")
+    if not package.installed:
+        state: Literal["missing", "problem"] = "problem" if package.required else "missing"
+        return Finding(package.project, state, f"needed for {package.feature}", f"pip install {package.project}")
+    try:
+        return Finding(package.project, "ok", importlib.metadata.version(package.project))
+    except importlib.metadata.PackageNotFoundError:  # such as onnxruntime-gpu in place of onnxruntime
+        return Finding(package.project, "ok", "version unknown")
 
 
 def _codecs() -> Finding:
-    if importlib.util.find_spec("av") is None:
-        return Finding("video writing", "problem", "PyAV is missing", "pip install av")
-    available = importlib.import_module("av").codecs_available
+    """Whether videos can be written. PyAV is imported: a broken installation is a problem, too."""
+    try:
+        available = importlib.import_module("av").codecs_available
+    except ImportError as error:
+        return Finding("video writing", "problem", f"PyAV cannot be imported ({error})", "pip install av")
     missing = [codec for codec in ("libx264", "aac") if codec not in available]
     if not missing:
         return Finding("video writing", "ok", "h264 and aac")
-    advice = "install PyAV's own wheel: pip install --force-reinstall --no-deps av"
+    advice = "install the wheel of PyAV: pip install --force-reinstall --no-deps av"
     return Finding("video writing", "problem", "PyAV lacks " + ", ".join(missing), advice)
 
 
@@ -120,7 +118,7 @@ def _models() -> list[Finding]:
 
 
 def _ram() -> float | None:
-    """Memory of the machine in GB, or of the container where it is smaller."""
+    """Memory in GB of the machine, or of the container if it is less."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -132,23 +130,12 @@ def _ram() -> float | None:
 
 
 def _device() -> dict[str, Any]:
-    """What the model would run on."""
-    if importlib.util.find_spec("torch") is None:
+    """The device that models run on; None if torch cannot be imported."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
         return {"device": None}
-    torch = importlib.import_module("torch")
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return {"device": properties.name, "gpu_gb": round(properties.total_memory / 1e9, 1)}
     return {"device": "cpu"}
-
-
-def as_text(report: dict[str, Any]) -> str:
-    """The same for people: one line each."""
-    machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
-    lines = [machine]
-    for finding in report["findings"]:
-        mark = {"ok": "ok     ", "missing": "missing", "problem": "PROBLEM"}[finding["state"]]
-        advice = f" -> {finding['advice']}" if finding["advice"] else ""
-        lines.append(f"{mark}  {finding['name']}: {finding['detail']}{advice}")
-    lines.append("All that is needed is here." if report["healthy"] else "Something that is needed is missing.")
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The command `faces`: which face the released model would take from a picture, and what it keeps of it."""
+"""`bya faces`: show the face that the released model detects in each image."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
+from bya_core.cli.common import optional, output, report_saved, warn
 from bya_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,59 +20,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Faces:
-    """Show which face the released model takes from each picture and what it keeps of it, before a long run.
+    """Show the face that the released model detects in each image, and the crop that it encodes."""
 
-    Args:
-        pictures: pictures; of a scene file, those of its characters.
-        out: png to write: one row per picture, all faces framed, the chosen one boldly, and beside it what is kept.
-        select: which of several faces counts.
-        models_dir: look for the face networks here first.
-    """
-
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    select: Literal["largest", "most_confident"] = "largest"
-    models_dir: Path | None = None
+    images: Annotated[
+        Positional[tuple[Path, ...]], arg(help="Images, or scene files for the images of their characters.")
+    ]
+    output: Annotated[Path, output("Image to save (png), one row per input.")]
+    select: Annotated[
+        Literal["largest", "most_confident"], arg(help="Which of several faces is used, by size or by detection score.")
+    ] = "largest"
+    models_dir: Annotated[Path | None, optional("Folder to search for models first.")] = None
 
     def run(self) -> int:
         from bya_core.io.atomic import AtomicFiles, check_output
         from bya_core.io.media import read_image
 
-        out = check_output(self.out, (".png",), "the picture of the faces")
-        named = [item for path in self.pictures for item in named_pictures(path)]
+        path = check_output(self.output, (".png",), "the picture of the faces")
+        named = [item for each in self.images for item in _named_images(each)]
         if not named:
-            raise InputError("no pictures", "at least one picture or scene file", "name one")
-        images = [(name, read_image(path)) for name, path in named]
+            raise InputError("no images", "at least one image or scene file", "add one")
+        images = [(name, read_image(each)) for name, each in named]
         encoder = face_encoder(self.models_dir, self.select)
-        rows, without = [], 0
+        rows = []
         for name, image in images:
             try:
-                look = encoder.crop(image)
+                detected = encoder.crop(image)
             except InputError as error:
-                without += 1
                 print(f"{name}: {error}", file=sys.stderr)
                 continue
-            rows.append(look.preview())
-            for notice in look.notices:
-                print(f"warning: {name}: {notice}", file=sys.stderr)
+            rows.append(detected.preview())
+            warn(f"{name}: {notice}" for notice in detected.notices)
         if rows:
             with AtomicFiles() as files:
-                stacked(rows).save(files.at(out))
-            print(f"wrote {out}")
-        return 1 if without else 0
-
-
-def named_pictures(path: Path) -> list[tuple[str, Path]]:
-    """(what to call it, file): one picture, or those of the characters of a scene file."""
-    if path.suffix.lower() != ".json":
-        return [(path.name, path)]
-    from bya_core.scene.schema import read_scene_file
-
-    return [(each.name, path.parent / each.image) for each in read_scene_file(path).characters]
+                _stack(rows).save(files.at(path))
+            report_saved(path)
+        return 0 if len(rows) == len(images) else 1
 
 
 def face_encoder(models_dir: Path | None, select: Literal["largest", "most_confident"]) -> PhotoFaceEncoder:
-    """The face path of the released model alone. Raises InputError where its files are not here."""
+    """The face encoder of the released model. Raises InputError if its files are missing."""
     from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
     from bya_core.weights import official
     from bya_core.weights.cache import model_folders
@@ -84,8 +71,17 @@ def face_encoder(models_dir: Path | None, select: Literal["largest", "most_confi
     return PhotoFaceEncoder(FaceModels.load(*(folder / file for file in files)), select=select)
 
 
-def stacked(rows: list[Image.Image]) -> Image.Image:
-    """Pictures under each other, on white."""
+def _named_images(path: Path) -> list[tuple[str, Path]]:
+    """Names and files: one image, or those of the characters of a scene file."""
+    if path.suffix.lower() != ".json":
+        return [(path.name, path)]
+    from bya_core.scene.schema import read_scene_file
+
+    return [(each.name, path.parent / each.image) for each in read_scene_file(path).characters]
+
+
+def _stack(rows: list[Image.Image]) -> Image.Image:
+    """Images below each other on white."""
     from PIL import Image
 
     page = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")

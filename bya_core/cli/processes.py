@@ -1,9 +1,9 @@
-"""`generate` in several processes on one machine: each computes one of the versions of the video that guidance needs.
+"""`bya generate` in several processes on one machine: each computes one branch of classifier-free guidance.
 
     torchrun --nproc_per_node 2 -m bya_core generate scene.json -o out.mp4 --model official
 
-Every process does the same work from the same seed and differs only in the version that it computes in each step
-(`bya_core.sampling.cfg_parallel`). The first one writes and speaks; the others write into folders that are deleted.
+All processes do the same work with the same seed and differ only in the guidance branch that they compute
+(`bya_core.sampling.cfg_parallel`). The first one saves files and prints; the others write into temporary folders.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from typing import TYPE_CHECKING
 from bya_core.errors import InputError
 
 if TYPE_CHECKING:
-    from bya_core.cli.main import Generate
+    from bya_core.cli.generate import Generate
     from bya_core.config import SamplingConfig
     from bya_core.weights.bundle import ModelBundle
 
 
-def number() -> int:
-    """Processes that torchrun or accelerate started; 1 without them."""
+def world_size() -> int:
+    """Number of processes started by torchrun or accelerate; 1 without them."""
     launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
     return int(os.environ["WORLD_SIZE"]) if launched else 1
 
 
-def share(sampling: SamplingConfig, bundle: ModelBundle) -> None:
-    """Guidance of this model is computed by all processes together, where there are several.
+def distribute_guidance(sampling: SamplingConfig, bundle: ModelBundle) -> None:
+    """Distribute the guidance branches over all processes.
 
     Raises:
-        InputError: there are not as many as versions of the video.
+        InputError: A number of processes that differs from the number of branches.
     """
     from bya_core.sampling.cfg_parallel import set_guidance_mode
     from bya_core.sampling.guidance import branches
 
-    many, count = number(), len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
-    if many == 1:
+    processes, count = world_size(), len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
+    if processes == 1:
         return
-    if many != count:
-        came = f"{many} processes for guidance that needs {count} version{'' if count == 1 else 's'} of the video"
-        do = "start it without torchrun" if count == 1 else f"start it with --nproc_per_node {count}"
-        raise InputError(came, "one process" if count == 1 else f"{count} processes, or one", do)
+    if processes != count:
+        problem = f"{processes} processes for guidance with {count} branch{'' if count == 1 else 'es'}"
+        hint = "start it without torchrun" if count == 1 else f"start it with --nproc_per_node {count}"
+        raise InputError(problem, "one process" if count == 1 else f"{count} processes, or one", hint)
     set_guidance_mode(bundle.transformer, "distributed")
 
 
 @contextlib.contextmanager
 def joined(command: Generate) -> Iterator[Generate]:
-    """The command as this process has to run it, with the others found."""
-    if number() == 1:
+    """Join the process group, if there is one, and yield the command for this process."""
+    if world_size() == 1:
         yield command
         return
     import torch
@@ -63,48 +63,47 @@ def joined(command: Generate) -> Iterator[Generate]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    dist.init_process_group()  # gloo between processors, nccl between graphics cards
+    dist.init_process_group()  # gloo on CPUs, nccl on GPUs
     try:
         if dist.get_rank() == 0:
-            dist.barrier()  # the others have read what it is about to change
+            dist.barrier()  # the others have copied the finished windows
             yield command
             return
         with tempfile.TemporaryDirectory(prefix="bya_") as folder:
-            own = _elsewhere(command, Path(folder))
+            redirected = _redirected(command, Path(folder))
             dist.barrier()
             with _silence():
-                yield own
+                yield redirected
     finally:
         dist.destroy_process_group()
 
 
-def _elsewhere(command: Generate, folder: Path) -> Generate:
-    """The same command with all that it writes in `folder`, and finished windows to go on from copied there."""
-    from bya_core.cli.long_video import LongRun
+def _redirected(command: Generate, folder: Path) -> Generate:
+    """The command with all outputs in `folder`; finished windows are copied there."""
 
-    def there(path: Path | None) -> Path | None:
+    def moved(path: Path | None) -> Path | None:
         return None if path is None else folder / path.name
 
-    own = replace(
+    files = {name: moved(path) for name, path in vars(command.files).items()}
+    work_dir = None if command.long_video.work_dir is None else folder / "windows"
+    result = replace(
         command,
-        out=folder / command.out.name,
-        work=None if command.work is None else folder / "windows",
-        masks=there(command.masks),
-        overlay=there(command.overlay),
-        json=there(command.json),
+        output=folder / command.output.name,
+        files=replace(command.files, **files),
+        long_video=replace(command.long_video, work_dir=work_dir),
     )
-    windows = LongRun(command.out, command.work).folder
-    if windows.is_dir():
-        shutil.copytree(windows, LongRun(own.out, own.work).folder)
-    return own
+    finished = command.long_video.folder(command.output)
+    if finished.is_dir():
+        shutil.copytree(finished, result.long_video.folder(result.output))
+    return result
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing is said twice: what a person did wrong, the first process says."""
+    """Print nothing: errors of the user are reported by the first process."""
     logging.disable(logging.WARNING)
     try:
-        with open(os.devnull, "w") as no, contextlib.redirect_stdout(no), contextlib.redirect_stderr(no):
+        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
             yield
     except InputError:
         sys.exit(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from bya_core.cli.doctor import PACKAGES
+from bya_core.environment import missing_packages
 from bya_core.encoders.domains import PixelMeter, load_meter
 from bya_core.encoders.vad import speaking_spans
 from bya_core.errors import InputError
@@ -129,7 +128,7 @@ def _meter(folder: ModelFolder | None) -> PixelMeter | None:
 
 def _packages() -> list[str]:
     """Packages that every model needs and that are not installed."""
-    return [p.project for p in PACKAGES if p.required and importlib.util.find_spec(p.module) is None]
+    return [package.project for package in missing_packages()]
 
 
 def _faces(cast: Sequence[Member], meter: PixelMeter | None) -> list[Box | None]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bya_core.cli.report import measure_file
+from bya_core.evaluation.video_file import measure_file
 from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools, look
 from bya_core.evaluation.face_tracks import face_pictures

@@ -263,7 +263,7 @@ def test_a_signal_stops_a_running_process(number: int, make_scene: SceneMaker, o
     process.send_signal(number)
     rest = process.stderr.read()
     assert process.wait(60) == 130, said + rest
-    assert "nothing was written" in rest
+    assert "nothing was saved" in rest
     assert list(out.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bya_core.cli import main as cli
+from bya_core.cli.common import ProgressBar
 from bya_core.io.media import read_audio
 from bya_core.progress import Progress
 from tests.fakes import tone, write_wav
@@ -53,12 +54,12 @@ def test_a_stopped_run_says_where_it_goes_on(
 ) -> None:
     command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4")]
 
-    def interrupt(bar: cli.Bar, progress: Progress) -> None:
+    def interrupt(bar: ProgressBar, progress: Progress) -> None:
         if progress.stage.startswith("Window 3 of 4"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.Bar, "__call__", interrupt)
+        patch.setattr(ProgressBar, "__call__", interrupt)
         assert cli.main(command) == cli.STOPPED
     assert f"2 finished windows kept in {tmp_path / 'a.windows'}" in capsys.readouterr().err
     assert not (tmp_path / "a.mp4").exists()
@@ -70,18 +71,18 @@ def test_a_stopped_run_says_where_it_goes_on(
 
 def test_kept_windows_can_be_made_again(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work, report = tmp_path / "work", tmp_path / "r.json"
-    command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4"), "--work", str(work), "--json", str(report)]
+    command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4"), "--work-dir", str(work), "--json", str(report)]
     assert cli.main(command) == 0
     first = (tmp_path / "a.mp4").read_bytes()
     assert len(list(work.glob("window_*"))) == 4
-    assert cli.main([*command, "--again", "2"]) == 0
+    assert cli.main([*command, "--regenerate", "2"]) == 0
     windows = json.loads(report.read_text())["windows"]
     assert [row["made_now"] for row in windows] == [False, True, False, False]
     assert (tmp_path / "a.mp4").read_bytes() != first
     capsys.readouterr()
-    assert cli.main([*command, "--again", "5"]) == cli.BAD_INPUT
+    assert cli.main([*command, "--regenerate", "5"]) == cli.BAD_INPUT
     assert "from 1 to 4" in capsys.readouterr().err
-    assert cli.main([*command[:4], "--again", "1"]) == cli.BAD_INPUT
+    assert cli.main([*command[:4], "--regenerate", "1"]) == cli.BAD_INPUT
     assert "does not hold it" in capsys.readouterr().err and not (tmp_path / "a.windows").exists()
     assert cli.main([*command, "--seed", "9"]) == cli.BAD_INPUT
     assert "another scene" in capsys.readouterr().err

@@ -15,10 +15,10 @@ def test_probe_edit_generate_from_the_command_line(registered, make_scene, bundl
     """Look, edit the masks, go on: what the commands do together."""
     scene = make_scene(steps=5)
     state, masks, sheet = (tmp_path / name for name in ("state.safetensors", "masks.npz", "sheet.png"))
-    options = ["--state", state, "--masks", masks, "--overlay", sheet]
+    options = ["--output", state, "--masks", masks, "--overlay", sheet]
     assert main(["probe", str(scene), *map(str, options)]) == 0
     told = capsys.readouterr().out
-    assert "after 2 of 5 steps" in told
+    assert "After 2 of 5 steps" in told
     for name in ("Ada", "Bo"):
         assert any(line.startswith(name) and "confidence" in line for line in told.splitlines())
     assert Image.open(sheet).size[0] > 4 * 96
@@ -31,7 +31,7 @@ def test_probe_edit_generate_from_the_command_line(registered, make_scene, bundl
         assert len(calls) == (3 if options else 5), "what the probe did is not done again"
         return np.load(out)["masks"]
 
-    assert np.array_equal(made("resumed", "--state", state), made("whole"))
+    assert np.array_equal(made("resumed", "--resume-from", state), made("whole"))
     with np.load(masks) as archive:
         edited, names = archive["masks"].copy(), archive["names"]
     assert list(names) == ["Ada", "Bo"]
@@ -39,10 +39,10 @@ def test_probe_edit_generate_from_the_command_line(registered, make_scene, bundl
     edited[0, :, :, :2] = 1
     np.savez(masks, masks=edited, names=names)
     make_scene(steps=5, router={"mode": "intra", "masks": str(masks)})
-    assert np.allclose(made("edited", "--state", state), edited)
+    assert np.allclose(made("edited", "--resume-from", state), edited)
 
     scene.write_text(json.dumps({**json.loads(scene.read_text()), "seed": 3}))
-    assert main(["generate", str(scene), "-o", str(tmp_path / "no.mp4"), "--state", str(state)]) == 2
+    assert main(["generate", str(scene), "-o", str(tmp_path / "no.mp4"), "--resume-from", str(state)]) == 2
     assert "seed 0; expected 3" in capsys.readouterr().err and not (tmp_path / "no.mp4").exists()
 
 

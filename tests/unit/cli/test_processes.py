@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bya_core.cli.main import main
-from bya_core.cli.processes import share
+from bya_core.cli.processes import distribute_guidance
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.io.media import read_video
@@ -34,7 +34,7 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     done = torchrun(2, "-m", "bya_core", *given, "-o", str(two / "a.mp4"), "--masks", str(two / "a.npz"))
     assert done.returncode == 0, done.stderr[-4000:]
     assert sorted(file.name for file in two.iterdir()) == ["a.mp4", "a.npz"]
-    assert done.stdout.count("wrote") == 2 and done.stderr.count("Decoding") == 1
+    assert done.stdout.count("Saved") == 2 and done.stderr.count("Decoding") == 1
     frames = [read_video(folder / "a.mp4")[0].float() for folder in (one, two)]
     # what differs in the last digits, the video format makes more of
     assert frames[0].shape == frames[1].shape and (frames[0] - frames[1]).abs().mean() < 3
@@ -45,9 +45,9 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "text", "speech", "sentence"),
     [
-        (3, 7.0, 7.0, "3 processes for guidance that needs 2 versions of the video; expected 2 processes, or one"),
-        (2, 7.0, 5.0, "2 processes for guidance that needs 3 versions of the video; expected 3 processes, or one"),
-        (2, 1.0, 1.0, "2 processes for guidance that needs 1 version of the video; expected one process"),
+        (3, 7.0, 7.0, "3 processes for guidance with 2 branches; expected 2 processes, or one"),
+        (2, 7.0, 5.0, "2 processes for guidance with 3 branches; expected 3 processes, or one"),
+        (2, 1.0, 1.0, "2 processes for guidance with 1 branch; expected one process"),
     ],
 )
 def test_a_number_that_does_not_fit(
@@ -55,12 +55,12 @@ def test_a_number_that_does_not_fit(
 ) -> None:
     processes(monkeypatch, count)
     with pytest.raises(InputError, match=sentence):
-        share(SamplingConfig(guidance_scale=text, audio_guidance_scale=speech), None)  # type: ignore[arg-type]
+        distribute_guidance(SamplingConfig(guidance_scale=text, audio_guidance_scale=speech), None)  # type: ignore[arg-type]
 
 
 def test_other_commands_run_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     processes(monkeypatch, 2)
-    assert main(["probe", SCENE, "-s", "state.safetensors"]) == 2
+    assert main(["probe", SCENE, "-o", "state.safetensors"]) == 2
     assert (
         capsys.readouterr().err == "error: 2 processes; expected one, except for generate; start it without torchrun.\n"
     )

@@ -325,12 +325,12 @@ def test_the_command_downloads_and_models_lists(
     monkeypatch.setitem(registry.MODELS, "official", entry)
     assert cli.main(["models", "--models-dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "missing: below/old/*.bin" in said and "bya download official --components weights" in said
+    assert "no, missing below/old/*.bin" in said and "bya download official --components weights" in said
     assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--components", "weights"]) == 0
     assert "not needed" not in capsys.readouterr().err
     assert cli.main(["models", "--models-dir", str(tmp_path), "--json"]) == 0
     parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["models"][1]["components"]}
-    assert parts["weights"]["here"] and parts["weights"]["revision"] == COMMIT and parts["more"]["missing"]
+    assert parts["weights"]["installed"] and parts["weights"]["revision"] == COMMIT and parts["more"]["missing"]
     assert parts["weights"]["size"] == "2.05 MB" and parts["more"]["size"] == "1 MB"
     (tmp_path / "official/below/old/a.bin").write_bytes(b"\0" * len(WEIGHTS))
     assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--components", "weights", "--verify"]) == 2

@@ -1,0 +1,120 @@
+"""Options, progress and messages shared by the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from bya_core.config import Preset, SamplingConfig
+from bya_core.validation import option
+
+if TYPE_CHECKING:
+    from bya_core.progress import Progress
+    from bya_core.scene.types import Scene, SceneDefaults
+
+MODEL = "Model name (see `bya models`) or path of a model."
+SceneFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Scene file.")]
+Vram = Literal["auto", "8", "12", "16", "24", "48", "80"]
+
+
+def output(help: str) -> Any:
+    """The option -o/--output."""
+    return tyro.conf.arg(help=help, aliases=["-o"], metavar="PATH")
+
+
+def optional(help: str, metavar: str = "PATH") -> Any:
+    """An option that may be left out."""
+    return tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint="")
+
+
+def setting(kind: type, name: str) -> Any:
+    """An option of the command line with description and range of a field of a config class."""
+    found = option(kind, name)
+    limits = f" {found.minimum:g} to {found.maximum:g}." if found.type in (int, float) and found.maximum else ""
+    metavar = "{" + ",".join(found.choices) + "}" if found.choices else found.type.__name__.upper()
+    return optional(found.description + (limits if len(limits) < 16 else ""), metavar)
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Model and memory."""
+
+    model: Annotated[str, tyro.conf.arg(help=MODEL)] = "toy"
+    vram: Annotated[Vram, tyro.conf.arg(help="VRAM budget in GB. auto is the free memory of the GPU.")] = "auto"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Override the scene file."""
+
+    steps: Annotated[int | None, setting(SamplingConfig, "steps")] = None
+    seed: Annotated[int | None, setting(SamplingConfig, "seed")] = None
+    preset: Annotated[Preset | None, setting(SamplingConfig, "preset")] = None
+
+    def check(self) -> None:
+        """Raise InputError for a value out of range."""
+        SamplingConfig(**{name: value for name, value in vars(self).items() if value is not None})
+
+    def load_scene(self, path: Path, defaults: SceneDefaults) -> Scene:
+        """Read a scene file with these options."""
+        from bya_core.scene.loader import load_scene
+
+        return load_scene(path, defaults, steps=self.steps, seed=self.seed, preset=self.preset)
+
+
+class ProgressBar:
+    """A progress callback that shows stages, steps and remaining time on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.total == 1:
+            if progress.step == 0:
+                self.stage(progress.stage)
+            return
+        if progress.step == 0:
+            self._close()
+            form = "{desc}: step {n}/{total} |{bar}| {elapsed} elapsed, {remaining} left"
+            self._bar = tqdm(total=progress.total, desc=progress.stage, bar_format=form, leave=True)
+        if self._bar is not None:
+            self._bar.update(progress.step - self._bar.n)
+
+    def stage(self, name: str) -> None:
+        """Show a stage without steps."""
+        self._close()
+        print(f"{name} ...", file=sys.stderr, flush=True)
+
+    def warn(self, notices: Iterable[str]) -> None:
+        """Show warnings."""
+        self._close()
+        warn(notices)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def warn(notices: Iterable[str]) -> None:
+    """Print warnings to stderr."""
+    for notice in notices:
+        print(f"warning: {notice}", file=sys.stderr, flush=True)
+
+
+def report_saved(*paths: Path) -> None:
+    """Print the files that a command wrote."""
+    for path in paths:
+        print(f"Saved {path}")

@@ -1,0 +1,153 @@
+"""`bya generate`: generate the video of a scene."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import OmitArgPrefixes
+
+from bya_core.cli.common import ProgressBar, RuntimeOptions, SamplingOptions, SceneFile, optional, output, report_saved
+from bya_core.errors import Cancelled, Paused
+
+if TYPE_CHECKING:
+    from bya_core.pipelines.generate import Video
+    from bya_core.pipelines.long_video import LongVideo
+    from bya_core.progress import ProgressCallback
+    from bya_core.scene.types import Scene
+    from bya_core.weights.bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """Videos longer than one window."""
+
+    work_dir: Annotated[
+        Path | None, optional("Folder that keeps the finished windows. Without it they are deleted at the end.")
+    ] = None
+    regenerate: Annotated[int | None, optional("Regenerate window N of --work-dir.", "N")] = None
+    regenerate_seed: Annotated[
+        int | None,
+        optional("Random seed of the regenerated window. Without it a new one is drawn.", "INT"),
+    ] = None
+
+    def folder(self, video: Path) -> Path:
+        """Where the windows of a video are stored."""
+        return self.work_dir or video.with_suffix(".windows")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Additional files."""
+
+    masks: Annotated[Path | None, optional("Save the character masks (npz).")] = None
+    overlay: Annotated[Path | None, optional("Save the video with the masks drawn over it (mp4).")] = None
+    json: Annotated[
+        Path | None, optional("Save a report (json) with timings, memory, mask statistics and warnings.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate the video of a scene."""
+
+    scene: SceneFile
+    output: Annotated[Path, output("Video to save (mp4).")]
+    resume_from: Annotated[Path | None, optional("Resume from a saved routing state (see `bya probe`).")] = None
+    runtime: OmitArgPrefixes[RuntimeOptions] = field(default_factory=RuntimeOptions)
+    sampling: OmitArgPrefixes[SamplingOptions] = field(default_factory=SamplingOptions)
+    long_video: OmitArgPrefixes[WindowOptions] = field(default_factory=WindowOptions)
+    files: OmitArgPrefixes[OutputOptions] = field(default_factory=OutputOptions)
+
+    def run(self) -> int:
+        from bya_core.cli.processes import joined
+
+        with joined(self) as command:
+            return command.generate()
+
+    def generate(self) -> int:
+        """Run in this process."""
+        from bya_core.cli.processes import distribute_guidance
+        from bya_core.io.media import existing_file
+        from bya_core.pipelines.outputs import Outputs
+        from bya_core.scene.schema import read_scene_file
+
+        outputs = Outputs(self.output, self.files.masks, self.files.overlay, self.files.json)
+        state = () if self.resume_from is None else (existing_file(self.resume_from, "the state"),)
+        outputs.check(inputs=(existing_file(self.scene, "the scene"), *state))
+        self.sampling.check()
+        read_scene_file(self.scene)  # report errors before loading the model
+        start = time.perf_counter()
+        with ProgressBar() as bar:
+            bar.stage("Loading model")
+            from bya_core.pipelines.load import load_model
+            from bya_core.pipelines.long_video import LongVideo
+            from bya_core.pipelines.run_report import build_report, mask_notices
+
+            loading = time.perf_counter()
+            bundle = load_model(self.runtime.model, vram=self.runtime.vram)
+            seconds = {"Loading model": round(time.perf_counter() - loading, 3)}
+            bar.stage("Reading scene")
+            scene = self.sampling.load_scene(self.scene, bundle.defaults)
+            distribute_guidance(scene.sampling, bundle)
+            bar.warn(scene.notices)
+            video = self._video(scene, bundle, bar)
+            bar.warn((*video.notices[len(scene.notices) :], *mask_notices(scene, video.masks)))
+            bar.stage("Saving")
+            report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
+            if isinstance(video, LongVideo):
+                report["windows"] = list(video.windows)
+            outputs.write(scene, video, report)
+            if isinstance(video, LongVideo) and self.long_video.work_dir is None:
+                video.files.remove(len(video.windows))
+        size = f"{scene.width}x{scene.height}, {scene.fps:g} frames per second"
+        print(f"Generated {scene.seconds:.2f} s of video ({size})")
+        print(f"with the {bundle.name} model in {time.perf_counter() - start:.1f} s")
+        report_saved(*outputs.wanted)
+        return 0
+
+    def _video(self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback) -> Video | LongVideo:
+        from bya_core.pipelines.generate import generate
+        from bya_core.pipelines.long_video import plan
+
+        if self.resume_from is not None:
+            return resume(scene, bundle, self.resume_from, callback)
+        keeps = self.long_video.work_dir is not None or self.long_video.regenerate is not None
+        if keeps or len(plan(scene, bundle)) > 1:
+            return self._long_video(scene, bundle, callback)
+        return generate(scene, bundle, callback)
+
+    def _long_video(self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback) -> LongVideo:
+        """Raises Paused when it is cancelled: finished windows are kept."""
+        from bya_core.pipelines.long_video import generate_long
+
+        folder, options = self.long_video.folder(self.output), self.long_video
+        try:
+            return generate_long(
+                scene, bundle, folder, callback, again=options.regenerate, again_seed=options.regenerate_seed
+            )
+        except (Cancelled, KeyboardInterrupt) as stopped:
+            kept = len(list(folder.glob("window_*.safetensors")))
+            windows = f"{kept} finished window{'' if kept == 1 else 's'} kept in {folder}"
+            raise Paused(f"{windows}; run the same command again to resume") from stopped
+
+
+def resume(scene: Scene, bundle: ModelBundle, state: Path, callback: ProgressCallback | None = None) -> Video:
+    """Generate the video of a scene from a routing state saved by `bya probe`.
+
+    Refinement and mask control of the scene are applied to the masks of the state.
+
+    Raises:
+        InputError: A state that is damaged or belongs to another scene.
+        Cancelled: `callback` returned False.
+    """
+    from bya_core.pipelines.generate import prepare, sample
+    from bya_core.progress import ProgressTracker
+    from bya_core.routing.route import finish
+    from bya_core.routing.state import load_routing
+
+    tracker = ProgressTracker(callback)
+    prepared = prepare(scene, bundle, tracker)
+    return sample(prepared, finish(load_routing(state, prepared), prepared.scene), bundle, tracker)

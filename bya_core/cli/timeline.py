@@ -1,0 +1,40 @@
+"""`bya timeline`: draw who speaks when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from bya_core.cli.common import MODEL, SceneFile, output, report_saved, warn
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Draw the speaker turns, prompts and windows of a scene, and list problems of its audio."""
+
+    scene: SceneFile
+    output: Annotated[Path, output("Image to save (png).")]
+    model: Annotated[str, arg(help=MODEL + " Its size is used where the scene has none.")] = "toy"
+
+    def run(self) -> int:
+        from bya_core.io.atomic import AtomicFiles, check_output
+        from bya_core.io.media import existing_file
+        from bya_core.scene.schema import read_scene_file
+
+        path = check_output(self.output, (".png",), "the timeline")
+        read_scene_file(existing_file(self.scene, "the scene"))
+        from bya_core.evaluation.timeline_plot import draw_timeline, window_spans
+        from bya_core.scene.loader import load_scene
+        from bya_core.weights.loader import load_defaults
+
+        defaults = load_defaults(self.model)
+        scene = load_scene(self.scene, defaults)
+        warn(scene.notices)
+        image = draw_timeline(scene, windows=window_spans(scene, defaults))
+        with AtomicFiles() as files:
+            image.save(files.at(path))
+        report_saved(path)
+        return 0
