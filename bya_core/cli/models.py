@@ -53,7 +53,9 @@ def _entry(entry: ModelEntry, models_dir: Path | None) -> dict[str, Any]:
         "commercial_use": entry.commercial_use,
         "how_to_get": entry.how_to_get,
         "folder": str(root),
-        "installed": all(each["installed"] or not each["required"] for each in components) if components else entry.available,
+        "installed": all(each["installed"] or not each["required"] for each in components)
+        if components
+        else entry.available,
         "components": components,
     }
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from bya_core.cli.main import main
 from bya_core.cli.report import NOT_BOUND
-from bya_core.evaluation.video_file import measure_file
 from bya_core.encoders.face.detection import Face
 from bya_core.errors import InputError
 from bya_core.evaluation.binding_scores import SYNC
@@ -20,6 +19,7 @@ from bya_core.evaluation.face_report import FaceTools, look, measure_sync
 from bya_core.evaluation.metric_weights import SYNCNET
 from bya_core.evaluation.report import FaceFigures, binding_report
 from bya_core.evaluation.sync_metrics import CrossTalk, Span
+from bya_core.evaluation.video_file import measure_file
 from bya_core.io.media import read_video, write_video
 from bya_core.scene.types import Speech
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
