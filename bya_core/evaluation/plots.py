@@ -1,12 +1,20 @@
-"""The picture of a binding report: every mouth against every voice, and both over time."""
+"""Plots by matplotlib, without pyplot or a display: a pixel layout for all of them, and the binding report."""
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from bya_core.io.overlay import character_color
 
@@ -14,179 +22,220 @@ if TYPE_CHECKING:
     from bya_core.evaluation.binding_scores import Scale
     from bya_core.evaluation.report import Lane
 
-Rgb = tuple[int, int, int]
+DPI = 96
+BACKGROUND, LISTENING, PANEL, LINE = "#16171c", "#1b1d24", "#2a2d37", "#4a4d5a"
+TEXT, MUTED = "#ececf0", "#a3a7b4"
+GOOD, BAD, NEUTRAL = "#2ea05e", "#c83e3e", "#7b7e88"
 
-WIDTH, MARGIN, LINE = 1152, 28, 30  # pixels
-CELL, LABEL, LANE = (104, 60), 150, 112
-ROW, STRIP = 24, 10  # height of a thin track below a lane, and of the strip that says when all is well
-GROUND, PANEL, GRID = (24, 24, 28), (36, 36, 42), (70, 70, 78)
-WHITE, GREY = (240, 240, 240), (165, 165, 172)
-GREEN, RED, UNCLEAR = (46, 160, 94), (200, 62, 62), (120, 120, 128)
+WIDTH, MARGIN = 1152, 28  # pixels
+CELL, NAME_WIDTH, LANE_HEIGHT, TRACK_HEIGHT = 58, 168, 104, 26
+
+
+class Page:
+    """A figure whose content is placed in pixels from the top left corner."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def axes(self, left: float, top: float, width: float, height: float, face: str = PANEL) -> Axes:
+        """Axes without ticks and frame."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(box, facecolor=face)
+        axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False, colors=MUTED, labelsize=9)
+        axes.spines[:].set_visible(False)
+        return axes
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float = 10,
+        color: Any = MUTED,
+        room: float | None = None,
+        **style: Any,
+    ) -> Text:
+        """One line, vertically centered on `y`; shortened if it is wider than `room` pixels."""
+        style = {"va": "center", "ha": "left", "parse_math": False} | style
+        made = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=color, **style)
+        if room is not None:
+            self.shorten(made, room)
+        return made
+
+    def shorten(self, text: Text, room: float) -> None:
+        """Cut the end of a text until it fits into `room` pixels."""
+        words = text.get_text()
+        while len(words) > 1 and self.extent(text) > room:
+            words = words[: max(1, min(len(words) - 1, int(len(words) * room / self.extent(text))))].rstrip()
+            text.set_text(words + "…")
+
+    def extent(self, text: Text) -> float:
+        """Width in pixels."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            return float(text.get_window_extent(self.canvas.get_renderer()).width)
+
+    def wrap(self, text: str, size: float, room: float, lines: int) -> str:
+        """Text in at most `lines` lines of about `room` pixels."""
+        columns = max(8, int(room / (0.56 * size * DPI / 72)))
+        return textwrap.fill(text, columns, max_lines=lines, placeholder=" …")
+
+    def image(self) -> Image.Image:
+        with warnings.catch_warnings():  # the font of matplotlib has no glyphs for some scripts
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            self.canvas.draw()
+        return Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())
+
+
+def rgb(index: int, alpha: float = 1.0) -> tuple[float, float, float, float]:
+    """Color of character `index` for matplotlib."""
+    red, green, blue = character_color(index)
+    return red / 255, green / 255, blue / 255, alpha
+
+
+def time_axis(axes: Axes, seconds: float) -> None:
+    """Label the lower edge of axes in seconds, or minutes and seconds."""
+    axes.tick_params(bottom=True, labelbottom=True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(
+        lambda x, _: f"{x:g} s" if seconds < 90 else f"{int(x) // 60}:{int(x) % 60:02d}"  # type: ignore[arg-type]
+    )
 
 
 def draw_report(
-    lanes: Sequence[Lane], follows: np.ndarray, voices: Sequence[str], fps: float, scale: Scale
+    lanes: Sequence[Lane], scores: np.ndarray, voices: Sequence[str], fps: float, scale: Scale
 ) -> Image.Image:
-    """The whole page.
+    """Plot a binding report.
 
     Args:
         lanes: one per character.
-        follows: score of mouths with voices [N, M].
+        scores: of each mouth with each voice [N, M].
         voices: names of the M voices.
-        fps: frames a second.
-        scale: what the scores mean.
+        fps: frames per second.
+        scale: meaning of the scores.
     """
-    top = MARGIN + 2 * LINE
-    table = LINE + CELL[1] * len(lanes)
-    tall = LANE + ROW * (1 + any(lane.identity is not None for lane in lanes)) + STRIP + LINE
-    height = round(top + table + 2.7 * LINE + tall * len(lanes) + LINE + MARGIN)
-    page = Image.new("RGB", (WIDTH, height), GROUND)
-    draw = ImageDraw.Draw(page)
-    _say(draw, MARGIN, MARGIN + LINE * 0.3, "Does every mouth follow its own voice?", 25, WHITE)
-    _say(draw, MARGIN, MARGIN + LINE * 1.35, f"measured by {scale.name}; a framed cell is where it should be high", 15)
-    _matrix(draw, top, lanes, follows, voices, scale.full)
-    y = top + table + LINE
-    _legend(draw, y)
-    y += round(LINE * 1.7)
+    top = MARGIN + 64
+    tracks = 1 + any(lane.identity is not None for lane in lanes)
+    lane_height = LANE_HEIGHT + tracks * TRACK_HEIGHT + 14 + 26
+    lanes_top = top + 30 + CELL * len(lanes) + 74
+    page = Page(WIDTH, lanes_top + lane_height * len(lanes) + MARGIN)
+    page.text(MARGIN, MARGIN + 8, "Does every mouth follow its own voice?", 17, TEXT)
+    subtitle = f"Measured by {scale.name}. The outlined cell of each row should have the highest score."
+    page.text(MARGIN, MARGIN + 36, subtitle)
+    _draw_scores(page, top, lanes, scores, voices, scale.full)
+    _draw_legend(page, lanes_top - 52)
     for n, lane in enumerate(lanes):
-        _lane(draw, y, n, lane, voices)
-        y += tall
-    _seconds(draw, y - LINE * 0.4, len(lanes[0].mouth) / fps)
-    return page
+        _draw_lane(page, lanes_top + n * lane_height, n, lane, voices, fps, last=n == len(lanes) - 1)
+    return page.image()
 
 
-def _say(
-    draw: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int, ink: Rgb = GREY, anchor: str = "lm"
+def _draw_scores(
+    page: Page, top: float, lanes: Sequence[Lane], scores: np.ndarray, voices: Sequence[str], full: float
 ) -> None:
-    draw.text((x, y), text, fill=ink, font=ImageFont.load_default(size=size), anchor=anchor)
-
-
-def _short(text: str, most: int = 16) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _matrix(
-    draw: ImageDraw.ImageDraw,
-    top: float,
-    lanes: Sequence[Lane],
-    follows: np.ndarray,
-    voices: Sequence[str],
-    full: float,
-) -> None:
-    """Rows are mouths, columns are voices; beside each row, what is to be said of it."""
-    left = MARGIN + LABEL
-    width = min(CELL[0], (WIDTH // 2 - left) // max(1, len(voices)))
-    _say(draw, left - 10, top + LINE / 2, "voice of", 14, GREY, "rm")
+    """Rows are mouths, columns are voices; the verdict is to the right of each row."""
+    left, count = MARGIN + NAME_WIDTH, len(voices)
+    cell = min(104, (WIDTH // 2 - left + 60) // max(1, count))
+    page.text(left - 12, top + 14, "mouth of ↓   voice of →", 9, ha="right")
+    axes = page.axes(left, top + 30, cell * count, CELL * len(lanes), BACKGROUND)
+    axes.set(xlim=(0, count), ylim=(len(lanes), 0))
     for m, voice in enumerate(voices):
-        _say(draw, left + (m + 0.5) * width, top + LINE / 2, _short(voice, width // 8), 14, GREY, "mm")
+        page.text(left + (m + 0.5) * cell, top + 14, voice, 10, TEXT, room=cell - 6, ha="center")
     for n, lane in enumerate(lanes):
-        y = top + LINE + n * CELL[1]
-        draw.rectangle((MARGIN, y + 18, MARGIN + 14, y + CELL[1] - 22), fill=character_color(n))
-        _say(draw, MARGIN + 24, y + CELL[1] / 2, _short(lane.name), 16, WHITE)
-        for m in range(len(voices)):
-            value, right = float(follows[n, m]), lane.heard == m
-            box = (left + m * width + 2, y + 2, left + (m + 1) * width - 2, y + CELL[1] - 2)
-            draw.rounded_rectangle(box, 6, fill=_cell(value / full, right), outline=WHITE if right else None, width=2)
-            _say(draw, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, f"{value:.2f}", 18, WHITE, "mm")
-        _verdict(draw, left + len(voices) * width + 24, y, lane)
+        middle = top + 30 + (n + 0.5) * CELL
+        swatch = page.axes(MARGIN, middle - 9, 14, 18)
+        swatch.set_facecolor(rgb(n))
+        page.text(MARGIN + 24, middle, lane.name, 12, TEXT, room=NAME_WIDTH - 40)
+        for m in range(count):
+            target, value = lane.heard == m, float(scores[n, m])
+            width, height = 1 - 4 / cell, 1 - 4 / CELL
+            edge = TEXT if target else "none"
+            box = (m + 2 / cell, n + 2 / CELL)
+            axes.add_patch(
+                Rectangle(box, width, height, facecolor=_score_color(value / full, target), edgecolor=edge, lw=1.6)
+            )
+            axes.text(m + 0.5, n + 0.5, f"{value:.2f}", color=TEXT, fontsize=11, ha="center", va="center")
+        x = left + count * cell + 24
+        color = NEUTRAL if lane.good is None else GOOD if lane.good else BAD
+        page.text(x, middle, "●", 14, color)
+        room = WIDTH - MARGIN - x - 26
+        page.text(x + 26, middle, page.wrap(lane.text, 10, room, 3), 10, TEXT, linespacing=1.25)
 
 
-def _cell(value: float, right: bool) -> Rgb:
-    """Green the more a mouth follows the voice it should; red the more it follows another, or the less it follows."""
-    strength = float(np.clip(value, 0.0, 1.0))
-    if right:
-        return _mixed(RED, GREEN, strength) if strength > 0 else RED
-    return _mixed(PANEL, RED, strength)
+def _score_color(value: float, target: bool) -> np.ndarray:
+    """Green for a target cell with a high score, red for one with a low score or another cell with a high score."""
+    from matplotlib.colors import to_rgb
+
+    low, high = (BAD, GOOD) if target else (PANEL, BAD)
+    share = float(np.clip(value, 0.0, 1.0))
+    return (1 - share) * np.array(to_rgb(low)) + share * np.array(to_rgb(high))
 
 
-def _mixed(one: Rgb, other: Rgb, share: float) -> Rgb:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
-    return red, green, blue
+def _draw_legend(page: Page, top: float) -> None:
+    handles = [
+        Patch(color="#8a8d98", label="loudness of the assigned voice"),
+        Patch(color=TEXT, label="mouth movement"),
+        Patch(fc=LISTENING, ec=LINE, label="listening"),
+        Patch(color=GOOD, label="as expected"),
+        Patch(color=BAD, label="not as expected"),
+        Patch(color=NEUTRAL, label="inconclusive, or similarity to another character"),
+    ]
+    place = (MARGIN / page.width, 1 - top / page.height)
+    page.figure.legend(
+        handles=handles, ncols=6, loc="upper left", bbox_to_anchor=place, frameon=False, fontsize=9, labelcolor=MUTED,
+        borderpad=0, borderaxespad=0, handlelength=1.2, columnspacing=1.6,
+    )  # fmt: skip
 
 
-def _verdict(draw: ImageDraw.ImageDraw, x: float, y: float, lane: Lane) -> None:
-    ink = UNCLEAR if lane.good is None else GREEN if lane.good else RED
-    draw.ellipse((x, y + CELL[1] / 2 - 8, x + 16, y + CELL[1] / 2 + 8), fill=ink)
-    font = ImageFont.load_default(size=15)
-    room, lines, line = WIDTH - MARGIN - x - 28, [], ""
-    for word in lane.text.split():
-        longer = f"{line} {word}".strip()
-        if draw.textlength(longer, font=font) > room and line:
-            lines.append(line)
-            line = word
-        else:
-            line = longer
-    lines = [*lines, line][:3]
-    for k, part in enumerate(lines):
-        _say(draw, x + 28, y + CELL[1] / 2 + (k - (len(lines) - 1) / 2) * 18, part, 15, WHITE)
+def _draw_lane(page: Page, top: float, n: int, lane: Lane, voices: Sequence[str], fps: float, last: bool) -> None:
+    """Mouth and voice of one character over time, then coverage, identity, and where it is as expected."""
+    width, seconds = WIDTH - 2 * MARGIN, len(lane.mouth) / fps
+    times = (np.arange(len(lane.mouth)) + 0.5) / fps
 
+    def track(height: float, face: str = PANEL) -> Axes:
+        nonlocal top
+        axes = page.axes(MARGIN, top, width, height, face)
+        axes.set_xlim(0, seconds)
+        top += height + 2
+        return axes
 
-def _legend(draw: ImageDraw.ImageDraw, y: float) -> None:
-    above = "Over time: filled = loudness of the voice it should follow, line = its mouth, dark = it listens."
-    _say(draw, MARGIN, y, above, 15)
-    below = "Below: share of the picture, likeness to the own reference (grey: to the next one), and a strip: "
-    _say(draw, MARGIN, y + 20, below, 15)
-    x = MARGIN + draw.textlength(below, font=ImageFont.load_default(size=15))
-    _say(draw, x, y + 20, "as it should be", 15, GREEN)
-    x += draw.textlength("as it should be  ", font=ImageFont.load_default(size=15))
-    _say(draw, x, y + 20, "not", 15, RED)
-
-
-def _lane(draw: ImageDraw.ImageDraw, y: float, n: int, lane: Lane, voices: Sequence[str]) -> None:
-    left, right, bottom = MARGIN, WIDTH - MARGIN, y + LANE
-    draw.rounded_rectangle((left, y, right, bottom), 6, fill=PANEL)
-    heard = f"hears the voice of {voices[lane.heard]}" if lane.heard >= 0 else "listens"
-    xs = np.linspace(left + 6, right - 6, len(lane.mouth))
-    _where(draw, xs, lane.listening, y + 1, bottom - 1, GROUND)
-    loud = bottom - 4 - lane.loudness * (LANE - 34)
+    voice = f"voice of {voices[lane.heard]}" if lane.heard >= 0 else "listener"
+    page.text(MARGIN, top + 8, f"{lane.name} ({voice})", 11, TEXT, room=width)
+    top += 20
+    axes = track(LANE_HEIGHT - 20)
+    axes.set_ylim(0, 1.05)
+    for begin, end in _spans(lane.listening, fps):
+        axes.axvspan(begin, end, color=LISTENING, lw=0)
     if lane.heard >= 0:
-        shape = [(xs[0], bottom - 4), *zip(xs.tolist(), loud.tolist(), strict=True), (xs[-1], bottom - 4)]
-        draw.polygon(shape, fill=_mixed(PANEL, character_color(n), 0.75))
-    _line(draw, xs, bottom - 4 - lane.mouth * (LANE - 34), WHITE, 3)
-    _say(draw, left + 10, y + 14, f"{lane.name} ({heard})", 15, WHITE)
-    y = bottom + 2
-    most = max(float(lane.coverage.max(initial=0.0)), 1e-9)
-    _line(draw, xs, y + ROW - 2 - lane.coverage / most * (ROW - 6), character_color(n), 2)
-    _note(draw, left + 8, y + ROW / 2, f"{lane.coverage.mean():.0%} of the picture")
-    y += ROW
+        axes.fill_between(times, lane.loudness, color=rgb(n, 0.75), lw=0)
+    axes.plot(times, lane.mouth, color=TEXT, lw=1.8)
+    axes = track(TRACK_HEIGHT)
+    axes.plot(times, lane.coverage, color=rgb(n), lw=1.5)
+    axes.set_ylim(0, max(float(lane.coverage.max(initial=0.0)), 1e-9) * 1.15)
+    _annotate(axes, f"{lane.coverage.mean():.0%} of the frame")
     if lane.identity is not None:
         own, rival = lane.identity
-        for values, ink, wide in ((rival, UNCLEAR, 1), (own, character_color(n), 2)):
-            _line(draw, xs, y + ROW - 2 - np.clip(values, 0.0, 1.0) * (ROW - 6), ink, wide)
+        axes = track(TRACK_HEIGHT)
+        axes.plot(times, rival, color=NEUTRAL, lw=1)
+        axes.plot(times, own, color=rgb(n), lw=1.5)
+        axes.set_ylim(0, 1.05)
         mean = float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else float("nan")
-        _note(draw, left + 8, y + ROW / 2, f"likeness {mean:.2f}")
-        y += ROW
-    draw.rectangle((xs[0], y, xs[-1], y + STRIP - 2), fill=UNCLEAR if lane.good is None else GREEN)
-    _where(draw, xs, lane.bad, y, y + STRIP - 2, RED)
+        _annotate(axes, f"similarity to the reference {mean:.2f}")
+    axes = track(10, NEUTRAL if lane.good is None else GOOD)
+    axes.set_ylim(0, 1)
+    for begin, end in _spans(lane.bad, fps):
+        axes.axvspan(begin, end, color=BAD, lw=0)
+    if last:
+        time_axis(axes, seconds)
 
 
-def _note(draw: ImageDraw.ImageDraw, x: float, y: float, text: str) -> None:
-    """Small words over a track."""
-    wide = draw.textlength(text, font=ImageFont.load_default(size=12))
-    draw.rectangle((x - 2, y - 8, x + wide + 4, y + 7), fill=GROUND)
-    _say(draw, x, y, text, 12)
+def _annotate(axes: Axes, text: str) -> None:
+    box = {"facecolor": BACKGROUND, "alpha": 0.7, "lw": 0, "pad": 2}
+    axes.text(0.006, 0.5, text, transform=axes.transAxes, color=MUTED, fontsize=8.5, va="center", bbox=box)
 
 
-def _line(draw: ImageDraw.ImageDraw, xs: np.ndarray, ys: np.ndarray, ink: Rgb, width: int) -> None:
-    """A track over time, with gaps where it is not a number."""
-    known = np.isfinite(ys)
-    edges = np.flatnonzero(np.diff(known.astype(np.int8), prepend=0, append=0))
-    for begin, end in zip(edges[::2], edges[1::2], strict=True):
-        points = list(zip(xs[begin:end].tolist(), ys[begin:end].tolist(), strict=True))
-        if len(points) > 1:
-            draw.line(points, fill=ink, width=width, joint="curve")
-
-
-def _where(draw: ImageDraw.ImageDraw, xs: np.ndarray, where: np.ndarray, top: float, bottom: float, ink: Rgb) -> None:
-    """Stretches of time, filled."""
-    half = (xs[-1] - xs[0]) / max(1, 2 * (len(xs) - 1))
+def _spans(where: np.ndarray, fps: float) -> list[tuple[float, float]]:
+    """(start, end) in seconds of each run of true values [F]."""
     edges = np.flatnonzero(np.diff(where.astype(np.int8), prepend=0, append=0))
-    for begin, end in zip(edges[::2], edges[1::2] - 1, strict=True):
-        draw.rectangle((max(xs[0], xs[begin] - half), top, min(xs[-1], xs[end] + half), bottom), fill=ink)
-
-
-def _seconds(draw: ImageDraw.ImageDraw, y: float, seconds: float) -> None:
-    step = next(step for step in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 300) if seconds / step <= 12 or step == 300)
-    for tick in np.arange(0, seconds + 1e-6, step):
-        x = MARGIN + 6 + (WIDTH - 2 * MARGIN - 12) * tick / seconds
-        _say(draw, x, y + 4, f"{tick:g} s", 13, GREY, "mm")
+    return [(a / fps, b / fps) for a, b in zip(edges[::2], edges[1::2], strict=True)]

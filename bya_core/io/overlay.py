@@ -27,7 +27,7 @@ def character_color(index: int) -> tuple[int, int, int]:
     """RGB color of character `index`."""
     if index < len(COLORS):
         return COLORS[index]
-    red, green, blue = colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1.0, 0.9, 0.55)  # darker than the fixed colors
+    red, green, blue = colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1.0, 0.4, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 

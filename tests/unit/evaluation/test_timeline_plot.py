@@ -1,20 +1,28 @@
-"""The drawn timeline: what is at which second, in whose colour."""
+"""The timeline plot: what is at which second, in which color."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 from bya_core.config import WindowConfig
-from bya_core.evaluation import timeline_plot as timeline_picture
-from bya_core.evaluation.timeline_plot import GAP, HEADER, LANE_HEIGHT, LEFT, LINE, MARGIN, draw_timeline, window_spans
+from bya_core.evaluation import timeline_plot
+from bya_core.evaluation.plots import Page
+from bya_core.evaluation.timeline_plot import draw_timeline, timeline_page, window_spans
 from bya_core.io.overlay import character_color
 from bya_core.scene.types import Character, PromptSpan, Scene, Speech
 from tests.fakes import RATE, tone
 from tests.unit.scene.test_loader import DEFAULTS
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -27,59 +35,86 @@ def scene() -> Scene:
     return Scene("They talk", [Character(name, picture) for name in names], speeches, 64, 96, 50)
 
 
-def lanes(picture: np.ndarray, count: int, top: int = MARGIN + HEADER) -> list[np.ndarray]:
-    """[LANE_HEIGHT, width, 3] each, from second 0 on."""
-    tops = [top + index * (LANE_HEIGHT + GAP) for index in range(count)]
-    return [picture[y : y + LANE_HEIGHT, MARGIN + LEFT : -MARGIN] for y in tops]
+def rows(page: Page) -> dict[str, Axes]:
+    return {axes.get_label(): axes for axes in page.figure.axes if axes.get_label()}
 
 
-def share(lane: np.ndarray, wanted: tuple[int, int, int]) -> np.ndarray:
-    """Of each column, the share of pixels that have nearly that colour."""
-    return (np.abs(lane.astype(int) - wanted).max(axis=-1) < 40).mean(axis=0)
+def filled(axes: Axes) -> list[tuple[float, float, float]]:
+    """(start, end, opacity) of the loudness curves of a lane."""
+    found = []
+    for collection in axes.collections:
+        for path in collection.get_paths():
+            if len(path.vertices):
+                x = path.vertices[:, 0]
+                found.append((float(x.min()), float(x.max()), float(collection.get_facecolor()[0, 3])))
+    return found
 
 
-def test_each_voice_stands_in_its_lane_at_its_time(scene: Scene) -> None:
-    spans = [[(0.0, 1.0)], [(1.0, 2.0)], []]
-    shown = lanes(np.asarray(draw_timeline(scene, spans=spans)), 3)
-    for index, (first, second) in enumerate(((True, False), (False, True), (False, False))):
-        seen = share(shown[index], character_color(index))
-        middle = len(seen) // 2
-        assert (seen[20 : middle - 20].mean() > 0.2) == first
-        assert (seen[middle + 20 : -20].mean() > 0.2) == second
+def test_each_speech_is_in_its_lane_at_its_time(scene: Scene) -> None:
+    page = timeline_page(scene, spans=[[(0.0, 1.0)], [(1.0, 2.0)], []])
+    assert list(rows(page)) == ["Ada", "Bo", "Cleo"]
+    for name, span in (("Ada", (0, 1)), ("Bo", (1, 2))):
+        ((start, end, _),) = [each for each in filled(rows(page)[name]) if each[2] == 1]
+        assert (start, end) == pytest.approx(span, abs=0.02)
+        color = rows(page)[name].collections[0].get_facecolor()[0, :3] * 255
+        assert color.round().tolist() == list(character_color(["Ada", "Bo"].index(name)))
+    assert not filled(rows(page)["Cleo"])
 
 
 def test_spans_are_found_where_none_are_given(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timeline_picture, "spans_of", lambda _: [[(0.0, 1.0)], [(1.0, 2.0)], []])
+    monkeypatch.setattr(timeline_plot, "spans_of", lambda _: [[(0.0, 1.0)], [(1.0, 2.0)], []])
     found, given = draw_timeline(scene), draw_timeline(scene, spans=[[(0.0, 1.0)], [(1.0, 2.0)], []])
     assert np.array_equal(np.asarray(found), np.asarray(given))
 
 
 def test_a_swapped_matrix_swaps_the_lanes(scene: Scene) -> None:
     swapped = dataclasses.replace(scene, audio_character_matrix=torch.eye(3)[[1, 0, 2]])
-    shown = lanes(np.asarray(draw_timeline(swapped, spans=[[(1.0, 2.0)], [(0.0, 1.0)], []])), 3)
-    seen = share(shown[0], character_color(0))
-    assert seen[: len(seen) // 2 - 20].mean() < 0.1 < seen[len(seen) // 2 + 20 :].mean()
+    page = timeline_page(swapped, spans=[[(1.0, 2.0)], [(0.0, 1.0)], []])
+    ((start, end, _),) = [each for each in filled(rows(page)["Ada"]) if each[2] == 1]
+    assert (start, end) == pytest.approx((1, 2), abs=0.02)
+    assert "voice of Bo" in {text.get_text() for text in page.figure.texts}
 
 
-def test_prompts_windows_and_warnings_take_their_room(scene: Scene) -> None:
-    spans: list[list[tuple[float, float]]] = [[], [], []]
-    plain = draw_timeline(scene, spans=spans)
+def test_prompts_windows_and_notices_are_shown(scene: Scene) -> None:
     prompts = (PromptSpan(0, 1, "They talk"), PromptSpan(1.5, 2, "They laugh"))
-    told = dataclasses.replace(scene, prompts=prompts, notices=("The speech of Bo is silent.",))
-    full = draw_timeline(told, spans=spans, windows=[(0, 1.2), (0.8, 2)])
-    assert full.size[1] > plain.size[1] + 80
-    strip = np.asarray(full)[MARGIN + HEADER + 3, MARGIN + LEFT : -MARGIN]
-    drawn = np.abs(strip.astype(int) - LINE).max(axis=-1) < 12
-    width = len(drawn)
-    assert drawn[10 : width // 2 - 10].all() and drawn[round(0.77 * width) : -10].all()
-    assert drawn[width // 2 + 10 : round(0.73 * width)].mean() < 0.1
+    full = dataclasses.replace(scene, prompts=prompts, notices=("The speech of Bo is silent.",))
+    page = timeline_page(full, spans=[[], [], []], windows=[(0, 1.2), (0.8, 2)])
+    boxes = [each[:2] for each in filled(rows(page)["prompts"])]
+    assert boxes == [pytest.approx((0, 1), abs=0.01), pytest.approx((1.5, 2), abs=0.01)]
+    assert [each[:2] for each in filled(rows(page)["windows"])] == [
+        pytest.approx((0, 1.2), abs=0.01),
+        pytest.approx((0.8, 2), abs=0.01),
+    ]
+    assert [text.get_text() for text in rows(page)["prompts"].texts] == ["They talk", "They laugh"]
+    assert any("The speech of Bo is silent." in text.get_text() for text in page.figure.texts)
 
 
-def test_speech_after_the_end_is_dimmed(scene: Scene) -> None:
-    short = dataclasses.replace(scene, num_frames=25)
-    shown = lanes(np.asarray(draw_timeline(short, spans=[[(0, 1)], [(1, 2)], []])), 3)
-    early, late = (lane.max(axis=(0, 2)) for lane in shown[:2])
-    assert early[: len(early) // 2 - 10].max() > 200 and late[-100:].max() < 110
+def test_speech_after_the_end_is_marked(scene: Scene) -> None:
+    page = timeline_page(dataclasses.replace(scene, num_frames=25), spans=[[(0, 1)], [(1, 2)], []])
+    assert rows(page)["Ada"].get_xlim() == (0, pytest.approx(2))
+    assert any("end of the video" in text.get_text() for text in rows(page)["Ada"].texts)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_long_names_stay_left_of_the_lanes(count: int) -> None:
+    image = torch.zeros(3, 8, 8)
+    characters = [Character(f"{'Bartholomew ' * 9}{k} $x_1$", image) for k in range(count)]
+    page = timeline_page(Scene("a prompt " * 80, characters, [None] * count, 64, 96, 50), spans=[[]] * count)
+    assert page.image().size[0] == 1440
+    names = [text for text in page.figure.texts if text.get_text().startswith("Barth")]
+    lane = next(iter(rows(page).values())).get_window_extent()
+    assert len(names) == count
+    assert all(text.get_window_extent(page.canvas.get_renderer()).x1 < lane.x0 for text in names)
+
+
+def test_plots_need_no_display_and_no_home(scene: Scene) -> None:
+    program = (
+        "import sys; import bya_core.evaluation.plots as plots; page = plots.Page(96, 96); page.text(4, 4, 'a');"
+        "page.image(); sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLCONFIGDIR", "XDG_CONFIG_HOME")}
+    environment |= {"HOME": "/nonexistent"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT).returncode == 0
 
 
 def test_windows_are_those_of_the_video(scene: Scene) -> None:
