@@ -29,7 +29,7 @@ from torch import Tensor
 if __package__ in (None, ""):  # started as a file: let the packages beside it be found
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bya_core.encoders.vad import Finder, load_voice_activity
+from bya_core.encoders.vad import VoiceActivityName, load_voice_activity
 from bya_core.encoders.voice_face import VoiceFace, VoiceFaceMatcher, VoiceFaceNetwork, VoiceTower
 from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles, check_output
@@ -76,7 +76,7 @@ class Arguments:
     seed: int = 700_000
     scenes: int = 200
     seed_base: int = HELD_OUT
-    activity: Finder = "auto"
+    activity: VoiceActivityName = "auto"
     json: Path | None = None
     threads: int = 0
 
@@ -102,7 +102,7 @@ def draw_puppets(count: int, seed: int, tower: VoiceTower) -> Puppets:
         start = -float(rng.uniform(0.0, 0.5))  # cut out of running speech
         sound = speak(voice_for(look.voice_traits), [(start, SECONDS + 0.5)], SECONDS, rng=rng).waveform
         sound = sound + 10 ** rng.uniform(-4.5, -2.5) * rng.standard_normal(len(sound))
-        voices.append(tower.look(torch.from_numpy(sound[None].astype(np.float32))).half())
+        voices.append(tower.features(torch.from_numpy(sound[None].astype(np.float32))).half())
     return Puppets(torch.from_numpy(portraits).permute(0, 1, 4, 2, 3), torch.cat(voices))
 
 
@@ -187,7 +187,9 @@ class Trial:
     confidence: float
 
 
-def try_scene(voice_face: VoiceFace, seed: int, count: int, frames: int, talk: Talk, activity: Finder) -> Trial:
+def try_scene(
+    voice_face: VoiceFace, seed: int, count: int, frames: int, talk: Talk, activity: VoiceActivityName
+) -> Trial:
     """Match the voices of a drawn scene, handed over in an order of chance, to its portraits."""
     clip = make_clip(seed, count, num_frames=frames, talk=talk, draw_video=False)
     order = np.random.default_rng([seed, 0xB1]).permutation(count)

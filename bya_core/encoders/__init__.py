@@ -1,1 +1,1 @@
-"""Text, faces, speech and video into numbers: one wrapper each behind a Protocol of `base.py`."""
+"""Text, face, speech and video encoders, behind the Protocols of `bya_core.encoders.protocols`."""

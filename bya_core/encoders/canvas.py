@@ -1,4 +1,4 @@
-"""The two pictures a model is given: all faces on one canvas, which tells it who is who, and the first frame."""
+"""Image conditions of the model: the reference canvas, which shows all faces, and the first frame."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from bya_core.scene.types import FrameFit, Scene
 
 
 def reference_canvas(portraits: Sequence[Tensor], height: int, width: int, layout: CanvasLayout = "row") -> Tensor:
-    """Each portrait in a cell of its own, in reading order, as large as fits and centred, on white.
+    """Arrange portraits in equal cells on a white canvas, in reading order, centered and as large as possible.
 
     Args:
-        portraits: N of [3, h, w] in 0..1 on white, any sizes.
-        layout: "row" = all side by side; "released" = as the released code does it, in 8 bits by PIL's bicubic: two
-            square portraits on 480 x 720 are 360 pixels wide and fill rows 60 to 420. More than it knows (two) stand in
-            the grid that leaves them largest.
+        portraits: N portraits [3, h, w] in [0, 1] on white, of any size.
+        height: Height of the canvas in pixels.
+        width: Width of the canvas in pixels.
+        layout: "row" places all portraits side by side. "released" follows the released code, with 8-bit bicubic
+            resizing: two square portraits on 480 x 720 are 360 pixels wide and cover rows 60 to 420. Three and more,
+            which the released code does not support, are arranged in the grid that leaves them largest.
 
     Returns:
-        [3, height, width] in 0..1.
+        [3, height, width] in [0, 1].
 
     Raises:
-        InputError: no portraits, or cells too narrow for them.
+        InputError: If there are no portraits or the cells are too narrow.
     """
     if not portraits:
         raise InputError("a canvas for 0 characters", "at least 1 portrait", "add a character")
@@ -40,16 +42,16 @@ def reference_canvas(portraits: Sequence[Tensor], height: int, width: int, layou
     canvas = torch.ones(3, height, width, device=portraits[0].device)
     for index, portrait in enumerate(portraits):
         row, column = divmod(index, across)
-        here = min(across, count - row * across)  # a last row that is not full stands in the middle
+        filled = min(across, count - row * across)  # an incomplete last row is centered
         side = width / across
-        start = (width - here * side) / 2 + column * side
+        start = (width - filled * side) / 2 + column * side
         left, right = round(start), round(start + side)
         top, bottom = round(row * height / down), round((row + 1) * height / down)
         scale = min((bottom - top) / portrait.shape[1], (right - left) / portrait.shape[2])
         size = round(portrait.shape[1] * scale), round(portrait.shape[2] * scale)
         if min(size) < 1:
-            came = f"{count} characters on {width} pixels"
-            raise InputError(came, "at least one pixel for each", "use a wider video")
+            problem = f"{count} characters on a width of {width} pixels"
+            raise InputError(problem, "at least one pixel each", "use a wider video")
         small = _resized(portrait, size) if layout == "released" else _interpolated(portrait, size)
         y, x = top + (bottom - top - size[0]) // 2, left + (right - left - size[1]) // 2
         canvas[:, y : y + size[0], x : x + size[1]] = small.to(canvas)
@@ -57,20 +59,20 @@ def reference_canvas(portraits: Sequence[Tensor], height: int, width: int, layou
 
 
 def columns(count: int, height: int, width: int) -> int:
-    """Cells side by side that leave `count` square portraits largest; of equals fewer rows, then fewer empty cells."""
+    """Number of grid columns that leaves `count` square portraits largest, then has fewer rows and empty cells."""
 
-    def good(across: int) -> tuple[float, int, int]:
+    def rank(across: int) -> tuple[float, int, int]:
         down = math.ceil(count / across)
         return min(width / across, height / down), -down, -across
 
-    return max(range(1, count + 1), key=good)
+    return max(range(1, count + 1), key=rank)
 
 
 def first_frame(scene: Scene) -> Tensor | None:
-    """The picture a video starts from, at its size: [3, height, width] in 0..1, or None.
+    """First frame of a scene resized to the video: [3, height, width] in [0, 1], or `None`.
 
-    "crop" covers the video and loses what does not fit, evenly on both sides; "pad" shows all of it between black bars,
-    as films are shown; "stretch" pulls it to the size, as the released code does (PIL's Lanczos).
+    `first_frame_fit` selects how: "crop" fills the frame and crops evenly on both sides, "pad" adds black bars, and
+    "stretch" ignores the aspect ratio, as in the released code (Lanczos).
     """
     if scene.first_frame is None:
         return None
@@ -89,7 +91,7 @@ def first_frame(scene: Scene) -> Tensor | None:
 
 
 def check_fit(fit: FrameFit, layout: CanvasLayout) -> None:
-    """Raises InputError where a picture would be stretched for a model that never saw stretched ones."""
+    """Raise `InputError` if the first frame would be stretched for a model trained without stretched images."""
     if fit == "stretch" and layout != "released":
         raise InputError(
             'first_frame_fit "stretch" with a model that is not the released one',
@@ -103,7 +105,7 @@ def _interpolated(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resized(image: Tensor, size: tuple[int, int], how: Image.Resampling = Image.Resampling.BICUBIC) -> Tensor:
-    """[3, H, W] -> [3, *size] in steps of 1/255, as PIL resizes a picture."""
+    """Resize [3, H, W] to [3, *size] with Pillow in 8 bits."""
     pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    made = np.array(Image.fromarray(pixels).resize((size[1], size[0]), how))
-    return torch.from_numpy(made).permute(2, 0, 1).float() / 255
+    resized = np.array(Image.fromarray(pixels).resize((size[1], size[0]), how))
+    return torch.from_numpy(resized).permute(2, 0, 1).float() / 255

@@ -1,4 +1,4 @@
-"""What an encoder must do, so that any text, face, speech or video backbone fits the same pipeline.
+"""Protocols of the encoders, so that any text, face, speech or video backbone fits the same pipeline.
 
 Shapes: B batch, N characters, F video frames, T latent frames, H W latent size, L text tokens.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FaceFeatures:
-    """What is kept of one reference image.
+    """Features of one reference image.
 
     Args:
-        identity: [id_dim], who it is (face recognition and pooled image features together).
-        hidden: [K, P, vit_dim], K layers of P patch features each, for fine detail.
-        portrait: [3, h, w] in 0..1, the face cut out on white; goes onto the reference canvas.
-        notices: what a person should know about the picture, one sentence each.
+        identity: Identity vector [id_dim] (face recognition and pooled image features).
+        hidden: K hidden states with P patches each, [K, P, vit_dim].
+        portrait: The face on a white background, [3, h, w] in [0, 1]; shown on the reference canvas.
+        notices: Warnings about the image, one sentence each.
     """
 
     identity: Tensor
@@ -30,51 +30,56 @@ class FaceFeatures:
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts to text tokens."""
+    """Encodes prompts."""
 
     def encode(self, prompts: list[str]) -> Tensor:
-        """B prompts -> [B, L, text_dim]."""
+        """Text tokens [B, L, text_dim] of B prompts."""
         ...
 
 
 @runtime_checkable
 class FaceEncoder(Protocol):
-    """A reference image to face features."""
+    """Encodes reference images."""
 
     def encode(self, image: Tensor) -> FaceFeatures:
-        """[3, H, W] in 0..1 -> features. Raises InputError where no face can be found."""
+        """Features of the face in an image [3, H, W] in [0, 1]. Raises `InputError` if there is no face."""
         ...
 
 
 @runtime_checkable
 class SpeechEncoder(Protocol):
-    """A voice to features per video frame.
+    """Encodes speech.
 
     Attributes:
-        sample_rate: of the waveform it takes, in Hz.
+        sample_rate: Sample rate of its input in Hz.
     """
 
     sample_rate: int
 
     def encode(self, waveform: Tensor, num_frames: int, lead: int = 0) -> Tensor:
-        """[S] mono samples -> [num_frames + 4, blocks, channels].
+        """Speech features per video frame, with two context frames on each side.
 
-        Two context frames lie on each side: real neighbours where the waveform has them, else silence.
+        Context frames are encoded from the recording where it extends beyond the video, else from silence.
 
         Args:
-            lead: video frames of the waveform that lie before video time 0 (0, 1 or 2).
+            waveform: Mono samples [S] at `sample_rate`.
+            num_frames: Number of video frames F.
+            lead: Number of video frames (0 to 2) by which the waveform starts before the video.
+
+        Returns:
+            [F + 4, blocks, channels].
         """
         ...
 
 
 @runtime_checkable
 class VideoCodec(Protocol):
-    """Pixels to latents and back.
+    """Encodes and decodes video.
 
     Attributes:
-        space_factor: pixels per latent cell and side.
-        time_factor: video frames per latent frame (after the first).
-        latent_channels: channels of a latent.
+        space_factor: Pixels per latent cell and side.
+        time_factor: Video frames per latent frame, after the first.
+        latent_channels: Number of latent channels C.
     """
 
     space_factor: int
@@ -82,9 +87,9 @@ class VideoCodec(Protocol):
     latent_channels: int
 
     def encode(self, video: Tensor) -> Tensor:
-        """[B, 3, F, height, width] in -1..1 -> [B, T, C, H, W], scaled as the transformer wants it."""
+        """Normalized latents [B, T, C, H, W] of videos [B, 3, F, height, width] in [-1, 1]."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, T, C, H, W] scaled -> [B, 3, F, height, width] in -1..1."""
+        """Videos [B, 3, F, height, width] in [-1, 1] of normalized latents [B, T, C, H, W]."""
         ...

@@ -1,4 +1,4 @@
-"""Who covers which pixels of a video: what a segmenter must do, and SAM 2 of transformers behind it."""
+"""Video segmentation: the `Segmenter` Protocol and SAM 2 of transformers."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ SAM2_WEIGHTS = "facebook/sam2.1-hiera-tiny"
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Follows people through a video, from a box in its first frame."""
+    """Segments people in a video from boxes in its first frame."""
 
     def segment(self, frames: Tensor, boxes: Tensor) -> Tensor:
         """Masks of N people.
 
         Args:
             frames: uint8 [F, H, W, 3].
-            boxes: [N, 4] in pixels of frame 0, x0 y0 x1 y1.
+            boxes: Boxes [N, 4] (x0, y0, x1, y1) in pixels of the first frame.
 
         Returns:
-            [N, F, H, W] in 0..1.
+            [N, F, H, W] in [0, 1].
         """
         ...
 
 
 class Sam2Segmenter:
-    """SAM 2 (arXiv 2408.00714), the video model of transformers.
+    """SAM 2 video model (https://arxiv.org/abs/2408.00714).
 
     Args:
-        model: `Sam2VideoModel`.
-        processor: `Sam2VideoProcessor` of the same weights.
+        model: A `Sam2VideoModel`.
+        processor: The `Sam2VideoProcessor` of the same weights.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -44,14 +44,14 @@ class Sam2Segmenter:
 
     @torch.no_grad()
     def segment(self, frames: Tensor, boxes: Tensor) -> Tensor:
-        """See `Segmenter`; masks of zeros and ones, and where two people claim a pixel, the surer one has it.
+        """See `Segmenter`. Masks are binary; contested pixels go to the larger logit.
 
         Raises:
-            InputError: boxes of another shape.
+            InputError: If `boxes` has another shape.
         """
         if boxes.ndim != 2 or boxes.shape[0] < 1 or boxes.shape[1] != 4:
-            came = f"boxes of shape {tuple(boxes.shape)}"
-            raise InputError(came, "one row x0, y0, x1, y1 for each character", "give boxes of the first frame")
+            problem = f"boxes of shape {tuple(boxes.shape)}"
+            raise InputError(problem, "one row (x0, y0, x1, y1) per character", "pass boxes of the first frame")
         device, dtype = self.model.device, self.model.dtype
         size = (int(frames.shape[1]), int(frames.shape[2]))
         session = self.processor.init_video_session(
@@ -75,39 +75,40 @@ class Sam2Segmenter:
 
 
 def _exclusive(logits: Tensor) -> Tensor:
-    """[N, H, W] -> zeros and ones: a pixel is of the one who claims it most, if anybody does."""
+    """Binary masks [N, H, W]: each pixel belongs to the largest positive logit, if any."""
     best = logits.amax(dim=0, keepdim=True)
-    first = (logits == best).cumsum(0) == 1  # of equal claims the first one counts
+    first = (logits == best).cumsum(0) == 1  # ties go to the first
     return ((logits == best) & first & (logits > 0)).float()
 
 
 @lru_cache(maxsize=1)
 def load_sam2(weights: str = SAM2_WEIGHTS, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Sam2Segmenter:
-    """SAM 2 from this machine; nothing is downloaded. The last one loaded is kept.
+    """Load SAM 2 from this machine, without downloading; the last model loaded is cached.
 
     Args:
-        weights: a folder of transformers weights, or the name of a repository that lies in the Hugging Face cache.
-        device, dtype: where and in what it computes.
+        weights: A folder of transformers weights, or a repository in the Hugging Face cache.
+        device: Device to run on.
+        dtype: Data type of the weights.
 
     Raises:
-        InputError: transformers without SAM 2, without torchvision beside it, or no weights on this machine.
+        InputError: If SAM 2, torchvision or the weights are missing.
     """
     model_class, processor_class = _sam2_classes()
     folder = _folder(weights)
     try:
         if folder is None:
-            raise OSError(f"{weights} is not here")
+            raise OSError(f"{weights} was not found")
         model = model_class.from_pretrained(folder, local_files_only=True, dtype=dtype)
         processor = processor_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        came = f"the segmenter SAM 2 has no usable weights on this machine ({weights})"
-        do = f'download them (hf download {SAM2_WEIGHTS}), or choose the segmenter "self", which needs none'
-        raise InputError(came, "a folder with them, or a name in the Hugging Face cache", do) from error
+        problem = f"the segmenter SAM 2 has no usable weights on this machine ({weights})"
+        hint = f'download them (hf download {SAM2_WEIGHTS}), or choose the segmenter "self", which needs none'
+        raise InputError(problem, "a folder with them, or a name in the Hugging Face cache", hint) from error
     return Sam2Segmenter(model.to(device), processor)
 
 
 def _folder(weights: str) -> Path | None:
-    """Where they lie: a folder, or what the Hugging Face cache holds under that name. Asks no network."""
+    """Folder of the weights: a path or an entry of the Hugging Face cache. Makes no network request."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -115,17 +116,17 @@ def _folder(weights: str) -> Path | None:
         return Path(weights).expanduser()
     try:
         config = try_to_load_from_cache(weights, "config.json")
-    except HFValidationError:  # no name of a repository
+    except HFValidationError:  # not a repository name
         return None
     return Path(config).parent if isinstance(config, str) else None
 
 
 def _sam2_classes() -> tuple[Any, Any]:
     try:
-        import torchvision  # noqa: F401 - its processor cannot work without
+        import torchvision  # noqa: F401 - required by the processor
         from transformers import Sam2VideoModel, Sam2VideoProcessor
     except (ImportError, RuntimeError) as error:
-        came = f"the segmenter SAM 2 cannot be used here ({error})"
-        do = 'install transformers>=4.56 and torchvision, or choose the segmenter "self", which needs neither'
-        raise InputError(came, "transformers with SAM 2, and torchvision", do) from error
+        problem = f"the segmenter SAM 2 cannot be used here ({error})"
+        hint = 'install transformers>=4.56 and torchvision, or choose the segmenter "self", which needs neither'
+        raise InputError(problem, "transformers with SAM 2, and torchvision", hint) from error
     return Sam2VideoModel, Sam2VideoProcessor

@@ -1,7 +1,7 @@
-"""When somebody speaks: spans of speech in a recording, and who speaks and who listens in a scene.
+"""Voice activity detection: spans of speech in a recording, and who speaks when in a scene.
 
-Two finders behind one Protocol. `SileroActivity` is a small network (silero-vad, its weights come with the package)
-that knows speech from other sounds; `LoudnessActivity` needs nothing and takes for speech whatever is loud.
+`SileroActivity` is a small network (silero-vad, whose weights are part of the package) that distinguishes speech from
+other sounds; `LoudnessActivity` has no dependencies and detects any loud sound.
 """
 
 from __future__ import annotations
@@ -23,41 +23,47 @@ from bya_core.scene.types import SILENCE, Scene, Speech
 log = logging.getLogger(__name__)
 
 Span = tuple[float, float]
-Finder = Literal["auto", "silero", "loudness"]
+VoiceActivityName = Literal["auto", "silero", "loudness"]
 
 RATE = 16_000
-LONGEST_PAUSE = 0.2  # seconds between two words of one span
-SHORTEST = 0.1  # seconds; a shorter sound is a click
-PAD = 0.03  # seconds added before and after each span
+MAX_PAUSE = 0.2  # seconds; spans with a shorter pause between them are merged
+MIN_DURATION = 0.1  # seconds
+PADDING = 0.03  # seconds before and after each span
 
 
 @runtime_checkable
 class VoiceActivity(Protocol):
-    """Finds speech in a recording.
+    """Detects speech in a recording.
 
     Attributes:
-        name: which one it is, for reports.
+        name: Name for reports.
     """
 
     name: str
 
     def spans(self, waveform: Tensor, rate: int) -> list[Span]:
-        """[S] mono at `rate` Hz -> (start, end) of each stretch of speech, in seconds of the recording, in order."""
+        """Start and end of all stretches of speech, in seconds and in order.
+
+        Args:
+            waveform: Mono samples [S].
+            rate: Sample rate in Hz.
+        """
         ...
 
 
 class LoudnessActivity:
-    """Speech is what is loud: it cannot tell speech from music or noise.
+    """Detects speech by loudness; does not distinguish it from music or noise.
 
-    A moment counts from 26 dB below the loud parts (95th percentile) of the recording, or from 12 dB above its noise
-    floor (10th percentile) where that is more, but never demands more than 12 dB below the loud parts.
+    The threshold is 26 dB below the loud parts (95th percentile) of the recording or 12 dB above its noise floor (10th
+    percentile), whichever is higher, but at most 12 dB below the loud parts.
     """
 
     name = "loudness"
-    fps = 100.0  # moments a second
+    fps = 100.0
     window = 0.03  # seconds
 
     def spans(self, waveform: Tensor, rate: int) -> list[Span]:
+        """See `VoiceActivity`."""
         count = int(waveform.shape[0] / rate * self.fps)
         if count == 0:
             return []
@@ -65,16 +71,20 @@ class LoudnessActivity:
         loud, floor = np.percentile(loudness, 95), np.percentile(loudness, 10)
         threshold = max(SILENCE / 2, 0.05 * loud, min(4.0 * floor, 0.25 * loud))
         edges = np.flatnonzero(np.diff(np.concatenate([[False], loudness > threshold, [False]]).astype(int)))
-        found = [(start / self.fps, end / self.fps) for start, end in edges.reshape(-1, 2).tolist()]
-        kept = [(start, end) for start, end in joined(found) if end - start >= SHORTEST]
-        return _padded(kept, waveform.shape[0] / rate)
+        raw = [(start / self.fps, end / self.fps) for start, end in edges.reshape(-1, 2).tolist()]
+        seconds = waveform.shape[0] / rate
+        return [
+            (max(0.0, start - PADDING), min(seconds, end + PADDING))
+            for start, end in merge_spans(raw)
+            if end - start >= MIN_DURATION
+        ]
 
 
 class SileroActivity:
-    """silero-vad: a network of 1 MB that tells speech from other sounds.
+    """Detects speech with silero-vad, a network of 1 MB.
 
     Raises:
-        ImportError, AttributeError, RuntimeError, OSError: silero-vad is not there, or does not work here.
+        ImportError, AttributeError, RuntimeError, OSError: If silero-vad is missing or cannot be loaded.
     """
 
     name = "silero"
@@ -85,89 +95,89 @@ class SileroActivity:
             import silero_vad
 
             self._model: Any = silero_vad.load_silero_vad()
-            self._find: Any = silero_vad.get_speech_timestamps
-        finally:  # importing it sets the whole process to one thread
+            self._timestamps: Any = silero_vad.get_speech_timestamps
+        finally:  # importing silero_vad limits the process to one thread
             torch.set_num_threads(threads)
 
     def spans(self, waveform: Tensor, rate: int) -> list[Span]:
-        heard = resample_mono(waveform[None].float().cpu(), rate, RATE)
-        if heard.shape[0] == 0:
+        """See `VoiceActivity`."""
+        samples = resample_mono(waveform[None].float().cpu(), rate, RATE)
+        if samples.shape[0] == 0:
             return []
-        found = self._find(
-            heard,
+        timestamps = self._timestamps(
+            samples,
             self._model,
             sampling_rate=RATE,
-            min_speech_duration_ms=round(1000 * SHORTEST),
-            min_silence_duration_ms=round(1000 * LONGEST_PAUSE),
-            speech_pad_ms=round(1000 * PAD),
+            min_speech_duration_ms=round(1000 * MIN_DURATION),
+            min_silence_duration_ms=round(1000 * MAX_PAUSE),
+            speech_pad_ms=round(1000 * PADDING),
         )
-        return [(span["start"] / RATE, span["end"] / RATE) for span in found]
+        return [(span["start"] / RATE, span["end"] / RATE) for span in timestamps]
 
 
 @lru_cache(maxsize=3)
-def load_voice_activity(finder: Finder = "auto") -> VoiceActivity:
-    """The finder of that name; "auto" = silero where it is installed and loads, else loudness (see `.name`).
+def load_voice_activity(name: VoiceActivityName = "auto") -> VoiceActivity:
+    """Load a voice activity detector.
+
+    Args:
+        name: "silero", "loudness", or "auto" for silero if it can be loaded and loudness otherwise.
 
     Raises:
-        InputError: an unknown name, or "silero" where it cannot be used.
+        InputError: If the name is unknown, or "silero" cannot be loaded.
     """
-    if finder == "loudness":
+    if name == "loudness":
         return LoudnessActivity()
-    if finder not in ("auto", "silero"):
-        raise InputError(f"voice activity {finder!r}", '"auto", "silero" or "loudness"', "choose one of them")
+    if name not in ("auto", "silero"):
+        raise InputError(f"voice activity {name!r}", '"auto", "silero" or "loudness"', "choose one of them")
     if importlib.util.find_spec("silero_vad") is None:
         problem = "is not installed"
     else:
         try:
             return SileroActivity()
-        except (ImportError, AttributeError, RuntimeError, OSError) as error:  # an older one needs torchaudio
+        except (ImportError, AttributeError, RuntimeError, OSError) as error:  # older versions need torchaudio
             problem = f"cannot be loaded ({error})"
-    if finder == "silero":
+    if name == "silero":
         raise InputError(f"silero-vad {problem}", "silero-vad 6.2.3 or newer", 'pip install "silero-vad>=6.2.3"')
-    log.info("silero-vad %s: speech is found by its loudness", problem)
+    log.info("silero-vad %s: speech is detected by loudness", problem)
     return LoudnessActivity()
 
 
 def speaking_spans(speech: Speech, activity: VoiceActivity | None = None) -> list[Span]:
-    """When a voice speaks, in seconds of the video; what lies before its start is left out."""
+    """Spans of speech in seconds of the video; parts before its start are dropped."""
     mono = speech.waveform.float().mean(dim=0)
     if not is_audible(speech):
         return []
-    found = (activity or load_voice_activity()).spans(mono, speech.sample_rate)
-    moved = [(max(0.0, start + speech.offset), end + speech.offset) for start, end in found]
-    return [(start, end) for start, end in moved if end > start]
+    spans = (activity or load_voice_activity()).spans(mono, speech.sample_rate)
+    shifted = [(max(0.0, start + speech.offset), end + speech.offset) for start, end in spans]
+    return [(start, end) for start, end in shifted if end > start]
 
 
 def spans_of(scene: Scene, activity: VoiceActivity | None = None) -> list[list[Span]]:
-    """When each of the N characters speaks, in seconds of the video; in between a character listens.
+    """Spans in which each of the N characters speaks, in seconds of the video.
 
-    The audio-character matrix decides whose voice counts: any stream that moves a character by at least one half. Where
-    voices are still to be matched to faces (`bind == "auto"`), bind first.
+    A stream counts for a character if the audio-character matrix assigns it with a weight of at least 0.5. If the
+    assignment is still open (`bind == "auto"`), resolve it first.
     """
-    voices = [[] if speech is None else speaking_spans(speech, activity) for speech in scene.speeches]
-    spoken = []
+    streams = [[] if speech is None else speaking_spans(speech, activity) for speech in scene.speeches]
+    result = []
     for column in scene.matrix.T:
-        mine = [span for voice, weight in zip(voices, column, strict=True) if weight >= 0.5 for span in voice]
-        cut = [(start, min(end, scene.seconds)) for start, end in mine if start < scene.seconds]
-        spoken.append(joined(cut, longest_pause=0.0))
-    return spoken
+        spans = [span for stream, weight in zip(streams, column, strict=True) if weight >= 0.5 for span in stream]
+        clipped = [(start, min(end, scene.seconds)) for start, end in spans if start < scene.seconds]
+        result.append(merge_spans(clipped, max_pause=0.0))
+    return result
 
 
 def is_audible(speech: Speech | None) -> bool:
-    """Whether there is anything to hear in it."""
+    """Whether a stream is present and not silent."""
     return speech is not None and not speech.silent
 
 
-def joined(spans: list[Span], longest_pause: float = LONGEST_PAUSE) -> list[Span]:
-    """Sorted spans, those joined that overlap or have at most `longest_pause` seconds between them."""
+def merge_spans(spans: list[Span], max_pause: float = MAX_PAUSE) -> list[Span]:
+    """Sort spans and merge those that overlap or are at most `max_pause` seconds apart."""
     merged: list[Span] = []
     for start, end in sorted(spans):
-        if merged and start - merged[-1][1] <= longest_pause:
+        if merged and start - merged[-1][1] <= max_pause:
             merged[-1] = merged[-1][0], max(merged[-1][1], end)
         else:
             merged.append((start, end))
     return merged
-
-
-def _padded(spans: list[Span], seconds: float) -> list[Span]:
-    return [(max(0.0, start - PAD), min(seconds, end + PAD)) for start, end in spans]

@@ -1,9 +1,9 @@
-"""Which voice goes with which face: two small towers that put voices and portraits into one space.
+"""Voice-face association: two small towers that embed voices and portraits in a common space.
 
-What can be learned is only what voices and looks have in common: with puppets a fixed rule, with people age, sex and
-build. The scores are meant as log odds: trained contrastively (InfoNCE), a score tends to
-log p(voice, face) / p(voice) p(face) plus a constant, so that the difference between two assignments' sums says how
-much likelier the one is (van den Oord et al., arXiv 1807.03748, sec. 2.3).
+A network of this kind can only learn what voices and faces have in common, such as age, sex and build. Scores are log
+odds: with contrastive training (InfoNCE), a score approaches log p(voice, face) / (p(voice) p(face)) plus a constant,
+so the difference between the sums of two assignments is their log likelihood ratio (van den Oord et al.,
+https://arxiv.org/abs/1807.03748, section 2.3).
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ from bya_core.encoders.mel import mel_bands
 
 @runtime_checkable
 class VoiceFace(Protocol):
-    """Says how well voices and faces go together.
+    """Scores pairs of voices and faces.
 
     Attributes:
-        sample_rate: of the waveforms it takes, in Hz.
+        sample_rate: Sample rate of its input in Hz.
     """
 
     sample_rate: int
 
     def scores(self, waveforms: Sequence[Tensor], images: Sequence[Tensor]) -> Tensor:
-        """M mono waveforms [S] of any length and N portraits [3, H, W] in 0..1 -> log odds [M, N]."""
+        """Log odds [M, N] of M mono waveforms [S] of any length and N portraits [3, H, W] in [0, 1]."""
         ...
 
 
 class VoiceTower(nn.Module):
-    """A stretch of speech -> one vector: timbre from a log-mel spectrum, pitch and breath from the autocorrelation.
+    """Embeds speech: timbre from a log-mel spectrogram, pitch and breathiness from the autocorrelation.
 
     Args:
-        dim: length of the vector, which has length 1.
-        width: channels inside.
-        mels: mel bands up to 8 kHz.
+        dim: Size of the embedding, which is normalized.
+        width: Hidden channels.
+        mels: Number of mel bands up to 8 kHz.
     """
 
     sample_rate = 16_000
-    hop, window, fft = 320, 640, 1024  # samples: 20 ms, 40 ms (three periods of the lowest voice), room for all lags
+    hop, window, fft = 320, 640, 1024  # samples: 20 ms, 40 ms (three periods of the lowest pitch), room for all lags
     lags = (40, 216)  # 400 Hz down to 74 Hz
     bands: Tensor
     hann: Tensor
-    fall: Tensor
+    window_correlation: Tensor
 
     def __init__(self, dim: int = 32, width: int = 64, mels: int = 40) -> None:
         super().__init__()
-        seen = mels + self.lags[1] - self.lags[0] + 1
+        channels = mels + self.lags[1] - self.lags[0] + 1
         self.frames = nn.Sequential(
-            nn.Conv1d(seen, width, 3, padding=1), nn.GELU(), nn.Conv1d(width, width, 3, padding=1), nn.GELU()
+            nn.Conv1d(channels, width, 3, padding=1), nn.GELU(), nn.Conv1d(width, width, 3, padding=1), nn.GELU()
         )
         self.weight = nn.Conv1d(width, 1, 1)
         self.head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, dim))
         self.register_buffer("bands", mel_bands(mels, self.sample_rate, self.fft), persistent=False)
         hann = torch.hann_window(self.window)
         self.register_buffer("hann", hann, persistent=False)
-        # a windowed sound's correlation falls with the lag as the window's own does (Boersma 1993): divide by that
+        # divide the autocorrelation by that of the window (Boersma 1993)
         own = torch.fft.irfft(torch.fft.rfft(hann, self.fft).abs() ** 2)[: self.lags[1]]
-        self.register_buffer("fall", own / own[0], persistent=False)
+        self.register_buffer("window_correlation", own / own[0], persistent=False)
 
-    def look(self, waveform: Tensor) -> Tensor:
-        """[B, S] at 16 kHz -> what is read, [B, mels + lags + 1, frames]; the level of the recording plays no part."""
+    def features(self, waveform: Tensor) -> Tensor:
+        """Input features [B, mels + lags + 1, frames] of waveforms [B, S] at 16 kHz, independent of their level."""
         level = waveform.square().mean(1, keepdim=True).sqrt().clamp_min(1e-5)
         padded = F.pad(waveform / level, (0, max(0, self.window - waveform.shape[1])))
         pieces = padded.unfold(1, self.window, self.hop) * self.hann
@@ -77,17 +77,17 @@ class VoiceTower(nn.Module):
         mel = torch.log10(power @ self.bands.T + 1e-3) / 2.0
         correlation = torch.fft.irfft(power)[..., : self.lags[1]]
         energy = correlation[..., :1]
-        pitch = correlation / (energy + 1.0) / self.fall  # + 1: none in silence
-        seen = torch.cat([mel, pitch[..., self.lags[0] :], torch.log10(energy + 1e-2)], dim=-1)
-        return seen.transpose(1, 2)
+        pitch = correlation / (energy + 1.0) / self.window_correlation  # + 1: no pitch in silence
+        features = torch.cat([mel, pitch[..., self.lags[0] :], torch.log10(energy + 1e-2)], dim=-1)
+        return features.transpose(1, 2)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """[B, S] at 16 kHz -> [B, dim]."""
-        return self.embed(self.look(waveform))
+        """Embeddings [B, dim] of waveforms [B, S] at 16 kHz."""
+        return self.embed(self.features(waveform))
 
-    def embed(self, seen: Tensor) -> Tensor:
-        """What `look` gives, or a part of its frames -> [B, dim]."""
-        x = self.frames(seen)
+    def embed(self, features: Tensor) -> Tensor:
+        """Embeddings [B, dim] of all or some frames of the output of `features`."""
+        x = self.frames(features)
         weight = self.weight(x).softmax(-1)
         mean = (weight * x).sum(-1)
         spread = (weight * (x - mean[..., None]).square()).sum(-1).clamp_min(1e-6).sqrt()
@@ -95,12 +95,12 @@ class VoiceTower(nn.Module):
 
 
 class FaceTower(nn.Module):
-    """A portrait -> one vector.
+    """Embeds portraits.
 
     Args:
-        dim: length of the vector, which has length 1.
-        width: channels of the first layer.
-        size: side in pixels to which portraits are resized.
+        dim: Size of the embedding, which is normalized.
+        width: Channels of the first layer.
+        size: Side of the network input in pixels.
     """
 
     def __init__(self, dim: int = 32, width: int = 16, size: int = 48) -> None:
@@ -120,7 +120,7 @@ class FaceTower(nn.Module):
         self.head = nn.Sequential(nn.Linear(last * (size // 8) ** 2, 64), nn.GELU(), nn.Linear(64, dim))
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in 0..1 -> [B, dim]."""
+        """Embeddings [B, dim] of portraits [B, 3, H, W] in [0, 1]."""
         size = (self.size, self.size)
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
@@ -128,13 +128,14 @@ class FaceTower(nn.Module):
 
 
 class VoiceFaceNetwork(nn.Module):
-    """Both towers and the scale of their scores.
+    """Both towers and the scale of the scores.
 
     Args:
-        dim: length of the shared vectors.
-        voice_width, face_width: channels of the towers.
-        mels: mel bands of the voice tower.
-        size: side in pixels to which portraits are resized.
+        dim: Size of the embeddings.
+        voice_width: Hidden channels of the voice tower.
+        face_width: Channels of the first layer of the face tower.
+        mels: Number of mel bands.
+        size: Side of portraits in pixels.
     """
 
     def __init__(
@@ -153,16 +154,16 @@ class VoiceFaceNetwork(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
     def compare(self, voices: Tensor, faces: Tensor) -> Tensor:
-        """[M, dim] and [N, dim] -> log odds [M, N]."""
+        """Log odds [M, N] of embeddings [M, dim] and [N, dim]."""
         return self.log_scale.exp() * voices @ faces.T
 
-    def forward(self, seen: Tensor, images: Tensor) -> Tensor:
-        """What `VoiceTower.look` gives of M voices, and [N, 3, H, W] in 0..1 -> log odds [M, N]."""
-        return self.compare(self.voice.embed(seen), self.face(images))
+    def forward(self, features: Tensor, images: Tensor) -> Tensor:
+        """Log odds [M, N] of `VoiceTower.features` of M voices and N portraits [N, 3, H, W] in [0, 1]."""
+        return self.compare(self.voice.embed(features), self.face(images))
 
 
 class VoiceFaceMatcher:
-    """`VoiceFace` by a `VoiceFaceNetwork`; always on the CPU, it is small."""
+    """`VoiceFace` with a `VoiceFaceNetwork`, which is small and runs on the CPU."""
 
     sample_rate = VoiceTower.sample_rate
 
@@ -171,7 +172,7 @@ class VoiceFaceMatcher:
 
     @torch.no_grad()
     def scores(self, waveforms: Sequence[Tensor], images: Sequence[Tensor]) -> Tensor:
-        """See `VoiceFace`; waveforms and pictures may have different sizes."""
+        """See `VoiceFace`; waveforms and images may differ in size."""
         network = self.network
         voices = torch.cat([network.voice(waveform.float().cpu()[None]) for waveform in waveforms])
         faces = torch.cat([network.face(image.float().cpu()[None]) for image in images])
@@ -179,7 +180,7 @@ class VoiceFaceMatcher:
 
     @classmethod
     def load(cls, path: Path) -> VoiceFaceMatcher:
-        """From a safetensors file with the network's sizes in its metadata."""
+        """Load a safetensors file that holds the arguments of the network in its metadata."""
         with safe_open(path, framework="pt") as file:
             network = VoiceFaceNetwork(**json.loads(file.metadata()["config"]))
         network.load_state_dict(load_file(path))

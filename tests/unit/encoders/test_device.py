@@ -20,7 +20,7 @@ pytestmark = [
 
 def test_speech(tmp_path) -> None:
     Wav2Vec2Model(Wav2Vec2Config(num_hidden_layers=2)).save_pretrained(tmp_path)
-    encoder = Wav2Vec2SpeechEncoder(tmp_path, even_loudness=True)
+    encoder = Wav2Vec2SpeechEncoder(tmp_path)
     waveform = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     here = encoder.encode(waveform, 25)
     there = encoder.to("cuda").encode(waveform.cuda(), 25)

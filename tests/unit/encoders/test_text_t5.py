@@ -70,7 +70,7 @@ def test_too_long_prompts_are_cut_and_told(folder, caplog):
     text = T5TextEncoder(folder, dtype=torch.float32, max_tokens=8)
     with caplog.at_level(logging.WARNING):
         made = text.encode([WORDS])
-    assert made.shape == (1, 8, 32) and "those after 8 are cut" in caplog.text
+    assert made.shape == (1, 8, 32) and "truncated to 8" in caplog.text
 
 
 def test_nothing_is_loaded_before_it_is_needed_nor_after_release(folder):
@@ -106,8 +106,8 @@ def test_embeddings_of_another_length_are_fitted_and_of_another_width_refused(ca
     made = given.encode(["a", "b"])
     assert made.shape == (2, 226, 4096) and made[1, 100:].abs().max() == 0 and made[0].min() == 1
     assert [record.getMessage().split("; ")[1] for record in caplog.records] == [
-        "the rest is cut.",
-        "the rest is filled with zeros.",
+        "it is truncated.",
+        "it is padded with zeros.",
     ]
     with pytest.raises(InputError, match='type "cogvideox"'):
         PrecomputedTextEncoder({"a": torch.ones(1, 77, 768)})

@@ -16,8 +16,8 @@ from bya_core.encoders import vad as activity
 from bya_core.encoders.vad import (
     LoudnessActivity,
     VoiceActivity,
-    joined,
     load_voice_activity,
+    merge_spans,
     spans_of,
     speaking_spans,
 )
@@ -111,5 +111,5 @@ def test_characters_speak_as_the_matrix_says_and_listen_in_between():
 
 
 def test_joined():
-    assert joined([(2.0, 3.0), (0.0, 1.0), (1.1, 1.5)]) == [(0.0, 1.5), (2.0, 3.0)]
-    assert joined([(0.0, 2.0), (0.5, 1.0)], 0.0) == [(0.0, 2.0)]
+    assert merge_spans([(2.0, 3.0), (0.0, 1.0), (1.1, 1.5)]) == [(0.0, 1.5), (2.0, 3.0)]
+    assert merge_spans([(0.0, 2.0), (0.5, 1.0)], 0.0) == [(0.0, 2.0)]

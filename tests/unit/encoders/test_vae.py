@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from bya_core.encoders.vae import SMALL, CogVideoXCodec
+from bya_core.encoders.vae import SMALL_VIDEO, CogVideoXCodec
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,6 @@ def test_a_small_video_is_decoded_twice_and_given_once(codec: CogVideoXCodec, co
 
 def test_a_large_one_is_decoded_once(codec: CogVideoXCodec) -> None:
     height = width = 76
-    assert 3 * height * width * codec.space_factor**2 >= SMALL
+    assert 3 * height * width * codec.space_factor**2 >= SMALL_VIDEO
     seen = decoded_together(codec)
     assert len(codec.decode(torch.zeros(1, 1, 4, height, width))) == 1 and set(seen) == {1}
