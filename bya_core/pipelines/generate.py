@@ -8,6 +8,7 @@ at and edited, `sample` goes on from there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ from einops import rearrange
 from torch import Tensor
 
 from bya_core.grid import TokenGrid
-from bya_core.io.media import mix_speeches
+from bya_core.io.atomic import check_output
+from bya_core.io.media import mix_speeches, write_video
 from bya_core.pipelines.prepare import prepare
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.routing import Routing
@@ -40,6 +42,7 @@ class Video:
         matrix: audio-character matrix [M, N] that acted.
         notices: what a person should know, one sentence each.
         seconds: time taken by each part of the work.
+        fps: frames per second.
     """
 
     frames: Tensor
@@ -49,6 +52,15 @@ class Video:
     matrix: Tensor
     notices: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    fps: float = 25.0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the video with its audio as mp4.
+
+        Raises:
+            InputError: A path that does not end in .mp4 or cannot be written.
+        """
+        write_video(check_output(path, (".mp4",), "the video"), self.frames, self.fps, self.audio)
 
 
 @torch.no_grad()
@@ -73,7 +85,7 @@ def sample(prepared: Prepared, routing: Routing, bundle: ModelBundle, tracker: P
     frames = decoded(latents, bundle, tracker)
     audio = mix_speeches(scene.sounds, scene.seconds)
     notices = (*scene.notices, *routing.notices, *doubts(scene, bundle))
-    return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds)
+    return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds, scene.fps)
 
 
 @torch.no_grad()

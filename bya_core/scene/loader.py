@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,24 +24,32 @@ from bya_core.scene.speech import read_speeches
 from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, Speech, moved_on, prompt_at
 
 
+class HasDefaults(Protocol):
+    """A model: it states what a scene may leave out (`ModelBundle` does)."""
+
+    @property
+    def defaults(self) -> SceneDefaults: ...
+
+
 def load_scene(
     path: str | os.PathLike[str],
-    defaults: SceneDefaults,
+    model: HasDefaults | SceneDefaults,
     *,
     steps: int | None = None,
     seed: int | None = None,
     preset: Preset | None = None,
 ) -> Scene:
-    """Read a scene file and everything it names.
+    """Read a scene file and all files it names.
 
     Args:
-        path: the JSON file; paths in it are relative to its folder.
-        defaults: of the model that will make it (`ModelBundle.defaults`).
-        steps, seed, preset: in place of those in the file.
+        path: JSON file; paths in it are relative to its folder.
+        model: The model that will generate it, for sizes and sampling options that the file leaves out.
+        steps, seed, preset: Override the options of the file.
 
     Raises:
-        InputError: anything in it that cannot be used.
+        InputError: A file that is missing or invalid.
     """
+    defaults = model if isinstance(model, SceneDefaults) else model.defaults
     path = existing_file(path, "the scene")
     given, folder = read_scene_file(path), path.parent
     voices = read_speeches(given, folder)

@@ -163,6 +163,11 @@ class Scene:
                 raise InputError(came, "one prompt at a time", "let the second start where the first ends")
 
     @property
+    def names(self) -> list[str]:
+        """Names of the characters."""
+        return [character.name for character in self.characters]
+
+    @property
     def matrix(self) -> Tensor:
         """[M, N], the identity where none is given."""
         if self.audio_character_matrix is not None:
