@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -47,7 +47,7 @@ class CurateOptions:
     """
 
     input: Path
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     config: Path
     engine: Literal["local", "ray"] = "local"
     resume: bool = False

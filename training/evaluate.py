@@ -1,19 +1,18 @@
-r"""Measure a model.
+r"""Evaluate a model.
 
-    python training/evaluate.py --suite puppets --model toy --json report.json
     python training/evaluate.py --suite puppets --model toy --json report.json --scenes 8
-    python training/evaluate.py --suite puppets --model toy --json marks.json --scenes 256 \
+    python training/evaluate.py --suite puppets --model toy --json report.json --scenes 256 \
         --characters mixed --processes 2
     python training/evaluate.py --suite routers --model toy --json routers.json --scenes 18
-    python training/evaluate.py --suite routers --model toy --json routers.json --scenes 18 --ways intra "post, fine"
+    python training/evaluate.py --suite routers --model toy --json routers.json --variants intra "post, fine"
     python training/evaluate.py --suite baselines --model toy --json baselines.json --scenes 18
     python training/evaluate.py --suite byab --data BENCHMARK --model official --output results
     python training/evaluate.py --suite folder --data VIDEOS --output results
     python training/evaluate.py --suite refinement --model toy --json refinement.json
-    python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --windows kept
+    python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --work-dir windows
 
-The models "truth" and "shuffled" answer with the drawn truth and with that of other scenes: they test the
-measurement (figures near 1, and at chance). A folder of weights can be given in place of a model's name.
+The models "truth" and "shuffled" return the ground truth of the same and of other scenes. They validate the metrics:
+values are close to 1, and at chance level. --model also accepts a folder of toy weights.
 """
 
 from __future__ import annotations
@@ -23,85 +22,84 @@ import json as jsonlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from tqdm import tqdm
 
-if __package__ in (None, ""):  # started as a file: let the packages beside it be found
+if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bya_core.config import RefineConfig
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles
+from bya_core.io.atomic import atomic_write
+from bya_core.progress import Progress, ProgressCallback
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
-from training.benchmark.long_suite import LongSettings, long_table, measure_long
-from training.benchmark.page import Keeper, write_page
+from training.benchmark.gallery import Cell, VideoStore, write_gallery
+from training.benchmark.long_suite import LongSettings, long_report, long_table
 from training.benchmark.puppet_report import (
-    STAND_INS,
-    Examiner,
-    Wanted,
-    cell_of,
-    evaluate,
+    REFERENCE_TARGETS,
+    Measurements,
+    SceneEvaluator,
+    gallery_cell,
+    gallery_cells,
     in_processes,
-    kept_cells,
     puppet_report,
     table,
     versions,
 )
-from training.benchmark.puppet_suite import all_scenes
-from training.benchmark.refinement_suite import SHARES as REFINED_AT
-from training.benchmark.refinement_suite import refinement_report, refinement_table
-from training.benchmark.router_suite import ALL_WAYS, BASELINES, WAYS, router_report, router_table
-from training.benchmark.scenes import HELD_OUT, SceneSettings
-from training.benchmark.subjects import ModelSubject
+from training.benchmark.refinement_suite import REFINE_SHARES, refinement_report, refinement_table
+from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, router_report, router_table
+from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
+from training.benchmark.targets import ModelTarget
 
-__all__ = ["Arguments", "evaluate", "evaluate_routers", "main", "table"]
+Rows = Iterable[tuple[str, Mapping[str, Cell]]]
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Measure a model.
+class EvaluateOptions:
+    """Evaluate a model.
 
     Args:
-        suite: "puppets" = router, binding and identity of a model; "routers" = ways of routing against each other;
-            "baselines" = what others do, beside the routers;
-            "byab" = the Bind-Your-Avatar benchmark (docs/how-to/benchmark.md); "folder" = videos of any system;
-            "refinement" = masks before and after cleaning; "long" = 20 seconds in windows, each judged by itself.
-        model: a name from `python -m bya_core models`, a folder of toy weights, "truth" or "shuffled".
-        output: folder for everything: results.json, table.md, videos and index.html that shows them side by side.
-        json: file for the whole report; none = results.json in `output`, or only the table. The suites of puppets,
-            routers and baselines write it after every scene, and go on with what they find there.
-        data: of the suite "byab", the benchmark's folder; of "folder", the videos, in folders of one system each.
-        scenes_at: of the suite "folder", where scene files are that do not lie beside the videos.
-        real: of both, real videos by the same names: FID and FVD are measured against them.
-        length: of the suite "byab", frames of a video; none = as long as its speech.
-        scenes: held-out scenes, or pairs; 64 or more for figures to publish, 8 for a look.
-        seed_base: seed of the first scene.
-        characters: people per scene; "mixed" = 1 to 4 by turns (suite of puppets).
-        frames: video frames per scene; 0 = as many as the model takes.
-        steps: sampling steps; none = the model's.
-        generate: also generate the scenes (most of the time); otherwise only the router is measured.
-        router: also measure the router's masks on held-out clips.
-        codec: also measure the drawn truth after the model's video codec, the best its transformer can reach.
-        ways: of the router suite, those of this name, or that begin so; none = its table.
-        windows: of the long suite, a folder that keeps the windows: a measurement that was stopped goes on.
-        device: "auto" takes a GPU where there is one.
-        threads: processor threads; 0 = all, or 1 where there are several processes.
-        processes: that measure scenes of the suite of puppets at once; for the toy model one per core is fastest.
+        suite: "puppets" = router, binding and identity on puppet scenes; "routers" = comparison of router variants;
+            "baselines" = comparison with baselines; "byab" = Bind-Your-Avatar benchmark (docs/how-to/benchmark.md);
+            "folder" = videos of any system; "refinement" = masks before and after refinement; "long" = videos of
+            20 seconds, each window evaluated separately.
+        model: Name of a model (see `bya models`), folder of toy weights, "truth" or "shuffled".
+        output: Folder for results.json, table.md, videos and index.html with all videos side by side.
+        json: JSON report; none = results.json in `output`. The suites puppets, routers and baselines update it after
+            every scene and resume from it.
+        data: Folder of the benchmark (byab), or of videos in one subfolder per system (folder).
+        scenes_dir: Folder of scene files, if they are not next to the videos (folder).
+        real: Folder of real videos with the same names, for FID and FVD (byab, folder).
+        length: Frames of a video; none = length of the speech (byab).
+        scenes: Number of held-out scenes, or pairs; use 64 or more for published figures.
+        seed_base: Seed of the first scene.
+        characters: Characters per scene; "mixed" = 1 to 4 in turn (puppets).
+        frames: Video frames per scene; 0 = native length of the model.
+        steps: Number of sampling steps; none = default of the model.
+        generate: Generate the scenes, which takes most of the time; otherwise only the router is evaluated.
+        router: Evaluate the router masks on held-out clips.
+        codec: Evaluate the ground truth reconstructed by the VAE, the upper bound for the transformer.
+        variants: Variants with this name or prefix (routers, baselines); none = all of the suite.
+        work_dir: Folder that keeps the windows, so that an interrupted evaluation can be resumed (long).
+        device: "auto" = GPU if available.
+        threads: CPU threads; 0 = all, or 1 with several processes.
+        processes: Parallel processes (puppets); one per core is fastest for the toy model.
     """
 
     suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long"] = "puppets"
     model: str = "toy"
-    output: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     json: Path | None = None
     data: Path | None = None
-    scenes_at: Path | None = None
+    scenes_dir: Path | None = None
     real: Path | None = None
     length: int | None = None
     scenes: int = 64
@@ -112,215 +110,205 @@ class Arguments:
     generate: bool = True
     router: bool = True
     codec: bool = False
-    ways: tuple[str, ...] = ()
-    windows: Path | None = None
+    variants: tuple[str, ...] = ()
+    work_dir: Path | None = None
     device: str = "auto"
     threads: int = 0
     processes: int = 1
 
 
-def main(arguments: Arguments) -> None:
-    """Load, measure, print, write."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        arguments = replace(arguments, json=arguments.json or arguments.output / "results.json")
-    if arguments.json is not None and not os.access(arguments.json.resolve().parent, os.W_OK):
-        raise InputError(f"--json {arguments.json}", "a folder that can be written to", "make it or choose another")
-    report, text, rows = (_videos if arguments.suite in ("byab", "folder") else _drawn)(arguments)
+def main(options: EvaluateOptions) -> None:
+    """Run a suite, print its table and write its report."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        options = replace(options, json=options.json or options.output / "results.json")
+    if options.json is not None and not os.access(options.json.resolve().parent, os.W_OK):
+        raise InputError(f"--json {options.json}", "a writable folder", "create it or choose another one")
+    report, text, rows = (_video_suite if options.suite in ("byab", "folder") else _puppet_suite)(options)
     print(text)
-    if arguments.json is not None:
-        _write(report, arguments.json)
-        print(f"wrote {arguments.json}")
-    if arguments.output is not None:
-        (arguments.output / "table.md").write_text(text + "\n", encoding="utf-8")
-        title = f"{arguments.suite}: {report['model']}"
-        about = [f"{name}: {value}" for name, value in report["versions"].items()]
+    if options.json is not None:
+        _write_json(report, options.json)
+        print(f"wrote {options.json}")
+    if options.output is not None:
+        with atomic_write(options.output / "table.md") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        description = [f"{name}: {value}" for name, value in report["versions"].items()]
         seeds = report.get("seeds") or sorted({row["seed"] for row in report.get("rows", ()) if "seed" in row})
-        about = [f"seeds {seeds[0]} to {seeds[-1]}" if seeds else "", ", ".join(about)]
-        write_page(arguments.output / "index.html", title, text, rows, [line for line in about if line])
-        print(f"wrote {arguments.output / 'index.html'}")
+        lines = [*([f"seeds {seeds[0]} to {seeds[-1]}"] if seeds else []), ", ".join(description)]
+        write_gallery(options.output / "index.html", f"{options.suite}: {report['model']}", text, rows, lines)
+        print(f"wrote {options.output / 'index.html'}")
 
 
-Rows = Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]
-
-
-def _drawn(arguments: Arguments) -> tuple[dict[str, Any], str, Rows]:
-    """Suites of drawn puppets: report, table, rows of the page."""
-    bundle = None if arguments.model in STAND_INS else _load(arguments.model, arguments.device)
+def _puppet_suite(options: EvaluateOptions) -> tuple[dict[str, Any], str, Rows]:
+    """Run a suite of puppet scenes: report, table and gallery rows."""
+    bundle = None if options.model in REFERENCE_TARGETS else _load(options.model, options.device)
     size = {} if bundle is None else {"height": bundle.native.height, "width": bundle.native.width}
-    frames = arguments.frames or (SceneSettings.num_frames if bundle is None else bundle.native.num_frames)
-    settings = SceneSettings(arguments.scenes, arguments.seed_base, arguments.characters, num_frames=frames, **size)
-    keeper = None if arguments.output is None else Keeper(arguments.output)
-    cells: dict[str, dict[int, dict[str, Any]]] = {}
-    if arguments.suite == "puppets":
-        report = evaluate_puppets(bundle, settings, arguments, keeper)
-        text, cells = table(report), kept_cells(report)
+    frames = options.frames or (SceneSettings.num_frames if bundle is None else bundle.native.num_frames)
+    settings = SceneSettings(options.scenes, options.seed_base, options.characters, num_frames=frames, **size)
+    videos = None if options.output is None else VideoStore(options.output)
+    cells: dict[str, dict[int, Cell]] = {}
+    if options.suite == "puppets":
+        report = evaluate_puppets(bundle, settings, options, videos)
+        text, cells = table(report), gallery_cells(report)
     elif bundle is None:
-        raise InputError(f"--model {arguments.model}", "a model with a router", 'choose one, or --suite "puppets"')
-    elif arguments.suite == "long":
-        report = evaluate_long(bundle, settings, arguments)
+        raise InputError(f"--model {options.model}", "a model with a router", 'choose one, or use --suite "puppets"')
+    elif options.suite == "long":
+        report = evaluate_long(bundle, settings, options)
         text = long_table(report)
-    elif arguments.suite in ("routers", "baselines"):
-        report = evaluate_routers(bundle, settings, arguments, keeper)
+    elif options.suite in ("routers", "baselines"):
+        report = evaluate_routers(bundle, settings, options, videos)
         text = router_table(report)
         for row in report["rows"]:
             if "failed" not in row:
-                cells.setdefault(row["way"], {})[row["seed"]] = cell_of(row)
+                cells.setdefault(row["way"], {})[row["seed"]] = gallery_cell(row)
     else:
         report = evaluate_refinement(bundle, settings)
         text = refinement_table(report)
-    report["model"] = arguments.model
+    report["model"] = options.model
     seeds = list(dict.fromkeys(seed for by_seed in cells.values() for seed in by_seed))
-    return report, text, [] if keeper is None else keeper.rows(seeds, cells)
+    return report, text, [] if videos is None else videos.rows(seeds, cells)
 
 
-def _videos(arguments: Arguments) -> tuple[dict[str, Any], str, Rows]:
-    """Suites of finished videos: report, table, rows of the page."""
+def _video_suite(options: EvaluateOptions) -> tuple[dict[str, Any], str, Rows]:
+    """Evaluate finished videos: report, table and gallery rows."""
     from training.benchmark.byab import VERSION, check, fingerprint, read_pairs
     from training.benchmark.video_suite import (
-        Tools,
+        MetricModels,
         byab_tasks,
         folder_tasks,
+        gallery_rows,
         measure_videos,
-        page_rows,
         video_table,
     )
 
-    output, data = arguments.output, arguments.data
+    output, data = options.output, options.data
     if output is None or data is None:
-        came = f"--suite {arguments.suite} without {'--output' if output is None else '--data'}"
-        raise InputError(came, "both", "name the folders")
+        problem = f"--suite {options.suite} without {'--output' if output is None else '--data'}"
+        raise InputError(problem, "both folders", "add the missing option")
     notices: list[str] = []
-    about: dict[str, Any] = {}
-    with tqdm(unit="video", file=sys.stderr) as bar:
-
-        def tick(doing: str) -> None:
-            bar.set_description(doing)
-            bar.update()
-
-        if arguments.suite == "byab":
-            pairs = read_pairs(data)[: arguments.scenes]
+    settings: dict[str, Any] = {}
+    with _progress_bar() as callback:
+        if options.suite == "byab":
+            pairs = read_pairs(data)[: options.scenes]
             notices = check(data)
-            about = {"list": VERSION, "pairs": [pair.name for pair in pairs], "sha256": fingerprint(pairs)}
-            done = all((output / "videos" / arguments.model / f"{pair.name}.mp4").is_file() for pair in pairs)
-            bundle = None if done else _load(arguments.model, arguments.device)
+            settings = {"list": VERSION, "pairs": [pair.name for pair in pairs], "sha256": fingerprint(pairs)}
+            complete = all((output / "videos" / options.model / f"{pair.name}.mp4").is_file() for pair in pairs)
+            bundle = None if complete else _load(options.model, options.device)
             tasks = byab_tasks(
-                pairs, output, arguments.model, bundle, steps=arguments.steps, frames=arguments.length, tick=tick
+                pairs, output, options.model, bundle, steps=options.steps, frames=options.length, callback=callback
             )
         else:
-            tasks = folder_tasks(data, arguments.scenes_at)
-        tools = Tools.here("cuda" if torch.cuda.is_available() and arguments.device != "cpu" else "cpu")
-        known, _ = _earlier(arguments.json, arguments.suite)
-        rows = {(row["system"], row["clip"]): row for row in known["rows"]} if known is not None else {}
-        measured, systems = measure_videos(tasks, tools, output, real=arguments.real, known=rows, tick=tick)
+            tasks = folder_tasks(data, options.scenes_dir)
+        on_gpu = torch.cuda.is_available() and options.device != "cpu"
+        models = MetricModels.load_available("cuda" if on_gpu else "cpu")
+        previous, _ = _previous_report(options.json, options.suite)
+        known = {(row["system"], row["clip"]): row for row in previous["rows"]} if previous is not None else {}
+        rows, systems = measure_videos(tasks, models, output, real=options.real, previous=known, callback=callback)
     report = {
-        "suite": arguments.suite,
-        "model": arguments.model if arguments.suite == "byab" else ", ".join(systems),
+        "suite": options.suite,
+        "model": options.model if options.suite == "byab" else ", ".join(systems),
         "systems": systems,
-        "notices": [*notices, *tools.notices],
-        "settings": about,
+        "notices": [*notices, *models.notices],
+        "settings": settings,
         "versions": versions(),
-        "rows": measured,
+        "rows": rows,
     }
-    return report, video_table(report), page_rows(measured)
+    return report, video_table(report), gallery_rows(rows)
 
 
 def evaluate_puppets(
-    bundle: ModelBundle | None, settings: SceneSettings, arguments: Arguments, keeper: Keeper | None = None
+    bundle: ModelBundle | None, settings: SceneSettings, options: EvaluateOptions, videos: VideoStore | None = None
 ) -> dict[str, Any]:
-    """The suite of puppets; goes on with the report at `arguments.json` where there is one of the same model."""
-    wanted = Wanted(arguments.router, arguments.generate, arguments.codec and bundle is not None)
-    load = functools.partial(_examiner, arguments.model, arguments.device, settings, wanted, arguments.steps, keeper)
-    examiner = Examiner.of(bundle, settings, wanted, arguments.steps, arguments.model, keeper)
-    known, save = _earlier(arguments.json, "puppets")
-    elsewhere = in_processes(load, arguments.processes, arguments.threads or 1) if arguments.processes > 1 else None
-    with tqdm(unit=" parts", mininterval=0.5, file=sys.stderr) as bar:
-
-        def tick(doing: str) -> None:
-            bar.set_description(doing)
-            bar.update()
-
-        return puppet_report(examiner, known=known, save=save, tick=tick, elsewhere=elsewhere)
+    """Run the puppet suite; resumes the report at `options.json` of the same model."""
+    measurements = Measurements(options.router, options.generate, options.codec and bundle is not None)
+    arguments = (settings, measurements, options.steps, options.model, videos)
+    create = functools.partial(_create_evaluator, options.model, options.device, arguments)
+    evaluator = SceneEvaluator.create(bundle, *arguments)
+    previous, save = _previous_report(options.json, "puppets")
+    source = in_processes(create, options.processes, options.threads or 1) if options.processes > 1 else None
+    with _progress_bar() as callback:
+        return puppet_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
 
 
-def _examiner(
-    model: str, device: str, settings: SceneSettings, wanted: Wanted, steps: int | None, keeper: Keeper | None
-) -> Examiner:
-    bundle = None if model in STAND_INS else _load(model, device)
-    return Examiner.of(bundle, settings, wanted, steps, model, keeper)
-
-
-def _earlier(path: Path | None, suite: str) -> tuple[dict[str, Any] | None, Callable[[dict[str, Any]], None] | None]:
-    """The report of an earlier run at `path`, if there is one, and what writes it anew."""
-    if path is None:
-        return None, None
-    known = jsonlib.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if known is not None and known.get("suite") != suite:
-        rule = f"a report of the {suite.removesuffix('s')} suite, or no file"
-        raise InputError(f"--json {path}", rule, "choose another")
-    return known, lambda report: _write(report, path)
+def _create_evaluator(model: str, device: str, arguments: tuple[Any, ...]) -> SceneEvaluator:
+    bundle = None if model in REFERENCE_TARGETS else _load(model, device)
+    return SceneEvaluator.create(bundle, *arguments)
 
 
 def evaluate_routers(
-    bundle: ModelBundle, settings: SceneSettings, arguments: Arguments, keeper: Keeper | None = None
+    bundle: ModelBundle, settings: SceneSettings, options: EvaluateOptions, videos: VideoStore | None = None
 ) -> dict[str, Any]:
-    """Ways of routing, or baselines; goes on with the report at `arguments.json` where there is one of the model."""
-    usual, every = (BASELINES, BASELINES) if arguments.suite == "baselines" else (WAYS, ALL_WAYS)
-    ways = {name: way for name, way in usual.items() if not arguments.ways}
-    for start in arguments.ways:
-        found = {name: way for name, way in every.items() if name == start}
-        found = found or {name: way for name, way in every.items() if name.startswith(start)}
-        if not found:
-            raise InputError(f'--ways "{start}"', f"the beginning of one of {', '.join(every)}", "choose one")
-        ways |= found
-    subject = ModelSubject(bundle, settings, (), arguments.steps)
-    known, save = _earlier(arguments.json, arguments.suite)
-    with tqdm(total=len(ways) * settings.scenes, unit="clip", file=sys.stderr) as bar:
-
-        def tick(doing: str) -> None:
-            bar.set_description(doing)
-            bar.update()
-
-        report = router_report(subject, ways, known, save, tick, every, keeper)
+    """Compare router variants or baselines; resumes the report at `options.json` of the same model."""
+    default, known = (BASELINES, BASELINES) if options.suite == "baselines" else (VARIANTS, ALL_VARIANTS)
+    variants = {} if options.variants else dict(default)
+    for prefix in options.variants:
+        matches = {name: variant for name, variant in known.items() if name == prefix}
+        matches = matches or {name: variant for name, variant in known.items() if name.startswith(prefix)}
+        if not matches:
+            raise InputError(f'--variants "{prefix}"', f"the name or prefix of one of {', '.join(known)}", "choose one")
+        variants |= matches
+    target = ModelTarget(bundle, settings, (), options.steps)
+    previous, save = _previous_report(options.json, options.suite)
+    with _progress_bar() as callback:
+        report = router_report(target, variants, previous, save, callback, known, videos)
     return report | {"versions": versions()}
 
 
-def evaluate_long(bundle: ModelBundle, scenes: SceneSettings, arguments: Arguments) -> dict[str, Any]:
-    """The long suite; --frames longer than a window, or its default of 20 seconds."""
+def evaluate_long(bundle: ModelBundle, scenes: SceneSettings, options: EvaluateOptions) -> dict[str, Any]:
+    """Run the long suite with --frames, if longer than one window, or 20 seconds."""
     if scenes.characters == "mixed":
-        raise InputError("--characters mixed", "a number, in the long suite", "give one")
-    frames = {"num_frames": arguments.frames} if arguments.frames > bundle.native.num_frames else {}
+        raise InputError("--characters mixed", "a number in the long suite", "pass a number")
+    frames = {"num_frames": options.frames} if options.frames > bundle.native.num_frames else {}
     settings = LongSettings(
-        scenes.scenes, scenes.seed_base, characters=scenes.characters, steps=arguments.steps, **frames
+        scenes.scenes, scenes.seed_base, characters=scenes.characters, steps=options.steps, **frames
     )
-    with tqdm(unit="window", file=sys.stderr) as bar:
-
-        def tick(doing: str) -> None:
-            bar.set_description(doing)
-            bar.update()
-
-        report = measure_long(bundle, settings, tick, arguments.windows)
+    with _progress_bar() as callback:
+        report = long_report(bundle, settings, callback, options.work_dir)
     return report | {"settings": asdict(settings), "versions": versions()}
 
 
 def evaluate_refinement(bundle: ModelBundle, settings: SceneSettings) -> dict[str, Any]:
-    """The refinement suite, with the default settings of refinement."""
-    subject = ModelSubject(bundle, settings, REFINED_AT)
+    """Run the refinement suite with the default options of refinement."""
+    target = ModelTarget(bundle, settings, REFINE_SHARES)
     scenes = all_scenes(settings)
     return {
         "suite": "refinement",
-        **refinement_report(subject, scenes, RefineConfig()),
-        "settings": {**asdict(settings), **subject.describe()},
+        **refinement_report(target, scenes, RefineConfig()),
+        "settings": {**asdict(settings), **target.describe()},
         "seeds": [scene.clip.seed for scene in scenes],
         "versions": versions(),
     }
 
 
-def _write(report: dict[str, Any], path: Path) -> None:
-    with AtomicFiles() as files:
-        files.at(path).write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
+@contextmanager
+def _progress_bar() -> Iterator[ProgressCallback]:
+    with tqdm(mininterval=0.5, file=sys.stderr) as bar:
+
+        def update(progress: Progress) -> None:
+            bar.set_description(progress.stage, refresh=False)
+            bar.total, bar.n = progress.total, progress.step
+            bar.refresh()
+
+        yield update
+
+
+def _previous_report(
+    path: Path | None, suite: str
+) -> tuple[dict[str, Any] | None, Callable[[dict[str, Any]], None] | None]:
+    """Load the report of an earlier run at `path`, if any; also return a function that replaces it."""
+    if path is None:
+        return None, None
+    report = jsonlib.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if report is not None and report.get("suite") != suite:
+        raise InputError(f"--json {path}", f"a report of the suite {suite}, or no file", "choose another file")
+    return report, lambda report: _write_json(report, path)
+
+
+def _write_json(report: dict[str, Any], path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _load(model: str, device: str) -> ModelBundle:
@@ -336,7 +324,7 @@ def _load(model: str, device: str) -> ModelBundle:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     try:
-        main(tyro.cli(Arguments))
+        main(tyro.cli(EvaluateOptions))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

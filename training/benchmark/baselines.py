@@ -1,15 +1,15 @@
-"""What others do, on the same weights: baselines that need no other system (paper sec. 5.3.1 and 5.4.1).
+"""Baselines on the same weights, without other systems (paper sec. 5.3.1 and 5.4.1).
 
-- concat: each character alone, with its own voice and its part of the first frame in the middle of the picture; the
-  middles are pasted side by side, from left to right as the people stand in the first frame.
-- mixed: one recording of everybody, heard by all faces.
-- halves: the picture cut into upright strips of one width, one per character, as most tools ask for them.
-- tokens: each token by itself is given to the character whose face it goes with best, or to nobody, as Ingredients
-  does it: no attention over space and time, no positions, no smoothness. The classifier is linear over the scores of
-  face attention (queries of the video, keys of the faces, per head and face token), and over the token itself for
-  whether it is anybody's; it is fitted on drawn training clips. Everything else of the model is as it was trained.
+- concat: each character is generated alone, with its own speech and its part of the first frame in the center; the
+  centers are concatenated in the order of the characters in the first frame.
+- mixed: one audio stream with all speeches, received by all characters.
+- halves: the frame is divided into vertical strips of equal width, one per character.
+- tokens: each token is classified independently, as in Ingredients: no attention over space and time, no positions, no
+  smoothness. The classifier is linear in the scores of face attention (video queries, face keys, per head and face
+  token), and additionally in the token itself for the background; it is fitted on training clips. All other weights are
+  unchanged.
 
-Bounding boxes of the first frame, the fifth of them, are a way of the pre router.
+The fifth baseline, bounding boxes of the first frame, is a variant of the pre router.
 """
 
 from __future__ import annotations
@@ -30,107 +30,108 @@ from bya_core.pipelines.generate import denoised, prepare, route
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.scene.types import Character, Scene, Speech
-from bya_core.weights.bundle import ModelBundle
 from training.benchmark.scenes import SuiteScene
-from training.benchmark.subjects import Made, ModelSubject, decode_clips
+from training.benchmark.targets import GeneratedVideo, ModelTarget, decode_clips
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
 Baseline = Literal["concat", "mixed", "halves", "tokens"]
 
-FIT_SEED, FIT_CLIPS, FIT_STEPS = 900_000, 24, 300  # training clips, never evaluated on
-FIT_SHARES = (0.9, 0.6, 0.3)  # of the noise schedule
+FIT_SEED, FIT_CLIPS, FIT_STEPS = 900_000, 24, 300  # training clips, never used for evaluation
+FIT_SHARES = (0.9, 0.6, 0.3)  # points of the noise schedule
 
 
-def make_baseline(name: Baseline, subject: ModelSubject, scene: SuiteScene, matrix: np.ndarray) -> Made:
-    """The video of a scene as that baseline makes it, under an audio-character matrix [M, N]."""
-    return _MAKERS[name](subject, scene, matrix)
+def generate_baseline(name: Baseline, target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> GeneratedVideo:
+    """Generate a scene by a baseline with an audio-character matrix [M, N]."""
+    return _BASELINES[name](target, scene, matrix)
 
 
 @torch.no_grad()
-def _run(subject: ModelSubject, asked: Scene, forced: Callable[[TokenGrid], Tensor] | None = None) -> Made:
-    bundle = subject.bundle
-    prepared = prepare(asked, bundle)
-    if forced is None:
+def _generate(
+    target: ModelTarget, scene: Scene, given_masks: Callable[[TokenGrid], Tensor] | None = None
+) -> GeneratedVideo:
+    bundle = target.bundle
+    prepared = prepare(scene, bundle)
+    if given_masks is None:
         routing = route(prepared, bundle)
     else:
-        routing = Routing.of("manual", forced(prepared.grid), prepared.scene.matrix, strength=1.0)
+        routing = Routing.of("manual", given_masks(prepared.grid), prepared.scene.matrix, strength=1.0)
     latents, masks = denoised(prepared, routing, bundle, ProgressTracker())
-    return Made(decode_clips(bundle, [latents])[0], masks.numpy())
+    return GeneratedVideo(decode_clips(bundle, [latents])[0], masks.numpy())
 
 
-def _mixed(subject: ModelSubject, scene: SuiteScene, matrix: np.ndarray) -> Made:
-    asked = subject.scene(scene, matrix, scene.first_frame)
-    together = Speech(torch.from_numpy(scene.clip.mix)[None], SAMPLE_RATE)
-    everybody = torch.ones(1, len(scene.clip.portraits))
-    return _run(subject, replace(asked, speeches=[together], audio_character_matrix=everybody))
+def _mixed(target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> GeneratedVideo:
+    mixed = Speech(torch.from_numpy(scene.clip.mix)[None], SAMPLE_RATE)
+    all_characters = torch.ones(1, len(scene.clip.portraits))
+    asked = target.scene(scene, matrix, scene.first_frame)
+    return _generate(target, replace(asked, speeches=[mixed], audio_character_matrix=all_characters))
 
 
-def _halves(subject: ModelSubject, scene: SuiteScene, matrix: np.ndarray) -> Made:
+def _halves(target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> GeneratedVideo:
     order = left_to_right(scene.clip)
 
     def strips(grid: TokenGrid) -> Tensor:
         masks = torch.zeros(len(order), *grid.shape)
-        for place, n in enumerate(order):
-            begin, end = (round(k * grid.width / len(order)) for k in (place, place + 1))
+        for position, n in enumerate(order):
+            begin, end = (round(k * grid.width / len(order)) for k in (position, position + 1))
             masks[n, :, :, begin:end] = 1.0
         return masks
 
-    return _run(subject, subject.scene(scene, matrix, scene.first_frame), strips)
+    return _generate(target, target.scene(scene, matrix, scene.first_frame), strips)
 
 
 def left_to_right(clip: PuppetClip) -> list[int]:
-    """Characters by where they stand in the first frame."""
-    middles = [np.argwhere(mask[0])[:, 1].mean() if mask[0].any() else np.inf for mask in clip.masks]
-    return [int(n) for n in np.argsort(middles, kind="stable")]
+    """Characters in the order of their positions in the first frame."""
+    centers = [np.argwhere(mask[0])[:, 1].mean() if mask[0].any() else np.inf for mask in clip.masks]
+    return [int(n) for n in np.argsort(centers, kind="stable")]
 
 
-def _concat(subject: ModelSubject, scene: SuiteScene, matrix: np.ndarray) -> Made:
+def _concat(target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> GeneratedVideo:
     clip, order = scene.clip, left_to_right(scene.clip)
-    whole = subject.scene(scene, matrix, scene.first_frame)
-    count, width, tokens = len(order), subject.settings.width, subject.grid.width
-    part, piece = width // count, tokens // count
-    frames, masks = [], np.zeros((count, *subject.grid.shape), dtype=np.float32)
-    for place, n in enumerate(order):
-        start = None if whole.first_frame is None else _centred(whole.first_frame, place * part, part)
-        heard = [speech for m, speech in enumerate(whole.speeches) if matrix[m, n] > 0][:1]
-        alone = replace(
-            whole,
-            prompt=_alone(clip, n),
-            characters=[Character(whole.characters[n].name, whole.characters[n].image)],
-            speeches=heard or [None],
+    full = target.scene(scene, matrix, scene.first_frame)
+    count, width, tokens = len(order), target.settings.width, target.grid.width
+    strip, token_strip = width // count, tokens // count
+    frames, masks = [], np.zeros((count, *target.grid.shape), dtype=np.float32)
+    for position, n in enumerate(order):
+        first_frame = None if full.first_frame is None else _center(full.first_frame, position * strip, strip)
+        speeches = [speech for m, speech in enumerate(full.speeches) if matrix[m, n] > 0][:1]
+        single = replace(
+            full,
+            prompt=_single_prompt(clip, n),
+            characters=[Character(full.characters[n].name, full.characters[n].image)],
+            speeches=speeches or [None],
             audio_character_matrix=None,
-            first_frame=start,
+            first_frame=first_frame,
         )
-        made = _run(subject, alone)
-        left = (width - part) // 2
-        frames.append(made.frames[:, :, left : left + part])
-        from_ = (tokens - piece) // 2
-        masks[n, :, :, place * piece : (place + 1) * piece] = made.masks[0, :, :, from_ : from_ + piece]
+        video = _generate(target, single)
+        left, token_left = (width - strip) // 2, (tokens - token_strip) // 2
+        frames.append(video.frames[:, :, left : left + strip])
+        column = slice(position * token_strip, (position + 1) * token_strip)
+        masks[n, :, :, column] = video.masks[0, :, :, token_left : token_left + token_strip]
     joined = np.concatenate(frames, axis=2)
-    missing = width - joined.shape[2]  # where the width cannot be divided evenly
-    return Made(np.pad(joined, ((0, 0), (0, 0), (0, missing), (0, 0)), mode="edge"), masks)
+    missing = width - joined.shape[2]  # if the width is not divisible
+    return GeneratedVideo(np.pad(joined, ((0, 0), (0, 0), (0, missing), (0, 0)), mode="edge"), masks)
 
 
-def _centred(picture: Tensor, left: int, width: int) -> Tensor:
-    """A strip of a picture [3, H, W] in the middle of one as wide, its edges drawn out."""
-    strip = picture[:, :, left : left + width]
-    before = (picture.shape[2] - width) // 2
-    return F.pad(strip[None], (before, picture.shape[2] - width - before, 0, 0), mode="replicate")[0]
+def _center(image: Tensor, left: int, width: int) -> Tensor:
+    """Center a vertical strip of an image [3, H, W] and replicate its edges to the full width."""
+    strip = image[:, :, left : left + width]
+    before = (image.shape[2] - width) // 2
+    return F.pad(strip[None], (before, image.shape[2] - width - before, 0, 0), mode="replicate")[0]
 
 
-def _alone(clip: PuppetClip, n: int) -> str:
-    """The prompt of a scene with one of its people in it."""
+def _single_prompt(clip: PuppetClip, n: int) -> str:
+    """Prompt of the scene with only character n."""
     place = clip.prompt.split(":")[0].split(" before ", 1)[1]
     return f"One puppet before {place}: in the middle {clip.looks[n].describe()}."
 
 
 class TokenClassifier(nn.Module):
-    """In place of a router: which face each token goes with, token by token.
+    """Replacement of the router that classifies each token independently.
 
     Args:
-        layers: face layers with a classifier of their own.
+        layers: number of face attention layers, each with its own classifier.
         features: heads times face tokens.
-        width: of a token's query.
+        width: dimension of a token's query.
     """
 
     def __init__(self, layers: int, features: int, width: int) -> None:
@@ -143,106 +144,106 @@ class TokenClassifier(nn.Module):
     def logits(self, scores: Tensor, tokens: Tensor, layer: int) -> Tensor:
         """[B, N, S, features] and [B, S, width] -> [B, N + 1, S], the background last."""
         x = self.scores_norm(scores)
-        seen = torch.cat([x.mean(dim=1), self.token_norm(tokens)], dim=-1)[:, None]
-        return torch.cat([self.character[layer](x), self.background[layer](seen)], dim=1).squeeze(-1)
+        background = torch.cat([x.mean(dim=1), self.token_norm(tokens)], dim=-1)[:, None]
+        return torch.cat([self.character[layer](x), self.background[layer](background)], dim=1).squeeze(-1)
 
     def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        """As a router: logits [B, N + 1, T, h, w] and masks [B, N, T, h, w], each token to one."""
-        logits = grid.unflatten(self.logits(relevance(query, key), flat(query), layer))
+        """Return logits [B, N + 1, T, h, w] and one-hot masks [B, N, T, h, w]."""
+        logits = grid.unflatten(self.logits(attention_scores(query, key), flatten_heads(query), layer))
         owner = logits.argmax(dim=1)
         return logits, F.one_hot(owner, logits.shape[1]).movedim(-1, 1)[:, :-1].to(logits)
 
 
-def flat(query: Tensor) -> Tensor:
+def flatten_heads(query: Tensor) -> Tensor:
     """[B, H, S, d] -> [B, S, H * d]."""
     return rearrange(query, "b h s d -> b s (h d)")
 
 
-def relevance(query: Tensor, key: Tensor) -> Tensor:
+def attention_scores(query: Tensor, key: Tensor) -> Tensor:
     """Scores of face attention: query [B, H, S, d], key [B, N, H, Q, d] -> [B, N, S, H * Q]."""
     scores = einsum(query, key, "b h s d, b n h q d -> b n s h q") * query.shape[-1] ** -0.5
     return rearrange(scores, "b n s h q -> b n s (h q)")
 
 
 @contextmanager
-def _routed_by(transformer: Any, router: Any) -> Iterator[None]:
-    own = transformer.router
+def _replaced_router(transformer: Any, router: Any) -> Iterator[None]:
+    original = transformer.router
     transformer.router = router
     try:
         yield
     finally:
-        transformer.router = own
+        transformer.router = original
 
 
-_fitted: dict[int, TokenClassifier] = {}
+_classifiers: dict[int, TokenClassifier] = {}
 
 
-def _tokens(subject: ModelSubject, scene: SuiteScene, matrix: np.ndarray) -> Made:
-    transformer = subject.bundle.transformer
-    if id(transformer) not in _fitted:
-        _fitted.clear()
-        _fitted[id(transformer)] = fit_classifier(subject)
-    with _routed_by(transformer, _fitted[id(transformer)]):
-        return _run(subject, subject.scene(scene, matrix, scene.first_frame))
+def _tokens(target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> GeneratedVideo:
+    transformer = target.bundle.transformer
+    if id(transformer) not in _classifiers:
+        _classifiers.clear()
+        _classifiers[id(transformer)] = fit_classifier(target)
+    with _replaced_router(transformer, _classifiers[id(transformer)]):
+        return _generate(target, target.scene(scene, matrix, scene.first_frame))
 
 
-class _Recorder(nn.Module):
-    """The router, keeping what it is asked."""
+class _RecordingRouter(nn.Module):
+    """Router that records its inputs."""
 
     def __init__(self, router: nn.Module) -> None:
         super().__init__()
-        self.router, self.seen = router, []  # type: ignore[var-annotated]
+        self.router = router
+        self.calls: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        self.seen.append((relevance(query, key)[0].float().cpu(), flat(query)[0].float().cpu()))
+        self.calls.append((attention_scores(query, key)[0].float().cpu(), flatten_heads(query)[0].float().cpu()))
         return self.router(query, key, layer, grid)
 
 
-def fit_classifier(subject: ModelSubject, clips: int = FIT_CLIPS, steps: int = FIT_STEPS) -> TokenClassifier:
-    """Fit a `TokenClassifier` on drawn training clips, noised to a few points of the schedule."""
-    bundle: ModelBundle = subject.bundle
-    probe = ModelSubject(bundle, subject.settings, FIT_SHARES, subject.sampling.steps)
-    recorder = _Recorder(bundle.transformer.router)
-    rows: list[list[tuple[Tensor, Tensor]]] = []
+def fit_classifier(target: ModelTarget, clips: int = FIT_CLIPS, steps: int = FIT_STEPS) -> TokenClassifier:
+    """Fit a `TokenClassifier` on training clips with noise at several points of the schedule."""
+    bundle, settings = target.bundle, target.settings
+    noisy_target = ModelTarget(bundle, settings, FIT_SHARES, target.sampling.steps)
+    recorder = _RecordingRouter(bundle.transformer.router)
+    inputs: list[list[tuple[Tensor, Tensor]]] = []
     labels: list[Tensor] = []
-    settings = subject.settings
-    with _routed_by(bundle.transformer, recorder):
+    with _replaced_router(bundle.transformer, recorder):
         for k in range(clips):
             clip = make_clip(FIT_SEED + k, 2, settings.height, settings.width, settings.num_frames)
-            owned = subject.grid.pixels_to_tokens(torch.from_numpy(clip.masks)) >= 0.5
-            nobody = ~owned.any(dim=0, keepdim=True)
-            label = torch.cat([owned, nobody]).float().argmax(dim=0).flatten()
+            owned = target.grid.pixels_to_tokens(torch.from_numpy(clip.masks)) >= 0.5
+            background = ~owned.any(dim=0, keepdim=True)
+            label = torch.cat([owned, background]).float().argmax(dim=0).flatten()
             scene = SuiteScene(clip, k % 2 == 0, np.zeros((0,)))
-            for point in probe.points:
-                recorder.seen.clear()
-                probe.find(scene, point, scene.first_frame)
-                rows.append([*recorder.seen])
+            for point in noisy_target.points:
+                recorder.calls.clear()
+                noisy_target.predict_masks(scene, point, scene.first_frame)
+                inputs.append([*recorder.calls])
                 labels.append(label)
-    layers = len(rows[0])
-    scores = [torch.cat([row[layer][0] for row in rows], dim=1) for layer in range(layers)]
-    tokens = [torch.cat([row[layer][1] for row in rows]) for layer in range(layers)]
-    target = torch.cat(labels)
+    layers = range(len(inputs[0]))
+    scores = [torch.cat([calls[layer][0] for calls in inputs], dim=1) for layer in layers]
+    tokens = [torch.cat([calls[layer][1] for calls in inputs]) for layer in layers]
+    owner = torch.cat(labels)
     torch.manual_seed(0)
-    classifier = TokenClassifier(layers, scores[0].shape[-1], tokens[0].shape[-1])
-    optimiser = torch.optim.Adam(classifier.parameters(), lr=0.03)
+    classifier = TokenClassifier(len(layers), scores[0].shape[-1], tokens[0].shape[-1])
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=0.03)
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
         for _ in range(steps):
-            chosen = torch.randint(len(target), (4096,), generator=generator)
+            batch = torch.randint(len(owner), (4096,), generator=generator)
             losses = [
                 F.cross_entropy(
-                    classifier.logits(scores[layer][None, :, chosen], tokens[layer][None, chosen], layer)[0].T,
-                    target[chosen],
+                    classifier.logits(scores[layer][None, :, batch], tokens[layer][None, batch], layer)[0].T,
+                    owner[batch],
                 )
-                for layer in range(layers)
+                for layer in layers
             ]
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.stack(losses).mean().backward()
-            optimiser.step()
+            optimizer.step()
     return classifier.requires_grad_(False).to(bundle.device, bundle.dtype)
 
 
-_MAKERS: dict[Baseline, Callable[[ModelSubject, SuiteScene, np.ndarray], Made]] = {
+_BASELINES: dict[Baseline, Callable[[ModelTarget, SuiteScene, np.ndarray], GeneratedVideo]] = {
     "concat": _concat,
     "mixed": _mixed,
     "halves": _halves,

@@ -1,18 +1,18 @@
-"""The layout of the Bind-Your-Avatar benchmark (paper sec. 5.1): 40 pairs of people, two speeches, a prompt.
+"""Layout of the Bind-Your-Avatar benchmark (paper sec. 5.1): 40 pairs of characters, two speeches, a prompt.
 
     BENCHMARK/
       001/
-        source.json      {"prompt": "...", "speaker_pos": "left" | "right"}; "left" (or left out) = the first speech
-                         moves the first face, "right" = the second one
-        face_1.jpg       the person on the left (jpg, png or webp, as all pictures)
-        face_2.jpg       the person on the right
-        speech_1.wav     two streams of one length, each with one voice (any format and rate)
+        source.json      {"prompt": "...", "speaker_pos": "left" | "right"}; "left" (default) = the first speech belongs
+                         to the first face, "right" = to the second face
+        face_1.jpg       left character (jpg, png or webp, like all images)
+        face_2.jpg       right character
+        speech_1.wav     two streams of equal length, one speaker each (any format and sample rate)
         speech_2.wav
-        first_frame.jpg  in 20 of the pairs; the other 20 are made without
+        first_frame.jpg  in 20 of the pairs
       002/ ...
 
-A pair that has one recording of both (mix.wav) in place of the two streams can be made and looked at, but not judged:
-nobody can say which mouth should follow what. `check` says everything that does not fit, pair by pair.
+A pair with one recording of both speakers (mix.wav) instead of two streams can be generated, but binding cannot be
+measured. `check` reports everything that does not match the layout.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from bya_core.errors import InputError
 from bya_core.io.media import read_audio, read_image
 
 VERSION = "byab-1"
-PAIRS, WITH_FIRST_FRAME = 40, 20
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-SOUNDS = (".wav", ".flac", ".mp3", ".m4a", ".ogg")
-LONGEST_GAP = 0.1  # seconds by which the two streams may differ
+NUM_PAIRS, NUM_WITH_FIRST_FRAME = 40, 20
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg")
+MAX_LENGTH_DIFFERENCE = 0.1  # seconds between the two streams
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair.
+    """One pair of characters.
 
     Args:
-        name: of its folder.
-        faces: two pictures.
+        name: name of its folder.
+        faces: two images.
         speeches: two streams, or one recording of both.
-        prompt: what is seen.
-        swapped: whether the first speech moves the second face.
-        first_frame: None = made without.
+        prompt: text prompt.
+        swapped: whether the first speech belongs to the second face.
+        first_frame: image, or None.
     """
 
     name: str
@@ -55,17 +55,21 @@ class Pair:
 
     @property
     def separate(self) -> bool:
-        """Whether each voice has a stream of its own."""
+        """Whether each speaker has a separate stream."""
         return len(self.speeches) == 2
 
-    def scene(self, **more: Any) -> dict[str, Any]:
-        """As a scene file (docs/reference/scene.md), with absolute paths; `more` are further keys of it."""
-        heard = self.speeches if self.separate else self.speeches * 2
-        people = [
+    @property
+    def images(self) -> tuple[Path, ...]:
+        return (*self.faces, *([self.first_frame] if self.first_frame is not None else []))
+
+    def scene(self, **options: Any) -> dict[str, Any]:
+        """Contents of a scene file (docs/reference/scene.md) with absolute paths and further keys."""
+        speeches = self.speeches if self.separate else self.speeches * 2
+        characters = [
             {"name": name, "image": str(face.resolve()), "speech": str(speech.resolve())}
-            for name, face, speech in zip(("left", "right"), self.faces, heard, strict=True)
+            for name, face, speech in zip(("left", "right"), self.faces, speeches, strict=True)
         ]
-        scene: dict[str, Any] = {"prompt": self.prompt, "characters": people, **more}
+        scene: dict[str, Any] = {"prompt": self.prompt, "characters": characters, **options}
         if self.swapped:
             scene["audio_character_matrix"] = "swapped"
         if self.first_frame is not None:
@@ -74,87 +78,84 @@ class Pair:
 
 
 def read_pair(folder: Path) -> Pair:
-    """One folder. Raises InputError, with what is wrong, where it does not fit the layout."""
+    """Read one folder. Raises InputError if it does not match the layout."""
     source = folder / "source.json"
     try:
-        given = jsonlib.loads(source.read_text(encoding="utf-8"))
+        data = jsonlib.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{source} cannot be read", 'JSON with a "prompt"', "write one") from error
-    prompt = given.get("prompt") if isinstance(given, dict) else None
+        raise InputError(f"{source} cannot be read", 'JSON with a "prompt"', "create it") from error
+    prompt = data.get("prompt") if isinstance(data, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{source} without a prompt", '"prompt": what is seen', "add it")
-    side = given.get("speaker_pos", "left")
+        raise InputError(f"{source} has no prompt", '"prompt": a description of the scene', "add it")
+    side = data.get("speaker_pos", "left")
     if side not in ("left", "right"):
         raise InputError(f'"speaker_pos": "{side}" in {source}', '"left" or "right"', "correct it")
-    first, second = (_one(folder, f"face_{k}", PICTURES) for k in (1, 2))
-    streams = [_maybe(folder, f"speech_{k}", SOUNDS) for k in (1, 2)]
+    first, second = (_require(folder, f"face_{k}", IMAGE_SUFFIXES) for k in (1, 2))
+    streams = [_find(folder, f"speech_{k}", AUDIO_SUFFIXES) for k in (1, 2)]
     present = tuple(stream for stream in streams if stream is not None)
     if len(present) == 1:
-        came = f"{folder} with one of two speech streams"
-        raise InputError(came, "speech_1 and speech_2", "add the other; silence is a recording too")
-    speeches = present or (_one(folder, "mix", SOUNDS),)
-    start = _maybe(folder, "first_frame", PICTURES)
-    return Pair(folder.name, (first, second), speeches, prompt, side == "right", start)
+        raise InputError(f"{folder} has only one of two speech streams", "speech_1 and speech_2", "add the other one")
+    speeches = present or (_require(folder, "mix", AUDIO_SUFFIXES),)
+    first_frame = _find(folder, "first_frame", IMAGE_SUFFIXES)
+    return Pair(folder.name, (first, second), speeches, prompt, side == "right", first_frame)
 
 
 def read_pairs(root: Path) -> list[Pair]:
-    """All pairs of a benchmark, by name. Raises InputError where there is none, or one is broken."""
+    """Read all pairs, sorted by name. Raises InputError if there is none or one is invalid."""
     if not root.is_dir():
-        raise InputError(f"no folder {root}", "the benchmark's folder", "check the path")
+        raise InputError(f"no folder {root}", "the folder of the benchmark", "check the path")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and (path / "source.json").is_file())
     if not folders:
-        rule = "folders with source.json, face_1, face_2, ..."
-        raise InputError(f"{root} without pairs", rule, "see docs/how-to/benchmark.md")
+        expected = "folders with source.json, face_1, face_2, ..."
+        raise InputError(f"{root} contains no pairs", expected, "see docs/how-to/benchmark.md")
     return [read_pair(folder) for folder in folders]
 
 
 def check(root: Path) -> list[str]:
-    """Everything that does not fit the layout, one sentence each; empty where all does. Reads every file."""
-    said: list[str] = []
+    """Read every file and return a sentence about everything that does not match the layout."""
     if not root.is_dir():
         return [f"no folder {root}"]
+    notices: list[str] = []
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     for folder in folders:
         try:
             pair = read_pair(folder)
-            for picture in (*pair.faces, *([pair.first_frame] if pair.first_frame is not None else [])):
-                read_image(picture)
-            lengths = []
-            for speech in pair.speeches:
-                wave, rate = read_audio(speech)
-                lengths.append(wave.shape[1] / rate)
+            for image in pair.images:
+                read_image(image)
+            audio = [read_audio(speech) for speech in pair.speeches]
         except InputError as error:
-            said.append(f"{folder.name}: {error}")
+            notices.append(f"{folder.name}: {error}")
             continue
+        lengths = [waveform.shape[1] / rate for waveform, rate in audio]
         if not pair.separate:
-            said.append(f"{folder.name}: one recording of both voices; binding cannot be judged without two streams")
-        elif abs(lengths[0] - lengths[1]) > LONGEST_GAP:
-            told = f"streams of {lengths[0]:.2f} and {lengths[1]:.2f} s"
-            said.append(f"{folder.name}: {told}; they should be of one length")
-    if len(folders) != PAIRS:
-        said.append(f"{len(folders)} pairs; the benchmark has {PAIRS}, so figures are not comparable with its own")
-    started = sum((_maybe(folder, "first_frame", PICTURES) is not None) for folder in folders)
-    if len(folders) == PAIRS and started != WITH_FIRST_FRAME:
-        said.append(f"{started} pairs with a first frame; the benchmark has {WITH_FIRST_FRAME}")
-    return said
+            notices.append(f"{folder.name}: one recording of both speakers; measuring binding needs two streams")
+        elif abs(lengths[0] - lengths[1]) > MAX_LENGTH_DIFFERENCE:
+            durations = f"{lengths[0]:.2f} and {lengths[1]:.2f} s"
+            notices.append(f"{folder.name}: streams of {durations}; expected equal lengths")
+    if len(folders) != NUM_PAIRS:
+        notices.append(f"{len(folders)} pairs instead of {NUM_PAIRS}; figures are not comparable with the benchmark's")
+    with_frame = sum(_find(folder, "first_frame", IMAGE_SUFFIXES) is not None for folder in folders)
+    if len(folders) == NUM_PAIRS and with_frame != NUM_WITH_FIRST_FRAME:
+        notices.append(f"{with_frame} pairs with a first frame instead of {NUM_WITH_FIRST_FRAME}")
+    return notices
 
 
 def fingerprint(pairs: list[Pair]) -> str:
-    """SHA-256 over names, prompts and files: tells two versions of a benchmark apart."""
+    """SHA-256 of names, prompts and files, which identifies a version of the benchmark."""
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(f"{pair.name}\0{pair.prompt}\0{pair.swapped}\0".encode())
-        for file in (*pair.faces, *pair.speeches, *([pair.first_frame] if pair.first_frame is not None else [])):
+        for file in (*pair.faces, *pair.speeches, *pair.images[2:]):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _maybe(folder: Path, stem: str, endings: tuple[str, ...]) -> Path | None:
-    return next((path for ending in endings if (path := folder / (stem + ending)).is_file()), None)
+def _find(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path | None:
+    return next((path for suffix in suffixes if (path := folder / (stem + suffix)).is_file()), None)
 
 
-def _one(folder: Path, stem: str, endings: tuple[str, ...]) -> Path:
-    path = _maybe(folder, stem, endings)
+def _require(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
+    path = _find(folder, stem, suffixes)
     if path is None:
-        raise InputError(f"{folder} without {stem}", f"{stem} as {', '.join(endings)}", "add it")
+        raise InputError(f"{folder} has no {stem}", f"{stem} as {', '.join(suffixes)}", "add it")
     return path

@@ -1,17 +1,16 @@
-"""The long suite: does a video of many windows hold together?
+"""Long suite: consistency of videos of many windows.
 
-Puppets talk for many windows; voices, portraits and the first frame are drawn, the rest is made. Each window is judged
-like a clip of its own, from the pixels of the finished video: masks against pixels, binding, identity. Beside that:
+Speeches, portraits and the first frame are drawn, everything else is generated. Each window is evaluated like a
+separate clip, from the pixels of the finished video: masks, binding, identity. In addition:
 
-- colour: largest change of a channel's mean from the first window to this one, in percent of its range;
-- seam: mean change from frame to frame where two windows are joined, over that in the rest of the video. 1 = a seam
-  moves as much as everything else does.
+- colour: largest change of the mean of a color channel relative to the first window, in percent of its range;
+- seam: mean change between frames at window boundaries relative to the rest of the video; 1 = no visible seam.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,29 +21,28 @@ import torch
 from bya_core.errors import InputError
 from bya_core.evaluation import binding as bindings
 from bya_core.pipelines.long_video import generate_long, plan
+from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.sampling.windows import Window
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
-from training.benchmark.puppet_suite import Judged, judge
-from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene
-from training.benchmark.subjects import Made
-from training.puppets.looks import draw_look
-from training.puppets.world import SAMPLE_RATE, PuppetClip, draw_portrait, make_clip
+from training.benchmark.puppet_suite import ClipMetrics, evaluate_clip
+from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, with_references
+from training.benchmark.targets import GeneratedVideo, as_image
+from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
-BARS = {"binding": 0.75, "identity": 0.75, "colour": 3.0}
-Tick = Callable[[str], object]
+THRESHOLDS = {"binding": 0.75, "identity": 0.75, "colour": 3.0}
 
 
 @dataclass(frozen=True)
 class LongSettings:
-    """Which scenes.
+    """Selection of scenes.
 
     Args:
-        scenes: how many; every other one is given its first frame.
-        seed_base: seed of the first; the others follow.
-        num_frames: F; 501 frames are 20 seconds.
-        characters: N in every scene.
-        steps: sampling steps; None = the model's.
+        scenes: number of scenes; every other one has a first frame.
+        seed_base: seed of the first scene; the others follow.
+        num_frames: number of frames F; 501 frames are 20 seconds.
+        characters: number of characters N.
+        steps: number of sampling steps; None = default of the model.
     """
 
     scenes: int = 3
@@ -55,82 +53,75 @@ class LongSettings:
 
     def __post_init__(self) -> None:
         if self.seed_base < HELD_OUT:
-            came = f"seed base {self.seed_base}"
-            raise InputError(came, f"{HELD_OUT} or more", "lower seeds are trained on")
+            raise InputError(f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are used for training")
 
 
 def long_scene(settings: LongSettings, index: int, bundle: ModelBundle) -> tuple[Scene, SuiteScene]:
-    """Scene number `index`: what is asked, and what it is judged by."""
-    seed, count = settings.seed_base + index, settings.characters
-    height, width = bundle.native.height, bundle.native.width
-    clip = make_clip(seed, count, height, width, settings.num_frames, motion="still", talk="overlap")
-    rng = np.random.default_rng([seed, 0x1D])
-    size, known = clip.portraits.shape[1], SceneSettings.references - count
-    strangers = [draw_portrait(draw_look(rng), rng, size) for _ in range(known)]
-    references = np.stack([np.stack([*np.roll(clip.portraits, -n, axis=0), *strangers]) for n in range(count)])
-    steps = settings.steps or bundle.sampling.steps
+    """Build the scene to generate and its ground truth."""
+    seed, (height, width) = settings.seed_base + index, (bundle.native.height, bundle.native.width)
+    clip = make_clip(seed, settings.characters, height, width, settings.num_frames, motion="still", talk="overlap")
     scene = Scene(
         prompt=clip.prompt,
-        characters=[Character(f"puppet {n + 1}", _picture(p)) for n, p in enumerate(clip.portraits)],
+        characters=[Character(f"puppet {n + 1}", as_image(p)) for n, p in enumerate(clip.portraits)],
         speeches=[Speech(torch.from_numpy(s)[None], SAMPLE_RATE) for s in clip.speeches],
         height=height,
         width=width,
         num_frames=settings.num_frames,
-        first_frame=_picture(clip.first_frame) if index % 2 == 0 else None,
+        first_frame=as_image(clip.first_frame) if index % 2 == 0 else None,
         fps=clip.fps,
-        sampling=replace(bundle.sampling, steps=steps, seed=seed),
+        sampling=replace(bundle.sampling, steps=settings.steps or bundle.sampling.steps, seed=seed),
     )
-    return scene, SuiteScene(clip, index % 2 == 0, references)
+    return scene, with_references(SceneSettings(), clip, index % 2 == 0)
 
 
-def measure_long(
-    bundle: ModelBundle, settings: LongSettings, tick: Tick | None = None, folder: Path | None = None
+def long_report(
+    bundle: ModelBundle,
+    settings: LongSettings,
+    callback: ProgressCallback | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Figures for each window, pooled over the scenes, and a row per scene. Ready for JSON.
+    """Evaluate each window, aggregated over the scenes, and each scene. The result is JSON-serializable.
 
     Args:
-        tick: called after each window with what it was.
-        folder: keeps the windows of each scene: a measurement that was stopped goes on; None = they are deleted.
+        bundle: model on its device.
+        settings: scenes.
+        callback: progress of the generation.
+        folder: keeps the windows of each scene, so that the evaluation can be resumed; None = they are deleted.
     """
-    rows = []
+    rows, metrics = [], []
     for index in range(settings.scenes):
-        scene, suite = long_scene(settings, index, bundle)
-        with tempfile.TemporaryDirectory() as passing:
-            place = Path(passing) if folder is None else folder / str(suite.clip.seed)
-
-            def watch(progress: Any, seed: int = suite.clip.seed) -> None:
-                if tick is not None and progress.stage.endswith("Decoding") and progress.step:
-                    tick(f"scene {seed}, {progress.stage}")
-
-            video = generate_long(scene, bundle, place, watch)
+        scene, truth = long_scene(settings, index, bundle)
+        tracker = ProgressTracker(callback, prefix=f"Scene {truth.clip.seed}: ")
+        with tempfile.TemporaryDirectory() as temporary:
+            work_dir = Path(temporary) if folder is None else folder / str(truth.clip.seed)
+            video = generate_long(scene, bundle, work_dir, tracker.report)
             frames = torch.stack(list(video.frames)).numpy()
         windows = plan(scene, bundle)
-        judged = [_judge_window(window, frames, video.masks.numpy(), suite, bundle) for window in windows]
-        rows.append(_row(suite, windows, judged, frames))
-    judgements = [row.pop("judged") for row in rows]
-    pooled = [
-        _pooled([judged[k] for judged in judgements], [row["windows"][k] for row in rows])
+        metrics.append([_evaluate_window(window, frames, video.masks.numpy(), truth, bundle) for window in windows])
+        rows.append(_scene_row(truth, windows, metrics[-1], frames))
+    aggregated = [
+        _aggregate([scene[k] for scene in metrics], [row["windows"][k] for row in rows])
         for k in range(len(rows[0]["windows"]))
     ]
     drift = [row["windows"][-1]["colour"] for row in rows]
     return {
         "suite": "long",
-        "windows": pooled,
+        "windows": aggregated,
         "colour_first_to_last": round(float(np.max(drift)), 3),
         "seam": round(float(np.mean([row["seam"] for row in rows])), 3),
         "passed": {
-            "binding": all(window["binding"] >= BARS["binding"] for window in pooled),
-            "identity": all(window["identity"] >= BARS["identity"] for window in pooled),
-            "colour": max(drift) < BARS["colour"],
+            "binding": all(window["binding"] >= THRESHOLDS["binding"] for window in aggregated),
+            "identity": all(window["identity"] >= THRESHOLDS["identity"] for window in aggregated),
+            "colour": max(drift) < THRESHOLDS["colour"],
         },
         "scenes": rows,
     }
 
 
 def long_table(report: dict[str, Any]) -> str:
-    """The figures for people."""
-    lines = [f"{len(report['scenes'])} scenes in {len(report['windows'])} windows each", ""]
-    lines.append("| window | seconds | mask IoU | swaps | binding | own voice | other | identity | colour % |")
+    """Format the figures as text with a Markdown table."""
+    lines = [f"{len(report['scenes'])} scenes of {len(report['windows'])} windows", ""]
+    lines.append("| window | seconds | mask IoU | swaps | binding | own speech | other | identity | color % |")
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for k, window in enumerate(report["windows"]):
         start, stop = (second / 25 for second in window["frames"])
@@ -139,64 +130,61 @@ def long_table(report: dict[str, Any]) -> str:
             f"{window['binding']:.2f} | {window['own']:.2f} | {window['other']:.2f} | {window['identity']:.2f} | "
             f"{window['colour']:.2f} |"
         )
-    lines += ["", f"colour, first to last window, worst scene: {report['colour_first_to_last']:.2f} % (bar: under 3 %)"]
-    lines.append(f"change at the seams over change elsewhere: {report['seam']:.2f}")
-    lines += [f"{name} in every window: {'passed' if ok else 'not passed'}" for name, ok in report["passed"].items()]
+    drift = report["colour_first_to_last"]
+    lines += ["", f"color drift from first to last window, worst scene: {drift:.2f} % (required: below 3 %)"]
+    lines.append(f"change at window boundaries relative to other frames: {report['seam']:.2f}")
+    names = {"colour": "color"}
+    lines += [f"{names.get(k, k)} in every window: {'passed' if ok else 'failed'}" for k, ok in report["passed"].items()]
     return "\n".join(lines)
 
 
-def _judge_window(
-    window: Window, frames: np.ndarray, masks: np.ndarray, suite: SuiteScene, bundle: ModelBundle
-) -> Judged:
+def _evaluate_window(
+    window: Window, frames: np.ndarray, masks: np.ndarray, truth: SuiteScene, bundle: ModelBundle
+) -> ClipMetrics:
     start, stop = window.start, window.stop
-    made = Made(frames[start:stop], masks[:, window.latent])
-    part = replace(suite, clip=_cut(suite.clip, start, stop))
-    grid = bundle.grid(stop - start, *frames.shape[1:3])
-    return judge(made, part, suite.clip.matrix, grid)
+    video = GeneratedVideo(frames[start:stop], masks[:, window.latent])
+    part = replace(truth, clip=_trim(truth.clip, start, stop))
+    return evaluate_clip(video, part, truth.clip.matrix, bundle.grid(stop - start, *frames.shape[1:3]))
 
 
-def _cut(clip: PuppetClip, start: int, stop: int) -> PuppetClip:
-    """Voices and mouths of some frames of a clip."""
+def _trim(clip: PuppetClip, start: int, stop: int) -> PuppetClip:
+    """Speeches and mouth motion of a range of frames."""
     samples = SAMPLE_RATE // clip.fps
     speeches = clip.speeches[:, start * samples : stop * samples]
     return replace(clip, opening=clip.opening[:, start:stop], shape=clip.shape[:, start:stop], speeches=speeches)
 
 
-def _row(suite: SuiteScene, windows: Sequence[Window], judged: list[Judged], frames: np.ndarray) -> dict[str, Any]:
+def _scene_row(
+    truth: SuiteScene, windows: Sequence[Window], metrics: Sequence[ClipMetrics], frames: np.ndarray
+) -> dict[str, Any]:
     means = np.stack([frames[window.start : window.stop].reshape(-1, 3).mean(axis=0) for window in windows])
-    colour = np.abs(means - means[0]).max(axis=1) / 2.55
+    drift = np.abs(means - means[0]).max(axis=1) / 2.55
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
-    joined = np.zeros(len(change), dtype=bool)
+    at_seam = np.zeros(len(change), dtype=bool)
     for window in windows[1:]:
-        joined[window.start - 1 : window.start + window.lead] = True
-    seam = change[joined].mean() / change[~joined].mean() if joined.any() else 1.0
+        at_seam[window.start - 1 : window.start + window.lead] = True
+    seam = change[at_seam].mean() / change[~at_seam].mean() if at_seam.any() else 1.0
     return {
-        "seed": suite.clip.seed,
-        "first_frame": suite.first_frame,
+        "seed": truth.clip.seed,
+        "first_frame": truth.first_frame,
         "seam": round(float(seam), 3),
         "windows": [
-            {"frames": [window.start, window.stop], "colour": round(float(shift), 3), **one.row()}
-            for window, one, shift in zip(windows, judged, colour, strict=True)
+            {"frames": [window.start, window.stop], "colour": round(float(value), 3), **clip.row()}
+            for window, clip, value in zip(windows, metrics, drift, strict=True)
         ],
-        "judged": judged,
     }
 
 
-def _pooled(judged: Sequence[Judged], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    score = bindings.score(one.binding for one in judged)
+def _aggregate(metrics: Sequence[ClipMetrics], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    score = bindings.score(clip.binding for clip in metrics)
     return {
         "frames": rows[0]["frames"],
-        "mask_iou": round(float(np.mean([one.mask_iou for one in judged])), 4),
-        "swap_rate": round(float(np.mean([one.swap_rate for one in judged])), 4),
+        "mask_iou": round(float(np.mean([clip.mask_iou for clip in metrics])), 4),
+        "swap_rate": round(float(np.mean([clip.swap_rate for clip in metrics])), 4),
         "binding": round(score.accuracy, 4),
         "judged": score.judged,
         "own": round(score.own, 3),
         "other": round(score.other, 3),
-        "identity": round(float(np.mean([right for one in judged for right in one.identity])), 4),
+        "identity": round(float(np.mean([correct for clip in metrics for correct in clip.identity])), 4),
         "colour": round(max(row["colour"] for row in rows), 3),
     }
-
-
-def _picture(pixels: np.ndarray) -> torch.Tensor:
-    """[H, W, 3] uint8 -> [3, H, W] in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float().movedim(-1, 0) / 255

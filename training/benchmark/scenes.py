@@ -1,4 +1,4 @@
-"""The held-out scenes of the puppet suite. Its list is fixed: scene number k of a version never changes."""
+"""Held-out scenes of the puppet suite. The list is fixed: scene k of a version never changes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from training.puppets.looks import draw_look
 from training.puppets.world import SAMPLE_RATE, Motion, PuppetClip, Talk, draw_portrait, make_clip
 
 HELD_OUT = 1_000_000
-"""Seeds from here up are never trained on."""
-MOST = 4
-"""Characters of the largest scenes of a mixed list."""
+"""Seeds from here on are never used for training."""
+MAX_MIXED = 4
+"""Maximum number of characters in a mixed list."""
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """Which scenes.
+    """Selection of scenes.
 
     Args:
-        scenes: how many.
-        seed_base: seed of the first; the others follow.
-        characters: N in every scene, or "mixed": 1 to 4 by turns, each as often, with and without first frame, and
-            with one or all talking. With 1 there is nobody to mix up, and binding is not judged.
+        scenes: number of scenes.
+        seed_base: seed of the first scene; the others follow.
+        characters: number of characters N, or "mixed": 1 to 4 in turn, with and without first frame, one or all of them
+            speaking. Binding is not measured for N = 1.
         height, width: pixels.
-        num_frames: F.
-        references: portraits among which an identity must be told, the own one included.
+        num_frames: number of frames F.
+        references: number of portraits among which an identity is retrieved, including its own.
     """
 
     scenes: int = 64
@@ -41,40 +41,39 @@ class SceneSettings:
     references: int = 8
 
     def __post_init__(self) -> None:
+        largest = MAX_MIXED if self.characters == "mixed" else self.characters
         if self.scenes < 1:
-            raise InputError(f"{self.scenes} scenes", "at least 1", "ask for more")
+            raise InputError(f"{self.scenes} scenes", "at least 1", "use a larger value")
         if self.seed_base < HELD_OUT:
-            raise InputError(f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are trained on")
-        most = MOST if self.characters == "mixed" else self.characters
-        if most < 1:
-            raise InputError(f"{self.characters} characters", "at least 1", "ask for more")
-        if self.references < most:
-            raise InputError(f"{self.references} references", f"at least {most}", "ask for more")
+            raise InputError(f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are used for training")
+        if largest < 1:
+            raise InputError(f"{self.characters} characters", "at least 1", "use a larger value")
+        if self.references < largest:
+            raise InputError(f"{self.references} references", f"at least {largest}", "use a larger value")
 
     @property
     def version(self) -> str:
-        """Name of the list of scenes: a change of what is drawn or asked needs another one."""
+        """Name of the list of scenes; changed whenever the scenes change."""
         return "puppets-mixed-1" if self.characters == "mixed" else "puppets-1"
 
-    def people(self, index: int) -> int:
-        """N of scene number `index`. Of a mixed list any 32 scenes in a row hold every combination of a number of
-        people, a first frame or none, and `talk_of` once."""
+    def num_characters(self, index: int) -> int:
+        """N of a scene. Any 32 consecutive scenes of a mixed list contain every combination of N, first frame and
+        `talk_of` once."""
         if self.characters != "mixed":
             return self.characters
         pair = index // 2
-        return 1 + (pair + pair // MOST) % MOST
+        return 1 + (pair + pair // MAX_MIXED) % MAX_MIXED
 
 
 @dataclass(frozen=True)
 class SuiteScene:
-    """One scene and what it is asked with.
+    """One scene.
 
     Args:
-        clip: the drawn truth.
-        first_frame: whether the model gets the first frame (every other scene).
-        references: portraits [N, K, P, P, 3] uint8; for character n the first is its own, then those of the
-            others in the scene, then strangers.
-        motion: as it was asked for ("mixed" lets the seed decide).
+        clip: ground truth.
+        first_frame: whether the model receives the first frame.
+        references: portraits uint8 [N, K, P, P, 3]; for character n its own, those of the other characters, strangers.
+        motion: requested motion ("mixed" = chosen by the seed).
     """
 
     clip: PuppetClip
@@ -84,37 +83,44 @@ class SuiteScene:
 
     @property
     def loudness(self) -> np.ndarray:
-        """Of every speech per video frame, [M, F]."""
+        """Loudness of every speech per video frame, [M, F]."""
         clip = self.clip
         frames = clip.opening.shape[1]
         return np.stack([loudness_track(s, SAMPLE_RATE, frames, clip.fps) for s in clip.speeches])
 
     @property
     def swapped(self) -> np.ndarray:
-        """Audio-character matrix [M, N] in which everybody has the voice of the next one."""
+        """Audio-character matrix [M, N] that assigns each speech to the next character."""
         return np.roll(self.clip.matrix, 1, axis=0)
 
 
 def suite_scene(settings: SceneSettings, index: int) -> SuiteScene:
-    """Scene number `index`: even ones have a first frame; in one of four only one talks, else all do."""
-    clip = draw(settings, settings.seed_base + index, talk_of(index), people=settings.people(index))
+    """Draw a scene: even ones have a first frame; in every fourth pair only one character speaks."""
+    clip = draw(
+        settings,
+        settings.seed_base + index,
+        talk_of(index),
+        num_characters=settings.num_characters(index),
+    )
     return with_references(settings, clip, index % 2 == 0)
 
 
+def all_scenes(settings: SceneSettings) -> list[SuiteScene]:
+    """Draw all scenes in order."""
+    return [suite_scene(settings, index) for index in range(settings.scenes)]
+
+
 def talk_of(index: int) -> Talk:
-    """Who talks in scene number `index`."""
+    """Speech pattern of a scene."""
     return "one" if index // 2 % 4 == 3 else "overlap"
 
 
 def with_references(settings: SceneSettings, clip: PuppetClip, first_frame: bool) -> SuiteScene:
-    """A clip and the portraits among which its people must be told."""
+    """Add the portraits for identity retrieval to a clip."""
     rng = np.random.default_rng([clip.seed, 0x1D])
-    size = clip.portraits.shape[1]
-    count = len(clip.portraits)
+    size, count = clip.portraits.shape[1], len(clip.portraits)
     strangers = [draw_portrait(draw_look(rng), rng, size) for _ in range(settings.references - count)]
-    references = np.stack(
-        [np.stack([*np.roll(clip.portraits, -n, axis=0), *strangers]) for n in range(count)],
-    )
+    references = np.stack([np.stack([*np.roll(clip.portraits, -n, axis=0), *strangers]) for n in range(count)])
     return SuiteScene(clip, first_frame, references)
 
 
@@ -124,12 +130,12 @@ def draw(
     talk: Talk,
     tracks: tuple[np.ndarray, np.ndarray] | None = None,
     motion: Motion = "mixed",
-    people: int | None = None,
+    num_characters: int | None = None,
 ) -> PuppetClip:
-    """A clip of the suite's size; `people` in it, by default as many as the settings say."""
+    """Draw a clip of the size of the suite; `num_characters` defaults to that of the settings."""
     return make_clip(
         seed,
-        people or settings.people(seed - settings.seed_base),
+        num_characters or settings.num_characters(seed - settings.seed_base),
         settings.height,
         settings.width,
         settings.num_frames,
@@ -140,7 +146,7 @@ def draw(
 
 
 def redrawn(scene: SuiteScene, settings: SceneSettings, matrix: np.ndarray) -> PuppetClip:
-    """The scene's truth when `matrix` [M, N] says who hears whom: the same people move other mouths."""
+    """Draw the ground truth for another audio-character matrix [M, N]: the same scene with other mouth motion."""
     clip = scene.clip
     if np.array_equal(matrix, clip.matrix):
         return clip

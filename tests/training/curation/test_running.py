@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -161,10 +162,8 @@ def test_killed_processes_do_not_change_the_output(reference, footage, tmp_path)
         wait_until(lambda results=results: count() >= results, run)
         run.kill()
         run.wait()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     done = count()
     run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: count() > done, run)

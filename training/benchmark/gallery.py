@@ -1,4 +1,4 @@
-"""Results as one page: the table, and videos side by side. No scripts, nothing from the network."""
+"""HTML page with the results table and the videos side by side. It has no scripts and no external resources."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bya_core.io.atomic import atomic_write
 from bya_core.io.media import write_video
 from training.puppets.world import SAMPLE_RATE, PuppetClip
 
@@ -29,89 +30,91 @@ video { width: 100%; display: block; background: #000 } figcaption { padding: .6
 figcaption b { font-size: .95rem } figcaption p { margin: .3rem 0 0 } a { color: #7db8ff }
 """
 
+Cell = Mapping[str, Any]
+"""A video of the gallery: video, and optionally picture (report), good (True, False or None) and words (lines)."""
+
 
 @dataclass(frozen=True)
-class Keeper:
-    """Keeps the videos of a suite of drawn scenes, enlarged, as FOLDER/videos/SEED/NAME.mp4."""
+class VideoStore:
+    """Saves the videos of a suite of puppet scenes, upscaled, as FOLDER/videos/SEED/NAME.mp4."""
 
     folder: Path
-    enlarge: int = 4
+    scale: int = 4
 
-    def place(self, seed: int, name: str) -> Path:
+    def path(self, seed: int, name: str) -> Path:
         return self.folder / "videos" / str(seed) / f"{name.replace('/', '-')}.mp4"
 
-    def keep(self, clip: PuppetClip, name: str, frames: np.ndarray) -> None:
-        """Frames uint8 [F, H, W, 3], with the sound of the clip."""
-        path = self.place(clip.seed, name)
+    def save(self, clip: PuppetClip, name: str, frames: np.ndarray) -> None:
+        """Save frames uint8 [F, H, W, 3] with the audio of the clip."""
+        path = self.path(clip.seed, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        large = frames.repeat(self.enlarge, axis=1).repeat(self.enlarge, axis=2)
-        write_video(path, large, clip.fps, (torch.from_numpy(clip.mix)[None], SAMPLE_RATE))
+        upscaled = frames.repeat(self.scale, axis=1).repeat(self.scale, axis=2)
+        write_video(path, upscaled, clip.fps, (torch.from_numpy(clip.mix)[None], SAMPLE_RATE))
 
     def rows(
-        self, seeds: Sequence[int], names: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    ) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-        """For `write_page`: what was kept of each seed, with "good" and "words" of `names` (name -> seed -> cell)."""
+        self, seeds: Sequence[int], cells: Mapping[str, Mapping[int, Cell]]
+    ) -> Iterator[tuple[str, dict[str, Cell]]]:
+        """Rows for `write_gallery`: the saved videos of each seed with their cells (name -> seed -> cell)."""
         for seed in seeds:
-            cells = {
-                name: {"video": self.place(seed, name), **by_seed.get(seed, {})}
-                for name, by_seed in names.items()
-                if self.place(seed, name).is_file()
+            row = {
+                name: {"video": self.path(seed, name), **by_seed.get(seed, {})}
+                for name, by_seed in cells.items()
+                if self.path(seed, name).is_file()
             }
-            if cells:
-                yield f"scene {seed}", cells
+            if row:
+                yield f"scene {seed}", row
 
 
-def write_page(
+def write_gallery(
     path: Path,
     title: str,
     table: str,
-    rows: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]],
-    about: Iterable[str] = (),
+    rows: Iterable[tuple[str, Mapping[str, Cell]]],
+    description: Iterable[str] = (),
 ) -> None:
     """Write the page.
 
     Args:
-        path: of the page; files it shows are named relative to its folder.
+        path: HTML file; videos are linked relative to its folder.
         title: heading.
-        table: Markdown table; lines that are none become paragraphs.
-        rows: (name, column -> video, and optionally picture, good (True, False or None) and words) of each clip.
-        about: sentences below the heading: model, seeds, versions.
+        table: Markdown table; other lines become paragraphs.
+        rows: (name, column -> cell) of each clip.
+        description: lines below the heading, such as model, seeds and versions.
     """
-    body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in about), _table(table)]
+    body = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in description), _table(table)]
     for name, cells in rows:
         body.append(f'<h2>{escape(name)}</h2><div class="row">')
         body += [_figure(column, cell, path.parent) for column, cell in cells.items()]
         body.append("</div>")
     head = f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    path.write_text(head + "\n".join(body) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(head + "\n".join(body) + "\n", encoding="utf-8")
 
 
-def _figure(column: str, cell: Mapping[str, Any], folder: Path) -> str:
+def _figure(column: str, cell: Cell, folder: Path) -> str:
     state = {True: ' class="good"', False: ' class="bad"'}.get(cell.get("good"), "")
     words = "".join(f"<p>{escape(line)}</p>" for line in cell.get("words", ()))
-    link = f' · <a href="{_address(cell["picture"], folder)}">report</a>' if cell.get("picture") else ""
-    video = f'<video src="{_address(cell["video"], folder)}#t=0.1" controls loop preload="metadata"></video>'
+    link = f' · <a href="{_url(cell["picture"], folder)}">report</a>' if cell.get("picture") else ""
+    video = f'<video src="{_url(cell["video"], folder)}#t=0.1" controls loop preload="metadata"></video>'
     return f"<figure{state}>{video}<figcaption><b>{escape(column)}</b>{link}{words}</figcaption></figure>"
 
 
-def _address(file: str | Path, folder: Path) -> str:
+def _url(file: str | Path, folder: Path) -> str:
     return escape(Path(os.path.relpath(file, folder)).as_posix().replace("%", "%25").replace("#", "%23"), quote=True)
 
 
 def _table(text: str) -> str:
-    """A Markdown table as HTML; other lines as paragraphs."""
-    made, rows = [], []
+    """Convert a Markdown table to HTML, and other lines to paragraphs."""
+    paragraphs, rows = [], []
     for line in text.splitlines():
         if line.startswith("|"):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             if not all(set(cell) <= set("-: ") for cell in cells):
                 rows.append(cells)
         elif line.strip():
-            made.append(f"<p>{escape(line.removeprefix('- '))}</p>")
-    if not rows:
-        return "".join(made)
+            paragraphs.append(f"<p>{escape(line.removeprefix('- '))}</p>")
     lines = [
         "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-        for cells, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
+        for cells, tag in zip(rows, ["th", *["td"] * len(rows)], strict=False)
     ]
-    return "".join(["<table>", *lines, "</table>", *made])
+    return "".join([*(["<table>", *lines, "</table>"] if lines else []), *paragraphs])
