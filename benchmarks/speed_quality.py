@@ -36,9 +36,9 @@ from bya_core.pipelines.generate import denoised, prepare, route  # noqa: E402
 from bya_core.progress import ProgressTracker  # noqa: E402
 from bya_core.sampling.acceleration import PRESETS  # noqa: E402
 from bya_core.weights.loader import load_bundle  # noqa: E402
-from training.benchmark.puppet_suite import all_scenes, judge, pooled_made  # noqa: E402
-from training.benchmark.scenes import SceneSettings, SuiteScene  # noqa: E402
-from training.benchmark.subjects import Made, ModelSubject, decode_clips  # noqa: E402
+from training.benchmark.puppet_suite import aggregate_videos, evaluate_clip  # noqa: E402
+from training.benchmark.scenes import SceneSettings, SuiteScene, all_scenes  # noqa: E402
+from training.benchmark.targets import GeneratedVideo, ModelTarget, decode_clips  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "results" / "speed.md"
 REPORT = ROOT / "docs" / "results" / "reports" / "presets.json"
@@ -85,11 +85,11 @@ class Cost:
 
 
 @torch.no_grad()
-def scene_row(subject: ModelSubject, scene: SuiteScene, names: Sequence[str]) -> dict[str, Any]:
+def scene_row(target: ModelTarget, scene: SuiteScene, names: Sequence[str]) -> dict[str, Any]:
     """One scene by every preset; the first of them is what the others' pictures are compared with."""
-    bundle = subject.bundle
+    bundle = target.bundle
     matrices = [scene.clip.matrix, scene.swapped]
-    prepared = [prepare(subject.scene(scene, matrix, scene.first_frame), bundle) for matrix in matrices]
+    prepared = [prepare(target.scene(scene, matrix, scene.first_frame), bundle) for matrix in matrices]
     latents, masks, costs = [], [], {name: Cost() for name in names}
     for name in names:
         for given in prepared:
@@ -100,7 +100,7 @@ def scene_row(subject: ModelSubject, scene: SuiteScene, names: Sequence[str]) ->
             latents.append(clean)
             masks.append(acted.numpy())
     frames = decode_clips(bundle, latents)
-    made = [Made(*pair) for pair in zip(frames, masks, strict=True)]
+    made = [GeneratedVideo(*pair) for pair in zip(frames, masks, strict=True)]
     row: dict[str, Any] = {
         "seed": scene.clip.seed,
         "characters": len(scene.clip.portraits),
@@ -109,7 +109,7 @@ def scene_row(subject: ModelSubject, scene: SuiteScene, names: Sequence[str]) ->
     }
     for index, name in enumerate(names):
         pair = made[2 * index : 2 * index + 2]
-        judged = [judge(one, scene, matrix, subject.grid).row() for one, matrix in zip(pair, matrices, strict=True)]
+        judged = [evaluate_clip(v, scene, matrix, target.grid).row() for v, matrix in zip(pair, matrices, strict=True)]
         row[name] = {
             "given": judged[0],
             "swapped": judged[1],
@@ -130,7 +130,7 @@ def summary(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str
     found: dict[str, Any] = {}
     plain = rows[0][names[0]]
     for name in names:
-        figures = pooled_made(rows, name)
+        figures = aggregate_videos(rows, name)
         change, spread = _binding_change(rows, names[0], name)
         known = [value for row in rows for value in row[name]["psnr"] if value is not None]
         total = {key: sum(row[name][key] for row in rows) for key in ("calls", "blocks", "routed", "seconds")}
@@ -200,15 +200,15 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(subject: ModelSubject, settings: SceneSettings, names: Sequence[str], path: Path) -> dict[str, Any]:
+def measure(target: ModelTarget, settings: SceneSettings, names: Sequence[str], path: Path) -> dict[str, Any]:
     """The report at `path`, made or gone on with; written after every scene."""
     about = {
         "seed_base": settings.seed_base,
         "characters": settings.characters,
         "frames": settings.num_frames,
-        "steps": subject.sampling.steps,
+        "steps": target.sampling.steps,
         "scenes_version": settings.version,
-        "subject": {key: value for key, value in subject.describe().items() if key != "routing"},
+        "subject": {key: value for key, value in target.describe().items() if key != "routing"},
         "torch": torch.__version__,
         "settings": {name: asdict(PRESETS[name]) for name in names},  # type: ignore[index]
     }
@@ -221,7 +221,7 @@ def measure(subject: ModelSubject, settings: SceneSettings, names: Sequence[str]
     report: dict[str, Any] = {}
     scenes = all_scenes(settings)
     for scene in tqdm(scenes[len(rows) :], initial=len(rows), total=len(scenes), desc="scenes", disable=None):
-        rows.append(scene_row(subject, scene, names))
+        rows.append(scene_row(target, scene, names))
         report = {"about": {**about, "scenes": len(rows)}, "presets": summary(rows, names), "scenes": rows}
         path.parent.mkdir(parents=True, exist_ok=True)
         with AtomicFiles() as files:
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         height=bundle.native.height,
         width=bundle.native.width,
     )
-    report = measure(ModelSubject(bundle, settings, ()), settings, given.presets, given.json)
+    report = measure(ModelTarget(bundle, settings, ()), settings, given.presets, given.json)
     text = table(report)
     print(text)
     if given.scenes >= LEAST and given.presets == list(PRESETS):

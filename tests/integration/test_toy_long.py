@@ -19,7 +19,7 @@ from bya_core.toy.segmentation import segment_characters
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
 from bya_core.weights.registry import MODELS
-from training.benchmark.subjects import as_video
+from training.benchmark.targets import as_video
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 

@@ -203,12 +203,14 @@ def report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             column: _spread([r["figures"][column] for r in runs if column in r["figures"]]) for column in COLUMNS
         }
         pairs = [(r["figures"], base[r["seed"]]) for r in runs if r["seed"] in base and name != BASE]
-        difference = {c: _spread([a[c] - b[c] for a, b in pairs if c in a and c in b]) for c in COLUMNS} if pairs else {}
+        difference = (
+            {c: _spread([a[c] - b[c] for a, b in pairs if c in a and c in b]) for c in COLUMNS} if pairs else {}
+        )
         variants[name] = {
             "says": VARIANTS[name].description,
             "seeds": sorted(r["seed"] for r in runs),
             "figures": {key: value for key, value in figures.items() if value},
-            "from_base": {key: value for key, value in difference.items() if value},
+            "from_base": {key: _spread(values) for key, values in deltas.items() if values},
         }
     drawn = [r["figures"]["flicker_drawn"] for r in results if "flicker_drawn" in r["figures"]]
     return {

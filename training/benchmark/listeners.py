@@ -4,7 +4,7 @@
 
 Half of the scenes have one speaker and listeners; in the other half the characters take turns. "drawn" is the same
 metric for the ground truth, "codec" for the ground truth reconstructed by the VAE. Mouths are found by color;
-characters whose closed mouth already measures more than `MAX_CLOSED_OPENING` (mostly because of dark hair) are excluded.
+characters whose closed mouth measures more than `MAX_CLOSED_OPENING` (mostly because of dark hair) are excluded.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Speeches, portraits and the first frame are drawn, everything else is generated. Each window is evaluated like a
 separate clip, from the pixels of the finished video: masks, binding, identity. In addition:
 
-- colour: largest change of the mean of a color channel relative to the first window, in percent of its range;
+- color: largest change of the mean of a color channel relative to the first window, in percent of its range;
 - seam: mean change between frames at window boundaries relative to the rest of the video; 1 = no visible seam.
 """
 
@@ -30,7 +30,7 @@ from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, with_
 from training.benchmark.targets import GeneratedVideo, as_image
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
-THRESHOLDS = {"binding": 0.75, "identity": 0.75, "colour": 3.0}
+THRESHOLDS = {"binding": 0.75, "identity": 0.75, "color": 3.0}
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ def long_report(
         _aggregate([scene[k] for scene in metrics], [row["windows"][k] for row in rows])
         for k in range(len(rows[0]["windows"]))
     ]
-    drift = [row["windows"][-1]["colour"] for row in rows]
+    drift = [row["windows"][-1]["color"] for row in rows]
     return {
         "suite": "long",
         "windows": aggregated,
-        "colour_first_to_last": round(float(np.max(drift)), 3),
+        "color_first_to_last": round(float(np.max(drift)), 3),
         "seam": round(float(np.mean([row["seam"] for row in rows])), 3),
         "passed": {
             "binding": all(window["binding"] >= THRESHOLDS["binding"] for window in aggregated),
             "identity": all(window["identity"] >= THRESHOLDS["identity"] for window in aggregated),
-            "colour": max(drift) < THRESHOLDS["colour"],
+            "color": max(drift) < THRESHOLDS["color"],
         },
         "scenes": rows,
     }
@@ -128,13 +128,12 @@ def long_table(report: dict[str, Any]) -> str:
         lines.append(
             f"| {k + 1} | {start:.1f} - {stop:.1f} | {window['mask_iou']:.3f} | {window['swap_rate']:.3f} | "
             f"{window['binding']:.2f} | {window['own']:.2f} | {window['other']:.2f} | {window['identity']:.2f} | "
-            f"{window['colour']:.2f} |"
+            f"{window['color']:.2f} |"
         )
-    drift = report["colour_first_to_last"]
+    drift = report["color_first_to_last"]
     lines += ["", f"color drift from first to last window, worst scene: {drift:.2f} % (required: below 3 %)"]
     lines.append(f"change at window boundaries relative to other frames: {report['seam']:.2f}")
-    names = {"colour": "color"}
-    lines += [f"{names.get(k, k)} in every window: {'passed' if ok else 'failed'}" for k, ok in report["passed"].items()]
+    lines += [f"{k} in every window: {'passed' if ok else 'failed'}" for k, ok in report["passed"].items()]
     return "\n".join(lines)
 
 
@@ -169,7 +168,7 @@ def _scene_row(
         "first_frame": truth.first_frame,
         "seam": round(float(seam), 3),
         "windows": [
-            {"frames": [window.start, window.stop], "colour": round(float(value), 3), **clip.row()}
+            {"frames": [window.start, window.stop], "color": round(float(value), 3), **clip.row()}
             for window, clip, value in zip(windows, metrics, drift, strict=True)
         ],
     }
@@ -186,5 +185,5 @@ def _aggregate(metrics: Sequence[ClipMetrics], rows: Sequence[dict[str, Any]]) -
         "own": round(score.own, 3),
         "other": round(score.other, 3),
         "identity": round(float(np.mean([correct for clip in metrics for correct in clip.identity])), 4),
-        "colour": round(max(row["colour"] for row in rows), 3),
+        "color": round(max(row["color"] for row in rows), 3),
     }

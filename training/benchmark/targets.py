@@ -140,7 +140,9 @@ class ModelTarget:
             else:  # a batch of two is encoded faster than one clip, see `decode_clips`
                 video = as_video(scene.clip).to(device, dtype)
                 clean = self.bundle.codec.encode(video.expand(2, -1, -1, -1, -1))[:1].float().cpu()
-            inputs = build_branch_inputs(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
+            inputs = build_branch_inputs(
+                conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype
+            )
             self._cache = cached = key, (clean, inputs)
         return cached[1]
 

@@ -36,9 +36,9 @@ from bya_core.pipelines.generate import generate
 from bya_core.scene.loader import load_scene
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
-from training.benchmark.puppet_suite import judge
+from training.benchmark.puppet_suite import evaluate_clip
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
-from training.benchmark.subjects import Made, ModelSubject
+from training.benchmark.targets import GeneratedVideo, ModelTarget
 from training.engine.contact_sheet import contact_sheet
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class ValidationConfig:
         return scenes
 
 
-def mask_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[np.ndarray]]:
+def mask_metrics(target: ModelTarget, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[np.ndarray]]:
     """Evaluate the router's own masks on held-out clips.
 
     Returns:
@@ -115,12 +115,12 @@ def mask_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[d
     """
     ious: dict[tuple[float, bool], list[float]] = {}
     flicker: dict[str, list[float]] = {"flicker": [], "flicker_drawn": []}
-    half, predicted = min(subject.points, key=lambda point: abs(point.share - 0.5)), []
+    half, predicted = min(target.points, key=lambda point: abs(point.share - 0.5)), []
     for scene in scenes:
-        soft = subject.grid.pixels_to_tokens(torch.from_numpy(scene.clip.masks)).numpy()
+        soft = target.grid.pixels_to_tokens(torch.from_numpy(scene.clip.masks)).numpy()
         for first_frame in (True, False):
-            for point in subject.points:
-                layers = subject.find(scene, point, first_frame)
+            for point in target.points:
+                layers = target.predict_masks(scene, point, first_frame)
                 if point is half and first_frame is scene.first_frame:
                     predicted.append(layers.mean(axis=0))
                 each = [masking.mean_iou(masking.to_labels(layer), soft >= 0.5) for layer in layers]
@@ -136,7 +136,7 @@ def mask_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[d
     return metrics | {name: float(np.mean(values)) for name, values in flicker.items() if values}, predicted
 
 
-def video_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[Made]]:
+def video_metrics(target: ModelTarget, scenes: Sequence[SuiteScene]) -> tuple[dict[str, float], list[GeneratedVideo]]:
     """Generate scenes and evaluate binding and masks.
 
     Returns:
@@ -144,8 +144,8 @@ def video_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[
         "own_voice" and "other_voice" (mean correlations), and "iou_generated" (masks that acted against the regions
         detected in the pixels).
     """
-    videos = [subject.make(scene, scene.clip.matrix) for scene in scenes]
-    results = [judge(v, scene, scene.clip.matrix, subject.grid) for v, scene in zip(videos, scenes, strict=True)]
+    videos = [target.generate(scene, [scene.clip.matrix])[0] for scene in scenes]
+    results = [evaluate_clip(v, scene, scene.clip.matrix, target.grid) for v, scene in zip(videos, scenes, strict=True)]
     score = bindings.score(result.binding for result in results)
     metrics = {
         "binding": score.accuracy,
@@ -158,13 +158,13 @@ def video_metrics(subject: ModelSubject, scenes: Sequence[SuiteScene]) -> tuple[
 
 def evaluate_scenes(
     bundle: ModelBundle, config: ValidationConfig
-) -> tuple[dict[str, float], list[SuiteScene], list[np.ndarray], list[Made]]:
+) -> tuple[dict[str, float], list[SuiteScene], list[np.ndarray], list[GeneratedVideo]]:
     """All metrics, the scenes, the masks predicted at half noise (per scene), and the videos (of the first scenes)."""
     settings, scenes = config.scene_settings(bundle), config.scenes(bundle)
-    metrics, predicted = mask_metrics(ModelSubject(bundle, settings, config.noise_levels), scenes)
+    metrics, predicted = mask_metrics(ModelTarget(bundle, settings, config.noise_levels), scenes)
     if not config.videos:
         return metrics, scenes, predicted, []
-    more, videos = video_metrics(ModelSubject(bundle, settings, (), config.steps), scenes[: config.videos])
+    more, videos = video_metrics(ModelTarget(bundle, settings, (), config.steps), scenes[: config.videos])
     return metrics | more, scenes, predicted, videos
 
 

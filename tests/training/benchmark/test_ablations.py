@@ -1,4 +1,4 @@
-"""Ablations: each variant changes one thing, starts alike, is run once, and is told with its spread."""
+"""Ablations: each variant changes one option, is run once per seed, and is reported with its spread."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ from safetensors.torch import save_file
 from bya_core.errors import InputError
 from tests.training.stage_parts import SMALL, small_batch, small_model
 from training.benchmark import ablations
-from training.benchmark.ablations import BASE, VARIANTS, Arguments, fresh_router, main, markdown, report, varied
+from training.benchmark.ablations import (
+    BASE,
+    VARIANTS,
+    AblationOptions,
+    apply_variant,
+    initialize_router,
+    main,
+    markdown_table,
+    report,
+)
 from training.data.dataset import ClipFolder
 from training.engine.stages import Recipe, load_recipe
 
 
 def differences(name):
-    """Values of stage and model in which a variant is not the base."""
+    """Options of stage and model in which a variant differs from the base."""
     recipe = load_recipe("ablation")
-    base, other = (varied(recipe, VARIANTS[key]) for key in (BASE, name))
+    base, other = (apply_variant(recipe, VARIANTS[key]) for key in (BASE, name))
     one, two = base.stages[3], other.stages[3]
     stage = {key for key in vars(one) if getattr(one, key) != getattr(two, key)}
     return stage | {key for key in other.model if base.model.get(key) != other.model[key]}
 
 
-def test_every_variant_changes_what_it_says_and_nothing_else():
+def test_variants_change_one_option_each():
     assert {name: differences(name) for name in VARIANTS} == {
         "base": set(),
         "no_smoothness": {"router_weights"},
@@ -39,8 +48,8 @@ def test_every_variant_changes_what_it_says_and_nothing_else():
     }
     recipe = load_recipe("ablation")
     assert recipe.stages[3].lora.rank == 8 and recipe.model["num_router_layers"] == 2
-    assert varied(recipe, VARIANTS["no_smoothness"]).stages[3].router_weights.layer_variance == 8.0
-    assert varied(recipe, VARIANTS["no_layer_loss"]).stages[3].router_weights.smoothness == 0.001
+    assert apply_variant(recipe, VARIANTS["no_smoothness"]).stages[3].router_weights.layer_variance == 8.0
+    assert apply_variant(recipe, VARIANTS["no_layer_loss"]).stages[3].router_weights.smoothness == 0.001
 
 
 @pytest.fixture
@@ -49,21 +58,21 @@ def init(tmp_path):
     return tmp_path / "init"
 
 
-def test_the_router_is_new_and_depends_on_the_seed_alone_and_the_rest_is_given(init):
+def test_the_router_is_initialized_from_the_seed_and_the_rest_is_loaded(init):
     recipe = Recipe("small", SMALL | {"num_router_layers": 2}, load_recipe("ablation").stages)
     given = small_model(num_router_layers=1).state_dict()
-    one, again, other = (fresh_router(init, recipe, seed).state_dict() for seed in (0, 0, 1))
+    one, again, other = (initialize_router(init, recipe, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], value) for name, value in given.items() if not name.startswith("router."))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["router.to_q.0.weight"], other["router.to_q.0.weight"])
     assert not torch.equal(one["router.to_q.0.weight"], given["router.to_q.0.weight"])
     assert "router.to_q.1.weight" in one
     wider = Recipe("small", SMALL | {"audio_dim": 24}, recipe.stages)
-    with pytest.raises(InputError, match="without fitting audio_model"):
-        fresh_router(init, wider, 0)
+    with pytest.raises(InputError, match="no matching audio_model"):
+        initialize_router(init, wider, 0)
 
 
-def test_a_run_is_trained_measured_and_kept(init, tmp_path, monkeypatch):
+def test_runs_are_trained_evaluated_and_saved(init, tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
     batch = small_batch(6)
@@ -71,28 +80,28 @@ def test_a_run_is_trained_measured_and_kept(init, tmp_path, monkeypatch):
     save_file(shard | {"seed": torch.arange(6)}, folder / "shard.safetensors")
     recipe = load_recipe("ablation")
     small = Recipe("small", SMALL, {3: replace(recipe.stages[3], lora=None, steps=2, batch=2)})
-    looked = []
+    evaluated = []
 
-    def look(model, held_out, bundle):
-        looked.append(model.training)
-        return {"iou": 0.1 * len(looked), "flicker_drawn": 0.01}
+    def evaluate(model, held_out, bundle):
+        evaluated.append(model.training)
+        return {"iou": 0.1 * len(evaluated), "flicker_drawn": 0.01}
 
     monkeypatch.setattr(ablations, "load_recipe", lambda name: small)
-    monkeypatch.setattr(ablations, "validation_metrics", look)
-    arguments = Arguments(
+    monkeypatch.setattr(ablations, "validation_metrics", evaluate)
+    options = AblationOptions(
         tmp_path / "out", folder, init, variants=("base", "no_smoothness"), seeds=(0, 1), precision="no"
     )
-    main(arguments)
+    main(options)
     files = sorted(path.name for path in (tmp_path / "out" / "results").iterdir())
     assert files == ["base-0.json", "base-1.json", "no_smoothness-0.json", "no_smoothness-1.json"]
-    main(arguments)
-    assert len(looked) == 4
-    kept = json.loads((tmp_path / "out" / "ablations.json").read_text())
-    assert kept["variants"]["no_smoothness"]["from_base"]["iou"]["mean"] == pytest.approx(0.1)
-    assert kept["runs"][0]["training"]["steps"] == 2 and ClipFolder(folder).clips == 6
+    main(options)
+    assert len(evaluated) == 4
+    saved = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    assert saved["variants"]["no_smoothness"]["from_base"]["iou"]["mean"] == pytest.approx(0.1)
+    assert saved["runs"][0]["training"]["steps"] == 2 and ClipFolder(folder).clips == 6
     (tmp_path / "out" / "results" / "base-1.json").unlink()
-    main(replace(arguments, variants=("base",), seeds=(1,)))
-    assert len(looked) == 5
+    main(replace(options, variants=("base",), seeds=(1,)))
+    assert len(evaluated) == 5
 
 
 def result(variant, seed, iou, steps=10):
@@ -100,28 +109,28 @@ def result(variant, seed, iou, steps=10):
     return {"variant": variant, "seed": seed, "figures": figures, "settings": {"steps": steps}}
 
 
-def test_the_table_tells_mean_spread_and_the_difference_seed_by_seed():
+def test_the_table_shows_mean_spread_and_paired_difference():
     runs = [result("base", 0, 0.5), result("base", 1, 0.7), result("sigmoid", 0, 0.4), result("sigmoid", 1, 0.62)]
     summary = report([*runs, result("no_lora", 1, 0.7)])
     sigmoid = summary["variants"]["sigmoid"]
     assert sigmoid["figures"]["iou"] == {"mean": 0.51, "seeds": 2, "deviation": pytest.approx(0.1556, abs=1e-4)}
     assert sigmoid["from_base"]["iou"]["mean"] == pytest.approx(-0.09)
     assert sigmoid["from_base"]["iou"]["deviation"] == pytest.approx(0.0141, abs=1e-4)
-    table = markdown(summary)
+    table = markdown_table(summary)
     assert "| 2 | 0.510 ± 0.156 |" in table and "-0.090 ± 0.014 |" in table
     lora = next(line for line in table.splitlines() if "without LoRA" in line)
     assert "| 1 | 0.700 |" in lora and lora.endswith("| +0.000 |")
 
 
-def test_runs_of_different_settings_do_not_share_a_table():
+def test_runs_with_different_settings_are_not_compared():
     with pytest.raises(InputError, match="different settings"):
         report([result("base", 0, 0.5), result("sigmoid", 0, 0.5, steps=20)])
 
 
-def test_wrong_names_and_missing_data_are_told(tmp_path):
+def test_invalid_names_and_missing_data_are_errors(tmp_path):
     with pytest.raises(InputError, match="no_softmax"):
-        main(Arguments(tmp_path, variants=("no_softmax",)))
+        main(AblationOptions(tmp_path, variants=("no_softmax",)))
     with pytest.raises(InputError, match="no --data"):
-        main(Arguments(tmp_path))
+        main(AblationOptions(tmp_path))
     with pytest.raises(InputError, match="no finished run"):
-        main(Arguments(tmp_path, table=True))
+        main(AblationOptions(tmp_path, table=True))

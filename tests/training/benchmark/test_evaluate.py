@@ -1,4 +1,4 @@
-"""The examination examined: truth scores about 1, other scenes at chance, a random model can be asked."""
+"""Puppet suite: the ground truth scores about 1, other scenes score at chance, any model can be evaluated."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.evaluation import mask_metrics as masks
 from bya_core.grid import TokenGrid
 from bya_core.toy.segmentation import segment_characters
-from bya_core.weights.bundle import ModelBundle, NativeSize
-from tests.fakes import FakeCodec, FakeFace, FakeSpeech, FakeText, fake_transformer
-from training.benchmark.puppet_report import Examiner, Wanted, in_processes, puppet_report
-from training.benchmark.puppet_suite import SHARES, all_scenes, judge
-from training.benchmark.scenes import SceneSettings, redrawn, suite_scene, talk_of
-from training.benchmark.subjects import Made, ModelSubject
-from training.evaluate import Arguments, evaluate, main, table
+from training.benchmark.puppet_report import Measurements, SceneEvaluator, evaluate, in_processes, puppet_report, table
+from training.benchmark.puppet_suite import SHARES, evaluate_clip
+from training.benchmark.scenes import SceneSettings, all_scenes, redrawn, suite_scene, talk_of
+from training.benchmark.targets import GeneratedVideo, ModelTarget
+from training.evaluate import EvaluateOptions, main
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import make_clip
 
@@ -29,7 +27,12 @@ SETTINGS = SceneSettings(scenes=4)
 GRID = TokenGrid.from_pixels(17, 64, 96, space_factor=4)
 
 
-def test_truth_scores_about_one():
+@pytest.fixture(scope="module")
+def bundle(random_bundle):
+    return random_bundle(5)
+
+
+def test_ground_truth_scores_about_one():
     report = evaluate(None, SETTINGS)
     assert report["router"]["headline_iou"] > 0.99 and report["router"]["noisiest_with_first_frame"] > 0.99
     figures = report["generated"]
@@ -45,85 +48,87 @@ def test_truth_scores_about_one():
 
 @pytest.mark.slow
 def test_other_scenes_score_at_chance():
-    report = evaluate(None, SceneSettings(scenes=12), stand_in="shuffled")
+    report = evaluate(None, SceneSettings(scenes=12), reference="shuffled")
     assert report["router"]["headline_iou"] < 0.4
     figures = report["generated"]
     judged = figures["binding"]["judged"]
     assert figures["binding"]["chance"] == 0.5 and judged >= 18
-    pooled = (figures["binding"]["accuracy"] + figures["binding_swapped"]["accuracy"]) / 2
-    assert abs(pooled - 0.5) < 3 * 0.5 / math.sqrt(2 * judged)
+    accuracy = (figures["binding"]["accuracy"] + figures["binding_swapped"]["accuracy"]) / 2
+    assert abs(accuracy - 0.5) < 3 * 0.5 / math.sqrt(2 * judged)
     assert figures["identity"] < 0.125 + 3 * math.sqrt(0.125 * 0.875 / 24)
     assert figures["mask_iou"] < 0.6 < report["ceiling"]["mask_iou"]
 
 
-def test_a_mixed_list_holds_every_combination():
+def test_a_mixed_list_contains_every_combination():
     settings = SceneSettings(scenes=32, characters="mixed")
-    kinds = {(settings.people(k), k % 2 == 0, talk_of(k), k % 8) for k in range(32)}
+    kinds = {(settings.num_characters(k), k % 2 == 0, talk_of(k), k % 8) for k in range(32)}
     assert len(kinds) == 32 and {kind[0] for kind in kinds} == {1, 2, 3, 4}
-    assert sorted(settings.people(k) for k in range(8)) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert sorted(settings.num_characters(k) for k in range(8)) == [1, 1, 2, 2, 3, 3, 4, 4]
     assert settings.version != SETTINGS.version
     scene = suite_scene(settings, 4)
-    assert len(scene.clip.portraits) == settings.people(4) == 3 and scene.references.shape[:2] == (3, 8)
+    assert len(scene.clip.portraits) == settings.num_characters(4) == 3 and scene.references.shape[:2] == (3, 8)
 
 
 @pytest.mark.slow
-def test_scenes_are_gone_on_with_and_pooled_apart():
+def test_resumed_and_grouped_reports():
     settings = SceneSettings(scenes=8, characters="mixed")
-    whole = puppet_report(Examiner.of(None, settings, Wanted()))
-    assert set(whole["generated"]["by"]) >= {"n = 1", "n = 2", "n = 3", "n = 4"}
-    assert whole["generated"]["by"]["n = 4"]["identities_judged"] == 8
-    assert whole["generated"]["by"]["n = 1"]["binding"]["judged"] == 0
-    written: list[dict] = []
-    first = puppet_report(Examiner.of(None, replace(settings, scenes=5), Wanted()), save=written.append)
-    assert len(written) == 5 and written[2]["seeds"] == whole["seeds"][:3]
-    asked: list[str] = []
-    known = json.loads(json.dumps(first))
-    rest = puppet_report(Examiner.of(None, settings, Wanted()), known=known, tick=asked.append)
-    assert len(asked) == 3 * 3, "router, video and drawn truth of the three scenes that were missing"
+    complete = puppet_report(SceneEvaluator.create(None, settings, Measurements()))
+    assert set(complete["generated"]["by"]) >= {"n = 1", "n = 2", "n = 3", "n = 4"}
+    assert complete["generated"]["by"]["n = 4"]["identities_judged"] == 8
+    assert complete["generated"]["by"]["n = 1"]["binding"]["judged"] == 0
+    saved: list[dict] = []
+    partial = SceneEvaluator.create(None, replace(settings, scenes=5), Measurements())
+    first = puppet_report(partial, save=saved.append)
+    assert len(saved) == 5 and saved[2]["seeds"] == complete["seeds"][:3]
+    steps: list[int] = []
+    previous = json.loads(json.dumps(first))
+    evaluator = SceneEvaluator.create(None, settings, Measurements())
+    resumed = puppet_report(evaluator, previous=previous, callback=lambda progress: steps.append(progress.step))
+    assert steps == [5, 6, 7, 8]
     for part in ("router", "generated", "ceiling", "scenes", "settings"):
-        assert json.dumps(rest[part]) == json.dumps(whole[part])
-    other = replace(settings, scenes=1, references=9)
-    puppet_report(Examiner.of(None, other, Wanted(generate=False)), known=known, tick=asked.append)
-    assert len(asked) == 10, "scenes of other settings are not taken over"
+        assert json.dumps(resumed[part]) == json.dumps(complete[part])
+    other = SceneEvaluator.create(None, replace(settings, scenes=1, references=9), Measurements(generate=False))
+    puppet_report(other, previous=previous, callback=lambda progress: steps.append(progress.step))
+    assert steps[4:] == [0, 1], "scenes of other settings are not reused"
 
 
 @pytest.mark.slow
-def test_several_processes_give_the_same_rows():
+def test_processes_produce_the_same_rows():
     settings = SceneSettings(scenes=2, characters="mixed")
-    load = functools.partial(Examiner.of, None, settings, Wanted(generate=False))
-    alone = puppet_report(load())
-    shared = puppet_report(load(), elsewhere=in_processes(load, 2))
-    assert shared["scenes"] == alone["scenes"] and shared["router"] == alone["router"]
+    create = functools.partial(SceneEvaluator.create, None, settings, Measurements(generate=False))
+    expected = puppet_report(create())
+    report = puppet_report(create(), row_source=in_processes(create, 2))
+    assert report["scenes"] == expected["scenes"] and report["router"] == expected["router"]
 
 
 @pytest.mark.parametrize("characters", [1, 2, 3])
-def test_people_are_segmented_from_drawn_pixels(characters):
+def test_segmentation_of_drawn_pixels(characters):
     clips = [make_clip(1_000_100 + k, characters) for k in range(4)]
-    found = [segment_characters(c.frames, c.portraits, shared_rgb=MOUTH_RGB) for c in clips]
-    scores = [masks.mean_iou(mine, clip.masks) for mine, clip in zip(found, clips, strict=True)]
+    regions = [segment_characters(c.frames, c.portraits, shared_rgb=MOUTH_RGB) for c in clips]
+    scores = [masks.mean_iou(region, clip.masks) for region, clip in zip(regions, clips, strict=True)]
     assert np.mean(scores) > 0.8
 
 
-def test_swapped_voices_move_the_other_mouth():
+def test_swapped_speeches_move_the_other_mouth():
     scene = suite_scene(SETTINGS, 0)
     clip = redrawn(scene, SETTINGS, scene.swapped)
     assert np.allclose(clip.opening, scene.clip.opening[::-1])
     assert redrawn(scene, SETTINGS, scene.clip.matrix) is scene.clip
-    made = Made(clip.frames, GRID.pixels_to_tokens(_tensor(clip.masks)).numpy())
-    right, wrong = (judge(made, scene, matrix, GRID).binding for matrix in (scene.swapped, scene.clip.matrix))
-    assert right.correct[right.judged].all() and not wrong.correct[wrong.judged].any()
+    video = GeneratedVideo(clip.frames, GRID.pixels_to_tokens(torch.from_numpy(clip.masks)).numpy())
+    swapped, given = (evaluate_clip(video, scene, m, GRID).binding for m in (scene.swapped, scene.clip.matrix))
+    assert swapped.correct[swapped.judged].all() and not given.correct[given.judged].any()
 
 
-def test_a_black_video_without_masks_scores_nothing():
+def test_a_black_video_without_masks_scores_zero():
     scene = suite_scene(SETTINGS, 1)
-    made = Made(np.zeros_like(scene.clip.frames), np.zeros((2, 5, 8, 12)))
-    result = judge(made, scene, scene.clip.matrix, GRID)
-    assert result.mask_iou == 0.0 and not any(result.identity)
-    assert not result.binding.correct.any()
+    video = GeneratedVideo(np.zeros_like(scene.clip.frames), np.zeros((2, 5, 8, 12)))
+    metrics = evaluate_clip(video, scene, scene.clip.matrix, GRID)
+    assert metrics.mask_iou == 0.0 and not any(metrics.identity)
+    assert not metrics.binding.correct.any()
 
 
 def test_scenes_are_held_out_and_varied():
-    with pytest.raises(InputError, match="trained on"):
+    with pytest.raises(InputError, match="used for training"):
         SceneSettings(seed_base=5)
     scenes = all_scenes(SceneSettings(scenes=8))
     assert [scene.first_frame for scene in scenes] == [True, False] * 4
@@ -134,50 +139,37 @@ def test_scenes_are_held_out_and_varied():
         assert np.array_equal(scene.references[1, 1], scene.clip.portraits[0])
 
 
-@pytest.fixture(scope="module")
-def bundle() -> ModelBundle:
-    return ModelBundle(
-        "random", fake_transformer(), FakeText(), FakeFace(), FakeSpeech(), FakeCodec(), {},
-        NativeSize(64, 96, 9), SamplingConfig(steps=5, guidance_scale=2.0, audio_guidance_scale=2.0),
-    )  # fmt: skip
-
-
-def test_a_model_is_asked_with_its_own_masks_at_each_point(bundle):
+def test_predicted_masks_depend_on_noise_and_first_frame(bundle):
     settings = SceneSettings(scenes=1, num_frames=9)
-    subject = ModelSubject(bundle, settings, SHARES)
-    assert [p.noise for p in subject.points] == sorted((p.noise for p in subject.points), reverse=True)
+    target = ModelTarget(bundle, settings, SHARES)
+    assert [p.noise for p in target.points] == sorted((p.noise for p in target.points), reverse=True)
     scene = suite_scene(settings, 0)
-    early = subject.find(scene, subject.points[0], first_frame=True)
-    late = subject.find(scene, subject.points[-1], first_frame=True)
+    early = target.predict_masks(scene, target.points[0], first_frame=True)
+    late = target.predict_masks(scene, target.points[-1], first_frame=True)
     assert early.shape == (2, 2, 3, 4, 6) and not np.allclose(early, late)
-    assert np.array_equal(late, subject.find(scene, subject.points[-1], first_frame=True))
-    assert not np.allclose(late, subject.find(scene, subject.points[-1], first_frame=False))
+    assert np.array_equal(late, target.predict_masks(scene, target.points[-1], first_frame=True))
+    assert not np.allclose(late, target.predict_masks(scene, target.points[-1], first_frame=False))
 
 
-def test_report_of_a_random_model_is_complete(bundle):
-    report = evaluate(bundle, SceneSettings(scenes=2, num_frames=9), steps=2)
+def test_the_report_of_a_random_model_is_complete(bundle):
+    settings = SceneSettings(scenes=2, num_frames=9)
+    report = evaluate(bundle, settings, steps=2)
     assert json.loads(json.dumps(report))["seeds"] == [1_000_000, 1_000_001]
     assert report["settings"]["sampling"]["steps"] == 2
     assert len(report["settings"]["transformer_sha256"]) == 64
     assert len(report["router"]["points"]) == 5 and len(report["router"]["per_layer"]) == 2
     assert report["seconds"] > 0 and report["codec_ceiling"] is None
     assert "binding swapped" in table(report)
-    again = evaluate(bundle, SceneSettings(scenes=2, num_frames=9), steps=2)
+    again = evaluate(bundle, settings, steps=2)
     assert again["router"] == report["router"] and again["scenes"] == report["scenes"]
 
 
-def test_command_writes_its_report(tmp_path, capsys):
+def test_the_command_writes_its_report(tmp_path, capsys):
     path = tmp_path / "truth.json"
-    main(Arguments(model="truth", scenes=1, json=path))
+    main(EvaluateOptions(model="truth", scenes=1, json=path))
     assert json.loads(path.read_text())["generated"]["identity"] == 1.0
     assert "truth on 1 held-out puppet scenes" in capsys.readouterr().out
     with pytest.raises(InputError, match="--json"):
-        main(Arguments(model="truth", scenes=1, json=tmp_path / "nowhere" / "a.json"))
+        main(EvaluateOptions(model="truth", scenes=1, json=tmp_path / "nowhere" / "a.json"))
     router_only = evaluate(None, SceneSettings(scenes=1), generate=False)
     assert router_only["generated"] is None and "generated" not in table(router_only)
-
-
-def _tensor(array: np.ndarray):
-    import torch
-
-    return torch.from_numpy(array)

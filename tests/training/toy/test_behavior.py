@@ -10,7 +10,7 @@ from bya_core.toy.segmentation import segment_characters
 from bya_core.weights.loader import load_bundle
 from bya_core.weights.registry import MODELS
 from training.benchmark.scenes import SceneSettings, redrawn, suite_scene
-from training.benchmark.subjects import ModelSubject
+from training.benchmark.targets import ModelTarget
 from training.evaluate import evaluate
 from training.puppets.looks import MOUTH_RGB
 
@@ -50,10 +50,10 @@ def test_people_look_like_their_portraits(report):
 
 def test_a_video_begins_with_its_picture_and_goes_on_with_the_voices(bundle):
     """Also where the voices are swapped, and the picture shows other mouths than they want."""
-    subject = ModelSubject(bundle, SETTINGS, (), STEPS)
+    target = ModelTarget(bundle, SETTINGS, (), STEPS)
     made, shown, wanted = [], [], []
     for scene in (suite_scene(SETTINGS, index) for index in (0, 2, 4)):
-        frames = subject.make(scene, scene.swapped).frames
+        frames = target.generate(scene, [scene.swapped])[0].frames
         difference = frames[0].astype(float) - scene.clip.frames[0]
         assert 10 * np.log10(255**2 / np.mean(difference**2)) > 25, "decibels"
         regions = segment_characters(frames, scene.clip.portraits, shared_rgb=MOUTH_RGB)

@@ -15,7 +15,7 @@ from bya_core.evaluation import mask_metrics as masking
 from bya_core.grid import TokenGrid
 from bya_core.routing.refine import refine, refine_masks
 from bya_core.routing.result import Routing
-from training.benchmark.refinement_suite import NOISES, milliseconds
+from training.benchmark.refinement_suite import CORRUPTIONS, refinement_milliseconds
 from training.puppets.world import make_clip
 
 DEFAULT = RefineConfig()
@@ -55,14 +55,14 @@ def test_clean_masks_stay():
     assert torch.equal(made, owned(masks)) and made.dtype == masks.dtype
 
 
-@pytest.mark.parametrize("name", [name for name in NOISES if name != "none"])
+@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name != "none"])
 def test_noise_is_removed(name):
     """On drawn people, from masks as a router that is sure of itself gives them: nearer to the truth, and calmer."""
     grid = TokenGrid.from_pixels(17, 64, 96, space_factor=4)
     before, after = [], []
     for seed in range(2_000_300, 2_000_308):
         truth = grid.pixels_to_tokens(torch.from_numpy(make_clip(seed, 2).masks)).numpy() >= 0.5
-        rough = NOISES[name](0.95 * truth, np.random.default_rng(seed))
+        rough = CORRUPTIONS[name](0.95 * truth, np.random.default_rng(seed))
         fine = refine_masks(torch.from_numpy(rough).float(), DEFAULT).numpy()
         for rows, made in ((before, rough), (after, fine)):
             labels = masking.to_labels(made)
@@ -199,4 +199,4 @@ def test_refined_routing_is_forced_and_tells_what_was_lost():
 
 
 def test_four_characters_at_full_size_take_at_most_60_milliseconds():
-    assert min(milliseconds(DEFAULT, tries=5) for _ in range(3)) <= 60
+    assert min(refinement_milliseconds(DEFAULT, repeats=5) for _ in range(3)) <= 60
