@@ -203,9 +203,7 @@ def report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             column: _spread([r["figures"][column] for r in runs if column in r["figures"]]) for column in COLUMNS
         }
         pairs = [(r["figures"], base[r["seed"]]) for r in runs if r["seed"] in base and name != BASE]
-        difference = (
-            {c: _spread([a[c] - b[c] for a, b in pairs if c in a and c in b]) for c in COLUMNS} if pairs else {}
-        )
+        deltas = {c: [a[c] - b[c] for a, b in pairs if c in a and c in b] for c in COLUMNS}
         variants[name] = {
             "says": VARIANTS[name].description,
             "seeds": sorted(r["seed"] for r in runs),

@@ -69,9 +69,7 @@ def video(
         if audio is not None:
             samples = np.sin(np.arange(round(seconds * rate)) / rate * 2 * np.pi * 220) * noise
             piece = np.repeat(samples[None].astype(np.float32), channels, axis=0)
-            audio_frame = av.AudioFrame.from_ndarray(
-                piece, format="fltp", layout="mono" if channels == 1 else "stereo"
-            )
+            audio_frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono" if channels == 1 else "stereo")
             audio_frame.sample_rate, audio_frame.pts = rate, 0
             out.mux(audio.encode(audio_frame))
             out.mux(audio.encode(None))
@@ -136,9 +134,7 @@ def make_hostile(folder: Path) -> dict[str, str]:
     video(add("short.mp4", "too short: 0.40 s"), frames=10)
     video(add("one a second.mp4", "frame rate out of range: 1.00 fps"), frames=4, fps=1)
     video(add("ten a second.mp4", "frame rate out of range: 10.00 fps"), frames=30, fps=10)
-    video(
-        add("thousand a second.mp4", "frame rate .*: 1000.00 fps"), frames=2000, fps=1000, width=64, height=64
-    )
+    video(add("thousand a second.mp4", "frame rate .*: 1000.00 fps"), frames=2000, fps=1000, width=64, height=64)
     video(add("no sound.mp4", "no audio"), sound=0)
     video(add("sound ends early.mp4", "incomplete audio: 0.9 s for 2.4 s of video"), sound=0.8)
     video(add("silence.mp4", VALID), noise=0.0)
