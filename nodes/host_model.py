@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from bya_core.errors import InputError
 from bya_core.memory import planner as memory
-from bya_core.memory.offload import BlockStream, Guest, PartGuest, Seat, take_before
+from bya_core.memory import sizes
+from bya_core.memory.offload import BlockOffload, ComponentOffload, DeviceSlot, Offloadable, onload_before
 
 if TYPE_CHECKING:
     from bya_core.scene.types import Scene
@@ -56,7 +57,13 @@ class Resident:
     """
 
     def __init__(
-        self, name: str, part: Any, module: nn.Module, seat: Seat, guest: Guest | None = None, device: Any = None
+        self,
+        name: str,
+        part: Any,
+        module: nn.Module,
+        seat: DeviceSlot,
+        guest: Offloadable | None = None,
+        device: Any = None,
     ) -> None:
         self._part, self.name, self._seat, self._guest = part, name, seat, guest
         self.room = 0  # bytes beside the weights
@@ -81,7 +88,7 @@ class Resident:
 
     def load(self, *_: Any) -> None:
         """Onto the device, whole, with room for what it computes."""
-        self._seat.take(self._guest)
+        self._seat.acquire(self._guest)
         management.load_models_gpu([self.patcher], memory_required=self.room, force_full_load=True)
 
     def release(self) -> None:
@@ -91,13 +98,15 @@ class Resident:
                 management.current_loaded_models.pop(index).model_unload()
 
 
-class Visitor(PartGuest):
+class Visitor(ComponentOffload):
     """A part that reads its weights when it is asked for them: ComfyUI makes room, and gets it back afterwards."""
 
-    def come(self) -> None:
+    def onload(self) -> None:
         if self.device.type != "cpu":
-            management.free_memory(memory.bytes_of(self.part) + management.minimum_inference_memory(), self.device)
-        super().come()
+            management.free_memory(
+                sizes.weight_bytes(self.component) + management.minimum_inference_memory(), self.device
+            )
+        super().onload()
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,14 @@ class HostModel:
         bundle: with residents as parts.
         residents: those of them that have weights.
         seat: of parts that ComfyUI does not move.
-        rung: how the memory is shared out.
+        plan: how the memory is shared out.
         low_memory: each part leaves the device as soon as a node is done with it.
     """
 
     bundle: ModelBundle
     residents: tuple[Resident, ...]
-    seat: Seat
-    rung: memory.Rung = memory.LADDER[0]
+    seat: DeviceSlot
+    plan: memory.MemoryPlan = memory.MEMORY_PLANS[0]
     low_memory: bool = False
 
     def make_room(self, scene: Scene) -> None:
@@ -124,21 +133,25 @@ class HostModel:
 
         bundle, sampling = self.bundle, scene.sampling
         config, size = bundle.transformer.config, bundle.dtype.itemsize
-        passes = 1 if self.rung.apart else len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
+        passes = (
+            1
+            if self.plan.sequential_guidance
+            else len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
+        )
         grid = bundle.grid(scene.num_frames, scene.height, scene.width)
         width = config.num_attention_heads * config.attention_head_dim
         for resident in self.residents:
             if resident.name == "transformer":
                 stream = resident._guest
-                blocks = 2 * max(group.bytes for group in stream.groups) if isinstance(stream, BlockStream) else 0
-                resident.room = memory.held_while_denoising(grid, width, passes, size) + blocks
+                blocks = 2 * max(group.bytes for group in stream.groups) if isinstance(stream, BlockOffload) else 0
+                resident.room = sizes.denoising_memory(grid, width, passes, size) + blocks
             elif resident.name == "codec":
-                held = memory.held_while_decoding(grid, size)
-                resident.room = round(memory.TILE * held) if self.rung.tiled else held
+                held = sizes.decoding_memory(grid, size)
+                resident.room = round(sizes.TILING_SHARE * held) if self.plan.vae_tiling else held
 
     def rest(self) -> None:
         """After work: what ComfyUI does not know of leaves the device, and all else where memory is low."""
-        self.seat.take(None)
+        self.seat.acquire(None)
         if self.low_memory:
             for resident in self.residents:
                 resident.release()
@@ -155,55 +168,55 @@ def adopt(bundle: ModelBundle, low_memory: bool = False, vram: str = "auto") -> 
         InputError: it holds parts of ComfyUI that do not fit its transformer.
     """
     bundle = _suited(bundle)
-    rung = _rung(bundle, vram)
-    if rung.apart:
+    plan = _memory_plan(bundle, vram)
+    if plan.sequential_guidance:
         from bya_core.sampling.cfg_parallel import set_guidance_mode
 
         set_guidance_mode(bundle.transformer, "sequential")
-    if rung.fp8:
-        memory.keep_in_8_bits(bundle.transformer)
-    if rung.tiled:
-        memory.decode_in_tiles(bundle.codec)
-    seat, parts, residents = Seat(), dict[str, Any](), list[Resident]()
+    if plan.fp8_storage:
+        memory.store_in_fp8(bundle.transformer)
+    if plan.vae_tiling:
+        memory.enable_tiled_decoding(bundle.codec)
+    seat, parts, residents = DeviceSlot(), dict[str, Any](), list[Resident]()
     for name in ("text", "face", "speech", "codec"):
         part = getattr(bundle, name)
-        on_cpu = torch.device("cpu") if name == "text" and rung.text_on_cpu else None
+        on_cpu = torch.device("cpu") if name == "text" and plan.text_encoder_on_cpu else None
         module = _weights(part)
         if module is not None:
             parts[name] = Resident(name, part, module, seat, device=on_cpu)
             residents.append(parts[name])
         elif hasattr(part, "to"):
             visitor = Visitor(part, on_cpu or management.get_torch_device())
-            take_before(seat, visitor, part, ("encode",))
+            onload_before(seat, visitor, part, ("encode",))
             if name == "face" and bundle.character_finder is not None:  # it looks with the networks of the face encoder
-                take_before(seat, visitor, bundle.character_finder, ("find",))
-    parts["transformer"], own = _transformer(bundle.transformer, rung, seat)
-    log.info('Bind-Your-Avatar: memory is shared out as "%s"', rung.name)
-    return HostModel(replace(bundle, **parts), (*own, *residents), seat, rung, low_memory)
+                onload_before(seat, visitor, bundle.character_finder, ("find",))
+    parts["transformer"], own = _transformer(bundle.transformer, plan, seat)
+    log.info('Bind-Your-Avatar: memory is shared out as "%s"', plan.name)
+    return HostModel(replace(bundle, **parts), (*own, *residents), seat, plan, low_memory)
 
 
-def _rung(bundle: ModelBundle, vram: str) -> memory.Rung:
+def _memory_plan(bundle: ModelBundle, vram: str) -> memory.MemoryPlan:
     """What the card allows once ComfyUI has moved everything else away."""
     device = management.get_torch_device()
     if vram != "auto":
-        return memory.plan_memory(vram, memory.part_sizes(bundle), memory.free_host_memory())
+        return memory.plan_memory(vram, sizes.component_sizes(bundle), memory.free_host_memory())
     if device.type == "cpu":
-        return memory.LADDER[0]
-    total = management.get_total_memory(device) - management.extra_reserved_memory() - memory.CONTEXT
+        return memory.MEMORY_PLANS[0]
+    total = management.get_total_memory(device) - management.extra_reserved_memory() - memory.CONTEXT_BYTES
     if management.vram_state in (management.VRAMState.LOW_VRAM, management.VRAMState.NO_VRAM):
-        total = min(total, 8 * memory.GIB - memory.CONTEXT)  # the user wants little of it to be taken
-    return memory.plan_memory(int(total), memory.part_sizes(bundle), memory.free_host_memory())
+        total = min(total, 8 * memory.GIB - memory.CONTEXT_BYTES)  # the user wants little of it to be taken
+    return memory.plan_memory(int(total), sizes.component_sizes(bundle), memory.free_host_memory())
 
 
-def _transformer(transformer: Any, rung: memory.Rung, seat: Seat) -> tuple[Resident, list[Resident]]:
+def _transformer(transformer: Any, plan: memory.MemoryPlan, seat: DeviceSlot) -> tuple[Resident, list[Resident]]:
     """The transformer as a part of the bundle, and all residents that it is made of."""
-    if rung.blocks == "whole":
+    if plan.blocks == "resident":
         whole = Resident("transformer", transformer, transformer, seat)
         return whole, [whole]
-    device, groups = management.get_torch_device(), memory.block_groups(transformer)
-    stream: BlockStream | None = None
-    if rung.blocks == "streamed":
-        stream = BlockStream(groups, device)
+    device, groups = management.get_torch_device(), sizes.block_groups(transformer)
+    stream: BlockOffload | None = None
+    if plan.blocks == "streamed":
+        stream = BlockOffload(groups, device)
     else:
         memory.offload_layers(list(chain(*groups)), device)
     always = nn.ModuleList(child for name, child in transformer.named_children() if name not in AWAY)

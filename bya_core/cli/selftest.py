@@ -29,7 +29,7 @@ class Selftest:
         from bya_core.pipelines import selftest
         from bya_core.pipelines.run_report import peak_memory
 
-        result = selftest.full_size(self.layers, self.vram) if self.full_size else selftest.toy()
+        result = selftest.check_full_size(self.layers, self.vram) if self.full_size else selftest.check_toy_model()
         for line in result.lines:
             print(line)
         for stage, seconds in result.seconds.items():

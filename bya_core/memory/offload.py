@@ -1,6 +1,6 @@
-"""How weights come to the device and leave it again: the machinery below `bya_core.memory.planner`.
+"""Moving weights between host and device; used by `bya_core.memory.planner`.
 
-Weights that are away lie in the host's memory ("at home") and are never copied back: inference does not change them.
+Inference does not change weights, so offloading drops the device copies and never copies back to the host.
 """
 
 from __future__ import annotations
@@ -16,249 +16,246 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 
-class Guest(Protocol):
-    """Something that can be on the device for a while."""
+class Offloadable(Protocol):
+    """Something that can be moved to the device temporarily."""
 
-    def come(self) -> None: ...
+    def onload(self) -> None: ...
 
-    def leave(self) -> None: ...
+    def offload(self) -> None: ...
 
 
-class Seat:
-    """Room for one guest at a time: who takes it sends the one before away."""
+class DeviceSlot:
+    """Room on the device for one offloadable at a time: acquiring it offloads the previous one."""
 
     def __init__(self) -> None:
-        self.sitting: Guest | None = None
+        self.active: Offloadable | None = None
 
-    def take(self, guest: Guest | None) -> None:
-        """`guest` is on the device now and the others are not; None = nobody is."""
-        if self.sitting is guest:
+    def acquire(self, offloadable: Offloadable | None) -> None:
+        """Make `offloadable` the only one on the device; `None` offloads the active one."""
+        if self.active is offloadable:
             return
-        if self.sitting is not None:
-            self.sitting.leave()
-        self.sitting = guest
-        if guest is not None:
-            guest.come()
+        if self.active is not None:
+            self.active.offload()
+        self.active = offloadable
+        if offloadable is not None:
+            offloadable.onload()
 
 
-class PartGuest:
-    """An encoder or the codec, moved by its own `to`; one that can `release` its weights forgets them.
+class ComponentOffload:
+    """An encoder or codec, moved by its `to` method, or by `release` if it can reload its weights.
 
     Args:
-        device: where it works. The processor: then it stays where it is and only makes room for itself.
+        component: Encoder or codec.
+        device: Device it computes on. On the CPU it is not moved, but still vacates the slot for others.
     """
 
-    def __init__(self, part: Any, device: torch.device) -> None:
-        self.part, self.device = part, device
+    def __init__(self, component: Any, device: torch.device) -> None:
+        self.component, self.device = component, device
 
-    def come(self) -> None:
-        self.part.to(self.device)
+    def onload(self) -> None:
+        self.component.to(self.device)
 
-    def leave(self) -> None:
-        if hasattr(self.part, "release"):
-            self.part.release()
+    def offload(self) -> None:
+        if hasattr(self.component, "release"):
+            self.component.release()
         else:
-            self.part.to("cpu")
+            self.component.to("cpu")
 
 
-class Slabs:
-    """Page-locked memory of the host, from where copies to the device run beside its computation.
+class PinnedPool:
+    """Allocator of pinned host memory, from which copies to the device overlap with its computation.
 
-    It is taken in slabs of a power of two: torch rounds every piece of such memory up to one, which by single tensors
-    would take nearly twice what they need.
+    Memory is allocated in buffers of a power of two. torch rounds every pinned allocation up to a power of two; pinning
+    single tensors would take nearly twice their size.
 
     Args:
-        locked: whether it is page-locked; where the machine refuses, it is ordinary memory, and copies are slower.
+        pinned: Whether to pin memory. If the machine refuses, pageable memory is used and copies are slower.
     """
 
-    size = 2**28  # bytes
+    buffer_bytes = 2**28
 
-    def __init__(self, locked: bool = True) -> None:
-        self.locked, self.taken = locked, 0
-        self._slab: Tensor | None = None
+    def __init__(self, pinned: bool = True) -> None:
+        self.pinned, self.allocated = pinned, 0
+        self._buffer: Tensor | None = None
         self._used = 0
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """A copy of `tensor` in a slab."""
+        """Copy of `tensor` in the pool."""
         start = -(-self._used // 256) * 256
-        if self._slab is None or start + tensor.nbytes > len(self._slab):
-            self._slab, start = self._take(max(self.size, tensor.nbytes)), 0
+        if self._buffer is None or start + tensor.nbytes > len(self._buffer):
+            self._buffer, start = self._allocate(max(self.buffer_bytes, tensor.nbytes)), 0
         self._used = start + tensor.nbytes
-        place = self._slab[start : self._used].view(tensor.dtype).view(tensor.shape)
-        return place.copy_(tensor)
+        return self._buffer[start : self._used].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
-    def _take(self, size: int) -> Tensor:
-        self.taken += size
+    def _allocate(self, size: int) -> Tensor:
+        self.allocated += size
         try:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=self.locked)
+            return torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned)
         except RuntimeError as error:
-            log.warning("no more memory could be page-locked, streaming will be slower: %s", error)
-            self.locked = False
+            log.warning("no more memory can be pinned, block offload will be slower: %s", error)
+            self.pinned = False
             return torch.empty(size, dtype=torch.uint8)
 
 
-class Weights:
-    """Parameters and buffers of some modules: at home, or as copies on the device.
+class HostWeights:
+    """Parameters and buffers of modules, kept on the host and copied to the device on demand.
 
     Args:
-        slabs: where they are kept; None = where they are.
+        modules: Modules that share no weights with others.
+        pool: Pinned memory to keep them in; `None` leaves them where they are.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], slabs: Slabs | None = None) -> None:
+    def __init__(self, modules: Iterable[nn.Module], pool: PinnedPool | None = None) -> None:
         found = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         self._tensors = list({id(t): t for t in found}.values())
-        # a tensor made in inference mode takes only values made there, and any other one only values made outside
+        # inference tensors accept only data created in inference mode, other tensors only data created outside of it
         self._inference = any(t.is_inference() for t in self._tensors)
         with torch.inference_mode(self._inference):
-            self._home = [t.data if slabs is None else slabs.copy(t.data) for t in self._tensors]
-        self._place(self._home)
+            self._host = [t.data if pool is None else pool.copy(t.data) for t in self._tensors]
+        self._assign(self._host)
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in self._home)
+        """Total size."""
+        return sum(t.nbytes for t in self._host)
 
-    def copies(self, device: torch.device) -> list[Tensor]:
-        """Copies on the device, begun on the current stream; nothing uses them yet."""
+    def copy_to(self, device: torch.device) -> list[Tensor]:
+        """Start copies to the device on the current stream."""
         with torch.inference_mode(self._inference):
-            return [t.to(device, non_blocking=True, copy=True) for t in self._home]
+            return [t.to(device, non_blocking=True, copy=True) for t in self._host]
 
     def use(self, copies: Sequence[Tensor]) -> None:
-        """Compute with these from now on."""
-        self._place(copies)
+        """Let the modules use these device copies."""
+        self._assign(copies)
 
-    def go_home(self) -> None:
-        """Compute with nothing on the device."""
-        self._place(self._home)
+    def offload(self) -> None:
+        """Let the modules use the host tensors, which frees the device copies."""
+        self._assign(self._host)
 
-    def _place(self, values: Sequence[Tensor]) -> None:
+    def _assign(self, values: Sequence[Tensor]) -> None:
         with torch.inference_mode(self._inference):
             for tensor, value in zip(self._tensors, values, strict=True):
                 tensor.data = value
 
 
-class WeightsGuest:
-    """Modules that come as a whole."""
+class ModuleOffload:
+    """Modules that are moved as a whole."""
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        self.weights, self.device = Weights(modules), device
+        self.weights, self.device = HostWeights(modules), device
 
-    def come(self) -> None:
-        self.weights.use(self.weights.copies(self.device))
+    def onload(self) -> None:
+        self.weights.use(self.weights.copy_to(self.device))
 
-    def leave(self) -> None:
-        self.weights.go_home()
+    def offload(self) -> None:
+        self.weights.offload()
 
 
-class BlockStream:
-    """Groups of modules that are used one after the other: two of them are on the device, the rest at home.
+class BlockOffload:
+    """Streams groups of modules through the device, two at a time.
 
-    While one group computes, the next one is copied on a stream of its own. The first module of a group decides: its
-    call brings the group, its end sends it away, so everything that it calls inside (also modules that are no children
-    of it) has to be in its group. A group that is skipped or called out of turn is copied when it is called: slower,
-    never wrong.
+    While one group computes, the next one is copied on a separate stream. The first module of a group controls it: its
+    call onloads the group and its end offloads it, so every module it calls, child or not, has to be in its group. A
+    group that is skipped or called out of order is copied when it is called, which is slower but correct.
 
-    diffusers' group offloading does the same for what lies in one ModuleList. It is not used here because what our
-    blocks call lies in three lists, is called through closures and by other methods than `forward`, and because its
-    prefetching takes the order of the first call for the order of all of them.
+    The group offloading of diffusers is not used here: the layers called by a block are in three module lists and are
+    called through closures and by methods other than `forward`, and its prefetching records the order of the first
+    call.
 
     Args:
-        groups: modules that are on the device together, in the order of use.
-        device: where they compute.
+        groups: Modules that are on the device together, in order of use.
+        device: Device they compute on.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Module]], device: torch.device) -> None:
         cuda = device.type == "cuda"
         self.device = device
-        slabs = Slabs() if cuda else None
-        self.groups = [Weights(modules, slabs) for modules in groups]
+        pool = PinnedPool() if cuda else None
+        self.groups = [HostWeights(modules, pool) for modules in groups]
         self._copies: dict[int, list[Tensor]] = {}
         self._ready: dict[int, Any] = {}
-        self._ending: Any = None
+        self._computed: Any = None
         self._stream: Any = torch.cuda.Stream(device) if cuda else None
         for index, modules in enumerate(groups):
             modules[0].register_forward_pre_hook(functools.partial(self._enter, index))
-            # after an error (or a click on cancel) too
+            # also after an error or a cancellation
             modules[0].register_forward_hook(functools.partial(self._exit, index), always_call=True)
 
     @property
-    def here(self) -> tuple[int, ...]:
-        """Which groups are on the device, or on their way."""
+    def on_device(self) -> tuple[int, ...]:
+        """Indices of the groups that are on the device or being copied."""
         return tuple(sorted(self._copies))
 
-    def come(self) -> None:
-        """Nothing: groups come one by one."""
+    def onload(self) -> None:
+        """Nothing: groups are onloaded one by one."""
 
-    def leave(self) -> None:
-        """All of them leave."""
-        self._finish()
+    def offload(self) -> None:
+        """Offload all groups."""
+        self._wait_for_compute()
         if self._stream is not None:
             self._stream.synchronize()
         for group in self.groups:
-            group.go_home()
+            group.offload()
         self._copies.clear()
         self._ready.clear()
 
     def _enter(self, index: int, *_: Any) -> None:
-        self._finish()
-        self._fetch(index)
+        self._wait_for_compute()
+        self._start_copy(index)
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_event(self._ready[index])
         self.groups[index].use(self._copies[index])
         following = (index + 1) % len(self.groups)
         for other in [i for i in self._copies if i not in (index, following)]:
-            self._drop(other)
-        self._fetch(following)
+            if other in self._ready:
+                self._ready.pop(other).synchronize()  # an unfinished copy still needs its memory
+            self._copies.pop(other)
+        self._start_copy(following)
 
     def _exit(self, index: int, *_: Any) -> None:
-        self.groups[index].go_home()
+        self.groups[index].offload()
         if self._stream is not None:
-            self._ending = torch.cuda.Event()
-            self._ending.record(torch.cuda.current_stream(self.device))
+            self._computed = torch.cuda.Event()
+            self._computed.record(torch.cuda.current_stream(self.device))
 
-    def _fetch(self, index: int) -> None:
-        """Begin to copy a group, unless it is there already."""
+    def _start_copy(self, index: int) -> None:
         if index in self._copies:
             return
         if self._stream is None:
-            self._copies[index] = self.groups[index].copies(self.device)
+            self._copies[index] = self.groups[index].copy_to(self.device)
             return
         with torch.cuda.stream(self._stream):
-            self._copies[index] = self.groups[index].copies(self.device)
+            self._copies[index] = self.groups[index].copy_to(self.device)
             self._ready[index] = torch.cuda.Event()
             self._ready[index].record(self._stream)
 
-    def _finish(self) -> None:
-        """Wait until the group that was called last has been computed, so that its copies may go.
+    def _wait_for_compute(self) -> None:
+        """Wait until the previous group was computed, before its copies are freed.
 
-        Their memory belongs to the copying stream, which would not wait by itself. And the processor must not run
-        ahead of the device, or more and more groups would pile up.
+        They belong to the copy stream, which does not wait by itself. It also keeps the host from running ahead of the
+        device, which would accumulate groups.
         """
-        if self._ending is not None:
-            self._ending.synchronize()
-            self._ending = None
-
-    def _drop(self, index: int) -> None:
-        if index in self._ready:
-            self._ready.pop(index).synchronize()  # a copy that is still under way keeps its memory until it is done
-        self._copies.pop(index, None)
+        if self._computed is not None:
+            self._computed.synchronize()
+            self._computed = None
 
 
-def take_before(seat: Seat, guest: Guest | None, part: Any, methods: Sequence[str]) -> None:
-    """Calling one of these methods of `part` takes the seat for `guest` first."""
+def onload_before(slot: DeviceSlot, offloadable: Offloadable | None, component: Any, methods: Sequence[str]) -> None:
+    """Acquire the slot for `offloadable` whenever one of these methods of `component` is called."""
     for name in methods:
-        if hasattr(part, name):
-            setattr(part, name, _seated(seat, guest, getattr(part, name)))
+        if hasattr(component, name):
+            setattr(component, name, _acquiring(slot, offloadable, getattr(component, name)))
 
 
-def take_before_forward(seat: Seat, guest: Guest | None, module: nn.Module) -> None:
-    """The same for a call of a module."""
-    module.register_forward_pre_hook(lambda *_: seat.take(guest))
+def onload_before_forward(slot: DeviceSlot, offloadable: Offloadable | None, module: nn.Module) -> None:
+    """Acquire the slot for `offloadable` whenever a module is called."""
+    module.register_forward_pre_hook(lambda *_: slot.acquire(offloadable))
 
 
-def _seated(seat: Seat, guest: Guest | None, method: Callable[..., Any]) -> Callable[..., Any]:
+def _acquiring(slot: DeviceSlot, offloadable: Offloadable | None, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(*given: Any, **named: Any) -> Any:
-        seat.take(guest)
-        return method(*given, **named)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        slot.acquire(offloadable)
+        return method(*args, **kwargs)
 
     return call

@@ -1,18 +1,17 @@
-"""The memory ladder: how a model fits into the memory of a GPU.
+"""Memory plans: how a model is placed to fit into the memory of a GPU.
 
-Each rung needs less memory than the one before it and takes more time. `plan_memory` picks the first that fits, from
-the sizes of the parts; `apply_rung` puts it into effect. Rungs above `fp8` change nothing in what is computed, except
-that a video decoded in tiles differs a little where tiles meet.
+Each plan of `MEMORY_PLANS` needs less memory than the previous one and takes more time. `plan_memory` selects the first
+one that fits, based on component sizes; `apply_memory_plan` applies it. Except for `fp8_storage`, plans do not change
+the result, apart from small differences at tile borders when decoding.
 
-Sizes are of weights plus what is alive at once while a part computes; the latter were counted with fake tensors
-(benchmarks/memory_ladder.py --count).
+Sizes are weights plus activations; activations were counted with fake tensors.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -22,129 +21,127 @@ import torch
 from torch import Tensor, nn
 
 from bya_core.errors import InputError
-from bya_core.memory.sizes import (
-    CAST,
-    ENCODERS,
-    TILE,
-    block_groups,
-    bytes_of,
-    held_while_decoding,
-    held_while_denoising,
-    part_sizes,
-    projection,
+from bya_core.memory.offload import (
+    BlockOffload,
+    ComponentOffload,
+    DeviceSlot,
+    ModuleOffload,
+    onload_before,
+    onload_before_forward,
 )
+from bya_core.memory.sizes import ENCODERS, NOT_FP8, audio_projection, block_groups, component_sizes
 
 if TYPE_CHECKING:
-    from bya_core.weights.bundle import ModelBundle
+    from collections.abc import Sequence
 
-__all__ = ["TILE", "bytes_of", "held_while_decoding", "held_while_denoising", "part_sizes"]  # of memory_sizes
+    from bya_core.weights.bundle import ModelBundle
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-CONTEXT = 0.6 * GIB  # taken by the driver and the libraries before anything of ours
-SPARE = 0.06  # share of the memory that is left alone: what is in use never fills the allocator's blocks entirely
+CONTEXT_BYTES = 0.6 * GIB  # driver and libraries
+RESERVE = 0.06  # share of the memory left free for fragmentation
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One way to share out the memory.
+class MemoryPlan:
+    """One placement of a model.
 
     Args:
-        name: for people.
-        in_turns: encoders, codec and transformer are on the device one at a time; what is used once per clip (text
-            encoder, speech projection, face extractor) is away while denoising.
-        blocks: of the transformer: "whole" = all on the device while denoising; "streamed" = two of them, the next
-            one copied while one computes; "sequential" = layer by layer, each copied when it is called.
-        fp8: the blocks' weights are kept in 8 bits (float8 e4m3) and widened when they are used: changes the video.
-        tiled: the video codec works on tiles.
-        text_on_cpu: the text encoder works on the processor.
-        apart: the versions of the video that guidance needs are computed one after the other.
+        name: Name of the plan.
+        offload_components: Encoders, codec and transformer are on the device one at a time; components used once per
+            clip (text encoder, audio projection, face extractor) are offloaded while denoising.
+        blocks: Placement of the transformer blocks while denoising: "resident" keeps all on the device, "streamed" two
+            of them, copying the next while one computes, "sequential" copies each layer when it is called.
+        fp8_storage: Block weights are stored in float8 (e4m3) and cast when used. Changes the result.
+        vae_tiling: The video codec decodes in tiles.
+        text_encoder_on_cpu: The text encoder runs on the CPU.
+        sequential_guidance: Guidance branches are computed one after the other instead of in one batch.
     """
 
     name: str
-    in_turns: bool = True
-    blocks: Literal["whole", "streamed", "sequential"] = "whole"
-    fp8: bool = False
-    tiled: bool = False
-    text_on_cpu: bool = False
-    apart: bool = False
+    offload_components: bool = True
+    blocks: Literal["resident", "streamed", "sequential"] = "resident"
+    fp8_storage: bool = False
+    vae_tiling: bool = False
+    text_encoder_on_cpu: bool = False
+    sequential_guidance: bool = False
 
 
-LADDER = (
-    Rung("resident", in_turns=False),
-    Rung("in turns"),
-    Rung("streamed", blocks="streamed"),
-    Rung("streamed, tiled", blocks="streamed", tiled=True),
-    Rung("streamed, tiled, fp8", blocks="streamed", tiled=True, fp8=True),
-    Rung("sequential", blocks="sequential", tiled=True),
+MEMORY_PLANS = (
+    MemoryPlan("full", offload_components=False),
+    MemoryPlan("component_offload"),
+    MemoryPlan("block_offload", blocks="streamed"),
+    MemoryPlan("block_offload_tiling", blocks="streamed", vae_tiling=True),
+    MemoryPlan("block_offload_tiling_fp8", blocks="streamed", vae_tiling=True, fp8_storage=True),
+    MemoryPlan("layer_offload", blocks="sequential", vae_tiling=True),
 )
-"""From the fastest to the smallest."""
+"""From fastest to smallest."""
 
 
-def plan_memory(free: int | str, parts: Mapping[str, int], host_free: int | None = None) -> Rung:
-    """The first rung that fits.
+def plan_memory(free: int | str, sizes: Mapping[str, int], host_free: int | None = None) -> MemoryPlan:
+    """Select the first plan that fits.
 
     Args:
-        free: bytes that are free on the device, or the size of a card in GB ("8" ... "80").
-        parts: sizes in bytes, see `part_sizes`; what is not named counts as nothing.
-        host_free: bytes that are free on the host; None = enough.
+        free: Free bytes on the device, or the size of a GPU in GB ("8" to "80").
+        sizes: Sizes in bytes, see `component_sizes`; missing ones count as 0.
+        host_free: Free bytes on the host; `None` does not limit it.
 
     Raises:
-        InputError: a size that is no number.
+        InputError: The size is not a number.
     """
     usable = _usable(free)
-    for rung in LADDER:
-        for on_cpu, apart in product((False, True) if rung.in_turns else (False,), (False, True)):
-            tried = replace(rung, text_on_cpu=on_cpu, apart=apart)
-            fits_host = host_free is None or host_needed(tried, parts) <= host_free
-            if max(needed(tried, parts).values()) <= usable and fits_host:
-                return tried
-    last = replace(LADDER[-1], text_on_cpu=True, apart=True)
-    least = max(needed(last, parts).values())
+    for plan in MEMORY_PLANS:
+        for on_cpu, sequential in product((False, True) if plan.offload_components else (False,), (False, True)):
+            variant = replace(plan, text_encoder_on_cpu=on_cpu, sequential_guidance=sequential)
+            fits_host = host_free is None or required_pinned_memory(variant, sizes) <= host_free
+            if max(required_memory(variant, sizes).values()) <= usable and fits_host:
+                return variant
+    smallest = replace(MEMORY_PLANS[-1], text_encoder_on_cpu=True, sequential_guidance=True)
     log.warning(
-        "%.1f GB of memory are free on the device, and the model needs about %.1f GB even layer by layer: it may run "
-        "out of memory; a smaller or shorter video needs less",
+        "%.1f GB of GPU memory are available, but the model needs about %.1f GB even with layer offload and may run "
+        "out of memory; use a lower resolution or fewer frames",
         usable / 1e9,
-        least / 1e9,
+        max(required_memory(smallest, sizes).values()) / 1e9,
     )
-    return last
+    return smallest
 
 
 def _usable(free: int | str) -> float:
     if isinstance(free, str):
         if not free.strip().isdigit() or not int(free):
-            raise InputError(f"a GPU of {free!r} GB", "a whole number such as 8, 12, 16, 24, 48 or 80", "give one")
-        return (1 - SPARE) * (int(free) * GIB - CONTEXT)
-    return (1 - SPARE) * free
+            expected = "an integer such as 8, 12, 16, 24, 48 or 80"
+            raise InputError(f"a GPU of {free!r} GB", expected, "change the VRAM budget")
+        return (1 - RESERVE) * (int(free) * GIB - CONTEXT_BYTES)
+    return (1 - RESERVE) * free
 
 
-def needed(rung: Rung, parts: Mapping[str, int]) -> dict[str, int]:
-    """Bytes on the device in each phase of the work; the largest decides."""
-    size = _Sizes(parts)
-    blocks = size["blocks"] - (size["castable"] // 2 if rung.fp8 else 0)
-    group = size["group"] - (size["castable_group"] // 2 if rung.fp8 else 0)
-    held = {"whole": blocks, "streamed": 2 * group, "sequential": size["leaf"]}[rung.blocks]
-    step = size["denoising_apart"] if rung.apart and "denoising_apart" in size else size["denoising"]
-    decoding = size["decoding_tiled"] if rung.tiled else size["decoding"]
-    if rung.in_turns:
-        text = 0 if rung.text_on_cpu else size["text"]
-        phases = {
-            "reading": text,
-            "looking": max(size["face"], size["extractor"]),
-            "listening": max(size["speech"], size["projection"]),
-            "denoising": held + step,
-            "decoding": size["codec"] + decoding,
-        }
-        return {phase: size["rest"] + value for phase, value in phases.items()}
-    everything = sum(size[name] for name in (*ENCODERS, "codec", "extractor", "projection", "rest")) + held
-    return {"denoising": everything + size["clip_keys"] + step, "decoding": everything + decoding}
+def required_memory(plan: MemoryPlan, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Device bytes needed in each stage; the maximum decides."""
+    size = _Sizes(sizes)
+    blocks = size["blocks"] - (size["fp8_blocks"] // 2 if plan.fp8_storage else 0)
+    block = size["block"] - (size["fp8_block"] // 2 if plan.fp8_storage else 0)
+    on_device = {"resident": blocks, "streamed": 2 * block, "sequential": size["layer"]}[plan.blocks]
+    sequential = plan.sequential_guidance and "denoising_sequential" in size
+    step = size["denoising_sequential" if sequential else "denoising"]
+    decoding = size["decoding_tiled" if plan.vae_tiling else "decoding"]
+    if not plan.offload_components:
+        weights = sum(size[name] for name in (*ENCODERS, "codec", "extractor", "projection", "other")) + on_device
+        return {"Denoising": weights + size["kv_cache"] + step, "Decoding": weights + decoding}
+    stages = {
+        "Encoding prompt": 0 if plan.text_encoder_on_cpu else size["text"],
+        "Encoding faces": max(size["face"], size["extractor"]),
+        "Encoding audio": max(size["speech"], size["projection"]),
+        "Denoising": on_device + step,
+        "Decoding": size["codec"] + decoding,
+    }
+    return {stage: size["other"] + value for stage, value in stages.items()}
 
 
-def host_needed(rung: Rung, parts: Mapping[str, int]) -> int:
-    """Page-locked bytes of the host that a rung takes."""
-    size = _Sizes(parts)
-    return size["blocks"] - (size["castable"] // 2 if rung.fp8 else 0) if rung.blocks == "streamed" else 0
+def required_pinned_memory(plan: MemoryPlan, sizes: Mapping[str, int]) -> int:
+    """Bytes of pinned host memory needed."""
+    size = _Sizes(sizes)
+    return size["blocks"] - (size["fp8_blocks"] // 2 if plan.fp8_storage else 0) if plan.blocks == "streamed" else 0
 
 
 class _Sizes(dict[str, int]):
@@ -152,91 +149,103 @@ class _Sizes(dict[str, int]):
         return 0
 
 
-def apply_rung(bundle: ModelBundle, rung: Rung, device: torch.device | str | None = None) -> None:
-    """Put a rung into effect, once per bundle; afterwards the bundle is used as if all of it were on the device.
+def place_model(bundle: ModelBundle, vram: str | None = None, device: torch.device | str | None = None) -> MemoryPlan:
+    """Select and apply a memory plan for a bundle that is on the CPU.
 
     Args:
-        bundle: on the CPU, in the dtype it shall compute in.
-        device: where it computes; None = the first GPU, or the CPU where there is none.
+        bundle: Bundle on the CPU.
+        vram: VRAM budget in GB ("8" to "80"); `None` or "auto" uses the free memory of the GPU.
+        device: Device to compute on; `None` selects the first GPU, or the CPU if there is none.
     """
-    from bya_core.memory.offload import PartGuest, Seat, take_before
+    cpu = device is not None and torch.device(device).type == "cpu"
+    free = free_vram(device) if vram in (None, "auto") and not cpu else vram
+    plan = MEMORY_PLANS[0]
+    if free not in (None, "auto"):
+        plan = plan_memory(free, component_sizes(bundle), free_host_memory())
+    apply_memory_plan(bundle, plan, device)
+    text = ", text encoder on the CPU" if plan.text_encoder_on_cpu else ""
+    log.info("memory plan: %s%s%s", plan.name, text, ", sequential guidance" if plan.sequential_guidance else "")
+    return plan
+
+
+def apply_memory_plan(bundle: ModelBundle, plan: MemoryPlan, device: torch.device | str | None = None) -> None:
+    """Apply a plan, once per bundle. Afterwards the bundle is used as if it were on the device.
+
+    Args:
+        bundle: Bundle on the CPU, in its compute dtype.
+        plan: Plan to apply.
+        device: Device to compute on; `None` selects the first GPU, or the CPU if there is none.
+    """
     from bya_core.sampling.cfg_parallel import set_guidance_mode
 
-    if rung.apart:
+    if plan.sequential_guidance:
         set_guidance_mode(bundle.transformer, "sequential")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if rung.fp8:
-        keep_in_8_bits(bundle.transformer)
-    if rung.tiled:
-        decode_in_tiles(bundle.codec)
-    if not rung.in_turns:
+    if plan.fp8_storage:
+        store_in_fp8(bundle.transformer)
+    if plan.vae_tiling:
+        enable_tiled_decoding(bundle.codec)
+    if not plan.offload_components:
         bundle.to(device)
         return
-    seat = Seat()
-    methods = {"text": ("encode",), "face": ("encode",), "speech": ("encode",), "codec": ("encode", "decode")}
-    for name, called in methods.items():
-        part = getattr(bundle, name)
-        if hasattr(part, "to"):
-            there = torch.device("cpu") if name == "text" and rung.text_on_cpu else device
-            guest = PartGuest(part, there)
-            take_before(seat, guest, part, called)
+    slot = DeviceSlot()
+    for name in (*ENCODERS, "codec"):
+        component = getattr(bundle, name)
+        if hasattr(component, "to"):
+            on_cpu = name == "text" and plan.text_encoder_on_cpu
+            offload = ComponentOffload(component, torch.device("cpu") if on_cpu else device)
+            onload_before(slot, offload, component, ("encode", "decode"))
             if name == "face" and bundle.character_finder is not None:  # it may share the weights of the encoder
-                take_before(seat, guest, bundle.character_finder, ("find",))
-    place_transformer(bundle.transformer, rung, device, seat)
+                onload_before(slot, offload, bundle.character_finder, ("find",))
+    place_transformer(bundle.transformer, plan, device, slot)
 
 
-def place_transformer(transformer: Any, rung: Rung, device: torch.device, seat: Any) -> None:
-    """The transformer's part of a rung: what every step needs is on the device, all else comes when it is called."""
-    from bya_core.memory.offload import BlockStream, WeightsGuest, take_before_forward
-
-    transformer.use_kv_cache = False  # they would take more of the device than was planned
+def place_transformer(transformer: Any, plan: MemoryPlan, device: torch.device, slot: DeviceSlot) -> None:
+    """Apply a plan with component offload to the transformer. Weights used by every step stay on the device."""
+    transformer.use_kv_cache = False  # the plan has no room for it
     groups = block_groups(transformer)
-    for module in (transformer.local_facial_extractor, projection(transformer)):
-        if module is not None:
-            take_before_forward(seat, WeightsGuest([module], device), module)
-    if rung.blocks == "whole":
-        take_before_forward(seat, WeightsGuest(list(chain(*groups)), device), transformer)
-    elif rung.blocks == "streamed":
-        take_before_forward(seat, BlockStream(groups, device), transformer)
+    blocks = list(chain(*groups))
+    once = [m for m in (transformer.local_facial_extractor, audio_projection(transformer)) if m is not None]
+    for module in once:
+        onload_before_forward(slot, ModuleOffload([module], device), module)
+    if plan.blocks == "resident":
+        onload_before_forward(slot, ModuleOffload(blocks, device), transformer)
+    elif plan.blocks == "streamed":
+        onload_before_forward(slot, BlockOffload(groups, device), transformer)
     else:
-        take_before_forward(seat, None, transformer)
-        offload_layers(list(chain(*groups)), device)
-    away = {id(t) for module in _away(transformer, groups) for t in (*module.parameters(), *module.buffers())}
+        onload_before_forward(slot, None, transformer)
+        offload_layers(blocks, device)
+    offloaded = {id(t) for module in (*blocks, *once) for t in (*module.parameters(), *module.buffers())}
     for tensor in (*transformer.parameters(), *transformer.buffers()):
-        if id(tensor) not in away:
+        if id(tensor) not in offloaded:
             with torch.inference_mode(tensor.is_inference()):
                 tensor.data = tensor.data.to(device)
 
 
-def _away(transformer: Any, groups: Sequence[Sequence[nn.Module]]) -> Iterator[nn.Module]:
-    yield from chain(*groups)
-    yield from (m for m in (transformer.local_facial_extractor, projection(transformer)) if m is not None)
-
-
 def offload_layers(modules: Sequence[nn.Module], device: torch.device) -> None:
-    """Layer by layer, by diffusers. Without its streams: it would prefetch in the order of the first call."""
+    """Leaf-level group offloading of diffusers, without streams, which would record the order of the first call."""
     from diffusers.hooks import apply_group_offloading
 
     for module in modules:
         apply_group_offloading(module, device, torch.device("cpu"), offload_type="leaf_level")
 
 
-def keep_in_8_bits(transformer: Any) -> None:
-    """The blocks' large weights in float8 (e4m3), widened layer by layer when they are used, by diffusers."""
+def store_in_fp8(transformer: Any) -> None:
+    """Layerwise casting of diffusers: large weights of the blocks are stored in float8 (e4m3)."""
     from diffusers.hooks import apply_layerwise_casting
 
     dtype = next(transformer.parameters()).dtype
     for module in chain(*block_groups(transformer)):
         apply_layerwise_casting(
-            module, storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype, skip_modules_pattern=CAST
+            module, storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype, skip_modules_pattern=NOT_FP8
         )
 
 
-def decode_in_tiles(codec: Any) -> None:
-    """Decode in tiles of half the height and width, one clip at a time.
+def enable_tiled_decoding(codec: Any) -> None:
+    """Decode in tiles of half height and width, one clip at a time.
 
-    Encoding stays whole: it is about single pictures, takes a ninth of the memory, and tiles in what the denoiser is
-    told would change the video from the first step on.
+    Encoding is not tiled: it processes single images, needs a ninth of the memory, and tiles in the conditioning would
+    change the video from the first step on.
     """
     vae = getattr(codec, "vae", None)
     if vae is None or not hasattr(vae, "enable_tiling"):
@@ -247,24 +256,24 @@ def decode_in_tiles(codec: Any) -> None:
     overlap = (vae.tile_overlap_factor_height, vae.tile_overlap_factor_width)
     steps = [side // unit * (1 - share) for side, share in zip(tile, overlap, strict=True)]
     if any(side % unit for side in tile) or any(abs(step - round(step)) > 1e-6 for step in steps):
-        # tiles that begin between two latent cells do not fit together again
+        # tiles have to start at latent cells
         height, width = (max(1, round(side / (4 * unit))) * 4 * unit for side in tile)
         vae.enable_tiling(height, width, tile_overlap_factor_height=0.25, tile_overlap_factor_width=0.25)
     encode = codec.encode
 
     @functools.wraps(encode)
-    def whole(video: Tensor) -> Tensor:
+    def encode_untiled(video: Tensor) -> Tensor:
         vae.use_tiling = False
         try:
             return encode(video)
         finally:
             vae.use_tiling = True
 
-    codec.encode = whole
+    codec.encode = encode_untiled
 
 
-def free_memory(device: torch.device | str | None = None) -> int | None:
-    """Bytes that are free on the GPU, counting what this process holds and does not use; None without a GPU."""
+def free_vram(device: torch.device | str | None = None) -> int | None:
+    """Free bytes on the GPU, including those cached by this process; `None` without a GPU."""
     if not torch.cuda.is_available():
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -272,34 +281,18 @@ def free_memory(device: torch.device | str | None = None) -> int | None:
 
 
 def free_host_memory() -> int:
-    """Bytes that programs can still take: of the machine, or of the container where that is less."""
+    """Available bytes of the machine, or of the container if it is limited."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:
-        most = (group / "memory.max").read_text().strip()
-        if not most.isdigit():
+        limit = (group / "memory.max").read_text().strip()
+        if not limit.isdigit():
             return free
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # files that were read and may be forgotten count as used there
+        # inactive page cache counts as used in the container
         used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-        return min(free, int(most) - used)
+        return min(free, int(limit) - used)
     except OSError:  # no such container
         return free
-
-
-def place_model(bundle: ModelBundle, vram: str | None = None, device: torch.device | str | None = None) -> Rung:
-    """Choose a rung for a bundle that is on the CPU, and put it into effect.
-
-    Args:
-        vram: "8" ... "80", GB of the card to plan for; None or "auto" = what is free on the GPU now.
-        device: where it computes; None = the first GPU, or the CPU where there is none.
-    """
-    cpu = device is not None and torch.device(device).type == "cpu"
-    free = free_memory(device) if vram in (None, "auto") and not cpu else vram
-    rung = LADDER[0] if free in (None, "auto") else plan_memory(free, part_sizes(bundle), free_host_memory())
-    apply_rung(bundle, rung, device)
-    text = ", prompts read on the processor" if rung.text_on_cpu else ""
-    log.info("memory: %s%s%s", rung.name, text, ", one version of the video at a time" if rung.apart else "")
-    return rung

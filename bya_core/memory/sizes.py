@@ -1,4 +1,4 @@
-"""How large the parts of a model are, and what they hold while they compute: what the memory ladder reckons with."""
+"""Sizes of the components of a model and of their activations; input of the memory planner."""
 
 from __future__ import annotations
 
@@ -17,65 +17,75 @@ from bya_core.models.kv_cache import KVCache
 if TYPE_CHECKING:
     from bya_core.weights.bundle import ModelBundle
 
-KEPT = 14  # numbers held per token and channel while a block computes; counted: 13.2
-DECODED = 20  # widest layers held at once while the video is decoded; counted: 19.9
-AT_ONCE = 9  # video frames that are decoded together
-WIDEST = 128  # channels of the decoder where it works on pixels
-TILE = 0.26  # share of `DECODED` that is held when decoding in tiles of half the height and width; counted: 0.255
+ACTIVATIONS = 14  # values per token and channel alive in a block; counted: 13.2
+DECODER_ACTIVATIONS = 20  # layers of the widest kind alive while decoding; counted: 19.9
+DECODER_FRAMES = 9  # video frames decoded together
+DECODER_WIDTH = 128  # channels of the decoder at pixel resolution
+TILING_SHARE = 0.26  # share of the activations alive when decoding tiles of half height and width; counted: 0.255
 ENCODERS = ("text", "face", "speech")
-CAST = ("norm", "patch_embed")  # what stays as it is where weights are kept in 8 bits
+NOT_FP8 = ("norm", "patch_embed")  # layers that keep their dtype when weights are stored in float8
 
 
-def part_sizes(bundle: ModelBundle, characters: int = 2) -> dict[str, int]:
-    """What `plan_memory` wants to know of a model, in bytes, at the size it was trained at and with guidance.
+def component_sizes(bundle: ModelBundle, characters: int = 2) -> dict[str, int]:
+    """Sizes in bytes at the native resolution and with guidance, for `plan_memory`.
 
-    Weights: text, face, speech, codec; of the transformer: "blocks" (with all that they call), the largest "group" of
-    one block, the largest "leaf" layer, "extractor" and "projection" (used once per clip), "rest"; "castable" and
-    "castable_group": of the blocks and of the group, what can be kept in 8 bits. Held while computing: "denoising"
-    (both versions of the video), "denoising_apart" (one at a time), "clip_keys" (from step to step, of both versions),
-    "decoding", "decoding_tiled".
+    Weights: "text", "face", "speech", "codec"; of the transformer, "blocks" (with all layers they call), "block" (the
+    largest one), "layer" (the largest one), "extractor" and "projection" (used once per clip), "other"; "fp8_blocks"
+    and "fp8_block": the part of "blocks" and "block" that can be stored in float8. Activations: "denoising" (all
+    guidance branches in one batch), "denoising_sequential" (one at a time), "kv_cache", "decoding", "decoding_tiled".
     """
     transformer, native = bundle.transformer, bundle.native
-    config, number = transformer.config, _number(transformer)
+    config, itemsize = transformer.config, int(next(transformer.parameters()).dtype.itemsize)
     width = config.num_attention_heads * config.attention_head_dim
     grid = bundle.grid(native.num_frames, native.height, native.width)
     groups = block_groups(transformer)
-    once = {"extractor": transformer.local_facial_extractor, "projection": projection(transformer)}
-    blocks = sum(_bytes(group) for group in groups)
+    once = {"extractor": transformer.local_facial_extractor, "projection": audio_projection(transformer)}
     used_once = {name: _bytes([module]) if module is not None else 0 for name, module in once.items()}
-    leaves = [_bytes([module]) for module in chain(*groups) for module in module.modules() if _is_leaf(module)]
-    castable = [_bytes(_castable(group)) if number > 1 else 0 for group in groups]
-    decoding = held_while_decoding(grid, _number_of(bundle.codec, number), _widest(bundle.codec))
+    blocks = [_bytes(group) for group in groups]
+    leaves = [m for module in chain(*groups) for m in module.modules() if next(m.children(), None) is None]
+    fp8 = [_bytes(_fp8_layers(group)) if itemsize > 1 else 0 for group in groups]
+    vae = getattr(bundle.codec, "vae", None)
+    vae_itemsize = itemsize if getattr(vae, "dtype", None) is None else int(vae.dtype.itemsize)
+    vae_width = int(vae.config.block_out_channels[0]) if hasattr(vae, "config") else DECODER_WIDTH
+    decoding = decoding_memory(grid, vae_itemsize, vae_width)
+    kv_cache = run_meta_step(build_meta_transformer(config), grid, characters, 2)
     return {
-        **{name: bytes_of(getattr(bundle, name)) for name in (*ENCODERS, "codec")},
+        **{name: weight_bytes(getattr(bundle, name)) for name in (*ENCODERS, "codec")},
         **used_once,
-        "blocks": blocks,
-        "group": max(_bytes(group) for group in groups),
-        "leaf": max(leaves),
-        "castable": sum(castable),
-        "castable_group": max(castable),
-        "rest": _bytes([transformer]) - blocks - sum(used_once.values()),
-        "denoising": held_while_denoising(grid, width, 2, number),
-        "denoising_apart": held_while_denoising(grid, width, 1, number),
-        "clip_keys": empty_call(empty_twin(config), grid, characters, 2).bytes * number // 4,
+        "blocks": sum(blocks),
+        "block": max(blocks),
+        "layer": max(_bytes([leaf]) for leaf in leaves),
+        "fp8_blocks": sum(fp8),
+        "fp8_block": max(fp8),
+        "other": _bytes([transformer]) - sum(blocks) - sum(used_once.values()),
+        "denoising": denoising_memory(grid, width, 2, itemsize),
+        "denoising_sequential": denoising_memory(grid, width, 1, itemsize),
+        "kv_cache": kv_cache.bytes * itemsize // 4,
         "decoding": decoding,
-        "decoding_tiled": round(TILE * decoding),
+        "decoding_tiled": round(TILING_SHARE * decoding),
     }
 
 
-def held_while_denoising(grid: TokenGrid, width: int, passes: int, size: int) -> int:
-    """Bytes that a step holds beside the weights.
+def denoising_memory(grid: TokenGrid, width: int, branches: int, itemsize: int) -> int:
+    """Bytes of the activations of one denoising step.
 
     Args:
-        width: channels of a token.
-        passes: versions of the video that guidance needs.
-        size: bytes of a number.
+        grid: Token grid of the video.
+        width: Channels of a token.
+        branches: Guidance branches in the batch.
+        itemsize: Bytes per value.
     """
-    return KEPT * passes * grid.tokens * width * size
+    return ACTIVATIONS * branches * grid.tokens * width * itemsize
 
 
-def empty_twin(config: Any) -> Any:
-    """A transformer of these settings in float32 without memory (torch's "meta" device), to count what it would do."""
+def decoding_memory(grid: TokenGrid, itemsize: int, channels: int = DECODER_WIDTH) -> int:
+    """Bytes of the activations of decoding; arguments as in `denoising_memory`."""
+    height, width = grid.pixels
+    return DECODER_ACTIVATIONS * channels * min(DECODER_FRAMES, grid.video_frames) * height * width * itemsize
+
+
+def build_meta_transformer(config: Any) -> Any:
+    """A float32 transformer on the meta device, for counting."""
     from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 
     with torch.device("meta"):
@@ -83,66 +93,66 @@ def empty_twin(config: Any) -> Any:
 
 
 @torch.no_grad()
-def empty_call(twin: Any, grid: TokenGrid, characters: int, passes: int = 1) -> KVCache:
-    """One call of an `empty_twin`; returns what it keeps for the next one.
+def run_meta_step(transformer: Any, grid: TokenGrid, characters: int, branches: int = 1) -> KVCache:
+    """One call of a `build_meta_transformer`.
 
     Args:
-        characters: each has a voice.
-        passes: versions of the video that guidance needs.
+        transformer: Transformer on the meta device.
+        grid: Token grid of the video.
+        characters: Number of characters, each with a speech stream.
+        branches: Guidance branches in the batch.
+
+    Returns:
+        KV cache filled by the call.
     """
-    c, kv_cache = twin.config, KVCache()
+    c, kv_cache = transformer.config, KVCache()
     frames, _, rows, columns = grid.latent_shape(c.out_channels)
     empty = functools.partial(torch.empty, dtype=torch.float32)
-    faces = speech = None
+    face_tokens = audio_tokens = None
     with torch.device("meta"):
         if c.use_face:
-            seen = empty(passes, characters, c.lfe_num_scale, 16, c.lfe_vit_dim)
-            faces = twin.encode_faces(empty(passes, characters, c.lfe_id_dim), seen)
+            features = empty(branches, characters, c.lfe_num_scale, 16, c.lfe_vit_dim)
+            face_tokens = transformer.encode_faces(empty(branches, characters, c.lfe_id_dim), features)
         if c.use_audio:
-            heard = empty(passes, characters, grid.video_frames + 4, c.audio_blocks, c.audio_channels)
-            speech = twin.encode_speech(heard)
-        twin(
-            hidden_states=empty(passes, frames, c.in_channels, rows, columns),
-            timestep=torch.zeros(passes, dtype=torch.long),
-            encoder_hidden_states=empty(passes, c.max_text_seq_length, c.text_embed_dim),
-            face_tokens=faces,
-            audio_tokens=speech,
+            features = empty(branches, characters, grid.video_frames + 4, c.audio_blocks, c.audio_channels)
+            audio_tokens = transformer.encode_speech(features)
+        transformer(
+            hidden_states=empty(branches, frames, c.in_channels, rows, columns),
+            timestep=torch.zeros(branches, dtype=torch.long),
+            encoder_hidden_states=empty(branches, c.max_text_seq_length, c.text_embed_dim),
+            face_tokens=face_tokens,
+            audio_tokens=audio_tokens,
             kv_cache=kv_cache,
         )
     return kv_cache
 
 
-def held_while_decoding(grid: TokenGrid, size: int, channels: int = WIDEST) -> int:
-    """Bytes that decoding holds beside the weights; `size` as above."""
-    height, width = grid.pixels
-    return DECODED * channels * min(AT_ONCE, grid.video_frames) * height * width * size
-
-
 def block_groups(transformer: Any) -> list[list[nn.Module]]:
-    """Each block with the face and speech layers that it calls, which lie elsewhere in the transformer."""
+    """Each block with the face and audio layers that it calls, which are in other module lists."""
     schedule, groups = transformer.schedule, []
-    faces, audio = transformer.perceiver_cross_attention, transformer.audio_model
+    face_layers, audio_model = transformer.perceiver_cross_attention, transformer.audio_model
     for index, block in enumerate(transformer.transformer_blocks):
         group = [block]
-        face, voice = schedule.face(index), schedule.audio(index)
-        if faces is not None and face is not None:
-            group.append(faces[face])
-        if audio is not None and voice is not None:
-            group.append(audio.layers[voice])
+        face, audio = schedule.face(index), schedule.audio(index)
+        if face_layers is not None and face is not None:
+            group.append(face_layers[face])
+        if audio_model is not None and audio is not None:
+            group.append(audio_model.layers[audio])
         groups.append(group)
     return groups
 
 
-def projection(transformer: Any) -> nn.Module | None:
+def audio_projection(transformer: Any) -> nn.Module | None:
+    """The audio projection, which runs once per clip."""
     return None if transformer.audio_model is None else transformer.audio_model.audio_proj_model
 
 
-def bytes_of(part: Any) -> int:
-    """Bytes of a part's weights: of the modules it holds or, where it reads them later, of its files."""
-    modules = list(_modules_in(part))
+def weight_bytes(component: Any) -> int:
+    """Bytes of the weights of a component: of its modules or, if it loads them later, of its files."""
+    modules = list(_modules_in(component))
     if modules:
         return _bytes(modules)
-    folder = getattr(part, "weights_folder", None) or getattr(part, "folder", None)
+    folder = getattr(component, "weights_folder", None) or getattr(component, "folder", None)
     if folder is None:
         return 0
     for pattern in ("*.safetensors", "*.bin"):
@@ -151,12 +161,12 @@ def bytes_of(part: Any) -> int:
     return 0
 
 
-def _modules_in(part: Any, depth: int = 3) -> Iterator[nn.Module]:
-    """The part itself, what it holds, and what our classes in it hold."""
-    if isinstance(part, nn.Module):
-        yield part
-    elif depth and hasattr(part, "__dict__"):
-        for value in vars(part).values():
+def _modules_in(component: Any, depth: int = 3) -> Iterator[nn.Module]:
+    """Modules in the attributes of a component, and in those of our classes in it."""
+    if isinstance(component, nn.Module):
+        yield component
+    elif depth and hasattr(component, "__dict__"):
+        for value in vars(component).values():
             if isinstance(value, nn.Module) or type(value).__module__.startswith("bya_core."):
                 yield from _modules_in(value, depth - 1)
 
@@ -166,26 +176,8 @@ def _bytes(modules: Sequence[nn.Module]) -> int:
     return sum(found.values())
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    return next(module.children(), None) is None
-
-
-def _castable(group: Sequence[nn.Module]) -> list[nn.Module]:
-    """Layers whose weights can be kept in 8 bits."""
+def _fp8_layers(group: Sequence[nn.Module]) -> list[nn.Module]:
+    """Layers whose weights can be stored in float8."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     named = chain.from_iterable(module.named_modules() for module in group)
-    return [m for name, m in named if isinstance(m, kinds) and not any(part in name for part in CAST)]
-
-
-def _number(transformer: Any) -> int:
-    return int(next(transformer.parameters()).dtype.itemsize)
-
-
-def _number_of(codec: Any, otherwise: int) -> int:
-    dtype = getattr(getattr(codec, "vae", None), "dtype", None)
-    return otherwise if dtype is None else int(dtype.itemsize)
-
-
-def _widest(codec: Any) -> int:
-    config = getattr(getattr(codec, "vae", None), "config", None)
-    return WIDEST if config is None else int(config.block_out_channels[0])
+    return [m for name, m in named if isinstance(m, kinds) and not any(part in name for part in NOT_FP8)]

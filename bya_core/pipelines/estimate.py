@@ -16,7 +16,7 @@ import torch
 from bya_core.config import SamplingConfig
 from bya_core.encoders.domains import Domain
 from bya_core.grid import TokenGrid
-from bya_core.memory.sizes import empty_call, empty_twin, held_while_decoding, held_while_denoising
+from bya_core.memory.sizes import build_meta_transformer, decoding_memory, denoising_memory, run_meta_step
 from bya_core.scene.types import SceneDefaults
 
 SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the toy model
@@ -106,8 +106,8 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
     decoding, channels = _decoder(model, grid)
     operations = step * passes * sampling.steps + decoding
     size = 2 if torch.cuda.is_available() else 4
-    denoising = held_while_denoising(grid, width, passes, size) + kept * passes * size // 4
-    held = max(denoising, held_while_decoding(grid, size, channels))
+    denoising = denoising_memory(grid, width, passes, size) + kept * passes * size // 4
+    held = max(denoising, decoding_memory(grid, size, channels))
     seconds = operations / (SHARE_OF_PEAK * operations_per_second())
     return Estimate(seconds, (model.bytes + held) / 1e9)
 
@@ -116,9 +116,9 @@ def _transformer(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[
     """Of one call on one version of the video: operations, channels of a token, bytes kept from step to step."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    twin = empty_twin(model.settings("transformer", "config.json"))
+    twin = build_meta_transformer(model.settings("transformer", "config.json"))
     with FlopCounterMode(display=False) as counter:
-        kept = empty_call(twin, grid, characters)
+        kept = run_meta_step(twin, grid, characters)
     c = twin.config
     return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim, kept.bytes
 

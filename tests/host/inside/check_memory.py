@@ -48,18 +48,18 @@ def made(run: Run, cast: Any, demo: dict[str, Any], model: Any) -> torch.Tensor:
 def test_a_transformer_too_large_for_the_card_makes_the_same_video(
     blocks: Any, run: Run, cast: Any, demo: dict[str, Any], expected: Any, host_model: Any, monkeypatch: Any
 ) -> None:
-    small = host_model.memory.Rung("small", blocks=blocks, text_on_cpu=True)
-    monkeypatch.setattr(host_model, "_rung", lambda *_: small)
+    small = host_model.memory.MemoryPlan("small", blocks=blocks, text_encoder_on_cpu=True)
+    monkeypatch.setattr(host_model, "_memory_plan", lambda *_: small)
     (model,) = run("Loader", vram="8")
     names = [resident.name for resident in model.residents]
     assert names == ["transformer", "extractor", "projection", "face", "speech", "codec"]
     assert torch.equal(made(run, cast, demo, model), expected)
-    assert model.seat.sitting is None  # nothing stays that ComfyUI does not know of
+    assert model.seat.active is None  # nothing stays that ComfyUI does not know of
     loaded = {id(entry.model) for entry in management.current_loaded_models}
     assert {id(resident.patcher) for resident in model.residents} <= loaded
     if blocks == "streamed":
         stream = model.residents[0]._guest
-        assert stream.here == () and model.residents[0].room > 2 * max(group.bytes for group in stream.groups)
+        assert stream.on_device == () and model.residents[0].room > 2 * max(group.bytes for group in stream.groups)
     management.unload_all_models()
     assert torch.equal(made(run, cast, demo, model), expected)
     weights = weakref.ref(model.bundle.transformer._part)
@@ -73,21 +73,21 @@ def test_a_transformer_too_large_for_the_card_makes_the_same_video(
 
 def test_the_card_decides(run: Run, host_model: Any, monkeypatch: Any, tmp_path: Path) -> None:
     (model,) = run("Loader", vram="8")
-    ladder = host_model.memory.LADDER
-    assert model.rung == ladder[0]  # the toy model fits anywhere
-    large = {"blocks": 14 * 10**9, "group": 4 * 10**8, "text": 10**10, "denoising": 3 * 10**9, "decoding": 16 * 10**9}
-    monkeypatch.setattr(host_model.memory, "part_sizes", lambda bundle: large)
+    ladder = host_model.memory.MEMORY_PLANS
+    assert model.plan == ladder[0]  # the toy model fits anywhere
+    large = {"blocks": 14 * 10**9, "block": 4 * 10**8, "text": 10**10, "denoising": 3 * 10**9, "decoding": 16 * 10**9}
+    monkeypatch.setattr(host_model.sizes, "component_sizes", lambda bundle: large)
     monkeypatch.setattr(host_model.memory, "free_host_memory", lambda: 64 * 10**9)
-    assert [host_model._rung(None, card).name for card in ("80", "24", "12")] == [
-        "resident", "in turns", "streamed, tiled",
+    assert [host_model._memory_plan(None, card).name for card in ("80", "24", "12")] == [
+        "full", "component_offload", "block_offload_tiling",
     ]  # fmt: skip
-    assert host_model._rung(None, "auto") == ladder[0]  # without a GPU
+    assert host_model._memory_plan(None, "auto") == ladder[0]  # without a GPU
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(management, "get_torch_device", lambda: gpu)
     monkeypatch.setattr(management, "get_total_memory", lambda device: 24 * 2**30)
-    assert host_model._rung(None, "auto").name == "in turns"
+    assert host_model._memory_plan(None, "auto").name == "component_offload"
     monkeypatch.setattr(management, "vram_state", management.VRAMState.LOW_VRAM)
-    assert host_model._rung(None, "auto").blocks == "streamed"
+    assert host_model._memory_plan(None, "auto").blocks == "streamed"
 
 
 def test_a_part_that_reads_its_weights_late(host_model: Any, run: Run, cast: Any, demo: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def test_a_model_without_memory_is_filled() -> None:
 def test_the_toy_model_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest"]) == 0
     told = capsys.readouterr().out
-    assert "made 9 frames of 96x64" in told and "Decoding" in told
+    assert "generated 9 frames of 96x64" in told and "Decoding" in told
     assert "Peak RAM" in told and "crc32" in told
 
 
@@ -66,24 +66,27 @@ def test_a_machine_that_computes_wrongly_is_told(monkeypatch: pytest.MonkeyPatch
     grey = torch.full((9, 64, 96, 3), 128, dtype=torch.uint8)
     made = Video(grey, torch.zeros(2, 3, 8, 12), None, None, torch.eye(2))  # type: ignore[arg-type]
     monkeypatch.setattr("bya_core.pipelines.generate.generate", lambda *_: made)
-    with pytest.raises(RuntimeError, match="computes wrongly|compute wrongly"):
-        selftest.toy("cpu")
+    with pytest.raises(RuntimeError, match="incorrect results"):
+        selftest.check_toy_model("cpu")
 
 
 @pytest.mark.parametrize("layers", [None, 3])
 def test_full_size_in_a_small_config(layers: int | None) -> None:
-    made = selftest.full_size(layers, device="cpu", config=SMALL, native=SIZE)
+    made = selftest.check_full_size(layers, device="cpu", config=SMALL, native=SIZE)
     depth = layers or 1
     assert f"{depth} blocks" in made.lines[0]
-    assert f"NOT the whole job, because there is no GPU: {depth} of 42" in made.lines[2]
+    assert f"Not a full run, because there is no GPU: {depth} of 42" in made.lines[2]
     assert {"Loading model", "Encoding faces and audio", "Denoising"} <= made.seconds.keys()
-    again = selftest.full_size(layers, device="cpu", config=SMALL, native=SIZE)
-    assert again.checksum == made.checksum != selftest.full_size(2, device="cpu", config=SMALL, native=SIZE).checksum
+    again = selftest.check_full_size(layers, device="cpu", config=SMALL, native=SIZE)
+    assert (
+        again.checksum == made.checksum != selftest.check_full_size(2, device="cpu", config=SMALL, native=SIZE).checksum
+    )
 
 
 def test_with_guidance_and_fast_weights() -> None:
-    bundle = full_size.build(2, torch.float32, SMALL, codec=False, native=SIZE, ruled=False)
-    made = full_size.one_step(bundle, versions=2, steps=2)
+    options = {"codec": False, "native": SIZE, "deterministic": False}
+    bundle = full_size.build_full_size(2, torch.float32, SMALL, **options)  # type: ignore[arg-type]
+    made = full_size.run_steps(bundle, branches=2, steps=2)
     assert made.shape == (1, 3, 16, 8, 12) and made.isfinite().all() and made.std() > 0
     with pytest.raises(InputError, match="a model with encoders"):
         bundle.text.encode(["a"])
@@ -97,7 +100,7 @@ def test_too_little_memory_is_told_before_anything_is_built(
     monkeypatch.setattr(full_size, "fill_random", lambda *_: pytest.fail("weights were drawn"))
     assert main(["selftest", "--full-size", "--layers", "2"]) == 2
     told = capsys.readouterr().err
-    assert "3.0 GB of memory are free" in told and "and one step" in told and "--layers" in told
+    assert "3.0 GB of memory available" in told and "and one step" in told and "--layers" in told
 
 
 @pytest.mark.parametrize("command", ["generate", "probe"])

@@ -1,4 +1,4 @@
-"""The memory ladder: what is chosen, that every rung computes the same, and that no weight is used while it is away."""
+"""The memory ladder: what is chosen, that every plan computes the same, and that no weight is used while it is away."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ from torch import Tensor, nn
 from bya_core.encoders.vae import CogVideoXCodec
 from bya_core.errors import InputError
 from bya_core.memory import planner as memory
-from bya_core.memory.offload import BlockStream, Seat, Slabs, Weights
-from bya_core.memory.planner import GIB, LADDER, Rung, apply_rung, needed, part_sizes, plan_memory
+from bya_core.memory.offload import BlockOffload, DeviceSlot, HostWeights, PinnedPool
+from bya_core.memory.planner import (
+    GIB,
+    MEMORY_PLANS,
+    MemoryPlan,
+    apply_memory_plan,
+    component_sizes,
+    plan_memory,
+    required_memory,
+)
 from bya_core.models.kv_cache import KVCache
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.bundle import ModelBundle, NativeSize
@@ -71,17 +79,17 @@ def call(model: BindYourAvatarTransformer3DModel, **more: Any) -> Tensor:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Equal to rounding: with a rung and without, two threads once differed in the last digits; why is not known."""
+    """Equal to rounding: with a plan and without, two threads once differed in the last digits; why is not known."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def placed(rung: Rung, flavour: str = "official") -> BindYourAvatarTransformer3DModel:
+def placed(plan: MemoryPlan, flavour: str = "official") -> BindYourAvatarTransformer3DModel:
     model = small(flavour)
-    if rung.fp8:
-        memory.keep_in_8_bits(model)
-    seat = Seat()
-    memory.place_transformer(model, rung, CPU, seat)
-    model.seat = seat
+    if plan.fp8_storage:
+        memory.store_in_fp8(model)
+    slot = DeviceSlot()
+    memory.place_transformer(model, plan, CPU, slot)
+    model.slot = slot
     return model
 
 
@@ -107,45 +115,47 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(f"{group}.offload_", leave)
     monkeypatch.setattr(f"{group}.onload_", come)
     monkeypatch.setattr(
-        Weights, "go_home", lambda self: self._place([torch.full_like(t, torch.nan) for t in self._home])
+        HostWeights, "offload", lambda self: self._assign([torch.full_like(t, torch.nan) for t in self._host])
     )
-    placing = Weights.__init__
+    init = HostWeights.__init__
 
-    def start(self: Weights, *given: Any, **named: Any) -> None:
-        placing(self, *given, **named)
-        self.go_home()
+    def start(self: HostWeights, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.offload()
 
-    monkeypatch.setattr(Weights, "__init__", start)
+    monkeypatch.setattr(HostWeights, "__init__", start)
     yield
 
 
 @pytest.mark.parametrize("flavour", ["official", "paper"])
-@pytest.mark.parametrize("blocks", ["whole", "streamed", "sequential"])
+@pytest.mark.parametrize("blocks", ["resident", "streamed", "sequential"])
 @torch.no_grad()
 def test_weights_are_there_when_they_are_used(blocks: Any, flavour: str, poisoned: None) -> None:
     """Also those of layers that a block calls through a closure, or by other methods than forward."""
-    model = placed(Rung("", blocks=blocks), flavour)
+    model = placed(MemoryPlan("", blocks=blocks), flavour)
     adapter = model.perceiver_cross_attention[0].to_q.weight
     assert adapter.isnan().all() and model.audio_model.layers[1].attn.to_k.weight.isnan().all()
     assert not model.patch_embed.proj.weight.isnan().any()
     expected = call(small(flavour))
     for _ in range(2):
         assert torch.equal(call(model), expected)
-    model.seat.take(None)
+    model.slot.acquire(None)
     assert adapter.isnan().all()
     assert model.device == CPU and model.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("made_in", "used_in"), [(False, True), (True, True)])
-@pytest.mark.parametrize("rung", [LADDER[1], LADDER[2], LADDER[4], LADDER[5]], ids=lambda rung: rung.name)
-def test_inference_mode(rung: Rung, made_in: bool, used_in: bool) -> None:
+@pytest.mark.parametrize(
+    "plan", [MEMORY_PLANS[1], MEMORY_PLANS[2], MEMORY_PLANS[4], MEMORY_PLANS[5]], ids=lambda plan: plan.name
+)
+def test_inference_mode(plan: MemoryPlan, made_in: bool, used_in: bool) -> None:
     """ComfyUI loads and runs in it; others may load outside and run inside."""
     with torch.inference_mode(made_in):
-        model = placed(rung)
+        model = placed(plan)
     with torch.inference_mode(used_in), torch.no_grad():
         made = call(model)
         assert torch.equal(call(model), made)
-        if not rung.fp8:
+        if not plan.fp8_storage:
             assert same(made, call(small()))
 
 
@@ -153,7 +163,7 @@ def test_inference_mode(rung: Rung, made_in: bool, used_in: bool) -> None:
 @torch.no_grad()
 def test_the_order_of_calls_may_change(blocks: Any, poisoned: None) -> None:
     """Forced masks leave the router out, no speech leaves layers out: between calls that used them."""
-    model, reference = placed(Rung("", blocks=blocks)), small()
+    model, reference = placed(MemoryPlan("", blocks=blocks)), small()
     forced = {"mask_override": torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(2))}
     for more in ({}, forced, {}):
         assert torch.equal(call(model, **more), call(reference, **more))
@@ -166,30 +176,30 @@ def test_the_order_of_calls_may_change(blocks: Any, poisoned: None) -> None:
 @torch.no_grad()
 def test_two_groups_are_on_the_device_and_after_an_error_they_leave() -> None:
     layers = [nn.Linear(4, 4) for _ in range(5)]
-    stream, most = BlockStream([[layer] for layer in layers], CPU), 0
+    stream, most = BlockOffload([[layer] for layer in layers], CPU), 0
     x = torch.ones(1, 4)
     for layer in (*layers, *layers[:2], layers[4], layers[0]):  # 2 and 3 are skipped, then it starts again
         x = layer(x)
-        most = max(most, len(stream.here))
+        most = max(most, len(stream.on_device))
     assert most == 2
     with pytest.raises(RuntimeError):
         layers[1](torch.ones(1, 3))
     home = stream.groups[1]
-    assert [t.data_ptr() for t in layers[1].parameters()] == [t.data_ptr() for t in home._home]
-    stream.leave()
-    assert stream.here == ()
+    assert [t.data_ptr() for t in layers[1].parameters()] == [t.data_ptr() for t in home._host]
+    stream.offload()
+    assert stream.on_device == ()
     assert layers[2](torch.ones(1, 4)).shape == (1, 4)
 
 
 @torch.no_grad()
 def test_weights_lie_close_together(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """In few large pieces of page-locked memory; and in ordinary memory where the machine refuses to lock it."""
-    monkeypatch.setattr(Slabs, "size", 2**15)
-    model, slabs = small(), Slabs(locked=False)
+    monkeypatch.setattr(PinnedPool, "buffer_bytes", 2**15)
+    model, slabs = small(), PinnedPool(pinned=False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    weights = Weights([model], slabs)
+    weights = HostWeights([model], slabs)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert weights.bytes < slabs.taken < 1.3 * weights.bytes
+    assert weights.bytes < slabs.allocated < 1.3 * weights.bytes
     large = slabs.copy(torch.arange(2**15).to(torch.float16))
     assert torch.equal(large, torch.arange(2**15).to(torch.float16))
 
@@ -200,14 +210,14 @@ def test_weights_lie_close_together(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 
     monkeypatch.setattr(torch, "empty", refuse)
     with caplog.at_level(logging.WARNING):
-        refused = Slabs()
-        assert torch.equal(refused.copy(torch.ones(3)), torch.ones(3)) and not refused.locked
-    assert "streaming will be slower" in caplog.text
+        refused = PinnedPool()
+        assert torch.equal(refused.copy(torch.ones(3)), torch.ones(3)) and not refused.pinned
+    assert "block offload will be slower" in caplog.text
 
 
 @torch.no_grad()
 def test_8_bits_change_little_and_only_large_weights() -> None:
-    model, expected = placed(LADDER[4]), call(small())
+    model, expected = placed(MEMORY_PLANS[4]), call(small())
     stored = {t.dtype for t in model.transformer_blocks[0].ff.parameters()}
     assert stored == {torch.float8_e4m3fn}
     assert model.transformer_blocks[0].norm1.linear.weight.dtype == model.dtype == torch.float32
@@ -260,7 +270,7 @@ def small_codec() -> CogVideoXCodec:
 def test_one_part_at_a_time() -> None:
     told: list[str] = []
     model = bundle(small(), small_codec(), text=TextPart(told, "text"), speech=SpeechPart(told, "speech"))
-    apply_rung(model, Rung("", blocks="streamed", text_on_cpu=True), CPU)
+    apply_memory_plan(model, MemoryPlan("", blocks="streamed", text_encoder_on_cpu=True), CPU)
     model.text.encode(["a", "b"])
     model.text.encode(["c"])
     model.speech.encode(torch.zeros(10), 9)
@@ -269,14 +279,14 @@ def test_one_part_at_a_time() -> None:
     assert told == ["text to cpu", "text forgotten", "speech to cpu", "speech to cpu", "speech to cpu"]
     # comes, leaves for the extractor, comes again
     resident = bundle(small(), small_codec(), speech=SpeechPart(told, "resident speech"))
-    apply_rung(resident, LADDER[0], "cpu")
+    apply_memory_plan(resident, MEMORY_PLANS[0], "cpu")
     assert told[-1] == "resident speech to cpu"
 
 
 @torch.no_grad()
 def test_tiles_leave_what_is_encoded_as_it_is_and_meet_closely() -> None:
     whole, tiled = small_codec(), small_codec()
-    memory.decode_in_tiles(tiled)
+    memory.enable_tiled_decoding(tiled)
     assert tiled.vae.use_tiling and tiled.vae.use_slicing
     # halves of 64 x 96 pixels would not begin at latent cells of 8 pixels: other tiles are taken
     assert (tiled.vae.tile_sample_min_height, tiled.vae.tile_sample_min_width) == (32, 64)
@@ -287,7 +297,7 @@ def test_tiles_leave_what_is_encoded_as_it_is_and_meet_closely() -> None:
     assert made.shape == expected.shape and not torch.equal(made, expected)
     # with random weights; with trained ones it is less, see docs/how-to/memory.md
     assert (made - expected).square().mean().sqrt() < 0.3 * expected.std()
-    memory.decode_in_tiles(SimpleNamespace())  # a codec of another kind
+    memory.enable_tiled_decoding(SimpleNamespace())  # a codec of another kind
 
 
 def full_size(folder: Path) -> dict[str, int]:
@@ -303,7 +313,7 @@ def full_size(folder: Path) -> dict[str, int]:
     finally:
         torch.set_default_dtype(torch.float32)
     parts = {"text": SimpleNamespace(folder=folder), "face": face, "speech": speech}
-    return part_sizes(replace(bundle(transformer, codec, **parts), native=NativeSize(480, 720, 49)))
+    return component_sizes(replace(bundle(transformer, codec, **parts), native=NativeSize(480, 720, 49)))
 
 
 @pytest.fixture(scope="module")
@@ -320,55 +330,60 @@ def test_sizes_of_the_released_model(sizes: dict[str, int]) -> None:
     assert parameters["extractor"] == pytest.approx(0.1514, rel=0.01)
     assert parameters["codec"] == pytest.approx(0.2156, rel=0.01)
     assert (sizes["text"], sizes["face"]) == (9_524_000_000, 900_004_000)
-    assert sizes["group"] < 0.03 * sizes["blocks"]
-    assert 0.8 < sizes["castable"] / sizes["blocks"] < 0.95
-    assert sizes["clip_keys"] == pytest.approx((22 + 176 + 859) * 1e6, rel=0.01)  # as `KVCache` tells
+    assert sizes["block"] < 0.03 * sizes["blocks"]
+    assert 0.8 < sizes["fp8_blocks"] / sizes["blocks"] < 0.95
+    assert sizes["kv_cache"] == pytest.approx((22 + 176 + 859) * 1e6, rel=0.01)  # as `KVCache` tells
 
 
 @pytest.mark.parametrize("flavour", ["official", "paper"])
 def test_what_a_clip_keeps_is_counted(flavour: str) -> None:
     """Against what a step really keeps, both versions of the video and two voices."""
     model, kv_cache = small(flavour), KVCache()
-    parts = part_sizes(replace(bundle(model, small_codec()), native=NativeSize(64, 96, 9)))
+    parts = component_sizes(replace(bundle(model, small_codec()), native=NativeSize(64, 96, 9)))
     with torch.no_grad():
         call(model, kv_cache=kv_cache)
-    assert parts["clip_keys"] == kv_cache.bytes > 0
-    four = part_sizes(replace(bundle(model, small_codec()), native=NativeSize(64, 96, 9)), characters=4)
-    assert four["clip_keys"] > 1.5 * parts["clip_keys"]
-    without = parts | {"clip_keys": 0}
-    more = [needed(rung, parts)["denoising"] - needed(rung, without)["denoising"] for rung in LADDER]
-    assert more == [kv_cache.bytes, 0, 0, 0, 0, 0]  # nothing is kept below the first rung
+    assert parts["kv_cache"] == kv_cache.bytes > 0
+    four = component_sizes(replace(bundle(model, small_codec()), native=NativeSize(64, 96, 9)), characters=4)
+    assert four["kv_cache"] > 1.5 * parts["kv_cache"]
+    without = parts | {"kv_cache": 0}
+    more = [
+        required_memory(plan, parts)["Denoising"] - required_memory(plan, without)["Denoising"] for plan in MEMORY_PLANS
+    ]
+    assert more == [kv_cache.bytes, 0, 0, 0, 0, 0]  # nothing is kept below the first plan
 
 
 @pytest.mark.parametrize(
     ("card", "name", "on_cpu"),
     [
-        ("80", "resident", False),
-        ("48", "resident", False),
-        ("24", "in turns", False),
-        ("16", "streamed, tiled", False),
-        ("12", "streamed, tiled", False),
-        ("8", "streamed, tiled", True),
+        ("80", "full", False),
+        ("48", "full", False),
+        ("24", "component_offload", False),
+        ("16", "block_offload_tiling", False),
+        ("12", "block_offload_tiling", False),
+        ("8", "block_offload_tiling", True),
     ],
 )
 def test_what_is_chosen_for_a_card(card: str, name: str, on_cpu: bool, sizes: dict[str, int]) -> None:
     chosen = plan_memory(card, sizes)
-    assert (chosen.name, chosen.text_on_cpu) == (name, on_cpu)
-    assert max(needed(chosen, sizes).values()) < int(card) * GIB
+    assert (chosen.name, chosen.text_encoder_on_cpu) == (name, on_cpu)
+    assert max(required_memory(chosen, sizes).values()) < int(card) * GIB
 
 
 def test_each_rung_needs_less(sizes: dict[str, int]) -> None:
-    peaks = [max(needed(replace(rung, text_on_cpu=rung.in_turns), sizes).values()) for rung in LADDER]
+    peaks = [
+        max(required_memory(replace(plan, text_encoder_on_cpu=plan.offload_components), sizes).values())
+        for plan in MEMORY_PLANS
+    ]
     assert peaks == sorted(peaks, reverse=True)
-    assert plan_memory(10**12, sizes) == LADDER[0] and plan_memory(10**12, {}) == LADDER[0]
+    assert plan_memory(10**12, sizes) == MEMORY_PLANS[0] and plan_memory(10**12, {}) == MEMORY_PLANS[0]
 
 
 def test_little_memory_on_the_host(sizes: dict[str, int], caplog: pytest.LogCaptureFixture) -> None:
     """14 GB cannot be page-locked on a machine with 10 GB: weights of 8 bits can."""
-    assert plan_memory("12", sizes, host_free=10 * GIB).name == "streamed, tiled, fp8"
-    assert plan_memory("12", sizes, host_free=2 * GIB).name == "sequential"
+    assert plan_memory("12", sizes, host_free=10 * GIB).name == "block_offload_tiling_fp8"
+    assert plan_memory("12", sizes, host_free=2 * GIB).name == "layer_offload"
     with caplog.at_level(logging.WARNING):
-        assert plan_memory(2 * GIB, sizes).name == "sequential"
+        assert plan_memory(2 * GIB, sizes).name == "layer_offload"
     assert "may run out of memory" in caplog.text
 
 
@@ -381,5 +396,5 @@ def test_a_card_of_no_size(card: str) -> None:
 def test_without_a_gpu_all_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = bundle(small(), small_codec())
-    assert memory.place_model(model).name == "resident"
-    assert memory.place_model(bundle(small(), small_codec()), "8", "cpu").name == "resident"  # so small that it fits
+    assert memory.place_model(model).name == "full"
+    assert memory.place_model(bundle(small(), small_codec()), "8", "cpu").name == "full"  # so small that it fits

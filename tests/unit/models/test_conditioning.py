@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.naive import naive
 from bya_core.errors import InputError
-from bya_core.memory.offload import Seat
-from bya_core.memory.planner import LADDER, place_transformer
+from bya_core.memory.offload import DeviceSlot
+from bya_core.memory.planner import MEMORY_PLANS, place_transformer
 from bya_core.models import token_pruning as reach
 from bya_core.models.audio_attention import AudioCrossAttention
 from bya_core.models.face_attention import FaceCrossAttention
@@ -30,6 +29,7 @@ from bya_core.sampling.conditions import Conditions
 from bya_core.sampling.denoise import denoise
 from bya_core.sampling.schedulers import build_scheduler
 from tests.fakes import BLOCKS, IDENTITY, SCALES, SOUND, TEXT, VIT, fake_bundle
+from tests.unit.models.naive import naive
 from tests.unit.models.test_transformer import build, inputs
 
 FLAVOURS = ["official", "paper"]
@@ -93,11 +93,11 @@ def test_with_gradients_nothing_is_kept() -> None:
 @torch.no_grad()
 def test_where_memory_is_short_nothing_is_kept() -> None:
     """The rungs below the first take what they are given and keep nothing."""
-    for rung in LADDER[1:3]:
+    for plan in MEMORY_PLANS[1:3]:
         model, kv_cache = build("paper"), KVCache()
         told = given(model)
         expected = model(**told).sample
-        place_transformer(model, rung, torch.device("cpu"), Seat())
+        place_transformer(model, plan, torch.device("cpu"), DeviceSlot())
         assert torch.equal(model(**told, kv_cache=kv_cache).sample, expected) and kv_cache.bytes == 0
 
 
@@ -249,7 +249,7 @@ def test_skipping_leaves_out_no_more_than_the_threshold() -> None:
 @pytest.mark.parametrize("characters", [1, 2, 3])
 @torch.no_grad()
 def test_every_way_is_the_plain_way(characters: int) -> None:
-    """Kept keys and skipped tokens against benchmarks/naive.py, which shares and keeps nothing."""
+    """Kept keys and skipped tokens against tests/unit/models/naive.py, which shares and keeps nothing."""
     model, kv_cache = build("official"), KVCache()
     masks = torch.zeros(2, characters, 3, 3, 4)
     masks[:, :, 1:, 1:] = torch.rand(2, characters, 2, 2, 4, generator=torch.Generator().manual_seed(3)) + 0.1

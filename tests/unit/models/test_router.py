@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.naive import naive
 from bya_core.grid import TokenGrid
 from bya_core.models import compat
 from bya_core.models.kv_cache import KVCache
 from bya_core.models.rope import apply_rotary, rotary_embedding
 from bya_core.models.router import OfficialRouter, PaperRouter
 from bya_core.models.router_layers import RouterAttention
+from tests.unit.models.naive import naive
 from tests.unit.models.test_conditioning import given
 from tests.unit.models.test_transformer import build
 
@@ -102,7 +102,7 @@ def test_it_folds_where_counted_operations_are_fewer(monkeypatch: pytest.MonkeyP
 
 @torch.no_grad()
 def test_a_model_that_folds_is_the_plain_one() -> None:
-    """In a whole step, kept or not, against benchmarks/naive.py, which projects the queries of every character."""
+    """In a whole step, kept or not, against tests/unit/models/naive.py, which projects the queries of every character."""
     sizes = {"cross_attn_dim_head": 16, "lfe_num_queries": 4, "sample_height": 12, "sample_width": 16}
     model = build("official", num_layers=2, **sizes)
     assert model.router.should_fold(3 * 6 * 8, 2)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.memory.planner import GIB, Rung, apply_rung, plan_memory
+from bya_core.memory.planner import GIB, MemoryPlan, apply_memory_plan, plan_memory
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling import cfg_parallel as parallel
 from bya_core.weights.bundle import ModelBundle, NativeSize
@@ -160,21 +160,21 @@ def test_each_version_has_cached_steps_of_its_own(model: Model) -> None:
 
 
 def test_a_card_too_small_for_both_versions_keeps_its_rung() -> None:
-    parts = {"blocks": 10 * GIB, "text": 5 * GIB, "denoising": 4 * GIB, "denoising_apart": 2 * GIB, "group": GIB}
+    parts = {"blocks": 10 * GIB, "text": 5 * GIB, "denoising": 4 * GIB, "denoising_sequential": 2 * GIB, "block": GIB}
     chosen = {gigabytes: plan_memory(str(gigabytes), parts) for gigabytes in (24, 16, 14, 12)}
-    named = {gigabytes: (rung.name, rung.apart) for gigabytes, rung in chosen.items()}
+    named = {gigabytes: (plan.name, plan.sequential_guidance) for gigabytes, plan in chosen.items()}
     assert named == {
-        24: ("resident", False),  # 19 GB
-        16: ("in turns", False),  # 14 GB
-        14: ("in turns", True),  # 12 GB
-        12: ("streamed", False),
+        24: ("full", False),  # 19 GB
+        16: ("component_offload", False),  # 14 GB
+        14: ("component_offload", True),  # 12 GB
+        12: ("block_offload", False),
     }
 
 
 def test_such_a_rung_takes_turns(model: Model) -> None:
     part = SimpleNamespace()
     bundle = ModelBundle("small", model, part, part, part, part, {}, NativeSize(32, 48, 5))  # type: ignore[arg-type]
-    apply_rung(bundle, Rung("", predict_sequential=False, apart=True), "cpu")
+    apply_memory_plan(bundle, MemoryPlan("", offload_components=False, sequential_guidance=True), "cpu")
     assert parallel.predictor(model) is parallel.predict_sequential
 
 
