@@ -79,7 +79,7 @@ def test_runs_are_trained_evaluated_and_saved(init, tmp_path, monkeypatch):
     shard = {name: (value * 255).byte() if name in ("masks", "emphasis") else value for name, value in batch.items()}
     save_file(shard | {"seed": torch.arange(6)}, folder / "shard.safetensors")
     recipe = load_recipe("ablation")
-    small = Recipe("small", SMALL, {3: replace(recipe.stages[3], lora=None, steps=2, batch=2)})
+    small = Recipe("small", SMALL, {3: replace(recipe.stages[3], lora=None, steps=2, batch_size=2)})
     evaluated = []
 
     def evaluate(model, held_out, bundle):
