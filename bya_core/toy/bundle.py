@@ -1,4 +1,4 @@
-"""The shipped toy model: one folder with transformer, VAE, face and speech networks, and what they were trained at."""
+"""Loading of the toy model: transformer, VAE, face and speech networks in one folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bya_core.weights.bundle import ModelBundle, NativeSize
 
 
 class ToyEncoders(NamedTuple):
-    """The frozen parts of the toy model."""
+    """Encoders of the toy model."""
 
     text: ToyTextEncoder
     face: ToyFaceEncoder
@@ -38,7 +38,7 @@ class ToyEncoders(NamedTuple):
 
 
 def load_toy_encoders(folder: Path) -> ToyEncoders:
-    """`face.safetensors`, `speech.safetensors` and `vae/` of a folder."""
+    """Load `face.safetensors`, `speech.safetensors` and `vae/` from `folder`."""
     return ToyEncoders(
         ToyTextEncoder(),
         ToyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
@@ -48,12 +48,12 @@ def load_toy_encoders(folder: Path) -> ToyEncoders:
 
 
 def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None = None) -> ModelBundle:
-    """The whole model, in float32 on the CPU; `bundle.json` holds its native size and sampling settings.
-
-    `voice_face.safetensors` may be missing: then who hears whom must be given.
+    """Load the model in float32 on the CPU.
 
     Args:
-        transformer: in place of the folder's own.
+        folder: Folder with the encoders, `transformer/` and `bundle.json` (native size and sampling settings).
+            `voice_face.safetensors` is optional; without it, voices cannot be matched to faces.
+        transformer: Transformer to use instead of the one in `folder`.
     """
     settings = json.loads((folder / "bundle.json").read_text())
     encoders = load_toy_encoders(folder)
@@ -79,7 +79,7 @@ def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None 
 
 
 def _load(kind: type[nn.Module], path: Path) -> Any:
-    """A network built from the sizes in its file's metadata, with the weights of the file."""
+    """Build a network from the arguments in the metadata of a file, and load its weights."""
     with safe_open(path, framework="pt") as file:
         network = kind(**json.loads(file.metadata()["config"]))
     network.load_state_dict(load_file(path))

@@ -1,4 +1,4 @@
-"""The pack's own demo scenes, read into memory."""
+"""Demo scenes shipped with the project."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from bya_core.scene.schema import read_scene_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "demo"
 MAIN = "two puppets"  # scene.json
-NO_OTHER = ("scene", "report")  # the report is what `make demo` writes beside them
+_NOT_A_NAME = ("scene", "report")  # `make demo` writes the report to the same folder
 
 
 @dataclass(frozen=True)
 class DemoScene:
-    """What a demo folder's scene file names.
+    """Contents of a demo scene.
 
     Args:
-        prompt: what is seen.
-        frames: length of the video; 0 = as long as the longest voice.
-        first_frame: [3, H, W] in 0..1, or None.
-        characters: picture [3, H, W] and voice ([C, S], rate in Hz), None = a silent listener.
+        prompt: The prompt.
+        frames: Length of the video; 0 selects the length of the longest speech.
+        first_frame: First frame [3, H, W] in [0, 1], or `None`.
+        characters: Reference image [3, H, W] and speech ([C, S], sample rate in Hz) of each character; the speech of
+            listeners is `None`.
     """
 
     prompt: str
@@ -34,25 +35,25 @@ class DemoScene:
 
 
 def demo_names() -> list[str]:
-    """Names of all demo scenes, the main one first; every other one is called as its file, with spaces for "_"."""
-    others = (path.stem for path in FOLDER.glob("*.json") if path.stem not in NO_OTHER)
+    """Names of all demo scenes, the main one first; the others are named after their files."""
+    others = (path.stem for path in FOLDER.glob("*.json") if path.stem not in _NOT_A_NAME)
     return [MAIN, *sorted(stem.replace("_", " ") for stem in others)]
 
 
 def load_demo(name: str) -> DemoScene:
-    """Read a demo scene. Raises InputError where it is not there."""
+    """Load a demo scene. Raises `InputError` if it does not exist."""
     if name not in demo_names():
-        raise InputError(f'no demo is called "{name}"', " or ".join(demo_names()), "choose one of them")
+        raise InputError(f'unknown demo "{name}"', " or ".join(demo_names()), "choose one of them")
     path = FOLDER / ("scene.json" if name == MAIN else f"{name.replace(' ', '_')}.json")
     if not path.is_file():
-        raise InputError(f"the demo {path} is not there", "the pack's demo folder", "install the pack again")
-    given = read_scene_file(path)
+        raise InputError(f"no demo scene {path}", "the demo folder of the project", "install the project again")
+    scene = read_scene_file(path)
     characters = []
-    for character in given.characters:
+    for character in scene.characters:
         if character.speech is not None and not isinstance(character.speech, str):
-            raise InputError(f"the demo {path.name} has a list of clips", "one recording each", "name one file")
-        voice = None if character.speech is None else read_audio(FOLDER / character.speech)
-        characters.append((read_image(FOLDER / character.image), voice))
-    frame = None if given.first_frame is None else read_image(FOLDER / given.first_frame)
-    frames = 0 if given.length == "auto" else int(given.length)
-    return DemoScene(given.prompt, frames, frame, tuple(characters))
+            raise InputError(f"the demo {path.name} has a list of clips", "one recording per character", "use one file")
+        speech = None if character.speech is None else read_audio(FOLDER / character.speech)
+        characters.append((read_image(FOLDER / character.image), speech))
+    frame = None if scene.first_frame is None else read_image(FOLDER / scene.first_frame)
+    frames = 0 if scene.length == "auto" else int(scene.length)
+    return DemoScene(scene.prompt, frames, frame, tuple(characters))

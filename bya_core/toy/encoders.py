@@ -1,8 +1,8 @@
-"""The small backbones of the toy model: text without weights, a face network, a speech network.
+"""Encoders of the toy model: text without weights, a face network and a speech network.
 
-They stand where T5, CLIP + ArcFace and wav2vec2 stand in the published model, behind the same Protocols, and give
-the same kinds of tensors in smaller sizes. Face and speech are trained beforehand on puppets
-(`training/toy/backbones.py`) and frozen afterwards, like their large counterparts.
+They replace T5, CLIP + ArcFace and wav2vec2 of the published model behind the same Protocols and return the same kinds
+of tensors in smaller sizes. The face and speech networks are pretrained on puppets (`training/toy/backbones.py`) and
+frozen, like their large counterparts.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ STOP_WORDS = frozenset(["a", "an", "and", "before", "in", "of", "on", "the", "wi
 
 
 class ToyTextEncoder:
-    """A frozen byte-level text encoder without weights: one token per word, made from its bytes.
+    """`TextEncoder` without weights: one token per word, computed from its bytes.
 
-    Every (byte, place in the word) has a fixed random vector; a word is the sum of its bytes' vectors plus one for the
-    whole word, so that equal words are equal and similar words are near. To it come one vector for the phrase (what
-    stands between colons, semicolons and full stops) and one for the word's place in it, so that who stands where can
-    be read off. What words mean is learned by the transformer's text projection.
+    Each pair of byte and position in the word has a fixed random vector; a token is the sum of these vectors, a vector
+    of the whole word, a vector of the phrase (delimited by colons, semicolons and periods) and one of the position in
+    the phrase. Similar words have similar tokens; their meaning is learned by the text projection of the transformer.
 
     Args:
-        dim: width of a token.
-        max_words: L; stop words do not count. Longer prompts are cut, shorter ones padded with zeros.
+        dim: Width of a token.
+        max_words: Number of tokens L, without stop words. Longer prompts are truncated and shorter ones zero-padded.
     """
 
     def __init__(self, dim: int = 64, max_words: int = 48) -> None:
         self.dim, self.max_words = dim, max_words
 
     def encode(self, prompts: list[str]) -> Tensor:
-        """B prompts -> [B, L, dim] float32."""
+        """Text tokens [B, L, dim] float32 of B prompts."""
         tokens = np.zeros((len(prompts), self.max_words, self.dim), np.float32)
         for row, prompt in enumerate(prompts):
             for token, (phrase, place, word) in enumerate(_words(prompt)[: self.max_words]):
-                where = self._vector(f"phrase {phrase}") + self._vector(f"place {place}")
-                tokens[row, token] = self._word(word) + 0.5 * where
+                position = self._vector(f"phrase {phrase}") + self._vector(f"place {place}")
+                tokens[row, token] = self._word(word) + 0.5 * position
         return torch.from_numpy(tokens)
 
     def _word(self, word: str) -> np.ndarray:
@@ -66,7 +65,7 @@ def _fixed_vector(name: str, dim: int) -> np.ndarray:
 
 
 def _words(prompt: str) -> list[tuple[int, int, str]]:
-    """(number of the phrase, place in it, word) of every word that is no stop word."""
+    """(phrase index, position in the phrase, word) of all words except stop words."""
     phrases = [re.findall(r"\w+", phrase) for phrase in re.split(r"[:;.]", prompt.lower())]
     return [
         (number, place, word)
@@ -76,12 +75,12 @@ def _words(prompt: str) -> list[tuple[int, int, str]]:
 
 
 class FaceNetwork(nn.Module):
-    """Portrait -> identity vector and five layers of patch features.
+    """Computes an identity vector and five layers of patch features of a portrait.
 
     Args:
-        width: channels of the patch features (vit_dim of the transformer).
-        id_dim: length of the identity vector, which has length 1.
-        size: side in pixels to which portraits are resized.
+        width: Channels of the patch features (`lfe_vit_dim` of the transformer).
+        id_dim: Size of the identity vector, which is normalized.
+        size: Side of the network input in pixels.
     """
 
     def __init__(self, width: int = 32, id_dim: int = 64, size: int = 48) -> None:
@@ -104,7 +103,7 @@ class FaceNetwork(nn.Module):
         self.identity = nn.Sequential(nn.Linear(width * 16, 128), nn.GELU(), nn.Linear(128, id_dim))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,3,H,W] in 0..1 -> identity [B,id_dim], hidden [B,5,16,width]."""
+        """Identity [B, id_dim] and hidden states [B, 5, 16, width] of portraits [B, 3, H, W] in [0, 1]."""
         x = F.interpolate(images * 2.0 - 1.0, size=(self.size, self.size), mode="bilinear", antialias=True)
         x = self.stem(x)
         hidden = []
@@ -116,25 +115,25 @@ class FaceNetwork(nn.Module):
 
 
 class ToyFaceEncoder:
-    """`FaceEncoder` of the toy model: it takes a portrait as it is, on a white (or transparent) ground."""
+    """`FaceEncoder` of the toy model, for portraits on a white background; there is no face detection."""
 
     def __init__(self, network: FaceNetwork) -> None:
         self.network = network.eval()
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> FaceFeatures:
-        """[3, H, W] in 0..1 -> features.
+        """Features of an image [3, H, W] in [0, 1].
 
         Raises:
-            InputError: an image of one single colour, which cannot hold a face.
+            InputError: If the image has a single color.
         """
         if image.ndim != 3 or image.shape[0] != 3:
             raise InputError(f"an image of shape {tuple(image.shape)}", "[3, height, width]", "pass an RGB image")
         if float(image.std(dim=(1, 2)).max()) < 0.01:
             raise InputError(
-                "a reference image of one single colour",
+                "a reference image of a single color",
                 "a portrait",
-                "give a picture that shows the character",
+                "use an image that shows the character",
             )
         weight = next(self.network.parameters())
         identity, hidden = self.network(image[None].to(weight))
@@ -142,11 +141,11 @@ class ToyFaceEncoder:
 
 
 class SpeechNetwork(nn.Module):
-    """Log-mel frames at 50 per second -> two layers of features at 25 per second, and the mouth they imply.
+    """Computes two layers of features at 25 frames per second, and the mouth shape, from a log-mel spectrogram.
 
     Args:
-        channels: width of the features.
-        mels: mel bands.
+        channels: Width of the features.
+        mels: Number of mel bands.
     """
 
     hop = 320  # samples at 16 kHz: two columns per video frame
@@ -161,7 +160,7 @@ class SpeechNetwork(nn.Module):
         self.register_buffer("bands", mel_bands(mels), persistent=False)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """[B,S] at 16 kHz -> [B,mels,2*frames], level-normalised by the loudest second of the recording."""
+        """Log-mel spectrogram [B, mels, 2 * frames] of waveforms [B, S] at 16 kHz, normalized by their peak level."""
         level = F.avg_pool1d(waveform[:, None] ** 2, 1600, 800, ceil_mode=True).amax((1, 2)).sqrt()
         waveform = waveform / level.clamp_min(1e-3)[:, None]
         window = torch.hann_window(640, device=waveform.device)
@@ -172,7 +171,7 @@ class SpeechNetwork(nn.Module):
         return torch.log10(mel.clamp_min(1e-4) / 1e-4) / 3.0 - 0.5
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,S] -> features [B,frames,2,channels] and (opening, shape) logits [B,frames,2]."""
+        """Features [B, frames, 2, channels] and mouth (opening, shape) logits [B, frames, 2] of waveforms [B, S]."""
         first = F.gelu(self.mix(F.gelu(self.down(self.log_mel(waveform)))))
         second = F.gelu(self.last(first))
         features = rearrange([first, second], "k b c f -> b f k c")
@@ -191,18 +190,27 @@ class ToySpeechEncoder:
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, num_frames: int, lead: int = 0) -> Tensor:
-        """[S] mono at 16 kHz -> [num_frames + 4, 2, channels]; `lead` frames of it lie before video time 0."""
+        """Speech features with two context frames on each side.
+
+        Args:
+            waveform: Mono samples [S] at 16 kHz.
+            num_frames: Number of video frames F, at 25 frames per second.
+            lead: Number of video frames (0 to 2) by which the waveform starts before the video.
+
+        Returns:
+            [F + 4, 2, channels].
+        """
         step = self.sample_rate // self.fps
-        wanted = (num_frames + 2 * self.context) * step
-        padded = F.pad(waveform.float(), ((self.context - lead) * step, 0))[:wanted]
-        padded = F.pad(padded, (0, wanted - padded.shape[0]))
+        length = (num_frames + 2 * self.context) * step
+        padded = F.pad(waveform.float(), ((self.context - lead) * step, 0))[:length]
+        padded = F.pad(padded, (0, length - padded.shape[0]))
         weight = next(self.network.parameters())
         features, _ = self.network(padded[None].to(weight))
         return features[0, : num_frames + 2 * self.context].cpu()
 
 
 def network_config(network: FaceNetwork | SpeechNetwork) -> Mapping[str, int]:
-    """What `FaceNetwork(**config)` or `SpeechNetwork(**config)` needs to be built again."""
+    """Constructor arguments of a network."""
     if isinstance(network, FaceNetwork):
         return {
             "width": network.width,

@@ -1,7 +1,7 @@
-"""Finding drawn puppets, which no detector of human faces sees.
+"""Detection of puppets, which face detectors do not find.
 
-Their colours, learned from the portraits alone, say which pixels are whose; a head with shoulders is fitted to each
-such region; and the toy model's own face network judges, with the colours, whether that is the character.
+The image is segmented by the colors of the reference images, an outline of head and shoulders is fitted to each region,
+and the face network of the toy model verifies the identity together with the colors.
 """
 
 from __future__ import annotations
@@ -20,54 +20,55 @@ from bya_core.io.color import color_descriptor, histogram, histogram_similarity,
 from bya_core.toy.encoders import FaceNetwork
 from bya_core.toy.segmentation import foreground, segment_characters
 
-_LONGEST = 96  # pixels of the longer side that are looked at
-_PORTRAIT = 64  # portraits are brought to this side
-_LEAST = 0.002  # share of the picture below which a region is nobody
-_HEAD = (0.98, 1.12, -0.08)  # half width, half height and middle of a puppet's head with hair, in head radii
-_SHOULDERS = (1.22, 1.18)  # half width, and where they start below the middle of the head
-_FACE = (0.86, 0.85, 0.95)  # half width, up and down from the middle: forehead to chin
-_IN_VIEW = 0.7  # head radii: the middle of a head is at least that far from the upper and the lower edge
-_HIDDEN = 0.7  # how much less an outline is missed where somebody else is seen
-_NEARLY = 0.1  # IoU that a fit may be worse than the best
-_RADII = np.geomspace(0.10, 0.40, 14)  # head radii tried, in picture heights
+_MAX_SIDE = 96  # in pixels; larger images are downscaled
+_PORTRAIT = 64  # side of the resized reference images in pixels
+_MIN_SHARE = 0.002  # of the image; smaller regions are ignored
+_HEAD = (0.98, 1.12, -0.08)  # half width, half height and center of the head with hair, in head radii
+_SHOULDERS = (1.22, 1.18)  # half width, and start below the center of the head
+_FACE = (0.86, 0.85, 0.95)  # half width, and extent above and below the center: forehead to chin
+_IN_VIEW = 0.7  # minimum distance of the center from the upper and lower edge, in head radii
+_OCCLUSION = 0.7  # discount for parts of the outline occluded by other characters
+_IOU_MARGIN = 0.1  # fits within this IoU of the best are verified
+_RADII = np.geomspace(0.10, 0.40, 14)  # candidate head radii, in image heights
 
 
 class PuppetFinder:
     """`CharacterFinder` of the toy model.
 
     Args:
-        network: its face network.
+        network: Face network of the model.
         threshold: See `CharacterFinder`.
-        stranger: likeness below which a region is nobody's.
+        min_likeness: Regions with a lower likeness are discarded.
     """
 
-    def __init__(self, network: FaceNetwork, threshold: float = 0.6, stranger: float = 0.45) -> None:
-        self.network, self.threshold, self.stranger = network, threshold, stranger
+    def __init__(self, network: FaceNetwork, threshold: float = 0.6, min_likeness: float = 0.45) -> None:
+        self.network, self.threshold, self.min_likeness = network, threshold, min_likeness
 
     @torch.no_grad()
     def find(self, image: Tensor, portraits: Sequence[Tensor]) -> DetectedCharacters:
+        """See `CharacterFinder`."""
         weight = next(self.network.parameters())
-        scale = min(1.0, _LONGEST / max(image.shape[1:]))
+        scale = min(1.0, _MAX_SIDE / max(image.shape[1:]))
         picture = _resized(image, round(image.shape[1] * scale), round(image.shape[2] * scale))
         known = torch.stack([_resized(portrait, _PORTRAIT, _PORTRAIT) for portrait in portraits])
         identities = self.network(known.to(weight))[0].cpu()
-        pixels, looks = _channels_last(picture), _channels_last(known)
-        palettes = np.stack([_palette(look) for look in looks])
-        regions = segment_characters(pixels[None], looks)[:, 0]
+        pixels, references = _channels_last(picture), _channels_last(known)
+        palettes = np.stack([_palette(reference) for reference in references])
+        regions = segment_characters(pixels[None], references)[:, 0]
 
         faces, bodies, likeness = [], [], []
         for n, region in enumerate(regions):
-            if region.mean() < _LEAST:
+            if region.mean() < _MIN_SHARE:
                 continue
-            # of heads that fit nearly as well the one that looks most like the character
+            # among the best fits, select the one most similar to the character
             heads = _fits(region, np.any(np.delete(regions, n, axis=0), axis=0))
-            cuts = torch.stack([_portrait(picture, region, *head) for head in heads])
-            cosine = self.network(cuts.to(weight))[0].cpu() @ identities.T
+            crops = torch.stack([_cut_out(picture, region, *head) for head in heads])
+            cosine = self.network(crops.to(weight))[0].cpu() @ identities.T
             best = int(cosine[:, n].argmax())
             x, y, radius = heads[best]
-            colours = histogram_similarity(color_descriptor(pixels, region), palettes)
-            alike = (cosine[best] + torch.from_numpy(2.0 * colours - 1.0).float()) / 2
-            if float(alike.max()) < self.stranger:
+            colors = histogram_similarity(color_descriptor(pixels, region), palettes)
+            alike = (cosine[best] + torch.from_numpy(2.0 * colors - 1.0).float()) / 2
+            if float(alike.max()) < self.min_likeness:
                 continue
             rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
             faces.append([x - _FACE[0] * radius, y - _FACE[1] * radius, x + _FACE[0] * radius, y + _FACE[2] * radius])
@@ -95,23 +96,23 @@ def _channels_last(images: Tensor) -> np.ndarray:
 
 
 def _palette(portrait: np.ndarray) -> np.ndarray:
-    """Soft histogram of the person in a portrait [P, Q, 3]; of all of it where nothing is white."""
+    """Soft color histogram of the foreground of a portrait [P, Q, 3], or of all of it if there is none."""
     body = foreground(portrait)
     return color_descriptor(portrait, body) if body.any() else histogram(lab(portrait).reshape(-1, 3))
 
 
 def _fits(region: np.ndarray, others: np.ndarray) -> list[tuple[float, float, float]]:
-    """Middle (x, y) and radius of heads whose outlines with shoulders cover a region [H, W] about as well as the best.
+    """Center (x, y) and radius of the heads whose outlines fit a region [H, W] best, by IoU.
 
-    By IoU; of each radius the best place in view and the best outline. What `others` hide counts little.
+    One candidate per radius, at its best position and with its best outline. Parts occluded by `others` are discounted.
     """
     from scipy.signal import fftconvolve
 
     height, width = region.shape
-    own, free = region.astype(np.float32), 1.0 - _HIDDEN * others.astype(np.float32)
-    found: list[tuple[float, float, float, float]] = []
+    own, free = region.astype(np.float32), 1.0 - _OCCLUSION * others.astype(np.float32)
+    fits: list[tuple[float, float, float, float]] = []
     for radius in _RADII * height:
-        tries = []
+        candidates = []
         for hat, hair in product((False, True), (False, True)):
             outline, row, column = _outline(radius, hat, hair)
             tail = outline.shape[0] - 1 - row, outline.shape[1] - 1 - column
@@ -123,14 +124,14 @@ def _fits(region: np.ndarray, others: np.ndarray) -> list[tuple[float, float, fl
             edge = int(_IN_VIEW * radius)
             share[:edge], share[height - edge :] = 0.0, 0.0
             y, x = np.unravel_index(int(share.argmax()), share.shape)
-            tries.append((float(share[y, x]), float(x) + 0.5, float(y) + 0.5, float(radius)))
-        found.append(max(tries))
-    least = max(found)[0] - _NEARLY
-    return [head[1:] for head in found if head[0] >= least]
+            candidates.append((float(share[y, x]), float(x) + 0.5, float(y) + 0.5, float(radius)))
+        fits.append(max(candidates))
+    threshold = max(fits)[0] - _IOU_MARGIN
+    return [head[1:] for head in fits if head[0] >= threshold]
 
 
 def _outline(radius: float, hat: bool, hair: bool) -> tuple[np.ndarray, int, int]:
-    """A puppet's outline, with a top hat or long hair, and the row and column of the middle of its head in it."""
+    """Outline of a puppet, optionally with hat or long hair, and row and column of the center of its head."""
     up, side, down = (int(np.ceil(reach * radius)) for reach in (1.7, 1.3, 5.0))
     v, u = np.mgrid[-up : down + 1, -side : side + 1].astype(np.float32) / radius
     shape = (u / _HEAD[0]) ** 2 + ((v - _HEAD[2]) / _HEAD[1]) ** 2 < 1
@@ -143,8 +144,8 @@ def _outline(radius: float, hat: bool, hair: bool) -> tuple[np.ndarray, int, int
     return shape.astype(np.float32), up, side
 
 
-def _portrait(picture: Tensor, region: np.ndarray, x: float, y: float, radius: float) -> Tensor:
-    """The person cut out on white and framed as portraits are: [3, H, W] -> [3, 48, 48]."""
+def _cut_out(picture: Tensor, region: np.ndarray, x: float, y: float, radius: float) -> Tensor:
+    """The character of an image [3, H, W] on white, framed like a reference image: [3, 48, 48]."""
     height, width = region.shape
     side = radius / 0.32  # the head's radius in a portrait of side 1
     theta = torch.tensor(

@@ -1,4 +1,4 @@
-"""How far each mouth is open, or how much it moves, from pixels alone."""
+"""Mouth opening of puppets, measured from pixels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bya_core.io.color import unit_pixels
 def mouth_opening(
     frames: np.ndarray, regions: np.ndarray, mouth_rgb: tuple[float, float, float], tolerance: float = 0.30
 ) -> np.ndarray:
-    """Share of each character's region that looks like the inside of a mouth, float64 [N, F].
+    """Fraction of each character's region with the color of the inside of a mouth, float64 [N, F].
 
-    A pixel counts by 1 - distance / tolerance (distance in RGB, 0 beyond `tolerance`), so a blurred mouth
-    counts in part. The area is divided by the character's mean region size over the clip, not by that of the
-    frame: being half hidden for a moment must not look like speaking. Only changes over time mean anything:
-    dark hair adds a constant.
+    A pixel is weighted by 1 - distance / tolerance in RGB, so blurred mouths count in part. The area is divided by the
+    mean size of the region over the clip rather than that in the frame, so that occlusion does not look like speech.
+    Only changes over time are meaningful: dark hair adds a constant.
 
     Args:
-        frames: [F, H, W, 3], uint8 or float in 0..1.
-        regions: [N, F, H, W], bool or 0..1.
-        mouth_rgb: colour of the inside of every mouth, 0..1.
+        frames: [F, H, W, 3], uint8 or float in [0, 1].
+        regions: [N, F, H, W], bool or float in [0, 1].
+        mouth_rgb: Color of the inside of the mouth, in [0, 1].
+        tolerance: RGB distance at which a pixel no longer counts.
     """
     distance = np.linalg.norm(unit_pixels(frames) - np.asarray(mouth_rgb, dtype=np.float32), axis=-1)
     likeness = np.clip(1.0 - distance / tolerance, 0.0, 1.0)
@@ -31,14 +31,12 @@ def mouth_opening(
 
 
 def in_view(regions: np.ndarray, share: float = 0.6, fewest: int = 6) -> np.ndarray:
-    """Frames in which each character can be seen well enough to read its mouth, bool [N, F].
-
-    Somebody behind another one says nothing with a mouth that nobody sees. A frame counts where the region has at
-    least `share` of its size in the frames that show most of it (the 90th percentile); where fewer than `fewest`
-    frames would be left, all count, so that nobody gets out of being judged.
+    """Frames in which each character is visible enough to measure its mouth, bool [N, F].
 
     Args:
-        regions: [N, F, H, W], bool.
+        regions: bool [N, F, H, W].
+        share: Required size of the region relative to its 90th percentile over the clip.
+        fewest: If fewer frames qualify, all frames are used.
     """
     size = regions.sum(axis=(-2, -1)).astype(np.float64)
     seen = size >= share * np.maximum(np.percentile(size, 90, axis=1, keepdims=True), 1.0)

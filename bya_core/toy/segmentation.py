@@ -1,8 +1,8 @@
-"""Who is where, from the pixels of a finished video alone.
+"""Segmentation of puppets by color.
 
-Every character has a reference portrait; its colours are the character's palette. The background's palette
-is learned from the border of the picture. Pixels are given to the palette that explains them best; colours
-that two people share (hair, eyes, the inside of a mouth) go to whoever is near. No model is asked.
+The palette of each character is the color histogram of its reference image; that of the background is learned from the
+border of the frames. Pixels are assigned to the most likely palette, with a neighborhood prior for colors that
+characters share (hair, eyes, the inside of the mouth). No network is involved.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ import numpy as np
 from bya_core.errors import InputError
 from bya_core.io.color import bins_histogram, histogram, lab, lab_bins, unit_pixels
 
-_FLOOR = 2e-6  # probability of a colour that no palette has seen
-_SPREAD = (1.2, 0.8)  # portraits are lit differently from the scene: lightness is blurred more
+_FLOOR = 2e-6  # probability of a color that is in no palette
+_SPREAD = (1.2, 0.8)  # lighting differs between portrait and scene: lightness is blurred more
 
 
 def foreground(portrait: np.ndarray, tolerance: float = 0.04) -> np.ndarray:
-    """[P, Q] bool: what is not the white around the person of a portrait [P, Q, 3].
-
-    White that does not touch the border (eyes, teeth) belongs to the person.
-    """
+    """Foreground mask, bool [P, Q], of a portrait [P, Q, 3] on white; enclosed white (eyes, teeth) is foreground."""
     from scipy.ndimage import binary_fill_holes
 
     body = unit_pixels(portrait).min(axis=-1) < 1.0 - tolerance
@@ -37,16 +34,15 @@ def segment_characters(
     """Visible mask of each character, bool [N, F, H, W], at most one character per pixel.
 
     Args:
-        frames: [F, H, W, 3], uint8 or float in 0..1.
-        portraits: [N, P, Q, 3] on white.
-        rounds: how often neighbourhood and palettes are refined.
-        first_masks: [N, H, W] bool, where everybody is in the first frame, if that is known: its pixels then
-            teach the palettes too.
-        shared_rgb: a colour that everybody has (the inside of a mouth): it tells people from the background
-            but not from each other.
+        frames: [F, H, W, 3], uint8 or float in [0, 1].
+        portraits: Reference images [N, P, Q, 3] on white.
+        rounds: Number of refinements of neighborhood prior and palettes.
+        first_masks: Known masks of the first frame, bool [N, H, W], from which the palettes are learned as well.
+        shared_rgb: A color that all characters have (the inside of the mouth): it separates characters from the
+            background, but not from each other.
 
     Raises:
-        InputError: shapes that do not fit.
+        InputError: If the shapes do not fit.
     """
     if frames.ndim != 4 or portraits.ndim != 4:
         raise InputError(
@@ -54,43 +50,43 @@ def segment_characters(
             "[F, H, W, 3] and [N, P, Q, 3]",
             "add the missing axis",
         )
-    colours = lab(frames)
-    bins = lab_bins(colours)
-    palettes = _first_palettes(colours, portraits, first_masks)
-    anybody = np.zeros(bins.shape, dtype=bool)
+    colors = lab(frames)
+    bins = lab_bins(colors)
+    palettes = _first_palettes(colors, portraits, first_masks)
+    shared = np.zeros(bins.shape, dtype=bool)
     if shared_rgb is not None:
         near = np.linalg.norm(unit_pixels(frames) - np.asarray(shared_rgb, dtype=np.float32), axis=-1)
-        anybody = near < 0.2
-    share = _share(_log_likeness(palettes, bins, anybody))
+        shared = near < 0.2
+    share = _share(_log_likeness(palettes, bins, shared))
     for _ in range(rounds):
         learned = [bins_histogram(bins, weight, _SPREAD) for weight in share]
         mixed = [_adapt(old, new) for old, new in zip(palettes, learned, strict=True)]
-        share = _share(_log_likeness(mixed, bins, anybody) + _neighbourhood(share))
+        share = _share(_log_likeness(mixed, bins, shared) + _neighbourhood(share))
     return _clean(share)
 
 
-def _first_palettes(colours: np.ndarray, portraits: np.ndarray, first_masks: np.ndarray | None) -> list[np.ndarray]:
-    """Histograms of the N characters and, last, of the background."""
+def _first_palettes(colors: np.ndarray, portraits: np.ndarray, first_masks: np.ndarray | None) -> list[np.ndarray]:
+    """Histograms of the N characters and of the background."""
     palettes = []
     for n, portrait in enumerate(portraits):
         palette = histogram(lab(portrait)[foreground(portrait)], spread=_SPREAD)
         if first_masks is not None and first_masks[n].any():
-            palette = 0.5 * palette + 0.5 * histogram(colours[0][first_masks[n]], spread=_SPREAD)
+            palette = 0.5 * palette + 0.5 * histogram(colors[0][first_masks[n]], spread=_SPREAD)
         palettes.append(palette)
-    height, width = colours.shape[1:3]
+    height, width = colors.shape[1:3]
     border = np.zeros((height, width), dtype=bool)
     border[: max(1, height // 10)] = True
     border[: height * 6 // 10, : max(1, width // 40)] = True
     border[: height * 6 // 10, -max(1, width // 40) :] = True
-    rim = colours[:, border].reshape(-1, 3)
-    # hats reach the rim: colours that belong to a character count less there
-    bins = lab_bins(rim)
-    own = histogram(rim, spread=_SPREAD)
+    border_colors = colors[:, border].reshape(-1, 3)
+    # hats reach the border: colors of characters count less there
+    bins = lab_bins(border_colors)
+    own = histogram(border_colors, spread=_SPREAD)
     rival = np.max([palette[bins] for palette in palettes], axis=0)
     weight = own[bins] / (own[bins] + rival + _FLOOR)
-    background = histogram(rim, weight, _SPREAD)
+    background = histogram(border_colors, weight, _SPREAD)
     if first_masks is not None:
-        background = 0.5 * background + 0.5 * histogram(colours[0][~first_masks.any(axis=0)], spread=_SPREAD)
+        background = 0.5 * background + 0.5 * histogram(colors[0][~first_masks.any(axis=0)], spread=_SPREAD)
     return [*palettes, background]
 
 
@@ -98,12 +94,12 @@ def _adapt(palette: np.ndarray, learned: np.ndarray) -> np.ndarray:
     return 0.5 * palette + 0.5 * learned
 
 
-def _log_likeness(palettes: list[np.ndarray], bins: np.ndarray, anybody: np.ndarray) -> np.ndarray:
-    """[N + 1, F, H, W], smoothed a little over the neighbours; even among people where `anybody`."""
+def _log_likeness(palettes: list[np.ndarray], bins: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """Smoothed log likelihoods [N + 1, F, H, W]; equal for all characters where `shared` is set."""
     from scipy.ndimage import gaussian_filter
 
     raw = np.stack([np.log(palette[bins] + _FLOOR) for palette in palettes]).astype(np.float32)
-    raw[:-1, anybody] = raw[:-1, anybody].max(axis=0)
+    raw[:-1, shared] = raw[:-1, shared].max(axis=0)
     return gaussian_filter(raw, (0.0, 0.0, 0.7, 0.7))
 
 
@@ -114,7 +110,7 @@ def _share(score: np.ndarray) -> np.ndarray:
 
 
 def _neighbourhood(share: np.ndarray) -> np.ndarray:
-    """Log of who owns the surroundings of each pixel: close by, and at the scale of a head."""
+    """Log prior of each pixel from its neighborhood, at two scales: nearby and the size of a head."""
     from scipy.ndimage import gaussian_filter
 
     size = share.shape[-2]
@@ -124,29 +120,28 @@ def _neighbourhood(share: np.ndarray) -> np.ndarray:
 
 
 def _clean(share: np.ndarray) -> np.ndarray:
-    """Whole people: specks go to whoever is nearest, holes are filled.
+    """Binary masks: small fragments go to the nearest character and holes are filled.
 
-    A piece counts with all that hangs together in space and time, so that somebody whom another one cuts in
-    two for a few frames stays whole.
+    Components are connected in space and time, so that a character cut in two by another for a few frames stays whole.
     """
     from scipy.ndimage import binary_fill_holes, distance_transform_edt, label
 
-    winner = share.argmax(axis=0)
+    owner = share.argmax(axis=0)
     count = share.shape[0] - 1
-    masks = np.stack([winner == n for n in range(count)])
-    homeless = np.zeros(winner.shape, dtype=bool)
+    masks = np.stack([owner == n for n in range(count)])
+    fragments = np.zeros(owner.shape, dtype=bool)
     for n in range(count):
-        pieces, total = label(masks[n])
+        components, total = label(masks[n])
         if total > 1:
-            sizes = np.bincount(pieces.ravel())
+            sizes = np.bincount(components.ravel())
             sizes[0] = 0
-            kept = (sizes >= 0.2 * sizes.max())[pieces] & masks[n]
-            homeless |= masks[n] & ~kept
+            kept = (sizes >= 0.2 * sizes.max())[components] & masks[n]
+            fragments |= masks[n] & ~kept
             masks[n] = kept
-    for f in np.flatnonzero(homeless.any(axis=(1, 2))).tolist():
+    for f in np.flatnonzero(fragments.any(axis=(1, 2))).tolist():
         far = [distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf) for mask in masks[:, f]]
         nearest = np.argmin(far, axis=0)
-        close = homeless[f] & (np.min(far, axis=0) < share.shape[-2] / 8.0)
+        close = fragments[f] & (np.min(far, axis=0) < share.shape[-2] / 8.0)
         for n in range(count):
             masks[n, f] |= close & (nearest == n)
     for f in range(masks.shape[1]):
