@@ -148,12 +148,12 @@ def _gpu_aids(transformer: Any, speed: Acceleration, dtype: torch.dtype) -> Iter
     hooked = any(_hooked(block) for block in transformer.transformer_blocks)
     if speed.attention is not None and half and _installed(ATTENTION_PACKAGES.get(speed.attention)):
         yield attention(transformer, speed.attention)
-    if speed.fp8 and dtype is torch.bfloat16 and not hooked and supports_fp8():
-        from bya_core.sampling.fp8 import in_8_bits, linears, room_for
+    if speed.fp8 and dtype is torch.bfloat16 and not hooked:
+        from bya_core.sampling.fp8 import block_linears, fp8_matmul, has_room
 
-        layers = linears(transformer.transformer_blocks)
-        if room_for(layers):
-            yield in_8_bits(layers)
+        layers = block_linears(transformer.transformer_blocks)
+        if has_room(layers):
+            yield fp8_matmul(layers)
     if speed.compile and not hooked and _installed("triton"):  # layers that come one by one break the graph
         yield compiled(transformer)
 
@@ -166,11 +166,6 @@ def _hooked(block: nn.Module) -> bool:
 
 def _installed(package: str | None) -> bool:
     return package is None or importlib.util.find_spec(package) is not None
-
-
-def supports_fp8() -> bool:
-    """Whether the GPU multiplies in float8: Ada, Hopper and later."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
 
 @contextmanager

@@ -1,38 +1,33 @@
-"""Large products of the transformer's blocks in float8 (e4m3), for GPUs that multiply in it.
+"""Float8 matrix products in the transformer blocks, by torchao, on GPUs that support them.
 
-Weights are rounded once per run, with a scale for each output channel, activations in each call, with one for each
-token. The weights themselves stay as they are; their copies take half as much memory again, until the run ends.
+Weights are quantized once per run with a scale per output channel, activations in each call with a scale per token. The
+original weights are kept and restored at the end of the run.
 """
 
 from __future__ import annotations
 
 import logging
-import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 log = logging.getLogger(__name__)
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
-UNIT = 16
-"""Sizes of a matrix that the product takes are multiples of it."""
 ROOM = 3
-"""The copies are made where so many times as much memory is free: a step needs some as well."""
+"""Weights are quantized if this multiple of their float8 size is free, since a step needs memory as well."""
 
 
-def linears(blocks: Iterable[Any]) -> list[nn.Linear]:
-    """The large layers: attention and feed-forward of each block."""
-    parts = (part for block in blocks for part in (block.attn1, block.ff))
-    found = (layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear))
-    return [layer for layer in found if layer.in_features % UNIT == 0 and layer.out_features % UNIT == 0]
+def block_linears(blocks: Iterable[Any]) -> list[nn.Linear]:
+    """Linear layers of attention and feed-forward of each block."""
+    modules = (module for block in blocks for module in (block.attn1, block.ff))
+    return [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
 
 
-def room_for(layers: Iterable[nn.Linear]) -> bool:
-    """Whether all weights are on a GPU, and copies of them in 8 bits fit beside them."""
+def has_room(layers: Iterable[nn.Linear]) -> bool:
+    """Whether all weights are on a GPU with enough free memory for their float8 copies."""
     weights = [layer.weight for layer in layers]
     if not all(weight.is_cuda for weight in weights):
         return False
@@ -41,35 +36,36 @@ def room_for(layers: Iterable[nn.Linear]) -> bool:
 
 
 @contextmanager
-def in_8_bits(layers: Iterable[nn.Linear]) -> Iterator[None]:
-    """These layers multiply in 8 bits; afterwards they are as they were."""
-    changed: list[Any] = []
+def fp8_matmul(layers: list[nn.Linear]) -> Iterator[bool]:
+    """Compute these layers in float8 inside the context; yields whether they are.
+
+    If torchao is missing or does not support this machine, a warning is logged and the layers stay as they are.
+    """
+    original = [layer.weight for layer in layers]
     try:
-        for layer in layers:
-            changed.append(layer)
-            weight, scale = rounded(layer.weight.detach())
-            layer.register_buffer("weight_8", weight, persistent=False)
-            layer.register_buffer("scale_8", scale.t().contiguous(), persistent=False)
-            layer.forward = types.MethodType(_forward, layer)  # type: ignore[method-assign]
-        yield
+        quantized = _quantize(layers)
+        if not quantized:
+            _restore(layers, original)  # it may have failed half way
+        yield quantized
     finally:
-        for layer in changed:
-            vars(layer).pop("forward", None)
-            for name in ("weight_8", "scale_8"):
-                layer._buffers.pop(name, None)
-                layer._non_persistent_buffers_set.discard(name)
+        _restore(layers, original)
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
-    """[..., in] -> [..., out]."""
-    flat, scale = rounded(x.flatten(0, -2))
-    out = torch._scaled_mm(
-        flat, layer.weight_8.t(), scale_a=scale, scale_b=layer.scale_8, bias=layer.bias, out_dtype=x.dtype
-    )
-    return out.unflatten(0, x.shape[:-1])
+def _restore(layers: list[nn.Linear], weights: list[nn.Parameter]) -> None:
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = weight
+        vars(layer).pop("extra_repr", None)  # set by torchao
 
 
-def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[R, C] -> in float8 [R, C], and the scale of each row [R, 1] in float32 that undoes it."""
-    scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (rows / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+def _quantize(layers: list[nn.Linear]) -> bool:
+    try:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+        quantize_(nn.ModuleList(layers), Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
+    except ImportError:
+        log.warning("float8 is not used: torchao is not installed (pip install torchao)")
+        return False
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # how torchao reports unsupported hardware
+        log.warning("float8 is not used: %s", error)
+        return False
+    return True

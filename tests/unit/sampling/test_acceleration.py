@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel as Mode
 from bya_core.sampling import Conditions, DenoiseResult, StepInfo, build_scheduler, denoise
 from bya_core.sampling.acceleration import PRESETS, Acceleration, apply_preset, attention, compiled, get_preset
 from bya_core.sampling.cfg_parallel import cache_context, set_guidance_mode
-from bya_core.sampling.fp8 import in_8_bits, linears
+from bya_core.sampling.fp8 import block_linears, fp8_matmul
 from tests.unit.sampling.test_denoise_small_model import _conditions, build, model  # noqa: F401 - a fixture
 
 # ruff: noqa: F811 - tests take the fixture by its name
@@ -299,21 +300,47 @@ def test_a_real_compiler_computes_the_same(model: Model) -> None:
     torch.testing.assert_close(made.latents, plain.latents, atol=1e-4, rtol=1e-4)
 
 
-def test_8_bits_are_close_and_come_off_again(model: Model) -> None:
-    layers = linears(model.transformer_blocks)
-    assert len(layers) == 6 * len(model.transformer_blocks), "query, key, value, out and two of the feed-forward"
-    wide = [layer.to(torch.bfloat16) for layer in (torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False))]
+def _linears() -> list[torch.nn.Linear]:
+    return [layer.to(torch.bfloat16) for layer in (torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False))]
+
+
+def test_linears_of_the_blocks(model: Model) -> None:
+    """Query, key, value, out and two of the feed-forward."""
+    assert len(block_linears(model.transformer_blocks)) == 6 * len(model.transformer_blocks)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_fp8_fallback_notice(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without torchao, or on a CPU, layers stay as they are and a warning says why."""
+    if installed:
+        pytest.importorskip("torchao")
+    else:
+        monkeypatch.setitem(sys.modules, "torchao", None)
+        monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    layers = _linears()
+    weights = [layer.weight for layer in layers]
+    with fp8_matmul(layers) as used:
+        assert not used and all(layer.weight is weight for layer, weight in zip(layers, weights, strict=True))
+    assert "float8 is not used" in caplog.text
+
+
+@torch.no_grad()
+def test_fp8_is_close_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where torchao multiplies the dequantized values."""
+    quant_api = pytest.importorskip("torchao.quantization.quant_api")
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda *_: None)
+    layers = _linears()
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    names = [set(layer.state_dict()) for layer in wide]
-    exact = wide[1](wide[0](x))
-    with torch.no_grad(), in_8_bits(wide):
-        near = wide[1](wide[0](x))
-        assert [set(layer.state_dict()) for layer in wide] == names, "copies are never saved"
-    assert near.dtype is torch.bfloat16 and not torch.equal(near, exact)
-    error = (near.float() - exact.float()).norm() / exact.float().norm()
+    weights, exact = [layer.weight for layer in layers], layers[1](layers[0](x))
+    with fp8_matmul(layers) as used:
+        quantized = layers[1](layers[0](x))
+    assert used and quantized.dtype is torch.bfloat16 and not torch.equal(quantized, exact)
+    error = (quantized.float() - exact.float()).norm() / exact.float().norm()
     assert error < 0.06, "three bits of mantissa"
-    assert torch.equal(wide[1](wide[0](x)), exact)
-    assert not any("forward" in vars(layer) or "weight_8" in layer._buffers for layer in wide)
+    assert torch.equal(layers[1](layers[0](x)), exact)
+    assert all(layer.weight is weight for layer, weight in zip(layers, weights, strict=True))
 
 
 def test_what_the_machine_lacks_is_left_out(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
