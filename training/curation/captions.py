@@ -11,7 +11,7 @@ from training.curation.crops import clip_boxes, clip_frames, model_size
 from training.curation.models import Captioner, ModelChoice, ModelOption
 from training.curation.record import Record
 from training.curation.stage import Resources, Stage
-from training.data.cache import version_of
+from training.data.cache import encoder_version
 
 
 @validated
@@ -49,7 +49,7 @@ class Features(Stage):
         if (
             self._encoder_version is None
         ):  # training uses the features if its encoder is the same (docs/reference/shards.md)
-            self._encoder_version = version_of(encoder)
+            self._encoder_version = encoder_version(encoder)
         record = record.with_arrays(features=np.stack(features).astype(np.float16))
         return [record.with_data(speech_encoder=self._encoder_version)]
 

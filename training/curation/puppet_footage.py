@@ -20,7 +20,7 @@ from bya_core.io.media import write_video
 from training.curation.record import FPS
 from training.puppets.draw import Canvas, Pose, draw_puppet
 from training.puppets.looks import Look, draw_look, rgb
-from training.puppets.voice import conversation, random_voice, speak, voice_for
+from training.puppets.voice import conversation, random_voice, synthesize, voice_for
 
 SAMPLE_RATE = 16_000
 _CHUNK = 25  # frames drawn at once
@@ -123,17 +123,17 @@ class _DrawnShot:
         rng = np.random.default_rng([shot.seed, 0xC0DE])
         looks: tuple[Look, ...] = ()
         for _ in shot.places:
-            looks += (draw_look(rng, apart_from=looks),)
+            looks += (draw_look(rng, distinct_from=looks),)
         self.looks, self.light = looks, float(rng.uniform(-1, 1))
         self.wall = rgb(0.618 * shot.seed, 0.5, (0.4, 0.85)[shot.seed % 2])  # consecutive shots differ
         samples, seconds = shot.num_frames * SAMPLE_RATE // FPS, shot.num_frames / FPS
         spans = conversation(len(looks), seconds, rng, mode=shot.talk)
         voices = [voice_for(look.voice_traits) for look in looks]
-        spoken = [speak(v, spans[k], seconds, rng=rng, num_frames=shot.num_frames) for k, v in enumerate(voices)]
+        spoken = [synthesize(v, spans[k], seconds, rng=rng, num_frames=shot.num_frames) for k, v in enumerate(voices)]
         audible = spoken
         if shot.dubbed:
             other = conversation(len(looks), seconds, rng, mode="overlap")
-            audible = [speak(random_voice(rng), spans, seconds, rng=rng) for spans in other]
+            audible = [synthesize(random_voice(rng), spans, seconds, rng=rng) for spans in other]
         self.speeches = np.zeros((4, samples), np.float32)
         for k, voice in enumerate(audible):
             self.speeches[k] = voice.waveform[:samples]

@@ -23,7 +23,7 @@ from bya_core.toy.segmentation import segment_characters
 from training.curation.footage import SAMPLE_RATE
 from training.curation.models import SpeechMixture
 from training.curation.record import FPS
-from training.puppets.looks import MOUTH_RGB, colour_name, with_article
+from training.puppets.looks import MOUTH_RGB, add_article, color_name
 
 _MIN_WHITE, _MAX_CHROMA = 0.62, 0.2  # minimum channel value and range of channels of the sclera after compression
 _EYE_DISTANCE = (0.9, 3.0)  # in eye widths
@@ -179,9 +179,9 @@ class PuppetCaptions:
             x0, y0, x1, y1 = boxes[0, n]
             row = slice(max(0, int(y0 + 0.3 * (y1 - y0))), max(1, int(y0 + 0.6 * (y1 - y0))))
             column = slice(max(0, int(x0 + 0.45 * (x1 - x0))), max(1, int(x0 + 0.55 * (x1 - x0))))
-            color = colour_name(np.median(frames[0][row, column].reshape(-1, 3), axis=0) / 255)
+            color = color_name(np.median(frames[0][row, column].reshape(-1, 3), axis=0) / 255)
             place = ("on the left", "in the middle", "on the right")[int(np.clip(3 * (x0 + x1) / 2 / width, 0, 2))]
             action = "speaks" if speaking[n] else "listens"
-            people.append(((x0 + x1) / 2, f"{place} {with_article(color)} puppet who {action}"))
+            people.append(((x0 + x1) / 2, f"{place} {add_article(color)} puppet who {action}"))
         count = {1: "One puppet", 2: "Two puppets", 3: "Three puppets", 4: "Four puppets"}[len(people)]
         return f"{count} before a wall: {', '.join(text for _, text in sorted(people))}."

@@ -1,1 +1,1 @@
-"""Clips for training: shards, buckets, encoding and caching."""
+"""Training data: shards, buckets, encoding and caching."""

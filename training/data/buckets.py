@@ -1,4 +1,4 @@
-"""Sizes and lengths that clips are brought to, so that batches can be made of them."""
+"""Buckets: the lengths and sizes to which clips are cropped and resized, so that they can be batched."""
 
 from __future__ import annotations
 
@@ -32,53 +32,53 @@ class Bucket:
         try:
             frames, height, width = (int(number) for number in text.lower().split("x"))
         except ValueError as error:
-            raise InputError(f"bucket {text!r}", "FRAMESxHEIGHTxWIDTH such as 49x480x720", "write it so") from error
+            raise InputError(f"bucket {text!r}", "FRAMESxHEIGHTxWIDTH such as 49x480x720", "use this format") from error
         return Bucket(frames, height, width)
 
 
 @dataclass(frozen=True)
-class View:
-    """What of a clip is trained on: the frames from `start` on, brought to a bucket."""
+class Window:
+    """A part of a clip: the frames from `start` on, at the length and size of a bucket."""
 
     start: int
     bucket: Bucket
 
 
 def choose_bucket(frames: int, height: int, width: int, buckets: Sequence[Bucket]) -> Bucket | None:
-    """The bucket for a clip: nearest in shape, then not enlarging, then longest and largest; None = too short."""
-    fitting = [b for b in buckets if b.frames <= frames]
+    """The bucket for a clip: nearest aspect ratio, then no upscaling, then longest, then largest; None = too short."""
+    candidates = [b for b in buckets if b.frames <= frames]
 
-    def distance(b: Bucket) -> tuple[float, float, int, int]:
-        shape = abs(math.log(b.width / b.height) - math.log(width / height))
-        enlarging = max(0.0, math.log(b.height * b.width / (height * width)))
-        return round(shape, 3), round(enlarging, 3), -b.frames, -b.height * b.width
+    def rank(b: Bucket) -> tuple[float, float, int, int]:
+        aspect = abs(math.log(b.width / b.height) - math.log(width / height))
+        upscaling = max(0.0, math.log(b.height * b.width / (height * width)))
+        return round(aspect, 3), round(upscaling, 3), -b.frames, -b.height * b.width
 
-    return min(fitting, key=distance, default=None)
+    return min(candidates, key=rank, default=None)
 
 
-def own_bucket(
+def native_bucket(
     frames: int, height: int, width: int, unit: int, time_factor: int, longest: int | None = None
 ) -> Bucket | None:
-    """The largest bucket inside a clip whose sizes the grid allows; None = the clip is smaller than one token."""
+    """The largest valid bucket inside a clip; None = the clip is smaller than one token."""
     frames = min(frames, longest or frames)
     bucket = Bucket((frames - 1) // time_factor * time_factor + 1, height // unit * unit, width // unit * unit)
     return bucket if bucket.height and bucket.width else None
 
 
 def window_starts(frames: int, length: int) -> list[int]:
-    """First frames of the windows of `length` that a clip of `frames` is seen through, evenly spread."""
+    """Start frames of evenly spaced windows of `length` frames in a clip of `frames`."""
     count = max(1, frames // length)
     return [round(i * (frames - length) / max(1, count - 1)) for i in range(count)]
 
 
-def at_rate(sample: ClipSample, fps: float) -> ClipSample:
-    """The clip with `fps` frames a second: of each time the nearest frame. Voices stay as they are.
+def resample_frames(sample: ClipSample, fps: float) -> ClipSample:
+    """Resample the frames of a clip to `fps` by nearest neighbor. Speech is unchanged.
 
-    Speech features are left out where frames change: they belong to the frames as they were.
+    Speech features are dropped if the frame rate changes, as they are aligned with the original frames.
     """
     if abs(sample.fps - fps) < 1e-3:
         return sample
-    nearest = np.arange(resampled(len(sample.frames), sample.fps, fps)) * sample.fps / fps
+    nearest = np.arange(resampled_length(len(sample.frames), sample.fps, fps)) * sample.fps / fps
     chosen = np.minimum(np.rint(nearest).astype(int), len(sample.frames) - 1)
     return replace(
         sample,
@@ -90,18 +90,18 @@ def at_rate(sample: ClipSample, fps: float) -> ClipSample:
     )
 
 
-def resampled(frames: int, fps: float, target: float) -> int:
-    """Number of frames of a clip at another rate."""
+def resampled_length(frames: int, fps: float, target: float) -> int:
+    """Number of frames of a clip at another frame rate."""
     return frames if abs(fps - target) < 1e-3 else max(1, round(frames * target / fps))
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The part of a picture that becomes a bucket's picture; beyond its edges lies black.
+class Crop:
+    """A crop rectangle; parts outside of the image are black.
 
     Args:
-        top, left: first row and column, below zero where black is added.
-        height, width: of the part, in pixels of the picture.
+        top, left: first row and column; negative values add a black border.
+        height, width: size in pixels.
     """
 
     top: int
@@ -109,7 +109,7 @@ class Cut:
     height: int
     width: int
 
-    def of(self, pixels: Tensor) -> Tensor:
+    def apply(self, pixels: Tensor) -> Tensor:
         """[..., H, W] -> [..., height, width]."""
         rows, columns = pixels.shape[-2:]
         inner = pixels[..., max(0, self.top) : self.top + self.height, max(0, self.left) : self.left + self.width]
@@ -120,14 +120,17 @@ class Cut:
         return F.pad(inner, edges) if any(edges) else inner
 
 
-def find_cut(height: int, width: int, bucket: Bucket, fit: Fit, masks: np.ndarray | None = None) -> Cut:
-    """Which part of a height x width picture is shown at the shape of a bucket.
+def find_crop(height: int, width: int, bucket: Bucket, fit: Fit, masks: np.ndarray | None = None) -> Crop:
+    """The crop of a height x width image with the aspect ratio of a bucket.
 
-    "cover" cuts what is too wide or too high, as near to the middle of all people as possible; "letterbox" keeps
-    everything and adds black on both sides (as the released training does).
+    "cover" crops the longer side, centered on the characters where possible; "letterbox" keeps the whole image and adds
+    black borders (as the released training code does).
 
     Args:
-        masks: [N,F,H,W], to know where people are; None = the middle of the picture.
+        height, width: size of the image.
+        bucket: target size.
+        fit: "cover" or "letterbox".
+        masks: character masks [N,F,H,W]; None = crop at the center of the image.
     """
     aspect = bucket.width / bucket.height
     wide = width / height > aspect
@@ -140,27 +143,27 @@ def find_cut(height: int, width: int, bucket: Bucket, fit: Fit, masks: np.ndarra
         rows, columns = (np.flatnonzero(masks.any(axis)) for axis in ((0, 1, 3), (0, 1, 2)))
         top = int(np.clip((rows[0] + rows[-1] + 1 - size[0]) // 2, 0, height - size[0]))
         left = int(np.clip((columns[0] + columns[-1] + 1 - size[1]) // 2, 0, width - size[1]))
-    return Cut(top, left, *size)
+    return Crop(top, left, *size)
 
 
-def needs_cut(height: int, width: int, bucket: Bucket) -> bool:
-    """Whether a picture and a bucket differ in shape by a pixel or more."""
-    cut = find_cut(height, width, bucket, "cover")
-    return (cut.height, cut.width) != (height, width)
+def needs_crop(height: int, width: int, bucket: Bucket) -> bool:
+    """Whether the aspect ratios of an image and a bucket differ by a pixel or more."""
+    crop = find_crop(height, width, bucket, "cover")
+    return (crop.height, crop.width) != (height, width)
 
 
-def fit_frames(frames: np.ndarray, cut: Cut, bucket: Bucket) -> Tensor:
-    """[F,H,W,3] uint8 -> [1,3,F,height,width] in -1..1; frames that fit already keep their pixels exactly."""
+def resize_frames(frames: np.ndarray, crop: Crop, bucket: Bucket) -> Tensor:
+    """[F,H,W,3] uint8 -> [1,3,F,height,width] in -1..1; frames of the right size keep their exact pixels."""
     size = bucket.height, bucket.width
-    made = torch.empty(3, len(frames), *size)
-    for place, frame in enumerate(frames):
-        picture = cut.of(torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float())
-        if picture.shape[1:] != size:
-            picture = F.interpolate(picture[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 255)
-        made[:, place] = picture
-    return (made / 127.5 - 1.0)[None]
+    video = torch.empty(3, len(frames), *size)
+    for index, frame in enumerate(frames):
+        image = crop.apply(torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float())
+        if image.shape[1:] != size:
+            image = F.interpolate(image[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 255)
+        video[:, index] = image
+    return (video / 127.5 - 1.0)[None]
 
 
 def silence(frames: int, fps: float) -> np.ndarray:
-    """A voice that says nothing for so many frames, [S] float32."""
+    """A silent waveform of the given length, [S] float32."""
     return np.zeros(round(frames / fps * SAMPLE_RATE), np.float32)

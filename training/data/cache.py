@@ -1,18 +1,15 @@
-"""Features kept on disk, keyed by what they were made of and by what made them.
+"""A feature cache on disk, keyed by the content and by the encoder.
 
-A changed content or a changed encoder has another key, so nothing old is ever used; a file that was damaged is made
-again. Files appear atomically, so any number of processes can share a folder. Where the folder cannot be written to
-(read-only, full disk), work goes on without it and says so once.
+Any change of the content or of the encoder changes the key, so entries are never stale; damaged files are recomputed.
+Files are written atomically, so that processes can share a folder. If the folder is not writable, features are
+recomputed and a warning is logged once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bya_core.io.atomic import atomic_write
+
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
@@ -32,10 +31,10 @@ Tensors = dict[str, Tensor]
 class FeatureCache:
     """Dictionaries of tensors on disk.
 
-    Args:
-        folder: made when something is written; None = nothing is kept.
+    `counts` has the number of events per kind, such as "text hit", "text miss" and "text damaged", and "unwritten".
 
-    `counts` tells per kind what happened: "text hit", "text miss", "text damaged", and "unwritten".
+    Args:
+        folder: cache folder, created on the first write; None = no caching.
     """
 
     def __init__(self, folder: Path | str | None) -> None:
@@ -43,79 +42,72 @@ class FeatureCache:
         self.counts: Counter[str] = Counter()
 
     def get(self, kind: str, key: tuple[Any, ...], make: Callable[[], Tensors]) -> Tensors:
-        """The tensors of this key: read, or made and kept.
+        """The tensors of a key, read from the cache or computed and stored.
 
         Args:
-            kind: a word for folder and counts, such as "text".
-            key: everything the tensors depend on; JSON can hold it.
-            make: called where they are not there, or damaged.
+            kind: kind of feature, such as "text"; names the folder and the counts.
+            key: everything the tensors depend on, JSON-serializable.
+            make: computes them if they are missing or damaged.
         """
         name = hashlib.sha256(json.dumps([kind, *key]).encode()).hexdigest()
         path = None if self.folder is None else self.folder / kind / name[:2] / f"{name}.safetensors"
-        found = None if path is None else self._read(path, kind)
-        if found is not None:
+        cached = None if path is None else self._read(path, kind)
+        if cached is not None:
             self.counts[f"{kind} hit"] += 1
-            return found
+            return cached
         self.counts[f"{kind} miss"] += 1
-        made = {part: tensor.detach().cpu().contiguous() for part, tensor in make().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
         if path is not None:
-            self._write(path, made)
-        return made
+            self._write(path, tensors)
+        return tensors
 
     def _read(self, path: Path, kind: str) -> Tensors | None:
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {part: file.get_tensor(part).clone() for part in file.keys()}  # noqa: SIM118 - not a dict
-                whole = (file.metadata() or {}).get("sha256") == digest_of(tensors)
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+                intact = (file.metadata() or {}).get("sha256") == digest(tensors)
         except (SafetensorError, OSError, ValueError):
-            whole = False
-        if whole:
+            intact = False
+        if intact:
             return tensors
         self.counts[f"{kind} damaged"] += 1
-        log.warning("%s is damaged; its content is made again", path)
+        log.warning("%s is damaged and will be recomputed", path)
         return None
 
     def _write(self, path: Path, tensors: Tensors) -> None:
-        part = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-            os.close(handle)
-            save_file(tensors, part, metadata={"sha256": digest_of(tensors)})
-            os.replace(part, path)
-        except (SafetensorError, OSError) as error:  # safetensors wraps what the disk says
-            if part:
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
+            with atomic_write(path) as temporary:
+                save_file(tensors, temporary, metadata={"sha256": digest(tensors)})
+        except (SafetensorError, OSError) as error:  # safetensors wraps OSError
             if not self.counts["unwritten"]:
-                log.warning("nothing can be kept in %s (%s); going on without", self.folder, error)
+                log.warning("cannot write to %s (%s); continuing without a cache", self.folder, error)
             self.counts["unwritten"] += 1
 
 
-def digest_of(*content: Any) -> str:
-    """SHA-256 of tensors, arrays, numbers, texts, paths (what the files hold) and nested lists and dicts of them."""
-    found = hashlib.sha256()
+def digest(*content: Any) -> str:
+    """SHA-256 of tensors, arrays, numbers, strings, files (by content) and nested lists and dicts of them."""
+    hasher = hashlib.sha256()
     for piece in _pieces(content):
-        found.update(piece)
-    return found.hexdigest()
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
-def version_of(encoder: Any) -> str:
-    """What an encoder's results depend on, as one text: its own `version`, or a digest of its class and all it holds.
+def encoder_version(encoder: Any) -> str:
+    """A string that changes with the results of an encoder: its `version`, or a digest of its class and its state.
 
-    Weights count with every bit and their kind of number, files by their content, other public attributes by value;
-    the device does not count. What begins with an underscore is taken for something made from the rest (such as
-    weights that are loaded on first use).
+    Weights count with values and dtype, files by content, other public attributes by value. The device does not count.
+    Private attributes are assumed to be derived from the others (such as lazily loaded weights).
     """
-    own = getattr(encoder, "version", None)
+    version = getattr(encoder, "version", None)
     name = type(encoder).__qualname__
-    return f"{name} {own}" if isinstance(own, str) else f"{name} {digest_of(encoder)[:32]}"
+    return f"{name} {version}" if isinstance(version, str) else f"{name} {digest(encoder)[:32]}"
 
 
 def _pieces(value: Any, seen: tuple[int, ...] = ()) -> Iterator[bytes | memoryview]:
-    """What a digest reads of any value; an object that holds itself ends the walk."""
+    """The bytes that represent a value; recursion stops at objects that contain themselves."""
     if id(value) in seen:
         return
     seen = (*seen, id(value))

@@ -1,12 +1,12 @@
-"""Clips ready for training, in batches of one shape, from any of three sources (see `open_data`).
+"""Batches of encoded clips from one of three sources (see `open_data`).
 
-A batch is a dictionary of tensors of K clips (see the shape alphabet of the design):
+A batch is a dictionary of tensors of K clips:
 
     latents [K,T,C,H,W]   canvas [K,C,H,W]   first_frame [K,C,H,W]   text [K,L,text_dim]
-    masks [K,N,T,h,w] uint8 (255 = covered)  emphasis [K,T,H,W] uint8 (255 = most important)
+    masks [K,N,T,h,w] uint8 (255 = inside)   emphasis [K,T,H,W] uint8 (255 = most important)
     identity [K,N,id_dim] hidden [K,N,layers,P,vit_dim] speech [K,N,F+4,blocks,channels] seed [K]
 
-Stream k belongs to character k; a listener's stream is encoded silence.
+Audio stream k belongs to character k; listeners have encoded silence.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from torch import Tensor
 
 from bya_core.encoders.domains import CanvasLayout
 from bya_core.errors import InputError
-from training.data.buckets import Bucket, Fit, View, choose_bucket, own_bucket, resampled, window_starts
+from training.data.buckets import Bucket, Fit, Window, choose_bucket, native_bucket, resampled_length, window_starts
 from training.data.cache import FeatureCache
-from training.data.encode import FPS, ClipEncoder, Content, Encoders, content_of, load_encoders
+from training.data.encode import FPS, ClipEncoder, Encoders, LazyClip, lazy_clip, load_encoders
 from training.data.puppet_plan import PuppetPlan
 from training.data.shards.index import ShardIndex
-from training.data.shards.reader import OnBroken, files_of
+from training.data.shards.reader import OnBroken, list_files
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
-Group = tuple[int, int, int, int]  # what must be equal in a batch: characters, latent frames, latent rows and columns
-OPEN_FILES = 256
+Group = tuple[int, int, int, int]  # shape of a batch: characters, latent frames, latent height and width
+MAX_OPEN_FILES = 256
 
 
 class Clips(Protocol):
-    """A source of batches. Batch number k depends on (seed, k) only, so order survives restarts."""
+    """A source of batches. Batch k depends on (seed, k) alone, so that runs can resume at any step."""
 
     @property
     def clips(self) -> int:
@@ -50,11 +50,12 @@ class Clips(Protocol):
         ...
 
     def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """Endless batches from batch number `start` on.
+        """Iterate over batches without end.
 
         Args:
-            size: clips in a batch of the smallest; longer or larger ones come in batches with about as many cells.
-            seed: fixes the order.
+            size: batch size of the smallest clips; larger clips come in batches with about as many latent cells.
+            seed: random seed of the order.
+            start: number of the first batch.
             rank, world_size: only load part `rank` of `world_size` nearly equal parts of every batch; part r of a batch
                 of K clips starts at r * K // world_size.
         """
@@ -73,57 +74,62 @@ def open_data(
     device: torch.device | str = "cpu",
     canvas: CanvasLayout = "row",
 ) -> Clips:
-    """Clips to train from.
+    """Open training data.
 
     Args:
-        source: a folder of encoded clips (*.safetensors, made for one model), a folder of tar shards of undecoded ones
-            (docs/reference/shards.md), or drawn ones such as "puppets:n=1-4,frames=17" (`training.data.puppet_plan.PuppetPlan`).
-        encoders: of the model that is trained, for the last two: a `ModelBundle` or the like, a name or folder for
-            `load_encoders`, or None = those of the toy model for puppets.
-        buckets: lengths and sizes to train at, such as "49x480x720"; none = each clip's own, as the grid allows (at
+        source: a folder of encoded clips (*.safetensors, for one model), a folder of tar shards of raw clips
+            (docs/reference/shards.md), or puppets such as "puppets:n=1-4,frames=17" (see `PuppetPlan`).
+        encoders: encoders of the model, for raw clips: a `ModelBundle`, or a name or folder for `load_encoders`. None =
+            those of the toy model, for puppets only.
+        buckets: lengths and sizes to train at, such as "49x480x720"; empty = the largest valid size of each clip (at
             most the native length of a `ModelBundle`).
-        cache: folder for encoded features; None = `cache` beside the shards, nowhere for puppets.
-        on_broken: "skip" replaces clips that cannot be used by others; how many and why is in `.skipped`.
-        fit: how pictures get the shape of a bucket.
-        patch: latent cells per token and side of the model.
-        device: where the encoders run.
+        cache: folder of the encoded features; None = `cache` beside the shards, no cache for puppets.
+        on_broken: "skip" replaces unusable clips by others and lists them in `.skipped`.
+        fit: how images are fitted to a bucket.
+        patch: patch size of the model.
+        device: device of the encoders.
         canvas: "released" for a model of the official flavour.
 
     Raises:
-        InputError: nothing there, no encoders, or clips that do not fit the buckets.
+        InputError: no data, no encoders, or no clip fits a bucket.
     """
-    drawn = str(source).partition(":")[0] == "puppets" and not Path(source).is_dir()
-    if not drawn and Path(source).is_dir() and not files_of(source, ".tar") and files_of(source, ".safetensors"):
+    puppets = str(source).partition(":")[0] == "puppets" and not Path(source).is_dir()
+    if not puppets and Path(source).is_dir() and not list_files(source, ".tar") and list_files(source, ".safetensors"):
         return ClipFolder(source)
-    if encoders is None and not drawn:
-        came = f"undecoded clips in {str(source)!r} without encoders"
-        raise InputError(came, "those of the model that is trained", "name the model, such as toy or official")
+    if encoders is None and not puppets:
+        problem = f"raw clips in {str(source)!r} without encoders"
+        raise InputError(problem, "the encoders of the model", "name the model, such as toy or official")
     if encoders is None or isinstance(encoders, str | Path):
         encoders = load_encoders(encoders or "toy")
-    folder = Path(source) if not drawn else None
-    kept = FeatureCache(cache or (None if folder is None else (folder if folder.is_dir() else folder.parent) / "cache"))
+    folder = Path(source) if not puppets else None
+    feature_cache = FeatureCache(
+        cache or (None if folder is None else (folder if folder.is_dir() else folder.parent) / "cache")
+    )
     skipped: list[str] = []
-    clips: _Drawn | ShardIndex
-    clips = _Drawn(PuppetPlan.parse(str(source))) if folder is None else ShardIndex(folder, kept, on_broken, skipped)
+    clips: _PuppetSource | ShardIndex
+    clips = (
+        _PuppetSource(PuppetPlan.parse(str(source)))
+        if folder is None
+        else ShardIndex(folder, feature_cache, on_broken, skipped)
+    )
     wanted = [Bucket.parse(b) if isinstance(b, str) else b for b in buckets]
-    encoder = ClipEncoder(encoders, kept, patch, fit, device, canvas)
+    encoder = ClipEncoder(encoders, feature_cache, patch, fit, device, canvas)
     return EncodedClips(clips, encoder, wanted, on_broken, skipped)
 
 
 class ClipFolder:
-    """Encoded clips: all `*.safetensors` of a folder and its subfolders, with the tensors of a batch.
+    """Encoded clips in the `*.safetensors` files of a folder and its subfolders.
 
-    All clips of a file have the same number of characters and frames. Files stay on disk (memory-mapped); only what a
-    batch needs is read.
+    All clips of a file have the same shapes. Files are memory-mapped, and only the clips of a batch are read.
 
     Raises:
-        InputError: a folder without such files, or with one that cannot be read.
+        InputError: no such file, or an unreadable one.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        paths = files_of(folder, ".safetensors")
+        paths = list_files(folder, ".safetensors")
         if not paths:
-            raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "make them first")
+            raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "create them first")
         self.groups: dict[Group, list[tuple[Path, int]]] = {}
         for path in paths:
             try:
@@ -131,10 +137,10 @@ class ClipFolder:
                     count, frames, _, height, width = file.get_slice("latents").get_shape()
                     characters = file.get_slice("masks").get_shape()[1]
             except (SafetensorError, OSError, ValueError) as error:
-                came = f"the data file {path} cannot be read ({error})"
-                raise InputError(came, "encoded clips", "make it again or take it out of the folder") from error
+                problem = f"{path} cannot be read ({error})"
+                raise InputError(problem, "encoded clips", "create it again or remove it") from error
             self.groups.setdefault((characters, frames, height, width), []).append((path, count))
-        self._open = lru_cache(OPEN_FILES)(lambda path: safe_open(path, framework="pt"))
+        self._open = lru_cache(MAX_OPEN_FILES)(lambda path: safe_open(path, framework="pt"))
 
     @property
     def clips(self) -> int:
@@ -142,9 +148,9 @@ class ClipFolder:
         return sum(count for files in self.groups.values() for _, count in files)
 
     def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """See `Clips`. Groups are drawn by the number of their cells, clips with replacement.
+        """See `Clips`. Groups are sampled in proportion to their latent cells, clips with replacement.
 
-        Clips are taken as stored: their makers must not tie slots to sides.
+        Characters are not shuffled: the data must not tie slots to positions.
         """
         keys = sorted(self.groups)
         ends = {key: list(accumulate(count for _, count in self.groups[key])) for key in keys}
@@ -162,15 +168,15 @@ class ClipFolder:
 
     def _clip(self, key: Group, ends: list[int], number: int) -> Batch:
         """The tensors of one clip of a group."""
-        place = bisect_right(ends, number)
-        path, count = self.groups[key][place]
-        row = number - (ends[place] - count)
+        index = bisect_right(ends, number)
+        path, count = self.groups[key][index]
+        row = number - (ends[index] - count)
         file = self._open(path)
         return {name: file.get_slice(name)[row : row + 1][0] for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
-class _Drawn:
-    """Puppets as `EncodedClips` wants its clips."""
+class _PuppetSource:
+    """Puppet clips as a source of `EncodedClips`."""
 
     def __init__(self, plan: PuppetPlan) -> None:
         self.plan = plan
@@ -181,30 +187,30 @@ class _Drawn:
     def shape(self, number: int) -> tuple[int, int, int, int, float]:
         return (*self.plan.shape(number), FPS)
 
-    def content(self, number: int) -> Content:
-        return content_of(self.plan.clip(number))
+    def content(self, number: int) -> LazyClip:
+        return lazy_clip(self.plan.clip(number))
 
 
 class EncodedClips:
-    """Clips that are encoded when they are needed, each seen once in every epoch.
+    """Raw clips that are encoded on demand, each used once per epoch.
 
-    Clips longer than their bucket are seen through several windows, which count as clips. An epoch's order is drawn
-    anew from (seed, epoch); a group's last batch is filled up from its first clips.
+    Clips longer than their bucket are split into windows, which count as clips. The order of an epoch is drawn from
+    (seed, epoch); the last batch of a group is filled up with its first clips.
 
     Args:
-        source: clips by number.
-        encoder: makes their tensors.
-        buckets: what they are brought to; none = each one's own size.
-        on_broken: what to do with clips that cannot be used.
-        skipped: takes up why clips were left out.
+        source: raw clips by number.
+        encoder: encodes them.
+        buckets: lengths and sizes; empty = the size of each clip.
+        on_broken: what to do with unusable clips.
+        skipped: receives the reasons of skipped clips.
 
     Raises:
-        InputError: no clip fits.
+        InputError: no clip fits a bucket.
     """
 
     def __init__(
         self,
-        source: _Drawn | ShardIndex,
+        source: _PuppetSource | ShardIndex,
         encoder: ClipEncoder,
         buckets: Sequence[Bucket] = (),
         on_broken: OnBroken = "error",
@@ -217,33 +223,33 @@ class EncodedClips:
         native = getattr(encoder.encoders, "native", None)
         longest = None if native is None else int(native.num_frames)
         unit = encoder.patch * codec.space_factor
-        found: dict[tuple[int, Bucket], list[tuple[int, int]]] = {}
-        left_out = 0
+        windows: dict[tuple[int, Bucket], list[tuple[int, int]]] = {}
+        too_small = 0
         for number in range(len(source)):
             characters, frames, height, width, fps = source.shape(number)
-            length = resampled(frames, fps, FPS)
+            length = resampled_length(frames, fps, FPS)
             bucket = (
                 choose_bucket(length, height, width, buckets)
                 if buckets
-                else own_bucket(length, height, width, unit, codec.time_factor, longest)
+                else native_bucket(length, height, width, unit, codec.time_factor, longest)
             )
             if bucket is None:
-                left_out += 1
+                too_small += 1
                 continue
-            views = found.setdefault((characters, bucket), [])
-            views.extend((number, start) for start in window_starts(length, bucket.frames))
-        if left_out:
-            log.warning("%d of %d clips are too short or too small and left out", left_out, len(source))
-        if not found:
-            came = f"{len(source)} clips of which none fits"
-            raise InputError(came, f"clips at least as long as one of {buckets or 'the grid'}", "give smaller buckets")
-        self.groups = {key: np.array(views, np.int64) for key, views in sorted(found.items())}
-        self._shape = {(n, b): encoder.grid(View(0, b)).latent_shape(1) for n, b in self.groups}
+            group = windows.setdefault((characters, bucket), [])
+            group.extend((number, start) for start in window_starts(length, bucket.frames))
+        if too_small:
+            log.warning("%d of %d clips are too short or too small and ignored", too_small, len(source))
+        if not windows:
+            problem = f"none of {len(source)} clips fits"
+            raise InputError(problem, f"clips of at least {buckets or 'one token'}", "use smaller buckets")
+        self.groups = {key: np.array(group, np.int64) for key, group in sorted(windows.items())}
+        self._shape = {(n, b): encoder.grid(Window(0, b)).latent_shape(1) for n, b in self.groups}
         self._order = lru_cache(2)(self._epoch)
 
     @property
     def clips(self) -> int:
-        """Number of clips; every window of a longer one counts."""
+        """Number of clips; every window of a longer clip counts."""
         return sum(len(views) for views in self.groups.values())
 
     def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
@@ -257,19 +263,19 @@ class EncodedClips:
     def encode_all(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int]]:
         """Encode every clip of a part once, to fill the cache; yields (done, total) after each."""
         everything = [(key, number) for key, views in self.groups.items() for number in range(len(views))]
-        mine = _local(everything, rank, world_size)
-        for done, (key, number) in enumerate(mine, 1):
+        local = _local(everything, rank, world_size)
+        for done, (key, number) in enumerate(local, 1):
             self._clip(key, number)
-            yield done, len(mine)
+            yield done, len(local)
 
     def _chosen(self, size: int, seed: int, number: int) -> tuple[tuple[int, Bucket], np.ndarray]:
         """Group and clips of batch `number`."""
         per_epoch = len(self._order(size, seed, 0))
-        epoch, place = divmod(number, per_epoch)
-        return self._order(size, seed, epoch)[place]
+        epoch, index = divmod(number, per_epoch)
+        return self._order(size, seed, epoch)[index]
 
     def _epoch(self, size: int, seed: int, epoch: int) -> list[tuple[tuple[int, Bucket], np.ndarray]]:
-        """All batches of one epoch: (group, numbers of clips in it)."""
+        """All batches of an epoch: (group, indices of clips in the group)."""
         rng = np.random.default_rng([seed, epoch])
         cells = {key: math.prod(shape) for key, shape in self._shape.items()}
         smallest = min(cells.values())
@@ -282,20 +288,20 @@ class EncodedClips:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _clip(self, key: tuple[int, Bucket], number: int) -> Batch:
-        """The tensors of one clip; with "skip", of the next one of its group that can be used."""
+        """The tensors of one clip; with "skip", of the next usable clip of its group."""
         views = self.groups[key]
         for step in range(len(views)):
             clip, start = (int(value) for value in views[(number + step) % len(views)])
             try:
-                return self.encoder.encode(self.source.content(clip), View(start, key[1]))
+                return self.encoder.encode(self.source.content(clip), Window(start, key[1]))
             except InputError as error:
                 if self.on_broken == "error":
                     raise
-                told = f"clip {clip}: {error.problem}"
-                if told not in self.skipped:
-                    self.skipped.append(told)
-                    log.warning("skipped: %s", told)
-        raise InputError(f"{len(views)} clips of which none can be used", "at least one", "see the log")
+                reason = f"clip {clip}: {error.problem}"
+                if reason not in self.skipped:
+                    self.skipped.append(reason)
+                    log.warning("skipped: %s", reason)
+        raise InputError(f"none of {len(views)} clips is usable", "at least one", "see the log")
 
 
 def _local(items: Any, rank: int, world_size: int) -> Any:
@@ -304,16 +310,16 @@ def _local(items: Any, rank: int, world_size: int) -> Any:
 
 
 def _stack(clips: Sequence[Batch]) -> Batch:
-    """Clips of one shape as a batch; of no clips, an empty one."""
+    """Stack clips of equal shape to a batch, which is empty for no clips."""
     return {name: torch.stack([clip[name] for clip in clips]) for name in (clips[0] if clips else ())}
 
 
 def as_float(batch: Batch, device: torch.device | str = "cpu") -> Batch:
-    """The batch as the trainer wants it: float32, masks and emphasis in 0..1."""
-    ready = {}
+    """Convert a batch to float32, with masks and emphasis in 0..1."""
+    converted = {}
     for name, tensor in batch.items():
         tensor = tensor.to(device)
         if name == "seed":
             continue
-        ready[name] = tensor.float() / 255.0 if tensor.dtype == torch.uint8 else tensor.float()
-    return ready
+        converted[name] = tensor.float() / 255.0 if tensor.dtype == torch.uint8 else tensor.float()
+    return converted

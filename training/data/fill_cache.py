@@ -1,24 +1,22 @@
-r"""Encode a folder of shards before training, on as many processes or machines as there are.
+r"""Encode a folder of shards into the feature cache before training, optionally in parallel.
 
-python -m training.data.fill_cache --data SHARDS --encoders official --buckets 49x480x720 --device cuda --part 0/8
+    python -m training.data.fill_cache --data SHARDS --encoders official --buckets 49x480x720 --device cuda --part 0/8
 
-Training with the same encoders, buckets and cache folder then decodes and encodes nothing.
+Training with the same encoders, buckets and cache folder then needs neither decoding nor encoding.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from bya_core.errors import InputError
 from training.data.dataset import EncodedClips, open_data
+from training.engine.entry import run_command
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +28,13 @@ class Arguments:
     Args:
         data: folder of shards.
         encoders: model whose encoders are used.
-        buckets: lengths and sizes, as training will have them.
-        cache: folder of the features; none = `cache` beside the shards.
-        part: "r/w": the r-th of w equal parts of the clips, for w processes that share the work.
-        fit: how pictures get the shape of a bucket.
-        canvas: "released" for a model of the official flavour.
+        buckets: lengths and sizes used in training.
+        cache: folder of the features; default: `cache` beside the shards.
+        part: "r/w" encodes part r of w equal parts of the clips, for w parallel processes.
+        fit: how images are fitted to a bucket.
+        canvas: "released" for the official flavour.
         device: where the encoders run.
-        skip_broken: go on where a clip cannot be used.
+        skip_broken: skip unusable clips.
     """
 
     data: Path
@@ -51,10 +49,10 @@ class Arguments:
 
 
 def fill(arguments: Arguments) -> Counter[str]:
-    """Encode; returns what the cache counted.
+    """Encode the clips and return the event counts of the cache.
 
     Raises:
-        InputError: a wrong part, data that needs no cache, or a clip that cannot be used (without `skip_broken`).
+        InputError: an invalid part, data that is already encoded, or an unusable clip (without `skip_broken`).
     """
     r, _, w = arguments.part.partition("/")
     if not (r.isdigit() and w.isdigit() and int(r) < int(w)):
@@ -70,25 +68,20 @@ def fill(arguments: Arguments) -> Counter[str]:
         device=arguments.device,
     )
     if not isinstance(data, EncodedClips):
-        raise InputError(f"{arguments.data} with clips that are encoded already", "shards", "train with it as it is")
+        raise InputError(f"{arguments.data} is already encoded", "shards", "train with it directly")
     started = time.monotonic()
     for done, total in data.encode_all(int(r), int(w)):
         if done % 100 == 0 or done == total:
             rate = done / (time.monotonic() - started)
-            log.info("%d of %d clips, %.2f a second, %.0f min left", done, total, rate, (total - done) / rate / 60)
+            log.info("%d of %d clips, %.2f clips/s, %.0f min remaining", done, total, rate, (total - done) / rate / 60)
     return data.cache.counts
 
 
 def main(arguments: Arguments) -> None:
-    """Encode and tell."""
+    """Encode and print the counts."""
     counts = fill(arguments)
     print("  ".join(f"{name} {count}" for name, count in sorted(counts.items())))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        main(tyro.cli(Arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, Arguments)

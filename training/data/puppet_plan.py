@@ -1,29 +1,26 @@
-"""Drawn puppets as clips: on the fly, or written to shards.
+"""Synthetic puppet clips, drawn on the fly or written to shards.
 
 python -m training.data.puppet_plan --puppets puppets:n=1-4,frames=17,clips=256 --output runs/puppets
 """
 
 from __future__ import annotations
 
-import logging
-import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import tyro
 
 from bya_core.errors import InputError
 from training.data.clip import ClipSample
 from training.data.shards.writer import ShardWriter
+from training.engine.entry import OutputPath, run_command
 from training.puppets.world import Motion, PuppetClip, Talk, make_clip
 
 EVALUATION_SEEDS = range(1_000_000, 1_001_000)
 
 
 def puppet_sample(clip: PuppetClip) -> ClipSample:
-    """A drawn clip with its exact truth."""
+    """A drawn clip with its ground truth."""
     return ClipSample(
         key=f"puppet_{clip.seed:07d}",
         frames=clip.frames,
@@ -34,21 +31,21 @@ def puppet_sample(clip: PuppetClip) -> ClipSample:
         caption=clip.prompt,
         matrix=clip.matrix,
         measured={"seed": clip.seed, "motion": clip.motion, "drawn": True},
-        mouths=np.ascontiguousarray(clip.mouth_centres, np.float32),
+        mouths=np.ascontiguousarray(clip.mouth_centers, np.float32),
     )
 
 
 @dataclass(frozen=True)
 class PuppetPlan:
-    """Which puppets there are; clip i has seed `seed + i`. As a text: "puppets:n=1-4,frames=17/49,size=64x96,clips=9".
+    """A set of puppet clips; clip i has seed `seed + i`. As text: "puppets:n=1-4,frames=17/49,size=64x96,clips=9".
 
     Args:
-        n: numbers of characters, each as likely; "1-4" or "1/2/2/3" (here 2 is twice as likely).
-        frames: lengths to draw from.
-        size: height x width to draw from.
-        clips: how many there are.
-        seed: of the first; evaluation seeds (1,000,000 to 1,000,999) are refused.
-        motion, talk: as `make_clip` has them.
+        n: numbers of characters, equally likely; "1-4" or "1/2/2/3" (2 is twice as likely here).
+        frames: lengths to choose from.
+        size: (height, width) to choose from.
+        clips: number of clips.
+        seed: seed of the first clip; evaluation seeds (1,000,000 to 1,000,999) are rejected.
+        motion, talk: see `make_clip`.
         portrait: side of the portraits in pixels.
     """
 
@@ -64,29 +61,29 @@ class PuppetPlan:
     def __post_init__(self) -> None:
         numbers = (*self.n, *self.frames, *(side for size in self.size for side in size), self.clips, self.portrait)
         if min(numbers, default=0) < 1 or self.seed < 0 or not (self.n and self.frames and self.size):
-            raise InputError(f"puppets {self}", "numbers of at least 1", "give larger ones")
+            raise InputError(f"puppets {self}", "numbers of at least 1", "use larger numbers")
         for name, kinds in (("motion", get_args(Motion)), ("talk", get_args(Talk))):
             if getattr(self, name) not in kinds:
                 raise InputError(f"puppets:{name}={getattr(self, name)}", " or ".join(kinds), "choose one")
         if self.seed < EVALUATION_SEEDS.stop and self.seed + self.clips > EVALUATION_SEEDS.start:
-            came = f"puppets with seeds {self.seed} to {self.seed + self.clips - 1}"
-            raise InputError(came, "none of the seeds kept for evaluation", "start elsewhere or draw fewer")
+            problem = f"puppets with seeds {self.seed} to {self.seed + self.clips - 1}"
+            raise InputError(problem, "no evaluation seeds", "change the seed or the number of clips")
 
     @staticmethod
     def parse(text: str) -> PuppetPlan:
         """ "puppets" or "puppets:name=value,...". Raises InputError for other names and values."""
         known = {f.name for f in fields(PuppetPlan)}
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for option in filter(None, text.partition(":")[2].split(",")):
             name, _, value = (piece.strip() for piece in option.partition("="))
             if name not in known:
-                raise InputError(f"puppets option {option!r}", f"one of {', '.join(sorted(known))}", "check it")
+                raise InputError(f"puppets option {option!r}", f"one of {', '.join(sorted(known))}", "check the name")
             try:
-                given[name] = _value(name, value)
+                values[name] = _value(name, value)
             except ValueError as error:
-                came = f"puppets option {option!r}"
-                raise InputError(came, "numbers, as in n=1-4,frames=17/49,size=64x96", "check the value") from error
-        return PuppetPlan(**given)
+                problem = f"puppets option {option!r}"
+                raise InputError(problem, "numbers, as in n=1-4,frames=17/49,size=64x96", "check the value") from error
+        return PuppetPlan(**values)
 
     def shape(self, number: int) -> tuple[int, int, int, int]:
         """(characters, frames, height, width) of a clip, without drawing it."""
@@ -95,7 +92,7 @@ class PuppetPlan:
         return n, frames, *self.size[int(rng.integers(len(self.size)))]
 
     def clip(self, number: int) -> ClipSample:
-        """Draw clip `number`; always the same."""
+        """Draw clip `number`, deterministically."""
         n, frames, height, width = self.shape(number)
         return puppet_sample(
             make_clip(
@@ -128,21 +125,21 @@ def _value(name: str, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write drawn puppets as shards.
+    """Write puppet clips to shards.
 
     Args:
-        output: folder for the shards.
-        puppets: which ones.
-        per_shard: clips in a shard.
+        output: output folder.
+        puppets: description of the clips, see `PuppetPlan`.
+        per_shard: clips per shard.
     """
 
-    output: Path
+    output: OutputPath
     puppets: str = "puppets:clips=256"
     per_shard: int = 64
 
 
 def main(arguments: Arguments) -> None:
-    """Draw and write."""
+    """Draw and write the clips."""
     plan = PuppetPlan.parse(arguments.puppets)
     with ShardWriter(arguments.output, arguments.per_shard) as writer:
         for number in range(plan.clips):
@@ -151,9 +148,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        main(tyro.cli(Arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, Arguments)

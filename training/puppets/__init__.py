@@ -1,4 +1,4 @@
-"""Drawn talking puppets with exact masks, voices and identities: test data, toy training set and benchmark in one."""
+"""Synthetic talking puppets with exact masks, voices and identities, for tests, training and benchmarks."""
 
 from training.puppets.looks import MOUTH_RGB, Look
 from training.puppets.world import PuppetClip, make_clip

@@ -1,4 +1,4 @@
-"""Draw one puppet clip to look at, or one scene to generate from.
+"""Draw a puppet clip as a video, or a scene file with its inputs.
 
 python -m training.puppets --seed 7 -o clip.mp4
 python -m training.puppets --seed 1000042 --scene demo          # scene.json, portraits, recordings, first frame
@@ -7,7 +7,6 @@ python -m training.puppets --seed 1000042 --scene demo          # scene.json, po
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +19,8 @@ from PIL import Image
 
 from bya_core.errors import InputError
 from bya_core.io.media import read_audio, resample_mono, write_video
-from training.puppets.voice import drive_by_recording
+from training.engine.entry import run_command
+from training.puppets.voice import opening_from_recording
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
 
@@ -29,16 +29,16 @@ class Arguments:
     """Draw one puppet clip.
 
     Args:
-        seed: of the scene.
-        output: video file to write, with the truth's sound.
-        scene: folder to write a scene to instead: scene.json and what it names.
-        characters: how many; 0 = drawn from the seed.
-        height, width: pixels (of a scene: of its first frame).
-        frames: length.
-        motion: how people move.
-        talk: who speaks when.
-        first_frame: give the scene a first frame.
-        recordings: speech files that drive the mouths instead of synthetic voices, one for each character.
+        seed: random seed of the scene.
+        output: video file with the ground-truth audio.
+        scene: folder for a scene instead: scene.json and its inputs.
+        characters: number of characters; 0 = random.
+        height, width: size in pixels (of a scene: of its first frame).
+        frames: length in frames.
+        motion: motion of the characters.
+        talk: conversation pattern.
+        first_frame: add a first frame to the scene.
+        recordings: speech files that drive the mouths instead of synthetic voices, one per character.
     """
 
     seed: int = 7
@@ -54,23 +54,23 @@ class Arguments:
     recordings: tuple[Path, ...] = ()
 
 
-def recorded_tracks(paths: tuple[Path, ...], num_frames: int, fps: int = 25) -> tuple[np.ndarray, np.ndarray]:
-    """Opening [N,F] from the loudness of each recording, and the recordings [N,S] at 16 kHz, cut to the clip.
+def load_recordings(paths: tuple[Path, ...], num_frames: int, fps: int = 25) -> tuple[np.ndarray, np.ndarray]:
+    """Mouth opening [N,F] from the loudness of each recording, and the recordings [N,S] at 16 kHz, at clip length.
 
     Raises:
-        InputError: a file that is missing or holds no sound.
+        InputError: a missing file, or a file without audio.
     """
     length = round(num_frames / fps * SAMPLE_RATE)
     openings, speeches = [], []
     for path in paths:
         waveform = resample_mono(*read_audio(path), SAMPLE_RATE).numpy()
         speeches.append(np.pad(waveform[:length], (0, max(0, length - len(waveform)))))
-        openings.append(drive_by_recording(speeches[-1], SAMPLE_RATE, num_frames, fps))
+        openings.append(opening_from_recording(speeches[-1], SAMPLE_RATE, num_frames, fps))
     return np.stack(openings), np.stack(speeches)
 
 
 def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Path:
-    """Portraits (PNG), recordings (16-bit WAV), first frame and scene.json; returns the path of the last."""
+    """Write portraits (PNG), recordings (16-bit WAV), first frame and scene.json; returns the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"puppet {chr(ord('A') + k)}" for k in range(len(clip.looks))]
     characters = []
@@ -89,14 +89,14 @@ def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Pat
 
 
 def main(arguments: Arguments) -> None:
-    """Draw and write."""
+    """Draw and write the clip or scene."""
     if (arguments.output is None) == (arguments.scene is None):
-        raise InputError("no output or two", "either -o FILE.mp4 or --scene FOLDER", "give one of them")
-    tracks = recorded_tracks(arguments.recordings, arguments.frames) if arguments.recordings else None
+        raise InputError("none or both of --output and --scene", "-o FILE.mp4 or --scene FOLDER", "use one of them")
+    tracks = load_recordings(arguments.recordings, arguments.frames) if arguments.recordings else None
     characters = len(arguments.recordings) or arguments.characters or None
     if arguments.characters and characters != arguments.characters:
-        came = f"{len(arguments.recordings)} recordings for {arguments.characters} characters"
-        raise InputError(came, "one for each", "leave --characters out")
+        problem = f"{len(arguments.recordings)} recordings for {arguments.characters} characters"
+        raise InputError(problem, "one per character", "remove --characters")
     clip = make_clip(
         arguments.seed,
         characters,
@@ -118,8 +118,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, Arguments)

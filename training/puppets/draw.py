@@ -1,8 +1,8 @@
-"""Anti-aliased, shaded puppets from signed distances: all frames of a clip at once, any size.
+"""Anti-aliased, shaded puppets from signed distance fields; all frames of a clip at once, at any size.
 
-Every shape is a signed distance in pixels (negative inside), its coverage is `clip(0.5 - distance, 0, 1)`, and
-shapes are laid over each other in painter's order. Work happens only inside each shape's bounding box, and in place
-where it can: most of the time would go into fresh memory.
+Every shape is a signed distance in pixels (negative inside) with coverage `clip(0.5 - distance, 0, 1)`; shapes are
+composited in painter's order. Only the bounding box of each shape is processed, in place where possible, as memory
+allocation would dominate the run time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a puppet is and what its face does, per frame: each [F] float32.
+    """Position and facial expression per frame, each [F] float32.
 
-    `x`, `y` (head centre) and `radius` are in pixels, `tilt` in radians, `blink` 0 (open) .. 1 (shut), `opening` and
-    `shape` of the mouth 0..1 (shape: 0 wide, 1 round), `gaze` -1..1 to the sides.
+    `x`, `y` (head center) and `radius` are in pixels, `tilt` in radians, `blink` 0 (open) .. 1 (closed), `opening` and
+    `shape` of the mouth 0..1 (shape: 0 wide, 1 round), horizontal `gaze` -1..1.
     """
 
     x: Array
@@ -38,17 +38,17 @@ class Pose:
 class Canvas:
     """Pixels [F, H, W, 3] in 0..1 and the visible coverage [N, F, H, W] of each character.
 
-    Each colour lies as one plane in memory: numpy is slow where the innermost axis has three values.
+    Color channels are separate planes in memory, as numpy is slow with an innermost axis of length 3.
     """
 
     def __init__(self, background: Array, characters: int) -> None:
         self.pixels = np.moveaxis(np.moveaxis(background, -1, 0).copy(), 0, -1)
         self.coverage = np.zeros((characters, *background.shape[:3]), np.float32)
 
-    def lay(self, owner: int, box: tuple[slice, slice], alpha: Array, colour: Array) -> None:
-        """Lay `colour` ([3] or [F, bh, bw, 3]) with coverage `alpha` [F, bh, bw] over the pixels in `box`."""
+    def composite(self, owner: int, box: tuple[slice, slice], alpha: Array, color: Array) -> None:
+        """Composite `color` ([3] or [F, bh, bw, 3]) with coverage `alpha` [F, bh, bw] over the pixels in `box`."""
         for channel in range(3):
-            blend(self.pixels[:, box[0], box[1], channel], alpha, colour[..., channel])
+            blend(self.pixels[:, box[0], box[1], channel], alpha, color[..., channel])
         covered = self.coverage[:, :, box[0], box[1]]
         for other in range(len(covered)):
             if other == owner:
@@ -57,8 +57,8 @@ class Canvas:
                 covered[other] *= 1.0 - alpha
 
 
-class Frame:
-    """Head-centred coordinates, in head radii, over the part of the picture that one puppet can touch."""
+class HeadFrame:
+    """Head-centered coordinates in head radii, over the bounding box of a puppet."""
 
     def __init__(self, pose: Pose, height: int, width: int) -> None:
         reach = 1.75 * pose.radius.max()
@@ -75,7 +75,7 @@ class Frame:
         self.scale = pose.radius[:, None, None]
 
     def part(self, u: float | Array, v: float | Array, reach: float) -> tuple[tuple[slice, slice], Array, Array]:
-        """Box in the picture and local (du, dv) around the point (u, v) of the head."""
+        """Bounding box in the image and local coordinates (du, dv) around the point (u, v) of the head."""
         px = self.pose.x + self.pose.radius * (self.cos * u - self.sin * v)
         py = self.pose.y + self.pose.radius * (self.sin * u + self.cos * v)
         grow = reach * self.pose.radius.max() + 1.0
@@ -98,15 +98,15 @@ def _span(low: float, high: float, stop: int, start: int = 0) -> slice:
     return slice(first, min(max(math.ceil(high), first), stop))
 
 
-def blend(plane: Array, alpha: Array, colour: float | Array) -> None:
-    """Lay `colour` with coverage `alpha` over a plane, in place."""
-    change = colour - plane
+def blend(plane: Array, alpha: Array, color: float | Array) -> None:
+    """Composite `color` with coverage `alpha` over a plane, in place."""
+    change = color - plane
     change *= alpha
     plane += change
 
 
 def _length(a: Array, b: Array) -> Array:
-    """Of the vectors (a, b); they are used up."""
+    """Length of the vectors (a, b), which are overwritten."""
     a *= a
     b *= b
     total = a + b
@@ -114,7 +114,7 @@ def _length(a: Array, b: Array) -> Array:
 
 
 def ellipse(du: Array, dv: Array, ru: float | Array, rv: float | Array) -> Array:
-    """Signed distance (same unit as du, dv) to an ellipse, first order."""
+    """First-order signed distance to an ellipse, in the unit of du and dv."""
     ru, rv = _wide(ru), _wide(rv)
     a, b = du / ru, dv / rv
     slope = _length(a / ru, b / rv)
@@ -138,55 +138,55 @@ def rounded_box(du: Array, dv: Array, hu: float, hv: float, corner: float) -> Ar
 
 
 def cover(distance: Array, scale: Array) -> Array:
-    """Coverage 0..1 of a distance given in head radii."""
+    """Coverage 0..1 of a distance in head radii."""
     covered = distance * scale
     return np.clip(np.subtract(0.5, covered, out=covered), 0.0, 1.0, out=covered)
 
 
-def shaded(colour: Array, shade: Array) -> Array:
-    """`colour` [3] under `shade` [F, h, w] as [F, h, w, 3], one plane per colour as on the canvas."""
-    planes = colour[:, None, None, None] * shade
+def shaded(color: Array, shade: Array) -> Array:
+    """`color` [3] times `shade` [F, h, w] -> [F, h, w, 3], with separate planes as on the canvas."""
+    planes = color[:, None, None, None] * shade
     return np.moveaxis(np.clip(planes, 0.0, 1.0, out=planes), 0, -1)
 
 
 def draw_puppet(canvas: Canvas, owner: int, look: Look, pose: Pose, light: float = 0.0) -> None:
-    """Draw one puppet over everything drawn so far.
+    """Draw a puppet on top of the canvas.
 
     Args:
-        canvas: what to draw on; its coverage of `owner` becomes the visible mask.
+        canvas: target; its coverage of `owner` becomes the visible mask.
         owner: index of the character.
         look: identity.
         pose: position and expression per frame.
-        light: side the light comes from, -1 (left) .. 1 (right).
+        light: direction of the light, -1 (left) .. 1 (right).
     """
     height, width = canvas.pixels.shape[1:3]
     _body(canvas, owner, look, pose, height, width)
-    frame = Frame(pose, height, width)
+    frame = HeadFrame(pose, height, width)
     if frame.rows.start == frame.rows.stop or frame.cols.start == frame.cols.stop:
         return
     scale, box = frame.scale, (frame.rows, frame.cols)
     u, v = frame.u, frame.v
     shade = 1.0 + 0.16 * (light * u - 0.8 * v)
 
-    def lay(alpha: Array, colour: Array, where: tuple[slice, slice] = box) -> None:
-        canvas.lay(owner, where, alpha, colour)
+    def composite(alpha: Array, color: Array, where: tuple[slice, slice] = box) -> None:
+        canvas.composite(owner, where, alpha, color)
 
     head = _head_distance(look, u, v)
     if look.hair_style == "long":
-        lay(cover(rounded_box(u, v - 0.22, look.face_width + 0.20, 1.12, 0.62), scale), look.hair * 0.82)
+        composite(cover(rounded_box(u, v - 0.22, look.face_width + 0.20, 1.12, 0.62), scale), look.hair * 0.82)
     elif look.hair_style == "curly":
-        lay(cover(ellipse(u, v + 0.28, look.face_width + 0.30, 0.98), scale), look.hair * 0.88)
-    lay(cover(head, scale), shaded(look.skin, shade))
-    _hair(look, u, v, head, scale, shade, lay)
-    _eyes(look, pose, frame, lay)
+        composite(cover(ellipse(u, v + 0.28, look.face_width + 0.30, 0.98), scale), look.hair * 0.88)
+    composite(cover(head, scale), shaded(look.skin, shade))
+    _hair(look, u, v, head, scale, shade, composite)
+    _eyes(look, pose, frame, composite)
     where, du, dv = frame.part(0.0, 0.16, 0.3)
-    lay(cover(ellipse(du, dv, look.nose_size, look.nose_size * 0.8), scale), look.skin * 0.80, where)
-    _mouth(look, pose, frame, lay)
-    _hat(look, u, v, scale, lay)
+    composite(cover(ellipse(du, dv, look.nose_size, look.nose_size * 0.8), scale), look.skin * 0.80, where)
+    _mouth(look, pose, frame, composite)
+    _hat(look, u, v, scale, composite)
 
 
 def _head_distance(look: Look, u: Array, v: Array) -> Array:
-    """Between an egg and a rounded box, by `face_square`."""
+    """Interpolates between an egg and a rounded box by `face_square`."""
     jaw = look.face_width * (1.0 - 0.10 * (1.0 - look.face_square) * np.maximum(v, 0.0))
     egg = ellipse(u / jaw * look.face_width, v, look.face_width, 1.0)
     box = rounded_box(u, v, look.face_width * 0.96, 0.97, 0.55)
@@ -204,60 +204,60 @@ def _body(canvas: Canvas, owner: int, look: Look, pose: Pose, height: int, width
     u = (x[None, None, :] - pose.x[:, None, None]) / pose.radius[:, None, None]
     v = (y[None, :, None] - pose.y[:, None, None]) / pose.radius[:, None, None]
     scale = pose.radius[:, None, None]
-    canvas.lay(owner, (rows, cols), cover(rounded_box(u, v - 1.0, 0.34, 0.4, 0.2), scale), look.skin * 0.78)
+    canvas.composite(owner, (rows, cols), cover(rounded_box(u, v - 1.0, 0.34, 0.4, 0.2), scale), look.skin * 0.78)
     shoulders = rounded_box(u, v - 3.18, 1.22, 2.0, 0.75)
     planes = np.repeat(look.clothes[:, None, None, None] * (1.06 - 0.10 * np.abs(u)), v.shape[1], axis=2)
     if look.stripe is not None:
         band = np.clip(0.5 + 2.2 * np.sin(v * 7.0), 0.0, 1.0)
-        for plane, colour in zip(planes, look.stripe, strict=True):
-            blend(plane, band, colour)
-    colours = np.moveaxis(np.clip(planes, 0.0, 1.0, out=planes), 0, -1)
-    canvas.lay(owner, (rows, cols), cover(shoulders, scale), colours)
+        for plane, color in zip(planes, look.stripe, strict=True):
+            blend(plane, band, color)
+    colors = np.moveaxis(np.clip(planes, 0.0, 1.0, out=planes), 0, -1)
+    canvas.composite(owner, (rows, cols), cover(shoulders, scale), colors)
 
 
-def _hair(look: Look, u: Array, v: Array, head: Array, scale: Array, shade: Array, lay) -> None:
+def _hair(look: Look, u: Array, v: Array, head: Array, scale: Array, shade: Array, composite) -> None:
     if look.hair_style == "bald":
         return
     line = {"short": -0.50, "long": -0.42, "curly": -0.46}[look.hair_style]
     wave = 0.07 * np.cos(9.0 * u) if look.hair_style == "curly" else 0.10 * u * u
     lift = 0.07 if look.hair_style == "short" else 0.12
     cap = np.maximum(head - lift, v - (line + wave - 0.55 * np.maximum(np.abs(u) - 0.62, 0.0) * -1.0))
-    lay(cover(cap, scale), shaded(look.hair, shade))
+    composite(cover(cap, scale), shaded(look.hair, shade))
 
 
-def _eyes(look: Look, pose: Pose, frame: Frame, lay) -> None:
+def _eyes(look: Look, pose: Pose, frame: HeadFrame, composite) -> None:
     size, apart = look.eye_size, 0.40 * look.face_width
     lid = size * np.maximum(1.0 - pose.blink, 0.12)
     for side in (-1.0, 1.0):
         where, du, dv = frame.part(side * apart, -0.18, size + 0.22)
-        lay(cover(ellipse(du, dv, size, lid), frame.scale), np.array([0.98, 0.98, 0.96], np.float32), where)
+        composite(cover(ellipse(du, dv, size, lid), frame.scale), np.array([0.98, 0.98, 0.96], np.float32), where)
         iris = np.maximum(
             ellipse(du - _wide(0.07 * pose.gaze), dv, size * 0.55, size * 0.55), ellipse(du, dv, size, lid)
         )
-        lay(cover(iris, frame.scale), look.iris, where)
+        composite(cover(iris, frame.scale), look.iris, where)
         brow = rounded_box(du, dv + size + 0.09 - side * look.brow_tilt * du, size * 0.95, 0.055, 0.05)
-        lay(cover(brow, frame.scale), look.hair * 0.55 + 0.05, where)
+        composite(cover(brow, frame.scale), look.hair * 0.55 + 0.05, where)
         if look.glasses:
             ring = np.abs(ellipse(du, dv, size + 0.08, size + 0.08)) - 0.04
-            lay(cover(ring, frame.scale), np.array([0.12, 0.12, 0.14], np.float32), where)
+            composite(cover(ring, frame.scale), np.array([0.12, 0.12, 0.14], np.float32), where)
     if look.glasses:
         where, du, dv = frame.part(0.0, -0.18, apart)
         bridge = rounded_box(du, dv, max(apart - size - 0.06, 0.03), 0.035, 0.03)
-        lay(cover(bridge, frame.scale), np.array([0.12, 0.12, 0.14], np.float32), where)
+        composite(cover(bridge, frame.scale), np.array([0.12, 0.12, 0.14], np.float32), where)
 
 
-def _mouth(look: Look, pose: Pose, frame: Frame, lay) -> None:
+def _mouth(look: Look, pose: Pose, frame: HeadFrame, composite) -> None:
     half_width = (0.52 - 0.22 * pose.shape) * look.face_width + 0.02
     half_height = 0.035 + 0.34 * pose.opening * (0.85 + 0.15 * pose.shape)
     where, du, dv = frame.part(0.0, 0.50 + 0.10 * pose.opening, 0.72)
     lips = np.array([0.82, 0.36, 0.38], np.float32) * 0.6 + look.skin * 0.4
     outer = ellipse(du, dv, half_width + 0.07, half_height + 0.06)
-    lay(cover(outer, frame.scale), lips, where)
+    composite(cover(outer, frame.scale), lips, where)
     inner = cover(ellipse(du, dv, half_width, np.maximum(half_height - 0.035, 0.02)), frame.scale)
-    lay(inner * np.minimum(pose.opening * 6.0, 1.0)[:, None, None], np.array(MOUTH_RGB, np.float32), where)
+    composite(inner * np.minimum(pose.opening * 6.0, 1.0)[:, None, None], np.array(MOUTH_RGB, np.float32), where)
 
 
-def _hat(look: Look, u: Array, v: Array, scale: Array, lay) -> None:
+def _hat(look: Look, u: Array, v: Array, scale: Array, composite) -> None:
     if look.hat == "none":
         return
     wide = look.face_width
@@ -267,5 +267,5 @@ def _hat(look: Look, u: Array, v: Array, scale: Array, lay) -> None:
     else:
         crown = rounded_box(u, v + 1.12, wide * 0.72, 0.46, 0.08)
         brim = rounded_box(u, v + 0.70, wide + 0.22, 0.085, 0.08)
-    lay(cover(crown, scale), look.hat_colour)
-    lay(cover(brim, scale), look.hat_colour * 0.72)
+    composite(cover(crown, scale), look.hat_color)
+    composite(cover(brim, scale), look.hat_color * 0.72)

@@ -1,14 +1,11 @@
-"""Voices of the puppets: formant synthesis in numpy, with the mouth that belongs to every sound.
+"""Voices of the puppets: formant synthesis in numpy with the corresponding mouth movement.
 
-A voice speaks syllables. Each one takes the mouth from closed to open and back (`opening`) around one vowel,
-whose lips are spread or round (`shape`). The sound is made *from* these two tracks: loudness follows the
-opening, the first formant rises with the opening, the second falls with roundness. So what a listener can
-learn from the sound about the mouth is exactly there, and is the same for all voices.
+A voice speaks syllables. In each, the mouth opens and closes (`opening`) around one vowel with spread or round lips
+(`shape`). The audio is synthesized from these two tracks: loudness and the first formant rise with the opening, the
+second formant falls with roundness. So the audio determines the mouth, by the same rule for all voices.
 
-Source-filter model: a pulse train plus breath noise, filtered frame by frame (short-time Fourier,
-overlap-add) by four resonances; consonants are short bursts of high noise where the mouth is still closed.
-
-The fixed rule between a look and a voice is `voice_for`.
+Source-filter model: a pulse train plus breath noise, filtered per frame (short-time Fourier transform, overlap-add) by
+four resonances; consonants are short bursts of high-frequency noise while the mouth is closed.
 """
 
 from __future__ import annotations
@@ -26,25 +23,25 @@ SAMPLE_RATE = 16_000
 PITCH_RANGE = (80.0, 320.0)
 FORMANT_RANGE = (0.8, 1.3)
 BREATH_RANGE = (0.05, 0.6)
-RATE_RANGE = (2.4, 3.2)  # a video latent sees 6.25 moments a second: faster mouths would blur away
+RATE_RANGE = (2.4, 3.2)  # latent frames have a rate of 6.25 Hz, which limits how fast mouths may move
 NEUTRAL_SHAPE = 0.5
 
 Span = tuple[float, float]
 Mode = Literal["turns", "overlap", "one", "silent", "mixed"]
 
-_WINDOW, _HOP, _FFT = 400, 200, 512  # samples: 25 ms, 12.5 ms, and room for the filter's tail
-_LEVEL = 0.16  # root mean square of a fully open vowel
-_SHORTEST = 0.12  # seconds; a shorter span says nothing
+_WINDOW, _HOP, _FFT = 400, 200, 512  # samples: 25 ms, 12.5 ms, and padding for the filter response
+_LEVEL = 0.16  # RMS of a fully open vowel
+_SHORTEST = 0.12  # seconds; shorter spans stay silent
 
 
 @dataclass(frozen=True)
 class VoiceSpec:
-    """What makes one voice.
+    """Parameters of a voice.
 
     Args:
         pitch: mean fundamental frequency, Hz.
-        formant_scale: factor on all formants (above 1 = short vocal tract, "small" voice).
-        breathiness: share of noise in the vowels, 0..1.
+        formant_scale: factor on all formants (above 1 = short vocal tract).
+        breathiness: fraction of noise in the vowels, 0..1.
         rate: syllables per second.
     """
 
@@ -56,11 +53,10 @@ class VoiceSpec:
 
 @dataclass(frozen=True)
 class Spoken:
-    """Sound and the mouth that makes it.
+    """Audio and mouth movement.
 
-    waveform float32 [samples]; opening float32 [F] in 0..1 (0 = closed, exactly 0 in silence); shape
-    float32 [F] in 0..1 (0 = lips spread as in "ee", 1 = round as in "oo", 0.5 in silence). Frame k shows time
-    k / fps.
+    `waveform` float32 [samples]; `opening` float32 [F] in 0..1 (exactly 0 in silence); `shape` float32 [F] in 0..1 (0 =
+    spread lips as in "ee", 1 = round as in "oo", 0.5 in silence). Frame k is at time k / fps.
     """
 
     waveform: np.ndarray
@@ -81,15 +77,16 @@ class Syllables:
 
 
 def voice_for(look: np.ndarray) -> VoiceSpec:
-    """The voice of a look, by a fixed rule; `look` holds at least 3 numbers in 0..1.
+    """The voice of a look by a fixed rule.
 
-    look[0] sets the pitch (0 = 80 Hz ... 1 = 320 Hz, even in octaves), look[1] the formant scale
-    (0.8 ... 1.3) and look[2] the breathiness (0.05 ... 0.6). The speed is 2.4 ... 3.2 syllables a second by
-    the fractional part of look[0] + 2 look[1] + 4 look[2], so that it is fixed too but tells nothing alone.
+    Args:
+        look: at least 3 numbers in 0..1. look[0] sets the pitch (80 ... 320 Hz, linear in octaves), look[1] the formant
+            scale (0.8 ... 1.3), look[2] the breathiness (0.05 ... 0.6), and the fractional part of
+            look[0] + 2 look[1] + 4 look[2] the rate (2.4 ... 3.2 syllables per second).
     """
     numbers = np.clip(np.asarray(look, dtype=np.float64).ravel(), 0.0, 1.0)
     if numbers.size < 3:
-        raise InputError(f"a look of {numbers.size} numbers", "at least 3", "give pitch, size and breath")
+        raise InputError(f"a look of {numbers.size} numbers", "at least 3", "add the missing ones")
     a, b, c = (float(v) for v in numbers[:3])
     turn = (a + 2.0 * b + 4.0 * c) % 1.0
     return VoiceSpec(
@@ -101,11 +98,11 @@ def voice_for(look: np.ndarray) -> VoiceSpec:
 
 
 def random_voice(rng: np.random.Generator) -> VoiceSpec:
-    """A voice that is drawn at random."""
+    """A random voice."""
     return voice_for(rng.random(3))
 
 
-def speak(
+def synthesize(
     voice: VoiceSpec,
     spans: list[Span],
     duration: float,
@@ -114,27 +111,29 @@ def speak(
     sample_rate: int = SAMPLE_RATE,
     num_frames: int | None = None,
 ) -> Spoken:
-    """Speak in the given `spans` (seconds) and be silent elsewhere.
-
-    Spans may begin before 0 and end after `duration`: the clip is then cut out of running speech.
+    """Synthesize speech in the given spans and silence elsewhere.
 
     Args:
-        duration: seconds of sound, `round(duration * sample_rate)` samples.
-        num_frames: F; by default `round(duration * fps)`.
-        rng: chooses syllables; the same seed gives the same sound.
+        voice: parameters of the voice.
+        spans: (start, end) in seconds; may start before 0 and end after `duration`, as in an excerpt of longer speech.
+        duration: length in seconds.
+        fps: frame rate of the mouth tracks.
+        rng: random generator of the syllables.
+        sample_rate: only 16 kHz.
+        num_frames: F; default: `round(duration * fps)`.
     """
     if sample_rate != SAMPLE_RATE:
-        raise InputError(f"a sample rate of {sample_rate}", str(SAMPLE_RATE), "resample afterwards")
+        raise InputError(f"a sample rate of {sample_rate}", str(SAMPLE_RATE), "resample the result")
     rng = rng or np.random.default_rng(0)
     syllables = draw_syllables(voice, spans, rng)
     frames = num_frames if num_frames is not None else round(duration * fps)
-    opening, shape, _ = mouth_at(syllables, np.arange(frames) / fps)
-    waveform = _synthesise(voice, syllables, round(duration * sample_rate), rng)
+    opening, shape, _ = mouth_track(syllables, np.arange(frames) / fps)
+    waveform = _synthesize(voice, syllables, round(duration * sample_rate), rng)
     return Spoken(waveform, opening.astype(np.float32), shape.astype(np.float32))
 
 
 def draw_syllables(voice: VoiceSpec, spans: list[Span], rng: np.random.Generator) -> Syllables:
-    """Fill every span with syllables of uneven length (+-25 %) and uneven opening (0.4..1)."""
+    """Fill every span with syllables of random length (+-25 %) and opening (0.4..1)."""
     starts, lengths = [np.zeros(0)], [np.zeros(0)]
     for begin, end in spans:
         if end - begin < _SHORTEST:
@@ -156,7 +155,7 @@ def draw_syllables(voice: VoiceSpec, spans: list[Span], rng: np.random.Generator
     )
 
 
-def mouth_at(syllables: Syllables, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mouth_track(syllables: Syllables, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Opening, shape and index of the syllable (-1 = silence) at `times` [P], each [P]."""
     opening = np.zeros(times.shape)
     shape = np.full(times.shape, NEUTRAL_SHAPE)
@@ -167,15 +166,15 @@ def mouth_at(syllables: Syllables, times: np.ndarray) -> tuple[np.ndarray, np.nd
     phase = (times - syllables.start[known]) / syllables.length[known]
     speaking = (index >= 0) & (phase < 1.0)
     known, phase = known[speaking], phase[speaking]
-    bell = np.sin(np.pi * phase**0.85) ** 2  # the mouth opens a little faster than it closes
+    bell = np.sin(np.pi * phase**0.85) ** 2  # opens slightly faster than it closes
     opening[speaking] = syllables.peak[known] * bell
-    # lips reach the vowel's shape in its middle and pass through neutral where the mouth is closed
+    # lips reach the shape of the vowel at its center and are neutral when the mouth is closed
     shape[speaking] = NEUTRAL_SHAPE + (syllables.roundness[known] - NEUTRAL_SHAPE) * np.sqrt(bell)
     return opening, shape, np.where(speaking, index, -1)
 
 
 def formants(opening: np.ndarray, shape: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resonance frequencies and bandwidths in Hz, each [P, 4], of mouths given by opening and shape [P]."""
+    """Formant frequencies and bandwidths in Hz, each [P, 4], for opening and shape [P]."""
     spread_f2, open_f2, round_f2 = 2250.0, 1350.0, 780.0
     lips = spread_f2 * (round_f2 / spread_f2) ** shape
     second = lips ** (1.0 - 0.35 * opening) * open_f2 ** (0.35 * opening)
@@ -195,12 +194,16 @@ def formants(opening: np.ndarray, shape: np.ndarray, scale: float) -> tuple[np.n
 def conversation(
     count: int, duration: float, rng: np.random.Generator, mode: Mode = "mixed", pad: float = 1.0
 ) -> list[list[Span]]:
-    """Who speaks when: a list of spans (seconds) for each of `count` characters.
+    """Random speaking turns: a list of spans (seconds) for each character.
 
-    "turns": one after the other in a fixed order, short pauses between; "overlap": everybody, each in an
-    own rhythm of phrases; "one": one talks, the others listen; "silent": nobody; "mixed": one of the first
-    three, drawn at random. The talk runs from about -pad to duration + pad, so a clip need not begin with
-    closed mouths.
+    Args:
+        count: number of characters.
+        duration: length of the clip in seconds.
+        rng: random generator.
+        mode: "turns" = one after the other in a fixed order with short pauses; "overlap" = independent phrases of all
+            characters; "one" = one speaks, the others listen; "silent" = no speech; "mixed" = one of the first three.
+        pad: the conversation extends about this long before and after the clip, so that clips can start with open
+            mouths.
     """
     if mode == "mixed":
         mode = ("turns", "overlap", "one")[rng.choice(3, p=[0.3, 0.5, 0.2])]
@@ -216,11 +219,11 @@ def conversation(
             time += length + float(rng.uniform(0.04, 0.25))
             turn += 1
     elif mode == "overlap":
-        for mine in spans:
+        for turns in spans:
             time = -pad * float(rng.uniform(0.2, 1.0))
             while time < last:
                 length = float(rng.uniform(0.8, 2.5))
-                mine.append((time, time + length))
+                turns.append((time, time + length))
                 time += length + float(rng.uniform(0.1, 0.4))
     elif mode == "one":
         spans[int(rng.integers(count))].append((first, last))
@@ -229,13 +232,12 @@ def conversation(
     return spans
 
 
-def drive_by_recording(
+def opening_from_recording(
     waveform: np.ndarray, sample_rate: int, num_frames: int | None = None, fps: float = 25.0
 ) -> np.ndarray:
-    """Mouth opening [F] in 0..1 from the loudness of any recording, [samples] or [channels, samples].
+    """Mouth opening [F] in 0..1 from the loudness of a recording, [samples] or [channels, samples].
 
-    Loudness relative to the loud parts (95th percentile) of the recording; what is 30 dB below them, or
-    nearly digital silence, gives exactly 0.
+    Loudness is relative to the 95th percentile; 30 dB below it, and digital silence, give exactly 0.
     """
     wave = np.asarray(waveform, dtype=np.float64)
     wave = wave.mean(axis=0) if wave.ndim > 1 else wave
@@ -253,11 +255,11 @@ def _mix(ends: tuple[float, float], share: float) -> float:
     return ends[0] + (ends[1] - ends[0]) * share
 
 
-def _synthesise(voice: VoiceSpec, syllables: Syllables, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """The sound of the syllables, float32 [samples]; samples without a syllable are exactly 0."""
+def _synthesize(voice: VoiceSpec, syllables: Syllables, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Audio of the syllables, float32 [samples]; exactly 0 outside of syllables."""
     silent = np.zeros(samples, dtype=np.float32)
-    coarse = np.arange(0, samples + _HOP, _HOP // 4) / SAMPLE_RATE  # mouths change slowly: 3 ms steps will do
-    opening, shape, index = mouth_at(syllables, coarse)
+    coarse = np.arange(0, samples + _HOP, _HOP // 4) / SAMPLE_RATE  # mouths move slowly: 3 ms steps are sufficient
+    opening, shape, index = mouth_track(syllables, coarse)
     if not (index >= 0).any():
         return silent
     accent = np.where(index >= 0, syllables.accent[index], 0.0)
@@ -266,41 +268,41 @@ def _synthesise(voice: VoiceSpec, syllables: Syllables, samples: int, rng: np.ra
     noise = rng.standard_normal(samples).astype(np.float32)
     source = pulses * np.float32(np.sqrt(1.0 - voice.breathiness**2)) + noise * np.float32(voice.breathiness)
 
-    centres = _frame_centres(samples)
-    middle = np.minimum(np.maximum(centres, 0), samples) / SAMPLE_RATE
-    at, lips, _ = mouth_at(syllables, middle)
-    vowel = _evened(_filtered(source, _vowel_response(at, lips, voice.formant_scale)))
+    centers = _frame_centers(samples)
+    middle = np.minimum(np.maximum(centers, 0), samples) / SAMPLE_RATE
+    at, lips, _ = mouth_track(syllables, middle)
+    vowel = _equalize_loudness(_filter_frames(source, _vowel_response(at, lips, voice.formant_scale)))
 
-    # consonants: noise that fades out while the mouth opens; never louder than a sixth of the vowel
+    # consonants: noise that fades out while the mouth opens, at most a sixth of the vowel
     phase = np.where(index >= 0, (coarse - syllables.start[index]) / syllables.length[index], 1.0)
     fade = np.clip(1.0 - phase / 0.22, 0.0, 1.0) * np.minimum(phase / 0.06, 1.0)
     hiss = np.where(index >= 0, syllables.burst[index], 0.0) * fade
     fine = np.arange(samples) / SAMPLE_RATE
     out = vowel * np.interp(fine, coarse, opening) + 0.14 * _high(noise) * np.interp(fine, coarse, hiss)
-    # interpolation reaches one coarse step into silence: cut it off there
-    _, _, inside = mouth_at(syllables, coarse[:-1] + (coarse[1] - coarse[0]) / 2)
+    # interpolation extends one coarse step into silence: remove that
+    _, _, inside = mouth_track(syllables, coarse[:-1] + (coarse[1] - coarse[0]) / 2)
     keep = np.repeat((inside >= 0) | (index[:-1] >= 0), _HOP // 4)[:samples]
     return np.where(keep, _LEVEL * out, 0.0).astype(np.float32)
 
 
 def _pulses(pitch: np.ndarray) -> np.ndarray:
-    """Pulse train of unit power per sample whose rate follows `pitch` [samples], in Hz."""
+    """Pulse train of unit power with frequency `pitch` [samples] in Hz."""
     phase = np.cumsum(pitch) / SAMPLE_RATE
     at = np.flatnonzero(np.diff(np.floor(phase)) > 0)
     out = np.zeros(pitch.size + 1, dtype=np.float32)
-    after = (phase[at + 1] % 1.0) * SAMPLE_RATE / pitch[at + 1]  # how long ago, in samples: 0..1
+    after = (phase[at + 1] % 1.0) * SAMPLE_RATE / pitch[at + 1]  # delay in samples: 0..1
     height = np.sqrt(SAMPLE_RATE / pitch[at + 1])
     out[at] = height * after
     out[at + 1] += height * (1.0 - after)
     return out[:-1]
 
 
-def _frame_centres(samples: int) -> np.ndarray:
+def _frame_centers(samples: int) -> np.ndarray:
     return np.arange(-(-samples // _HOP) + 1) * _HOP
 
 
-def _filtered(source: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """`source` [samples] through one response [frames, bins] per frame, overlapping by half."""
+def _filter_frames(source: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Filter `source` [samples] with one response [frames, bins] per frame, by overlap-add."""
     frames = response.shape[0]
     padded = np.zeros((frames + 1) * _HOP, dtype=np.float32)
     padded[_HOP : _HOP + source.size] = source
@@ -313,20 +315,19 @@ def _filtered(source: np.ndarray, response: np.ndarray) -> np.ndarray:
     return out.ravel()[_HOP : _HOP + source.size]
 
 
-def _evened(sound: np.ndarray) -> np.ndarray:
-    """`sound` with its slow changes of loudness taken out: a harmonic that meets a formant must not sound
-    like a mouth that opens."""
+def _equalize_loudness(sound: np.ndarray) -> np.ndarray:
+    """Remove slow loudness changes, so that a harmonic that crosses a formant does not look like an opening mouth."""
     hops = -(-sound.size // _HOP)
     energy = np.zeros(hops * _HOP)
     energy[: sound.size] = sound**2
     around = np.pad(energy.reshape(hops, _HOP).mean(-1), 1, mode="edge")
     power = np.convolve(around, [0.25, 0.5, 0.25], "valid")
-    centres = (np.arange(hops) + 0.5) * _HOP
-    return sound / np.sqrt(np.interp(np.arange(sound.size), centres, np.maximum(power, 0.05)))
+    centers = (np.arange(hops) + 0.5) * _HOP
+    return sound / np.sqrt(np.interp(np.arange(sound.size), centers, np.maximum(power, 0.05)))
 
 
 def _vowel_response(opening: np.ndarray, shape: np.ndarray, scale: float) -> np.ndarray:
-    """Four resonances and the fall of the glottal source, [frames, bins], of unit power on a flat source."""
+    """Four resonances and the glottal tilt, [frames, bins], normalized to unit power for a flat source."""
     frequency, bandwidth = formants(opening, shape, scale)
     radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
     first = (-2.0 * radius * np.cos(2.0 * np.pi * frequency / SAMPLE_RATE)).astype(np.float32)
@@ -342,7 +343,7 @@ def _vowel_response(opening: np.ndarray, shape: np.ndarray, scale: float) -> np.
 
 @lru_cache(maxsize=1)
 def _bins() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z^-1 and z^-2 on the unit circle, and the source's spectral fall (-6 dB per octave), [bins]."""
+    """z^-1 and z^-2 on the unit circle, and the spectral tilt of the source (-6 dB per octave), [bins]."""
     frequency = np.fft.rfftfreq(_FFT, 1.0 / SAMPLE_RATE)
     delay = np.exp(-2j * np.pi * frequency / SAMPLE_RATE).astype(np.complex64)
     tilt = (frequency / 60.0) / (1.0 + frequency / 60.0) / np.sqrt(1.0 + (frequency / 200.0) ** 2)
@@ -355,7 +356,7 @@ def _hann() -> np.ndarray:
 
 
 def _high(noise: np.ndarray) -> np.ndarray:
-    """The hiss of a consonant: second difference of white noise, about unit power."""
+    """Consonant noise: second difference of white noise, approximately unit power."""
     out = np.zeros_like(noise)
     out[1:-1] = (noise[2:] - 2.0 * noise[1:-1] + noise[:-2]) / np.float32(np.sqrt(6.0))
     return out

@@ -1,4 +1,4 @@
-"""From a seed to a scene: who is there, where they stand and move, what they say, and the exact truth about it."""
+"""Puppet scenes from a seed, with ground-truth masks, mouths, speech and prompt."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Literal
 import numpy as np
 
 from training.puppets.draw import Canvas, Pose, blend, draw_puppet
-from training.puppets.looks import Look, colour_name, draw_look, rgb, with_article
-from training.puppets.voice import conversation, speak, voice_for
+from training.puppets.looks import Look, add_article, color_name, draw_look, rgb
+from training.puppets.voice import conversation, synthesize, voice_for
 
 SAMPLE_RATE = 16_000
 Motion = Literal["still", "moving", "crossing", "mixed"]
 Talk = Literal["turns", "overlap", "one", "mixed"]
-PLACES = {1: ("in the middle",), 2: ("on the left", "on the right")}
+POSITIONS = {1: ("in the middle",), 2: ("on the left", "on the right")}
 
 
 @dataclass(frozen=True)
 class PuppetClip:
-    """One scene and its ground truth.
+    """A scene and its ground truth.
 
-    Shapes: frames [F,H,W,3] uint8; masks [N,F,H,W] bool, the visible whole character; opening, shape [N,F] in 0..1;
+    Shapes: frames [F,H,W,3] uint8; masks [N,F,H,W] bool, visible part of each character; opening, shape [N,F] in 0..1;
     speeches [N,S] and mix [S] float32 at 16 kHz; portraits [N,P,P,3] uint8 on white; matrix [N,N] (streams,
-    characters); mouth_centres [N,F,2] (x, y in pixels).
+    characters); mouth_centers [N,F,2] (x, y in pixels).
     """
 
     seed: int
@@ -37,7 +37,7 @@ class PuppetClip:
     prompt: str
     matrix: np.ndarray
     looks: tuple[Look, ...]
-    mouth_centres: np.ndarray
+    mouth_centers: np.ndarray
     fps: int
     motion: str
 
@@ -59,39 +59,43 @@ def make_clip(
     portrait_size: int = 48,
     tracks: tuple[np.ndarray, np.ndarray] | None = None,
     draw_video: bool = True,
-    free_start: bool = False,
+    random_first_mouths: bool = False,
 ) -> PuppetClip:
-    """Draw the scene of one seed; the same arguments give the same clip on every machine.
+    """Draw the scene of a seed; deterministic across machines.
 
     Args:
-        seed: evaluation scenes use 1,000,000 and above, training scenes stay below.
-        n: characters; None draws 1 to 4 (mostly 2).
-        motion: how people move; "mixed" draws one of the others.
-        talk: who speaks when; "mixed" draws one of the others.
-        tracks: (opening [N,F], speeches [N,S] at 16 kHz): mouths driven by recordings instead of synthetic voices.
-        draw_video: False skips the frames and masks (empty arrays), for data that needs only portraits or voices.
-        free_start: the mouths of the first frame are drawn by lot, whatever is said: like those of a photo.
+        seed: random seed; below 1,000,000 for training, above for evaluation.
+        n: number of characters; None = random from 1 to 4 (mostly 2).
+        height, width: size in pixels.
+        num_frames: F.
+        fps: frames per second.
+        motion: motion of the characters; "mixed" selects one at random.
+        talk: conversation pattern; "mixed" selects one at random.
+        portrait_size: side of the portraits in pixels.
+        tracks: (opening [N,F], speeches [N,S] at 16 kHz) of recordings that replace the synthetic voices.
+        draw_video: False leaves frames and masks empty, for data that needs only portraits or speech.
+        random_first_mouths: randomize the mouths of the first frame independently of the speech, as in a photo.
     """
     rng = np.random.default_rng([seed, 0xB1AD])
     if n is None:
         n = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.6, 0.12, 0.08]))
     looks: tuple[Look, ...] = ()
     for _ in range(n):
-        looks += (draw_look(rng, apart_from=looks),)
+        looks += (draw_look(rng, distinct_from=looks),)
     if motion == "mixed":
         motion = str(rng.choice(["still", "moving", "crossing"], p=[0.35, 0.5, 0.15]))  # type: ignore[assignment]
-    places = rng.permutation(n)
-    paths = _paths(rng, n, places, height, width, num_frames, fps, motion)
+    positions = rng.permutation(n)
+    paths = _paths(rng, n, positions, height, width, num_frames, fps, motion)
 
     if tracks is None:
         opening, shape, speeches = _voices(rng, looks, num_frames, fps, talk)
     else:
         opening, speeches = (np.asarray(track, np.float32) for track in tracks)
         shape = np.full_like(opening, 0.3)
-    if free_start:
-        lot = np.random.default_rng([seed, 0xF1])
-        opening[:, 0] = lot.uniform(0.0, 1.0, n) * (lot.random(n) < 0.7)  # the others are shut
-        shape[:, 0] = lot.uniform(0.0, 1.0, n)
+    if random_first_mouths:
+        first_rng = np.random.default_rng([seed, 0xF1])
+        opening[:, 0] = first_rng.uniform(0.0, 1.0, n) * (first_rng.random(n) < 0.7)  # the others are closed
+        shape[:, 0] = first_rng.uniform(0.0, 1.0, n)
     poses = [Pose(**paths[k], opening=opening[k], shape=shape[k]) for k in range(n)]
 
     light = float(rng.uniform(-1.0, 1.0))
@@ -99,22 +103,22 @@ def make_clip(
     frames, masks = np.zeros((0, height, width, 3), np.uint8), np.zeros((n, 0, height, width), bool)
     if draw_video:
         canvas = Canvas(background, n)
-        for k in rng.permutation(n):  # the last one drawn stands in front
+        for k in rng.permutation(n):  # the last one is in front
             draw_puppet(canvas, int(k), looks[k], poses[k], light)
         frames = np.ascontiguousarray((canvas.pixels * 255.0 + 0.5).astype(np.uint8))
         masks = canvas.coverage > 0.5
-    centres = np.stack([_mouth_centre(pose) for pose in poses])
+    centers = np.stack([_mouth_center(pose) for pose in poses])
     portraits = np.stack(
         [draw_portrait(look, np.random.default_rng([seed, k, 7]), portrait_size) for k, look in enumerate(looks)]
     )
     return PuppetClip(
         seed, frames, masks, opening, shape, speeches, speeches.sum(0) / max(1.0, np.sqrt(n)), portraits,
-        _prompt(looks, places, wall), np.eye(n, dtype=np.float32), looks, centres, fps, str(motion),
+        _prompt(looks, positions, wall), np.eye(n, dtype=np.float32), looks, centers, fps, str(motion),
     )  # fmt: skip
 
 
 def draw_portrait(look: Look, rng: np.random.Generator, size: int = 48) -> np.ndarray:
-    """A reference picture [size,size,3] uint8 on white: other pose, light and expression than in any video."""
+    """A reference image [size,size,3] uint8 on white with random pose, light and expression."""
     one = np.ones(1, np.float32)
     pose = Pose(
         x=one * size * rng.uniform(0.47, 0.53),
@@ -137,14 +141,14 @@ def draw_portrait(look: Look, rng: np.random.Generator, size: int = 48) -> np.nd
 def _paths(
     rng: np.random.Generator,
     n: int,
-    places: np.ndarray,
+    positions: np.ndarray,
     height: int,
     width: int,
     num_frames: int,
     fps: int,
     motion: str,
 ) -> list[dict[str, np.ndarray]]:
-    """Head tracks per character: keyword arguments of `Pose` without the mouth."""
+    """Head motion per character: keyword arguments of `Pose` without the mouth."""
     time = np.arange(num_frames, dtype=np.float32) / fps
     slot = width / n
     radius = min(0.27 * height, 0.40 * slot)
@@ -159,11 +163,11 @@ def _paths(
     paths = []
     for k in range(n):
         amount = {"still": 0.03, "moving": 0.22, "crossing": 0.12}[motion] * radius
-        home = homes[places[k]] + rng.uniform(-0.10, 0.10) * slot
+        home = homes[positions[k]] + rng.uniform(-0.10, 0.10) * slot
         x = home + amount * _sway(rng, time, 0.3, 1.0) + pan
         if k in crossing:
             other = crossing[1] if k == crossing[0] else crossing[0]
-            x = x + (homes[places[other]] - homes[places[k]]) * progress
+            x = x + (homes[positions[other]] - homes[positions[k]]) * progress
         y = height * rng.uniform(0.42, 0.52) + 0.6 * amount * _sway(rng, time, 0.4, 1.2)
         tilt = rng.uniform(-0.10, 0.10) + (0.03 if motion == "still" else 0.14) * _sway(rng, time, 0.3, 1.0)
         blink_at = rng.uniform(0.0, 3.0)
@@ -182,7 +186,7 @@ def _paths(
 
 
 def _sway(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A smooth wander within about -1..1; `low` and `high` bound its frequencies in Hz."""
+    """Smooth random motion within about -1..1, with frequencies between `low` and `high` Hz."""
     return 0.6 * np.sin(2 * np.pi * (rng.uniform(low, high) * time + rng.random())) + 0.4 * np.sin(
         2 * np.pi * (rng.uniform(low, high) * time + rng.random())
     )
@@ -194,7 +198,7 @@ def _voices(
     duration = num_frames / fps
     spans = conversation(len(looks), duration, rng, mode=talk)
     spoken = [
-        speak(voice_for(look.voice_traits), spans[k], duration, fps=fps, rng=rng, sample_rate=SAMPLE_RATE)
+        synthesize(voice_for(look.voice_traits), spans[k], duration, fps=fps, rng=rng, sample_rate=SAMPLE_RATE)
         for k, look in enumerate(looks)
     ]
     return (
@@ -207,7 +211,7 @@ def _voices(
 def _background(
     rng: np.random.Generator, num_frames: int, height: int, width: int, fps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [F,H,W,3]: a wall with soft light patches that drift, and its colour."""
+    """Pixels [F,H,W,3] of a wall with drifting soft light patches, and its color."""
     hue = rng.random()
     wall = rgb(hue, rng.uniform(0.08, 0.35), rng.uniform(0.55, 0.9))
     floor = wall * rng.uniform(0.75, 0.95)
@@ -219,28 +223,28 @@ def _background(
     y = (np.arange(height, dtype=np.float32) + 0.5) / height
     time = np.arange(num_frames, dtype=np.float32) / fps
     for _ in range(int(rng.integers(1, 3))):
-        centre = rng.uniform(0.0, 1.0) + rng.uniform(-0.15, 0.15) * time
-        across = np.exp(-(((x[None, :] - centre[:, None]) / rng.uniform(0.12, 0.3)) ** 2))
+        center = rng.uniform(0.0, 1.0) + rng.uniform(-0.15, 0.15) * time
+        across = np.exp(-(((x[None, :] - center[:, None]) / rng.uniform(0.12, 0.3)) ** 2))
         along = np.exp(-(((y - rng.uniform(0.0, 0.7)) / rng.uniform(0.15, 0.4)) ** 2))
         glow = across[:, None, :] * along[None, :, None]
         glow *= 0.6
         tint = rgb(hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.4), rng.uniform(0.7, 1.0))
-        for plane, colour in zip(planes, tint, strict=True):
-            blend(plane, glow, colour)
+        for plane, color in zip(planes, tint, strict=True):
+            blend(plane, glow, color)
     return np.moveaxis(np.clip(planes, 0.0, 1.0), 0, -1), wall
 
 
-def _mouth_centre(pose: Pose) -> np.ndarray:
+def _mouth_center(pose: Pose) -> np.ndarray:
     v = 0.50 + 0.10 * pose.opening
     return np.stack([pose.x - pose.radius * np.sin(pose.tilt) * v, pose.y + pose.radius * np.cos(pose.tilt) * v], -1)
 
 
-def _prompt(looks: tuple[Look, ...], places: np.ndarray, wall: np.ndarray) -> str:
+def _prompt(looks: tuple[Look, ...], positions: np.ndarray, wall: np.ndarray) -> str:
     n = len(looks)
     names = {1: "One puppet", 2: "Two puppets", 3: "Three puppets", 4: "Four puppets"}
-    order = np.argsort(places)
-    words = PLACES.get(n) or tuple(
+    order = np.argsort(positions)
+    words = POSITIONS.get(n) or tuple(
         ("far left", "left", "right", "far right")[i] if n == 4 else ("left", "middle", "right")[i] for i in range(n)
     )
-    people = "; ".join(f"{words[place]} {looks[k].describe()}" for place, k in enumerate(order))
-    return f"{names.get(n, f'{n} puppets')} before {with_article(colour_name(wall))} wall: {people}."
+    people = "; ".join(f"{words[position]} {looks[k].describe()}" for position, k in enumerate(order))
+    return f"{names.get(n, f'{n} puppets')} before {add_article(color_name(wall))} wall: {people}."

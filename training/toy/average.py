@@ -1,6 +1,6 @@
-"""The weighted mean of weights that were trained from the same start: often better than either of them.
+"""Weighted average of weights fine-tuned from the same initialization ("model soup"), which often improves on each.
 
-    python -m training.toy.average runs/a runs/b --output runs/mean --shares 0.5 0.5
+    python -m training.toy.average runs/a runs/b --output runs/mean --weights 0.5 0.5
 
 Averaging fine-tuned weights: Wortsman et al., arXiv 2203.05482; with those they started from: arXiv 2109.01903.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles
+from training.engine.entry import OutputPath, run_command
 from training.toy.assemble import WEIGHTS
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,49 +31,49 @@ class Arguments:
 
     Args:
         folders: two or more, each with config.json and diffusion_pytorch_model.safetensors.
-        output: folder for the mean; its config.json is the first one's. May be one of the folders.
-        shares: part of each folder, adding up to 1; none = alike.
+        output: output folder, with the config.json of the first one. May be one of the folders.
+        weights: weight of each folder, adding up to 1; default: equal weights.
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    output: Path
-    shares: tuple[float, ...] = ()
+    output: OutputPath
+    weights: tuple[float, ...] = ()
 
 
-def mean_of(weights: list[Weights], shares: tuple[float, ...]) -> Weights:
-    """Tensor by tensor, in float32, kept in the first one's data type.
+def weighted_average(states: list[StateDict], weights: tuple[float, ...]) -> StateDict:
+    """Average tensors in float32, in the dtype of the first state dict.
 
     Raises:
-        InputError: weights of different models, or shares that do not fit.
+        InputError: state dicts of different models, or invalid weights.
     """
-    if len(weights) < 2:
-        raise InputError(f"{len(weights)} folder(s) to average", "at least two", "name another one")
-    shares = shares or (1 / len(weights),) * len(weights)
-    if len(shares) != len(weights) or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
-        came = f"shares {' '.join(f'{share:g}' for share in shares)} for {len(weights)} folders"
-        raise InputError(came, "one for each, adding up to 1", "change them")
-    shapes = [{name: tuple(tensor.shape) for name, tensor in given.items()} for given in weights]
+    if len(states) < 2:
+        raise InputError(f"{len(states)} folder(s) to average", "at least two", "add another one")
+    weights = weights or (1 / len(states),) * len(states)
+    if len(weights) != len(states) or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
+        problem = f"weights {' '.join(f'{weight:g}' for weight in weights)} for {len(states)} folders"
+        raise InputError(problem, "one per folder, adding up to 1", "change them")
+    shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
     for number, other in enumerate(shapes[1:], 2):
-        if odd := sorted(shapes[0].items() ^ other.items()):
-            came = f"folder 1 and folder {number}, which differ in {odd[0][0]} {odd[0][1]}"
-            raise InputError(came, "weights of one architecture", "check the folders")
-    total: Weights = {}
-    for name, first in weights[0].items():
-        parts = (share * given[name].float() for share, given in zip(shares, weights, strict=True))
-        total[name] = torch.stack(list(parts)).sum(dim=0).to(first.dtype)
-    return total
+        if differences := sorted(shapes[0].items() ^ other.items()):
+            problem = f"folder 1 and folder {number}, which differ in {differences[0][0]} {differences[0][1]}"
+            raise InputError(problem, "weights of one architecture", "check the folders")
+    average: StateDict = {}
+    for name, first in states[0].items():
+        terms = [weight * state[name].float() for weight, state in zip(weights, states, strict=True)]
+        average[name] = torch.stack(terms).sum(dim=0).to(first.dtype)
+    return average
 
 
 def average(arguments: Arguments) -> None:
-    """Read, average, write.
+    """Average the weights of several folders.
 
     Raises:
-        InputError: a folder without weights, or as `mean_of`.
+        InputError: a folder without weights, or as in `weighted_average`.
     """
     for folder in arguments.folders:
         if not (folder / WEIGHTS).is_file() or not (folder / "config.json").is_file():
             raise InputError(f"no {WEIGHTS} with config.json in {folder}", "a folder of weights", "check the path")
-    mean = mean_of([load_file(folder / WEIGHTS) for folder in arguments.folders], arguments.shares)
+    mean = weighted_average([load_file(folder / WEIGHTS) for folder in arguments.folders], arguments.weights)
     arguments.output.mkdir(parents=True, exist_ok=True)
     with AtomicFiles() as files:
         shutil.copyfile(arguments.folders[0] / "config.json", files.at(arguments.output / "config.json"))
@@ -81,10 +81,4 @@ def average(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        asked = tyro.cli(Arguments)
-        average(asked)
-        print(f"wrote the mean of {len(asked.folders)} to {asked.output}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(average, Arguments)

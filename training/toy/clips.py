@@ -1,6 +1,4 @@
-"""Puppet clips encoded for the toy model, once and in several processes (the tensors of training/data/dataset.py).
-
-The quick way to its training data; `training/shards` has the way that real footage takes.
+"""Draw puppet clips and encode them for the toy model (tensors as in training/data/dataset.py).
 
 python -m training.toy.clips --encoders runs/toy --output runs/toy/data --clips 6000 --frames 17
 """
@@ -9,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from safetensors.torch import save_file
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import atomic_write
 from bya_core.toy.bundle import load_toy_encoders
-from training.data.buckets import Bucket, View
-from training.data.encode import ClipEncoder, content_of
+from training.data.buckets import Bucket, Window
+from training.data.encode import ClipEncoder, lazy_clip
 from training.data.puppet_plan import puppet_sample
+from training.engine.entry import OutputPath, run_command
 from training.puppets.world import Motion, make_clip
 
 log = logging.getLogger(__name__)
@@ -32,97 +30,95 @@ EVALUATION_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is drawn and where it goes.
+class Arguments:
+    """Draw puppet clips and encode them for the toy model.
 
     Args:
         encoders: folder with vae/, face.safetensors and speech.safetensors.
-        output: folder for the shards.
-        clips: how many.
-        frames: video frames of a clip (1 + a multiple of 4).
-        height, width: pixels.
-        seed: of the first clip; the last must stay below 1,000,000.
-        shares: parts of the clips with 1, 2, 3, 4 characters.
-        motion: how people move.
-        free_start: the given first frame shows mouths by lot, not those that fit the speech.
-        shard: clips per file.
-        processes: how many draw and encode at once.
+        output: output folder; existing files are kept.
+        clips: number of clips, rounded up to whole files.
+        frames: video frames per clip (1 + a multiple of 4).
+        height, width: size in pixels.
+        seed: seed of the first clip; all seeds must be below 1,000,000.
+        fractions: fractions of the clips with 1, 2, 3, 4 characters.
+        motion: motion of the characters.
+        random_first_mouths: randomize the mouths of the first-frame condition independently of the speech.
+        per_file: clips per file.
+        processes: number of parallel processes.
     """
 
     encoders: Path
-    output: Path
+    output: OutputPath
     clips: int
     frames: int = 17
     height: int = 64
     width: int = 96
     seed: int = 0
-    shares: tuple[float, float, float, float] = (0.12, 0.72, 0.10, 0.06)
+    fractions: tuple[float, float, float, float] = (0.12, 0.72, 0.10, 0.06)
     motion: Motion = "mixed"
-    free_start: bool = False
-    shard: int = 64
+    random_first_mouths: bool = False
+    per_file: int = 64
     processes: int = 2
 
 
-def write_shards(settings: Settings) -> None:
-    """Draw, encode and write all shards; those that are there already are left.
+def main(settings: Arguments) -> None:
+    """Draw, encode and write all files.
 
     Raises:
-        InputError: seeds that belong to the evaluation.
+        InputError: seeds reserved for evaluation.
     """
     if settings.seed + settings.clips > EVALUATION_SEEDS:
         raise InputError(
             f"seeds up to {settings.seed + settings.clips}",
             f"seeds below {EVALUATION_SEEDS}",
-            "start lower: the others are for evaluation",
+            "use a lower seed: higher ones are for evaluation",
         )
     settings.output.mkdir(parents=True, exist_ok=True)
     jobs = [(settings, start, n) for start, n in _plan(settings)]
     started = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(settings.processes, initializer=_start) as pool:
+    with multiprocessing.get_context("spawn").Pool(settings.processes, initializer=_limit_threads) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_one, jobs), 1):
             if done % 10 == 0 or done == len(jobs):
                 log.info(
-                    "%d of %d shards, %.1f clips/s",
+                    "%d of %d files, %.1f clips/s",
                     done,
                     len(jobs),
-                    done * settings.shard / (time.monotonic() - started),
+                    done * settings.per_file / (time.monotonic() - started),
                 )
 
 
-def _plan(settings: Settings) -> list[tuple[int, int]]:
-    """(first seed, number of characters) of every shard, in fixed random order."""
+def _plan(settings: Arguments) -> list[tuple[int, int]]:
+    """(first seed, number of characters) of every file."""
     rng = np.random.default_rng(settings.seed)
-    starts = range(settings.seed, settings.seed + settings.clips, settings.shard)
-    share = np.array(settings.shares) / sum(settings.shares)
-    return [(start, int(rng.choice(4, p=share)) + 1) for start in starts]
+    starts = range(settings.seed, settings.seed + settings.clips, settings.per_file)
+    fractions = np.array(settings.fractions) / sum(settings.fractions)
+    return [(start, int(rng.choice(4, p=fractions)) + 1) for start in starts]
 
 
-def _start() -> None:
+def _limit_threads() -> None:
     torch.set_num_threads(1)
 
 
-def _write_one(job: tuple[Settings, int, int]) -> None:
+def _write_one(job: tuple[Arguments, int, int]) -> None:
     settings, start, n = job
     path = settings.output / f"f{settings.frames:03d}_n{n}_{start:07d}.safetensors"
     if path.exists():
         return
     encoder = ClipEncoder(load_toy_encoders(settings.encoders))
-    view = View(0, Bucket(settings.frames, settings.height, settings.width))
-    clips = [_encoded(settings, encoder, seed, n, view) for seed in range(start, start + settings.shard)]
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    save_file({name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}, temporary)
-    os.replace(temporary, path)
+    window = Window(0, Bucket(settings.frames, settings.height, settings.width))
+    clips = [_encoded(settings, encoder, seed, n, window) for seed in range(start, start + settings.per_file)]
+    with atomic_write(path) as temporary:
+        save_file({name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}, temporary)
 
 
-def _encoded(settings: Settings, encoder: ClipEncoder, seed: int, n: int, view: View) -> dict[str, torch.Tensor]:
-    """The tensors of one clip; its video is always the true one, only the given first frame may differ."""
+def _encoded(settings: Arguments, encoder: ClipEncoder, seed: int, n: int, window: Window) -> dict[str, torch.Tensor]:
+    """The tensors of one clip; only the first-frame condition is affected by `random_first_mouths`."""
     draw = partial(make_clip, seed, n, settings.height, settings.width, settings.frames, motion=settings.motion)
-    tensors = encoder.encode(content_of(puppet_sample(draw())), view)
-    if settings.free_start:
-        tensors["first_frame"] = encoder.first_frame(content_of(puppet_sample(draw(free_start=True))), view)
+    tensors = encoder.encode(lazy_clip(puppet_sample(draw())), window)
+    if settings.random_first_mouths:
+        tensors["first_frame"] = encoder.first_frame(lazy_clip(puppet_sample(draw(random_first_mouths=True))), window)
     return tensors
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    write_shards(tyro.cli(Settings))
+    run_command(main, Arguments)

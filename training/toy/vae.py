@@ -1,10 +1,10 @@
-"""The toy video VAE, trained on puppets.
+"""Train the video VAE of the toy model on puppets.
 
     python -m training.toy.vae --output runs/toy/vae
 
-It is `AutoencoderKLCogVideoX` with two down-samplings (4x in time, 4x4 in space) and few channels. It learns from small
-crops of short clips, half of them around a mouth: mouths are a few pixels, and what the VAE loses no transformer can
-move. The decoder learns on from whole pictures (`--resume --decoder-only --crop 96 --frames 17`).
+An `AutoencoderKLCogVideoX` with two downsampling stages (4x in time, 4x4 in space) and few channels. It is trained on
+small crops of short clips, half of them around a mouth, as mouths are only a few pixels. The decoder is then trained
+further on whole frames (`--resume --decoder-only --crop 96 --frames 17`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from training.engine.entry import OutputPath, run_command
 from training.puppets import MOUTH_RGB, make_clip
 
 log = logging.getLogger(__name__)
 
-LIKENESS = 0.25  # colours nearer than this (of 0..1) look like the inside of a mouth
-BLUR = 0.15  # noise on the latents where only the decoder learns, as a share of their deviation
+COLOR_TOLERANCE = 0.25  # color distance (0..1) within which a pixel counts as the inside of a mouth
+LATENT_NOISE = 0.15  # noise added to the latents for decoder training, relative to their standard deviation
 TOY_VAE = {
     "block_out_channels": (16, 32, 48),
     "down_block_types": ("CogVideoXDownBlock3D",) * 3,
@@ -43,34 +42,34 @@ TOY_VAE = {
 
 
 @dataclass(frozen=True)
-class VaeTraining:
-    """How the toy VAE is trained.
+class Arguments:
+    """Train the video VAE of the toy model.
 
     Args:
-        output: folder of the checkpoint, in diffusers' layout.
-        minutes: wall-clock time; the learning rate falls to zero over it.
-        crop: side of a crop in pixels, as far as the picture goes: 96 takes whole pictures. Group norms see what they
-            are given, so that a decoder that only knows crops about mouths shows whole pictures worse.
-        frames: frames of a crop (1 + a multiple of 8: the codec decodes an even number of latent frames to more).
-        batch: crops per step.
+        output: folder of the checkpoint, in diffusers format.
+        minutes: training time; the learning rate decays to zero over it.
+        crop: side of a crop in pixels, clamped to the frame: 96 = whole frames. Group norm statistics differ between
+            crops and whole frames, so decoders trained on crops only are worse on whole frames.
+        frames: frames of a crop (1 + a multiple of 8, as the VAE decodes even numbers of latent frames differently).
+        batch_size: crops per step.
         lr: peak learning rate of AdamW.
-        kl: weight of the Kullback-Leibler term.
-        opening: weight of the error of how far each mouth is open, see `opening_error`; 0 = not scored.
-        seed: first training seed of the puppets; must stay below 1,000,000.
-        resume: go on from the weights in `output`.
-        decoder_only: the encoder stays as it is, so that latents and what was trained on them stay valid.
-        bf16: compute in bfloat16: quicker on processors that have it, several times slower on others.
-        threads: of the processor.
+        kl_weight: weight of the KL divergence.
+        opening_weight: weight of `opening_error`.
+        seed: first puppet seed; all must be below 1,000,000.
+        resume: continue from the weights in `output`.
+        decoder_only: freeze the encoder, so that existing latents remain valid.
+        bf16: compute in bfloat16; faster on CPUs that support it, several times slower on others.
+        threads: CPU threads.
     """
 
-    output: Path
+    output: OutputPath
     minutes: float = 12.0
     crop: int = 32
     frames: int = 9
-    batch: int = 16
+    batch_size: int = 16
     lr: float = 2e-3
-    kl: float = 2e-4
-    opening: float = 0.0
+    kl_weight: float = 2e-4
+    opening_weight: float = 0.0
     seed: int = 600_000
     resume: bool = False
     decoder_only: bool = False
@@ -79,7 +78,7 @@ class VaeTraining:
 
 
 class Crops(IterableDataset):
-    """Endless crops: video [3,F,c,c] in -1..1, people and mouths [F,c,c]: 1 where they are, more where mouths meet."""
+    """Infinite crops: video [3,F,c,c] in -1..1, and weights of characters and mouths [F,c,c], 1 inside."""
 
     def __init__(self, crop: int, frames: int, seed: int) -> None:
         self.crop, self.frames, self.seed = crop, frames, seed
@@ -88,18 +87,18 @@ class Crops(IterableDataset):
         rng = np.random.default_rng(self.seed)
         seed = self.seed
         while True:
-            # crowds more often than in the clips: their mouths are the smallest
+            # more characters than in the clips, as their mouths are smaller
             clip = make_clip(seed, int(rng.choice(4, p=(0.1, 0.3, 0.25, 0.35))) + 1, num_frames=self.frames)
             seed += 1
             height, width = clip.frames.shape[1:3]
             y, x = np.mgrid[0:height, 0:width].astype(np.float32)
             people = clip.masks.any(0).astype(np.float32)
-            away = (x - clip.mouth_centres[..., 0, None, None]) ** 2 + (y - clip.mouth_centres[..., 1, None, None]) ** 2
+            away = (x - clip.mouth_centers[..., 0, None, None]) ** 2 + (y - clip.mouth_centers[..., 1, None, None]) ** 2
             mouths = np.exp(-away / (2 * 5.0**2)).sum(0).astype(np.float32)
             high, wide = min(self.crop, height), min(self.crop, width)
             for k in range(1 if (high, wide) == (height, width) else 3):
                 if k % 2 == 0:
-                    cx, cy = clip.mouth_centres[rng.integers(len(clip.masks)), 0] + rng.normal(0, 8, 2)
+                    cx, cy = clip.mouth_centers[rng.integers(len(clip.masks)), 0] + rng.normal(0, 8, 2)
                 else:
                     cx, cy = rng.uniform(0, width), rng.uniform(0, height)
                 x0 = int(np.clip(cx - wide / 2, 0, width - wide))
@@ -110,74 +109,74 @@ class Crops(IterableDataset):
 
 
 def vae_loss(
-    model: AutoencoderKLCogVideoX, video: Tensor, people: Tensor, mouths: Tensor, settings: VaeTraining
+    model: AutoencoderKLCogVideoX, video: Tensor, people: Tensor, mouths: Tensor, settings: Arguments
 ) -> tuple[Tensor, dict[str, float]]:
-    """(total, its parts) of video [B,3,F,H,W] with people and mouths [B,F,H,W], see `Crops`.
+    """(total loss, metrics) of video [B,3,F,H,W] with weights of characters and mouths [B,F,H,W], see `Crops`.
 
-    The error is the mean of the absolute difference and of the squared one: by the absolute one alone a mouth of two
-    pixels is outvoted by the skin around it.
+    The reconstruction error combines absolute and squared differences; the absolute difference alone neglects small
+    mouths.
     """
     with torch.set_grad_enabled(not settings.decoder_only):
         posterior = model.encode(video).latent_dist
     latents = posterior.sample()
-    if settings.decoder_only:  # what a transformer makes is never exact: a decoder that trusts every digit shows it
-        latents = latents + BLUR * posterior.mean.std((0, 2, 3, 4), keepdim=True) * torch.randn_like(latents)
+    if settings.decoder_only:  # generated latents are never exact, so the decoder must tolerate noise
+        latents = latents + LATENT_NOISE * posterior.mean.std((0, 2, 3, 4), keepdim=True) * torch.randn_like(latents)
     rebuilt = model.decode(latents).sample.float()
     away, weight = rebuilt - video, 1.0 + 1.5 * people + 8.0 * mouths
     error = ((away.abs() + away**2) * weight[:, None]).mean() / weight.mean()
     opening = opening_error(rebuilt, video, mouths)
-    total = error + settings.opening * opening
+    total = error + settings.opening_weight * opening
     if not settings.decoder_only:
         mean, variance, logvar = posterior.mean.float(), posterior.var.float(), posterior.logvar.float()
-        total = total + settings.kl * 0.5 * (mean**2 + variance - 1.0 - logvar).mean()
+        total = total + settings.kl_weight * 0.5 * (mean**2 + variance - 1.0 - logvar).mean()
     return total, {"error": error.item(), "opening": opening.item()}
 
 
 def opening_error(rebuilt: Tensor, video: Tensor, mouths: Tensor) -> Tensor:
-    """How far off the opening of mouths is, frame by frame, over a mean opening: [B,3,F,H,W] twice, [B,F,H,W] -> [].
+    """Mean error of the mouth opening per frame relative to the mean opening: [B,3,F,H,W] twice, [B,F,H,W] -> [].
 
-    An opening is the area about a mouth that looks like the inside of one. Errors of single pixels hardly tell a mouth
-    that is half open from one that is blurred; whoever looks at lips sees the area, and its change from frame to frame.
+    The opening is the area near a mouth with the color of its inside. Pixel errors hardly distinguish a half-open mouth
+    from a blurred one.
     """
     inside = torch.tensor(MOUTH_RGB).view(1, 3, 1, 1, 1) * 2 - 1
 
     def area(pixels: Tensor) -> Tensor:
-        likeness = torch.exp(-((pixels - inside) ** 2).sum(1) / (2 * LIKENESS) ** 2)  # colours are in -1..1
-        return (likeness * mouths).sum((-2, -1))
+        similarity = torch.exp(-((pixels - inside) ** 2).sum(1) / (2 * COLOR_TOLERANCE) ** 2)  # colors are in -1..1
+        return (similarity * mouths).sum((-2, -1))
 
-    wanted = area(video)
-    return (area(rebuilt) - wanted).abs().mean() / wanted.mean().clamp(min=1e-3)
+    target = area(video)
+    return (area(rebuilt) - target).abs().mean() / target.mean().clamp(min=1e-3)
 
 
-def train(settings: VaeTraining) -> dict:
-    """Train, save under `settings.output`, and return what was measured."""
+def train(settings: Arguments) -> dict:
+    """Train, save to `settings.output`, and return the metrics."""
     torch.manual_seed(settings.seed)
     if settings.resume:
         model = AutoencoderKLCogVideoX.from_pretrained(settings.output)
     else:
         model = AutoencoderKLCogVideoX(**TOY_VAE)
     loader = iter(
-        DataLoader(Crops(settings.crop, settings.frames, settings.seed), batch_size=settings.batch, num_workers=1)
+        DataLoader(Crops(settings.crop, settings.frames, settings.seed), batch_size=settings.batch_size, num_workers=1)
     )
-    trained = model.decoder if settings.decoder_only else model
-    optimiser = torch.optim.AdamW(trained.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    module = model.decoder if settings.decoder_only else model
+    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     start, step = time.monotonic(), 0
-    smooth: dict[str, float] = {}
-    while (passed := (time.monotonic() - start) / (60 * settings.minutes)) < 1.0:
-        rate = settings.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * passed)))
-        for group in optimiser.param_groups:
+    averages: dict[str, float] = {}
+    while (fraction := (time.monotonic() - start) / (60 * settings.minutes)) < 1.0:
+        rate = settings.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fraction)))
+        for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             loss, errors = vae_loss(model, *next(loader), settings)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimiser.step()
-        smooth = {name: value + 0.97 * (smooth.get(name, value) - value) for name, value in errors.items()}
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        averages = {name: value + 0.97 * (averages.get(name, value) - value) for name, value in errors.items()}
         step += 1
         if step % 50 == 0:
-            told = ", ".join(f"{name} {value:.4f}" for name, value in smooth.items())
-            log.info("step %d  %.0f %% of the time  %s", step, 100 * passed, told)
+            text = ", ".join(f"{name} {value:.4f}" for name, value in averages.items())
+            log.info("step %d  %.0f %% of the time  %s", step, 100 * fraction, text)
         if step % 200 == 0:
             model.save_pretrained(settings.output)
     if not settings.decoder_only:
@@ -186,7 +185,7 @@ def train(settings: VaeTraining) -> dict:
     model.save_pretrained(settings.output)
     measured = {
         "steps": step,
-        **smooth,
+        **averages,
         "settings": {k: str(v) for k, v in asdict(settings).items()},
     }
     (settings.output / "training.json").write_text(json.dumps(measured, indent=1))
@@ -197,7 +196,7 @@ def train(settings: VaeTraining) -> dict:
 def latent_statistics(model: AutoencoderKLCogVideoX, clips: int = 64) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of every latent channel over training clips.
 
-    Without the means most of what a diffusion loss counts would be constant, and it would look learned.
+    Without normalization the diffusion loss would be dominated by the constant means.
     """
     latents = []
     for k in range(clips):
@@ -208,8 +207,11 @@ def latent_statistics(model: AutoencoderKLCogVideoX, clips: int = 64) -> tuple[l
     return [round(float(x), 5) for x in mean], [round(float(x), 5) for x in std]
 
 
+def main(arguments: Arguments) -> None:
+    """Train and print the metrics."""
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(train(arguments), indent=1))
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    asked = tyro.cli(VaeTraining)
-    torch.set_num_threads(asked.threads)
-    print(json.dumps(train(asked), indent=1))
+    run_command(main, Arguments)

@@ -31,7 +31,7 @@ def test_halves_are_strips_from_left_to_right(target):
     middle = target.grid.width // 2
     assert (video.masks[left, ..., :middle] == 1).all() and (video.masks[left, ..., middle:] == 0).all()
     assert (video.masks[left] + video.masks[right] == 1).all()
-    centers = [scene.clip.mouth_centres[n, 0, 0] for n in (left, right)]
+    centers = [scene.clip.mouth_centers[n, 0, 0] for n in (left, right)]
     assert centers[0] < centers[1]
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tests.fakes import FakeCodec, FakeText
-from training.data.cache import FeatureCache, digest_of, version_of
+from training.data.cache import FeatureCache, digest, encoder_version
 
 
 def make(value=1.0):
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path, caplog):
     for _ in range(2):
         assert equal(cache.get("text", (1,), make), make())
     assert cache.counts == {"text miss": 2, "unwritten": 2}
-    assert caplog.text.count("going on without") == 1
+    assert caplog.text.count("continuing without") == 1
 
 
 @pytest.mark.parametrize("kind", [OSError, SafetensorError])
@@ -94,9 +94,9 @@ def test_digests_tell_contents_apart():
         a, a.astype(float), a.reshape(2, 2), a[::-1], torch.arange(4), "a", b"a", 1, 1.0, None, True,
         [1, 2], [[1], 2], {"x": 1}, {"x": 2}, torch.zeros(2, dtype=torch.bfloat16), torch.zeros(0),
     ]  # fmt: skip
-    assert len({digest_of(value) for value in different}) == len(different)
-    assert digest_of(a[::-1]) == digest_of(np.array([3, 2, 1, 0]))
-    assert digest_of({"x": 1, "y": 2}) == digest_of({"y": 2, "x": 1})
+    assert len({digest(value) for value in different}) == len(different)
+    assert digest(a[::-1]) == digest(np.array([3, 2, 1, 0]))
+    assert digest({"x": 1, "y": 2}) == digest({"y": 2, "x": 1})
 
 
 class Network(nn.Module):
@@ -120,8 +120,8 @@ def network(**changes):
 
 
 def test_a_version_changes_with_everything_that_changes_results():
-    base = version_of(Encoder(network()))
-    assert base.startswith("Encoder ") and base == version_of(Encoder(network()))
+    base = encoder_version(Encoder(network()))
+    assert base.startswith("Encoder ") and base == encoder_version(Encoder(network()))
     weight, buffer = network(), network()
     weight.layer.weight.data[0, 0] += 1e-6
     buffer.table[0] = 2
@@ -129,12 +129,12 @@ def test_a_version_changes_with_everything_that_changes_results():
         Encoder(weight), Encoder(buffer), Encoder(network(size=5)), Encoder(network(), gain=2.0),
         Encoder(network().to(torch.bfloat16)), Encoder(network().double()),
     ]  # fmt: skip
-    versions = {version_of(encoder) for encoder in changed}
+    versions = {encoder_version(encoder) for encoder in changed}
     assert len(versions) == len(changed) and base not in versions
     late = Encoder(network())
     late._late, late.device = object(), torch.device("meta")
-    assert version_of(late) == base
-    assert version_of(FakeText()) != version_of(FakeCodec())
+    assert encoder_version(late) == base
+    assert encoder_version(FakeText()) != encoder_version(FakeCodec())
 
 
 def test_a_version_reads_the_files_of_weights_loaded_later(tmp_path):
@@ -144,10 +144,10 @@ def test_a_version_reads_the_files_of_weights_loaded_later(tmp_path):
 
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "weights.bin").write_bytes(b"1")
-    before = version_of(Lazy(tmp_path))
-    assert before == version_of(Lazy(tmp_path))
+    before = encoder_version(Lazy(tmp_path))
+    assert before == encoder_version(Lazy(tmp_path))
     (tmp_path / "sub" / "weights.bin").write_bytes(b"2")
-    assert version_of(Lazy(tmp_path)) != before
+    assert encoder_version(Lazy(tmp_path)) != before
 
 
 def test_an_encoder_can_name_its_version_itself():
@@ -157,7 +157,7 @@ def test_an_encoder_can_name_its_version_itself():
         def __init__(self):
             self.me = self  # would go round in circles otherwise
 
-    assert version_of(Named()) == version_of(Named())
-    assert version_of(Named()).endswith("Named base-960h")
+    assert encoder_version(Named()) == encoder_version(Named())
+    assert encoder_version(Named()).endswith("Named base-960h")
     Named.version = None  # now it is looked into
-    assert version_of(Named()) == version_of(Named())
+    assert encoder_version(Named()) == encoder_version(Named())

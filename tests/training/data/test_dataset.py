@@ -19,7 +19,15 @@ from safetensors.torch import save_file
 
 from bya_core.errors import InputError
 from tests.fakes import FakeCodec, FakeFace, FakeSpeech, FakeText, fake_bundle, fake_transformer
-from training.data.buckets import Bucket, at_rate, choose_bucket, find_cut, fit_frames, own_bucket, window_starts
+from training.data.buckets import (
+    Bucket,
+    choose_bucket,
+    find_crop,
+    native_bucket,
+    resample_frames,
+    resize_frames,
+    window_starts,
+)
 from training.data.clip import ClipSample
 from training.data.dataset import ClipFolder, EncodedClips, as_float, open_data
 from training.data.encode import ClipEncoder
@@ -257,7 +265,7 @@ def test_clips_that_cannot_be_used_are_named_or_replaced_and_counted(tmp_path):
         return clip
 
     folder = written(tmp_path, "puppets:n=1,clips=4,seed=2000000,frames=5", blank)
-    with pytest.raises(InputError, match="neither voices nor their features"):
+    with pytest.raises(InputError, match="neither speech nor its features"):
         list(islice(open_data(folder, encoders()).batches(2, 0), 2))
     data = open_data(folder, encoders(), on_broken="skip")
     drawn = seeds(data.batches(2, 0), 8)
@@ -273,8 +281,8 @@ def test_buckets_choose_shape_then_length():
     assert choose_bucket(10, 720, 1280, buckets) == Bucket(9, 64, 96)
     assert choose_bucket(10, 1280, 720, buckets) == Bucket(9, 96, 64)
     assert choose_bucket(8, 720, 1280, buckets) is None
-    assert own_bucket(20, 70, 97, 16, 4) == Bucket(17, 64, 96) and own_bucket(20, 70, 97, 16, 4, 9).frames == 9
-    assert own_bucket(5, 15, 97, 16, 4) is None
+    assert native_bucket(20, 70, 97, 16, 4) == Bucket(17, 64, 96) and native_bucket(20, 70, 97, 16, 4, 9).frames == 9
+    assert native_bucket(5, 15, 97, 16, 4) is None
     assert window_starts(17, 17) == [0] and window_starts(40, 17) == [0, 23] and window_starts(51, 17) == [0, 17, 34]
     assert Bucket.parse("49x480x720") == Bucket(49, 480, 720)
 
@@ -283,20 +291,20 @@ def test_a_cut_keeps_people_in_the_picture():
     masks = np.zeros((1, 2, 60, 200), bool)
     masks[0, :, 10:50, 140:190] = True
     bucket = Bucket(1, 60, 90)
-    cut = find_cut(60, 200, bucket, "cover", masks)
+    cut = find_crop(60, 200, bucket, "cover", masks)
     assert (cut.height, cut.width, cut.left) == (60, 90, 110)
-    assert find_cut(60, 200, bucket, "cover").left == 55
-    boxed = find_cut(60, 200, bucket, "letterbox")
+    assert find_crop(60, 200, bucket, "cover").left == 55
+    boxed = find_crop(60, 200, bucket, "letterbox")
     assert (boxed.height, boxed.width, boxed.left) == (133, 200, 0) and boxed.top < 0
     frames = np.full((1, 60, 200, 3), 255, np.uint8)
-    video = fit_frames(frames, boxed, bucket)
+    video = resize_frames(frames, boxed, bucket)
     assert (
         video.shape == (1, 3, 1, 60, 90)
         and float(video[0, 0, 0, 0].max()) == -1
         and float(video[0, 0, 0, 30].min()) > 0.9
     )
     whole = np.random.default_rng(0).integers(0, 256, (1, 60, 90, 3), np.uint8)
-    exact = fit_frames(whole, find_cut(60, 90, bucket, "cover"), bucket)
+    exact = resize_frames(whole, find_crop(60, 90, bucket, "cover"), bucket)
     assert np.array_equal(((exact[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), whole[0])
 
 
@@ -325,10 +333,10 @@ def test_masks_and_mouths_move_with_the_cut(tmp_path):
 def test_clips_at_other_rates_become_25_frames_a_second():
     clip = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(24,)).clip(0)
     faster = replace(clip, fps=50.0, speech_features=np.zeros((1, 28, 2, 3)))
-    half = at_rate(faster, 25.0)
+    half = resample_frames(faster, 25.0)
     assert len(half.frames) == 12 and half.fps == 25 and half.speech_features is None
     assert np.array_equal(half.frames, clip.frames[::2]) and np.array_equal(half.mouths, clip.mouths[:, ::2])
-    assert len(at_rate(replace(clip, fps=12.5), 25.0).frames) == 48 and at_rate(clip, 25.0) is clip
+    assert len(resample_frames(replace(clip, fps=12.5), 25.0).frames) == 48 and resample_frames(clip, 25.0) is clip
 
 
 def test_long_clips_are_seen_through_windows(tmp_path):
@@ -364,7 +372,7 @@ def test_stream_k_is_the_voice_of_character_k_and_listeners_hear_silence(tmp_pat
     assert torch.equal(speech[:, :2], torch.zeros(2, 2, 3, 12))
     quiet = heard(tmp_path / "b", voices([[0, 1], [0, 0], [0, 0]]))
     assert float(quiet[0].abs().max()) == 0 and float(quiet[1].mean()) > 0.05
-    with pytest.raises(InputError, match="2 voices for character 0"):
+    with pytest.raises(InputError, match="2 audio streams for character 0"):
         heard(tmp_path / "c", voices([[1, 0], [1, 0], [0, 1]]))
 
 

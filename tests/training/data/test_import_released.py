@@ -70,7 +70,7 @@ class Layout:
     def convert(self, output, **changes):
         self.write(self.json, self.items)
         self.list.write_text(f"{self.videos},{self.json},{self.base}\n\n")
-        rejected = convert(Arguments(self.list, output, **{"shortest": 9, **changes}))
+        rejected = convert(Arguments(self.list, output, **{"min_frames": 9, **changes}))
         return list(read_shards(output)), {Path(path).stem: why for path, why in rejected.items()}
 
 
@@ -119,10 +119,10 @@ def test_runs_where_everybody_is_seen_become_clips_of_their_own(layout, tmp_path
 
 
 def test_long_runs_are_cut_into_parts_that_are_long_enough(layout, tmp_path):
-    clips, _ = layout.add("long", frames=34).convert(tmp_path / "out", longest=10)
+    clips, _ = layout.add("long", frames=34).convert(tmp_path / "out", max_frames=10)
     assert [len(clip.frames) for clip in clips] == [10, 10, 10]
     assert [clip.measured["first_frame"] for clip in clips] == [2, 12, 22]
-    clips, _ = layout.convert(tmp_path / "other", shortest=16, longest=16)
+    clips, _ = layout.convert(tmp_path / "other", min_frames=16, max_frames=16)
     assert [len(clip.frames) for clip in clips] == [16]
 
 
@@ -173,18 +173,18 @@ def hostile(layout):
         "no_video": "no video",
         "broken_video": "cannot be decoded",
         "video_ends": "ends before frame",
-        "fast": "30 frames a second",
+        "fast": "30 fps",
         "short": "length of 8 frames",
-        "short_run": "in a row",
-        "masks_gone": "in a row",
+        "short_run": "consecutive",
+        "masks_gone": "consecutive",
         "mask_broken": "cannot be read",
         "mask_size": "same size",
         "no_left_sound": "left_audio/no_left_sound.pt",
         "no_sound": "right_audio/no_sound.pt",
         "bad_sound": "bad_sound.pt",
-        "three": "3 people",
-        "nobody": "0 people",
-        "no_boxes": "no box of person 1",
+        "three": "3 characters",
+        "nobody": "0 characters",
+        "no_boxes": "no box of character 1",
         "bad_json": "valid_frame.json",
         "both_sides": "left or right",
     }
@@ -201,7 +201,7 @@ def test_every_hostile_video_is_left_out_with_its_reason(layout, tmp_path):
     assert rejected.keys() == expected.keys()
     assert [name for name, words in expected.items() if words not in rejected[name]] == []
     report = json.loads((tmp_path / "out" / "convert-clips.json").read_text())
-    assert report["videos"] == 18 and report["clips"] == 1 and len(report["left_out"]) == 17
+    assert report["videos"] == 18 and report["clips"] == 1 and len(report["rejected"]) == 17
     with pytest.raises(InputError, match="no_video"):
         layout.convert(tmp_path / "strict", strict=True)
 
@@ -219,18 +219,18 @@ def test_lists_that_cannot_be_used_are_named(layout, tmp_path):
         with pytest.raises(InputError, match="VIDEO_FOLDER"):
             convert(Arguments(layout.list, tmp_path / "out"))
     layout.add("short", frames=8)
-    with pytest.raises(InputError, match="none can be used"):
+    with pytest.raises(InputError, match="none of 1 videos"):
         layout.convert(tmp_path / "out")
-    with pytest.raises(InputError, match="longest"):
-        convert(Arguments(layout.list, tmp_path / "out", shortest=50, longest=10))
+    with pytest.raises(InputError, match="maximum"):
+        convert(Arguments(layout.list, tmp_path / "out", min_frames=50, max_frames=10))
 
 
 def test_converted_clips_become_batches(layout, tmp_path, capsys):
     layout.add("talk").add("alone", people=1, dual=False)
     layout.write(layout.json, layout.items)
     layout.list.write_text(f"{layout.videos},{layout.json},{layout.base}")
-    main(Arguments(layout.list, tmp_path / "out", shortest=9))
-    assert "0 videos were left out" in capsys.readouterr().out
+    main(Arguments(layout.list, tmp_path / "out", min_frames=9))
+    assert "0 videos rejected" in capsys.readouterr().out
     data = open_data(tmp_path / "out", encoders(), buckets=["9x32x48"])
     assert data.clips == 2
     by_people = {b["masks"].shape[1]: b for b, _ in zip(data.batches(1, 0), range(2), strict=False)}
@@ -246,5 +246,5 @@ def test_the_portrait_is_the_square_around_the_head():
     bright = np.flatnonzero(picture[240, :, 0] > 127)
     assert abs(bright[0] - 480 * 8 / 56) < 4 and abs(bright[-1] - 480 * 48 / 56) < 4
     assert portrait(frame, (-10, -10, 30, 20)).shape == portrait(frame, (150, 0, 260, 100)).shape == (480, 480, 3)
-    with pytest.raises(InputError, match="inside the picture"):
+    with pytest.raises(InputError, match="inside the frame"):
         portrait(frame, (250, 10, 260, 20))

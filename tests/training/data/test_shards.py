@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_everything_but_the_video_comes_back_exactly(tmp_path):
     assert [sample.key for sample in read] == [f"clip_{k}" for k in range(4)]
     assert all(same(a, b) for a, b in zip(given, read, strict=True))
     index = ShardIndex(tmp_path / "with space ü", FeatureCache(None))
-    assert [index.content(k).head["fps"] for k in range(4)] == [index.shape(k)[4] for k in range(4)]
+    assert [index.content(k).header["fps"] for k in range(4)] == [index.shape(k)[4] for k in range(4)]
     assert min(loss_of_codec(a, b) for a, b in zip(given, read, strict=True)) > 28
 
 
@@ -138,9 +139,9 @@ def test_masks_take_little_room():
     [
         ({"key": "a.b"}, "safe_key"),
         ({"key": ""}, "safe_key"),
-        ({"fps": float("nan")}, "frames a second"),
+        ({"fps": float("nan")}, "frames per second"),
         ({"caption": "x", "speeches": np.zeros((9, 4), np.float32)}, "matrix"),
-        ({"speeches": np.full((1, 4), np.nan, np.float32), "matrix": np.ones((1, 1))}, "no numbers"),
+        ({"speeches": np.full((1, 4), np.nan, np.float32), "matrix": np.ones((1, 1))}, "non-finite"),
         ({"masks": np.zeros((1, 8, 64, 96), bool)}, "masks"),
         ({"frames": np.zeros((9, 64, 96), np.uint8)}, "frames"),
         ({"portraits": ()}, "portraits"),
@@ -157,7 +158,7 @@ def test_what_does_not_fit_together_is_refused(changes, words):
 
 
 def test_what_json_cannot_hold_is_refused_and_a_key_is_used_once(tmp_path):
-    with pytest.raises(InputError, match="leave it out"), ShardWriter(tmp_path) as writer:
+    with pytest.raises(InputError, match="remove the value"), ShardWriter(tmp_path) as writer:
         writer.write(clip(0, measured={"loss": float("nan")}))
     with pytest.raises(InputError, match="second clip"), ShardWriter(tmp_path) as writer:
         writer.write(clip(0))
@@ -201,7 +202,8 @@ def test_a_full_disk_is_named_and_leaves_whole_shards(tmp_path, monkeypatch):
         left.pop()
         real(handle)
 
-    monkeypatch.setattr("training.data.shards.writer.os.fsync", full)
+    fake = SimpleNamespace(fsync=full, replace=os.replace, getpid=os.getpid, listdir=os.listdir)
+    monkeypatch.setattr("training.data.shards.writer.os", fake)
     with pytest.raises(InputError, match="No space left"), ShardWriter(tmp_path, per_shard=1) as writer:
         writer.write(clip(0))
         writer.write(clip(1))
@@ -268,7 +270,7 @@ def test_the_index_finds_each_clip_and_survives_what_is_broken(tmp_path):
     assert len(index) == 5 and cache.counts == {"index miss": 2}
     for number in (4, 0, 2):
         content = index.content(number)
-        assert content.key == f"{long_name}_{number}" and content.head["measured"]["seed"] == 2_000_000 + number
+        assert content.key == f"{long_name}_{number}" and content.header["measured"]["seed"] == 2_000_000 + number
         assert same(replace(content.load(), key="x"), replace(clip(number), key="x"))
         n, frames, height, width, fps = index.shape(number)
         assert (n, frames, height, width, fps) == (len(clip(number).masks), 9, 64, 96, 25.0)
@@ -280,7 +282,7 @@ def test_the_index_finds_each_clip_and_survives_what_is_broken(tmp_path):
         ShardIndex(tmp_path / "data", again)
     skipped: list[str] = []
     assert 2 <= len(ShardIndex(tmp_path / "data", again, "skip", skipped)) < 5 and len(skipped) == 1
-    with pytest.raises(BrokenClip, match="leave shards alone"):
+    with pytest.raises(BrokenClip, match="do not modify shards"):
         index.content(2).load()
 
 
@@ -327,7 +329,7 @@ def test_a_shard_that_was_exchanged_meanwhile_is_noticed(tmp_path):
     with ShardWriter(tmp_path, first=0) as writer:
         writer.write(replace(clip(0), fps=24.0))
     assert writer.shards == [path]
-    with pytest.raises(BrokenClip, match="another clip"):
+    with pytest.raises(BrokenClip, match="shard has changed"):
         index.content(0)
 
 
@@ -346,10 +348,10 @@ def test_puppets_are_written_by_the_command(tmp_path, capsys):
     read = list(read_shards(tmp_path))
     plan = PuppetPlan.parse("puppets:n=2,clips=3,seed=2000100,frames=5/9,size=64x96/96x64")
     assert all(same(sample, plan.clip(k)) for k, sample in enumerate(read))
-    decibels = check.losses(tmp_path, plan)
+    decibels = check.video_psnr(tmp_path, plan)
     assert decibels == pytest.approx([loss_of_codec(plan.clip(k), sample) for k, sample in enumerate(read)], abs=0.01)
     with tarfile.open(tmp_path / "clips-000000.tar") as tar:
-        assert tar.getnames()[:2] == ["puppet_2000100.json", "puppet_2000100.mp4"]
+        assert tar.getnames()[:2] == ["puppet_2000100.features.safetensors", "puppet_2000100.json"]
 
 
 @pytest.mark.parametrize(

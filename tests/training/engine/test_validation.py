@@ -136,7 +136,7 @@ def test_a_sheet_tints_each_moment_with_its_own_mask():
     wide = pixels.shape[1] // 5
     assert pixels[:150, 10 : wide // 3].max() == 0  # the first frame is a latent frame of its own
     assert pixels[:150, 4 * wide + 10 : 4 * wide + wide // 3].max() > 100
-    assert pixels[:150, -wide // 3 : -10].max() == 0
+    assert pixels[:150, -wide // 3 : -10].max() < 40  # bilinear masks fade out
 
 
 def test_a_scene_that_the_model_cannot_make_is_told_and_training_goes_on(bundle, tmp_path, caplog):

@@ -11,7 +11,7 @@ import soundfile
 from bya_core.errors import InputError
 from bya_core.scene.schema import read_scene_file
 from training.puppets import MOUTH_RGB, make_clip
-from training.puppets.__main__ import Arguments, main, recorded_tracks
+from training.puppets.__main__ import Arguments, load_recordings, main
 from training.puppets.looks import draw_look
 from training.puppets.world import draw_portrait
 
@@ -43,7 +43,7 @@ def test_nobody_covers_the_same_pixel_as_somebody_else():
 
 def test_crossing_people_change_sides():
     clip = make_clip(3, 2, num_frames=75, motion="crossing")
-    x = clip.mouth_centres[..., 0]
+    x = clip.mouth_centers[..., 0]
     assert np.sign(x[0, 0] - x[1, 0]) != np.sign(x[0, -1] - x[1, -1])
 
 
@@ -52,7 +52,7 @@ def _mouth_area(clip, k):
     y, x = np.mgrid[0 : clip.frames.shape[1], 0 : clip.frames.shape[2]]
     near = np.abs(clip.frames / 255.0 - np.array(MOUTH_RGB)).sum(-1) < 0.25
     area = []
-    for f, (cx, cy) in enumerate(clip.mouth_centres[k]):
+    for f, (cx, cy) in enumerate(clip.mouth_centers[k]):
         area.append((near[f] & (np.hypot(x - cx, y - cy) < 24)).sum())
     return np.array(area, float)
 
@@ -67,7 +67,7 @@ def test_mouth_pixels_follow_the_opening_track():
 
 
 def test_a_free_start_changes_the_mouths_of_the_first_frame_alone():
-    usual, free = make_clip(2_000_017, 3), make_clip(2_000_017, 3, free_start=True)
+    usual, free = make_clip(2_000_017, 3), make_clip(2_000_017, 3, random_first_mouths=True)
     assert np.array_equal(usual.frames[1:], free.frames[1:]) and np.array_equal(usual.speeches, free.speeches)
     assert not np.array_equal(usual.frames[0], free.frames[0])
     assert np.array_equal(usual.masks, free.masks)
@@ -97,7 +97,7 @@ def test_portraits_show_the_same_person_differently():
 
 def test_prompt_says_who_is_where():
     clip = make_clip(8, 2)
-    left = int(np.argmin(clip.mouth_centres[:, 0, 0]))
+    left = int(np.argmin(clip.mouth_centers[:, 0, 0]))
     before, after = clip.prompt.split(";")
     assert clip.looks[left].describe() in before and clip.looks[1 - left].describe() in after
 
@@ -120,7 +120,7 @@ def test_command_line_drives_a_puppet_by_a_recording(tmp_path):
     sound = np.zeros(16_000, np.float32)
     sound[4_000:9_000] = 0.3 * np.sin(np.arange(5_000) * 0.06)
     soundfile.write(tmp_path / "voice.wav", sound, 16_000)
-    opening, speeches = recorded_tracks((tmp_path / "voice.wav",), 25)
+    opening, speeches = load_recordings((tmp_path / "voice.wav",), 25)
     assert opening.shape == (1, 25) and speeches.shape == (1, 16_000)
     assert opening[0, 8:13].min() > 0.3 > 0.1 > opening[0, 18:].max()
     main(Arguments(output=tmp_path / "clip.mp4", recordings=(tmp_path / "voice.wav",), height=64, width=96, frames=25))

@@ -13,10 +13,10 @@ from training.puppets.voice import (
     SAMPLE_RATE,
     VoiceSpec,
     conversation,
-    drive_by_recording,
     formants,
+    opening_from_recording,
     random_voice,
-    speak,
+    synthesize,
     voice_for,
 )
 
@@ -26,7 +26,7 @@ FRAMES = 100
 
 def say(seed: int = 0, voice: VoiceSpec | None = None, spans=((0.0, SECONDS),), seconds: float = SECONDS):
     rng = np.random.default_rng(seed)
-    return speak(voice or random_voice(rng), list(spans), seconds, rng=rng)
+    return synthesize(voice or random_voice(rng), list(spans), seconds, rng=rng)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -105,7 +105,7 @@ def test_round_and_spread_vowels_differ():
 
 
 def test_fast_enough_to_train_on():
-    speak(VoiceSpec(), [(0.0, 1.0)], 1.0)
+    synthesize(VoiceSpec(), [(0.0, 1.0)], 1.0)
     best = min(_time_one(seed) for seed in range(5))
     assert best / SECONDS < 0.004 * 4  # 4 ms per second of sound; four times that on a busy machine
 
@@ -117,7 +117,7 @@ def _time_one(seed: int) -> float:
 
 
 def test_short_clips_of_running_speech():
-    spoken = speak(VoiceSpec(), [(-0.5, 2.0)], 0.68, rng=np.random.default_rng(1), num_frames=17)
+    spoken = synthesize(VoiceSpec(), [(-0.5, 2.0)], 0.68, rng=np.random.default_rng(1), num_frames=17)
     assert spoken.opening.shape == (17,) and spoken.waveform.shape == (10880,)
     assert spoken.opening.max() > 0.3
 
@@ -150,8 +150,8 @@ def test_unknown_mode_is_told():
 
 def test_recordings_drive_a_mouth():
     spoken = say(4, spans=((0.5, 2.5),))
-    opening = drive_by_recording(np.stack([spoken.waveform, spoken.waveform]), SAMPLE_RATE)
+    opening = opening_from_recording(np.stack([spoken.waveform, spoken.waveform]), SAMPLE_RATE)
     assert opening.shape == (FRAMES,) and opening.min() >= 0 and opening.max() <= 1
     assert np.corrcoef(opening, spoken.opening)[0, 1] > 0.9
     assert not opening[75:].any()
-    assert not drive_by_recording(np.zeros(16000), SAMPLE_RATE, 25).any()
+    assert not opening_from_recording(np.zeros(16000), SAMPLE_RATE, 25).any()

@@ -1,4 +1,4 @@
-"""Averaged weights: the mean of what was trained, of one architecture only, and nothing half-written."""
+"""Averaging of fine-tuned weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from bya_core.errors import InputError
-from training.toy.average import Arguments, average, mean_of
+from training.toy.average import Arguments, average, weighted_average
 from training.toy.vae import TOY_VAE
 
 SMALL = {**TOY_VAE, "block_out_channels": (8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
@@ -22,10 +22,10 @@ def saved(folder: Path, seed: int, **changes: object) -> AutoencoderKLCogVideoX:
     return model
 
 
-@pytest.mark.parametrize(("shares", "first"), [((), 0.5), ((0.25, 0.75), 0.25)])
-def test_the_mean_loads_and_lies_between(tmp_path: Path, shares: tuple[float, ...], first: float) -> None:
+@pytest.mark.parametrize(("weights", "first"), [((), 0.5), ((0.25, 0.75), 0.25)])
+def test_the_mean_loads_and_lies_between(tmp_path: Path, weights: tuple[float, ...], first: float) -> None:
     one, other = saved(tmp_path / "a", 1).state_dict(), saved(tmp_path / "b", 2).state_dict()
-    average(Arguments((tmp_path / "a", tmp_path / "b"), tmp_path / "mean", shares))
+    average(Arguments((tmp_path / "a", tmp_path / "b"), tmp_path / "mean", weights))
     mean = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "mean").state_dict()
     for name, value in mean.items():
         torch.testing.assert_close(value, first * one[name] + (1 - first) * other[name])
@@ -54,10 +54,10 @@ def test_what_cannot_be_averaged_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "mean").exists()
     some = {"weight": torch.ones(2)}
     with pytest.raises(InputError, match="adding up to 1"):
-        mean_of([some, some], (0.5, 0.6))
+        weighted_average([some, some], (0.5, 0.6))
 
 
 def test_the_data_type_stays() -> None:
     low, high = torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 1.0 + 1 / 64, dtype=torch.bfloat16)
-    mean = mean_of([{"w": low}, {"w": high}], ())["w"]
+    mean = weighted_average([{"w": low}, {"w": high}], ())["w"]
     assert mean.dtype is torch.bfloat16 and mean.item() == 1.0 + 1 / 128

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from training.puppets import MOUTH_RGB
-from training.toy.vae import TOY_VAE, VaeTraining, opening_error, train
+from training.toy.vae import TOY_VAE, Arguments, opening_error, train
 
 INSIDE = torch.tensor(MOUTH_RGB).view(1, 3, 1, 1, 1) * 2 - 1
 
@@ -47,10 +47,19 @@ def test_a_decoder_learns_while_its_encoder_stays(tmp_path: Path, opening: float
     torch.manual_seed(0)
     AutoencoderKLCogVideoX(**{**TOY_VAE, **sizes}).save_pretrained(tmp_path)
     before = AutoencoderKLCogVideoX.from_pretrained(tmp_path)
-    told = train(
-        VaeTraining(tmp_path, minutes=0.05, crop=16, frames=9, batch=2, resume=True, decoder_only=True, opening=opening)
+    metrics = train(
+        Arguments(
+            tmp_path,
+            minutes=0.05,
+            crop=16,
+            frames=9,
+            batch_size=2,
+            resume=True,
+            decoder_only=True,
+            opening_weight=opening,
+        )
     )
-    assert told["steps"] > 0 and told["error"] > 0 and told["opening"] > 0
+    assert metrics["steps"] > 0 and metrics["error"] > 0 and metrics["opening"] > 0
     after = AutoencoderKLCogVideoX.from_pretrained(tmp_path)
     pairs = [(name, old, after.state_dict()[name]) for name, old in before.state_dict().items()]
     assert all(torch.equal(old, new) for name, old, new in pairs if name.startswith("encoder."))

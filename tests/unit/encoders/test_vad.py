@@ -24,7 +24,7 @@ from bya_core.encoders.vad import (
 from bya_core.errors import InputError
 from bya_core.io.media import read_audio
 from bya_core.scene.types import Character, Scene, Speech
-from training.puppets.voice import VoiceSpec, speak
+from training.puppets.voice import VoiceSpec, synthesize
 
 RATE = 16_000
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,7 +36,7 @@ FINDERS = ["loudness", pytest.param("silero", marks=pytest.mark.skipif(not SILER
 
 def voice(spans, seconds: float = 3.0, noise: float = 0.0) -> torch.Tensor:
     rng = np.random.default_rng(5)
-    sound = speak(VoiceSpec(pitch=180.0), spans, seconds, rng=rng).waveform
+    sound = synthesize(VoiceSpec(pitch=180.0), spans, seconds, rng=rng).waveform
     return torch.from_numpy(sound + noise * rng.standard_normal(sound.size).astype(np.float32))
 
 

@@ -28,10 +28,10 @@ from bya_core.weights.loader import load_bundle
 from bya_core.weights.registry import MODELS
 from tests.fakes import RATE, fake_bundle
 from training.benchmark import listeners
-from training.run_voice_face import CHECKPOINT, Arguments, evaluate, main, try_scene
+from training.run_voice_face import SHIPPED_WEIGHTS, Arguments, evaluate, evaluate_scene, main
 
 VALIDATION = 2_000_000
-needs_towers = pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the voice-face weights are not here")
+needs_towers = pytest.mark.skipif(not SHIPPED_WEIGHTS.is_file(), reason="the voice-face weights are not here")
 
 
 class PitchFace:
@@ -171,29 +171,29 @@ def test_towers_take_any_size_and_length(tmp_path):
 
 def test_training_writes_a_checkpoint_that_loads(tmp_path):
     path = tmp_path / "towers.safetensors"
-    main(Arguments(checkpoint=path, puppets=24, steps=2, batch=8))
+    main(Arguments(path, puppets=24, steps=2, batch_size=8))
     towers = VoiceFaceMatcher.load(path)
-    trial = try_scene(towers, VALIDATION, 2, 25, "overlap", "loudness")
+    trial = evaluate_scene(towers, VALIDATION, 2, 25, "overlap", "loudness")
     assert 0.5 <= trial.confidence <= 1.0
     assert [entry.name for entry in tmp_path.iterdir()] == ["towers.safetensors"]
-    with pytest.raises(InputError, match="higher seeds are for measuring"):
-        main(Arguments(checkpoint=path, seed=1_000_000))
+    with pytest.raises(InputError, match="higher seeds are for evaluation"):
+        main(Arguments(path, seed=1_000_000))
 
 
 @needs_towers
 def test_shipped_towers_bind_puppets():
     """12 scenes of validation seeds; the table over 200 held-out ones is in docs/explanation/audio-assignment.md."""
-    towers = VoiceFaceMatcher.load(CHECKPOINT)
-    trials = [try_scene(towers, VALIDATION + 100 + k, 2, 49, "overlap", "loudness") for k in range(12)]
-    assert sum(trial.right for trial in trials) >= 10
-    assert CHECKPOINT.stat().st_size < 1_000_000
+    towers = VoiceFaceMatcher.load(SHIPPED_WEIGHTS)
+    trials = [evaluate_scene(towers, VALIDATION + 100 + k, 2, 49, "overlap", "loudness") for k in range(12)]
+    assert sum(trial.correct for trial in trials) >= 10
+    assert SHIPPED_WEIGHTS.stat().st_size < 1_000_000
 
 
 @needs_towers
 @pytest.mark.slow
 def test_nine_of_ten_scenes_are_bound_right():
-    report = evaluate(Arguments(scenes=100, seed_base=VALIDATION), VoiceFaceMatcher.load(CHECKPOINT))
-    assert next(row["right"] for row in report["rows"] if row["characters"] == 2) >= 0.9
+    report = evaluate(Arguments(scenes=100, seed_base=VALIDATION), VoiceFaceMatcher.load(SHIPPED_WEIGHTS))
+    assert next(row["accuracy"] for row in report["rows"] if row["characters"] == 2) >= 0.9
 
 
 @needs_towers

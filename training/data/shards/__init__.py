@@ -1,1 +1,1 @@
-"""Clips in webdataset tar shards: what curation writes and stage 3 reads. The format is told in docs/reference/shards.md."""
+"""Clips in webdataset tar shards, written by curation and read by training. Format: docs/reference/shards.md."""

@@ -1,48 +1,45 @@
-"""Read all clips of a folder of shards once: what they are, what they weigh, and what is broken.
+"""Validate all clips of a folder of shards and print statistics.
 
 python -m training.data.shards.check --shards FOLDER
 """
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from bya_core.errors import InputError
 from training.data.puppet_plan import PuppetPlan
 from training.data.shards.members import BrokenClip, unpack
-from training.data.shards.reader import find_shards, members_of, read_shards
+from training.data.shards.reader import find_shards, iterate_members, read_shards
+from training.engine.entry import run_command
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Check shards.
+    """Validate shards.
 
     Args:
-        shards: folder of shards, or one of them.
-        drawn_as: what `training.data.puppet_plan` wrote them from; tells what the video codec lost.
+        shards: folder of shards, or a single shard.
+        reference: `--puppets` value from which the shards were written; prints the PSNR of the videos.
     """
 
     shards: Path
-    drawn_as: str | None = None
+    reference: str | None = None
 
 
 def check(source: Path) -> tuple[Counter[str], list[str]]:
-    """(what was counted, what is broken): every checksum is tested and every file decoded."""
+    """(statistics, errors) after verifying every checksum and decoding every file."""
     counts: Counter[str] = Counter()
     broken: list[str] = []
     for path in find_shards(source):
         counts["shards"] += 1
         try:
             with path.open("rb") as file:
-                for key, members in members_of(file):
+                for key, members in iterate_members(file):
                     try:
                         clip = unpack(key, members)
                     except BrokenClip as error:
@@ -52,16 +49,16 @@ def check(source: Path) -> tuple[Counter[str], list[str]]:
                     counts["frames"] += len(clip.frames)
                     counts["milliseconds"] += round(1000 * len(clip.frames) / clip.fps)
                     counts[f"clips with {len(clip.masks)} characters"] += 1
-                    for ending, content in members.items():
-                        kind = re.sub(r"^(portrait|speech)\d+", r"\1", ending.partition(".")[0])
+                    for extension, content in members.items():
+                        kind = re.sub(r"^(portrait|speech)\d+", r"\1", extension.partition(".")[0])
                         counts[f"bytes of {kind}"] += len(content)
         except BrokenClip as error:
             broken.append(f"{path.name}: {error.problem}")
     return counts, broken
 
 
-def losses(source: Path, plan: PuppetPlan) -> list[float]:
-    """Signal to noise of each drawn clip's video in dB."""
+def video_psnr(source: Path, plan: PuppetPlan) -> list[float]:
+    """PSNR of the video of each puppet clip in dB."""
     errors = [
         np.mean((clip.frames.astype(np.float32) - plan.clip(number).frames) ** 2)
         for number, clip in enumerate(read_shards(source))
@@ -70,7 +67,7 @@ def losses(source: Path, plan: PuppetPlan) -> list[float]:
 
 
 def table(counts: Counter[str], broken: list[str]) -> str:
-    """What was found, for people."""
+    """The statistics as text."""
     clips = max(1, counts["clips"])
     lines = [
         f"{counts['clips']} clips in {counts['shards']} shards, {counts['frames']} frames, "
@@ -78,7 +75,7 @@ def table(counts: Counter[str], broken: list[str]) -> str:
     ]
     lines += [f"  {name}: {counts[name]}" for name in sorted(counts) if name.startswith("clips with")]
     lines += [
-        f"  {name.removeprefix('bytes of '):<10} {counts[name] / clips / 1000:10.1f} kB a clip"
+        f"  {name.removeprefix('bytes of '):<10} {counts[name] / clips / 1000:10.1f} kB per clip"
         for name in sorted(counts)
         if name.startswith("bytes of")
     ]
@@ -86,19 +83,14 @@ def table(counts: Counter[str], broken: list[str]) -> str:
 
 
 def main(arguments: Arguments) -> int:
-    """Print the table; 1 where something is broken."""
+    """Print the statistics; returns 1 if a clip is broken."""
     counts, broken = check(arguments.shards)
     print(table(counts, broken))
-    if arguments.drawn_as is not None:
-        decibels = losses(arguments.shards, PuppetPlan.parse(arguments.drawn_as))
-        print(f"the videos' signal to noise is {min(decibels):.1f} to {max(decibels):.1f} dB")
+    if arguments.reference is not None:
+        decibels = video_psnr(arguments.shards, PuppetPlan.parse(arguments.reference))
+        print(f"video PSNR: {min(decibels):.1f} to {max(decibels):.1f} dB")
     return 1 if broken else 0
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, Arguments)

@@ -1,7 +1,7 @@
-"""A clip as the files of one webdataset sample, and back. All but the video is exact.
+"""Conversion of a clip to the files of a webdataset sample and back. Everything except the video is lossless.
 
-Endings (after `KEY.`), in this order: `json`, `mp4`, `masks.npz`, `portrait0.png` ..., `speech0.wav` ...,
-`features.safetensors` (only where there are speech features or mouths).
+Extensions (after `KEY.`): `json`, `mp4`, `masks.npz`, `portrait0.png` ..., `speech0.wav` ..., `features.safetensors`
+if there are speech features or mouths.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FORMAT = 1
 
 
 class BrokenClip(InputError):
-    """A clip or shard that cannot be read as it was written."""
+    """A damaged or invalid clip or shard."""
 
 
 def pack(sample: ClipSample) -> dict[str, bytes]:
-    """The files of a clip by their endings; the same clip gives the same bytes.
+    """The files of a clip by extension; deterministic.
 
     Raises:
-        InputError: `measured` holds what JSON cannot.
+        InputError: `measured` is not JSON-serializable.
     """
     members = {"mp4": _video(sample.frames, sample.fps), "masks.npz": _masks(sample.masks)}
     for k, portrait in enumerate(sample.portraits):
@@ -49,7 +49,7 @@ def pack(sample: ClipSample) -> dict[str, bytes]:
         members["features.safetensors"] = save(
             {name: np.ascontiguousarray(array) for name, array in extra.items() if array is not None}
         )
-    head = {
+    header = {
         "format": FORMAT,
         "frames": len(sample.frames),
         "height": sample.frames.shape[1],
@@ -61,61 +61,63 @@ def pack(sample: ClipSample) -> dict[str, bytes]:
         "matrix": sample.matrix.tolist(),
         "matrix_dtype": sample.matrix.dtype.name,
         "measured": sample.measured,
-        "sha256": {ending: hashlib.sha256(content).hexdigest() for ending, content in members.items()},
+        "sha256": {extension: hashlib.sha256(content).hexdigest() for extension, content in members.items()},
     }
     try:
-        text = json.dumps(head, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = json.dumps(header, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
-        came = f"`measured` of clip {sample.key!r} cannot be kept ({error})"
-        raise InputError(came, "numbers (no NaN), texts, lists and dicts", "leave it out or use None") from error
+        problem = f"`measured` of clip {sample.key!r} cannot be stored ({error})"
+        raise InputError(
+            problem, "numbers (no NaN), strings, lists and dicts", "remove the value or use None"
+        ) from error
     return {"json": text.encode(), **members}
 
 
-def check_head(head: Any) -> None:
-    """Raises ValueError, KeyError or TypeError for a JSON that is not one of this format."""
-    if head["format"] > FORMAT:
-        raise ValueError(f"it has format {head['format']}, this version reads up to {FORMAT}")
-    streams, samples = head["speeches"]
-    sizes = [head[name] for name in ("frames", "height", "width", "characters")]
-    if any(type(size) is not int or size < 1 for size in sizes) or not 0 < float(head["fps"]) < 1e4:
-        raise ValueError(f"its sizes are {sizes} at {head['fps']} frames a second")
-    if not isinstance(head["caption"], str) or not isinstance(head["measured"], dict):
-        raise ValueError("its caption is no text, or `measured` no object")
-    np.array(head["matrix"], float).reshape(streams, head["characters"])
-    wanted = {"mp4", "masks.npz", *(f"portrait{k}.png" for k in range(head["characters"]))}
-    wanted |= {f"speech{m}.wav" for m in range(streams if samples else 0)}
-    if missing := sorted(wanted - head["sha256"].keys()):
+def check_header(header: Any) -> None:
+    """Raise ValueError, KeyError or TypeError for JSON that does not have this format."""
+    if header["format"] > FORMAT:
+        raise ValueError(f"it has format {header['format']}, this version supports up to {FORMAT}")
+    streams, samples = header["speeches"]
+    sizes = [header[name] for name in ("frames", "height", "width", "characters")]
+    if any(type(size) is not int or size < 1 for size in sizes) or not 0 < float(header["fps"]) < 1e4:
+        raise ValueError(f"its sizes are {sizes} at {header['fps']} fps")
+    if not isinstance(header["caption"], str) or not isinstance(header["measured"], dict):
+        raise ValueError("its caption is not a string, or `measured` not an object")
+    np.array(header["matrix"], float).reshape(streams, header["characters"])
+    required = {"mp4", "masks.npz", *(f"portrait{k}.png" for k in range(header["characters"]))}
+    required |= {f"speech{m}.wav" for m in range(streams if samples else 0)}
+    if missing := sorted(required - header["sha256"].keys()):
         raise ValueError(f"it has no {' and no '.join(missing)}")
 
 
 def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
-    """The clip of these files.
+    """Reconstruct a clip from its files.
 
     Raises:
-        BrokenClip: a file is missing, damaged, or does not fit the others.
+        BrokenClip: a file is missing, damaged or inconsistent.
     """
     try:
-        head = json.loads(members["json"])
-        check_head(head)
-        for ending, digest in head["sha256"].items():
-            if hashlib.sha256(members[ending]).hexdigest() != digest:
-                raise ValueError(f"its {ending} is damaged")
-        size = head["height"], head["width"]
-        streams, samples = head["speeches"]
+        header = json.loads(members["json"])
+        check_header(header)
+        for extension, digest in header["sha256"].items():
+            if hashlib.sha256(members[extension]).hexdigest() != digest:
+                raise ValueError(f"its {extension} is damaged")
+        size = header["height"], header["width"]
+        streams, samples = header["speeches"]
         speeches = np.zeros((streams, samples), np.float32)
         for m in range(streams if samples else 0):
             speeches[m] = _from_wav(members[f"speech{m}.wav"])
         extra = load(members["features.safetensors"]) if "features.safetensors" in members else {}
         return ClipSample(
             key=key,
-            frames=_from_video(members["mp4"], (head["frames"], *size)),
-            fps=head["fps"],
+            frames=_from_video(members["mp4"], (header["frames"], *size)),
+            fps=header["fps"],
             speeches=speeches,
             masks=_from_masks(members["masks.npz"]),
-            portraits=tuple(_from_png(members[f"portrait{k}.png"]) for k in range(head["characters"])),
-            caption=head["caption"],
-            matrix=np.array(head["matrix"], head["matrix_dtype"]).reshape(streams, head["characters"]),
-            measured=head["measured"],
+            portraits=tuple(_from_png(members[f"portrait{k}.png"]) for k in range(header["characters"])),
+            caption=header["caption"],
+            matrix=np.array(header["matrix"], header["matrix_dtype"]).reshape(streams, header["characters"]),
+            measured=header["measured"],
             speech_features=extra.get("speech"),
             mouths=extra.get("mouths"),
         )
@@ -138,14 +140,14 @@ def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy as JSON has them."""
+    """Convert numpy values for JSON."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__}")
 
 
 def _video(frames: np.ndarray, fps: float) -> bytes:
-    """h264 as `write_video` makes it (crf 16, 4:2:0); odd sizes get a doubled last row or column."""
+    """Encode with `write_video` (H.264, CRF 16, 4:2:0); odd sizes are padded by the last row or column."""
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
@@ -156,15 +158,15 @@ def _video(frames: np.ndarray, fps: float) -> bytes:
 def _from_video(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     frames, height, width = shape
     with av.open(io.BytesIO(content), "r") as container:
-        pictures = [picture.to_ndarray(format="rgb24")[:height, :width] for picture in container.decode(video=0)]
-    video = np.stack(pictures) if pictures else np.zeros((0, height, width, 3), np.uint8)
+        images = [image.to_ndarray(format="rgb24")[:height, :width] for image in container.decode(video=0)]
+    video = np.stack(images) if images else np.zeros((0, height, width, 3), np.uint8)
     if video.shape != (frames, height, width, 3):
         raise ValueError(f"its video is {video.shape}, not {frames} frames of {height}x{width}")
     return video
 
 
 def _masks(masks: np.ndarray) -> bytes:
-    """Bits of each row packed into bytes; every frame after the first holds what changed since the one before."""
+    """Pack rows to bits and store the differences between consecutive frames."""
     bits = np.packbits(masks, axis=-1)
     bits[:, 1:] ^= bits[:, :-1].copy()
     buffer = io.BytesIO()
@@ -178,15 +180,15 @@ def _from_masks(content: bytes) -> np.ndarray:
         return np.unpackbits(bits, axis=-1, count=int(file["width"])).astype(bool)
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _from_png(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as picture:
-        return np.array(picture.convert("RGB"))
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def _wav(speech: np.ndarray) -> bytes:
@@ -198,5 +200,5 @@ def _wav(speech: np.ndarray) -> bytes:
 def _from_wav(content: bytes) -> np.ndarray:
     rate, speech = wavfile.read(io.BytesIO(content))
     if rate != SAMPLE_RATE or speech.dtype != np.float32:
-        raise ValueError(f"a voice is {speech.dtype} at {rate} Hz, not float32 at {SAMPLE_RATE}")
+        raise ValueError(f"an audio stream is {speech.dtype} at {rate} Hz, not float32 at {SAMPLE_RATE}")
     return speech

@@ -1,4 +1,4 @@
-"""Clips out of tar shards, one at a time and in order."""
+"""Sequential reading of tar shards."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ OnBroken = Literal["error", "skip"]
 
 
 def find_shards(source: Path | str | Iterable[Path | str]) -> list[Path]:
-    """The tar files of a folder (see `files_of`), or the given paths as they are.
+    """The tar files of a folder (see `list_files`), or the given paths.
 
     Raises:
-        InputError: no shards, or a path that is none.
+        InputError: no shards, or a missing file.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        paths = [path] if path.is_file() else files_of(path, ".tar")
+        paths = [path] if path.is_file() else list_files(path, ".tar")
     else:
         paths = [Path(p) for p in source]
     missing = [p for p in paths if not p.is_file()]
     if missing or not paths:
-        came = f"no shard at {missing[0]}" if missing else f"no *.tar in {source}"
-        raise InputError(came, "a folder of tar shards (docs/reference/shards.md)", "check the path")
+        problem = f"no shard at {missing[0]}" if missing else f"no *.tar in {source}"
+        raise InputError(problem, "a folder of tar shards (docs/reference/shards.md)", "check the path")
     return paths
 
 
-def files_of(folder: Path | str, ending: str) -> list[Path]:
-    """Files with that ending in a folder and its subfolders, in the order of their names.
+def list_files(folder: Path | str, extension: str) -> list[Path]:
+    """Sorted files with an extension in a folder and its subfolders.
 
-    Left out: hidden files and folders, and folders named `cache` (which may hold millions of features).
+    Hidden files and folders, and folders named `cache` (which may have millions of files), are ignored.
     """
-    found = []
+    files = []
     for base, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "cache" and name[0] != "."]
-        found += [Path(base, name) for name in names if name.endswith(ending) and name[0] != "."]
-    return sorted(found)
+        files += [Path(base, name) for name in names if name.endswith(extension) and name[0] != "."]
+    return sorted(files)
 
 
 def read_shards(
@@ -52,36 +52,36 @@ def read_shards(
     on_broken: OnBroken = "error",
     skipped: list[str] | None = None,
 ) -> Iterator[ClipSample]:
-    """All clips of these shards; only one clip is in memory at a time.
+    """Iterate over the clips of shards, one in memory at a time.
 
     Args:
-        source: a folder (with its subfolders), one shard, or several.
-        on_broken: "skip" goes on with the next clip (of a shard that cannot be read on: with the next shard).
-        skipped: takes up why each one was skipped.
+        source: a folder (with subfolders), one shard, or several.
+        on_broken: "skip" continues with the next clip (for a truncated shard with the next shard).
+        skipped: receives the reasons.
 
     Raises:
         InputError: no shards.
-        BrokenClip: one that cannot be read, with "error".
+        BrokenClip: an unreadable clip, with "error".
     """
     for path in find_shards(source):
         try:
             with path.open("rb") as file:
-                for key, members in members_of(file):
+                for key, members in iterate_members(file):
                     try:
                         sample = unpack(key, members)
                     except BrokenClip as error:
-                        tell_broken(error, path, on_broken, skipped)
+                        handle_broken(error, path, on_broken, skipped)
                         continue
                     yield sample
         except BrokenClip as error:
-            tell_broken(error, path, on_broken, skipped)
+            handle_broken(error, path, on_broken, skipped)
 
 
-def members_of(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, files by ending) of every clip of an open shard: neighbouring files of one name up to its first dot.
+def iterate_members(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, files by extension) of the clips of an open shard: consecutive files with the same name before the dot.
 
     Raises:
-        BrokenClip: it is no tar file, or breaks off.
+        BrokenClip: not a tar file, or truncated.
     """
     key, members = "", dict[str, bytes]()
     try:
@@ -89,27 +89,27 @@ def members_of(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
             for entry in tar:
                 if not entry.isfile():
                     continue
-                name, ending = split_name(entry.name)
+                name, extension = split_name(entry.name)
                 if name != key and members:
                     yield key, members
                     members = {}
                 content = tar.extractfile(entry)
-                key, members[ending] = name, b"" if content is None else content.read()
+                key, members[extension] = name, b"" if content is None else content.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise BrokenClip(f"it cannot be read on ({error})", "a whole tar file", "make it again") from error
+        raise BrokenClip(f"unreadable ({error})", "an intact tar file", "create it again") from error
     if members:
         yield key, members
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """(key, ending) of a file in a shard; folders become part of the key."""
+    """(key, extension) of a file in a shard; folders become part of the key."""
     folder, _, base = name.removeprefix("./").rpartition("/")
-    stem, _, ending = base.partition(".")
-    return safe_key(f"{folder}/{stem}" if folder else stem), ending
+    stem, _, extension = base.partition(".")
+    return safe_key(f"{folder}/{stem}" if folder else stem), extension
 
 
-def tell_broken(error: BrokenClip, path: Path, on_broken: OnBroken, skipped: list[str] | None) -> None:
-    """Raise, naming the shard, or log and note."""
+def handle_broken(error: BrokenClip, path: Path, on_broken: OnBroken, skipped: list[str] | None) -> None:
+    """Raise with the name of the shard, or log and record it."""
     if on_broken == "error":
         raise BrokenClip(f"{path.name}: {error.problem}", error.expected, error.hint) from error
     log.warning("skipped: %s: %s", path.name, error.problem)

@@ -1,14 +1,15 @@
-"""Clips into tar shards that appear whole or not at all."""
+"""Atomic, deterministic writing of tar shards with webdataset."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import tarfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
+
+from webdataset import TarWriter
 
 from bya_core.errors import InputError
 from training.data.clip import ClipSample
@@ -16,20 +17,20 @@ from training.data.shards.members import pack
 
 
 class ShardWriter:
-    """Writes clips to `folder/PREFIX-000000.tar` and so on; use it in a `with` block.
+    """Context manager that writes clips to `folder/PREFIX-000000.tar` and so on.
 
-    A shard gets its name only once it is complete and on disk; leaving the block with an error (or being killed)
-    leaves the complete shards and at most one hidden `.part` file. The same clips give the same bytes.
+    A shard gets its name once it is complete and on disk. An exception (or a kill) leaves the complete shards and at
+    most one hidden `.part` file. The same clips give the same bytes.
 
     Args:
-        folder: made where it is missing.
-        per_shard: clips in a shard.
-        max_bytes: a shard is closed when it has grown this large.
-        prefix: first part of the names; writers that work at the same time need different ones.
-        first: number of the first shard; None = after those of this prefix that are there.
+        folder: output folder, created if missing.
+        per_shard: clips per shard.
+        max_bytes: a shard is closed when its content reaches this size.
+        prefix: start of the file names; concurrent writers need different prefixes.
+        first: number of the first shard; None = after the existing ones with this prefix.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: the folder is not writable.
     """
 
     def __init__(
@@ -45,51 +46,48 @@ class ShardWriter:
         self.clips = 0
         self._keys: set[str] = set()
         self._file: BinaryIO | None = None
-        self._tar: tarfile.TarFile | None = None
-        self._held = 0
+        self._tar: TarWriter | None = None
+        self._clips_in_shard = self._bytes_in_shard = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.number = self._after_last() if first is None else first
+            self.number = self._next_number() if first is None else first
         except OSError as error:
-            raise self._failed(self.folder, error) from error
+            raise self._write_error(self.folder, error) from error
 
     def write(self, sample: ClipSample) -> None:
-        """Add one clip.
+        """Add a clip.
 
         Raises:
-            InputError: a key that was used already, a `measured` that JSON cannot hold, or a full disk.
+            InputError: a duplicate key, `measured` that is not valid JSON, or a full disk.
         """
         if sample.key in self._keys:
-            raise InputError(f"a second clip with key {sample.key!r}", "a key for each clip", "name them apart")
+            raise InputError(f"a second clip with key {sample.key!r}", "unique keys", "rename one of them")
         members = pack(sample)
         try:
             if self._tar is None:
-                self._file = self._part.open("wb")
-                self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
-                self._held = 0
-            for ending, content in members.items():
-                entry = tarfile.TarInfo(f"{sample.key}.{ending}")
-                entry.size = len(content)
-                self._tar.addfile(entry, io.BytesIO(content))
+                self._file = self._temporary.open("wb")
+                self._tar = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
+                self._clips_in_shard = self._bytes_in_shard = 0
+            self._bytes_in_shard += self._tar.write({"__key__": sample.key, **members})
             self._keys.add(sample.key)
-            self._held, self.clips = self._held + 1, self.clips + 1
-            if self._held >= self.per_shard or self._tar.offset >= self.max_bytes:
+            self._clips_in_shard, self.clips = self._clips_in_shard + 1, self.clips + 1
+            if self._clips_in_shard >= self.per_shard or self._bytes_in_shard >= self.max_bytes:
                 self._finish()
         except OSError as error:
-            self._abandon()
-            raise self._failed(self._part, error) from error
+            self._discard()
+            raise self._write_error(self._temporary, error) from error
 
     @property
-    def _part(self) -> Path:
+    def _temporary(self) -> Path:
         return self.folder / f".{self.prefix}-{self.number:06d}.{os.getpid()}.part"
 
-    def _after_last(self) -> int:
+    def _next_number(self) -> int:
         pattern = re.compile(re.escape(self.prefix) + r"-(\d{6,})\.tar")
-        found = [int(m[1]) for name in os.listdir(self.folder) if (m := pattern.fullmatch(name))]
-        return max(found, default=-1) + 1
+        numbers = [int(m[1]) for name in os.listdir(self.folder) if (m := pattern.fullmatch(name))]
+        return max(numbers, default=-1) + 1
 
     def _finish(self) -> None:
-        """Close the open shard, force it to disk and give it its name."""
+        """Close the open shard, flush it to disk, and rename it."""
         if self._tar is None or self._file is None:
             return
         self._tar.close()
@@ -97,21 +95,23 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         path = self.folder / f"{self.prefix}-{self.number:06d}.tar"
-        os.replace(self._part, path)
+        os.replace(self._temporary, path)
         self.shards.append(path)
         self._tar = self._file = None
         self.number += 1
 
-    def _abandon(self) -> None:
-        """Drop what the open shard holds."""
-        if self._file is not None:
+    def _discard(self) -> None:
+        """Delete the open shard."""
+        if self._tar is not None and self._file is not None:
+            with suppress(OSError, ValueError):
+                self._tar.close()
             self._file.close()
-            self._part.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
         self._tar = self._file = None
 
-    def _failed(self, path: Path, error: OSError) -> InputError:
-        came = f"the shard {path} cannot be written ({error.strerror or error})"
-        return InputError(came, "a folder with room that can be written to", "make room or choose another one")
+    def _write_error(self, path: Path, error: OSError) -> InputError:
+        problem = f"the shard {path} cannot be written ({error.strerror or error})"
+        return InputError(problem, "a writable folder with free space", "free some space or choose another folder")
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -120,10 +120,10 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._abandon()
+            self._discard()
             return
         try:
             self._finish()
-        except OSError as problem:
-            self._abandon()
-            raise self._failed(self._part, problem) from problem
+        except OSError as failure:
+            self._discard()
+            raise self._write_error(self._temporary, failure) from failure
