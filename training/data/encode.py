@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -304,11 +305,11 @@ def load_encoders(name: str | Path = "toy") -> Encoders:
     """Load the encoders of a model, without its transformer if that is large.
 
     Args:
-        name: of the registry (toy, official), a folder with vae, face.safetensors and speech.safetensors, one laid out
-            as the released model, or anything else that `load_bundle` takes.
+        name: name in the registry (toy, official), a folder with vae, face.safetensors and speech.safetensors, a folder
+            in the released layout, or anything else that `load_bundle` accepts.
 
     Raises:
-        InputError: no such model, or its weights are not here.
+        InputError: unknown model, or missing weights.
     """
     from bya_core.weights.loader import load_bundle
     from bya_core.weights.registry import MODELS
@@ -322,5 +323,7 @@ def load_encoders(name: str | Path = "toy") -> Encoders:
     if (folder / "text_encoder").is_dir() or (entry is not None and entry.components):
         from bya_core.weights.official import load_official
 
-        return load_official(folder, transformer=torch.nn.Identity())  # type: ignore[arg-type]
+        placeholder: Any = torch.nn.Identity()
+        placeholder.config = SimpleNamespace(flavour="official")
+        return load_official(folder, transformer=placeholder)
     return load_bundle(name)
