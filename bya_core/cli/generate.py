@@ -126,7 +126,7 @@ class Generate:
         folder, options = self.long_video.folder(self.output), self.long_video
         try:
             return generate_long(
-                scene, bundle, folder, callback, again=options.regenerate, again_seed=options.regenerate_seed
+                scene, bundle, folder, callback, regenerate=options.regenerate, regenerate_seed=options.regenerate_seed
             )
         except (Cancelled, KeyboardInterrupt) as stopped:
             kept = len(list(folder.glob("window_*.safetensors")))

@@ -1,9 +1,9 @@
-"""Scene to video: the whole job, top to bottom.
+"""Generate a video from a scene.
 
     scene -> prepare -> route -> sample -> video
 
-Each step can be called on its own (the nodes do): `prepare` encodes, `route` finds out who is where and can be looked
-at and edited, `sample` goes on from there.
+`generate` runs all steps. The steps can be called on their own, as the nodes do, to inspect and edit the masks in
+between: `prepare` encodes the inputs, `route` predicts the character masks, `sample` denoises and decodes.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["Progress", "ProgressCallback", "Video", "generate", "prepare", "rout
 
 @dataclass(frozen=True)
 class Video:
-    """What `generate` makes.
+    """A generated video.
 
     Args:
         frames: uint8 [F, H, W, 3].
-        masks: [N, T, h, w] in 0..1, the masks that acted in the last step.
-        grid: of the masks; `grid.tokens_to_pixels(masks)` lays them over the frames.
-        audio: ([channels, samples], rate in Hz) of all speeches as recorded, or None where nobody speaks.
-        matrix: audio-character matrix [M, N] that acted.
-        notices: what a person should know, one sentence each.
-        seconds: time taken by each part of the work.
+        masks: character masks [N, T, h, w] in 0..1, those of the last denoising step.
+        grid: token grid of the masks; `grid.tokens_to_pixels(masks)` resizes them to the frames.
+        audio: ([channels, samples], sample rate in Hz), the mix of all speeches; None if there is no speech.
+        matrix: audio-character matrix [M, N] that was used.
+        notices: what the user should know, one sentence each.
+        seconds: duration of each stage in seconds.
         fps: frames per second.
     """
 
@@ -64,58 +64,71 @@ class Video:
 
 
 @torch.no_grad()
-def generate(scene: Scene, bundle: ModelBundle, callback: ProgressCallback | None = None) -> Video:
-    """Make the video of a scene.
+def generate(scene: Scene, model: ModelBundle, callback: ProgressCallback | None = None) -> Video:
+    """Generate the video of a scene.
+
+    Args:
+        scene: the scene, see `bya_core.load_scene`.
+        model: the model, see `bya_core.load_model`.
+        callback: receives the progress; returning False cancels.
 
     Raises:
-        InputError: the scene does not fit the model, or holds an image without a face.
+        InputError: the scene does not fit the model, or no face was found in an image.
         Cancelled: `callback` returned False.
     """
     tracker = ProgressTracker(callback)
-    prepared = prepare(scene, bundle, tracker)
-    routing = route(prepared, bundle, tracker)
-    return sample(prepared, routing, bundle, tracker)
+    prepared = prepare(scene, model, tracker)
+    routing = route(prepared, model, tracker)
+    return sample(prepared, routing, model, tracker)
 
 
 @torch.no_grad()
-def sample(prepared: Prepared, routing: Routing, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Video:
-    """Denoise with the masks of `routing`, from where its router stopped, and decode. Raises as `generate` does."""
+def sample(prepared: Prepared, routing: Routing, model: ModelBundle, tracker: ProgressTracker | None = None) -> Video:
+    """Denoise and decode the video, continuing from the latents of the router. Raises as `generate` does.
+
+    Args:
+        prepared: the encoded scene.
+        routing: character masks and, with the intra router, partially denoised latents.
+        model: the model.
+        tracker: reports and measures the stages.
+    """
     scene, tracker = prepared.scene, tracker or ProgressTracker()
-    latents, masks = denoised(prepared, routing, bundle, tracker)
-    frames = decoded(latents, bundle, tracker)
+    latents, masks = denoise_latents(prepared, routing, model, tracker)
+    frames = decode_latents(latents, model, tracker)
     audio = mix_speeches(scene.sounds, scene.seconds)
-    notices = (*scene.notices, *routing.notices, *doubts(scene, bundle))
+    notices = (*scene.notices, *routing.notices, *model_notices(scene, model))
     return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds, scene.fps)
 
 
 @torch.no_grad()
-def denoised(
-    prepared: Prepared, routing: Routing, bundle: ModelBundle, tracker: ProgressTracker
+def denoise_latents(
+    prepared: Prepared, routing: Routing, model: ModelBundle, tracker: ProgressTracker
 ) -> tuple[Tensor, Tensor]:
-    """First half of `sample`: clean latents [1, T, C, H, W], and the masks [N, T, h, w] that acted in the last step."""
+    """Clean latents [1, T, C, H, W] and the masks [N, T, h, w] of the last step."""
     sampling = prepared.scene.sampling
     conditions = routing.apply_to(prepared.conditions)
-    with tracker.stage("Denoising", sampling.steps) as step:
-        scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
-        made = denoise(bundle.transformer, scheduler, conditions, sampling, callback=step, state=routing.state)
-    masks = routing.masks if made.masks is None else made.masks.float().cpu()  # None: the probe took every step
-    return made.latents, masks
+    scheduler = build_scheduler(sampling.scheduler, model.scheduler_config)
+    with tracker.stage("Denoising", sampling.steps) as callback:
+        result = denoise(model.transformer, scheduler, conditions, sampling, callback=callback, state=routing.state)
+    # no masks: the router has run all steps
+    masks = routing.masks if result.masks is None else result.masks.float().cpu()
+    return result.latents, masks
 
 
 @torch.no_grad()
-def decoded(latents: Tensor, bundle: ModelBundle, tracker: ProgressTracker) -> Tensor:
-    """Second half of `sample`: latents [1, T, C, H, W] -> uint8 [F, H, W, 3] on the CPU."""
+def decode_latents(latents: Tensor, model: ModelBundle, tracker: ProgressTracker) -> Tensor:
+    """Latents [1, T, C, H, W] to frames, uint8 [F, H, W, 3] on the CPU."""
     with tracker.stage("Decoding"):
-        pixels = bundle.codec.decode(latents.to(bundle.device, bundle.dtype))[0].float()
+        pixels = model.codec.decode(latents.to(model.device, model.dtype))[0].float()
         frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
     return frames.cpu()
 
 
-def doubts(scene: Scene, bundle: ModelBundle) -> Iterator[str]:
-    """Where the scene goes beyond what the weights were trained for."""
-    native, count = bundle.native, len(scene.characters)
-    if bundle.max_characters is not None and count > bundle.max_characters:
-        yield f"{count} characters, but {bundle.name} was trained with at most {bundle.max_characters}."
+def model_notices(scene: Scene, model: ModelBundle) -> Iterator[str]:
+    """Notices where the scene differs from the training data of the model."""
+    native, count = model.native, len(scene.characters)
+    if model.max_characters is not None and count > model.max_characters:
+        yield f"{count} characters, but {model.name} was trained with at most {model.max_characters}."
     if (scene.height, scene.width) != (native.height, native.width):
         trained = f"{native.width}x{native.height}"
-        yield f"{scene.width}x{scene.height} pixels, but {bundle.name} was trained at {trained}: expect less."
+        yield f"{scene.width}x{scene.height} pixels, but {model.name} was trained at {trained}; expect reduced quality."

@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from bya_core.environment import missing_packages
 from bya_core.encoders.domains import PixelMeter, load_meter
 from bya_core.encoders.vad import speaking_spans
+from bya_core.environment import missing_packages
 from bya_core.errors import InputError
 from bya_core.pipelines.estimate import ModelFolder, estimate
 from bya_core.pipelines.mask_images import from_images

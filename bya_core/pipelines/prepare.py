@@ -1,4 +1,4 @@
-"""From a scene to what the denoiser is told: prompt, faces, voices and pictures, each encoded once."""
+"""Encode the inputs of a scene: prompt, faces, speech and images, each once."""
 
 from __future__ import annotations
 
@@ -21,90 +21,93 @@ from bya_core.sampling import Conditions, Prepared
 from bya_core.scene.types import Character, Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
-CONTEXT = 2  # video frames on each side that speech features of a clip have beyond it
-INFLATE = {"model": None, "all": True, "none": False}
+CONTEXT = 2  # video frames of speech features before and after a clip
+BACKGROUND_AUDIO = {"model": None, "all": True, "none": False}
 
 
 @torch.no_grad()
 def prepare(
-    scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None, features: Tensor | None = None
+    scene: Scene, model: ModelBundle, tracker: ProgressTracker | None = None, features: Tensor | None = None
 ) -> Prepared:
-    """Encode everything a scene holds.
+    """Encode the inputs of a scene.
 
     Args:
-        features: of the speech [M, F + 4, blocks, channels], where that is encoded already (as part of a longer one).
+        scene: the scene.
+        model: the model.
+        tracker: reports and measures the stages.
+        features: speech features [M, F + 4, blocks, channels], if they are already encoded; None = encode the speech.
 
     Raises:
-        InputError: the scene does not fit the model, or holds an image without a face.
+        InputError: the scene does not fit the model, or no face was found in an image.
     """
     tracker = tracker or ProgressTracker()
-    check_fit(scene.first_frame_fit, bundle.canvas_layout)
-    scene = bound(scene, bundle, tracker)
-    grid = bundle.grid(scene.num_frames, scene.height, scene.width)
+    check_fit(scene.first_frame_fit, model.canvas_layout)
+    scene = bound(scene, model, tracker)
+    grid = model.grid(scene.num_frames, scene.height, scene.width)
     with tracker.stage("Encoding prompt"):
-        text = bundle.text.encode([prompt_at(scene, 0.0, scene.seconds)])
-        negative = bundle.text.encode([scene.negative_prompt])
+        text = model.text.encode([prompt_at(scene, 0.0, scene.seconds)])
+        negative = model.text.encode([scene.negative_prompt])
     with tracker.stage("Encoding faces"):
-        faces = [_face(character, bundle) for character in scene.characters]
-        identity = torch.stack([face.identity for face in faces])[None].to(bundle.device, bundle.dtype)
-        hidden = torch.stack([face.hidden for face in faces])[None].to(bundle.device, bundle.dtype)
+        faces = [_face(character, model) for character in scene.characters]
+        identity = torch.stack([face.identity for face in faces])[None].to(model.device, model.dtype)
+        hidden = torch.stack([face.hidden for face in faces])[None].to(model.device, model.dtype)
         scene = _with_notices(scene, faces)
         portraits = [face.portrait for face in faces]
-        canvas = reference_canvas(portraits, scene.height, scene.width, bundle.canvas_layout)
+        canvas = reference_canvas(portraits, scene.height, scene.width, model.canvas_layout)
     with tracker.stage("Encoding audio"):
         if features is None:
-            features = torch.stack([speech_features(speech, scene, bundle) for speech in scene.speeches])
-        features = features[None].to(bundle.device, bundle.dtype)
+            features = torch.stack([speech_features(speech, scene, model) for speech in scene.speeches])
+        features = features[None].to(model.device, model.dtype)
     with tracker.stage("Encoding conditions"):
         conditions = Conditions(
             text=text,
             negative_text=negative,
-            latent_shape=grid.latent_shape(bundle.codec.latent_channels),
-            face_tokens=bundle.transformer.encode_faces(identity, hidden),
-            dropped_face_tokens=bundle.transformer.encode_faces(identity * 0, hidden * 0),
-            audio_tokens=bundle.transformer.encode_speech(features),
-            silent_audio_tokens=bundle.transformer.encode_speech(features * 0),
+            latent_shape=grid.latent_shape(model.codec.latent_channels),
+            face_tokens=model.transformer.encode_faces(identity, hidden),
+            dropped_face_tokens=model.transformer.encode_faces(identity * 0, hidden * 0),
+            audio_tokens=model.transformer.encode_speech(features),
+            silent_audio_tokens=model.transformer.encode_speech(features * 0),
             audio_character_matrix=scene.matrix[None],
-            canvas_latents=still_latents(canvas, grid, bundle),
-            first_frame_latents=still_latents(first_frame(scene), grid, bundle),
+            canvas_latents=still_latents(canvas, grid, model),
+            first_frame_latents=still_latents(first_frame(scene), grid, model),
             speech_strength=None if scene.speech_strength is None else scene.speech_strength[None],
-            inflate_audio_masks=INFLATE[scene.routing.background_audio],
+            inflate_audio_masks=BACKGROUND_AUDIO[scene.routing.background_audio],
         )
     return Prepared(scene, grid, conditions)
 
 
-def _face(character: Character, bundle: ModelBundle) -> FaceFeatures:
-    """Features of a character's face; an error says whose picture it is about."""
+def _face(character: Character, model: ModelBundle) -> FaceFeatures:
+    """Features of the face of a character; errors name the character."""
     try:
-        return bundle.face.encode(character.image.to(bundle.device))
+        return model.face.encode(character.image.to(model.device))
     except InputError as error:
-        raise InputError(f"the picture of {character.name}: {error.problem}", error.expected, error.hint) from error
+        raise InputError(f"image of {character.name}: {error.problem}", error.expected, error.hint) from error
 
 
 def _with_notices(scene: Scene, faces: Sequence[FaceFeatures]) -> Scene:
-    """The scene, and what is odd about its pictures."""
-    told = [f"{c.name}: {each}" for c, face in zip(scene.characters, faces, strict=True) for each in face.notices]
-    return replace(scene, notices=(*scene.notices, *told))
+    """The scene with the notices of the face encoder."""
+    notices = [f"{c.name}: {each}" for c, face in zip(scene.characters, faces, strict=True) for each in face.notices]
+    return replace(scene, notices=(*scene.notices, *notices))
 
 
-def speech_features(speech: Speech | None, scene: Scene, bundle: ModelBundle) -> Tensor:
-    """[F + 4, blocks, channels] of one voice; a silent listener hears encoded silence."""
-    rate, lead = bundle.speech.sample_rate, 0
+def speech_features(speech: Speech | None, scene: Scene, model: ModelBundle) -> Tensor:
+    """Features [F + 4, blocks, channels] of one speech; a listener has encoded silence."""
+    rate, lead = model.speech.sample_rate, 0
     if speech is None:
-        heard = torch.zeros(round(scene.seconds * rate))
+        waveform = torch.zeros(round(scene.seconds * rate))
     else:
         mono = resample_mono(speech.waveform, speech.sample_rate, rate)
-        lead = min(CONTEXT, int(max(0.0, -speech.offset) * scene.fps))  # the end of what its start loses is context
-        heard = place(mono[None], rate, speech.offset + lead / scene.fps, speech.gain)[0]
+        lead = min(CONTEXT, int(max(0.0, -speech.offset) * scene.fps))  # context from the part that is cut off
+        waveform = place(mono[None], rate, speech.offset + lead / scene.fps, speech.gain)[0]
     before = {"lead": lead} if lead else {}
-    features = bundle.speech.encode(heard.to(bundle.device), scene.num_frames, **before)
-    return features.to(bundle.device, bundle.dtype)
+    features = model.speech.encode(waveform.to(model.device), scene.num_frames, **before)
+    return features.to(model.device, model.dtype)
 
 
-def still_latents(image: Tensor | None, grid: TokenGrid, bundle: ModelBundle) -> Tensor | None:
-    """An image [3, H, W] in 0..1 as latents [1, T, C, H, W]: in the first latent frame, zeros after it."""
+def still_latents(image: Tensor | None, grid: TokenGrid, model: ModelBundle) -> Tensor | None:
+    """Encode an image [3, H, W] in 0..1 into the first frame of latents [1, T, C, H, W]; the others are zero."""
     if image is None:
         return None
-    still = fit_image(image, *grid.pixels).to(bundle.device, bundle.dtype) * 2 - 1
-    latents = bundle.codec.encode(rearrange(still, "c h w -> 1 c 1 h w"))
+    still = fit_image(image, *grid.pixels).to(model.device, model.dtype) * 2 - 1
+    latents = model.codec.encode(rearrange(still, "c h w -> 1 c 1 h w"))
     return F.pad(latents, (0, 0, 0, 0, 0, 0, 0, grid.frames - latents.shape[1]))

@@ -1,4 +1,4 @@
-"""Windows of a long video on disk: each with all that going on from it needs, whole or not there at all."""
+"""Windows of a long video on disk, with everything that the next window needs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class StoredWindow:
     """A finished window.
 
     Args:
-        frames: uint8 [F, H, W, 3], exactly as they came from the video codec.
-        latents: float32 [1, T, C, H, W] they were decoded from.
-        masks: float32 [N, T, h, w] that acted in the last step.
-        matrix: audio-character matrix [M, N] that acted.
-        seed: its own.
-        take: how often it had been made before.
-        notices: what a person should know, one sentence each.
+        frames: uint8 [F, H, W, 3], as decoded by the VAE.
+        latents: float32 [1, T, C, H, W], clean.
+        masks: float32 [N, T, h, w] of the last denoising step.
+        matrix: audio-character matrix [M, N].
+        seed: of this window.
+        take: number of earlier versions of this window.
+        notices: what the user should know, one sentence each.
     """
 
     frames: Tensor
@@ -49,23 +49,23 @@ TENSORS = ("frames", "latents", "masks", "matrix")
 
 
 class WindowFolder:
-    """The windows of one scene, made by one model, in a folder; files of anything else are left alone.
+    """A folder with the windows of one scene and one model. Other files in it are not touched.
 
     Args:
-        folder: made with the first file where it is missing.
+        folder: created with the first file.
         fingerprint: of scene and model, see `fingerprint`.
 
     Raises:
-        InputError: a file in the folder's place.
+        InputError: the path is a file.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} for the windows is a file", "a folder, or none yet", "choose another name")
+            raise InputError(f"{folder} is a file", "a folder for the windows", "choose another name")
 
     def path(self, index: int) -> Path:
-        """Of window number `index`, counted from 0; people count from 1."""
+        """File of window `index`, counted from 0; the file name counts from 1."""
         return self.folder / f"window_{index + 1:04d}.safetensors"
 
     @property
@@ -76,7 +76,7 @@ class WindowFolder:
         return self.path(index).exists()
 
     def read(self, index: int) -> StoredWindow:
-        """Raises InputError: unreadable, or of another scene or model."""
+        """Read a window. Raises InputError if it is unreadable or of another scene or model."""
         with self._opened(self.path(index)) as file:
             about = file.metadata()
             tensors = {name: file.get_tensor(name) for name in TENSORS}
@@ -85,7 +85,7 @@ class WindowFolder:
         )
 
     def read_one(self, index: int, name: str) -> Tensor:
-        """A single tensor of a window, such as "frames". Raises as `read` does."""
+        """Read one tensor of a window, such as "frames". Raises as `read` does."""
         with self._opened(self.path(index)) as file:
             return file.get_tensor(name)
 
@@ -99,15 +99,15 @@ class WindowFolder:
         self._save(self.speech_path, {"features": features}, {})
 
     def read_speech(self, start: int, stop: int) -> Tensor:
-        """Features of the video frames start .. stop with two real neighbours on each side."""
+        """Features of the video frames start to stop with two more on each side."""
         with self._opened(self.speech_path) as file:
             return file.get_slice("features")[:, start : stop + 4]
 
     def remove(self, windows: int) -> None:
-        """Delete what this class wrote, and the folder if nothing else is in it."""
+        """Delete the files of this class, and the folder if it is then empty."""
         for path in (self.speech_path, *(self.path(index) for index in range(windows))):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: somebody else's files
+        with suppress(OSError):  # not empty
             self.folder.rmdir()
 
     def _save(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
@@ -121,17 +121,17 @@ class WindowFolder:
         try:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("fingerprint") != self.fingerprint:
-                    came = f"{path} belongs to another scene, other settings or another model"
-                    do = "name another folder, or delete that one to begin anew"
-                    raise InputError(came, "windows of this very scene", do)
+                    problem = f"{path} belongs to another scene, other settings or another model"
+                    hint = "choose another folder, or delete this one to start over"
+                    raise InputError(problem, "windows of the same scene", hint)
                 yield file
         except (SafetensorError, OSError) as error:
-            came = f"{path} cannot be read ({error})"
-            raise InputError(came, "a window as it was written", "delete the file: it will be made again") from error
+            problem = f"{path} cannot be read ({error})"
+            raise InputError(problem, "an intact window", "delete the file to generate it again") from error
 
 
 def fingerprint(scene: Scene, bundle: ModelBundle) -> str:
-    """Hash of everything that decides what the windows of a scene look like."""
+    """Hash of everything that determines the windows of a scene."""
     digest = hashlib.sha256()
     _feed(digest, [bundle.name, bya_core.__version__, str(bundle.dtype), dict(bundle.scheduler_config)])
     _feed(digest, scene)
@@ -139,7 +139,7 @@ def fingerprint(scene: Scene, bundle: ModelBundle) -> str:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    """Add a value of any kind a scene holds; notices are words about it and do not count."""
+    """Hash a value of any type in a scene, except notices."""
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

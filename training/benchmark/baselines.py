@@ -26,7 +26,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from bya_core.grid import TokenGrid
-from bya_core.pipelines.generate import denoised, prepare, route
+from bya_core.pipelines.generate import denoise_latents, prepare, route
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.scene.types import Character, Scene, Speech
@@ -55,7 +55,7 @@ def _generate(
         routing = route(prepared, bundle)
     else:
         routing = Routing.of("manual", given_masks(prepared.grid), prepared.scene.matrix, strength=1.0)
-    latents, masks = denoised(prepared, routing, bundle, ProgressTracker())
+    latents, masks = denoise_latents(prepared, routing, bundle, ProgressTracker())
     return GeneratedVideo(decode_clips(bundle, [latents])[0], masks.numpy())
 
 

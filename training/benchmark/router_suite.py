@@ -22,7 +22,7 @@ import torch
 from bya_core.config import BackgroundAudio, RefineConfig, Region, RouterConfig
 from bya_core.errors import InputError
 from bya_core.masks import time_union, to_boxes
-from bya_core.pipelines.generate import denoised, prepare
+from bya_core.pipelines.generate import denoise_latents, prepare
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.routing.refine import refine
 from bya_core.routing.result import Routing
@@ -180,7 +180,7 @@ def _variant_rows(
                 continue
             cost = replace(run.cost)
             with cost.measure(bundle.transformer):
-                latents, masks = denoised(run.prepared, variant.apply(run.routing), bundle, ProgressTracker())
+                latents, masks = denoise_latents(run.prepared, variant.apply(run.routing), bundle, ProgressTracker())
                 video = GeneratedVideo(decode_clips(bundle, [latents])[0], masks.numpy())
         if videos is not None:
             videos.save(scene.clip, name, video.frames)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bya_core.config import RouterConfig
 from bya_core.grid import TokenGrid
-from bya_core.pipelines.generate import denoised, prepare, route
+from bya_core.pipelines.generate import denoise_latents, prepare, route
 from bya_core.progress import ProgressTracker
 from bya_core.sampling import build_scheduler
 from bya_core.sampling.conditions import build_branch_inputs
@@ -109,7 +109,7 @@ class ModelTarget:
         bundle, latents, masks = self.bundle, [], []
         for matrix in matrices:
             prepared = prepare(self.scene(scene, matrix, scene.first_frame), bundle)
-            clean, used = denoised(prepared, route(prepared, bundle), bundle, ProgressTracker())
+            clean, used = denoise_latents(prepared, route(prepared, bundle), bundle, ProgressTracker())
             latents.append(clean)
             masks.append(used.numpy())
         frames = decode_clips(bundle, latents)

@@ -13,9 +13,8 @@ import torch
 
 from bya_core.config import RouterConfig
 from bya_core.errors import Cancelled, InputError
-from bya_core.masks import MaskControl
+from bya_core.masks import MaskControl, mask_statistics
 from bya_core.pipelines.generate import Progress, Video, generate
-from bya_core.masks import mask_statistics
 from bya_core.pipelines.run_report import build_report, mask_notices, peak_ram
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
@@ -197,5 +196,5 @@ def test_a_picture_without_a_face_is_told_with_whose_it_is(bundle: ModelBundle) 
             raise InputError("no face in the picture", "one face", "choose another picture")
 
     scene = scene_of(2, bundle)
-    with pytest.raises(InputError, match=f"the picture of {scene.characters[0].name}: no face in the picture"):
+    with pytest.raises(InputError, match=f"image of {scene.characters[0].name}: no face in the picture"):
         generate(scene, dataclasses.replace(bundle, face=Blind()))

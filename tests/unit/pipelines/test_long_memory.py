@@ -28,7 +28,9 @@ bundle = fake_bundle()
 long_video.route = lambda prepared, *_: Routing.of(
     "intra", torch.rand(1, *prepared.grid.shape), torch.eye(1), strength=0.0
 )
-long_video.denoised = lambda prepared, routing, *_: (torch.rand(1, *prepared.conditions.latent_shape), routing.masks)
+long_video.denoise_latents = lambda prepared, routing, *_: (
+    torch.rand(1, *prepared.conditions.latent_shape), routing.masks
+)
 for windows in (8, 8, 32):  # fewer would not fill the encoder's look-ahead; the first run warms everything up
     frames = 8 * windows + 1
     scene = Scene(

@@ -16,7 +16,7 @@ from bya_core.config import RouterConfig, WindowConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.masks import MaskControl
 from bya_core.pipelines.generate import generate
-from bya_core.pipelines.long_video import LongVideo, generate_long, generate_windows, plan
+from bya_core.pipelines.long_video import LongVideo, generate_long, plan
 from bya_core.progress import Progress
 from bya_core.scene.types import PromptSpan, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
@@ -52,15 +52,6 @@ def test_a_scene_of_one_window_is_the_ordinary_video(
     assert torch.equal(frames_of(made), video.frames) and torch.equal(made.masks, video.masks)
 
 
-def test_windows_one_by_one_are_the_same_video(
-    whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
-) -> None:
-    parts = list(generate_windows(long_scene(), bundle, tmp_path))
-    assert torch.equal(torch.cat([part.frames for part in parts]), frames_of(whole))
-    assert torch.equal(torch.cat([part.masks for part in parts], dim=1), whole.masks)
-    assert all(part.fresh for part in parts)
-
-
 @pytest.mark.parametrize("where", ["Window 1 of 4: Decoding", "Window 3 of 4: Denoising"])
 def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
     whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, where: str
@@ -86,7 +77,7 @@ def test_one_window_is_made_again_and_fits_its_neighbours(
     before = generate_long(scene, bundle, tmp_path)
     frames, files = frames_of(before), {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     old = before.files.read(1)
-    again = generate_long(scene, bundle, tmp_path, again=2)
+    again = generate_long(scene, bundle, tmp_path, regenerate=2)
     changed = {path.name for path in tmp_path.iterdir() if path.read_bytes() != files[path.name]}
     assert changed == {"window_0002.safetensors"}
     assert [row["made_now"] for row in again.windows] == [False, True, False, False]
@@ -106,14 +97,17 @@ def test_a_window_can_be_made_again_with_a_given_seed(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
 ) -> None:
     generate_long(long_scene(), bundle, tmp_path)
-    made = [frames_of(generate_long(long_scene(), bundle, tmp_path, again=4, again_seed=77)) for _ in range(2)]
+    made = [
+        frames_of(generate_long(long_scene(), bundle, tmp_path, regenerate=4, regenerate_seed=77)) for _ in range(2)
+    ]
     assert torch.equal(*made)
     with pytest.raises(InputError, match="1 to 4"):
-        generate_long(long_scene(), bundle, tmp_path, again=5)
+        generate_long(long_scene(), bundle, tmp_path, regenerate=5)
 
 
 def test_a_folder_of_another_scene_is_refused(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
-    list(zip(generate_windows(long_scene(), bundle, tmp_path), range(1), strict=False))
+    with pytest.raises(Cancelled):
+        generate_long(long_scene(), bundle, tmp_path, lambda progress: not progress.stage.startswith("Window 2"))
     louder = [replace(speech, gain=3.0) for speech in long_scene().speeches]
     for other in (long_scene(prompt="else"), long_scene(speeches=louder)):
         with pytest.raises(InputError, match="another scene"):
@@ -138,7 +132,7 @@ def test_a_full_disk_is_told_before_any_work(
 ) -> None:
     monkeypatch.setattr(long_video.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(InputError, match="GB free"):
-        generate_windows(long_scene(), bundle, tmp_path)
+        generate_long(long_scene(), bundle, tmp_path)
 
 
 @pytest.fixture
@@ -193,13 +187,13 @@ def test_masks_of_the_window_before_act_first_then_the_router_goes_on(
 ) -> None:
     scene = long_scene(sampling=replace(long_scene().sampling, steps=6), num_frames=29)
     conditions = []
-    original = long_video.denoised
+    original = long_video.denoise_latents
 
     def spy(prepared: Any, routing: Any, *rest: Any) -> Any:
         conditions.append(routing.apply_to(prepared.conditions))
         return original(prepared, routing, *rest)
 
-    monkeypatch.setattr(long_video, "denoised", spy)
+    monkeypatch.setattr(long_video, "denoise_latents", spy)
     video = generate_long(scene, bundle, tmp_path)
     assert conditions[0].mask_control is None and conditions[0].known_mask is None
     window, second = plan(scene, bundle)[1], conditions[1]
