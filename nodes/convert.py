@@ -1,4 +1,4 @@
-"""ComfyUI's pictures and sounds to the core's, and back."""
+"""Conversion between the image, audio and video types of ComfyUI and of the core."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bya_core.scene.types import Speech
 
-SILENT_RATE = 44_100  # Hz, of the sound of a video in which nobody speaks
+SILENT_RATE = 44_100  # Hz, sample rate of the audio of a video without speech
 
 
 def images(frames: Tensor) -> Tensor:
@@ -25,47 +25,51 @@ def images(frames: Tensor) -> Tensor:
     return frames.float() / 255
 
 
-def bytes_of(pictures: Tensor) -> Tensor:
+def to_uint8(batch: Tensor) -> Tensor:
     """IMAGE -> uint8 [F, H, W, 3]."""
-    return (pictures[..., :3].cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return (batch[..., :3].cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def image(picture: Tensor) -> Tensor:
-    """[3, H, W] in 0..1 -> IMAGE of one picture."""
-    return picture.permute(1, 2, 0)[None].contiguous()
+def image(tensor: Tensor) -> Tensor:
+    """[3, H, W] in 0..1 -> IMAGE with one image."""
+    return tensor.permute(1, 2, 0)[None].contiguous()
 
 
-def picture(drawn: PIL.Image.Image) -> Tensor:
-    """A PIL picture -> IMAGE."""
-    return images(torch.from_numpy(np.array(drawn.convert("RGB")))[None])
+def from_pil(picture: PIL.Image.Image) -> Tensor:
+    """PIL image -> IMAGE."""
+    return images(torch.from_numpy(np.array(picture.convert("RGB")))[None])
 
 
-def one_picture(pictures: Tensor, what: str) -> Tensor:
-    """IMAGE of one picture -> [3, H, W] in 0..1. Raises InputError where there are none or several."""
-    if pictures is None or pictures.shape[0] != 1:
-        came = f"{what}: {'nothing' if pictures is None else f'a batch of {pictures.shape[0]} pictures'}"
-        raise InputError(came, "exactly one picture", "pick one, for example with ImageFromBatch")
-    return pictures[0, ..., :3].permute(2, 0, 1).cpu().float().clamp(0, 1).contiguous()
+def one_image(batch: Tensor, what: str) -> Tensor:
+    """IMAGE with one image -> [3, H, W] in 0..1. Raises InputError for none or several."""
+    if batch is None or batch.shape[0] != 1:
+        came = f"{what} is {'missing' if batch is None else f'a batch of {batch.shape[0]} images'}"
+        raise InputError(came, "exactly one image", "select one, for example with ImageFromBatch")
+    return batch[0, ..., :3].permute(2, 0, 1).cpu().float().clamp(0, 1).contiguous()
 
 
-def one_speech(sound: dict[str, Any] | None, offset: float, gain: float) -> Speech:
-    """AUDIO of one recording -> a speech. Raises InputError where there is none, or several, or none of it is heard."""
+def one_speech(recording: dict[str, Any] | None, offset: float, gain: float) -> Speech:
+    """AUDIO with one recording -> speech.
+
+    Raises:
+        InputError: None or several recordings, an empty one, or one that ends before the video starts.
+    """
     from bya_core.scene.types import Speech
 
-    if sound is None or sound["waveform"].shape[0] != 1:
-        came = "no audio" if sound is None else f"a batch of {sound['waveform'].shape[0]} recordings"
-        raise InputError(came, "exactly one recording", "connect one; leave speech open for a silent listener")
-    if sound["waveform"].shape[-1] == 0:
+    if recording is None or recording["waveform"].shape[0] != 1:
+        came = "no audio" if recording is None else f"a batch of {recording['waveform'].shape[0]} recordings"
+        raise InputError(came, "exactly one recording", "connect one; leave speech unconnected for a silent listener")
+    if recording["waveform"].shape[-1] == 0:
         raise InputError("an empty recording", "at least one sample", "choose another file")
-    speech = Speech(sound["waveform"][0].cpu().float(), int(sound["sample_rate"]), offset, gain)
+    speech = Speech(recording["waveform"][0].cpu().float(), int(recording["sample_rate"]), offset, gain)
     if speech.end <= 0:
-        came = f"a speech that ends {-speech.end:.2f} s before the video starts"
+        came = f"the speech ends {-speech.end:.2f} s before the video starts"
         raise InputError(came, "an offset shorter than the recording", "correct the offset")
     return speech
 
 
 def audio(sound: tuple[Tensor, int] | None, seconds: float) -> dict[str, Any]:
-    """([C, S], rate) -> AUDIO; silence of `seconds` where there is none."""
+    """([C, S], sample rate) -> AUDIO; None -> silence of that duration."""
     waveform, rate = sound or (torch.zeros(1, round(seconds * SILENT_RATE)), SILENT_RATE)
     return {"waveform": waveform[None], "sample_rate": rate}
 

@@ -1,4 +1,4 @@
-"""Load Demo: the pack's own pictures and voices, so that every workflow runs at once."""
+"""Load Demo: images and voices that come with the pack, so that every workflow runs at once."""
 
 from __future__ import annotations
 
@@ -15,33 +15,27 @@ class LoadDemo(io.ComfyNode):
 
         slots = []
         for number in (1, 2, 3):
-            who = f"of character {number}; nothing where the demo has fewer"
-            slots.append(io.Image.Output(f"image_{number}", tooltip=f"Reference picture {who}."))
-            slots.append(io.Audio.Output(f"audio_{number}", tooltip=f"Voice {who} or a silent listener."))
+            whose = f"of character {number}; None if the demo has fewer"
+            slots.append(io.Image.Output(f"image_{number}", tooltip=f"Reference image {whose}."))
+            slots.append(io.Audio.Output(f"audio_{number}", tooltip=f"Voice {whose}, or for a silent listener."))
         return schema(
             "LoadDemo",
-            "Load Demo",
-            "Pictures, voices, first frame and prompt of a drawn scene that comes with the pack, made for the model "
-            "'toy'.",
+            "BYA Load Demo",
+            "Images, voices, first frame and prompt of a drawn scene that comes with the pack, for the toy model.",
             search_aliases=["example", "puppets"],
             inputs=[
-                io.Combo.Input(
-                    "demo",
-                    options=demo_names(),
-                    default=demo_names()[0],
-                    tooltip="Which scene of the pack's demo folder.",
-                )
+                io.Combo.Input("demo", options=demo_names(), default=demo_names()[0], tooltip="Name of the demo scene.")
             ],
             outputs=[
-                io.String.Output("prompt", tooltip="What is seen, for Scene."),
-                io.Image.Output("first_frame", tooltip="The picture the video starts from, for Scene."),
-                io.Int.Output("frames", tooltip="Length of the demo's video in frames, for Scene."),
+                io.String.Output("prompt", tooltip="Prompt, for BYA Scene."),
+                io.Image.Output("first_frame", tooltip="First frame, for BYA Scene."),
+                io.Int.Output("frames", tooltip="Number of video frames, for BYA Scene."),
                 *slots,
             ],
         )
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(cls, demo: str) -> io.NodeOutput:
         from bya_core.toy.demo import load_demo
 

@@ -1,4 +1,4 @@
-"""All that is ComfyUI's: progress, previews, cancelling, folders, and how errors are told; model memory: host_model."""
+"""Everything that touches ComfyUI: progress, previews, cancellation, folders, errors. Model memory is in host_model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from bya_core.errors import Cancelled, InputError
 from bya_core.weights.cache import add_model_folder, local_models
 from bya_core.weights.registry import MODELS
 
-from .host_model import HostModel, adopt, given
+from .host_model import HostModel, adopt, components
 
 if TYPE_CHECKING:
     from bya_core.progress import Progress, ProgressCallback
     from bya_core.scene.types import Scene
 
-__all__ = ["HostModel", "adopt", "given"]  # from host_model, for the nodes
+__all__ = ["HostModel", "adopt", "components"]  # from host_model, for the nodes
 
 FOLDER = "bindyouravatar"
 PREVIEW_SIDE = 512  # pixels; ComfyUI scales larger previews down
@@ -39,28 +39,28 @@ def register_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
 
 
-def models() -> list[str]:
-    """Names of all models that can be chosen: of the registry, and one's own in the registered places."""
-    return [*MODELS, *(name for name in _own() if name not in MODELS)]
+def model_names() -> list[str]:
+    """Names of all models: of the registry, and local ones in the registered folders."""
+    return [*MODELS, *(name for name in _local_models() if name not in MODELS)]
 
 
-def model_place(name: str) -> tuple[str, Path | None]:
-    """Name of a model, and where it lies if it is not one of the registry."""
-    return name, None if name in MODELS else _own().get(name)
+def resolve_model(name: str) -> tuple[str, Path | None]:
+    """Name of a model, and its path if it is not in the registry."""
+    return name, None if name in MODELS else _local_models().get(name)
 
 
-def _own() -> dict[str, Path]:
-    """Folders with a bundle.json and converted files in the registered places."""
+def _local_models() -> dict[str, Path]:
+    """Model folders and converted files in the registered folders."""
     for place in folder_paths.get_folder_paths(FOLDER):
         add_model_folder(Path(place))
     return local_models()
 
 
-def fetch(name: str) -> None:
-    """Download what is missing of a model into ComfyUI's folder, with progress; a click on cancel stops it.
+def download(name: str) -> None:
+    """Download missing files of a model into ComfyUI's folder, with progress; cancellation stops it.
 
     Raises:
-        InputError: nothing can be downloaded under that name, too little room, a broken file.
+        InputError: A model that cannot be downloaded, too little disk space, or a corrupt file.
     """
     from bya_core.weights import registry
 
@@ -71,32 +71,32 @@ def fetch(name: str) -> None:
         bar.update_absolute(progress.step // 10**6, max(1, progress.total // 10**6))
 
     if name in MODELS and MODELS[name].components and not MODELS[name].available:
-        _own()  # so that ComfyUI's folder is the first place
+        _local_models()  # registers ComfyUI's folder
         registry.download_model(name, callback=watch)
 
 
 def temporary_folder() -> Path:
-    """Where finished parts of a long video wait for the rest; ComfyUI empties it when it starts."""
+    """Folder for the finished windows of a long video; ComfyUI empties it at startup."""
     return Path(folder_paths.get_temp_directory()) / FOLDER
 
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Work that a click on cancel ends within one layer of any network."""
+    """Work that ComfyUI can interrupt before every layer of any network."""
 
-    def ask(module: nn.Module, inputs: Any) -> None:
-        if torch.compiler.is_compiling():  # a question would cut the graph at every layer; blocks are asked still
+    def check(module: nn.Module, inputs: Any) -> None:
+        if torch.compiler.is_compiling():  # would break the graph at every layer
             return
         management.throw_exception_if_processing_interrupted()
 
     management.throw_exception_if_processing_interrupted()
-    with nn.modules.module.register_module_forward_pre_hook(ask):
+    with nn.modules.module.register_module_forward_pre_hook(check):
         yield
 
 
 @contextmanager
-def working(model: HostModel, scene: Scene) -> Iterator[None]:
-    """Cancellable work on a scene; ComfyUI makes room for it, and gets memory back as the model wants it."""
+def running(model: HostModel, scene: Scene) -> Iterator[None]:
+    """Cancellable work on a scene, with memory reserved before and released after."""
     model.make_room(scene)
     with cancellable():
         try:
@@ -105,8 +105,8 @@ def working(model: HostModel, scene: Scene) -> Iterator[None]:
             model.rest()
 
 
-def watcher(model: HostModel, scene: Scene) -> ProgressCallback:
-    """Shows each step on the node's progress bar, with a picture where ComfyUI shows previews."""
+def progress_callback(model: HostModel, scene: Scene) -> ProgressCallback:
+    """A callback for the progress bar of the node, with previews if ComfyUI shows them."""
     bar = comfy.utils.ProgressBar(1)
     painter: list[Callable[..., Any]] = []
 
@@ -126,27 +126,27 @@ def watcher(model: HostModel, scene: Scene) -> ProgressCallback:
     return watch
 
 
-def on_cpu(value: Any) -> Any:
-    """A dataclass, tuple or tensor with all its tensors on the CPU: what nodes hand out must not hold GPU memory."""
+def to_cpu(value: Any) -> Any:
+    """A dataclass, tuple or tensor with all tensors on the CPU: cached outputs must not hold GPU memory."""
     if isinstance(value, Tensor):
         return value.cpu()
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(on_cpu(item) for item in value)
+        return tuple(to_cpu(item) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: on_cpu(getattr(value, f.name)) for f in fields(value) if f.init})
+        return replace(value, **{f.name: to_cpu(getattr(value, f.name)) for f in fields(value) if f.init})
     return value
 
 
-def valid(read: Callable[[str], Any], text: str | None) -> bool | str:
-    """For `validate_inputs`: whether what is written can be read; None (it comes by a wire) is looked at later."""
+def validate(read: Callable[[str], Any], text: str | None) -> bool | str:
+    """For `validate_inputs`: whether the text can be parsed. None (connected) is checked in `execute`."""
     try:
         return text is None or read(text) is not None
     except InputError as error:
         return str(error)
 
 
-def told_plainly(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """For `execute` of a node: what is missing is told in one sentence; being stopped is ComfyUI's own exception."""
+def plain_errors(execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator for `execute`: missing packages become one sentence, cancellation ComfyUI's own exception."""
 
     @functools.wraps(execute)
     def run(*given: Any, **named: Any) -> Any:

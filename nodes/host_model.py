@@ -240,7 +240,7 @@ def _weights(part: Any) -> nn.Module | None:
     return nn.ModuleList(held) if len(held) > 1 else next(iter(held), None)
 
 
-def given(vae: Any = None, clip: Any = None) -> dict[str, Any]:
+def components(vae: Any = None, clip: Any = None) -> dict[str, Any]:
     """Parts of a bundle that ComfyUI's own loaders made.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Load Bind-Your-Avatar: a model of the registry, or one's own."""
+"""BYA Load Model: a model of the registry or one's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from . import host, types
 from .schema import schema
 
-DTYPES = ["as stored", "float32", "bfloat16", "float16"]
-MEMORY = ["ComfyUI decides", "low"]
-VRAM = ["auto", "8", "12", "16", "24", "48", "80"]
+DTYPES = ["default", "float32", "bfloat16", "float16"]
+MEMORY_MODES = ["auto", "low"]
+VRAM_GB = ["auto", "8", "12", "16", "24", "48", "80"]
 
 
 class Loader(io.ComfyNode):
@@ -19,75 +19,68 @@ class Loader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "Loader",
-            "Load Bind-Your-Avatar",
-            "Loads a model with its encoders. Nothing is downloaded unless you say so. 'toy' comes with the pack: "
-            "drawn puppets, no GPU.",
-            search_aliases=["talking", "lip sync", "multi person", "bind your avatar"],
+            "BYA Load Model",
+            "Loads a Bind-Your-Avatar model with its encoders. Nothing is downloaded unless download is on. The toy "
+            "model comes with the pack: drawn puppets, no GPU.",
+            search_aliases=["talking", "lip sync", "multi speaker", "avatar", "bind your avatar"],
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=host.models(),
+                    options=host.model_names(),
                     default="toy",
-                    tooltip="Which model: 'toy' (drawn puppets, 96x64, runs anywhere), 'official' (the released "
-                    "weights; real people), or one in models/bindyouravatar: a converted .safetensors file, or a "
-                    "folder with a bundle.json. One that is not complete says what is missing and how to get it.",
+                    tooltip="toy: drawn puppets at 96x64, runs on any machine. official: the released weights, real "
+                    "people. Others: converted .safetensors files and model folders in models/bindyouravatar.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=DTYPES,
-                    default="as stored",
-                    tooltip="Number format of the transformer. 'as stored' is what it was made for; bfloat16 halves "
-                    "its memory on cards that have it, with small differences in the picture.",
+                    default="default",
+                    tooltip="Data type of the transformer. default is that of the checkpoint.",
                 ),
                 io.Combo.Input(
-                    "memory",
-                    options=MEMORY,
-                    default="ComfyUI decides",
-                    tooltip="'ComfyUI decides' keeps parts on the GPU until the room is needed (fastest). 'low' takes "
-                    "each part off as soon as a node is done: less memory between runs, a few seconds more per run.",
-                ),
-                io.Combo.Input(
-                    "vram",
-                    options=VRAM,
+                    "memory_mode",
+                    options=MEMORY_MODES,
                     default="auto",
-                    optional=True,  # graphs made before it was there still run
-                    tooltip="How many GB of GPU memory to make do with. 'auto': what the card has. Where the "
-                    "transformer does not fit, its blocks are streamed through the card (a little slower, the same "
-                    "video) and the video is decoded in tiles.",
+                    tooltip="auto keeps components on the GPU until ComfyUI needs the memory (fastest). low unloads "
+                    "each component after its node.",
+                ),
+                io.Combo.Input(
+                    "vram_gb",
+                    options=VRAM_GB,
+                    default="auto",
+                    tooltip="VRAM budget in GB. auto uses what the card has. If the transformer does not fit, its "
+                    "blocks are streamed from host memory (slower, same video) and decoding is tiled.",
                 ),
                 io.Boolean.Input(
                     "download",
                     default=False,
-                    optional=True,
-                    tooltip="Fetch what is missing of the model first, into models/bindyouravatar (official: about 30 "
-                    "GB; can be stopped and gone on with). Off: nothing is ever downloaded. See the help page for the "
-                    "licences.",
+                    tooltip="Download missing files of the model into models/bindyouravatar (official: about 30 GB; "
+                    "can be interrupted and resumed). See the help page for licenses.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="ComfyUI's own CogVideoX VAE (Load VAE), used in place of the model's: moved and tiled by "
-                    "ComfyUI. Pictures differ slightly.",
+                    tooltip="CogVideoX VAE from Load VAE, instead of the model's. Managed and tiled by ComfyUI.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="ComfyUI's own T5-XXL (Load CLIP, type 'cogvideox'), used in place of the model's: any "
-                    "file that ComfyUI reads, fp8 too.",
+                    tooltip="T5-XXL from Load CLIP (type cogvideox), instead of the model's. Any precision that "
+                    "ComfyUI reads.",
                 ),
             ],
-            outputs=[types.Model.Output("model", tooltip="Transformer, encoders and video codec; feeds Scene.")],
+            outputs=[types.Model.Output("model", tooltip="The model. Connect to BYA Scene.")],
         )
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(
         cls,
         model: str,
         dtype: str,
-        memory: str,
-        vram: str = "auto",
-        download: bool = False,
+        memory_mode: str,
+        vram_gb: str,
+        download: bool,
         vae: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
@@ -95,9 +88,9 @@ class Loader(io.ComfyNode):
 
         from bya_core.weights.loader import load_bundle
 
-        host.models()  # so that models in ComfyUI's folders are found by their names
+        host.model_names()  # registers the model folders of ComfyUI
         if download:
-            host.fetch(model)
-        wanted = None if dtype == "as stored" else getattr(torch, dtype)
-        bundle = load_bundle(model, dtype=wanted, components=host.given(vae, clip))
-        return io.NodeOutput(host.adopt(bundle, memory == "low", vram))
+            host.download(model)
+        torch_dtype = None if dtype == "default" else getattr(torch, dtype)
+        bundle = load_bundle(model, dtype=torch_dtype, components=host.components(vae, clip))
+        return io.NodeOutput(host.adopt(bundle, memory_mode == "low", vram_gb))

@@ -1,4 +1,4 @@
-"""Looking at masks: laid over pictures, or one character's alone."""
+"""Mask viewers: an overlay of all masks, or the mask of one character."""
 
 from __future__ import annotations
 
@@ -15,49 +15,46 @@ class MaskOverlay(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "MaskOverlay",
-            "Mask Overlay",
-            "Shows who is where: each character in a colour of its own over the pictures, with a legend and how sure "
-            "the router is.",
-            search_aliases=["show masks", "preview masks", "visualise"],
+            "BYA Mask Overlay",
+            "Draws the character masks over images, each character in its own color, with a legend.",
+            search_aliases=["show masks", "preview masks", "visualize", "dialogue"],
             inputs=[
-                types.Routed.Input("routing", tooltip="From Embedding Router or Mask Refine: names and masks."),
+                types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
                 io.Float.Input(
                     "opacity",
                     default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Of the colours where a mask is 1: 0 = only the picture, 1 = only colour. 0.3 to 0.6 is "
-                    "good.",
+                    tooltip="Opacity of the colors where a mask is 1.",
                 ),
                 io.Boolean.Input(
-                    "legend", default=True, tooltip="On: names, share of the picture and confidence below each picture."
+                    "legend", default=True, tooltip="Whether to draw names, coverage and confidence below each image."
                 ),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Pictures to lay the masks over: all video frames, or one for all. Left open: the first "
-                    "frame of the scene, or grey.",
+                    tooltip="Images to draw on: all video frames, or one for all. Not connected: the first frame of "
+                    "the scene, or gray.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="Other masks to show, such as those of BYA Sampler: characters x frames pictures. Left "
-                    "open: those of routing.",
+                    tooltip="Masks to draw instead of those of routing, such as those of BYA Sampler.",
                 ),
             ],
-            outputs=[io.Image.Output("images", tooltip="One picture a video frame; small videos are enlarged.")],
+            outputs=[io.Image.Output("images", tooltip="One image per video frame; small videos are enlarged.")],
         )
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(
         cls, routing: types.RoutingValue, opacity: float, legend: bool, images: Any = None, masks: Any = None
     ) -> io.NodeOutput:
         from bya_core.pipelines.mask_images import overlay_images, still
 
         tokens, grid = routing.token_masks(masks)
-        frames = still(routing.scene.first_frame, grid) if images is None else convert.bytes_of(images)
+        frames = still(routing.scene.first_frame, grid) if images is None else convert.to_uint8(images)
         names = routing.names if legend else []
         return io.NodeOutput(convert.images(overlay_images(tokens, grid, frames, names, opacity)))
 
@@ -67,31 +64,29 @@ class SelectCharacterMask(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "SelectCharacterMask",
-            "Select Character Mask",
-            "The mask of one character as a batch of masks, for ComfyUI's own mask nodes.",
-            search_aliases=["pick mask", "mask of one character"],
+            "BYA Select Character Mask",
+            "Returns the mask of one character as a MASK batch, for the mask nodes of ComfyUI.",
+            search_aliases=["pick mask", "character mask"],
             inputs=[
-                types.Routed.Input("routing", tooltip="From Embedding Router or Mask Refine: names and masks."),
+                types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
                 io.String.Input("character", default="1", tooltip="Name of the character, or its number from 1."),
                 io.Combo.Input(
                     "frames",
                     options=["latent", "video"],
                     default="latent",
-                    tooltip="latent: one mask a latent frame (what the model knows). video: one a video frame, held "
-                    "for the frames it covers.",
+                    tooltip="latent returns one mask per latent frame, video one per video frame.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="Take it from these (characters x frames pictures, such as those of BYA Sampler). Left "
-                    "open: from routing.",
+                    tooltip="Masks to select from instead of those of routing, such as those of BYA Sampler.",
                 ),
             ],
-            outputs=[io.Mask.Output("mask", tooltip="One mask a frame, at the size of the video.")],
+            outputs=[io.Mask.Output("mask", tooltip="One mask per frame, at the size of the video.")],
         )
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(cls, routing: types.RoutingValue, character: str, frames: str, masks: Any = None) -> io.NodeOutput:
         from bya_core.pipelines.mask_images import character_index, to_images
 

@@ -1,4 +1,4 @@
-"""Before and after: what could go wrong, and whether every mouth followed its own voice."""
+"""Checks before and after a run: preflight and binding report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import convert, host, types
+from .scene import size_inputs
 from .schema import schema
 
 
@@ -15,34 +16,30 @@ class BindingReport(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "BindingReport",
-            "Binding Report",
-            "Measures in the finished pictures whether each mouth moved with its own voice, and whether listeners kept "
-            "still. A picture and plain sentences.",
-            search_aliases=["check", "sync", "who speaks"],
+            "BYA Binding Report",
+            "Measures in the generated frames whether each mouth follows its own voice, and whether listeners keep "
+            "still.",
+            search_aliases=["lip sync", "sync check", "dialogue", "multi speaker"],
             inputs=[
-                types.Routed.Input("routing", tooltip="From Embedding Router or Mask Refine: names, voices, matrix."),
+                types.Routing.Input("routing", tooltip="Names, voices and audio-character matrix."),
                 io.Image.Input("frames", tooltip="All video frames, from BYA Sampler."),
-                io.Mask.Input(
-                    "masks",
-                    optional=True,
-                    tooltip="Masks that acted, from BYA Sampler. Left open: those of routing.",
-                ),
+                io.Mask.Input("masks", optional=True, tooltip="Masks of BYA Sampler. Not connected: those of routing."),
             ],
             outputs=[
-                io.Image.Output("picture", tooltip="Each mouth against each voice, and lanes of both over time."),
-                io.String.Output("text", tooltip="The same in sentences, with what can and cannot be measured."),
+                io.Image.Output("image", tooltip="Each mouth against each voice, and both over time."),
+                io.String.Output("report", tooltip="The findings as text, with what can and cannot be measured."),
             ],
         )
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(cls, routing: types.RoutingValue, frames: Any, masks: Any = None) -> io.NodeOutput:
         from bya_core.evaluation.report import binding_report
 
         scene = routing.scene
         tokens, grid = routing.token_masks(masks)
         made = binding_report(
-            convert.bytes_of(frames),
+            convert.to_uint8(frames),
             grid.latent_to_frames(tokens, dim=1),
             scene.speeches,
             scene.fps,
@@ -50,7 +47,7 @@ class BindingReport(io.ComfyNode):
             matrix=routing.routing.matrix,
             meter=routing.model.bundle.meter,
         )
-        return io.NodeOutput(convert.picture(made.picture), made.text)
+        return io.NodeOutput(convert.from_pil(made.picture), made.text)
 
 
 class Preflight(io.ComfyNode):
@@ -58,64 +55,47 @@ class Preflight(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "Preflight",
-            "Preflight",
-            "Looks at everything before anything heavy is loaded: faces, voices, masks, sizes, weights, time and "
-            "memory. Put it between the cast and Scene to stop early.",
+            "BYA Preflight",
+            "Checks everything before a model is loaded: faces, voices, masks, sizes, weights, time and memory. Put it "
+            "between the cast and BYA Scene to stop early.",
             search_aliases=["check inputs", "estimate", "validate"],
             inputs=[
-                types.Cast.Input("cast", tooltip="The characters, from Face Encode or Cast."),
+                types.Cast.Input("cast", tooltip="The characters, from BYA Face Encode or BYA Cast."),
                 io.Combo.Input(
                     "model",
-                    options=host.models(),
+                    options=host.model_names(),
                     default="toy",
-                    tooltip="Which model it is for; only its settings are read, nothing is loaded.",
+                    tooltip="Model to check for. Only its settings are read, no weights are loaded.",
                 ),
-                io.Int.Input(
-                    "width", default=0, min=0, max=4096, step=8, tooltip="Pixels, as in Scene; 0 = the model's."
-                ),
-                io.Int.Input(
-                    "height", default=0, min=0, max=4096, step=8, tooltip="Pixels, as in Scene; 0 = the model's."
-                ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=100_000,
-                    tooltip="Video frames, as in Scene; 0 = the longest speech.",
-                ),
-                io.Int.Input(
-                    "steps", default=0, min=0, max=1000, tooltip="Denoising steps, as in Scene; 0 = the model's."
-                ),
+                *size_inputs(),
                 io.Boolean.Input(
-                    "stop_on_problems",
+                    "stop_on_error",
                     default=True,
-                    tooltip="On: problems stop the graph here, told in one sentence. Off: they are only reported.",
+                    tooltip="Whether errors stop the graph here. Off: they are only reported.",
                 ),
-                io.Image.Input(
-                    "first_frame", optional=True, tooltip="The picture that fixes the start, if there is one."
-                ),
-                io.Mask.Input(
-                    "masks", optional=True, tooltip="Masks that shall be used, to check them against the cast."
-                ),
+                io.Image.Input("first_frame", optional=True, tooltip="First frame to check, as in BYA Scene."),
+                io.Mask.Input("masks", optional=True, tooltip="Masks to check against the cast."),
             ],
             outputs=[
-                types.Cast.Output("cast", tooltip="The same cast; connect it to Scene so that this check comes first."),
-                io.Image.Output("faces", tooltip="Each reference picture with what was found in it, and the cut-out."),
-                io.String.Output("report", tooltip="Findings, one line each: ok, warning or PROBLEM."),
-                io.Boolean.Output("ok", tooltip="True where nothing stands in the way."),
+                types.Cast.Output(
+                    "cast", tooltip="The same cast. Connect it to BYA Scene so that this check runs first."
+                ),
+                io.Image.Output("faces", tooltip="Each reference image with the detected face, and its crop."),
+                io.String.Output("report", tooltip="Findings, one per line: ok, warning or error."),
+                io.Boolean.Output("ok", tooltip="True if there is no error."),
             ],
         )
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(
-        cls, cast: Any, model: str, stop_on_problems: bool, first_frame: Any = None, masks: Any = None, **sizes: int
+        cls, cast: Any, model: str, stop_on_error: bool, first_frame: Any = None, masks: Any = None, **sizes: int
     ) -> io.NodeOutput:
         from bya_core.pipelines.preflight import Asked, preflight
 
-        frame = None if first_frame is None else convert.one_picture(first_frame, "the first frame")
+        frame = None if first_frame is None else convert.one_image(first_frame, "the first frame")
         with host.cancellable():
-            found = preflight(cast, host.model_place(model), Asked(**sizes, first_frame=frame, masks=masks))
-        if stop_on_problems:
+            found = preflight(cast, host.resolve_model(model), Asked(**sizes, first_frame=frame, masks=masks))
+        if stop_on_error:
             found.stop_if_problem()
-        return io.NodeOutput(cast, convert.picture(found.picture), found.text, found.ok)
+        return io.NodeOutput(cast, convert.from_pil(found.picture), found.text, found.ok)

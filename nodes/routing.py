@@ -1,4 +1,4 @@
-"""Who is where: the router's masks, and what a person does to them."""
+"""The router's masks, and editing them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from bya_core.config import ProbeConfig, RefineConfig
+from bya_core.config import ProbeConfig, RefineConfig, RouterConfig
+from bya_core.scene.schema import CharacterEntry
 
 from . import host, types
-from .schema import schema
+from .schema import schema, widget
 
-PROBE, REFINE = ProbeConfig(), RefineConfig()
-REFINE_FIELDS = {"drop_below": "threshold", "regions": "max_regions", "smooth": "smoothing"}
-MASKS_ORDER = "characters x latent frames pictures, all of the first character first"
+MASK_ORDER = "characters x latent frames, all frames of the first character first, at the size of the video"
+REPORT = "Coverage and confidence per character, audio assignment, notices."
+REFINE = ("threshold", "propagate", "max_regions", "fill_holes", "smoothing", "exclusive", "grow")
 
 
 class EmbeddingRouter(io.ComfyNode):
@@ -22,135 +23,92 @@ class EmbeddingRouter(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "EmbeddingRouter",
-            "Embedding Router",
-            "Finds out which part of the picture belongs to whom, and hands over masks and, in intra mode, the "
-            "half-done video, so that nothing is computed twice.",
-            search_aliases=["masks", "who is where", "binding"],
+            "BYA Embedding Router",
+            "Predicts which region of the video belongs to which character. Returns the masks and, in intra mode, the "
+            "partially denoised video, so that nothing is computed twice.",
+            search_aliases=["masks", "binding", "lip sync", "multi speaker"],
             inputs=[
-                types.Scenery.Input("scene", tooltip="From Scene."),
-                io.Combo.Input(
+                types.Scene.Input("scene", tooltip="From BYA Scene."),
+                widget(
+                    RouterConfig,
                     "mode",
                     options=["intra", "pre", "post", "manual"],
-                    default="intra",
-                    tooltip="intra: watched while denoising (best; costs nothing extra). pre: still masks from the "
-                    "faces in the first frame (needs one). post: from a first, silent video (twice the time). "
-                    "manual: only the masks you connect.",
+                    hint="intra costs nothing extra; pre needs a first frame; post takes twice the time; manual needs "
+                    "masks.",
                 ),
                 io.Combo.Input(
-                    "binding",
-                    options=["as given", "swapped", "auto"],
-                    default="as given",
-                    tooltip="Which voice moves whom. as given: each its own (or as matrix says). swapped: each voice "
-                    "moves the next character. auto: voices are matched to faces; the report says how, and warns "
-                    "where it is unsure.",
+                    "audio_assignment",
+                    options=["given", "swapped", "auto"],
+                    default="given",
+                    tooltip="Which voice drives which character. given: each its own, or the matrix below. swapped: "
+                    "each voice drives the next character. auto: voices are matched to faces.",
                 ),
                 io.String.Input(
-                    "matrix",
+                    "audio_character_matrix",
                     default="",
-                    tooltip="Audio-character matrix: one row a voice, one column a character, 0..1, rows parted by "
-                    "';', such as 1 0; 0 1. Empty: each voice moves its own character.",
+                    tooltip="One row per voice, one column per character, values 0 to 1, rows separated by ';', such "
+                    "as 1 0; 0 1. Empty: each voice drives its own character.",
                 ),
-                io.Int.Input(
+                widget(
+                    ProbeConfig,
+                    "steps",
                     "probe_steps",
                     default=0,
                     min=0,
-                    max=1000,
-                    tooltip="intra: steps to watch before masks are shown; 0 = until they settle. They are part of the "
-                    "run, not on top of it. 25 to 40 % of all steps is safe.",
+                    tooltip="intra: number of steps before the masks are returned. 0 runs until they converge. These "
+                    "steps are part of the run.",
                 ),
-                io.Float.Input(
-                    "settled",
-                    default=PROBE.threshold,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    round=0.0001,
-                    tooltip="intra with probe_steps 0: masks count as settled when they change by less than this a "
-                    "step (mean, 0..1). 0.005 to 0.05 is safe; smaller watches longer.",
+                widget(ProbeConfig, "threshold", step=0.001, round=0.0001, hint="intra, with probe_steps 0."),
+                widget(
+                    ProbeConfig,
+                    "max_fraction",
+                    "max_percent",
+                    tooltip="intra, with probe_steps 0: largest fraction of all steps to run before the masks are "
+                    "returned.",
                 ),
-                io.Float.Input(
-                    "probe_most",
-                    default=PROBE.max_fraction,
-                    min=0.05,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="intra with probe_steps 0: largest share of all steps that is watched. 0.3 to 0.5 is safe: "
-                    "what you edit later acts only in the steps that remain.",
-                ),
-                io.Combo.Input(
-                    "region",
-                    options=["head", "box"],
-                    default="head",
-                    tooltip="pre: what is drawn around a face that was found: the head's oval, or its box.",
-                ),
-                io.Combo.Input(
-                    "segmenter",
-                    options=["self", "sam2"],
-                    default="self",
-                    tooltip="post: who finds the characters in the silent video: the model's own router, or SAM 2 "
-                    "(which must be on this machine).",
-                ),
-                io.Boolean.Input(
-                    "static",
-                    default=False,
-                    tooltip="On: each mask's union over time in every frame, for people who sit still. Off: masks "
-                    "move.",
-                ),
-                io.Combo.Input(
-                    "bystanders",
-                    options=["model", "hear", "silent"],
-                    default="model",
-                    tooltip="What parts of the picture that are nobody's hear: model = as trained, hear = every voice, "
-                    "silent = none (keeps backgrounds still).",
-                ),
-                io.Int.Input(
-                    "tries",
-                    default=PROBE.num_seeds,
-                    min=1,
-                    max=100,
-                    tooltip="intra without first frame and masks: while somebody has no place in the picture, the "
-                    "router starts again from the next seed, so many times in all, and says so. 1 = only this seed.",
-                ),
+                widget(RouterConfig, "region", options=["head", "box"]),
+                widget(RouterConfig, "segmenter"),
+                widget(RouterConfig, "static", "static_masks"),
+                widget(RouterConfig, "background_audio"),
+                widget(ProbeConfig, "num_seeds", hint="intra only."),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="manual: one mask a character (still), or one a latent or video frame, as a batch, all "
-                    "of the first character first, any size. Other modes: these masks act while the router watches.",
+                    tooltip="manual: one mask per character, or one per frame and character (all frames of the first "
+                    "character first), any size. Other modes: forced while the router runs.",
                 ),
             ],
             outputs=[
-                types.Routed.Output("routing", tooltip="Feeds Mask Refine, BYA Sampler and the mask nodes."),
-                io.Mask.Output("masks", tooltip=f"{MASKS_ORDER}, at the size of the video."),
-                io.String.Output(
-                    "report", tooltip="How much of the picture each character has, how sure that is, notices."
-                ),
+                types.Routing.Output("routing", tooltip="Connect to BYA Mask Refine, BYA Sampler and the mask nodes."),
+                io.Mask.Output("masks", tooltip=f"Masks: {MASK_ORDER}."),
+                io.String.Output("report", tooltip=REPORT),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, matrix: str | None = None) -> bool | str:
+    def validate_inputs(cls, audio_character_matrix: str | None = None) -> bool | str:
         from bya_core.scene.compose import matrix_rows
 
-        return host.valid(matrix_rows, matrix)
+        return host.validate(matrix_rows, audio_character_matrix)
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
         from bya_core.pipelines.generate import prepare, route
-        from bya_core.pipelines.interactive import RouterWishes, describe, first_window, routed_scene
+        from bya_core.pipelines.interactive import RoutingRequest, describe, first_window, routed_scene
         from bya_core.progress import ProgressTracker
 
         model = scene.model
         with host.cancellable():
-            wanted = routed_scene(scene.scene, RouterWishes(**given), masks, model.bundle)
-        part = first_window(wanted, model.bundle)
-        with host.working(model, part):
-            tracker = ProgressTracker(host.watcher(model, part))
-            prepared = prepare(part, model.bundle, tracker)
+            whole = routed_scene(scene.scene, RoutingRequest(**given), masks, model.bundle)
+        window = first_window(whole, model.bundle)
+        with host.running(model, window):
+            tracker = ProgressTracker(host.progress_callback(model, window))
+            prepared = prepare(window, model.bundle, tracker)
             routing = route(prepared, model.bundle, tracker)
-        whole = None if part is wanted else wanted
-        value = types.RoutingValue(model, host.on_cpu(prepared), host.on_cpu(routing), whole)
-        return io.NodeOutput(value, value.mask_images, describe(value.scene, routing, whole is not None))
+        in_windows = window is not whole
+        value = types.RoutingValue(model, host.to_cpu(prepared), host.to_cpu(routing), whole if in_windows else None)
+        return io.NodeOutput(value, value.mask_images, describe(value.scene, routing, in_windows))
 
 
 class MaskRefine(io.ComfyNode):
@@ -158,135 +116,61 @@ class MaskRefine(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "MaskRefine",
-            "Mask Refine",
-            "Cleans the router's masks and lets you replace or blend the mask of one character. Chain several for "
-            "several characters. The router is not run again.",
+            "BYA Mask Refine",
+            "Cleans the router's masks, and replaces or blends the mask of one character. Chain several for several "
+            "characters. The router is not run again.",
             search_aliases=["edit masks", "clean masks", "override"],
             inputs=[
-                types.Routed.Input("routing", tooltip="From Embedding Router or another Mask Refine."),
+                types.Routing.Input("routing", tooltip="From BYA Embedding Router or another BYA Mask Refine."),
                 io.Boolean.Input(
-                    "clean",
+                    "refine",
                     default=True,
-                    tooltip="On: the masks are cleaned by the settings below and then forced. Off: only the override "
-                    "acts; use it in a second Mask Refine of a chain.",
+                    tooltip="Whether to clean the masks with the options below. Turn it off in the second BYA Mask "
+                    "Refine of a chain.",
                 ),
-                io.Float.Input(
-                    "drop_below",
-                    default=REFINE.threshold,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Tokens whose best claim is weaker lose their owner first (0..1); 0 = none. 0.5 to 0.8 "
-                    "is safe.",
-                ),
+                *(widget(RefineConfig, name) for name in REFINE[:-1]),
+                widget(RefineConfig, "grow", min=-8, max=8),
                 io.Boolean.Input(
-                    "propagate",
-                    default=REFINE.propagate,
-                    tooltip="On: owners spread from sure tokens to those without one, over space and time.",
-                ),
-                io.Int.Input(
-                    "regions",
-                    default=REFINE.max_regions,
-                    min=0,
-                    max=100,
-                    tooltip="Connected regions kept per character and frame, the largest first; 0 = all. 1 removes "
-                    "specks.",
-                ),
-                io.Boolean.Input(
-                    "fill_holes", default=REFINE.fill_holes, tooltip="On: what a character encloses becomes part of it."
-                ),
-                io.Float.Input(
-                    "smooth",
-                    default=REFINE.smoothing,
-                    min=0.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="Smoothing over time, in latent frames (4 video frames each); 0 = none. Above 2, masks lag "
-                    "behind people who move.",
-                ),
-                io.Boolean.Input(
-                    "exclusive",
-                    default=REFINE.exclusive,
-                    tooltip="On: each token has one owner, which may be the background. Off: masks may overlap.",
-                ),
-                io.Int.Input(
-                    "grow",
-                    default=REFINE.grow,
-                    min=-8,
-                    max=8,
-                    tooltip="Tokens by which masks grow (16 pixels each in the large models, 8 in toy); negative "
-                    "shrinks. -1 to 2 is safe.",
-                ),
-                io.Boolean.Input(
-                    "from_start",
+                    "restart",
                     default=False,
-                    tooltip="Off: the sampler goes on from the router's half-done video, so edits act in the steps "
-                    "that remain. On: the video is made anew from noise and edits act in all steps; costs the probe "
-                    "again.",
+                    tooltip="Off: the sampler resumes from the partially denoised video, and edits apply to the "
+                    "remaining steps. On: it starts from noise, and edits apply to all steps.",
                 ),
                 io.Mask.Input(
                     "override_mask",
                     optional=True,
-                    tooltip="A mask of your own for one character: one picture (still), or one a latent or video "
-                    "frame, any size; white = this character.",
+                    tooltip="Mask for one character: one image, or one per latent or video frame, any size. White is "
+                    "the character.",
                 ),
                 io.String.Input(
-                    "override_character",
-                    default="1",
-                    tooltip="Whom override_mask belongs to: the character's name, or its number from 1.",
+                    "character", default="1", tooltip="Character of override_mask: its name, or its number from 1."
                 ),
-                io.Float.Input(
-                    "blend",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much override_mask has to say: 0 = nothing, 1 = everything.",
-                ),
-                io.Float.Input(
-                    "start",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Share of the run from which override_mask acts; 0 = from the first step. Before it the "
-                    "router decides.",
-                ),
-                io.Float.Input(
-                    "end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Share of the run up to which override_mask acts; 1 = to the last step. After it the "
-                    "router decides.",
-                ),
+                widget(CharacterEntry, "mask_strength", "strength"),
+                widget(CharacterEntry, "mask_start_percent", "start_percent"),
+                widget(CharacterEntry, "mask_end_percent", "end_percent"),
             ],
             outputs=[
-                types.Routed.Output("routing", tooltip="The same with the masks as they shall act."),
-                io.Mask.Output("masks", tooltip=f"{MASKS_ORDER}, at the size of the video."),
-                io.String.Output(
-                    "report", tooltip="How much of the picture each character has, how sure that is, notices."
-                ),
+                types.Routing.Output("routing", tooltip="The same with the edited masks."),
+                io.Mask.Output("masks", tooltip=f"Masks: {MASK_ORDER}."),
+                io.String.Output("report", tooltip=REPORT),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, start: float | None = None, end: float | None = None) -> bool | str:
-        if start is None or end is None or 0 <= start < end <= 1:  # None = it comes by a wire
+    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
+        if start_percent is None or end_percent is None or start_percent < end_percent:  # None: connected
             return True
-        return f"override_mask from {start} to {end}; expected 0 to 1, the start before the end; correct them."
+        return f"start_percent is {start_percent} and end_percent {end_percent}; expected start < end; correct them."
 
     @classmethod
-    @host.told_plainly
+    @host.plain_errors
     def execute(
-        cls, routing: types.RoutingValue, clean: bool, from_start: bool, override_mask: Any = None, **given: Any
+        cls, routing: types.RoutingValue, refine: bool, restart: bool, override_mask: Any = None, **given: Any
     ) -> io.NodeOutput:
-        from bya_core.pipelines.interactive import OVERRIDE, Edit, describe, edited
+        from bya_core.pipelines.interactive import Edit, describe, edited
 
-        over = {name: given.pop(name) for name in OVERRIDE}
-        refine = {REFINE_FIELDS.get(name, name): value for name, value in given.items()}
-        edit = Edit(RefineConfig(**refine) if clean else None, from_start, override_mask, **over)
+        options = RefineConfig(**{name: given.pop(name) for name in REFINE}) if refine else None
+        edit = Edit(options, restart, override_mask, **given)
         masks, whole = edited(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
         value = replace(routing, routing=masks, whole=whole)
         return io.NodeOutput(value, value.mask_images, describe(value.scene, masks, whole is not None))

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from bya_core.config import SamplingConfig
+
 from . import convert, host, types
-from .schema import schema
+from .schema import schema, widget
 
 if TYPE_CHECKING:
     from bya_core.config import Preset
@@ -19,52 +21,43 @@ class Sampler(io.ComfyNode):
         return schema(
             "Sampler",
             "BYA Sampler",
-            "Makes the video: goes on where the router stopped, with the masks as they are now. All other settings are "
-            "those of Scene.",
-            search_aliases=["generate", "talking video", "render"],
+            "Generates the video: resumes where the router stopped, with the current masks. All other settings are "
+            "those of BYA Scene.",
+            search_aliases=["generate", "talking video", "lip sync", "dialogue", "avatar"],
             inputs=[
-                types.Routed.Input("routing", tooltip="From Embedding Router or Mask Refine."),
-                io.Combo.Input(
-                    "speed",
-                    options=["exact", "balanced", "fast"],
-                    default="exact",
-                    tooltip="How much work may be left out. exact: none. balanced: what can hardly be seen. fast: "
-                    "more; faces and voices stay together, small things may look different.",
-                ),
+                types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
+                widget(SamplingConfig, "preset"),
             ],
             outputs=[
                 io.Image.Output("frames", tooltip="All video frames."),
-                io.Video.Output("video", tooltip="Frames and the original voices together; feeds Save Video."),
-                io.Audio.Output(
-                    "audio", tooltip="All voices as recorded, as long as the video; silence if nobody speaks."
-                ),
+                io.Video.Output("video", tooltip="Frames with the original voices. Connect to Save Video."),
+                io.Audio.Output("audio", tooltip="All voices as recorded, as long as the video."),
                 io.Mask.Output(
                     "masks",
-                    tooltip="The masks that acted in the last step: characters x latent frames pictures, all of the "
-                    "first character first.",
+                    tooltip="Masks of the last step: characters x latent frames, first character first.",
                 ),
-                io.Float.Output("fps", tooltip="Frames a second, always 25."),
-                io.String.Output("report", tooltip="Who was where, seconds per part of the work, notices."),
+                io.Float.Output("fps", tooltip="Frames per second, always 25."),
+                io.String.Output("report", tooltip="Coverage and confidence per character, time per stage, notices."),
             ],
         )
 
     @classmethod
-    @host.told_plainly
-    def execute(cls, routing: types.RoutingValue, speed: Preset = "exact") -> io.NodeOutput:
+    @host.plain_errors
+    def execute(cls, routing: types.RoutingValue, preset: Preset = "exact") -> io.NodeOutput:
         from bya_core.pipelines.generate import sample
         from bya_core.pipelines.interactive import describe_video, sample_windows
         from bya_core.pipelines.mask_images import to_images
         from bya_core.progress import ProgressTracker
 
-        routing = routing.at(speed)
+        routing = routing.with_preset(preset)
         model, scene = routing.model, routing.scene
-        with host.working(model, routing.prepared.scene):
-            watch = host.watcher(model, scene)
+        with host.running(model, routing.prepared.scene):
+            callback = host.progress_callback(model, scene)
             if routing.whole is None:
-                made = sample(routing.prepared, routing.routing, model.bundle, ProgressTracker(watch))
+                result = sample(routing.prepared, routing.routing, model.bundle, ProgressTracker(callback))
             else:
-                made = sample_windows(routing.whole, model.bundle, host.temporary_folder(), watch)
-        frames, audio = convert.images(made.frames), convert.audio(made.audio, scene.seconds)
-        video = convert.video(frames, audio if made.audio is not None else None, scene.fps)
-        masks = to_images(made.masks, made.grid)
-        return io.NodeOutput(frames, video, audio, masks, scene.fps, describe_video(routing.names, made))
+                result = sample_windows(routing.whole, model.bundle, host.temporary_folder(), callback)
+        frames, audio = convert.images(result.frames), convert.audio(result.audio, scene.seconds)
+        video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
+        masks = to_images(result.masks, result.grid)
+        return io.NodeOutput(frames, video, audio, masks, scene.fps, describe_video(routing.names, result))

@@ -1,4 +1,4 @@
-"""What a person asks of the router, as plain values; and what comes of it, in plain sentences."""
+"""Routing and mask edits from flat values, as the nodes have them, and their results as text."""
 
 from __future__ import annotations
 
@@ -23,68 +23,69 @@ from bya_core.scene.compose import parse_matrix
 from bya_core.scene.types import Scene, moved_on, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
-OVERRIDE = ("override_character", "blend", "start", "end")
-"""Fields of `Edit` that are about `Edit.mask`."""
-
-BACKGROUND_AUDIO: dict[str, BackgroundAudio] = {"model": "model", "hear": "all", "silent": "none"}
-"""Values of the node's `bystanders` input."""
-
 
 @dataclass(frozen=True)
-class RouterWishes:
-    """How a scene's masks are found and its voices bound.
+class RoutingRequest:
+    """Options of the router as flat values, as the nodes have them.
 
     Args:
-        binding: "as given" = by `matrix`, or each voice its own character; "swapped" = that, moved on by one character;
-            "auto" = voices are matched to faces.
-        matrix: see `bya_core.scene.compose.parse_matrix`.
-        probe_steps: 0 = until the masks settle.
-        settled, probe_most, tries: see `ProbeConfig`.
-        mode, region, segmenter, static, bystanders: see `RouterConfig`.
+        mode, region, segmenter, background_audio: See `RouterConfig`.
+        audio_assignment: "given" uses `audio_character_matrix`, or assigns each speech to its own character; "swapped"
+            shifts that by one character; "auto" matches voices to faces.
+        audio_character_matrix: See `bya_core.scene.compose.parse_matrix`.
+        probe_steps: `ProbeConfig.steps`; 0 runs until the masks converge.
+        threshold, max_percent, num_seeds: See `ProbeConfig`.
+        static_masks: See `RouterConfig.static`.
     """
 
     mode: RouterMode = "intra"
-    binding: Literal["as given", "swapped", "auto"] = "as given"
-    matrix: str = ""
+    audio_assignment: Literal["given", "swapped", "auto"] = "given"
+    audio_character_matrix: str = ""
     probe_steps: int = 0
-    settled: float = ProbeConfig.threshold
-    probe_most: float = ProbeConfig.max_fraction
+    threshold: float = ProbeConfig.threshold
+    max_percent: float = ProbeConfig.max_fraction
     region: Region = "head"
     segmenter: Segmenter = "self"
-    static: bool = False
-    bystanders: Literal["model", "hear", "silent"] = "model"
-    tries: int = ProbeConfig.num_seeds
+    static_masks: bool = False
+    background_audio: BackgroundAudio = "model"
+    num_seeds: int = ProbeConfig.num_seeds
+
+    def config(self) -> RouterConfig:
+        """The options without the audio assignment."""
+        probe = ProbeConfig(self.threshold, self.max_percent, self.probe_steps or None, self.num_seeds)
+        return RouterConfig(
+            mode=self.mode,
+            probe=probe,
+            region=self.region,
+            segmenter=self.segmenter,
+            static=self.static_masks,
+            background_audio=self.background_audio,
+        )
 
 
-def routed_scene(scene: Scene, wishes: RouterWishes, masks: Tensor | None, bundle: ModelBundle) -> Scene:
-    """The scene with the router that is wished for, and who hears whom settled from all of the speech.
+def routed_scene(scene: Scene, request: RoutingRequest, masks: Tensor | None, bundle: ModelBundle) -> Scene:
+    """The scene with these router options, and its audio-character matrix resolved from all of the speech.
 
     Args:
-        masks: given mask pictures, see `bya_core.pipelines.mask_images.from_images`; None = none.
+        masks: Given mask images, see `bya_core.pipelines.mask_images.from_images`; None = none.
 
     Raises:
-        InputError: masks or a matrix that do not fit the scene; a matrix beside automatic binding.
+        InputError: Masks or a matrix that do not fit the scene, or a matrix with automatic assignment.
     """
     count = len(scene.characters)
-    matrix = parse_matrix(wishes.matrix, len(scene.speeches), count)
-    if wishes.binding == "auto" and matrix is not None:
-        raise InputError("a matrix and automatic binding", "one of the two", "empty the matrix, or bind as given")
-    if wishes.binding == "swapped":
+    matrix = parse_matrix(request.audio_character_matrix, len(scene.speeches), count)
+    if request.audio_assignment == "auto" and matrix is not None:
+        came = "an audio-character matrix with automatic audio assignment"
+        raise InputError(came, "one of the two", 'clear the matrix, or set audio_assignment to "given"')
+    if request.audio_assignment == "swapped":
         matrix = moved_on(scene.matrix if matrix is None else matrix)
     grid = bundle.grid(scene.num_frames, scene.height, scene.width)
     routed = replace(
         scene,
         audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
-        bind="auto" if wishes.binding == "auto" else "given",
+        bind="auto" if request.audio_assignment == "auto" else "given",
         mask_control=None if masks is None else MaskControl(from_images(masks, grid, count, "the masks of the router")),
-        routing=RouterConfig(
-            mode=wishes.mode,
-            probe=ProbeConfig(wishes.settled, wishes.probe_most, wishes.probe_steps or None, wishes.tries),
-            region=wishes.region,
-            segmenter=wishes.segmenter,
-            static=wishes.static,
-            background_audio=BACKGROUND_AUDIO[wishes.bystanders],
-        ),
+        routing=request.config(),
     )
     return bound(routed, bundle)
 
@@ -108,24 +109,23 @@ def first_window(scene: Scene, bundle: ModelBundle) -> Scene:
 
 @dataclass(frozen=True)
 class Edit:
-    """What a person does to masks.
+    """An edit of the masks.
 
     Args:
-        refine: how they are cleaned; None = not.
-        from_start: the video is made anew from noise, so that edits act in all steps.
-        mask: pictures [B, H, W] of one character, see `bya_core.pipelines.mask_images.from_images`; None = none.
-        override_character: whose, by name or number from 1.
-        blend: 0 = nothing ... 1 = only that mask.
-        start, end: share of the run in which it acts.
+        refine: How they are refined; None = not at all.
+        restart: Start from noise, so that edits apply to all steps.
+        mask: Mask images [B, H, W] of one character, see `bya_core.pipelines.mask_images.from_images`; None = none.
+        character: Its name, or its number from 1.
+        strength, start_percent, end_percent: See `MaskControl`.
     """
 
     refine: RefineConfig | None = None
-    from_start: bool = False
+    restart: bool = False
     mask: Tensor | None = None
-    override_character: str = "1"
-    blend: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+    character: str = "1"
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
 
 
 def edited(
@@ -147,7 +147,7 @@ def edited(
         routing = refine(routing, edit.refine)
         whole = whole and replace(whole, routing=replace(whole.routing, refine=edit.refine))
     if edit.mask is not None:
-        index = character_index(edit.override_character, names)
+        index = character_index(edit.character, names)
         what = f"the mask of {names[index]}"
         if whole is not None:
             every = replace(grid, frames=(whole.num_frames - 1) // grid.time_factor + 1)
@@ -156,9 +156,11 @@ def edited(
         else:
             given = from_images(edit.mask, grid, 1, what)[0]
         masks, strength = torch.zeros_like(routing.masks), torch.zeros(len(names))
-        masks[index], strength[index] = given, edit.blend
-        routing = routing.override(MaskControl(masks, strength, torch.tensor(edit.start), torch.tensor(edit.end)))
-    return (routing.from_noise() if edit.from_start else routing), whole
+        masks[index], strength[index] = given, edit.strength
+        routing = routing.override(
+            MaskControl(masks, strength, torch.tensor(edit.start_percent), torch.tensor(edit.end_percent))
+        )
+    return (routing.from_noise() if edit.restart else routing), whole
 
 
 def _with_override(scene: Scene, index: int, mask: Tensor, edit: Edit) -> Scene:
@@ -167,7 +169,7 @@ def _with_override(scene: Scene, index: int, mask: Tensor, edit: Edit) -> Scene:
     if before is None:
         before = MaskControl(torch.zeros(count, *mask.shape), torch.tensor(0.0))
     values = [part.clone() for part in (before.masks, before.strength, before.start_percent, before.end_percent)]
-    for value, new in zip(values, (mask, edit.blend, edit.start, edit.end), strict=True):
+    for value, new in zip(values, (mask, edit.strength, edit.start_percent, edit.end_percent), strict=True):
         value[index] = new
     return replace(scene, mask_control=MaskControl(*values))
 

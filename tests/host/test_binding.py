@@ -17,8 +17,8 @@ from training.puppets.looks import MOUTH_RGB
 pytestmark = pytest.mark.host
 LEFT, RIGHT = 0, 1
 REFINE = {
-    "clean": False, "drop_below": 0.6, "propagate": True, "regions": 1, "fill_holes": True, "smooth": 0.7,
-    "exclusive": True, "grow": 0, "from_start": True, "blend": 1.0, "start": 0.0, "end": 1.0,
+    "refine": False, "threshold": 0.6, "propagate": True, "max_regions": 1, "fill_holes": True, "smoothing": 0.7,
+    "exclusive": True, "grow": 0, "restart": True, "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0,
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_the_voice_moves_its_own_mouth(one_talker: Graph, server: Server) -> Non
 
 
 def test_a_swapped_matrix_moves_the_other_mouth(one_talker: Graph, server: Server) -> None:
-    for change in ({"binding": "swapped"}, {"matrix": "0 1; 1 0"}):
+    for change in ({"audio_assignment": "swapped"}, {"audio_character_matrix": "0 1; 1 0"}):
         moved = movement(server, graphs.changed(one_talker, "BYA_EmbeddingRouter", **change))
         assert moved[RIGHT] > 2 * moved[LEFT], (change, moved)
 
@@ -67,7 +67,7 @@ def test_masks_edited_in_the_graph_change_who_is_driven(one_talker: Graph, serve
             graph, "MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"
         )
         graph, refined = graphs.added(
-            graph, "BYA_MaskRefine", routing=routing, override_mask=[half, 0], override_character=name, **REFINE
+            graph, "BYA_MaskRefine", routing=routing, override_mask=[half, 0], character=name, **REFINE
         )
         routing = [refined, 0]
     graph[sampler]["inputs"]["routing"] = routing

@@ -158,7 +158,7 @@ def _bad(change: str, graph: Graph) -> Graph:
     if change == "same name":
         return graphs.changed(graph, "BYA_FaceEncode", name="twin")
     if change == "matrix":
-        return graphs.changed(graph, "BYA_EmbeddingRouter", matrix="1 0 0; 0 1 0")
+        return graphs.changed(graph, "BYA_EmbeddingRouter", audio_character_matrix="1 0 0; 0 1 0")
     if change == "size":
         return graphs.changed(graph, "BYA_Scene", width=4096, height=4096, frames=49)
     if change == "model":

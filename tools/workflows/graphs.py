@@ -97,8 +97,8 @@ def acted_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list
 def report(sheet: Sheet, routing: Wire, sampler: Node) -> Group:
     """Whether each mouth followed its own voice."""
     made = sheet.add("BYA_BindingReport", routing=routing, frames=sampler["frames"], masks=sampler["masks"])
-    picture = sheet.add("PreviewImage", "Mouths against voices", wide=480, high=330, images=made["picture"])
-    text = sheet.add("PreviewAny", "Report in words", wide=480, high=260, source=made["text"])
+    picture = sheet.add("PreviewImage", "Mouths against voices", wide=480, high=330, images=made["image"])
+    text = sheet.add("PreviewAny", "Report in words", wide=480, high=260, source=made["report"])
     return Group("Did it work?", [[made], [picture], [text]], "grey")
 
 
@@ -178,9 +178,9 @@ def mask_preview_and_edit(sheet: Sheet) -> None:
         "BYA_MaskRefine",
         "Put the edited mask back",
         routing=cleaned["routing"],
-        clean=False,
+        refine=False,
         override_mask=grown["MASK"],
-        override_character="puppet A",
+        character="puppet A",
     )
     after = found_masks(sheet, edited["routing"], "Masks as they shall act")
     sampler, made = result(sheet, edited["routing"], "edited_masks")
@@ -230,7 +230,7 @@ def three_characters(sheet: Sheet) -> None:
     demo = sheet.add("BYA_LoadDemo", demo="three puppets")
     people = puppets(sheet, demo, 3)
     scene = demo_scene(sheet, model, demo, people)
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], probe_most=0.5)
+    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], max_percent=0.5)
     sampler, made = result(sheet, router["routing"], "three_characters")
     masks = acted_masks(sheet, router["routing"], sampler, "three_characters")
     sheet.lay_out([

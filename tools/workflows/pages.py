@@ -1,8 +1,8 @@
-"""Keeps what is said twice the same: help pages and English names follow the tooltips of the nodes.
+"""Generate the input and output lists of the help pages, the English locale and the frozen schema from the nodes.
 
-    python -m tools.workflows.pages         # writes web/docs, locales/en/nodeDefs.json, the frozen schema
+    python -m tools.workflows.pages         # needs ComfyUI (tests/host/setup.py)
 
-The prose of web/docs/<node>.md is written by hand; between the two marks below stand the inputs and outputs.
+Only the text between the two marks of web/docs/<node>.md is generated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.workflows.sheet import NodeInfo, described_inputs, is_widget
 DOCS = ROOT / "web" / "docs"
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 FROZEN = ROOT / "tests" / "host" / "frozen_schema.json"
-START, END = "<!-- from the node's tooltips -->", "<!-- until here -->"
+START, END = "<!-- generated from the tooltips -->", "<!-- end -->"
 
 
 def ours(infos: dict[str, NodeInfo]) -> dict[str, NodeInfo]:

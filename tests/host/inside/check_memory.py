@@ -50,7 +50,7 @@ def test_a_transformer_too_large_for_the_card_makes_the_same_video(
 ) -> None:
     small = host_model.memory.MemoryPlan("small", blocks=blocks, text_encoder_on_cpu=True)
     monkeypatch.setattr(host_model, "_memory_plan", lambda *_: small)
-    (model,) = run("Loader", vram="8")
+    (model,) = run("Loader", vram_gb="8")
     names = [resident.name for resident in model.residents]
     assert names == ["transformer", "extractor", "projection", "face", "speech", "codec"]
     assert torch.equal(made(run, cast, demo, model), expected)
@@ -72,7 +72,7 @@ def test_a_transformer_too_large_for_the_card_makes_the_same_video(
 
 
 def test_the_card_decides(run: Run, host_model: Any, monkeypatch: Any, tmp_path: Path) -> None:
-    (model,) = run("Loader", vram="8")
+    (model,) = run("Loader", vram_gb="8")
     ladder = host_model.memory.MEMORY_PLANS
     assert model.plan == ladder[0]  # the toy model fits anywhere
     large = {"blocks": 14 * 10**9, "block": 4 * 10**8, "text": 10**10, "denoising": 3 * 10**9, "decoding": 16 * 10**9}

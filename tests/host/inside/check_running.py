@@ -62,19 +62,27 @@ def test_refining_keeps_the_half_done_run(run: Run, routing: Any) -> None:
     assert set(refined.routing.masks.unique().tolist()) <= {0.0, 1.0}
     assert masks.shape == (N * T, H, W) and "confidence" in report
     assert torch.equal(routing.routing.masks, before)
-    anew, _, _ = run("MaskRefine", routing=routing, from_start=True)
+    anew, _, _ = run("MaskRefine", routing=routing, restart=True)
     assert anew.routing.state is None
 
 
 def test_a_mask_of_ones_own(run: Run, routing: Any) -> None:
     left = torch.zeros(1, 40, 60)
     left[..., :30] = 1
-    given, masks, _ = run("MaskRefine", routing=routing, clean=False, override_mask=left, override_character="Bo")
+    given, masks, _ = run("MaskRefine", routing=routing, refine=False, override_mask=left, character="Bo")
     ada, bo = masks.reshape(N, T, H, W)
     assert bo[..., : W // 2].min() == 1 and bo[..., W // 2 :].max() == 0
     assert torch.equal(ada, routing.mask_images.reshape(N, T, H, W)[0])
     assert given.routing.control.strength.tolist() == [0.0, 1.0]  # the other one is still the router's
-    half, _, _ = run("MaskRefine", routing=routing, clean=False, override_mask=left, blend=0.5, start=0.2, end=0.6)
+    half, _, _ = run(
+        "MaskRefine",
+        routing=routing,
+        refine=False,
+        override_mask=left,
+        strength=0.5,
+        start_percent=0.2,
+        end_percent=0.6,
+    )
     assert half.routing.control.strength.tolist() == [0.5, 0.0]
     assert half.routing.span[0].tolist() == pytest.approx([0.2, 0.6])
 
@@ -98,8 +106,8 @@ def test_masks_survive_the_way_through_the_graph(run: Run, scene: Any, routing: 
     ("wish", "matrix"),
     [
         ({}, [[1, 0], [0, 1]]),
-        ({"binding": "swapped"}, [[0, 1], [1, 0]]),
-        ({"matrix": "1 1; 0 0.5"}, [[1, 1], [0, 0.5]]),
+        ({"audio_assignment": "swapped"}, [[0, 1], [1, 0]]),
+        ({"audio_character_matrix": "1 1; 0 0.5"}, [[1, 1], [0, 0.5]]),
     ],
 )
 def test_who_hears_whom(run: Run, scene: Any, wish: dict[str, str], matrix: list[list[float]]) -> None:
@@ -109,7 +117,9 @@ def test_who_hears_whom(run: Run, scene: Any, wish: dict[str, str], matrix: list
 
 
 def test_voices_find_their_faces(run: Run, scene: Any) -> None:
-    routed, _, report = run("EmbeddingRouter", scene=scene, mode="manual", binding="auto", masks=torch.ones(N, 4, 4))
+    routed, _, report = run(
+        "EmbeddingRouter", scene=scene, mode="manual", audio_assignment="auto", masks=torch.ones(N, 4, 4)
+    )
     assert sorted(routed.routing.matrix.tolist()) == [[0, 1], [1, 0]]  # each voice has one face
     assert "hears the voice of" in report
 
@@ -145,7 +155,7 @@ def test_report_and_preflight(run: Run, routing: Any, made: tuple[Any, ...], cas
 def test_preflight_stops_or_tells(run: Run, cast: Any) -> None:
     with pytest.raises(ValueError, match="1 mask for 2 characters"):
         run("Preflight", cast=cast, frames=F, masks=torch.ones(1, 8, 8))
-    wrong = {"cast": cast, "model": "official", "stop_on_problems": False}
+    wrong = {"cast": cast, "model": "official", "stop_on_error": False}
     _, _, text, ok = run("Preflight", **wrong)
     assert ok is False and "PROBLEM model official" in text and "download official" in text
 
@@ -157,7 +167,7 @@ def test_a_long_video_is_made_in_windows(run: Run, model: Any, cast: Any, demo: 
     assert masks.shape == (N * 3, H, W) and "first window" in report
     left = torch.zeros(1, H, W)
     left[..., : W // 2] = 1
-    routing, _, _ = run("MaskRefine", routing=routing, override_mask=left, override_character="Ada")
+    routing, _, _ = run("MaskRefine", routing=routing, override_mask=left, character="Ada")
     frames, _, audio, masks, _, _ = run("Sampler", routing=routing)
     assert frames.shape == (17, H, W, 3) and audio["waveform"].shape[-1] == round(17 / 25 * audio["sample_rate"])
     ada = masks.reshape(N, 5, H, W)[0]
@@ -192,15 +202,15 @@ def test_a_first_frame_of_another_shape(run: Run, model: Any, cast: Any, demo: d
     [
         ("EmbeddingRouter", {"mode": "manual"}, "without masks"),
         ("EmbeddingRouter", {"mode": "manual", "masks": torch.ones(1, 8, 8)}, "1 mask for 2 characters"),
-        ("EmbeddingRouter", {"matrix": "1 0 0; 0 1 0"}, "audio-character matrix"),
-        ("EmbeddingRouter", {"matrix": "1 0; 0 1", "binding": "auto"}, "one of the two"),
-        ("MaskRefine", {"override_mask": torch.ones(1, 8, 8), "override_character": "Cy"}, r"1 \(Ada\), 2 \(Bo\)"),
+        ("EmbeddingRouter", {"audio_character_matrix": "1 0 0; 0 1 0"}, "audio-character matrix"),
+        ("EmbeddingRouter", {"audio_character_matrix": "1 0; 0 1", "audio_assignment": "auto"}, "one of the two"),
+        ("MaskRefine", {"override_mask": torch.ones(1, 8, 8), "character": "Cy"}, r"1 \(Ada\), 2 \(Bo\)"),
         ("MaskRefine", {"override_mask": torch.ones(2, 8, 8)}, "the mask of Ada"),
         ("Scene", {"width": 100}, "a multiple of 8; use 96"),
         ("Scene", {"frames": 10}, r"1 \+ a multiple of 4; use 9"),
-        ("Scene", {"timed_prompts": "soon: Ada laughs"}, "2.5 - 4: Ada laughs"),
+        ("Scene", {"prompt_schedule": "soon: Ada laughs"}, "2.5 - 4: Ada laughs"),
         ("FaceEncode", {"name": "Ada"}, 'two characters named "Ada"'),
-        ("FaceEncode", {"image": torch.rand(2, 8, 8, 3)}, "a batch of 2 pictures"),
+        ("FaceEncode", {"image": torch.rand(2, 8, 8, 3)}, "a batch of 2 images"),
         ("FaceEncode", {"image": torch.ones(1, 64, 64, 3), "name": "Cy"}, "one single colour"),
         ("AudioEncode", {"audio": None}, "no audio"),
         ("AudioEncode", {"offset": -60.0}, "before the video starts"),
@@ -299,7 +309,7 @@ def test_memory_is_given_back(run: Run, cast: Any, demo: dict[str, Any], host: M
 
 
 def test_low_memory_keeps_nothing_between_nodes(run: Run, cast: Any, demo: dict[str, Any]) -> None:
-    (model,) = run("Loader", memory="low")
+    (model,) = run("Loader", memory_mode="low")
     patchers = [resident.patcher for resident in model.residents]
     scene, _ = run("Scene", model=model, cast=cast, frames=1, steps=1)
     routing, _, _ = run("EmbeddingRouter", scene=scene)

@@ -56,18 +56,20 @@ def test_outputs_can_be_cached(nodes: dict[str, Any]) -> None:
 
 def test_names_must_be_written(nodes: dict[str, Any]) -> None:
     assert nodes["FaceEncode"].validate_inputs(name="Ada") is True
-    assert "without a name" in nodes["FaceEncode"].validate_inputs(name="  ")
+    assert "has no name" in nodes["FaceEncode"].validate_inputs(name="  ")
 
 
 def test_slips_of_the_pen_are_told_before_anything_runs(nodes: dict[str, Any]) -> None:
     router, refine, scene = nodes["EmbeddingRouter"], nodes["MaskRefine"], nodes["Scene"]
-    assert router.validate_inputs(matrix="1 0; 0 1") is True and router.validate_inputs(matrix=None) is True
-    assert "write numbers only" in router.validate_inputs(matrix="1 o")
-    assert "numbers in 0..1" in router.validate_inputs(matrix="2 0; 0 1")
-    assert refine.validate_inputs(start=0.2, end=0.5) is True and refine.validate_inputs(end=0.5) is True
-    assert "the start before the end" in refine.validate_inputs(start=0.5, end=0.5)
-    assert scene.validate_inputs(timed_prompts="") is True
-    assert "2.5 - 4: Ada laughs" in scene.validate_inputs(timed_prompts="later: Ada laughs")
+    assert router.validate_inputs(audio_character_matrix="1 0; 0 1") is True
+    assert router.validate_inputs(audio_character_matrix=None) is True
+    assert "write numbers only" in router.validate_inputs(audio_character_matrix="1 o")
+    assert "numbers in 0..1" in router.validate_inputs(audio_character_matrix="2 0; 0 1")
+    assert refine.validate_inputs(start_percent=0.2, end_percent=0.5) is True
+    assert refine.validate_inputs(end_percent=0.5) is True
+    assert "expected start < end" in refine.validate_inputs(start_percent=0.5, end_percent=0.5)
+    assert scene.validate_inputs(prompt_schedule="") is True
+    assert "2.5 - 4: Ada laughs" in scene.validate_inputs(prompt_schedule="later: Ada laughs")
 
 
 START = """
@@ -128,7 +130,7 @@ def test_on_an_old_host_without_optional_packages() -> None:
     """All nodes are there but the one whose inputs grow, and what is missing is told when it is needed."""
     after = (
         "try:\n"
-        "    made[0].execute(model='toy', dtype='as stored', memory='ComfyUI decides')\n"
+        "    made[0].execute(model='toy', dtype='default', memory_mode='auto', vram_gb='auto', download=False)\n"
         "except Exception as error:\n"
         "    print([node.__name__ for node in made], type(error).__name__, error)"
     )

@@ -216,6 +216,8 @@ def test_a_listeners_mouth_counts_away_from_turns():
 @pytest.mark.slow
 @pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 def test_generated_listeners_keep_their_mouths_shut():
-    report = listeners.evaluate(listeners.ListenerOptions(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("toy"))
+    report = listeners.evaluate(
+        listeners.ListenerOptions(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("toy")
+    )
     assert report["drawn"] < 0.02 and report["judged"] >= 8
     assert report["model"] <= listeners.THRESHOLD
