@@ -129,14 +129,14 @@ class HostModel:
 
     def make_room(self, scene: Scene) -> None:
         """Say what denoising and decoding a scene hold beside the weights."""
-        from bya_core.sampling.guidance import branches
+        from bya_core.sampling.guidance import guidance_branches
 
         bundle, sampling = self.bundle, scene.sampling
         config, size = bundle.transformer.config, bundle.dtype.itemsize
         passes = (
             1
             if self.plan.sequential_guidance
-            else len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
+            else len(guidance_branches(sampling.guidance_scale, sampling.audio_guidance_scale))
         )
         grid = bundle.grid(scene.num_frames, scene.height, scene.width)
         width = config.num_attention_heads * config.attention_head_dim

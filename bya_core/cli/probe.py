@@ -45,7 +45,7 @@ class Probe:
             from bya_core.pipelines.prepare import prepare
             from bya_core.pipelines.run_report import mask_notices
             from bya_core.progress import ProgressTracker
-            from bya_core.routing.route import find, finish
+            from bya_core.routing.route import postprocess_masks, predict_masks
 
             outputs = RoutingOutputs(self.output, self.masks, self.overlay)
             outputs.check(inputs=(existing_file(self.scene, "the scene"),))
@@ -57,8 +57,8 @@ class Probe:
             _check_one_window(scene, bundle)
             tracker = ProgressTracker(bar)
             prepared = prepare(scene, bundle, tracker)
-            found = find(prepared, bundle, tracker)
-            final = finish(found, prepared.scene)
+            found = predict_masks(prepared, bundle, tracker)
+            final = postprocess_masks(found, prepared.scene)
             bar.warn((*prepared.scene.notices, *final.notices, *mask_notices(prepared.scene, final.masks)))
             bar.stage("Saving")
             outputs.write(found, final, prepared, bundle)

@@ -40,9 +40,9 @@ def distribute_guidance(sampling: SamplingConfig, bundle: ModelBundle) -> None:
         InputError: A number of processes that differs from the number of branches.
     """
     from bya_core.sampling.cfg_parallel import set_guidance_mode
-    from bya_core.sampling.guidance import branches
+    from bya_core.sampling.guidance import guidance_branches
 
-    processes, count = world_size(), len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
+    processes, count = world_size(), len(guidance_branches(sampling.guidance_scale, sampling.audio_guidance_scale))
     if processes == 1:
         return
     if processes != count:

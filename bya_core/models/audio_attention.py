@@ -1,4 +1,4 @@
-"""Speech path: features -> audio tokens per latent frame -> cross-attention ("speaks what", sec. 3.2)."""
+"""Speech path: features -> audio tokens per latent frame -> cross-attention (paper sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bya_core.models.masked_attention import masked_attention
 
 
 class AudioProjection(nn.Module):
-    """Windows of speech features -> A tokens per latent frame.
+    """Projects windows of speech features to A tokens per latent frame.
 
-    One convolution of length 2 and stride 2 is applied once per halving of the time axis; the first frame of
-    an odd length passes untouched, as the first video frame has a latent frame of its own.
+    The same convolution with stride 2 is applied `halvings` times along the time axis. The first frame of an odd length
+    is passed through, as the first video frame has its own latent frame.
 
     Args:
-        window: feature frames seen by one video frame.
-        blocks, channels: feature layers and their width.
-        halvings: log2 of video frames per latent frame.
+        window: feature frames per video frame.
+        blocks, channels: number of feature layers and their width.
+        halvings: log2 of the video frames per latent frame.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class AudioProjection(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Projections of one cross-attention, named as published."""
+    """Projections of one cross-attention, with the published parameter names."""
 
     def __init__(self, dim: int, kv_dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _Attention(nn.Module):
 
 
 class AudioCrossAttention(nn.Module):
-    """Tokens of one latent frame read the audio tokens of that frame, every stream through its own mask."""
+    """Cross-attention of the tokens of a latent frame to the audio tokens of that frame, masked per stream."""
 
     def __init__(self, dim: int, audio_dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class AudioCrossAttention(nn.Module):
         self.attn = _Attention(dim, audio_dim, heads, dim_head)
 
     def keys_values(self, audio_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, M, T, A, Da] -> k (with the softmax scale), v [B, T, heads, M, A, d] each."""
+        """[B, M, T, A, Da] -> k (multiplied by the softmax scale) and v, each [B, T, heads, M, A, d]."""
         pair = self.attn.to_k(audio_tokens) * self.attn.scale, self.attn.to_v(audio_tokens)
         k, v = (rearrange(x, "b m t a (h d) -> b t h m a d", h=self.attn.heads).contiguous() for x in pair)
         return k, v
@@ -86,13 +86,13 @@ class AudioCrossAttention(nn.Module):
         masks: Tensor,
         pair: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Eq. 8, for the tokens of every frame or for equally many chosen ones of each.
+        """Paper eq. 8, for all tokens or for equally many selected ones per latent frame.
 
         Args:
             hidden_states: [B, S, D].
             audio_tokens: [B, M, T, A, Da].
             masks: [B, M, S].
-            pair: their `keys_values`, where they are at hand.
+            pair: `keys_values(audio_tokens)`, if already computed.
 
         Returns:
             [B, S, D].
@@ -103,16 +103,16 @@ class AudioCrossAttention(nn.Module):
         mask = rearrange(masks, "b m (t p) -> b t 1 p m", t=frames)
         out = masked_attention(query, key, value, mask)
         out = rearrange(out, "b t h p d -> b (t p) (h d)")
-        # The output bias counts once per stream and mask; the projection below adds it once, unmasked.
+        # The output bias is added once per stream and mask; the projection below adds it once, unmasked.
         bias = attn.to_out[0](out.new_zeros(1, 1, out.shape[-1]))
         return torch.addcmul(attn.to_out[0](out), masks.sum(dim=1).unsqueeze(-1) - 1, bias)
 
 
 class AudioModel(nn.Module):
-    """Projection shared by all layers, and one cross-attention per layer.
+    """Audio projection shared by all layers, and one cross-attention per layer.
 
     Args:
-        released: also hold the two parameters that published files have and two streams never use.
+        released: also create the two unused parameters of the published files.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class AudioModel(nn.Module):
         self.layers = nn.ModuleList([AudioCrossAttention(dim, audio_dim, heads, dim_head) for _ in range(num_layers)])
 
     def encode(self, features: Tensor) -> Tensor:
-        """Speech features with their context frames -> audio tokens.
+        """Encode speech features with their context frames to audio tokens.
 
         Args:
             features: [B, M, F + window - 1, blocks, channels].
@@ -162,7 +162,7 @@ class AudioModel(nn.Module):
             [B, M, T, A, Da].
 
         Raises:
-            InputError: other layers or width, or frames that are not 1 + a multiple of the time factor.
+            InputError: another number of layers or width, or frames that are not 1 + a multiple of the time factor.
         """
         context = self.window - 1
         frames = features.shape[2] - context if features.dim() == 5 else 0

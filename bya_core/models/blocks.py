@@ -1,4 +1,4 @@
-"""Transformer block with a door for injected conditions, and the attention parts shared by all of them."""
+"""Transformer block with face and speech conditioning, its attention processor and the patch embedding."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from diffusers.models.embeddings import CogVideoXPatchEmbed
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import Tensor
 
-from bya_core.models.compat import attend, register_block
+from bya_core.models.compat import dispatch_attention, register_block
 from bya_core.models.rope import apply_rotary
 
 Inject = Callable[[Tensor], Tensor]
+"""Adds face and speech conditions to the output of a block [B, S, D]."""
 
 
 class JointAttnProcessor:
-    """Joint attention of text and video tokens, rotary on the video tokens, by any backend of diffusers."""
+    """Joint attention of text and video tokens with rotary embedding on the video tokens."""
 
     _attention_backend: Any = None
     _parallel_config: Any = None
@@ -40,16 +41,15 @@ class JointAttnProcessor:
         if image_rotary_emb is not None:
             query = torch.cat([query[:, :text], apply_rotary(query[:, text:], image_rotary_emb)], dim=1)
             key = torch.cat([key[:, :text], apply_rotary(key[:, text:], image_rotary_emb)], dim=1)
-        out = attend(query, key, value, self._attention_backend, self._parallel_config).flatten(2)
+        out = dispatch_attention(query, key, value, self._attention_backend, self._parallel_config).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
 
 
 class BYABlock(CogVideoXBlock):
-    """CogVideoX block that applies injected face and speech conditions to its own output.
+    """CogVideoX block that adds face and speech conditions to its output.
 
-    The conditions act inside the block call, so that a step cache which skips or replays blocks skips or
-    replays them with it. `inject` belongs to the caller; the block keeps no reference to it.
+    Conditions are added inside the block call, so that step caches which skip or replay blocks treat them alike.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,14 +67,14 @@ class BYABlock(CogVideoXBlock):
         inject: Inject | None = None,
     ) -> tuple[Tensor, Tensor]:
         """hidden_states [B, S, D], encoder_hidden_states [B, L, D], temb [B, E] -> the first two."""
-        hidden_states, encoder_hidden_states = self.plain(
+        hidden_states, encoder_hidden_states = self.base_forward(
             hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs
         )
         return hidden_states if inject is None else inject(hidden_states), encoder_hidden_states
 
-    def plain(self, *given: Any) -> tuple[Tensor, Tensor]:
-        """The block without its injections, as CogVideoX has it: what can be compiled (see `sampling.acceleration`)."""
-        return super().forward(*given)
+    def base_forward(self, *args: Any) -> tuple[Tensor, Tensor]:
+        """The CogVideoX block without face and speech conditions; this part can be compiled."""
+        return super().forward(*args)
 
 
 register_block(BYABlock)
@@ -83,14 +83,14 @@ register_block(BYABlock)
 class PatchEmbed(CogVideoXPatchEmbed):
     """Patch and text embedding for any grid.
 
-    The learned position table is added where the grid is the trained one; any other grid gets the sine-cosine
-    table of the same rule (as the released code does for other lengths).
+    The learned position table is used for the trained grid, a sine-cosine table for any other grid (as in the released
+    code for other lengths).
     """
 
     _rebuilt: tuple[tuple[int, int, int], Tensor] | None = None
 
     def positions(self, text: int, frames: int, height: int, width: int, device: torch.device) -> Tensor | None:
-        """Table [1, text + S, D] for latents of frames x height x width, or None where none is added."""
+        """Table [1, text + S, D] for latents of frames x height x width, or None without absolute positions."""
         if not (self.use_positional_embeddings or self.use_learned_positional_embeddings):
             return None
         video_frames = (frames - 1) * self.temporal_compression_ratio + 1

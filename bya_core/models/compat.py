@@ -1,4 +1,4 @@
-"""What older and newer diffusers name differently; everything else imports it from here."""
+"""Compatibility with several versions of diffusers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ try:
 except ImportError:  # diffusers < 0.35
 
     class AttentionMixin:  # type: ignore[no-redef]
-        """Nothing: this diffusers keeps attention processors elsewhere."""
+        """Placeholder: this version keeps attention processors elsewhere."""
 
 
 try:
@@ -23,23 +23,23 @@ except ImportError:  # diffusers < 0.35
     dispatch_attention_fn: Any = None  # type: ignore[no-redef]
 
 
-GRID = 65_535
-"""Most programs along the second and third axis of a CUDA grid, on which kernels lay batch and heads."""
+MAX_GRID_SIZE = 65_535
+"""Limit of the second and third axis of a CUDA grid, to which attention kernels map batch and heads."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, parallel: Any = None) -> Tensor:
-    """Scaled dot-product attention by the backend that the user chose: three of [B, S, heads, d] -> one.
+def dispatch_attention(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, parallel: Any = None) -> Tensor:
+    """Scaled dot-product attention with the selected backend: query, key, value [B, S, heads, d] -> [B, S, heads, d].
 
-    Many short sequences (the router's, one for each place of the picture, in batch or heads) are taken in several
-    calls: beyond `GRID` torch's kernels fail with "invalid configuration argument" (pytorch issues 142228 and 146704).
+    Batches beyond `MAX_GRID_SIZE` (the router attends over many short sequences) are split into several calls, because
+    torch's kernels fail on them with "invalid configuration argument" (pytorch issues 142228 and 146704).
     """
-    for axis, most in ((2, GRID), (0, max(1, GRID // query.shape[2]))):  # too many heads, then too many of both
-        if query.shape[axis] > most:
-            parts = zip(*(x.split(most, dim=axis) for x in (query, key, value)), strict=True)
-            return torch.cat([attend(q, k, v, backend, parallel) for q, k, v in parts], dim=axis)
+    for axis, limit in ((2, MAX_GRID_SIZE), (0, max(1, MAX_GRID_SIZE // query.shape[2]))):
+        if query.shape[axis] > limit:
+            parts = zip(*(x.split(limit, dim=axis) for x in (query, key, value)), strict=True)
+            return torch.cat([dispatch_attention(q, k, v, backend, parallel) for q, k, v in parts], dim=axis)
     if dispatch_attention_fn is None or (backend is None and parallel is None and query.device.type == "cpu"):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        if torch.is_autocast_enabled("cpu"):  # the processor's bfloat16 attention is several times slower
+        if torch.is_autocast_enabled("cpu"):  # bfloat16 attention is several times slower on a CPU
             with torch.autocast("cpu", enabled=False):
                 return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -48,10 +48,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, backend: Any = None, paral
 
 
 def register_block(cls: type[CogVideoXBlock]) -> None:
-    """Tell diffusers' step caches where a block's outputs are."""
+    """Register the outputs of a block class with the step caches of diffusers."""
     try:
         from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-    except ImportError:  # diffusers < 0.35: no step caches that need it
+    except ImportError:  # diffusers < 0.35 has no such step caches
         return
     metadata = TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
     TransformerBlockRegistry.register(model_class=cls, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Face path: identity features -> face tokens -> cross-attention (paper sec. 3.2, "who")."""
+"""Face path: identity features -> face tokens -> cross-attention (paper sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _mapping(dim_in: int, hidden: int, dim_out: int) -> nn.Sequential:
 
 
 class LocalFacialExtractor(nn.Module):
-    """Learned queries that read identity and multi-scale vision features of one face.
+    """Perceiver resampler: learned queries attend to identity and multi-scale vision features of one face.
 
     Args:
         dim: width of the queries.
-        depth: attention layers, shared out evenly among the scales.
-        vit_dim, id_dim: widths of vision features and of the identity vector.
-        hidden_dim: width inside the input mappings.
+        depth: number of attention layers, divided evenly among the scales.
+        vit_dim, id_dim: widths of the vision features and the identity vector.
+        hidden_dim: hidden width of the input mappings.
         num_scale: number of vision feature maps.
     """
 
@@ -84,7 +84,7 @@ class LocalFacialExtractor(nn.Module):
 
 
 class FaceCrossAttention(nn.Module):
-    """Video tokens read the face tokens of all characters; queries are projected once for all of them."""
+    """Cross-attention of video tokens to the face tokens of all characters, with one shared query."""
 
     def __init__(self, dim: int, dim_head: int, heads: int, kv_dim: int) -> None:
         super().__init__()

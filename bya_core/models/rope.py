@@ -12,7 +12,7 @@ from bya_core.grid import TokenGrid
 
 
 def _crop_span(grid: TokenGrid, base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns (start, stop) that `grid` covers when fitted into `base` (rows, columns), centred."""
+    """Rows and columns (start, stop) of `grid` fitted into `base` (rows, columns) and centered."""
     base_h, base_w = base
     if grid.height * base_w > grid.width * base_h:
         rows, columns = base_h, int(round(base_h / grid.height * grid.width))
@@ -23,7 +23,7 @@ def _crop_span(grid: TokenGrid, base: tuple[int, int]) -> tuple[tuple[int, int],
 
 
 def _axis_dims(head_dim: int) -> tuple[int, int, int]:
-    """Channels of time, rows, columns: 1/4, 3/8, 3/8, each even."""
+    """Channels for time, rows and columns: 1/4, 3/8, 3/8, each even."""
     time = head_dim // 4 // 2 * 2
     rows = (head_dim - time) // 4 * 2
     return time, rows, head_dim - time - rows
@@ -38,11 +38,11 @@ def _tables(
 ) -> tuple[Tensor, Tensor]:
     frames, height, width = shape
     (top, bottom), (left, right) = spans
-    cpu = torch.device("cpu")  # named each time: after transformers loads a model, linspace no longer heeds "meta"
+    cpu = torch.device("cpu")  # explicit: transformers may leave another default device set
     with torch.inference_mode(False), torch.no_grad():
         positions = (
             torch.arange(frames, dtype=torch.float32, device=cpu),
-            # The last position follows CogVideoX: a share of `stop`, not of the span from `start`.
+            # As in CogVideoX, the last position is a fraction of `stop`, not of `stop - start`.
             torch.linspace(top, bottom * (height - 1) / height, height, device=cpu),
             torch.linspace(left, right * (width - 1) / width, width, device=cpu),
         )
@@ -63,17 +63,16 @@ def rotary_embedding(
     base_grid: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine table of a token grid, theta 1e4, neighbouring channels paired.
+    """Cosine and sine tables of a token grid; theta 1e4, adjacent channels form pairs.
 
     Args:
         grid: token grid (T, h, w).
         head_dim: channels of one attention head, even; a quarter for time, the rest for rows and columns.
-        base_grid: rows and columns the weights were trained on. Other grids are fitted into it, keeping their
-            aspect, so that positions stay in the trained range (CogVideoX's resize-crop rule).
-            None = whole numbers.
+        base_grid: rows and columns used in training. Other grids are fitted into it with their aspect ratio, so that
+            positions stay in the trained range (CogVideoX's resize-crop rule). None = integer positions.
 
     Returns:
-        (cos, sin), each [S, head_dim] float32. Shared between callers: do not write into them.
+        (cos, sin), each [S, head_dim] float32. Cached: do not modify them.
 
     Raises:
         InputError: odd head_dim.
@@ -85,16 +84,16 @@ def rotary_embedding(
 
 
 def apply_rotary(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate neighbouring channel pairs: x [..., S, heads, d], table of two [S, d] -> same as x.
+    """Rotate adjacent channel pairs: x [..., S, heads, d], cos and sin [S, d] -> same shape as x.
 
-    As a product of complex numbers it moves less than half of the bytes (5 % of a block's at published sizes, and ten
-    times as fast on a processor). Compilers cannot read those and fuse the real form; not every device has them.
+    Complex multiplication moves less than half of the bytes. Compiled code and devices without complex numbers use the
+    real form.
     """
     cos, sin = (part[:, None, 0::2] for part in table)
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type in ("cpu", "cuda", "meta") and not torch.compiler.is_compiling():
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
     else:
         even, odd = pairs.unbind(-1)
-        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+        rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

@@ -1,8 +1,8 @@
-"""Intra-denoise embedding router: face attention's queries and keys -> which token belongs to whom.
+"""Intra-denoise embedding router: predicts character masks from the queries and keys of face attention.
 
-Paper appendix A. Two flavours: `OfficialRouter` is what the released weights need, `PaperRouter` is what the
-paper describes. Both read the shared video query and every character's keys, take any number of characters
-and are equivariant to their order. Both return logits (the paper's with a background class last) and masks.
+Paper appendix A. `OfficialRouter` matches the released weights, `PaperRouter` the description in the paper. Both read
+the shared video query and the keys of each character, take any number of characters, are equivariant to their order,
+and return logits (`PaperRouter`: with a background class last) and masks.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bya_core.models.router_layers import SpatioTemporalLayer
 
 
 def _sincos(length: int, dim: int) -> Tensor:
-    """Sine and cosine interleaved: [length, dim] float32, dim even."""
+    """Interleaved sine-cosine table [length, dim] float32, dim even."""
     angle = torch.outer(torch.arange(length).float(), 1e4 ** (-torch.arange(0, dim, 2).float() / dim))
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
-def released_position_table(shape: tuple[int, int, int], dim: int) -> Tensor:
-    """Additive position table [T, a, b, dim] of the released router: a third of the channels per axis.
+def position_table(shape: tuple[int, int, int], dim: int) -> Tensor:
+    """Additive position table [T, a, b, dim] of the released router; one third of the channels per axis.
 
-    The released code views the tokens of a frame, stored row by row as (h, w), as (a, b) = (w, h) without
-    transposing them; the weights were trained so, and the table has to follow.
+    The released code views the row-major (h, w) tokens of a frame as (a, b) = (w, h) without a transpose. The weights
+    were trained with this order.
     """
     per_axis = dim // 3 // 2 * 2
     table = torch.zeros(*shape, dim)
@@ -41,26 +41,25 @@ def released_position_table(shape: tuple[int, int, int], dim: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _rebuilt_table(shape: tuple[int, int, int], dim: int, device: str) -> Tensor:
-    """`released_position_table`, kept on the device it is used on (one clip asks for it in every layer)."""
+def _cached_table(shape: tuple[int, int, int], dim: int, device: str) -> Tensor:
+    """`position_table` on a device."""
     with torch.inference_mode(False), torch.device("cpu"):
-        return released_position_table(shape, dim).to(device)
+        return position_table(shape, dim).to(device)
 
 
 class _Router(nn.Module):
-    """Part that both flavours share: queries and keys -> one score per head and face token.
+    """Base class: attention scores of queries and keys, one per head and face token.
 
-    A score is (W x)_h k_h, with x the normed query of a token, W the query projection and k_h a projected key's part in
-    head h. It is also x (W_h^T k_h): with W folded into the keys, tokens are not projected. That takes N Q heads inner
-    multiplications a token instead of inner^2 + N Q inner, and something once for each layer. At published sizes (inner
-    2048, 16 heads, Q = 32, 17550 tokens) it pays up to three characters: with two it halves what scores cost, 3.3 of
-    the router's 66 TFLOP a step; with four it would cost more. The scores are the same to rounding. With gradients
-    nothing is folded.
+    The score of a token is (W x)_h k_h with the normalized query x, the query projection W and the projected key k_h of
+    head h. It equals x (W_h^T k_h): with W folded into the keys, tokens need no projection. This takes N Q heads inner
+    multiplications per token instead of inner^2 + N Q inner, plus a cost per layer. At published sizes (inner 2048,
+    16 heads, Q = 32, 17550 tokens) it is faster for up to three characters; for two it saves 3.3 of the router's 66
+    TFLOP per step. Scores agree up to rounding. With gradients, W is not folded.
     """
 
     scale = 1.0
     key_order: str
-    """How heads (h) and their channels (d) lie in what `norm_k` and `to_k` read."""
+    """Order of heads (h) and channels (d) in the input of `norm_k` and `to_k`."""
 
     def __init__(self, *, num_layers: int, heads: int, dim_head: int, num_queries: int) -> None:
         super().__init__()
@@ -73,35 +72,35 @@ class _Router(nn.Module):
         self.norm = nn.LayerNorm(self.features)
 
     def should_fold(self, tokens: int, characters: int) -> bool:
-        """By multiplications, for one version of the video; the last two terms are of the folding itself."""
-        read, inner = characters * self.features, self.inner  # `features` is heads x Q
-        apart = tokens * (inner**2 + read // self.heads * inner)
-        return tokens * read * inner + read // self.heads * inner**2 + inner**3 < apart
+        """Compare the number of multiplications per batch entry, including those of the folding itself."""
+        scores, inner = characters * self.features, self.inner  # features = heads * Q
+        unfolded = tokens * (inner**2 + scores // self.heads * inner)
+        return tokens * scores * inner + scores // self.heads * inner**2 + inner**3 < unfolded
 
-    def prepare(self, key: Tensor, layer: int, tokens: int) -> tuple[Tensor]:
-        """What the router reads of the characters, the same in every step of a clip.
+    def prepare_keys(self, key: Tensor, layer: int, tokens: int) -> tuple[Tensor]:
+        """Project the face keys; the result is the same in every step of a clip.
 
         Args:
             key: [B, N, heads, Q, d].
-            layer: which face layer.
-            tokens: how many will be scored (S).
+            layer: index of the face layer.
+            tokens: number of video tokens S.
 
         Returns:
-            Projected keys [B, N, Q, inner], or where it pays keys with the query projection folded into them
-            [B, inner, N*Q*heads], heads innermost.
+            Projected keys [B, N, Q, inner], or keys with the folded query projection [B, inner, N*Q*heads], heads
+            innermost.
         """
         k = self.to_k[layer](self.norm_k(rearrange(key, f"b n h q d -> b n q {self.key_order}"))) * self.scale
         if torch.is_grad_enabled() or not self.should_fold(tokens, key.shape[1]):
             return (k,)
-        # The projection of the unit vectors is its transposed weight, also where a hook or an adapter stands before it.
+        # Projecting unit vectors gives the transposed weight, including hooks and adapters.
         weight = self.to_q[layer](torch.eye(self.inner, dtype=k.dtype, device=k.device)).unflatten(1, (self.heads, -1))
         folded = torch.einsum("ihd,bnqhd->binqh", weight, k.unflatten(-1, (self.heads, -1)))
         return (folded.flatten(2),)
 
     def _scores(self, query: Tensor, key: Tensor, layer: int, prepared: tuple[Tensor] | None) -> Tensor:
-        """Normed query [B, S, inner], key [B, N, heads, Q, d] -> [B, N, S, Q*heads], heads innermost."""
+        """Normalized query [B, S, inner], key [B, N, heads, Q, d] -> [B, N, S, Q*heads], heads innermost."""
         characters = key.shape[1]
-        (k,) = self.prepare(key, layer, query.shape[1]) if prepared is None else prepared
+        (k,) = self.prepare_keys(key, layer, query.shape[1]) if prepared is None else prepared
         if k.dim() == 3:
             return rearrange(query @ k, "b s (n f) -> b n s f", n=characters)
         q = rearrange(self.to_q[layer](query), "b s (h d) -> b h s d", h=self.heads)
@@ -110,7 +109,7 @@ class _Router(nn.Module):
 
 
 class OfficialRouter(_Router):
-    """Router of the released weights: unscaled scores, additive positions, one sigmoid per character.
+    """Router of the released weights: unscaled scores, additive positions, a sigmoid per character.
 
     Args:
         dim_head, heads, num_queries: of the face attention.
@@ -118,7 +117,7 @@ class OfficialRouter(_Router):
         grid: (T, a, b) of the stored position table.
     """
 
-    # Heads innermost before the norm, but the projection is read with heads outermost: as trained.
+    # As trained: heads innermost before the norm, but outermost in the projected keys.
     key_order = "(d h)"
 
     def __init__(
@@ -135,10 +134,10 @@ class OfficialRouter(_Router):
         super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
         dim = self.features
         self.pos_emb: Tensor
-        self.register_buffer("pos_emb", released_position_table(grid, dim))
+        self.register_buffer("pos_emb", position_table(grid, dim))
         self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
         self.final_proj = nn.Sequential(nn.Linear(dim, 1))
-        # In the published file, never used by the released code; held so that files load and save completely.
+        # Unused parameters of the published files.
         self.layer_merge = nn.ModuleList(
             [
                 nn.Sequential(nn.Linear(dim + 3, 256), nn.ReLU(), nn.Linear(256, 128, bias=False))
@@ -147,26 +146,26 @@ class OfficialRouter(_Router):
         )
 
     def positions(self, grid: TokenGrid) -> Tensor:
-        """[T, P, C] for any grid: the stored table where it fits, else rebuilt by its rule."""
+        """Position table [T, P, C]: the stored one for the trained grid, otherwise computed."""
         shape, table = (grid.frames, grid.width, grid.height), self.pos_emb
         if shape != tuple(table.shape[:3]):
-            table = _rebuilt_table(shape, self.features, str(table.device)).to(table.dtype)
+            table = _cached_table(shape, self.features, str(table.device)).to(table.dtype)
         return table.flatten(1, 2)
 
     def forward(
         self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid, prepared: tuple[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Masks of one face layer.
+        """Predict the masks of one face layer.
 
         Args:
             query: [B, heads, S, d], shared by all characters.
             key: [B, N, heads, Q, d].
-            layer: which face layer.
+            layer: index of the face layer.
             grid: token grid.
-            prepared: of these keys and this layer, by `prepare`, where it is at hand.
+            prepared: `prepare_keys(key, layer, S)`, if already computed.
 
         Returns:
-            logits [B, N, T, h, w] and masks (their sigmoid), same shape.
+            logits [B, N, T, h, w] and masks of the same shape.
         """
         query = self.norm_q(rearrange(query, "b h s d -> b s (d h)"))
         x = self.norm(self._scores(query, key, layer, prepared)).unflatten(2, (grid.frames, -1)) + self.positions(grid)
@@ -177,17 +176,16 @@ class OfficialRouter(_Router):
 
 
 class PaperRouter(_Router):
-    """Router of the paper: 3D rotary positions, softmax over the characters and a background class.
+    """Router of the paper: 3D rotary embedding, softmax over characters and a background class.
 
     Args:
         dim_head, heads, num_queries: of the face attention.
         dim: width of the router, divisible by st_heads into even heads.
-        reads_tokens: also give the router the video query itself, not only its scores with the faces. The
-            paper reads scores alone; the query tells where shapes end.
-        temperature: of the softmax that gives the masks that act; below 1 they are sharper than the router is sure.
-            Its loss sees the logits as they are.
-        activation: "softmax" over the characters and the background, as in the paper, or "sigmoid" of each character
-            by itself, without background.
+        reads_tokens: use the video query as an additional input (in the paper: the scores alone).
+        temperature: of the softmax or sigmoid that yields the masks; below 1 they are sharper. The router loss uses the
+            unscaled logits.
+        activation: "softmax" over characters and background, as in the paper, or "sigmoid" per character without a
+            background class.
     """
 
     key_order = "(h d)"
@@ -219,7 +217,7 @@ class PaperRouter(_Router):
     def forward(
         self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid, prepared: tuple[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `OfficialRouter.forward`, but with softmax logits are [B, N+1, T, h, w], the background class last."""
+        """As `OfficialRouter.forward`; with softmax the logits are [B, N+1, T, h, w], background last."""
         query = self.norm_q(rearrange(query, "b h s d -> b s (h d)"))
         x = self.proj_in(self.norm(self._scores(query, key, layer, prepared)))  # [B, N, S, C]
         if self.token_in is not None:

@@ -1,16 +1,16 @@
-"""The spatio-temporal layers of the router: attention over space, time and characters (paper appendix A)."""
+"""Spatio-temporal layers of the router: attention over space, time and characters (paper appendix A)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from bya_core.models.compat import attend
+from bya_core.models.compat import dispatch_attention
 from bya_core.models.rope import apply_rotary
 
 
 class RouterAttention(nn.Module):
-    """Self-attention along one axis of the router's tokens, optionally rotary."""
+    """Self-attention along one axis of the router tokens, optionally with rotary embedding."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -19,30 +19,35 @@ class RouterAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def forward(self, x: Tensor, axis: str, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x [B, N, T, P, C] -> same; attends over `axis`: "space" (P), "time" (T) or "characters" (N; never rotary)."""
+        """x [B, N, T, P, C] -> same.
+
+        Args:
+            axis: "space" (P), "time" (T) or "characters" (N; without rotary embedding).
+            rotary: cosine and sine table of the token grid.
+        """
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_q, self.to_k, self.to_v))
         if rotary is not None:
             q, k = (apply_rotary(part.flatten(0, 1).flatten(1, 2), rotary).view_as(part) for part in (q, k))
-        if axis == "characters" and x.shape[1] <= FEW:
-            out = _among_few(q, k, v)
-        else:  # axes before the one attended along join the batch, those after it the heads: nothing is copied
+        if axis == "characters" and x.shape[1] <= MAX_UNROLLED:
+            out = _character_attention(q, k, v)
+        else:  # axes before `axis` become the batch and those after it heads, without copies
             at = AXES[axis]
             rows = (part.flatten(0, at - 1).flatten(2, -2) for part in (q, k, v))  # [G, L, R, d]
-            out = attend(*rows).reshape(q.shape)
+            out = dispatch_attention(*rows).reshape(q.shape)
         return self.to_out[0](out.flatten(-2))
 
 
 AXES = {"characters": 1, "time": 2, "space": 3}
-"""Where they are in the router's tokens [B, N, T, P, C]."""
-FEW = 4
-"""Up to so many characters attend to each other without a kernel; beyond, N^2 products a token are too many."""
+"""Axes of the router tokens [B, N, T, P, C]."""
+MAX_UNROLLED = 4
+"""Up to this number of characters, attention among them is written out instead of using an attention kernel."""
 
 
-def _among_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over axis 1 of three of [B, N, T, P, heads, d] -> one, written out.
+def _character_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over axis 1: query, key, value [B, N, T, P, heads, d] -> [B, N, T, P, heads, d].
 
-    Kernels are made for long sequences: here there is one of N tokens for each place, and each would fill a tile of 64
-    or 128 with padding (at published sizes and N = 2, as many operations as an eighth of the transformer).
+    Attention kernels pad each of these sequences of N tokens to a tile of 64 or 128 (at published sizes and N = 2, as
+    many operations as an eighth of the transformer).
     """
     products = query.unsqueeze(2) * key.unsqueeze(1)
     scores = products.sum(dim=-1, dtype=torch.promote_types(products.dtype, torch.float32))  # [B, N, N, T, P, heads]
@@ -51,7 +56,7 @@ def _among_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class SpatioTemporalLayer(nn.Module):
-    """Space, time, characters, then an MLP; each with its norm and a residual."""
+    """Attention over space, time and characters, then an MLP; each with pre-norm and residual."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The transformer: CogVideoX blocks with face, speech and router paths (paper fig. 2)."""
+"""CogVideoX transformer with face, speech and router paths (paper fig. 2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bya_core.models.blocks import BYABlock, PatchEmbed
 from bya_core.models.compat import AttentionMixin
 from bya_core.models.conditioning import BlockConditioning, LayerSchedule
 from bya_core.models.face_attention import FaceCrossAttention, LocalFacialExtractor
-from bya_core.models.input_checks import check_inputs, check_path, expect, latent_grid
+from bya_core.models.input_checks import check_inputs, check_path, check_shape, latent_grid
 from bya_core.models.kv_cache import KVCache
 from bya_core.models.rope import rotary_embedding
 from bya_core.models.router import OfficialRouter, PaperRouter
@@ -31,13 +31,13 @@ from bya_core.models.router import OfficialRouter, PaperRouter
 
 @dataclass
 class BYATransformerOutput(BaseOutput):
-    """What one call returns.
+    """Output of `BindYourAvatarTransformer3DModel`.
 
     Args:
         sample: [B, T, C_out, H, W].
-        masks: router predictions [R, B, N, T, h, w] in [0, 1], background dropped; None where no router ran.
-        router_logits: [R, B, N or N+1, T, h, w]; where there is a background class it is the last.
-        used_masks: masks that acted in the last face layer [B, N, T, h, w], or None.
+        masks: router predictions [R, B, N, T, h, w] in [0, 1] without background; None if no router ran.
+        router_logits: [R, B, N or N+1, T, h, w]; a background class is last.
+        used_masks: masks applied in the last face layer [B, N, T, h, w], or None.
     """
 
     sample: Tensor
@@ -49,26 +49,26 @@ class BYATransformerOutput(BaseOutput):
 class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disagree on config_name
     ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin
 ):
-    """Video transformer in which every character's face and voice act only where a mask says so.
+    """Video transformer with face and speech conditioning inside character masks, for any number of characters.
 
-    Parameters carry their published names, so released files load as they are. Any number of characters, any
-    token grid. Faces and speech are encoded once per clip by `encode_faces` and `encode_speech`.
+    Parameter names are those of the released checkpoint. Faces and speech are encoded once per clip with `encode_faces`
+    and `encode_speech`.
 
     Args:
-        flavour: "official" = what released weights need, "paper" = as the paper describes.
-        injection_start: first block that gets face or speech.
-        cross_attn_interval, audio_attn_interval: every how many blocks from there.
-        num_router_layers: face layers with a router of their own, counted from the first; others take over
-            the most recent mask. None = all of them.
+        flavour: "official" = architecture of the released weights, "paper" = as described in the paper.
+        injection_start: first block with face or speech conditioning.
+        cross_attn_interval, audio_attn_interval: a face or speech layer in every n-th block from there.
+        num_router_layers: number of face layers with a router, counted from the first; the others use the most recent
+            masks. None = all.
         inflate_audio_masks: see `masks.audio_masks`.
-        router_detach: the router reads detached queries and keys and hands over detached masks, so that its
-            own loss alone trains it, and trains nothing else (paper appendix B).
+        router_detach: detach inputs and masks of the router, so that it is trained by its own loss only (paper
+            appendix B).
         router_reads_tokens, router_temperature, router_activation: paper flavour, see `PaperRouter`.
-        router_dim: width of the router in the paper flavour; in the official one it is queries x heads.
-        router_grid: (T, a, b) of the stored position table (official); None = from the sample sizes.
+        router_dim: width of the paper router; that of the official one is queries x heads.
+        router_grid: (T, a, b) of the stored position table (official); None = from the sample size.
         cross_attn_kv_dim: width of face tokens; None = lfe_output_dim.
-        sample_width, sample_height, sample_frames: trained size in latent columns and rows, and video frames.
-        Others: as in CogVideoX, or widths of the parts they are named after.
+        sample_width, sample_height, sample_frames: size used in training, in latent columns and rows and video frames.
+        Others: as in `CogVideoXTransformer3DModel`, or sizes of the submodules they are named after.
     """
 
     _supports_gradient_checkpointing = True
@@ -77,7 +77,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
     _skip_layerwise_casting_patterns: Any = ["patch_embed", "norm"]
 
     use_kv_cache = True
-    """Whether keys and values of a clip are kept from call to call (`KVCache`); False where memory is short."""
+    """Whether calls may use a `KVCache`; set it to False to save memory."""
 
     @register_to_config
     def __init__(
@@ -263,54 +263,54 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             self._init_weights()
 
     def _init_weights(self) -> None:
-        """Initial weights for training from scratch: blocks, injections and output begin at zero."""
+        """Initial weights for training from scratch: blocks, conditioning and output start at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        silent: list[Any] = [self.norm_out.linear, self.proj_out]
+        zeroed: list[Any] = [self.norm_out.linear, self.proj_out]
         for module in self.modules():
             if isinstance(module, BYABlock):
-                silent += [module.norm1.linear, module.norm2.linear]
+                zeroed += [module.norm1.linear, module.norm2.linear]
             elif isinstance(module, FaceCrossAttention):
-                silent.append(module.to_out)
+                zeroed.append(module.to_out)
             elif isinstance(module, AudioCrossAttention):
-                silent.append(module.attn.to_out[0])
-        for linear in silent:
+                zeroed.append(module.attn.to_out[0])
+        for linear in zeroed:
             nn.init.zeros_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
     def encode_faces(self, identity: Tensor, hidden: Tensor) -> Tensor:
-        """Face tokens, once per clip.
+        """Encode face features to face tokens.
 
         Args:
-            identity: [B, N, id_dim].
-            hidden: [B, N, K, P, vit_dim], K vision feature maps of P tokens.
+            identity: identity embeddings [B, N, id_dim].
+            hidden: vision features [B, N, K, P, vit_dim], K feature maps of P tokens.
 
         Returns:
             [B, N, Q, kv].
 
         Raises:
-            InputError: no face path, or shapes that do not fit.
+            InputError: the model has no face path, or a shape does not match.
         """
         check_path(self.local_facial_extractor, "faces", "face")
         assert self.local_facial_extractor is not None
         c: Any = self.config
-        do = "use the face encoder of this model"
-        expect("identity", identity, (None, None, c.lfe_id_dim), do)
-        expect("face features", hidden, (*identity.shape[:2], c.lfe_num_scale, None, c.lfe_vit_dim), do)
+        hint = "use the face encoder of this model"
+        check_shape("identity", identity, (None, None, c.lfe_id_dim), hint)
+        check_shape("face features", hidden, (*identity.shape[:2], c.lfe_num_scale, None, c.lfe_vit_dim), hint)
         tokens = self.local_facial_extractor(identity.flatten(0, 1), hidden.flatten(0, 1))
         return tokens.unflatten(0, identity.shape[:2])
 
     def encode_speech(self, features: Tensor) -> Tensor:
-        """Audio tokens, once per clip: [B, M, F + window - 1, blocks, channels] -> [B, M, T, A, Da].
+        """Encode speech features to audio tokens: [B, M, F + window - 1, blocks, channels] -> [B, M, T, A, Da].
 
-        Zeros in give the unconditional half of guidance (they are not zeros out).
+        All-zero features give the unconditional input of guidance; their tokens are not zero.
 
         Raises:
-            InputError: no speech path, or shapes that do not fit.
+            InputError: the model has no speech path, or a shape does not match.
         """
         check_path(self.audio_model, "speech", "speech")
         assert self.audio_model is not None
@@ -336,31 +336,29 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         kv_cache: KVCache | None = None,
         return_dict: bool = True,
     ) -> BYATransformerOutput | tuple[Tensor | None, ...]:
-        """One prediction of the denoiser.
+        """Predict the velocity of noisy latents.
 
         Args:
-            hidden_states: [B, T, C, H, W], noisy latents with canvas and first frame as further channels.
+            hidden_states: [B, T, C, H, W]: noisy latents, canvas and first frame concatenated along the channels.
             encoder_hidden_states: text [B, L, text_embed_dim].
             timestep: [B].
-            image_rotary_emb: (cos, sin), each [S, head_dim]; None = of this grid by `rotary_embedding`.
+            image_rotary_emb: (cos, sin), each [S, head_dim]; None = computed for this grid.
             face_tokens: [B, N, Q, kv]; None = no faces.
             audio_tokens: [B, M, T, A, Da]; None = no speech.
             audio_character_matrix: [B, M, N]; None = stream i drives character i.
             mask_override: [B, N, T, h, w], or one per face layer [R, B, N, T, h, w]; replaces the router's masks.
             mask_override_strength: broadcastable to [B, N, T, h, w]; 0 = the router's masks, 1 = `mask_override`;
                 None = 1, and the router does not run.
-            speech_strength: [B, N], scales what speech adds to the tokens of each character; None = 1.
-            inflate_audio_masks: in place of the model's own setting, see `masks.audio_masks`.
-            run_router: let the router predict all the same (training).
-            router_interval: it predicts in every so many-th face layer only, from the first; the others take over the
-                most recent masks.
-            prune_tokens: project faces and speech only for tokens that some mask reaches, see `reach`. Exact where
-                masks are zero.
-            kv_cache: keys and values of this clip from the calls before, see `KVCache`; None = computed in this call.
-            return_dict: False = a tuple in the order of `BYATransformerOutput`.
+            speech_strength: [B, N], scale of the speech output per character; None = 1.
+            inflate_audio_masks: overrides the setting of the model, see `masks.audio_masks`.
+            run_router: run the router even if its masks are not used (training).
+            router_interval: run the router in every n-th face layer; the others use the most recent masks.
+            prune_tokens: run face and speech attention only on tokens inside a mask, see `TokenPruning`.
+            kv_cache: keys and values of this clip; None = computed in this call.
+            return_dict: False = return a tuple in the order of `BYATransformerOutput`.
 
         Raises:
-            InputError: inputs that do not fit each other or the model.
+            InputError: inputs that do not match each other or the model.
         """
         config: Any = self.config
         grid = latent_grid(hidden_states, config)
@@ -389,7 +387,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         if image_rotary_emb is None and config.use_rotary_positional_embeddings:
             image_rotary_emb = self.rotary(grid, hidden_states.device)
 
-        # Timesteps are float32 whatever the weights are.
+        # `time_proj` returns float32.
         temb = self.time_embedding(self.time_proj(timestep).to(hidden_states.dtype))
         joint = self.embedding_dropout(self.patch_embed(encoder_hidden_states, hidden_states))
         text = encoder_hidden_states.shape[1]
@@ -420,7 +418,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         return output if return_dict else (sample, masks, logits, used)
 
     def rotary(self, grid: TokenGrid, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """(cos, sin) [S, head_dim]; the official flavour fits the grid into the trained rows and columns."""
+        """(cos, sin) [S, head_dim]; the official flavour fits the grid into the one used in training."""
         c: Any = self.config
         base = None
         if c.flavour == "official":

@@ -99,9 +99,9 @@ class Estimate:
 
 def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: SamplingConfig) -> Estimate:
     """What a video on `grid` with so many characters costs."""
-    from bya_core.sampling.guidance import branches
+    from bya_core.sampling.guidance import guidance_branches
 
-    passes = len(branches(sampling.guidance_scale, sampling.audio_guidance_scale))
+    passes = len(guidance_branches(sampling.guidance_scale, sampling.audio_guidance_scale))
     step, width, kept = _transformer(model, grid, characters)
     decoding, channels = _decoder(model, grid)
     operations = step * passes * sampling.steps + decoding

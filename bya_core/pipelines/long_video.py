@@ -36,7 +36,7 @@ from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerpr
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing.audio_assignment import bound
 from bya_core.sampling.prepared import Prepared
-from bya_core.sampling.windows import Joiner, Window, plan_windows
+from bya_core.sampling.windows import Window, WindowJoiner, plan_windows
 from bya_core.scene.types import Scene, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
@@ -80,7 +80,7 @@ class StoredFrames:
 
     def __iter__(self) -> Iterator[Tensor]:
         """uint8 [H, W, 3] each."""
-        joiner = Joiner()
+        joiner = WindowJoiner()
         for window in self.plan:
             yield from joiner.add(self.files.read_one(window.index, "frames"), window.lead, window.tail)
 
@@ -119,7 +119,7 @@ def generate_long(
         Cancelled: `callback` returned False; finished windows are kept.
     """
     job = _Job(scene, model, folder, ProgressTracker(callback))
-    rows, masks, joiner = [], [], Joiner()
+    rows, masks, joiner = [], [], WindowJoiner()
     notices = [*job.scene.notices, *model_notices(scene, model)]
     for window, stored, fresh in job.run(regenerate, regenerate_seed):
         span = [window.start, window.stop]

@@ -1,4 +1,4 @@
-"""Who is where: three ways to get masks, and everything that may be done to them before they act."""
+"""Routers: character masks, their refinement, and the assignment of speech to characters."""
 
 from bya_core.routing.result import Routing
 

@@ -1,4 +1,4 @@
-"""Intra-denoise router (paper sec. 3.3.1): watch the first steps of a run, hand over masks and the half-done run."""
+"""Intra-denoise router (paper sec. 3.3.1): masks predicted in the first denoising steps, which sampling resumes."""
 
 from __future__ import annotations
 
@@ -17,56 +17,55 @@ from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
-LEFT_OUT = 0.1  # of the largest mask
+MIN_RELATIVE_AREA = 0.1
+"""Characters whose mask covers less than this share of the largest mask have no region."""
 
 
 def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
-    """Denoise until the masks have settled, and stop there.
+    """Denoise until the masks have converged, as configured by `scene.routing.probe`.
 
-    `scene.routing.probe` says when that is. Going on from the result with its masks untouched is the same as never
-    having stopped, and no step is taken twice. Where the masks leave somebody out, the noise of the next seed is tried:
-    who has no place by then is not in the video.
+    Sampling resumes from the result; with unchanged masks this equals an uninterrupted run. If a character has no
+    region, further seeds are tried and the best one is returned.
 
     Raises:
-        Cancelled: the watcher asked to stop.
+        Cancelled: the progress callback cancelled.
     """
     scene = prepared.scene
     seed = scene.sampling.seed
     best = _probe(prepared, bundle, tracker, seed)
     if not layout_is_free(prepared):
         return best
-    calls, left_out = best.calls, missing_characters(best.masks)
-    for another in range(seed + 1, seed + scene.routing.probe.num_seeds):
-        if not left_out:
+    calls, missing = best.calls, missing_characters(best.masks)
+    for other in range(seed + 1, seed + scene.routing.probe.num_seeds):
+        if not missing:
             break
-        found = _probe(prepared, bundle, tracker, another)
-        calls, missing = calls + found.calls, missing_characters(found.masks)
-        if len(missing) < len(left_out):
-            best, left_out, seed = found, missing, another
-    return replace(best, calls=calls, notices=(*best.notices, *_told(scene, left_out, seed)))
+        routing = _probe(prepared, bundle, tracker, other)
+        calls, still_missing = calls + routing.calls, missing_characters(routing.masks)
+        if len(still_missing) < len(missing):
+            best, missing, seed = routing, still_missing, other
+    return replace(best, calls=calls, notices=(*best.notices, *_seed_notices(scene, missing, seed)))
 
 
 def _probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker, seed: int) -> Routing:
-    """One try, from the noise of `seed`."""
+    """Probe with one seed."""
     scene = prepared.scene
-    settling = MaskConvergence(scene.routing.probe)
     with tracker.stage("Predicting masks", scene.sampling.steps) as step:
-        made = denoise(
+        result = denoise(
             bundle.transformer,
             build_scheduler(scene.sampling.scheduler, bundle.scheduler_config),
             prepared.conditions,
             replace(scene.sampling, seed=seed),
             callback=step,
             stop_at=max_probe_steps(scene.routing.probe, scene.sampling.steps),
-            stop=settling,
+            stop=MaskConvergence(scene.routing.probe),
         )
-    assert made.masks is not None  # a scene has at least one character
-    # One call a step: the branches of guidance are one batch.
-    return Routing.of("intra", made.masks, scene.matrix, strength=0.0, state=made.state, calls=made.state.step)
+    assert result.masks is not None  # a scene has at least one character
+    state = result.state
+    return Routing.of("intra", result.masks, scene.matrix, strength=0.0, state=state, calls=state.step)
 
 
 def layout_is_free(prepared: Prepared) -> bool:
-    """Whether the model alone decides where people are."""
+    """Whether the position of the characters is left to the model: no first frame, known frames or given masks."""
     conditions = prepared.conditions
     return (
         conditions.first_frame_latents is None and conditions.known_latents is None and conditions.mask_control is None
@@ -74,45 +73,49 @@ def layout_is_free(prepared: Prepared) -> bool:
 
 
 def missing_characters(masks: Tensor) -> list[int]:
-    """Characters whose mask [N, T, h, w] claims less than a tenth of what the largest claims (above one half).
+    """Characters without a region.
 
-    Nobody where all claim nothing: such a router says nothing about places.
+    Args:
+        masks: [N, T, h, w].
+
+    Returns:
+        Indices of masks whose area (above 0.5) is less than `MIN_RELATIVE_AREA` of the largest; none if all are empty.
     """
     area = (masks > 0.5).float().mean((1, 2, 3))
-    return torch.nonzero(area < LEFT_OUT * area.max()).flatten().tolist()
+    return torch.nonzero(area < MIN_RELATIVE_AREA * area.max()).flatten().tolist()
 
 
-def _told(scene: Scene, left_out: list[int], seed: int) -> Iterator[str]:
-    """What a person should know of the tries."""
+def _seed_notices(scene: Scene, missing: list[int], seed: int) -> Iterator[str]:
+    """Notices about the seed that was used and characters without a region."""
     if seed != scene.sampling.seed:
-        yield f"Made with seed {seed}: seed {scene.sampling.seed} left somebody out of the picture."
-    if left_out:
-        names = ", ".join(scene.characters[n].name for n in left_out)
-        yield f"No place in the picture was found for {names}: another seed, or a first frame, may help."
+        yield f"Seed {seed} was used: with seed {scene.sampling.seed}, a character had no region."
+    if missing:
+        names = ", ".join(scene.characters[n].name for n in missing)
+        yield f"No region was assigned to {names}: try another seed or a first frame."
 
 
 def max_probe_steps(config: ProbeConfig, total: int) -> int:
-    """Steps after which a probe ends at the latest, of a run of `total` steps."""
+    """Largest number of steps of a probe in a run of `total` steps."""
     if config.steps is not None:
         return min(config.steps, total)
-    return max(1, math.floor(config.max_fraction * total + 1e-9))  # 0.3 of 10 is 3, whatever floats say
+    return max(1, math.floor(config.max_fraction * total + 1e-9))  # 0.3 of 10 is 3 despite rounding
 
 
 @dataclass
 class MaskConvergence:
-    """Whether masks have come to rest: asked after each step, see `sampling.denoise.StopCondition`.
+    """Stop condition of a probe: the masks have converged. See `sampling.denoise.StopCondition`.
 
     Args:
-        config: with a number of steps in it, they never do.
-        change: mean absolute change of the masks [N, T, h, w] from the step before; None before there are two.
+        config: with a fixed number of steps, the condition is never met.
+        change: mean absolute change of the masks [N, T, h, w] since the previous step; None at the first step.
     """
 
     config: ProbeConfig
     change: float | None = None
-    _last: Tensor | None = None
+    _previous: Tensor | None = None
 
     def __call__(self, info: StepInfo) -> bool:
-        if info.masks is not None and self._last is not None:
-            self.change = float((info.masks.float() - self._last).abs().mean())
-        self._last = None if info.masks is None else info.masks.float()
+        if info.masks is not None and self._previous is not None:
+            self.change = float((info.masks.float() - self._previous).abs().mean())
+        self._previous = None if info.masks is None else info.masks.float()
         return self.config.steps is None and self.change is not None and self.change < self.config.threshold

@@ -1,7 +1,6 @@
-"""Post-denoise router (paper sec. 3.3.1): make the video once without speech, see who is where, and force that.
+"""Post-denoise router (paper sec. 3.3.1): masks from a first pass without speech.
 
-The second pass is an ordinary run from noise, `pipelines.generate.sample`; with the same seed it makes the same people
-in the same places, now with their voices.
+The second pass starts from the same noise, so that the characters appear at the same positions, now with speech.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from bya_core.routing.result import Routing
 from bya_core.sampling import Conditions, build_scheduler, denoise
 from bya_core.sampling.cfg_parallel import cache_context, reset_step_cache
 from bya_core.sampling.conditions import build_branch_inputs
-from bya_core.sampling.guidance import branches
+from bya_core.sampling.guidance import guidance_branches
 from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.cache import downloaded_folder
 
-LOOK_AT = 0.2
-"""Share of the noise schedule at which finished latents are read: little noise. On puppets it hardly matters: mask IoU
-0.696 at 0.06, 0.709 at 0.2, 0.712 at 0.44 (validation seeds)."""
+READ_TIMESTEP = 0.2
+"""Noise level at which the router reads finished latents, as a fraction of the training timesteps. It hardly matters
+for the toy model: mask IoU 0.696 at 0.06, 0.709 at 0.2, 0.712 at 0.44 (validation seeds)."""
 
 
 @torch.no_grad()
 def route_post(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:
-    """Masks of a first pass in which everybody hears silence, found by `scene.routing.segmenter`; forced.
+    """Masks of a first pass with silence for all characters, extracted by `scene.routing.segmenter`.
 
     Raises:
-        InputError: SAM 2 is asked for and not here, or a character cannot be found in the first frame of the pass.
-        Cancelled: the watcher asked to stop.
+        InputError: SAM 2 is not available, or a character was not found in the first frame of the pass.
+        Cancelled: the progress callback cancelled.
     """
     scene = prepared.scene
-    segmenter = None if scene.routing.segmenter == "self" else _sam2(scene, bundle)  # missing weights are told first
-    conditions = silent(prepared.conditions)
-    # With silence in every branch only the prompt is left to guide: one scale, and one branch less to compute.
+    segmenter = None if scene.routing.segmenter == "self" else _sam2(scene, bundle)  # may raise
+    conditions = without_speech(prepared.conditions)
+    # With silence in every branch, equal scales give the same prediction with one branch less.
     sampling = replace(scene.sampling, audio_guidance_scale=scene.sampling.guidance_scale)
     with tracker.stage("Denoising without speech", sampling.steps) as step:
         scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
@@ -54,32 +53,34 @@ def route_post(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker
     return Routing.of("post", masks, scene.matrix, strength=1.0, calls=calls)
 
 
-def silent(conditions: Conditions) -> Conditions:
-    """The same, but every stream is encoded silence."""
+def without_speech(conditions: Conditions) -> Conditions:
+    """Conditions with encoded silence in every speech stream."""
     return replace(conditions, audio_tokens=conditions.silent_audio_tokens)
 
 
 def router_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig, bundle: ModelBundle) -> Tensor:
-    """Segmenter "self": the router's own masks [N, T, h, w] of finished latents, by one call with little noise.
+    """Masks [N, T, h, w] that the router predicts for finished latents (segmenter "self"), with one transformer call.
 
     Args:
         latents: clean, [1, T, C, H, W].
-        conditions: of the run that made them; masks forced in it are not forced here.
-        sampling: of that run.
+        conditions: of the run that made them; their mask control is ignored.
+        sampling: settings of that run.
         bundle: the model.
     """
     device, dtype = bundle.device, bundle.dtype
     scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
-    timestep = round(LOOK_AT * scheduler.config.num_train_timesteps)
+    timestep = round(READ_TIMESTEP * scheduler.config.num_train_timesteps)
     noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(sampling.seed))
     noisy = scheduler.add_noise(latents.float().cpu(), noise, torch.tensor([timestep]))
-    inputs = build_branch_inputs(conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype)
+    inputs = build_branch_inputs(
+        conditions, guidance_branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype
+    )
     reset_step_cache(bundle.transformer)
-    with cache_context(bundle.transformer, "look"):
+    with cache_context(bundle.transformer, "router"):
         output = bundle.transformer(
-            hidden_states=torch.cat([noisy.to(device, dtype), inputs.images], dim=2),
+            hidden_states=torch.cat([noisy.to(device, dtype), inputs.image_latents], dim=2),
             timestep=torch.full((1,), timestep, device=device, dtype=torch.long),
-            **inputs.fixed,
+            **inputs.kwargs,
         )
     return output.used_masks[0]
 
@@ -89,7 +90,7 @@ def _sam2(scene: Scene, bundle: ModelBundle) -> Segmenter:
 
 
 def segmented_masks(latents: Tensor, prepared: Prepared, bundle: ModelBundle, segmenter: Segmenter) -> Tensor:
-    """Finished latents [1, T, C, H, W] as pictures, people followed in them from their boxes: [N, T, h, w]."""
+    """Masks [N, T, h, w] by video segmentation of decoded latents [1, T, C, H, W], prompted with character boxes."""
     from bya_core.routing.pre import character_boxes
 
     video = bundle.codec.decode(latents.to(bundle.device, bundle.dtype))[0].float().cpu()

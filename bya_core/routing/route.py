@@ -1,4 +1,4 @@
-"""Which router runs (`find`), and what is done to its masks before they act (`finish`)."""
+"""Selection of the router (`predict_masks`) and postprocessing of its masks (`postprocess_masks`)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from bya_core.weights.bundle import ModelBundle
 
 @torch.no_grad()
 def route(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Routing:
-    """Masks of a scene by the router it asks for, refined and overridden as it says.
+    """Character masks of a scene from the configured router, with refinement and given masks applied.
 
     Raises:
-        InputError: what the chosen router cannot do with this scene.
-        Cancelled: the watcher asked to stop.
+        InputError: the router cannot be used for this scene.
+        Cancelled: the progress callback cancelled.
     """
-    return finish(find(prepared, bundle, tracker), prepared.scene)
+    return postprocess_masks(predict_masks(prepared, bundle, tracker), prepared.scene)
 
 
 @torch.no_grad()
-def find(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Routing:
-    """What the scene's router says, and nothing done to it yet. Raises as `route` does.
+def predict_masks(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Routing:
+    """Masks of the configured router without postprocessing. Raises as `route` does.
 
-    Masks that a person gave act already while a router denoises: a run that is gone on with has obeyed them from its
-    first step.
+    Given masks already act while a router denoises, so that a resumed run has used them from its first step.
     """
     scene, tracker, control = prepared.scene, tracker or ProgressTracker(), prepared.scene.mask_control
     if control is not None:
@@ -49,11 +48,11 @@ def find(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker | Non
     return probe(prepared, bundle, tracker)
 
 
-def finish(routing: Routing, scene: Scene) -> Routing:
-    """What the scene wants done to a router's masks: cleaned, a person's masks laid over them, held still.
+def postprocess_masks(routing: Routing, scene: Scene) -> Routing:
+    """Refine the masks of a router, apply given masks, and make them static, as configured by the scene.
 
-    An intra router's masks that nothing is done to are not forced: it goes on deciding, step by step. A person's masks
-    are not cleaned.
+    Unmodified masks of the intra router do not act: the router keeps predicting in every step. Given masks are not
+    refined.
     """
     if routing.origin != "manual":
         if scene.routing.refine is not None:

@@ -1,4 +1,4 @@
-"""A routing with its half-done run as one safetensors file: made in one process, gone on with in another."""
+"""Save and load a routing with its partially denoised latents as one safetensors file."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ MATRIX = "audio-character matrix"
 
 
 def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepared) -> None:
-    """Write masks, how they act and the half-done run, if there is one; all of the file or nothing.
+    """Save masks, mask control and, if present, the partially denoised latents. The file is written atomically.
 
     Args:
-        routing: of the scene.
-        path: ends in .safetensors.
-        prepared: the scene it was made from.
+        routing: to save.
+        path: must end in .safetensors.
+        prepared: scene of the routing.
 
     Raises:
-        InputError: a path that cannot be written to.
+        InputError: the path cannot be written.
     """
     path = check_output(path, (".safetensors",), "the state")
     control = routing.control
@@ -51,30 +51,30 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
         "origin": routing.origin,
         "calls": routing.calls,
         "notices": routing.notices,
-        "scene": _must_fit(prepared),
-        "conditions": _may_change(prepared.scene),
+        "scene": _fixed_properties(prepared),
+        "conditions": _changeable_inputs(prepared.scene),
     }
     if (state := routing.state) is not None:
         facts["step"] = state.step
         tensors |= {"latents": state.latents, "generator": state.generator}
         if state.previous_x0 is not None:
             tensors["previous_x0"] = state.previous_x0
-        if state.reused is not None:
-            facts["reused"] = _put_reused(state.reused, tensors)
+        if state.step_cache is not None:
+            facts["step_cache"] = _pack_step_cache(state.step_cache, tensors)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         about = {"format": FORMAT, "facts": json.dumps(facts, ensure_ascii=False)}
-        temporary.write_bytes(save(plain, about))  # `save_file` would shut out everybody but the owner
+        temporary.write_bytes(save(plain, about))  # `save_file` sets owner-only permissions
 
 
 def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
-    """Read what `save_routing` wrote, for the same scene.
+    """Load what `save_routing` wrote for the same scene.
 
-    Prompt, pictures, voices, guidance and the audio-character matrix may be others than before: those of the scene act
-    from here on, and a notice says so.
+    Prompt, images, speech, guidance and audio-character matrix may have changed: those of the scene are used from here
+    on, and a notice is added.
 
     Raises:
-        InputError: no such file, a broken or foreign one, or one of another scene.
+        InputError: a missing, damaged or unrelated file, or one of another scene.
     """
     path = existing_file(path, "the state")
     tensors, facts = _read(path)
@@ -82,11 +82,12 @@ def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
     try:
         routing = _routing(tensors, facts, prepared)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise _broken(path) from error
-    changed = [what for what, value in _may_change(prepared.scene).items() if facts["conditions"].get(what) != value]
+        raise _damaged(path) from error
+    saved, current = facts["conditions"], _changeable_inputs(prepared.scene)
+    changed = " and ".join(name for name, value in current.items() if saved.get(name) != value)
     if not changed:
         return routing
-    notice = f"The state {path.name} was made with other {' and '.join(changed)}: from here on those of the scene act."
+    notice = f"The state {path.name} was saved with other {changed}: those of the scene are used from here on."
     return replace(routing, notices=(*routing.notices, notice))
 
 
@@ -97,38 +98,38 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         facts = json.loads(about["facts"]) if about.get("format") == FORMAT else None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise _broken(path) from error
+        raise _damaged(path) from error
     if not isinstance(facts, dict) or not all(isinstance(facts.get(key), dict) for key in ("scene", "conditions")):
-        raise _broken(path)
+        raise _damaged(path)
     return tensors, facts
 
 
-def _broken(path: Path) -> InputError:
-    came = f"{path} is broken, or no state of a router"
-    return InputError(came, "a file that `python -m bya_core probe` wrote with --state", "make it again")
+def _damaged(path: Path) -> InputError:
+    came = f"{path} is damaged or not a routing state"
+    return InputError(came, "a file that `python -m bya_core probe` wrote with --state", "create it again")
 
 
 def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: Prepared) -> Routing:
-    """Raises KeyError, TypeError, ValueError or RuntimeError where something is missing or makes no sense."""
+    """Routing from the content of a file. Raises KeyError, TypeError, ValueError or RuntimeError if invalid."""
     scene, shape = prepared.scene, (1, *prepared.conditions.latent_shape)
     count = len(scene.characters)
-    masks = _fitting(tensors["masks"], (count, *prepared.grid.shape), unit=True)
-    matrix = _fitting(tensors["matrix"], tuple(scene.matrix.shape), unit=True)
+    masks = _validated(tensors["masks"], (count, *prepared.grid.shape), unit=True)
+    matrix = _validated(tensors["matrix"], tuple(scene.matrix.shape), unit=True)
     state = None
     if "latents" in tensors:
         total, step, generator = scene.sampling.steps, int(facts["step"]), tensors["generator"]
         if not 0 <= step <= total:
             raise ValueError(step)
-        torch.Generator("cpu").set_state(generator)  # raises where it is none
-        older = tensors.get("previous_x0")
-        older = None if older is None else _fitting(older, shape)
-        reused = None
-        if "reused" in facts:
-            reused = _reused(facts["reused"], tensors, shape, tuple(masks.shape))
-            if not all(0 <= ran.step < step for ran in reused.ran):
+        torch.Generator("cpu").set_state(generator)  # raises if invalid
+        previous_x0 = tensors.get("previous_x0")
+        previous_x0 = None if previous_x0 is None else _validated(previous_x0, shape)
+        step_cache = None
+        if "step_cache" in facts:
+            step_cache = _unpack_step_cache(facts["step_cache"], tensors, shape, tuple(masks.shape))
+            if not all(0 <= full.step < step for full in step_cache.full_steps):
                 raise ValueError(step)
-        state = DenoiseState(step, total, _fitting(tensors["latents"], shape), older, generator, reused)
-    controls = [_fitting(tensors[name], (count,), unit=True) for name in ("strength", "start_percent", "end_percent")]
+        state = DenoiseState(step, total, _validated(tensors["latents"], shape), previous_x0, generator, step_cache)
+    controls = [_validated(tensors[name], (count,), unit=True) for name in ("strength", "start_percent", "end_percent")]
     if facts["origin"] not in get_args(RouterMode):
         raise ValueError(facts["origin"])
     return Routing(
@@ -142,30 +143,30 @@ def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: 
     )
 
 
-def _put_reused(reused: StepCacheState, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What a preset of speed takes over from earlier steps: its tensors to the others, the rest as facts."""
-    if reused.masks is not None:
-        tensors["reused masks"] = reused.masks
-    tensors |= {f"reused latents {k}": ran.latents for k, ran in enumerate(reused.ran)}
-    return {"settled": reused.settled, "ran": [[ran.branches, ran.step] for ran in reused.ran]}
+def _pack_step_cache(state: StepCacheState, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Add the tensors of a step cache to `tensors` and return its other values."""
+    if state.masks is not None:
+        tensors["step_cache_masks"] = state.masks
+    tensors |= {f"step_cache_latents_{k}": full.latents for k, full in enumerate(state.full_steps)}
+    return {"converged": state.converged, "full_steps": [[full.branches, full.step] for full in state.full_steps]}
 
 
-def _reused(
+def _unpack_step_cache(
     facts: Mapping[str, Any], tensors: Mapping[str, Tensor], latents: tuple[int, ...], masks: tuple[int, ...]
 ) -> StepCacheState:
-    """What `_put_reused` wrote; the other arguments are shapes. Raises as `_routing` does."""
-    ran = [
-        FullStep(str(branches), int(number), _fitting(tensors[f"reused latents {k}"], latents))
-        for k, (branches, number) in enumerate(facts["ran"])
+    """Inverse of `_pack_step_cache`; `latents` and `masks` are expected shapes. Raises as `_routing` does."""
+    full_steps = [
+        FullStep(str(branches), int(step), _validated(tensors[f"step_cache_latents_{k}"], latents))
+        for k, (branches, step) in enumerate(facts["full_steps"])
     ]
-    router = tensors.get("reused masks")
+    router = tensors.get("step_cache_masks")
     if router is not None:
-        router = _fitting(router, (*router.shape[:2], *masks), unit=True)
-    return StepCacheState(router, bool(facts["settled"]), tuple(ran))
+        router = _validated(router, (*router.shape[:2], *masks), unit=True)
+    return StepCacheState(router, bool(facts["converged"]), tuple(full_steps))
 
 
-def _fitting(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Tensor:
-    """The tensor; raises ValueError unless it has this shape, is finite and, if `unit`, lies in 0..1."""
+def _validated(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Tensor:
+    """Return the tensor; raises ValueError unless it has this shape, is finite and, if `unit`, lies in 0..1."""
     if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
         raise ValueError(shape)
     if unit and (float(tensor.min()) < 0 or float(tensor.max()) > 1):
@@ -174,16 +175,16 @@ def _fitting(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Tens
 
 
 def _check_scene(path: Path, facts: Mapping[str, Any], prepared: Prepared) -> None:
-    """Raise InputError, naming the first thing that differs, where the file belongs to another scene."""
-    for what, wanted in _must_fit(prepared).items():
-        if (made := facts["scene"].get(what)) != wanted:
-            came = f"the state {path} was made with {what} {_shown(made)}"
-            do = "make a new state of this scene, or set the scene back"
-            raise InputError(came, f"{_shown(wanted)}, as the scene says", do)
+    """Raise InputError with the first difference if the file belongs to another scene."""
+    for name, expected in _fixed_properties(prepared).items():
+        if (saved := facts["scene"].get(name)) != expected:
+            problem = f"the state {path} was saved with {name} {_shown(saved)}"
+            hint = "create a new state of this scene, or restore the scene"
+            raise InputError(problem, f"{_shown(expected)}, as in the scene", hint)
 
 
-def _must_fit(prepared: Prepared) -> dict[str, Any]:
-    """What a run cannot change on its way, in words."""
+def _fixed_properties(prepared: Prepared) -> dict[str, Any]:
+    """Properties of the scene that an interrupted run cannot change."""
     scene, (height, width) = prepared.scene, prepared.grid.pixels
     return {
         "size": f"{width}x{height}",
@@ -201,8 +202,8 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _may_change(scene: Scene) -> dict[str, str]:
-    """Fingerprints of what a run may change on its way."""
+def _changeable_inputs(scene: Scene) -> dict[str, str]:
+    """Hashes of the inputs that may change when a run is resumed."""
     voices = [part for s in scene.speeches for part in (_speech_parts(s) if s else ("silent",))]
     fit = () if scene.first_frame_fit == "crop" else (scene.first_frame_fit,)
     return {

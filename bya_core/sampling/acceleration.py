@@ -1,15 +1,12 @@
-"""Presets that trade a little of the video for time: what each leaves out, and putting it into effect for one run.
+"""Quality/speed presets, and their application to a transformer for one run.
 
-    exact       nothing is left out: the numbers of the plain path
-    balanced    what can hardly be told from it
-    fast        as fast as people still speak with their own voice
+    exact       every step is computed in full
+    balanced    skips work with hardly visible effect
+    fast        skips as much as possible while every character still follows its own speech
 
-Skipping work must never change who speaks. So a preset may skip blocks (First-Block Cache of diffusers: where the
-first block changes little from one step to the next, what the others added is added again) only while masks stand
-still: never before they have settled, never in the step in which given masks begin, change or end. What a skipped step
-adds was computed with the same voices, masks and matrix.
-
-A model is shared by runs with other presets: `apply_preset` takes off whatever it put on.
+First-Block Cache of diffusers skips the remaining blocks of a step if the output of the first block has hardly changed
+since the previous step. Here a step may be skipped only after the masks have converged, and never at a step where given
+masks start, change or stop, so that the cached residuals were computed with the same speech, masks and matrix.
 """
 
 from __future__ import annotations
@@ -30,32 +27,34 @@ from bya_core.errors import InputError
 
 log = logging.getLogger(__name__)
 
-Plain = Callable[..., tuple[Tensor, Tensor]]
-"""`BYABlock.plain` of one block."""
+BlockForward = Callable[..., tuple[Tensor, Tensor]]
+"""`BYABlock.base_forward` of one block."""
 
 ATTENTION_PACKAGES = {"sage": "sageattention", "flash": "flash_attn", "_flash_3": "flash_attn_interface"}
-"""Backends of diffusers' attention dispatcher that need a package, and which."""
+"""Packages required by backends of diffusers' attention dispatcher."""
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What a preset leaves out.
+    """Settings of a preset.
 
     Args:
         router: when the router predicts.
-        settled: change of the masks in a tenth of the run, as a share of what they cover, under which they stand still.
-        cache_threshold: relative change of the first block's residual under which the other blocks are skipped, while
-            masks stand still; 0 = never.
-        max_skipped: steps in a row that may be skipped.
-        guidance_interval: share of the run (from, to) with guidance; outside it only the fullest version is computed.
-        prune_tokens: faces and speech act on tokens only that some mask reaches.
-        compile: blocks are compiled, on an NVIDIA GPU.
-        attention: backend of diffusers' attention dispatcher, used where its package is installed; None = torch's own.
-        fp8: large products of the blocks in 8 bits, on GPUs that compute in them.
+        mask_change: masks have converged if they change by less than this per tenth of the run, as a fraction of their
+            total.
+        cache_threshold: relative change of the first block's residual below which the other blocks are skipped once
+            masks have converged; 0 = never.
+        max_skipped: largest number of consecutive skipped steps.
+        guidance_interval: fraction of the run (start, end) with guidance; outside, only the fully conditioned branch
+            is computed.
+        prune_tokens: run face and speech attention only on tokens inside a mask.
+        compile: compile the blocks, on an NVIDIA GPU.
+        attention: backend of diffusers' attention dispatcher, if its package is installed; None = torch.
+        fp8: run large linear layers of the blocks in FP8, on GPUs that support it.
     """
 
     router: RouterSchedule = RouterSchedule()
-    settled: float = 0.1
+    mask_change: float = 0.1
     cache_threshold: float = 0.0
     max_skipped: int = 1
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -66,9 +65,9 @@ class Acceleration:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the transformer; none where it shall do as it always does."""
-        every = {"router_interval": self.router.every} if self.router.every != 1 else {}
-        return {**every, **({"prune_tokens": True} if self.prune_tokens else {})}
+        """Keyword arguments of the transformer that differ from its defaults."""
+        interval = {"router_interval": self.router.every} if self.router.every != 1 else {}
+        return {**interval, **({"prune_tokens": True} if self.prune_tokens else {})}
 
 
 PRESETS: dict[Preset, Acceleration] = {
@@ -95,71 +94,71 @@ PRESETS: dict[Preset, Acceleration] = {
 
 
 def get_preset(name: str) -> Acceleration:
-    """The preset of that name.
+    """Settings of a preset.
 
     Raises:
-        InputError: no such preset.
+        InputError: unknown name.
     """
     if name not in PRESETS:
         known = ", ".join(f'"{known}"' for known in get_args(Preset))
-        raise InputError(f"speed {name!r}", known, "choose one of them")
-    return PRESETS[name]  # type: ignore[index]  # looked up just now
+        raise InputError(f"preset {name!r}", known, "choose one of them")
+    return PRESETS[name]  # type: ignore[index]  # checked above
 
 
 @dataclass
 class BlockMonitor:
-    """What is seen of a transformer to which a preset is apply_preset.
+    """Records which calls of a transformer ran all blocks.
 
     Args:
-        caching: blocks may be skipped.
-        runs: since `begin`, for each call of the transformer whether all of its blocks ran; empty where none is ever
-            skipped.
+        caching: whether blocks may be skipped.
+        runs: for each call since `begin`, whether all blocks ran; empty if caching is off.
     """
 
     caching: bool = False
     runs: list[bool] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Before the calls of one step."""
+        """Start recording the calls of one step."""
         self.runs.clear()
 
 
 @contextmanager
-def apply_preset(transformer: Any, speed: Acceleration) -> Iterator[BlockMonitor]:
-    """Put a preset on a transformer; afterwards it is as it was.
+def apply_preset(transformer: Any, acceleration: Acceleration) -> Iterator[BlockMonitor]:
+    """Apply a preset to a transformer; everything is undone on exit.
 
-    What this machine does not offer is left out: without an NVIDIA GPU nothing is compiled, no attention exchanged and
-    nothing computed in 8 bits.
+    Compilation, attention backends and FP8 require an NVIDIA GPU and are ignored elsewhere.
     """
-    watched = BlockMonitor()
+    monitor = BlockMonitor()
     with ExitStack() as stack:
-        if speed.compile or speed.attention is not None or speed.fp8:
+        if acceleration.compile or acceleration.attention is not None or acceleration.fp8:
             parameter = next(transformer.parameters())
             if parameter.device.type == "cuda":
-                for aid in _gpu_aids(transformer, speed, parameter.dtype):
-                    stack.enter_context(aid)
-        if speed.cache_threshold > 0:
-            stack.enter_context(_caching(transformer, speed.cache_threshold, watched))
-        yield watched
+                for context in _gpu_contexts(transformer, acceleration, parameter.dtype):
+                    stack.enter_context(context)
+        if acceleration.cache_threshold > 0:
+            stack.enter_context(_first_block_cache(transformer, acceleration.cache_threshold, monitor))
+        yield monitor
 
 
-def _gpu_aids(transformer: Any, speed: Acceleration, dtype: torch.dtype) -> Iterator[AbstractContextManager[None]]:
+def _gpu_contexts(
+    transformer: Any, acceleration: Acceleration, dtype: torch.dtype
+) -> Iterator[AbstractContextManager[None]]:
     half = dtype in (torch.float16, torch.bfloat16)
-    hooked = any(_hooked(block) for block in transformer.transformer_blocks)
-    if speed.attention is not None and half and _installed(ATTENTION_PACKAGES.get(speed.attention)):
-        yield attention(transformer, speed.attention)
-    if speed.fp8 and dtype is torch.bfloat16 and not hooked:
+    hooked = any(_has_layer_hooks(block) for block in transformer.transformer_blocks)
+    if acceleration.attention is not None and half and _installed(ATTENTION_PACKAGES.get(acceleration.attention)):
+        yield attention(transformer, acceleration.attention)
+    if acceleration.fp8 and dtype is torch.bfloat16 and not hooked:
         from bya_core.sampling.fp8 import block_linears, fp8_matmul, has_room
 
         layers = block_linears(transformer.transformer_blocks)
         if has_room(layers):
             yield fp8_matmul(layers)
-    if speed.compile and not hooked and _installed("triton"):  # layers that come one by one break the graph
+    if acceleration.compile and not hooked and _installed("triton"):  # layer-wise offloading breaks the graph
         yield compiled(transformer)
 
 
-def _hooked(block: nn.Module) -> bool:
-    """Whether diffusers does something to single layers: brings them one by one, or keeps them in 8 bits."""
+def _has_layer_hooks(block: nn.Module) -> bool:
+    """Whether single layers of a block have diffusers hooks (offloading or layerwise casting)."""
     registries = (getattr(layer, "_diffusers_hook", None) for layer in block.modules() if layer is not block)
     return any(registry is not None and registry.hooks for registry in registries)
 
@@ -169,68 +168,68 @@ def _installed(package: str | None) -> bool:
 
 
 @contextmanager
-def _caching(transformer: Any, threshold: float, watched: BlockMonitor) -> Iterator[None]:
-    """First-Block Cache, and a look at whether it skipped."""
+def _first_block_cache(transformer: Any, threshold: float, monitor: BlockMonitor) -> Iterator[None]:
+    """First-Block Cache of diffusers, with `monitor` recording whether it skipped blocks."""
     blocks = transformer.transformer_blocks
     try:
         from diffusers.hooks import FirstBlockCacheConfig
     except ImportError:  # diffusers < 0.35
-        log.warning("this diffusers has no First-Block Cache: every step is computed; a newer one makes it faster")
+        log.warning("This version of diffusers has no First-Block Cache; every step is computed in full")
         yield
         return
     if transformer.is_cache_enabled or len(blocks) < 2:
-        log.warning("no blocks are skipped: the transformer has a step cache of its own, or a single block")
+        log.warning("First-Block Cache is not used: the transformer has another step cache or a single block")
         yield
         return
 
-    def first(plain: Plain) -> Plain:
-        def run(*given: Any) -> tuple[Tensor, Tensor]:
-            watched.runs.append(False)
-            return plain(*given)
+    def first(forward: BlockForward) -> BlockForward:
+        def run(*args: Any) -> tuple[Tensor, Tensor]:
+            monitor.runs.append(False)
+            return forward(*args)
 
         return run
 
-    def last(plain: Plain) -> Plain:
-        def run(*given: Any) -> tuple[Tensor, Tensor]:
-            watched.runs[-1] = True
-            return plain(*given)
+    def last(forward: BlockForward) -> BlockForward:
+        def run(*args: Any) -> tuple[Tensor, Tensor]:
+            monitor.runs[-1] = True
+            return forward(*args)
 
         return run
 
     transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
     try:
-        with _exchanged(blocks[:1], first), _exchanged(blocks[-1:], last):
-            watched.caching = True
+        with _wrapped(blocks[:1], first), _wrapped(blocks[-1:], last):
+            monitor.caching = True
             yield
     finally:
-        watched.caching = False
+        monitor.caching = False
         transformer.disable_cache()
 
 
 @contextmanager
 def compiled(transformer: Any, backend: str = "inductor") -> Iterator[None]:
-    """The blocks compiled, all of them by one graph; what is injected into them stays outside of it."""
+    """Compile the blocks, sharing one graph; face and speech conditioning stay outside of it."""
     run = _compiled(backend)
-    with _exchanged(transformer.transformer_blocks, lambda plain: functools.partial(run, plain)):
+    with _wrapped(transformer.transformer_blocks, lambda forward: functools.partial(run, forward)):
         yield
 
 
 @functools.lru_cache
 def _compiled(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Kept for the life of the process: compiling takes minutes."""
+    """Compiled block, cached for the process because compilation takes minutes."""
     from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
     graph = torch.compile(CogVideoXBlock.forward, backend=backend)
 
-    def run(plain: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        return graph(plain.__self__, *given)
+    def run(forward: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        return graph(forward.__self__, *args)
 
     return run
 
 
 @contextmanager
 def attention(transformer: Any, backend: str) -> Iterator[None]:
-    """Attention of the blocks by another backend of diffusers' dispatcher."""
+    """Use another backend of diffusers' attention dispatcher in the blocks."""
     processors = [block.attn1.processor for block in transformer.transformer_blocks]
     before = [processor._attention_backend for processor in processors]
     try:
@@ -238,21 +237,21 @@ def attention(transformer: Any, backend: str) -> Iterator[None]:
             processor._attention_backend = backend
         yield
     finally:
-        for processor, was in zip(processors, before, strict=True):
-            processor._attention_backend = was
+        for processor, previous in zip(processors, before, strict=True):
+            processor._attention_backend = previous
 
 
 @contextmanager
-def _exchanged(blocks: Iterable[Any], change: Callable[[Plain], Plain]) -> Iterator[None]:
-    """Another way to compute some blocks, made from the one before."""
-    changed = [(block, vars(block).get("plain")) for block in blocks]
+def _wrapped(blocks: Iterable[Any], wrap: Callable[[BlockForward], BlockForward]) -> Iterator[None]:
+    """Replace `base_forward` of some blocks by `wrap(base_forward)`."""
+    changed = [(block, vars(block).get("base_forward")) for block in blocks]
     try:
         for block, _ in changed:
-            block.plain = change(block.plain)
+            block.base_forward = wrap(block.base_forward)
         yield
     finally:
         for block, before in changed:
             if before is None:
-                vars(block).pop("plain", None)
+                vars(block).pop("base_forward", None)
             else:
-                block.plain = before
+                block.base_forward = before

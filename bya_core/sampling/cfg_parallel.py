@@ -1,10 +1,10 @@
-"""How the branches of guidance are computed: as one batch, one after the other, or one per process.
+"""Evaluation of the guidance branches: as one batch, sequentially, or distributed over processes.
 
-The three give the same prediction up to rounding. One batch reads the weights once a step and holds the activations of
-all branches at once; in turns they are held for one branch at a time. With as many processes as there are branches each
-computes one of them and all get every prediction, so that all go on with equal numbers.
+All modes give the same prediction up to rounding. One batch reads the weights once per step and holds the activations
+of all branches; sequential evaluation holds those of one branch at a time. With several processes, each one evaluates
+its share of the branches and receives the predictions of the others, so that all continue with identical numbers.
 
-Step caches of diffusers keep one state for each named context: what is computed by itself has a context of its own.
+Step caches of diffusers keep one state per named context; branches evaluated separately use separate contexts.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from bya_core.sampling.conditions import BranchInputs
 
 log = logging.getLogger(__name__)
 
-Way = Literal["batch", "sequential", "distributed"]
+GuidanceMode = Literal["batch", "sequential", "distributed"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the transformer says of all K branches, the fullest one last. Fields as in its own output.
+    """Output of the transformer for all K branches, the fully conditioned one last.
 
     Args:
         sample: [K, T, C, H, W].
-        used_masks: masks that acted in the last face layer [K, N, T, h, w]; None without faces.
-        masks: the router's predictions [R, K, N, T, h, w]; None where no router ran, or not in the same layers for all.
+        used_masks: masks applied in the last face layer [K, N, T, h, w]; None without faces.
+        masks: router predictions [R, K, N, T, h, w]; None if no router ran, or not in the same layers of all branches.
     """
 
     sample: Tensor
@@ -41,121 +41,116 @@ class Prediction:
     masks: Tensor | None
 
     def to(self, device: torch.device | str) -> Prediction:
-        """The same on another device."""
+        """Move all tensors to a device."""
         parts = (None if part is None else part.to(device) for part in (self.used_masks, self.masks))
         return Prediction(self.sample.to(device), *parts)
 
 
 Predict = Callable[[Any, Tensor, int, BranchInputs, dict[str, Tensor | None]], Prediction]
-"""(transformer, x [1, T, C, H, W], timestep, inputs, forced masks and weight of this step) -> all branches."""
+"""(transformer, latents [1, T, C, H, W], timestep, inputs, mask override of this step) -> all branches."""
 
 
-def set_guidance_mode(transformer: Any, way: Way) -> None:
-    """From now on this transformer's branches of guidance are computed this way.
+def set_guidance_mode(transformer: Any, mode: GuidanceMode) -> None:
+    """Set how the guidance branches of this transformer are evaluated.
 
     Args:
-        way: "batch" (where nothing is said; where the device has too little memory for it, in turns from then on),
-            "sequential", or "distributed" (of a process group of torch that is there already; all of them denoise the same).
+        transformer: the denoiser.
+        mode: "batch" (default; falls back to "sequential" when memory runs out), "sequential", or "distributed" (over
+            the processes of an initialized torch process group, all of which denoise the same video).
 
     Raises:
-        InputError: another way.
+        InputError: unknown mode.
     """
-    if way not in get_args(Way):
-        raise InputError(
-            f"guidance computed in {way!r}", '"batch", "sequential" or "distributed"', "choose one of them"
-        )
-    transformer.guidance_mode = way
+    if mode not in get_args(GuidanceMode):
+        raise InputError(f"guidance mode {mode!r}", '"batch", "sequential" or "distributed"', "choose one of them")
+    transformer.guidance_mode = mode
 
 
 def predictor(transformer: Any) -> Predict:
-    """The way that `set_guidance_mode` chose for this transformer."""
-    ways: dict[str, Predict] = {
+    """Prediction function for the guidance mode of this transformer."""
+    modes: dict[str, Predict] = {
         "batch": predict_batched_if_possible,
         "sequential": predict_sequential,
         "distributed": predict_distributed,
     }
-    return ways[getattr(transformer, "guidance_mode", "batch")]
+    return modes[getattr(transformer, "guidance_mode", "batch")]
 
 
 def predict_batched_if_possible(
-    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
 ) -> Prediction:
-    """As one batch; where memory runs out, in turns, then and from then on. See `Predict`."""
+    """One batch; sequential from the first out-of-memory error on. See `Predict`."""
     if getattr(transformer, "guidance_mode", "batch") == "batch":
         try:
-            return predict_batched(transformer, x, timestep, inputs, forced)
+            return predict_batched(transformer, x, timestep, inputs, override)
         except torch.OutOfMemoryError:
             if len(inputs.names) == 1:
                 raise
-            log.warning(
-                "too little memory for %d versions of the video at once: one after the other", len(inputs.names)
-            )
+            log.warning("Not enough memory for %d guidance branches at once; running sequentially", len(inputs.names))
             set_guidance_mode(transformer, "sequential")
-            if inputs.fixed.get("kv_cache") is not None:
-                inputs.fixed["kv_cache"].clear()  # each branch has its own from now on
+            if inputs.kwargs.get("kv_cache") is not None:
+                inputs.kwargs["kv_cache"].clear()  # each branch has its own cache from now on
     if x.device.type == "cuda":
-        torch.cuda.empty_cache()  # pieces of the failed attempt; once, as the next step begins in turns
-    return predict_sequential(transformer, x, timestep, inputs, forced)
+        torch.cuda.empty_cache()  # tensors of the failed attempt
+    return predict_sequential(transformer, x, timestep, inputs, override)
 
 
 def predict_batched(
-    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
 ) -> Prediction:
-    """One call of the transformer on all branches. See `Predict`."""
-    count = inputs.images.shape[0]
-    noisy = x.to(inputs.images).expand(count, -1, -1, -1, -1)
-    placed = {name: _per_branch(value, inputs.images, count) for name, value in forced.items()}
+    """One call of the transformer for all branches. See `Predict`."""
+    count = inputs.image_latents.shape[0]
+    noisy = x.to(inputs.image_latents).expand(count, -1, -1, -1, -1)
+    expanded = {name: _expand_branches(value, inputs.image_latents, count) for name, value in override.items()}
     with cache_context(transformer, "+".join(inputs.names)):
         output = transformer(
-            hidden_states=torch.cat([noisy, inputs.images], dim=2),
+            hidden_states=torch.cat([noisy, inputs.image_latents], dim=2),
             timestep=torch.full((count,), timestep, device=x.device, dtype=torch.long),
-            **inputs.fixed,
-            **placed,
+            **inputs.kwargs,
+            **expanded,
         )
     return Prediction(output.sample, output.used_masks, output.masks)
 
 
 def predict_sequential(
-    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
 ) -> Prediction:
-    """One call of the transformer for each branch. See `Predict`."""
-    return _joined([_alone(k, transformer, x, timestep, inputs, forced) for k in range(len(inputs.names))])
+    """One call of the transformer per branch. See `Predict`."""
+    branches = range(len(inputs.names))
+    return _concatenate([_predict_one(k, transformer, x, timestep, inputs, override) for k in branches])
 
 
 def predict_distributed(
-    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
 ) -> Prediction:
-    """Each process computes every so-many-th branch, and gets those of the others. See `Predict`.
+    """One process per branch, followed by an all-gather. See `Predict`.
 
-    Where branches do not go round, the last one is computed more than once, and the first who did is believed: the
-    predictions are the same numbers in every process.
+    With more processes than branches, the last branch is evaluated more than once and the first result is used by all.
     """
     import torch.distributed as dist
 
-    count, rank, many = len(inputs.names), dist.get_rank(), dist.get_world_size()
-    found: list[Prediction] = []
-    for first in range(0, count, many):
-        own = _alone(min(first + rank, count - 1), transformer, x, timestep, inputs, forced)
-        found += [part.to(x.device) for part in _gathered(own.to("cpu"))]
-    return _joined(found[:count])
+    count, rank, world_size = len(inputs.names), dist.get_rank(), dist.get_world_size()
+    parts: list[Prediction] = []
+    for first in range(0, count, world_size):
+        own = _predict_one(min(first + rank, count - 1), transformer, x, timestep, inputs, override)
+        parts += [part.to(x.device) for part in _all_gather(own.to("cpu"))]
+    return _concatenate(parts[:count])
 
 
 def gather_block_runs(transformer: Any, own: list[bool], count: int) -> list[bool]:
-    """What a watcher of this process's calls saw in the last prediction, in the order of the branches.
-
-    Where one process computes all of them that is what it is given; where several share them, each saw its own.
+    """Collect, in branch order, whether all blocks ran in each transformer call of the last prediction.
 
     Args:
-        own: one entry for each call of the transformer, in order.
-        count: branches of the prediction.
+        own: one entry per call in this process.
+        count: number of branches.
     """
     if getattr(transformer, "guidance_mode", "batch") != "distributed":
         return own
-    return [seen for calls in zip(*_gathered(own), strict=True) for seen in calls][:count]
+    return [ran for calls in zip(*_all_gather(own), strict=True) for ran in calls][:count]
 
 
-def _gathered(own: Any) -> list[Any]:
-    """What each process has there, in their order; tensors on the processor."""
+def _all_gather(own: Any) -> list[Any]:
+    """Objects of all processes in rank order; tensors must be on the CPU."""
     import torch.distributed as dist
 
     parts: list[Any] = [None] * dist.get_world_size()
@@ -163,30 +158,30 @@ def _gathered(own: Any) -> list[Any]:
     return parts
 
 
-def _alone(
-    k: int, transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, forced: dict[str, Tensor | None]
+def _predict_one(
+    k: int, transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
 ) -> Prediction:
-    """Branch `k` by itself."""
-    own = {name: select_branch(value, k) for name, value in forced.items()}
-    return predict_batched(transformer, x, timestep, inputs.apart[k], own)
+    """Prediction of branch `k` alone."""
+    own = {name: select_branch(value, k) for name, value in override.items()}
+    return predict_batched(transformer, x, timestep, inputs.per_branch[k], own)
 
 
-def _joined(found: list[Prediction]) -> Prediction:
+def _concatenate(parts: list[Prediction]) -> Prediction:
     return Prediction(
-        torch.cat([one.sample for one in found]),
-        _cat([one.used_masks for one in found], 0),
-        _cat([one.masks for one in found], 1),
+        torch.cat([part.sample for part in parts]),
+        _cat([part.used_masks for part in parts], 0),
+        _cat([part.masks for part in parts], 1),
     )
 
 
 def _cat(parts: list[Tensor | None], axis: int) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    alike = len({part.shape for part in there}) == 1  # a step cache may skip layers of one and not of another
-    return torch.cat(there, dim=axis) if alike and len(there) == len(parts) else None
+    present = [part for part in parts if part is not None]
+    same_shape = len({part.shape for part in present}) == 1  # a step cache may skip layers of some branches only
+    return torch.cat(present, dim=axis) if same_shape and len(present) == len(parts) else None
 
 
-def _per_branch(value: Tensor | None, like: Tensor, count: int) -> Tensor | None:
-    """Repeats [1, N, T, h, w] or [R, 1, N, T, h, w] along its batch axis."""
+def _expand_branches(value: Tensor | None, like: Tensor, count: int) -> Tensor | None:
+    """Expand [1, N, T, h, w] or [R, 1, N, T, h, w] along the batch axis."""
     if value is None:
         return None
     sizes = [-1] * value.ndim
@@ -202,19 +197,14 @@ def select_branch(value: Tensor | None, k: int) -> Tensor | None:
 
 
 def reset_step_cache(transformer: Any) -> None:
-    """Step caches forget what they keep of earlier calls, as at the start of a run."""
+    """Clear the state of diffusers' step caches, as at the start of a run."""
     if hasattr(transformer, "_reset_stateful_cache"):
-        transformer._reset_stateful_cache()  # as diffusers' own pipelines do; there is no public name for it
+        transformer._reset_stateful_cache()  # as in the pipelines of diffusers; there is no public name
 
 
 @contextmanager
 def cache_context(transformer: Any, name: str) -> Iterator[None]:
-    """Step caches of diffusers keep one state per named context.
-
-    Args:
-        transformer: what is called inside.
-        name: of the context.
-    """
+    """Named context of diffusers' step caches, if this version of diffusers has them."""
     if not hasattr(transformer, "cache_context"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Everything a denoising run is conditioned on, encoded once, and how it is laid out per guidance branch."""
+"""Encoded conditions of a denoising run, and their batch of guidance branches."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from bya_core.sampling.guidance import Branch
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of one clip. Every tensor has a leading axis of 1.
+    """Conditions of one clip, encoded once. Every tensor has a leading axis of 1.
 
     Args:
         text: prompt tokens [1, L, text_dim].
         latent_shape: (T, C, H, W) of the clip.
-        negative_text: tokens of the negative prompt [1, L, text_dim]; needed as soon as there is guidance.
+        negative_text: tokens of the negative prompt [1, L, text_dim]; required by guidance.
         face_tokens: [1, N, Q, kv] from `encode_faces`; None = no faces.
-        dropped_face_tokens: the same of all-zero face features; needed with `drop_identity` only.
+        dropped_face_tokens: tokens of all-zero face features; required by `drop_identity`.
         audio_tokens: [1, M, T, A, Da] from `encode_speech`; None = no speech.
-        silent_audio_tokens: the same of all-zero features: what the branches without speech hear.
-        audio_character_matrix: [1, M, N], which stream drives which character; None = stream k drives k.
+        silent_audio_tokens: tokens of all-zero features, for branches without speech.
+        audio_character_matrix: [1, M, N], 1 where a speech stream drives a character; None = identity.
         canvas_latents: reference portraits side by side [1, T, C, H, W]; None = zeros.
-        first_frame_latents: the picture the video starts from [1, T, C, H, W]; None = zeros.
-        image_rotary_emb: (cos, sin) of the token grid, each [S, head_dim].
+        first_frame_latents: first frame of the video [1, T, C, H, W]; None = zeros.
         mask_control: masks that override the router's; None = the router decides.
-        speech_strength: [1, N], scales what speech adds to each character; None = 1, as trained.
-        inflate_audio_masks: whether tokens of nobody hear every voice; None = as the model was trained.
-        known_latents: clean latents of frames that are done already [1, T, C, H, W]; None = none.
+        speech_strength: [1, N], scale of the speech output per character; None = 1, as in training.
+        inflate_audio_masks: whether background tokens attend to every speech; None = as in training.
+        known_latents: clean latents of frames carried over from the previous window [1, T, C, H, W]; None = none.
         known_mask: bool [T], the latent frames of `known_latents` that are fixed.
     """
 
@@ -48,7 +47,6 @@ class Conditions:
     audio_character_matrix: Tensor | None = None
     canvas_latents: Tensor | None = None
     first_frame_latents: Tensor | None = None
-    image_rotary_emb: tuple[Tensor, Tensor] | None = None
     mask_control: MaskControl | None = None
     speech_strength: Tensor | None = None
     inflate_audio_masks: bool | None = None
@@ -96,35 +94,35 @@ class Conditions:
 PER_BRANCH = frozenset(
     {"encoder_hidden_states", "face_tokens", "audio_tokens", "audio_character_matrix", "speech_strength"}
 )
-"""Keyword arguments of the transformer with one entry per branch."""
+"""Keyword arguments of the transformer with a batch axis."""
 
 
 @dataclass(frozen=True)
 class BranchInputs:
-    """Conditions laid out along the batch, one entry per guidance branch (K of them).
+    """Inputs of the transformer for K guidance branches, stacked along the batch axis.
 
     Args:
-        images: canvas and first frame latents [K, T, 2 C, H, W], to be joined to the noisy latents.
-        fixed: keyword arguments of the transformer that stay the same for every step.
-        names: of the branches.
+        image_latents: canvas and first-frame latents [K, T, 2 C, H, W], concatenated to the noisy latents.
+        kwargs: keyword arguments of the transformer that are the same in every step.
+        names: names of the branches.
     """
 
-    images: Tensor
-    fixed: dict[str, Any]
+    image_latents: Tensor
+    kwargs: dict[str, Any]
     names: tuple[str, ...]
 
     @cached_property
-    def apart(self) -> tuple[BranchInputs, ...]:
-        """The same for each branch by itself; made once."""
-        return tuple(self._only(k) for k in range(len(self.names)))
+    def per_branch(self) -> tuple[BranchInputs, ...]:
+        """Inputs of each branch alone."""
+        return tuple(self._select(k) for k in range(len(self.names)))
 
-    def _only(self, k: int) -> BranchInputs:
-        fixed = dict(self.fixed)
-        for name in PER_BRANCH & fixed.keys():
-            fixed[name] = None if fixed[name] is None else fixed[name][k : k + 1]
-        if fixed.get("kv_cache") is not None:
-            fixed["kv_cache"] = type(fixed["kv_cache"])()  # keys and values of one branch, not of all of them
-        return BranchInputs(self.images[k : k + 1], fixed, self.names[k : k + 1])
+    def _select(self, k: int) -> BranchInputs:
+        kwargs = dict(self.kwargs)
+        for name in PER_BRANCH & kwargs.keys():
+            kwargs[name] = None if kwargs[name] is None else kwargs[name][k : k + 1]
+        if kwargs.get("kv_cache") is not None:
+            kwargs["kv_cache"] = type(kwargs["kv_cache"])()  # one cache per branch
+        return BranchInputs(self.image_latents[k : k + 1], kwargs, self.names[k : k + 1])
 
 
 def build_branch_inputs(
@@ -135,44 +133,47 @@ def build_branch_inputs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> BranchInputs:
-    """Batch of the conditions, one entry per branch.
+    """Stack the conditions of all guidance branches.
 
-    With `drop_identity` the branches with the negative prompt also lose the canvas, the faces and the
-    audio-character matrix, but keep the first frame (as released).
+    Args:
+        drop_identity: branches with the negative prompt also lose canvas, faces and audio-character matrix, but keep
+            the first frame (`zero2cond` of the released code).
 
     Raises:
-        InputError: something a branch needs is missing.
+        InputError: a condition that a branch needs is missing.
     """
     dropped = [drop_identity and not branch.prompt for branch in branches]
-    texts = [conditions.text if b.prompt else _needed(conditions, "negative_text") for b in branches]
-    fixed: dict[str, Any] = {
+    texts = [conditions.text if b.prompt else _required(conditions, "negative_text") for b in branches]
+    kwargs: dict[str, Any] = {
         "encoder_hidden_states": torch.cat(texts).to(device, dtype),
-        "image_rotary_emb": _rotary(conditions.image_rotary_emb, device),
         "face_tokens": None,
         "audio_tokens": None,
         "audio_character_matrix": None,
         "kv_cache": KVCache(),
     }
     if conditions.face_tokens is not None:
-        faces = [_needed(conditions, "dropped_face_tokens") if d else conditions.face_tokens for d in dropped]
-        fixed["face_tokens"] = torch.cat(faces).to(device, dtype)
+        faces = [_required(conditions, "dropped_face_tokens") if d else conditions.face_tokens for d in dropped]
+        kwargs["face_tokens"] = torch.cat(faces).to(device, dtype)
     if conditions.audio_tokens is not None:
-        heard = [conditions.audio_tokens if b.speech else _needed(conditions, "silent_audio_tokens") for b in branches]
-        fixed["audio_tokens"] = torch.cat(heard).to(device, dtype)
-        fixed["audio_character_matrix"] = _matrices(conditions, dropped, device)
+        audio = [
+            conditions.audio_tokens if b.speech else _required(conditions, "silent_audio_tokens") for b in branches
+        ]
+        kwargs["audio_tokens"] = torch.cat(audio).to(device, dtype)
+        kwargs["audio_character_matrix"] = _matrices(conditions, dropped, device)
         if conditions.speech_strength is not None:
-            fixed["speech_strength"] = conditions.speech_strength.to(device).expand(len(branches), -1)
+            kwargs["speech_strength"] = conditions.speech_strength.to(device).expand(len(branches), -1)
         if conditions.inflate_audio_masks is not None:
-            fixed["inflate_audio_masks"] = conditions.inflate_audio_masks
+            kwargs["inflate_audio_masks"] = conditions.inflate_audio_masks
     zeros = torch.zeros(1, *conditions.latent_shape)
     canvas = zeros if conditions.canvas_latents is None else conditions.canvas_latents
     frame = zeros if conditions.first_frame_latents is None else conditions.first_frame_latents
     canvases = torch.cat([torch.zeros_like(canvas) if d else canvas for d in dropped])
-    images = torch.cat([canvases, frame.to(canvases).expand_as(canvases)], dim=2)
-    return BranchInputs(images.to(device, dtype), fixed, tuple(branch.name for branch in branches))
+    image_latents = torch.cat([canvases, frame.to(canvases).expand_as(canvases)], dim=2)
+    return BranchInputs(image_latents.to(device, dtype), kwargs, tuple(branch.name for branch in branches))
 
 
 def _matrices(conditions: Conditions, dropped: list[bool], device: torch.device) -> Tensor | None:
+    """Audio-character matrix of each branch [K, M, N]; zeros where the identity is dropped."""
     matrix = conditions.audio_character_matrix
     if matrix is None:
         if not any(dropped):
@@ -183,14 +184,8 @@ def _matrices(conditions: Conditions, dropped: list[bool], device: torch.device)
     return torch.cat([torch.zeros_like(matrix) if d else matrix for d in dropped]).to(device)
 
 
-def _needed(conditions: Conditions, name: str) -> Tensor:
+def _required(conditions: Conditions, name: str) -> Tensor:
     value = getattr(conditions, name)
     if value is None:
-        raise InputError(
-            f"conditions without {name}", f"{name}, as guidance needs it", "encode it or turn guidance off"
-        )
+        raise InputError(f"conditions without {name}", f"{name}, required by guidance", "encode it or disable guidance")
     return value
-
-
-def _rotary(tables: tuple[Tensor, Tensor] | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    return None if tables is None else (tables[0].to(device), tables[1].to(device))

@@ -1,4 +1,4 @@
-"""The denoising loop: one function from noise to latents, that can be watched, stopped and resumed."""
+"""The denoising loop, with progress callbacks; runs can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from bya_core.sampling.step_cache import GuidedPredictor, StepCacheState
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a caller sees after each step.
+    """State after a denoising step; `Progress.info` of the callbacks.
 
     Args:
-        step: steps done so far, 1..total.
+        step: number of completed steps, 1..total.
         total: steps of the run.
-        x0: clean latents as believed now [1, T, C, H, W]: a preview.
-        masks: character masks used in this step [N, T, h, w], of the fully conditioned branch; None without faces.
-        timestep: of this step.
-        latents: still noisy latents after this step [1, T, C, H, W].
+        x0: predicted clean latents [1, T, C, H, W], usable as a preview.
+        masks: character masks applied in the fully conditioned branch [N, T, h, w]; None without faces.
+        timestep: timestep of the step.
+        latents: noisy latents after the step [1, T, C, H, W].
     """
 
     step: int
@@ -41,20 +41,20 @@ class StepInfo:
 
 
 StopCondition = Callable[[StepInfo], bool]
-"""Asked after each step, after the callback; True ends the run there, half-done, without an error."""
+"""Called after each step; True ends the run early with partially denoised latents."""
 
 
 @dataclass(frozen=True)
 class DenoiseState:
-    """A half-done run: give it back to `denoise` to go on as if it had never stopped.
+    """State of an interrupted run. Passed to `denoise`, the run continues as if it had not been interrupted.
 
     Args:
-        step: steps done.
+        step: number of completed steps.
         total: steps of the whole run.
         latents: [1, T, C, H, W].
-        previous_x0: clean latents of the last step, for the second-order solver.
+        previous_x0: predicted clean latents of the last step, for the second-order solver.
         generator: state of the random generator.
-        reused: what a preset of speed takes over from earlier steps; None = nothing.
+        step_cache: what a preset reuses from earlier steps; None = nothing.
     """
 
     step: int
@@ -62,17 +62,17 @@ class DenoiseState:
     latents: Tensor
     previous_x0: Tensor | None
     generator: Tensor
-    reused: StepCacheState | None = None
+    step_cache: StepCacheState | None = None
 
 
 @dataclass(frozen=True)
 class DenoiseResult:
-    """What a run ends with.
+    """Result of a run.
 
     Args:
-        latents: [1, T, C, H, W], clean if the run was complete.
+        latents: [1, T, C, H, W], clean if all steps were run.
         masks: character masks of the last step [N, T, h, w]; None without faces.
-        state: where it stands, for going on.
+        state: state to resume from.
     """
 
     latents: Tensor
@@ -96,76 +96,76 @@ def denoise(
 ) -> DenoiseResult:
     """Denoise one clip.
 
-    All random numbers come from one CPU generator, so that a seed gives the same noise on every device. The
-    latents stay float32 between steps whatever the transformer computes in.
+    Random numbers are drawn on the CPU, so that a seed gives the same noise on every device. Latents are float32
+    between steps, independent of the dtype of the transformer.
 
     Args:
         transformer: `BindYourAvatarTransformer3DModel`.
         scheduler: from `build_scheduler`.
-        conditions: see `Conditions`.
-        config: steps, scales, seed.
+        conditions: encoded conditions.
+        config: steps, guidance scales, seed, preset.
         latents: initial noise [1, T, C, H, W]; None = drawn from the generator.
-        generator: CPU generator; None = a new one with `config.seed`.
-        callback: called after each step; `Progress.info` is a `StepInfo`.
-        state: of an earlier, unfinished run with the same number of steps.
-        stop_at: end after this many steps in all; None = to the end.
-        stop: see `StopCondition`; never needed to end at `stop_at`.
+        generator: CPU generator; None = a new one seeded with `config.seed`.
+        callback: called after each step with a `StepInfo` as `Progress.info`.
+        state: state of an interrupted run with the same number of steps.
+        stop_at: step after which to stop; None = run all steps.
+        stop: see `StopCondition`.
 
     Raises:
-        Cancelled: the callback asked for it.
-        InputError: conditions that do not fit together.
+        Cancelled: the callback cancelled the run.
+        InputError: conditions or state do not match.
     """
     device = next(transformer.parameters()).device
     generator = generator or torch.Generator("cpu").manual_seed(config.seed)
-    timesteps = schedulers.schedule(scheduler, config.steps)
-    state = state or _start(conditions, latents, generator, config.steps)
+    timesteps = schedulers.retrieve_timesteps(scheduler, config.steps)
+    state = state or _initial_state(conditions, latents, generator, config.steps)
     if state.total != config.steps:
         raise InputError(f"a state of a run of {state.total} steps", f"{config.steps} steps", "use the same number")
     generator.set_state(state.generator)
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
     known = _KnownFrames.of(conditions, config.seed, device)
-    masks, done = None, state.step
+    masks, completed = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     if state.step == 0:
         reset_step_cache(transformer)
-    speed = get_preset(config.preset)
-    with apply_preset(transformer, speed) as watched:
-        steps = GuidedPredictor(transformer, conditions, config, timesteps, speed, watched)
-        if state.reused is not None:
-            steps.go_on(state.reused, state.step)
+    acceleration = get_preset(config.preset)
+    with apply_preset(transformer, acceleration) as monitor:
+        predictor = GuidedPredictor(transformer, conditions, config, timesteps, acceleration, monitor)
+        if state.step_cache is not None:
+            predictor.resume(state.step_cache, state.step)
         for i in range(state.step, last):
-            x = known.noised(x, scheduler, timesteps[i])
-            velocity, masks = steps.predict(x, i)
+            x = known.add_noise(x, scheduler, timesteps[i])
+            velocity, masks = predictor.predict(x, i)
             x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
-            x, x0 = (known.clean(x) if i + 1 == config.steps else x), known.clean(x0)
+            x, x0 = (known.replace(x) if i + 1 == config.steps else x), known.replace(x0)
             info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
             if callback is not None and callback(Progress("Denoising", info.step, info.total, info)) is False:
-                raise Cancelled(f"stopped after step {i + 1} of {config.steps}")
-            done = i + 1
+                raise Cancelled(f"cancelled after step {i + 1} of {config.steps}")
+            completed = i + 1
             if stop is not None and stop(info):
                 break
-        state = DenoiseState(done, config.steps, x, x0, generator.get_state(), steps.reused)
+        state = DenoiseState(completed, config.steps, x, x0, generator.get_state(), predictor.state)
     return DenoiseResult(x, masks, state)
 
 
-def _start(conditions: Conditions, latents: Tensor | None, generator: Generator, total: int) -> DenoiseState:
+def _initial_state(conditions: Conditions, latents: Tensor | None, generator: Generator, total: int) -> DenoiseState:
     shape = (1, *conditions.latent_shape)
     if latents is None:
         latents = torch.randn(shape, generator=generator)
     elif tuple(latents.shape) != shape:
-        raise InputError(f"latents of shape {tuple(latents.shape)}", f"{shape}", "draw them for this video's size")
+        raise InputError(f"latents of shape {tuple(latents.shape)}", f"{shape}", "draw them for the size of the video")
     return DenoiseState(0, total, latents, None, generator.get_state())
 
 
 @dataclass(frozen=True)
 class _KnownFrames:
-    """Latent frames that are done already: at each step they carry the noise of that step and nothing else changes.
+    """Latent frames with known clean latents. In each step they are replaced by these, noised to the current timestep.
 
-    Their noise is always the same and comes from the seed alone, so that a run can stop and go on.
+    Their noise depends on the seed alone, so that runs can be interrupted and resumed.
 
     Args:
-        latents: clean [1, T, C, H, W]; None = there are none.
+        latents: clean latents [1, T, C, H, W]; None = no known frames.
         noise: same shape.
         frames: bool [T, 1, 1, 1].
     """
@@ -182,11 +182,13 @@ class _KnownFrames:
         noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(seed)).to(device)
         return cls(latents, noise, conditions.known_mask.to(device)[:, None, None, None])
 
-    def noised(self, x: Tensor, scheduler: schedulers.Scheduler, timestep: int) -> Tensor:
+    def add_noise(self, x: Tensor, scheduler: schedulers.Scheduler, timestep: int) -> Tensor:
+        """Latents with the known frames replaced by noised ones."""
         if self.latents is None or self.noise is None or self.frames is None:
             return x
         noisy = scheduler.add_noise(self.latents, self.noise, torch.tensor([timestep], device=x.device))
         return torch.where(self.frames, noisy, x)
 
-    def clean(self, x: Tensor) -> Tensor:
+    def replace(self, x: Tensor) -> Tensor:
+        """Latents with the known frames replaced by clean ones."""
         return x if self.latents is None or self.frames is None else torch.where(self.frames, self.latents, x)

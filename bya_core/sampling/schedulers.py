@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from bya_core.errors import InputError
 
 Scheduler: TypeAlias = Any
-"""CogVideoXDPMScheduler or CogVideoXDDIMScheduler (diffusers' types do not say what they can do)."""
+"""CogVideoXDPMScheduler or CogVideoXDDIMScheduler, which are not fully typed."""
 
 COGVIDEOX_SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -29,17 +29,17 @@ COGVIDEOX_SCHEDULE: dict[str, Any] = {
 """Noise schedule of CogVideoX-5b: scaled-linear betas rescaled to zero terminal SNR, velocity prediction."""
 
 
-class Step(NamedTuple):
-    """What one scheduler step gives: the next latents and the clean latents it believed in."""
+class SchedulerOutput(NamedTuple):
+    """Latents of the next step and the predicted clean latents."""
 
     latents: Tensor
     x0: Tensor
 
 
 def build_scheduler(kind: Literal["dpm", "ddim"] = "dpm", config: Mapping[str, Any] | None = None) -> Scheduler:
-    """A scheduler of that kind; `config` overrides single entries of `COGVIDEOX_SCHEDULE`.
+    """Create a scheduler; `config` overrides entries of `COGVIDEOX_SCHEDULE`.
 
-    Entries that start with an underscore (diffusers writes some into its files) are left out.
+    Private entries (with a leading underscore) of saved configurations are ignored.
     """
     entries = {**COGVIDEOX_SCHEDULE, **{k: v for k, v in (config or {}).items() if not k.startswith("_")}}
     if kind == "dpm":
@@ -49,15 +49,15 @@ def build_scheduler(kind: Literal["dpm", "ddim"] = "dpm", config: Mapping[str, A
     raise InputError(f"scheduler {kind!r}", '"dpm" or "ddim"', "choose one of them")
 
 
-def schedule(scheduler: Scheduler, steps: int) -> list[int]:
-    """Timesteps of a run of that many steps, noisiest first.
+def retrieve_timesteps(scheduler: Scheduler, steps: int) -> list[int]:
+    """Timesteps of a run in descending order.
 
     Raises:
-        InputError: more steps than the schedule has noise levels.
+        InputError: more steps than training timesteps.
     """
-    most = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= most:
-        raise InputError(f"{steps} sampling steps", f"1 to {most}", "choose a number in that range")
+    limit = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= limit:
+        raise InputError(f"{steps} sampling steps", f"1 to {limit}", "choose a number in this range")
     scheduler.set_timesteps(steps, device="cpu")
     return [int(t) for t in scheduler.timesteps]
 
@@ -70,16 +70,18 @@ def step(
     index: int,
     previous_x0: Tensor | None,
     generator: Generator | None,
-) -> Step:
-    """One step from timesteps[index]; velocity, latents [B, T, C, H, W].
+) -> SchedulerOutput:
+    """One scheduler step at timesteps[index].
 
-    The DPM solver is second order: it also looks at the clean latents of the step before.
+    Args:
+        velocity, latents: [B, T, C, H, W].
+        previous_x0: predicted clean latents of the previous step, for the second-order DPM solver.
     """
     second_order = isinstance(scheduler, CogVideoXDPMScheduler)
     if second_order:
         back = timesteps[index - 1] if index > 0 else None
-        # The last step is first order, as the scheduler means it. It tells the last step by its arithmetic, which
-        # misses it where the steps do not divide the schedule (15 of 1000), and then extrapolates without bound.
+        # The last step has to be first order. The scheduler detects it only if the number of steps divides that of the
+        # training timesteps (not for 15 of 1000), and otherwise extrapolates without bound.
         older = previous_x0 if index + 1 < len(timesteps) else None
         result = scheduler.step(
             velocity, older, timesteps[index], back, latents, generator=generator, return_dict=False
@@ -87,4 +89,4 @@ def step(
     else:
         result = scheduler.step(velocity, timesteps[index], latents, generator=generator, return_dict=False)
     latents, x0 = result[0], result[1]
-    return Step(latents.to(torch.float32), x0.to(torch.float32))
+    return SchedulerOutput(latents.to(torch.float32), x0.to(torch.float32))

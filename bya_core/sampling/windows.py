@@ -1,7 +1,7 @@
-"""Long videos in windows: where each one lies, and how neighbours are joined. Pure planning; nothing is sampled here.
+"""Windows of long videos: their position, and blending of their overlaps.
 
-All windows lie on the latent grid of the whole video: window k starts at an absolute video frame that is a multiple of
-the VAE's time factor, so that latent frame t of the window is latent frame `start / time_factor + t` of the video.
+Windows are aligned to the latent grid of the whole video: each starts at a multiple of the VAE's time factor, so that
+latent frame t of a window is latent frame `start / time_factor + t` of the video.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from bya_core.errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """A part of the video that is made in one go.
+    """A part of the video that is sampled at once.
 
     Args:
         index: 0, 1, ...
         start, stop: absolute video frames, `stop` not included.
-        lead: frames at its beginning that the window before has made too; 0 for the first.
-        tail: frames at its end that the window after makes too; 0 for the last.
+        lead: frames at its start shared with the previous window; 0 for the first.
+        tail: frames at its end shared with the next window; 0 for the last.
         time_factor: video frames per latent frame (after the first).
     """
 
@@ -40,7 +40,7 @@ class Window:
 
     @property
     def latent(self) -> slice:
-        """Its latent frames, counted in the whole video."""
+        """Its latent frames in the whole video."""
         return slice(self.start // self.time_factor, (self.stop - 1) // self.time_factor + 1)
 
     @property
@@ -55,23 +55,20 @@ class Window:
 
 
 OVERLAP = 9
-"""Video frames that windows share unless told otherwise: three latent frames, of which two show motion."""
+"""Default overlap in video frames: three latent frames, of which two show motion."""
 
 
 def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_factor: int = 4) -> list[Window]:
-    """Windows that cover a video of `num_frames`, none longer than `frames`, each sharing `overlap` with the next.
-
-    All have nearly the same length (they differ by one latent frame at most), so that the last one is no stub. There
-    are as few as possible.
+    """Plan as few windows as possible, whose lengths differ by at most one latent frame.
 
     Args:
-        num_frames: of the video.
-        frames: most that one window has.
-        overlap: None = `OVERLAP`, or less where that were more than half a window.
+        num_frames: video frames of the whole video.
+        frames: maximum video frames of a window.
+        overlap: video frames shared by neighboring windows; None = `OVERLAP`, at most half a window.
         time_factor: video frames per latent frame (after the first).
 
     Raises:
-        InputError: lengths that are not 1 + a multiple of `time_factor`, or windows no longer than their overlap.
+        InputError: lengths that are not 1 + a multiple of `time_factor`, or windows not longer than their overlap.
     """
     if overlap is None:
         overlap = max(0, min(OVERLAP, frames // 2) - 1) // time_factor * time_factor + 1
@@ -83,8 +80,8 @@ def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_
         return [Window(0, 0, num_frames, time_factor=time_factor)]
     if frames <= overlap:
         came = f"windows of {frames} frames with {overlap} in common"
-        raise InputError(came, "windows longer than their overlap", "lengthen them, or lessen the overlap")
-    strides = (num_frames - overlap) // time_factor  # latent frames that windows add, one after the other
+        raise InputError(came, "windows longer than their overlap", "increase the window length or reduce the overlap")
+    strides = (num_frames - overlap) // time_factor  # in latent frames
     count = -(-strides // ((frames - overlap) // time_factor))
     each, longer = divmod(strides, count)
     windows, start = [], 0
@@ -97,14 +94,14 @@ def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_
     return windows
 
 
-def fade(before: Tensor, after: Tensor) -> Tensor:
-    """What two windows made of the same frames, evenly faded from one to the other along the first axis.
+def crossfade(before: Tensor, after: Tensor) -> Tensor:
+    """Linear crossfade of two versions of the same frames along the first axis.
 
     Args:
-        before, after: [O, ...] of one shape, uint8 or float. Neither counts 0 anywhere.
+        before, after: [O, ...] of the same shape, uint8 or float. Both have a nonzero weight everywhere.
 
     Returns:
-        The same shape and kind of number.
+        Same shape and dtype.
     """
     count = before.shape[0]
     weight = (torch.arange(count, device=before.device) + 1) / (count + 1)
@@ -112,24 +109,21 @@ def fade(before: Tensor, after: Tensor) -> Tensor:
     return mixed.round().to(before.dtype) if before.dtype == torch.uint8 else mixed.to(before.dtype)
 
 
-class Joiner:
-    """Windows in, one after the other; out comes the video without a gap and without anything twice.
-
-    It keeps no more than what the next window shares with the last one.
-    """
+class WindowJoiner:
+    """Joins consecutive windows, crossfading their overlaps; holds only the current overlap in memory."""
 
     def __init__(self) -> None:
-        self._open: Tensor | None = None
+        self._pending: Tensor | None = None
 
     def add(self, piece: Tensor, lead: int, tail: int) -> Tensor:
-        """The next window [K, ...]; returns what is final now, all but its tail.
+        """Add the next window [K, ...] and return all frames that are final, i.e. all but its tail.
 
         Args:
-            lead: how many of K the window before has made too; 0 for the first.
-            tail: how many of K the window after will make too; 0 for the last.
+            lead: frames shared with the previous window; 0 for the first.
+            tail: frames shared with the next window; 0 for the last.
         """
-        if lead and self._open is not None:
-            piece = torch.cat([fade(self._open, piece[:lead]), piece[lead:]])
+        if lead and self._pending is not None:
+            piece = torch.cat([crossfade(self._pending, piece[:lead]), piece[lead:]])
         done = piece.shape[0] - tail
-        self._open = piece[done:].clone()
+        self._pending = piece[done:].clone()
         return piece[:done]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -15,7 +11,7 @@ from torch.testing import assert_close
 from bya_core.encoders.face.clip import EvaVision
 from bya_core.errors import InputError
 from tests import torchvision_shim
-from tests.parity.weight_rule import ROOT, weight
+from tests.parity.weight_rule import weight
 
 if not torchvision_shim.importable():
     pytest.skip("torchvision cannot be imported, and timm needs it", allow_module_level=True)
@@ -75,14 +71,9 @@ def test_a_file_of_another_size_is_refused(tower, config) -> None:
         tower.load_published(wrong)
 
 
-def test_every_published_name_and_shape_is_taken() -> None:
+def test_every_published_name_and_shape_is_taken(manifest) -> None:
     """The real file's names, by the manifest, without its weights."""
-    default = ROOT / ".." / "shared" / "facts" / "state_dict_manifest.json"
-    path = Path(os.environ.get("BYA_MANIFEST") or default)
-    if not path.is_file():
-        pytest.skip(f"no manifest of the released files at {path}")
-    files = json.loads(path.read_text())["files"]
-    entries = next(value for name, value in files.items() if name.startswith("EVA02_CLIP_L_336"))
+    entries = next(value for name, value in manifest["files"].items() if name.startswith("EVA02_CLIP_L_336"))
     from timm.models.eva import checkpoint_filter_fn
 
     with init_empty_weights():

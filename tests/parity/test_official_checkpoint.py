@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
@@ -17,16 +15,7 @@ from bya_core.weights import state_dict_adapter as official
 from bya_core.weights.lora import lora_pairs, merge_lora_into
 from bya_core.weights.weight_files import check_names_and_shapes
 from tests.parity.parity_models import build_transformer, face_tokens
-from tests.parity.weight_rule import ROOT, fill
-
-
-@pytest.fixture(scope="module")
-def manifest() -> dict:
-    default = ROOT / ".." / "shared" / "facts" / "state_dict_manifest.json"
-    path = Path(os.environ.get("BYA_MANIFEST") or default)
-    if not path.is_file():
-        pytest.skip(f"no manifest of the released files at {path} (set BYA_MANIFEST)")
-    return json.loads(path.read_text())
+from tests.parity.weight_rule import fill
 
 
 def _meta(entries: dict | list) -> dict | list:

@@ -10,7 +10,7 @@ from bya_core.grid import TokenGrid
 from bya_core.models.audio_attention import AudioModel
 from bya_core.models.face_attention import FaceCrossAttention, LocalFacialExtractor
 from bya_core.models.rope import rotary_embedding
-from bya_core.models.router import OfficialRouter, released_position_table
+from bya_core.models.router import OfficialRouter, position_table
 from tests.parity.parity_models import face_extractor_settings
 from tests.parity.weight_rule import fill, input_tensor
 
@@ -121,7 +121,7 @@ def test_rotary_table(settings, tensors):
 
 def test_full_position_table(settings):
     told = settings("full_config")["pos_emb"]
-    table = released_position_table(tuple(told["shape"][:3]), told["shape"][3])
+    table = position_table(tuple(told["shape"][:3]), told["shape"][3])
     assert table.double().sum().item() == pytest.approx(told["sum"], abs=2.0)
     assert table.double().abs().sum().item() == pytest.approx(told["abs_sum"], abs=2.0)
     for index, value in told["samples"].items():

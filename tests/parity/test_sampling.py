@@ -58,7 +58,6 @@ def conditions(model, stored, config, settings, tensors) -> Callable[[str], Cond
             "audio_tokens": model.encode_speech(inputs["audio"]),
             "silent_audio_tokens": model.encode_speech(nobody["audio"]),
             "canvas_latents": _image_latents(stored["canvas_latent_raw"], scaling, shape[0]),
-            "image_rotary_emb": (stored["rope_cos"], stored["rope_sin"]),
         }
     frame = _image_latents(stored["bg_latent_raw"], scaling, shape[0])
     forced = time_union(masks(stored["forced"], grid))
@@ -67,7 +66,7 @@ def conditions(model, stored, config, settings, tensors) -> Callable[[str], Cond
         return Conditions(
             **common,
             first_frame_latents=None if run == "no_inpaint" else frame,
-            mask_control=MaskControl(forced) if run == "forced" else None,
+            mask_control=MaskControl(forced[0]) if run == "forced" else None,
         )
 
     return of

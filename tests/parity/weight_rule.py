@@ -1,4 +1,4 @@
-"""Weights and inputs of the parity fixtures, drawn by rule from their names so that none is stored."""
+"""Weights and inputs of the parity fixtures, drawn from a random stream seeded by their names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
 
 def folder() -> Path:
-    """Where the fixtures are: BYA_PARITY_DIR, else beside the repository."""
-    return Path(os.environ.get("BYA_PARITY_DIR") or ROOT / ".." / "shared" / "parity" / "public").resolve()
+    """Folder of the recorded outputs: `BYA_PARITY_DIR`, or the one in the repository."""
+    return Path(os.environ.get("BYA_PARITY_DIR") or FIXTURES).resolve()
 
 
 def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers from a stream of their own for every name, float64."""
+    """Standard normal numbers, float64; every name seeds its own stream."""
     stream = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode("utf-8"))))
     return stream.standard_normal(tuple(shape))
 
@@ -41,9 +41,10 @@ def input_tensor(name: str, shape: tuple[int, ...], salt: str) -> Tensor:
 
 
 def fill(module: nn.Module, salt: str, prefix: str = "") -> nn.Module:
-    """Give every parameter and buffer of `module` its drawn value; position tables of routers stay as built.
+    """Set every parameter and buffer of `module` to its drawn value, except the routers' position tables.
 
-    `prefix` stands before the module's own key where the fixture names keys from further up.
+    Args:
+        prefix: prepended to the module's keys if the fixture names them from a parent module.
     """
     with torch.no_grad():
         for key, value in module.state_dict().items():

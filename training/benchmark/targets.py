@@ -18,8 +18,8 @@ from bya_core.pipelines.generate import denoise_latents, prepare, route
 from bya_core.progress import ProgressTracker
 from bya_core.sampling import build_scheduler
 from bya_core.sampling.conditions import build_branch_inputs
-from bya_core.sampling.guidance import branches
-from bya_core.sampling.schedulers import schedule
+from bya_core.sampling.guidance import guidance_branches
+from bya_core.sampling.schedulers import retrieve_timesteps
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, redrawn
@@ -100,7 +100,7 @@ class ModelTarget:
 
     def _noise_point(self, share: float) -> NoisePoint:
         total = self.scheduler.config.num_train_timesteps
-        timestep = min(schedule(self.scheduler, self.sampling.steps), key=lambda t: abs(t - share * total))
+        timestep = min(retrieve_timesteps(self.scheduler, self.sampling.steps), key=lambda t: abs(t - share * total))
         noise = float((1.0 - self.scheduler.alphas_cumprod[timestep]).clamp_min(0.0).sqrt())
         return NoisePoint(share, timestep, round(noise, 4))
 
@@ -123,9 +123,9 @@ class ModelTarget:
         noise = torch.randn(clean.shape, generator=generator)
         noisy = self.scheduler.add_noise(clean, noise, torch.tensor([point.timestep]))
         output = transformer(
-            hidden_states=torch.cat([noisy.to(device, dtype), inputs.images], dim=2),
+            hidden_states=torch.cat([noisy.to(device, dtype), inputs.image_latents], dim=2),
             timestep=torch.full((1,), point.timestep, device=device, dtype=torch.long),
-            **inputs.fixed,
+            **inputs.kwargs,
         )
         return output.masks[:, 0].float().cpu().numpy()
 
@@ -141,7 +141,7 @@ class ModelTarget:
                 video = as_video(scene.clip).to(device, dtype)
                 clean = self.bundle.codec.encode(video.expand(2, -1, -1, -1, -1))[:1].float().cpu()
             inputs = build_branch_inputs(
-                conditions, branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype
+                conditions, guidance_branches(1.0, 1.0), drop_identity=False, device=device, dtype=dtype
             )
             self._cache = cached = key, (clean, inputs)
         return cached[1]

@@ -154,7 +154,7 @@ def _count_parameters(model: BindYourAvatarTransformer3DModel) -> dict[str, tupl
 @contextmanager
 def _without_cached_tables() -> Iterator[None]:
     """Clear cached position tables, so that real and fake ones do not mix."""
-    caches = (rope._tables, router._rebuilt_table)
+    caches = (rope._tables, router._cached_table)
     for cache in caches:
         cache.cache_clear()
     try:

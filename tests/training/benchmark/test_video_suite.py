@@ -16,13 +16,12 @@ from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools
 from bya_core.io.media import read_audio, read_image, resample_mono, write_video
 from bya_core.scene.schema import read_scene_file
-from tests.parity.weight_rule import ROOT
 from training.benchmark import byab
 from training.benchmark.video_suite import MetricModels, _frechet, folder_tasks, summary
 from training.evaluate import EvaluateOptions, main
 from training.puppets.world import SAMPLE_RATE, make_clip
 
-SAMPLES = ROOT.parent / "shared" / "samples"
+SAMPLES = Path(__file__).resolve().parents[4] / "shared" / "samples"
 soundfile = pytest.importorskip("soundfile")
 
 

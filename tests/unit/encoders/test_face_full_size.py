@@ -15,6 +15,7 @@ from bya_core.encoders.face.parsing import BiSeNet
 from bya_core.encoders.face.retinaface import RetinaFace
 from bya_core.io.media import read_image
 from tests import torchvision_shim
+from tests.parity.weight_rule import FIXTURES
 from tests.unit.encoders.networks import POINTS, drawn, write_arcface
 
 if not torchvision_shim.importable():
@@ -25,7 +26,7 @@ pytest.importorskip("onnxruntime")
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
 PHOTO = Path(os.environ.get("BYA_SAMPLES_DIR", SHARED / "samples")) / "004" / "face_1.jpg"
-MANIFEST = Path(os.environ.get("BYA_MANIFEST") or SHARED / "facts" / "state_dict_manifest.json")
+MANIFEST = Path(os.environ.get("BYA_MANIFEST") or FIXTURES / "state_dict_manifest.json")
 
 
 @pytest.mark.slow

@@ -24,14 +24,14 @@ from bya_core.models.conditioning import BlockConditioning
 class NaiveInjection(BlockConditioning):
     """Conditions of one call, applied character by character and voice by voice."""
 
-    def _inject_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def _add_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         assert self.face_layers is not None and self.face_tokens is not None
         attention: Any = self.face_layers[layer]
         count = self.face_tokens.shape[1]
         queries = [attention.queries(hidden_states) for _ in range(count)]
         pairs = [attention.keys_values(self.face_tokens[:, n : n + 1]) for n in range(count)]
         self._others = queries[1:]
-        masks = self._route(queries[0], torch.cat([key for key, _ in pairs], dim=1), layer)
+        masks = self._masks(queries[0], torch.cat([key for key, _ in pairs], dim=1), layer)
         flat = self.grid.flatten(masks).to(hidden_states)
         added = torch.zeros_like(hidden_states)
         for n, (query, (key, value)) in enumerate(zip(queries, pairs, strict=True)):
@@ -41,16 +41,16 @@ class NaiveInjection(BlockConditioning):
         self.used.setdefault(layer, masks)
         return hidden_states + self.face_scale * added, masks
 
-    def _ask(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def _run_router(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         router: Any = self.router
-        return router(query, key, layer, self.grid, router.prepare(key, layer, 0))  # for no tokens: nothing is folded
+        return router(query, key, layer, self.grid, router.prepare_keys(key, layer, 0))  # tokens = 0: no folding
 
-    def _route(self, query: Tensor | None, key: Tensor, layer: int) -> Tensor:
+    def _masks(self, query: Tensor | None, key: Tensor, layer: int) -> Tensor:
         if self._predicts(layer):
             router: Any = self.router
             for other in self._others:  # the first one is projected by the router itself
                 router.to_q[layer](router.norm_q(rearrange(other, "b h s d -> b s (d h)")))
-        return super()._route(query, key, layer)
+        return super()._masks(query, key, layer)
 
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
         assert self.audio_layers is not None and self.audio_tokens is not None

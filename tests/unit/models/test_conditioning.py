@@ -22,7 +22,7 @@ from bya_core.models.audio_attention import AudioCrossAttention
 from bya_core.models.face_attention import FaceCrossAttention
 from bya_core.models.kv_cache import KVCache
 from bya_core.models.router import OfficialRouter
-from bya_core.models.router_layers import FEW
+from bya_core.models.router_layers import MAX_UNROLLED
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.cfg_parallel import set_guidance_mode
 from bya_core.sampling.conditions import Conditions
@@ -143,7 +143,7 @@ def test_bytes_as_the_docstring_counts_them() -> None:
     key, value = faces.keys_values(face_tokens)
     parts: dict[str, tuple[int, Callable[[], tuple[Tensor, ...]]]] = {
         "faces": (21, lambda: (key, value)),
-        "router": (21, lambda: router.prepare(key, 0, 17550)),
+        "router": (21, lambda: router.prepare_keys(key, 0, 17550)),
         "speech": (42, lambda: speech.keys_values(audio_tokens)),
     }
     for name, (layers, make) in parts.items():
@@ -219,8 +219,8 @@ def test_tokens_that_go_through_each_layer() -> None:
 def test_reached_tokens_are_looked_for_once_per_set_of_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU waits there."""
     looks: list[Tensor] = []
-    fullest = reach.fullest
-    monkeypatch.setattr(reach, "fullest", lambda reached: looks.append(reached) or fullest(reached))
+    fullest = reach.max_tokens_per_frame
+    monkeypatch.setattr(reach, "max_tokens_per_frame", lambda reached: looks.append(reached) or fullest(reached))
     model = build("official", num_layers=8)
     told = given(model) | {"prune_tokens": True}
     model(**told, mask_override=left_and_right())
@@ -235,7 +235,7 @@ def test_skipping_leaves_out_no_more_than_the_threshold() -> None:
     """Masks that hardly reach a token are left out: as if they were zero there. Stronger ones are not."""
     model = build("official")
     told = given(model) | {"inflate_audio_masks": False}
-    faint, strong = left_and_right(0.9 * reach.THRESHOLD), left_and_right(1.1 * reach.THRESHOLD)
+    faint, strong = left_and_right(0.9 * reach.MASK_THRESHOLD), left_and_right(1.1 * reach.MASK_THRESHOLD)
     skipped = model(**told, mask_override=faint, prune_tokens=True).sample
     torch.testing.assert_close(skipped, model(**told, mask_override=left_and_right()).sample, atol=1e-5, rtol=1e-5)
     none = (skipped - model(**told, mask_override=faint).sample).abs().max()
@@ -267,7 +267,13 @@ def test_every_way_is_the_plain_way(characters: int) -> None:
         torch.testing.assert_close(other, made[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [((1, 2), (2, 2), (2, FEW), (3, 3)), ((1, FEW + 1), (2, FEW + 1), (2, FEW + 3))])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ((1, 2), (2, 2), (2, MAX_UNROLLED), (3, 3)),
+        ((1, MAX_UNROLLED + 1), (2, MAX_UNROLLED + 1), (2, MAX_UNROLLED + 3)),
+    ],
+)
 @pytest.mark.parametrize("forced", [False, True])
 @torch.no_grad()
 def test_calls_do_not_grow_with_batch_or_characters(forced: bool, sizes: tuple[tuple[int, int], ...]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.models import masked_attention as module
-from bya_core.models.masked_attention import masked_attention, plain
+from bya_core.models.masked_attention import masked_attention, torch_attention
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -47,11 +47,11 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tens
 @pytest.mark.parametrize("characters", [1, 2, 5])
 def test_the_reference_is_the_sum_over_characters(characters: int) -> None:
     given = drawn((2, 3), 30, characters, 7, 12)
-    torch.testing.assert_close(plain(*given), written_out(*given))
+    torch.testing.assert_close(torch_attention(*given), written_out(*given))
     with torch.no_grad():
-        assert torch.equal(plain(*given), plain(*(x.clone().requires_grad_() for x in given)))
+        assert torch.equal(torch_attention(*given), torch_attention(*(x.clone().requires_grad_() for x in given)))
     alike = given[3][:, :1]  # one mask for all heads
-    torch.testing.assert_close(plain(*given[:3], alike), written_out(*given[:3], alike.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(torch_attention(*given[:3], alike), written_out(*given[:3], alike.expand(-1, 3, -1, -1)))
 
 
 def test_gradients_of_everything() -> None:
@@ -61,9 +61,9 @@ def test_gradients_of_everything() -> None:
 
 def test_the_processor_computes_plainly_and_what_is_forced_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     given = drawn((2,), 6, 2, 3, 16)
-    expected = plain(*given)
+    expected = torch_attention(*given)
     assert torch.equal(masked_attention(*given), expected)
-    monkeypatch.setenv("BYA_ATTENTION", "plain")
+    monkeypatch.setenv("BYA_ATTENTION", "torch")
     assert torch.equal(masked_attention(*given), expected)
     monkeypatch.setenv("BYA_ATTENTION", "fastest")
     with pytest.raises(InputError, match="BYA_ATTENTION=fastest"):
@@ -82,24 +82,24 @@ def test_a_kernel_that_fails_is_replaced_once_and_for_all(
 
     calls = []
 
-    def fused(*given: Tensor) -> Tensor:
+    def triton_attention(*given: Tensor) -> Tensor:
         calls.append(given)
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(kernel, "fused", fused)
-    monkeypatch.setattr(module, "_refused", [])
-    monkeypatch.setattr(module, "_pays", lambda query, *_: query.device not in module._refused)
+    monkeypatch.setattr(kernel, "triton_attention", triton_attention)
+    monkeypatch.setattr(module, "_failed_devices", [])
+    monkeypatch.setattr(module, "_use_kernel", lambda query, *_: query.device not in module._failed_devices)
     given = drawn((2,), 6, 2, 3, 16)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert torch.equal(masked_attention(*given), plain(*given))
+            assert torch.equal(masked_attention(*given), torch_attention(*given))
     assert len(calls) == 1 and len(caplog.records) == 1 and "no C compiler" in caplog.text
 
     def exhausted(*given: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(kernel, "fused", exhausted)
-    monkeypatch.setattr(module, "_refused", [])
+    monkeypatch.setattr(kernel, "triton_attention", exhausted)
+    monkeypatch.setattr(module, "_failed_devices", [])
     with pytest.raises(torch.OutOfMemoryError):  # whoever can do with less has to hear of it
         masked_attention(*given)
 
@@ -118,33 +118,33 @@ INTERPRETED = """
 import torch
 import pytest
 from bya_core.errors import InputError
-from bya_core.models import routed_attention_triton as kernel
-from bya_core.models.masked_attention import plain, masked_attention
+from bya_core.models import masked_attention_triton as kernel
+from bya_core.models.masked_attention import masked_attention, torch_attention
 from tests.unit.models.test_masked_attention import drawn
 
 assert kernel.INTERPRETED
 looked = []
-original = kernel.fused
-kernel.fused = lambda *given: looked.append(1) or original(*given)
+original = kernel.triton_attention
+kernel.triton_attention = lambda *given: looked.append(1) or original(*given)
 shapes = [  # leading axes, tokens, characters, keys, channels of a head
     ((2, 3), 70, 2, 32, 32), ((1, 2, 2), 33, 3, 5, 64), ((2,), 17, 1, 70, 128), ((), 9, 4, 1, 16),
     ((1,), 130, 2, 33, 64),
 ]
 for leading, *size in shapes:
     given = drawn(leading, *size)
-    expected = plain(*given)
+    expected = torch_attention(*given)
     torch.testing.assert_close(masked_attention(*given), expected, atol=2e-6, rtol=1e-5)
     half = [x.half() for x in given]
     made = masked_attention(*half)
     assert made.dtype == torch.float16
-    torch.testing.assert_close(made.float(), plain(*(x.float() for x in half)), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(made.float(), torch_attention(*(x.float() for x in half)), atol=2e-3, rtol=2e-3)
     assert (made[..., : size[0] // 3, :] == 0).all()  # nobody's tokens
 assert len(looked) == 2 * len(shapes)
 
 # as faces and speech give them: heads inside the rows, one mask for all heads
 query, key, value, mask = drawn((2, 3), 40, 2, 6, 16)
 mask = mask[:, :1]
-expected = plain(query, key, value, mask)
+expected = torch_attention(query, key, value, mask)
 turned = [x.transpose(*axes).contiguous().transpose(*axes) for x, axes in
           ((query, (1, 2)), (key, (1, 2)), (value, (-1, -2)), (mask, (-1, -2)))]
 assert not any(x.is_contiguous() for x in turned)
@@ -154,7 +154,8 @@ torch.testing.assert_close(masked_attention(*turned), expected, atol=2e-6, rtol=
 key[:, :, 0], mask[..., 0] = torch.nan, 0
 made = masked_attention(query, key, value, mask)
 assert made.isfinite().all()
-torch.testing.assert_close(made, plain(query, key[:, :, 1:], value[:, :, 1:], mask[..., 1:]), atol=2e-6, rtol=1e-5)
+others = torch_attention(query, key[:, :, 1:], value[:, :, 1:], mask[..., 1:])
+torch.testing.assert_close(made, others, atol=2e-6, rtol=1e-5)
 
 # what it is not made for
 given = drawn((2,), 6, 2, 3, 16)
@@ -177,7 +178,7 @@ model = build("official", cross_attn_dim_head=16, audio_dim_head=16, num_layers=
 with torch.no_grad():
     told = given(model, batch=1)
     for more in ({}, {"mask_override": left_and_right()[:1], "prune_tokens": True, "inflate_audio_masks": False}):
-        os.environ["BYA_ATTENTION"] = "plain"
+        os.environ["BYA_ATTENTION"] = "torch"
         expected = model(**told, **more).sample
         os.environ["BYA_ATTENTION"] = "triton"
         torch.testing.assert_close(model(**told, **more).sample, expected, atol=2e-5, rtol=1e-4)
@@ -194,10 +195,10 @@ assert "triton" not in sys.modules and "bya_core.models.masked_attention_triton"
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from bya_core.models.masked_attention_triton import _kernel, sizes
+from bya_core.models.masked_attention_triton import _kernel, launch_config
 
 for capability, dim in ((80, 64), (90, 128)):
-    size = sizes(17550, 32, dim)
+    size = launch_config(17550, 32, dim)
     warps = size.pop("num_warps")
     constants = size | {"PRECISION": "tf32", "q_channel": 1, "k_channel": 1, "v_channel": 1, "o_channel": 1}
     tensors = ("query", "key", "value", "mask", "out")
@@ -234,9 +235,9 @@ def test_the_kernel_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("triton")
     for leading, *size in (((2, 3), 1000, 2, 32, 128), ((2, 13, 4), 333, 3, 32, 64), ((1, 2), 65, 1, 70, 32)):
         given = [x.to("cuda", dtype) for x in drawn(leading, *size)]
-        exact = plain(*(x.float() for x in given))
+        exact = torch_attention(*(x.float() for x in given))
         monkeypatch.delenv("BYA_ATTENTION", raising=False)
-        assert module._pays(*given)
+        assert module._use_kernel(*given)
         made = (masked_attention(*given).float() - exact).abs().max()
-        assert not module._refused
-        assert made <= (plain(*given).float() - exact).abs().max() + 2 * torch.finfo(dtype).eps
+        assert not module._failed_devices
+        assert made <= (torch_attention(*given).float() - exact).abs().max() + 2 * torch.finfo(dtype).eps

@@ -55,7 +55,7 @@ def test_folded_or_not_it_says_the_same(flavour: str) -> None:
         for layer in (0, 1):
             plainly = model(query, key, layer, GRID)  # gradients are on
             with torch.no_grad():
-                (prepared,) = model.prepare(key, layer, GRID.tokens)
+                (prepared,) = model.prepare_keys(key, layer, GRID.tokens)
                 assert prepared.dim() == (3 if folds else 4)
                 found = model(query, key, layer, GRID)
                 again = model(query, key, layer, GRID, (prepared,))
@@ -169,16 +169,16 @@ def test_more_sequences_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch
         return torch_attention(query, *others)
 
     q, k, v = torch.randn(3, 40, 6, 2, 8, generator=torch.Generator().manual_seed(0))
-    expected = compat.attend(q, k, v)
+    expected = compat.dispatch_attention(q, k, v)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    monkeypatch.setattr(compat, "GRID", 2 * 15)
-    assert torch.equal(compat.attend(q, k, v), expected)
+    monkeypatch.setattr(compat, "MAX_GRID_SIZE", 2 * 15)
+    assert torch.equal(compat.dispatch_attention(q, k, v), expected)
     assert [shape[0] for shape in calls] == [15, 15, 10]
 
 
 def test_more_heads_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places or characters that join the heads are taken in several calls, too."""
     q, k, v = torch.randn(3, 2, 6, 40, 8, generator=torch.Generator().manual_seed(0))
-    expected = compat.attend(q, k, v)
-    monkeypatch.setattr(compat, "GRID", 15)
-    torch.testing.assert_close(compat.attend(q, k, v), expected)
+    expected = compat.dispatch_attention(q, k, v)
+    monkeypatch.setattr(compat, "MAX_GRID_SIZE", 15)
+    torch.testing.assert_close(compat.dispatch_attention(q, k, v), expected)

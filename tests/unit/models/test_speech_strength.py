@@ -50,7 +50,7 @@ def layer_output(strength: list[float] | None, inflate: bool = True, softness: f
     given = inputs()
     masks = given["mask_override"] * softness
     injection = BlockConditioning(
-        schedule=LayerSchedule(num_blocks=2, start=0, face_every=1, audio_every=1),
+        schedule=LayerSchedule(num_blocks=2, start=0, face_interval=1, audio_interval=1),
         grid=GRID,
         face_layers=MODEL.perceiver_cross_attention,
         audio_layers=MODEL.audio_model.layers,
@@ -63,7 +63,7 @@ def layer_output(strength: list[float] | None, inflate: bool = True, softness: f
         face_tokens=given["face_tokens"],
         audio_tokens=given["audio_tokens"],
         matrix=None,
-        forced=masks,
+        mask_override=masks,
         mask_override_strength=None,
         speech_strength=None if strength is None else torch.tensor([strength]),
     )

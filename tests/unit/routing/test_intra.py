@@ -88,7 +88,7 @@ def test_while_somebody_has_no_place_the_next_seed_is_tried(monkeypatch, prepare
     routing, asked = told(monkeypatch, prepared, {7: (6, 0), 8: (5, 4)})
     assert asked == [7, 8] and routing.calls == 4
     assert routing.masks.sum((1, 2, 3)).tolist() == [5, 4]
-    assert routing.notices == ("Made with seed 8: seed 7 left somebody out of the picture.",)
+    assert routing.notices == ("Seed 8 was used: with seed 7, a character had no region.",)
 
 
 def test_one_try_is_enough_where_all_have_a_place_or_a_picture_says_where(monkeypatch, prepared):
@@ -141,7 +141,7 @@ def test_probe_stops_at_the_step_where_masks_settle(bundle, prepared, uninterrup
     late = probe(probing(prepared, threshold=0.0, max_fraction=0.5), bundle, ProgressTracker())
     assert late.state.step == STEPS // 2
     assert torch.equal(late.masks, masks[STEPS // 2 - 1])
-    assert not (late.weight > 0).any(), "untouched masks are not forced"
+    assert not (late.control.strength > 0).any(), "untouched masks are not forced"
     assert ((late.confidence > 0.5) & (late.confidence <= 1)).all()
 
 

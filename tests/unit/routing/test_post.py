@@ -78,7 +78,7 @@ def test_with_silent_branches_one_scale_is_all_there_is(fake, prepared):
         denoise(
             fake.transformer,
             build_scheduler("dpm"),
-            post.silent(prepared.conditions),
+            post.without_speech(prepared.conditions),
             replace(sampling, audio_guidance_scale=scale),
         ).latents
         for scale in (sampling.audio_guidance_scale, sampling.guidance_scale)

@@ -224,18 +224,20 @@ def test_a_failed_write_leaves_the_older_file(prepared, routing, state, monkeypa
 
 
 def test_a_preset_of_speed_goes_on_as_if_never_stopped(fake, tmp_path, monkeypatch):
-    everything = Acceleration(RouterSchedule(freeze=True), settled=1e9, cache_threshold=1e9, max_skipped=STEPS)
+    everything = Acceleration(RouterSchedule(freeze=True), mask_change=1e9, cache_threshold=1e9, max_skipped=STEPS)
     monkeypatch.setitem(PRESETS, "fast", everything)
     scene = scene_of(fake)
     sampling = replace(scene.sampling, preset="fast")
     scene = replace(scene, sampling=sampling, routing=RouterConfig(probe=ProbeConfig(steps=3)))
     prepared, path = prepare(scene, fake), tmp_path / "fast.safetensors"
     routing = probe(prepared, fake, ProgressTracker())
-    assert routing.state.reused.settled and routing.state.reused.ran[0].step == 1, "the third step was skipped"
+    assert routing.state.step_cache.converged and routing.state.step_cache.full_steps[0].step == 1, (
+        "the third step was skipped"
+    )
     save_routing(routing, path, prepared)
     back = load_routing(path, prepared)
-    assert torch.equal(back.state.reused.masks, routing.state.reused.masks)
+    assert torch.equal(back.state.step_cache.masks, routing.state.step_cache.masks)
     assert same(sample(prepared, back, fake), generate(scene, fake))
-    _edit(path, **{"reused latents 0": torch.zeros(1, 2, 3, 4, 5)})
+    _edit(path, **{"step_cache_latents_0": torch.zeros(1, 2, 3, 4, 5)})
     with pytest.raises(InputError):
         load_routing(path, prepared)

@@ -36,7 +36,11 @@ SKIPPING: dict[str, dict[str, Any]] = {
     "apart": {"guidance_scale": 3.0, "audio_guidance_scale": 6.0, "steps": 8},
 }
 PRESET = Acceleration(
-    RouterSchedule(every=2, freeze=True), settled=2.0, cache_threshold=0.3, max_skipped=2, guidance_interval=(0, 0.75)
+    RouterSchedule(every=2, freeze=True),
+    mask_change=2.0,
+    cache_threshold=0.3,
+    max_skipped=2,
+    guidance_interval=(0, 0.75),
 )
 """Skips by what each branch computes: a process that computes one of them must not go another way than the others."""
 

@@ -25,9 +25,9 @@ from tests.unit.sampling.test_denoise_small_model import _conditions, build, mod
 # ruff: noqa: F811 - tests take the fixture by its name
 
 STEPS = 8
-CACHED = Acceleration(settled=1e9, cache_threshold=1e9, max_skipped=STEPS)
+CACHED = Acceleration(mask_change=1e9, cache_threshold=1e9, max_skipped=STEPS)
 """Skips whatever it may."""
-FROZEN = Acceleration(router=RouterSchedule(freeze=True), settled=1e9)
+FROZEN = Acceleration(router=RouterSchedule(freeze=True), mask_change=1e9)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_the_default_is_exact_and_exact_leaves_nothing_out(model: Model) -> None
     with Counted(model) as counted:
         exact = run(model, conditions, "exact")
     assert torch.equal(exact.latents, plain.latents) and torch.equal(exact.masks, plain.masks)
-    assert exact.state.reused is None
+    assert exact.state.step_cache is None
     assert (counted.calls, counted.blocks, counted.routed) == (STEPS, 3 * STEPS, 3 * STEPS)
     assert counted.batches == [2] * STEPS
 
@@ -118,7 +118,7 @@ def test_presets_come_off_again(model: Model, name: str) -> None:
     processors = [block.attn1.processor for block in model.transformer_blocks]
     run(model, conditions, name)
     assert not model.is_cache_enabled
-    assert not any("plain" in vars(block) for block in model.transformer_blocks)
+    assert not any("base_forward" in vars(block) for block in model.transformer_blocks)
     assert [block.attn1.processor for block in model.transformer_blocks] == processors
     after = run(model, conditions, "exact")
     assert torch.equal(before.latents, after.latents) and torch.equal(before.masks, after.masks)
@@ -128,7 +128,7 @@ def test_presets_come_off_after_an_error_too(model: Model) -> None:
     with pytest.raises(ZeroDivisionError), apply_preset(model, CACHED):
         assert model.is_cache_enabled
         raise ZeroDivisionError
-    assert not model.is_cache_enabled and not any("plain" in vars(block) for block in model.transformer_blocks)
+    assert not model.is_cache_enabled and not any("base_forward" in vars(block) for block in model.transformer_blocks)
 
 
 def test_blocks_are_skipped_once_masks_have_settled(model: Model, preset) -> None:
@@ -139,7 +139,7 @@ def test_blocks_are_skipped_once_masks_have_settled(model: Model, preset) -> Non
     # two steps tell whether the masks moved; from then on the first block alone
     assert counted.calls == STEPS and counted.blocks == 2 * 3 + (STEPS - 2)
     assert all(torch.equal(info.masks, seen[1].masks) for info in seen[2:]), "masks are those that acted"
-    preset(replace(CACHED, settled=0.0))
+    preset(replace(CACHED, mask_change=0.0))
     with Counted(model) as counted:
         run(model, _conditions(model, 2))
     assert counted.blocks == 3 * STEPS, "masks that never settle let nothing be skipped"
@@ -171,7 +171,7 @@ def test_a_router_frozen_once_settled_is_not_asked_again(model: Model, preset) -
         run(model, conditions, seen=seen)
     assert counted.routed == 2 * 3, "two steps of three layers"
     assert all(torch.equal(info.masks, seen[1].masks) for info in seen[2:])
-    preset(replace(FROZEN, settled=0.0))
+    preset(replace(FROZEN, mask_change=0.0))
     with Counted(model) as counted:
         moving = run(model, conditions)
     assert counted.routed == STEPS * 3
@@ -235,7 +235,7 @@ BOTH = replace(FROZEN, cache_threshold=1e9, guidance_interval=(0.0, 0.5))
         (FROZEN, "batch"),
         (BOTH, "batch"),
         (BOTH, "sequential"),
-        (replace(CACHED, cache_threshold=0.3, settled=2.0, max_skipped=2), "sequential"),
+        (replace(CACHED, cache_threshold=0.3, mask_change=2.0, max_skipped=2), "sequential"),
     ],
 )
 def test_stopped_and_gone_on_with_it_is_the_same_video(
@@ -285,7 +285,7 @@ def test_blocks_share_their_compiled_graph(model: Model) -> None:
         made = run(model, conditions, "exact", stop_at=2)
     assert len(graphs) == 2, "one for the first block, whose inputs are views of one tensor, one for all others"
     torch.testing.assert_close(made.latents, plain.latents, atol=1e-5, rtol=1e-4)
-    assert not any("plain" in vars(block) for block in model.transformer_blocks)
+    assert not any("base_forward" in vars(block) for block in model.transformer_blocks)
 
 
 @pytest.mark.slow
@@ -348,7 +348,7 @@ def test_what_the_machine_lacks_is_left_out(model: Model, monkeypatch: pytest.Mo
     everything = Acceleration(compile=True, attention="sage", fp8=True)
     before = [block.attn1.processor._attention_backend for block in model.transformer_blocks]
     with apply_preset(model, everything) as watched:
-        assert not watched.caching and not any("plain" in vars(block) for block in model.transformer_blocks)
+        assert not watched.caching and not any("base_forward" in vars(block) for block in model.transformer_blocks)
         assert [block.attn1.processor._attention_backend for block in model.transformer_blocks] == before
 
 

@@ -105,7 +105,7 @@ def test_two_processes_leave_the_same_work_out(two_processes: Path) -> None:
 def test_in_turns_one_is_held_at_a_time(model: Model, batches: list[int], speech: float, count: int) -> None:
     text = min(speech, 3.0)
     _run(model, _conditions(model, 2), guidance_scale=text, audio_guidance_scale=speech)
-    parallel.compute_branches(model, "turns")
+    parallel.set_guidance_mode(model, "sequential")
     _run(model, _conditions(model, 2), guidance_scale=text, audio_guidance_scale=speech)
     assert batches == [count] * 3 + [1] * 3 * count
 

@@ -13,7 +13,7 @@ from bya_core.errors import Cancelled, InputError
 from bya_core.masks import MaskControl
 from bya_core.progress import Progress
 from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise, schedulers
-from bya_core.sampling.guidance import branches, combine
+from bya_core.sampling.guidance import apply_guidance, guidance_branches
 
 T, C, H, W, N = 2, 3, 4, 6, 2
 
@@ -112,21 +112,21 @@ def test_the_callback_can_stop_the_run() -> None:
 
 
 def test_only_the_branches_that_count_are_computed() -> None:
-    assert [(b.prompt, b.speech) for b in branches(7, 7)] == [(False, False), (True, True)]
-    assert [(b.prompt, b.speech) for b in branches(1, 1)] == [(True, True)]
-    assert [(b.prompt, b.speech) for b in branches(1, 4)] == [(True, False), (True, True)]
-    assert len(branches(5, 3)) == 3
-    assert [(b.prompt, b.speech) for b in branches(5, 3, has_speech=False)] == [(False, False), (True, True)]
+    assert [(b.prompt, b.speech) for b in guidance_branches(7, 7)] == [(False, False), (True, True)]
+    assert [(b.prompt, b.speech) for b in guidance_branches(1, 1)] == [(True, True)]
+    assert [(b.prompt, b.speech) for b in guidance_branches(1, 4)] == [(True, False), (True, True)]
+    assert len(guidance_branches(5, 3)) == 3
+    assert [(b.prompt, b.speech) for b in guidance_branches(5, 3, has_speech=False)] == [(False, False), (True, True)]
     for text, speech in ((7, 7), (5, 3), (1, 4), (0, 2), (3, 0)):
-        assert sum(b.weight for b in branches(text, speech)) == pytest.approx(1)
-        assert branches(text, speech)[-1].speech
+        assert sum(b.weight for b in guidance_branches(text, speech)) == pytest.approx(1)
+        assert guidance_branches(text, speech)[-1].speech
 
 
 def test_guidance_is_the_sum_it_claims_to_be() -> None:
     free, text, full = torch.randn(3, T, C, H, W)
-    got = combine(torch.stack([free, text, full]), branches(5.0, 3.0))
+    got = apply_guidance(torch.stack([free, text, full]), guidance_branches(5.0, 3.0))
     assert torch.allclose(got[0], free + 5 * (text - free) + 3 * (full - text), atol=1e-5)
-    joint = combine(torch.stack([free, full]), branches(7.0, 7.0))
+    joint = apply_guidance(torch.stack([free, full]), guidance_branches(7.0, 7.0))
     assert torch.allclose(joint[0], free + 7 * (full - free), atol=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_the_last_step_ends_in_the_clean_latents_for_any_number_of_steps(steps):
     """A perfect model must end in the clean latents, also where the steps do not divide the schedule."""
     scheduler = build_scheduler("dpm")
     clean = torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    timesteps = schedulers.schedule(scheduler, steps)
+    timesteps = schedulers.retrieve_timesteps(scheduler, steps)
     generator = torch.Generator().manual_seed(1)
     x, x0 = torch.randn(clean.shape, generator=generator), None
     for index, timestep in enumerate(timesteps):

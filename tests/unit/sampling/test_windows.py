@@ -7,7 +7,7 @@ import torch
 
 from bya_core.config import WindowConfig
 from bya_core.errors import InputError
-from bya_core.sampling.windows import Joiner, fade, plan_windows
+from bya_core.sampling.windows import WindowJoiner, crossfade, plan_windows
 
 
 @pytest.mark.parametrize("num_frames", [1, 17, 49, 53, 57, 89, 93, 129, 501, 1501, 15_001])
@@ -52,13 +52,13 @@ def test_lengths_that_do_not_fit_the_latents_are_refused() -> None:
 def test_joined_windows_are_the_video(frames: int, overlap: int) -> None:
     """Windows that agree give exactly what they were cut from, nothing twice and nothing missing."""
     video = torch.randint(0, 256, (101, 2, 3, 3), dtype=torch.uint8)
-    joiner = Joiner()
+    joiner = WindowJoiner()
     windows = plan_windows(101, frames, overlap)
     parts = [joiner.add(video[w.start : w.stop], w.lead, w.tail) for w in windows]
     assert torch.equal(torch.cat(parts), video)
 
 
 def test_a_fade_goes_evenly_from_one_to_the_other() -> None:
-    mixed = fade(torch.zeros(4, 2), torch.full((4, 2), 10.0))
+    mixed = crossfade(torch.zeros(4, 2), torch.full((4, 2), 10.0))
     assert torch.allclose(mixed[:, 0], torch.tensor([2.0, 4.0, 6.0, 8.0]))
-    assert fade(torch.zeros(3, dtype=torch.uint8), torch.full((3,), 255, dtype=torch.uint8)).dtype == torch.uint8
+    assert crossfade(torch.zeros(3, dtype=torch.uint8), torch.full((3,), 255, dtype=torch.uint8)).dtype == torch.uint8
