@@ -115,5 +115,5 @@ def test_help_is_shown_in_the_page(server: Server, shots: Path) -> None:
         {"do": "load", "workflow": FILES[0]},
         {"do": "help", "type": "BYA_EmbeddingRouter", "file": shots / "help.png"},
     )[1]
-    assert "Recipe" in answer["text"] and "probe_steps" in answer["text"]
+    assert "Tips" in answer["text"] and "probe_steps" in answer["text"]
     assert any(width > 0 for width in answer["pictures"])

@@ -40,7 +40,7 @@ def test_every_node_has_a_page_with_a_recipe_and_a_picture_that_is_there() -> No
     assert {path.stem for path in DOCS} == set(_json("tests/host/frozen_schema.json"))
     for path in DOCS:
         text = path.read_text(encoding="utf-8")
-        assert text.startswith("# ") and "## Recipe" in text, path.name
+        assert text.startswith("# ") and "## Tips" in text, path.name
         shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
         assert shown, f"{path.name} shows nothing"
         assert all((pages.DOCS / picture).is_file() for picture in shown), path.name
