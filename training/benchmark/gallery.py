@@ -56,7 +56,7 @@ class VideoStore:
     ) -> Iterator[tuple[str, dict[str, Cell]]]:
         """Rows for `write_gallery`: the saved videos of each seed with their cells (name -> seed -> cell)."""
         for seed in seeds:
-            row = {
+            row: dict[str, Cell] = {
                 name: {"video": self.path(seed, name), **by_seed.get(seed, {})}
                 for name, by_seed in cells.items()
                 if self.path(seed, name).is_file()
@@ -92,7 +92,8 @@ def write_gallery(
 
 
 def _figure(column: str, cell: Cell, folder: Path) -> str:
-    state = {True: ' class="good"', False: ' class="bad"'}.get(cell.get("good"), "")
+    states: dict[bool | None, str] = {True: ' class="good"', False: ' class="bad"'}
+    state = states.get(cell.get("good"), "")
     words = "".join(f"<p>{escape(line)}</p>" for line in cell.get("words", ()))
     link = f' · <a href="{_url(cell["picture"], folder)}">report</a>' if cell.get("picture") else ""
     video = f'<video src="{_url(cell["video"], folder)}#t=0.1" controls loop preload="metadata"></video>'

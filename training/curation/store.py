@@ -83,7 +83,7 @@ class Store:
         return self.root / stage / key[:2] / f"{key}.json"
 
     def _to_entry(self, record: Record) -> dict[str, Any]:
-        arrays = {name: os.path.relpath(file, self.root) for name, file in record.arrays.items()}  # type: ignore[type-var]
+        arrays = {name: os.path.relpath(str(file), str(self.root)) for name, file in record.arrays.items()}
         return {**{name: getattr(record, name) for name in _FIELDS}, "arrays": arrays}
 
     def _from_entry(self, entry: dict[str, Any], parent: Record) -> Record:
