@@ -1,4 +1,4 @@
-"""Runs of the training loop on a model of a few thousand weights: data, recipes, and processes to start and to kill."""
+"""Data, recipes and subprocesses for runs of the training loop on a model of a few thousand weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRIPT = ROOT / "training" / "run_stage.py"
 
 
 def write_data(folder: Path, groups: Sequence[tuple[int, int]] = ((2, 2), (1, 2), (2, 4))) -> Path:
-    """Encoded clips, six for each of `groups` (characters, latent frames); else of one and two people, two lengths."""
+    """Write encoded clips, six for each (characters, latent frames) in `groups`."""
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -49,12 +49,12 @@ def write_data(folder: Path, groups: Sequence[tuple[int, int]] = ((2, 2), (1, 2)
 
 
 def write_recipe(path: Path, dropout: float = 0.1, **changes: Any) -> Path:
-    """The published stages for the small model, with adapters of rank 2 and a quick learning rate.
-
-    The model they start from is written beside it.
+    """Write a recipe of the published stages for the small model, and initial weights beside it.
 
     Args:
-        dropout: of the model's blocks, so that random states matter.
+        path: recipe file.
+        dropout: dropout of the blocks, so that random states matter.
+        changes: values of all stages.
     """
     stages = {
         "batch_size": 4,
@@ -69,9 +69,9 @@ def write_recipe(path: Path, dropout: float = 0.1, **changes: Any) -> Path:
 
 
 def command(recipe: Path, data: Path, output: Path, *more: str, processes: int = 1, stage: int = 3) -> list[str]:
-    """The command line of a run, by torch's launcher where there are several processes.
+    """The command line of a run, with the launcher of torch for several processes.
 
-    accelerate's own starts one process on a machine without GPU, whatever it is asked for.
+    The launcher of accelerate starts a single process on machines without GPU.
     """
     launcher = [sys.executable]
     if processes > 1:
@@ -83,7 +83,7 @@ def command(recipe: Path, data: Path, output: Path, *more: str, processes: int =
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """Start a run beside this process."""
+    """Start a run in the background."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -91,19 +91,19 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(arguments: list[str]) -> str:
-    """Run to the end; what it printed."""
+    """Run to the end and return the output."""
     process = start(arguments)
-    told, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, told[-12000:]
-    return told
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-12000:]
+    return output
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
-    """What a run wrote into its log, step by step."""
+    """The entries of the log."""
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 def losses(output: Path) -> dict[int, tuple[float, ...]]:
-    """The losses and gradient norms of each step."""
-    told = ("step_loss", "loss", "diffusion", "cross_entropy", "grad_norm")
-    return {line["step"]: tuple(line[name] for name in told) for line in lines(output) if "kind" not in line}
+    """Losses and gradient norm by step."""
+    names = ("step_loss", "loss", "diffusion", "cross_entropy", "grad_norm")
+    return {line["step"]: tuple(line[name] for name in names) for line in lines(output) if "kind" not in line}

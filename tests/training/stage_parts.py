@@ -1,4 +1,4 @@
-"""A model of a few thousand weights and batches of random numbers for it."""
+"""A model of a few thousand weights and random batches for it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SMALL: dict[str, Any] = {
 
 
 def small_model(**changes: Any) -> BindYourAvatarTransformer3DModel:
-    """Random weights everywhere, also where training starts from zero."""
+    """A model with random weights everywhere, also where the initialization is zero."""
     torch.manual_seed(0)
     model = BindYourAvatarTransformer3DModel(**(SMALL | changes))
     rng = torch.Generator().manual_seed(1)
@@ -63,7 +63,7 @@ def small_model(**changes: Any) -> BindYourAvatarTransformer3DModel:
 
 
 def small_batch(count: int = 4, characters: int = 2, frames: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """A batch as `as_float` gives it: characters side by side, one column of tokens each."""
+    """A batch as from `as_float`; each character covers one column of tokens."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

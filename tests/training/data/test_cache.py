@@ -1,4 +1,4 @@
-"""Features on disk: found again, made again when content or encoder change or a file is damaged, never in the way."""
+"""The feature cache and encoder versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def files(folder):
     return [p for p in Path(folder).rglob("*") if p.is_file()]
 
 
-def test_made_once_then_read(tmp_path):
+def test_features_are_computed_once(tmp_path):
     cache = FeatureCache(tmp_path / "with space ü")
     assert equal(cache.get("text", ("hello", 1), make), make())
     assert equal(cache.get("text", ("hello", 1), lambda: 1 / 0), make())
@@ -39,14 +39,14 @@ def test_made_once_then_read(tmp_path):
     assert len(files(tmp_path)) == 3 and equal(FeatureCache(cache.folder).get("text", ("hello", 1), None), make())
 
 
-def test_without_a_folder_nothing_is_kept():
+def test_no_folder_disables_the_cache():
     cache = FeatureCache(None)
     assert equal(cache.get("text", (1,), make), cache.get("text", (1,), make))
     assert cache.counts == {"text miss": 2}
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "garbage"])
-def test_a_damaged_file_is_made_again(tmp_path, harm):
+def test_damaged_file_is_recomputed(tmp_path, harm):
     cache = FeatureCache(tmp_path)
     cache.get("text", (1,), make)
     (path,) = files(tmp_path)
@@ -60,7 +60,7 @@ def test_a_damaged_file_is_made_again(tmp_path, harm):
     assert equal(cache.get("text", (1,), lambda: 1 / 0), make()) and len(files(tmp_path)) == 1
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path, caplog):
+def test_unwritable_folder_disables_the_cache(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = FeatureCache(tmp_path / "file" / "cache")  # also for root nothing can be written here
     for _ in range(2):
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", [OSError, SafetensorError])
-def test_a_full_disk_leaves_no_pieces(tmp_path, monkeypatch, kind):
+def test_full_disk_leaves_no_temporary_files(tmp_path, monkeypatch, kind):
     def full(tensors, path, metadata=None):
         Path(path).write_bytes(b"half")
         words = os.strerror(errno.ENOSPC)
@@ -82,13 +82,13 @@ def test_a_full_disk_leaves_no_pieces(tmp_path, monkeypatch, kind):
     assert cache.counts["unwritten"] == 1 and files(tmp_path) == []
 
 
-def test_what_making_raises_is_passed_on_and_nothing_is_kept(tmp_path):
+def test_exceptions_propagate_and_nothing_is_cached(tmp_path):
     with pytest.raises(ZeroDivisionError):
         FeatureCache(tmp_path).get("text", (1,), lambda: 1 / 0)
     assert files(tmp_path) == []
 
 
-def test_digests_tell_contents_apart():
+def test_digests_distinguish_contents():
     a = np.arange(4)
     different = [
         a, a.astype(float), a.reshape(2, 2), a[::-1], torch.arange(4), "a", b"a", 1, 1.0, None, True,
@@ -119,7 +119,7 @@ def network(**changes):
     return Network(**changes)
 
 
-def test_a_version_changes_with_everything_that_changes_results():
+def test_encoder_version_changes_with_state():
     base = encoder_version(Encoder(network()))
     assert base.startswith("Encoder ") and base == encoder_version(Encoder(network()))
     weight, buffer = network(), network()
@@ -137,7 +137,7 @@ def test_a_version_changes_with_everything_that_changes_results():
     assert encoder_version(FakeText()) != encoder_version(FakeCodec())
 
 
-def test_a_version_reads_the_files_of_weights_loaded_later(tmp_path):
+def test_encoder_version_includes_lazily_loaded_files(tmp_path):
     @dataclass
     class Lazy:
         folder: Path
@@ -150,7 +150,7 @@ def test_a_version_reads_the_files_of_weights_loaded_later(tmp_path):
     assert encoder_version(Lazy(tmp_path)) != before
 
 
-def test_an_encoder_can_name_its_version_itself():
+def test_encoder_with_explicit_version():
     class Named:
         version = "base-960h"
 

@@ -1,4 +1,4 @@
-"""Batches: their order, their sizes, what is encoded and kept, and the same clips from every source."""
+"""Batches: order, sizes, encoding and caching."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def seeds(batches, count):
     return [batch["seed"].tolist() for batch in islice(batches, count)]
 
 
-def test_a_batch_holds_what_is_documented(shards, tmp_path):
+def test_batch_has_documented_tensors(shards, tmp_path):
     data = open_data(shards, encoders(), cache=tmp_path)
     assert data.clips == 14
     for batch in islice(data.batches(3, 0), 8):
@@ -89,7 +89,7 @@ def test_a_batch_holds_what_is_documented(shards, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["shards", "puppets"])
-def test_batch_k_depends_on_seed_and_k_only(source, shards, tmp_path):
+def test_batch_depends_on_seed_and_number_only(source, shards, tmp_path):
     def data():
         return open_data(shards if source == "shards" else PUPPETS, encoders(), cache=tmp_path)
 
@@ -101,7 +101,7 @@ def test_batch_k_depends_on_seed_and_k_only(source, shards, tmp_path):
     assert seeds(again.batches(3, seed=5), 9) == whole
 
 
-def test_every_clip_is_seen_once_in_an_epoch(shards, tmp_path):
+def test_every_clip_is_used_once_per_epoch(shards, tmp_path):
     data = open_data(shards, encoders(), cache=tmp_path)
     per_epoch = len(data._order(1, 3, 0))
     first, second = (seeds(data.batches(1, 3, start=start), per_epoch) for start in (0, per_epoch))
@@ -109,7 +109,7 @@ def test_every_clip_is_seen_once_in_an_epoch(shards, tmp_path):
     assert first != second
 
 
-def test_slices_make_up_the_whole_batch(shards, tmp_path):
+def test_ranks_partition_the_batch(shards, tmp_path):
     data = open_data(shards, encoders(), cache=tmp_path)
     for processes in (2, 3):
         parts = [data.batches(5, 1, rank=r, world_size=processes) for r in range(processes)]
@@ -119,7 +119,7 @@ def test_slices_make_up_the_whole_batch(shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_process_draws_the_same_batches(shards):
+def test_batches_are_the_same_in_another_process(shards):
     code = (
         "import json; from itertools import islice; from training.data.dataset import open_data; "
         "from tests.training.data.test_dataset import encoders; "
@@ -133,7 +133,7 @@ def test_another_process_draws_the_same_batches(shards):
     assert json.loads(out.stdout) == [batch[len(batch) // 2 :] for batch in mine]
 
 
-def test_features_are_made_once_and_never_decoded_again(shards, tmp_path, monkeypatch):
+def test_cached_clips_are_not_decoded(shards, tmp_path, monkeypatch):
     data = open_data(shards, encoders(), cache=tmp_path)
     first = list(islice(data.batches(1, 0), 14))
     counts = dict(data.cache.counts)
@@ -146,7 +146,7 @@ def test_features_are_made_once_and_never_decoded_again(shards, tmp_path, monkey
     assert again.cache.counts["video hit"] == 14
 
 
-def test_the_cache_can_be_filled_beforehand_in_parts(shards, tmp_path, monkeypatch):
+def test_fill_cache_in_parts(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("training.data.dataset.load_encoders", lambda name: encoders())
     for part in ("0/2", "1/2"):
         counts = fill(Arguments(shards, cache=tmp_path, part=part))
@@ -159,7 +159,7 @@ def test_the_cache_can_be_filled_beforehand_in_parts(shards, tmp_path, monkeypat
             fill(Arguments(shards, part=part))
 
 
-def test_only_what_changed_is_made_again(shards, tmp_path):
+def test_changed_encoder_recomputes_its_features_only(shards, tmp_path):
     def counts(parts):
         data = open_data(shards, parts, cache=tmp_path)
         list(islice(data.batches(1, 0), 14))
@@ -178,7 +178,7 @@ def test_only_what_changed_is_made_again(shards, tmp_path):
     assert counts(encoders()) == set()
 
 
-def test_changed_content_is_made_again(tmp_path):
+def test_changed_content_is_recomputed(tmp_path):
     text = "puppets:n=2,clips=1,seed=2000000,frames=5"
 
     def batch(folder, change):
@@ -194,7 +194,7 @@ def test_changed_content_is_made_again(tmp_path):
     assert missed == {"index miss", "video miss"} and not torch.equal(base["latents"], brighter["latents"])
 
 
-def test_a_damaged_feature_is_made_again(tmp_path):
+def test_damaged_features_are_recomputed(tmp_path):
     folder = written(tmp_path / "data", "puppets:n=1,clips=1,seed=2000000,frames=5")
     (shard,) = folder.glob("*.tar")
     data = open_data(shard, encoders())
@@ -208,7 +208,7 @@ def test_a_damaged_feature_is_made_again(tmp_path):
     assert sum(v for k, v in again.cache.counts.items() if k.endswith("damaged")) == 7
 
 
-def test_puppets_on_the_fly_are_those_of_the_shards(shards, tmp_path):
+def test_puppets_on_the_fly_match_shards(shards, tmp_path):
     parts = encoders()
     drawn, stored = (islice(open_data(source, parts, cache=tmp_path).batches(2, 4), 8) for source in (PUPPETS, shards))
     for a, b in zip(drawn, stored, strict=True):
@@ -219,7 +219,7 @@ def test_puppets_on_the_fly_are_those_of_the_shards(shards, tmp_path):
             assert float((a[name].float() - b[name].float()).abs().mean()) > 0
 
 
-def test_a_large_encoded_folder_gives_the_batches_of_its_files(tmp_path):
+def test_encoded_folder_batches(tmp_path):
     rng = torch.Generator().manual_seed(0)
     for number, (n, frames) in enumerate([(1, 2), (2, 2), (2, 2), (2, 3)]):
         clip = {
@@ -243,7 +243,7 @@ def test_a_large_encoded_folder_gives_the_batches_of_its_files(tmp_path):
         ClipFolder(tmp_path)
 
 
-def test_what_is_missing_is_named(shards, tmp_path):
+def test_missing_data_is_an_error(shards, tmp_path):
     with pytest.raises(InputError, match="without shards"):
         ClipFolder(tmp_path)
     with pytest.raises(InputError, match="without encoders"):
@@ -258,7 +258,7 @@ def test_what_is_missing_is_named(shards, tmp_path):
         open_data(shards, encoders(), buckets=["5x60x96"])
 
 
-def test_clips_that_cannot_be_used_are_named_or_replaced_and_counted(tmp_path):
+def test_unusable_clips_are_errors_or_replaced(tmp_path):
     def blank(clip):
         if clip.measured["seed"] == 2_000_001:
             return replace(clip, speeches=clip.speeches[:, :0])  # neither voices nor features
@@ -274,7 +274,7 @@ def test_clips_that_cannot_be_used_are_named_or_replaced_and_counted(tmp_path):
     assert seeds(open_data(folder, encoders(), on_broken="skip").batches(2, 0, start=3), 2) == drawn[3:5]
 
 
-def test_buckets_choose_shape_then_length():
+def test_bucket_selection():
     buckets = [Bucket(9, 64, 96), Bucket(17, 64, 96), Bucket(17, 128, 192), Bucket(9, 96, 64)]
     assert choose_bucket(30, 720, 1280, buckets) == Bucket(17, 128, 192)
     assert choose_bucket(30, 70, 100, buckets) == Bucket(17, 64, 96)  # nothing is enlarged without need
@@ -287,7 +287,7 @@ def test_buckets_choose_shape_then_length():
     assert Bucket.parse("49x480x720") == Bucket(49, 480, 720)
 
 
-def test_a_cut_keeps_people_in_the_picture():
+def test_crop_keeps_characters_visible():
     masks = np.zeros((1, 2, 60, 200), bool)
     masks[0, :, 10:50, 140:190] = True
     bucket = Bucket(1, 60, 90)
@@ -308,7 +308,7 @@ def test_a_cut_keeps_people_in_the_picture():
     assert np.array_equal(((exact[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), whole[0])
 
 
-def test_masks_and_mouths_move_with_the_cut(tmp_path):
+def test_masks_and_mouths_follow_the_crop(tmp_path):
     """A clip with black borders, brought back to its size, has the masks and mouths it had without them."""
     plan = PuppetPlan(n=(2,), clips=1, seed=2_000_000, frames=(5,))
     plain = plan.clip(0)
@@ -330,7 +330,7 @@ def test_masks_and_mouths_move_with_the_cut(tmp_path):
     assert nearest <= 8
 
 
-def test_clips_at_other_rates_become_25_frames_a_second():
+def test_frame_rate_conversion():
     clip = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(24,)).clip(0)
     faster = replace(clip, fps=50.0, speech_features=np.zeros((1, 28, 2, 3)))
     half = resample_frames(faster, 25.0)
@@ -339,7 +339,7 @@ def test_clips_at_other_rates_become_25_frames_a_second():
     assert len(resample_frames(replace(clip, fps=12.5), 25.0).frames) == 48 and resample_frames(clip, 25.0) is clip
 
 
-def test_long_clips_are_seen_through_windows(tmp_path):
+def test_long_clips_are_split_into_windows(tmp_path):
     folder = written(tmp_path, "puppets:n=1,clips=1,seed=2000000,frames=21")
     data = open_data(folder, encoders(), buckets=["9x64x96"])
     assert data.clips == 2
@@ -359,39 +359,39 @@ def voices(matrix, **changes):
     return replace(clip, speeches=speeches, matrix=np.array(matrix), **changes)
 
 
-def heard(tmp_path, clip, parts=None):
+def encode_speech(tmp_path, clip, parts=None):
     with ShardWriter(tmp_path) as writer:
         writer.write(clip)
     return next(open_data(tmp_path, parts or encoders(), cache=tmp_path / "c").batches(1, 0))["speech"][0].float()
 
 
-def test_stream_k_is_the_voice_of_character_k_and_listeners_hear_silence(tmp_path):
-    speech = heard(tmp_path / "a", voices([[0, 1], [0, 0], [1, 0]]))
+def test_streams_follow_the_matrix_and_listeners_get_silence(tmp_path):
+    speech = encode_speech(tmp_path / "a", voices([[0, 1], [0, 0], [1, 0]]))
     assert speech.shape == (2, 9, 3, 12)
     assert torch.allclose(speech[:, 2:7].mean((1, 2, 3)), torch.tensor([0.4, 0.1]), atol=1e-3)
     assert torch.equal(speech[:, :2], torch.zeros(2, 2, 3, 12))
-    quiet = heard(tmp_path / "b", voices([[0, 1], [0, 0], [0, 0]]))
+    quiet = encode_speech(tmp_path / "b", voices([[0, 1], [0, 0], [0, 0]]))
     assert float(quiet[0].abs().max()) == 0 and float(quiet[1].mean()) > 0.05
     with pytest.raises(InputError, match="2 audio streams for character 0"):
-        heard(tmp_path / "c", voices([[1, 0], [1, 0], [0, 1]]))
+        encode_speech(tmp_path / "c", voices([[1, 0], [1, 0], [0, 1]]))
 
 
-def test_stored_speech_features_are_used_where_they_are_right(tmp_path):
+def test_stored_speech_features_are_used_if_they_match(tmp_path):
     features = np.random.default_rng(0).standard_normal((3, 9, 3, 12)).astype(np.float16)
     clip = voices(np.eye(3, 2, dtype=int), speech_features=features)
-    assert not np.array_equal(heard(tmp_path / "a", clip).half(), features[:2])  # nobody says who made them
+    assert not np.array_equal(encode_speech(tmp_path / "a", clip).half(), features[:2])  # nobody says who made them
     parts = encoders(speech=Named())
     named = replace(clip, measured={"speech_encoder": "Named 7"})
-    assert np.array_equal(heard(tmp_path / "b", named, parts).half(), features[:2])
+    assert np.array_equal(encode_speech(tmp_path / "b", named, parts).half(), features[:2])
     alone = replace(clip, speeches=clip.speeches[:, :0], measured={})
-    assert np.array_equal(heard(tmp_path / "c", alone).half(), features[:2])
+    assert np.array_equal(encode_speech(tmp_path / "c", alone).half(), features[:2])
 
 
 class Named(FakeSpeech):
     version = "7"
 
 
-def test_a_model_bundle_limits_the_length(tmp_path):
+def test_native_length_limits_clips(tmp_path):
     folder = written(tmp_path, "puppets:n=1,clips=1,seed=2000000,frames=21")
     bundle = fake_bundle()
     data = open_data(folder, bundle)
@@ -411,7 +411,7 @@ class Many:
         return 1 + number % 2, 9, 64, 96, 25.0
 
 
-def test_memory_does_not_grow_with_the_clips():
+def test_memory_per_clip_is_small():
     """What is held of a clip are a few numbers: at most 100 bytes."""
 
     def held(clips):
@@ -443,7 +443,7 @@ def test_stage_three_trains_from_shards(shards, tmp_path):
     assert losses("two", 2)[1] == first[:2]
 
 
-def test_a_sample_without_mouths_has_no_emphasis(tmp_path):
+def test_no_emphasis_without_mouths(tmp_path):
     clip = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(5,)).clip(0)
     with ShardWriter(tmp_path) as writer:
         writer.write(replace(clip, mouths=None))

@@ -1,4 +1,4 @@
-"""The released annotation layout becomes clips; what is wrong with a video is told, and the others go on."""
+"""Conversion of the released annotation layout."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def layout(tmp_path):
     return Layout(tmp_path / "made of ü and space")
 
 
-def test_two_people_and_two_voices(layout, tmp_path):
+def test_two_characters_and_two_streams(layout, tmp_path):
     (clip,), rejected = layout.add("talk").convert(tmp_path / "out")
     assert rejected == {} and clip.key == "talk_000002" and clip.caption == "words of talk"
     assert len(clip.frames) == FRAMES - 4  # two frames of sound on each side
@@ -98,19 +98,19 @@ def test_two_people_and_two_voices(layout, tmp_path):
     ("speaker", "first_left", "crossed"),
     [("left", True, False), ("left", False, True), ("right", True, True), ("right", False, False)],
 )
-def test_who_has_which_voice(layout, tmp_path, speaker, first_left, crossed):
+def test_audio_character_matrix(layout, tmp_path, speaker, first_left, crossed):
     (clip,), _ = layout.add("talk", speaker=speaker, first_left=first_left).convert(tmp_path / "out")
     assert clip.matrix.tolist() == ([[0, 1], [1, 0]] if crossed else [[1, 0], [0, 1]])
 
 
-def test_one_voice_and_one_person(layout, tmp_path):
+def test_single_stream_and_single_character(layout, tmp_path):
     layout.add("alone", people=1, dual=False).add("two_one", dual=False, speaker="right")
     clips, rejected = layout.convert(tmp_path / "out")
     assert rejected == {} and [clip.matrix.tolist() for clip in clips] == [[[1]], [[0, 1]]]
     assert [len(clip.speech_features) for clip in clips] == [1, 1]
 
 
-def test_runs_where_everybody_is_seen_become_clips_of_their_own(layout, tmp_path):
+def test_runs_of_valid_frames_become_clips(layout, tmp_path):
     valid = [*range(0, 14), *range(15, 33), *range(40, 45)]
     clips, _ = layout.add("gaps", frames=50, valid=valid).convert(tmp_path / "out")
     assert [(clip.key, len(clip.frames)) for clip in clips] == [("gaps_000002", 10), ("gaps_000017", 14)]
@@ -118,7 +118,7 @@ def test_runs_where_everybody_is_seen_become_clips_of_their_own(layout, tmp_path
     assert clips[1].speech_features[0, :, 0, 0].tolist() == list(range(15, 33))
 
 
-def test_long_runs_are_cut_into_parts_that_are_long_enough(layout, tmp_path):
+def test_long_runs_are_split(layout, tmp_path):
     clips, _ = layout.add("long", frames=34).convert(tmp_path / "out", max_frames=10)
     assert [len(clip.frames) for clip in clips] == [10, 10, 10]
     assert [clip.measured["first_frame"] for clip in clips] == [2, 12, 22]
@@ -126,12 +126,12 @@ def test_long_runs_are_cut_into_parts_that_are_long_enough(layout, tmp_path):
     assert [len(clip.frames) for clip in clips] == [16]
 
 
-def test_sound_that_ends_early_is_followed_by_zeros(layout, tmp_path):
+def test_short_features_are_padded(layout, tmp_path):
     (clip,), _ = layout.add("short_sound", sound=12).convert(tmp_path / "out")
     assert clip.speech_features[1, :, 0, 0].tolist() == [*range(100, 112), *[0] * 8]
 
 
-def hostile(layout):
+def invalid_videos(layout):
     """One good video, and one of each kind that cannot be used; {name: words of the reason}."""
     tracks = layout.base / "track_masks_data"
     sounds = layout.base / "audio_emb"
@@ -194,8 +194,8 @@ def range_list(first, last):
     return list(range(first, last + 1))
 
 
-def test_every_hostile_video_is_left_out_with_its_reason(layout, tmp_path):
-    expected = hostile(layout)
+def test_invalid_videos_are_rejected_with_a_reason(layout, tmp_path):
+    expected = invalid_videos(layout)
     clips, rejected = layout.convert(tmp_path / "out")
     assert [clip.key for clip in clips] == ["good_000002"]
     assert rejected.keys() == expected.keys()
@@ -206,14 +206,14 @@ def test_every_hostile_video_is_left_out_with_its_reason(layout, tmp_path):
         layout.convert(tmp_path / "strict", strict=True)
 
 
-def test_videos_of_one_name_in_two_folders_are_both_kept(layout, tmp_path):
+def test_duplicate_names_are_kept(layout, tmp_path):
     layout.add("same")
     layout.items.append(layout.items[0])
     clips, rejected = layout.convert(tmp_path / "out")
     assert [clip.key for clip in clips] == ["same_000002", "same_000002_2"] and rejected == {}
 
 
-def test_lists_that_cannot_be_used_are_named(layout, tmp_path):
+def test_invalid_entry_lists_are_errors(layout, tmp_path):
     for content in ("only one part\n", "a,b,c\n"):
         layout.list.write_text(content)
         with pytest.raises(InputError, match="VIDEO_FOLDER"):
@@ -238,7 +238,7 @@ def test_converted_clips_become_batches(layout, tmp_path, capsys):
     assert by_people[1]["speech"].shape == (1, 1, 13, BLOCKS, CHANNELS)
 
 
-def test_the_portrait_is_the_square_around_the_head():
+def test_portrait_is_a_square_around_the_head():
     frame = np.zeros((100, 200, 3), np.uint8)
     frame[30:70, 50:90] = 255  # 40 pixels wide; 8 more on each side
     picture = portrait(frame, (50, 30, 90, 70))

@@ -1,4 +1,4 @@
-"""Clips through the real encoder classes (T5, wav2vec2, CogVideoX's VAE; small, random weights), no transformer."""
+"""Clips through the released encoder classes (T5, wav2vec2, CogVideoX VAE) with small random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.data.dataset import open_data
 from training.data.encode import load_encoders
 
 
-def test_the_released_encoders_make_batches_without_the_transformer(
+def test_released_encoders_work_without_the_transformer(
     folder: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Shards: what goes in comes out, whole or not at all, and what is broken is told by name."""
+"""Shards: round trip, atomic writing, broken files."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def same(a: ClipSample, b: ClipSample) -> bool:
     return True
 
 
-def loss_of_codec(a: ClipSample, b: ClipSample) -> float:
+def psnr(a: ClipSample, b: ClipSample) -> float:
     """Signal to noise in dB."""
     assert a.frames.shape == b.frames.shape and b.frames.dtype == np.uint8
     return float(10 * np.log10(255**2 / np.mean((a.frames.astype(float) - b.frames) ** 2)))
 
 
-def test_everything_but_the_video_comes_back_exactly(tmp_path):
+def test_round_trip_is_lossless_except_video(tmp_path):
     rng = np.random.default_rng(0)
     given = [
         clip(0),
@@ -75,10 +75,10 @@ def test_everything_but_the_video_comes_back_exactly(tmp_path):
     assert all(same(a, b) for a, b in zip(given, read, strict=True))
     index = ShardIndex(tmp_path / "with space ü", FeatureCache(None))
     assert [index.content(k).header["fps"] for k in range(4)] == [index.shape(k)[4] for k in range(4)]
-    assert min(loss_of_codec(a, b) for a, b in zip(given, read, strict=True)) > 28
+    assert min(psnr(a, b) for a, b in zip(given, read, strict=True)) > 28
 
 
-def test_more_voices_than_people_overlapping_masks_odd_sizes_and_portraits_of_any_size(tmp_path):
+def test_round_trip_of_unusual_clips(tmp_path):
     rng = np.random.default_rng(1)
     sample = ClipSample(
         key="ключ 键",
@@ -101,7 +101,7 @@ def test_more_voices_than_people_overlapping_masks_odd_sizes_and_portraits_of_an
     assert index.content(0).key == sample.key and same(index.content(0).load(), sample)
 
 
-def test_voices_may_be_missing_where_features_are_there(tmp_path):
+def test_round_trip_with_features_only(tmp_path):
     sample = clip(0, speech_features=np.ones((len(PLAN.clip(0).masks), 13, 2, 3), np.float32))
     sample = replace(sample, speeches=sample.speeches[:, :0])
     with ShardWriter(tmp_path) as writer:
@@ -109,7 +109,7 @@ def test_voices_may_be_missing_where_features_are_there(tmp_path):
     assert same(next(read_shards(tmp_path)), sample)
 
 
-def test_the_same_clips_give_the_same_bytes(tmp_path):
+def test_writing_is_deterministic(tmp_path):
     for folder in ("a", "b"):
         with ShardWriter(tmp_path / folder, per_shard=2) as writer:
             for number in range(3):
@@ -118,7 +118,7 @@ def test_the_same_clips_give_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_masks_take_little_room():
+def test_masks_are_compact():
     """Two people of 720x480 over 25 frames in at most 2 kB a frame: 1/340 of the bytes in memory."""
     masks = np.zeros((2, 25, 480, 720), bool)
     y, x = np.mgrid[:480, :720]
@@ -150,14 +150,14 @@ def test_masks_take_little_room():
         ({"speech_features": np.zeros((1, 9, 3, 2))}, "speech_features"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(changes, words):
+def test_inconsistent_clips_are_rejected(changes, words):
     alone = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(9,)).clip(0)
     with pytest.raises(InputError, match=words):
         replace(alone, **changes)
     assert safe_key("a.b/c d\x00") == "a_b_c d_"
 
 
-def test_what_json_cannot_hold_is_refused_and_a_key_is_used_once(tmp_path):
+def test_invalid_metadata_and_duplicate_keys_are_rejected(tmp_path):
     with pytest.raises(InputError, match="remove the value"), ShardWriter(tmp_path) as writer:
         writer.write(clip(0, measured={"loss": float("nan")}))
     with pytest.raises(InputError, match="second clip"), ShardWriter(tmp_path) as writer:
@@ -169,7 +169,7 @@ def test_what_json_cannot_hold_is_refused_and_a_key_is_used_once(tmp_path):
     assert next(read_shards(tmp_path)).measured == {"numpy": 0.5, "list": [0, 1, 2]}
 
 
-def test_a_shard_appears_whole_or_not_at_all(tmp_path):
+def test_shards_are_atomic(tmp_path):
     class Stop(Exception):
         pass
 
@@ -185,14 +185,14 @@ def test_a_shard_appears_whole_or_not_at_all(tmp_path):
     assert [sample.key for sample in read_shards(tmp_path)] == ["clip_0", "clip_1", "clip_2"]
 
 
-def test_shards_are_closed_at_a_size_too(tmp_path):
+def test_max_bytes_closes_a_shard(tmp_path):
     with ShardWriter(tmp_path, max_bytes=1) as writer:
         for number in range(2):
             writer.write(clip(number))
     assert len(writer.shards) == 2
 
 
-def test_a_full_disk_is_named_and_leaves_whole_shards(tmp_path, monkeypatch):
+def test_full_disk_is_an_error_and_keeps_complete_shards(tmp_path, monkeypatch):
     real = os.fsync
     left = [1]
 
@@ -234,7 +234,7 @@ def damage(path, what):
 
 
 @pytest.mark.parametrize(("what", "kept"), [("cut", 2), ("empty", 2), ("text", 2), ("flip", 3)])
-def test_broken_shards_are_named_or_skipped_and_counted(tmp_path, what, kept):
+def test_broken_shards_are_errors_or_skipped(tmp_path, what, kept):
     first, _ = shards(tmp_path)
     damage(first, what)
     with pytest.raises(BrokenClip, match=r"clips-000000\.tar"):
@@ -244,7 +244,7 @@ def test_broken_shards_are_named_or_skipped_and_counted(tmp_path, what, kept):
     assert len(skipped) == 1 and "clips-000000.tar" in skipped[0]
 
 
-def test_a_missing_file_of_a_clip_is_named(tmp_path):
+def test_missing_members_are_errors(tmp_path):
     members = pack(clip(0))
     for ending in ("json", "mp4", "portrait0.png", "masks.npz"):
         with pytest.raises(BrokenClip, match=ending):
@@ -254,13 +254,13 @@ def test_a_missing_file_of_a_clip_is_named(tmp_path):
         unpack("x", {**members, "json": newer})
 
 
-def test_no_shards_are_named(tmp_path):
+def test_missing_shards_are_an_error(tmp_path):
     for nothing in (tmp_path, tmp_path / "missing", [tmp_path / "a.tar"]):
         with pytest.raises(InputError, match="shards"):
             next(read_shards(nothing))
 
 
-def test_the_index_finds_each_clip_and_survives_what_is_broken(tmp_path):
+def test_index_finds_clips_and_skips_broken_shards(tmp_path):
     long_name = "k" * 150  # longer than a plain tar header holds
     with ShardWriter(tmp_path / "data", per_shard=3) as writer:
         for number in range(5):
@@ -286,7 +286,7 @@ def test_the_index_finds_each_clip_and_survives_what_is_broken(tmp_path):
         index.content(2).load()
 
 
-def test_shards_packed_again_by_tar_are_read(tmp_path):
+def test_repacked_shards_are_readable(tmp_path):
     """Names in another order, behind "./", with folders between them and another owner."""
     (path,) = shards(tmp_path / "a", clips=2)
     with tarfile.open(path) as tar:
@@ -309,7 +309,7 @@ def test_shards_packed_again_by_tar_are_read(tmp_path):
         {"measured": None}, {"caption": 7}, {"sha256": {}}, {"sha256": None}, {"speeches": [1]}, None, [],
     ],
 )  # fmt: skip
-def test_a_json_of_another_kind_is_named_everywhere(tmp_path, change):
+def test_invalid_json_is_an_error(tmp_path, change):
     members = pack(clip(0))
     head = {**json.loads(members["json"]), **change} if isinstance(change, dict) else change
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
@@ -323,7 +323,7 @@ def test_a_json_of_another_kind_is_named_everywhere(tmp_path, change):
         ShardIndex(tmp_path, FeatureCache(None))
 
 
-def test_a_shard_that_was_exchanged_meanwhile_is_noticed(tmp_path):
+def test_replaced_shard_is_detected(tmp_path):
     (path,) = shards(tmp_path, clips=1)
     index = ShardIndex(tmp_path, FeatureCache(None))
     with ShardWriter(tmp_path, first=0) as writer:
@@ -333,7 +333,7 @@ def test_a_shard_that_was_exchanged_meanwhile_is_noticed(tmp_path):
         index.content(0)
 
 
-def test_the_webdataset_library_reads_them(tmp_path):
+def test_webdataset_reads_the_shards(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     paths = shards(tmp_path, clips=2)
     read = list(webdataset.WebDataset([str(p) for p in paths], shardshuffle=False).decode("pil"))
@@ -342,14 +342,14 @@ def test_the_webdataset_library_reads_them(tmp_path):
     assert read[0]["portrait0.png"].size == (48, 48)
 
 
-def test_puppets_are_written_by_the_command(tmp_path, capsys):
+def test_puppet_plan_command(tmp_path, capsys):
     main(Arguments(tmp_path, "puppets:n=2,clips=3,seed=2000100,frames=5/9,size=64x96/96x64", per_shard=2))
     assert "3 clips in 2 shards" in capsys.readouterr().out
     read = list(read_shards(tmp_path))
     plan = PuppetPlan.parse("puppets:n=2,clips=3,seed=2000100,frames=5/9,size=64x96/96x64")
     assert all(same(sample, plan.clip(k)) for k, sample in enumerate(read))
     decibels = check.video_psnr(tmp_path, plan)
-    assert decibels == pytest.approx([loss_of_codec(plan.clip(k), sample) for k, sample in enumerate(read)], abs=0.01)
+    assert decibels == pytest.approx([psnr(plan.clip(k), sample) for k, sample in enumerate(read)], abs=0.01)
     with tarfile.open(tmp_path / "clips-000000.tar") as tar:
         assert tar.getnames()[:2] == ["puppet_2000100.features.safetensors", "puppet_2000100.json"]
 
@@ -358,23 +358,23 @@ def test_puppets_are_written_by_the_command(tmp_path, capsys):
     "text",
     ["puppets:x=1", "puppets:n=none", "puppets:clips=0", "puppets:motion=up", "puppets:seed=999990", "puppets:size=64"],
 )
-def test_wrong_puppets_are_refused(text):
+def test_invalid_puppet_plans_are_rejected(text):
     with pytest.raises(InputError):
         PuppetPlan.parse(text)
 
 
-def test_checking_counts_what_is_there_and_names_what_is_broken(tmp_path, capsys):
+def test_check_command(tmp_path, capsys):
     first, _ = shards(tmp_path)
     assert check.main(check.Arguments(tmp_path)) == 0
-    told = capsys.readouterr().out
-    assert "4 clips in 2 shards, 36 frames" in told and "0 broken" in told and "mp4" in told
+    output = capsys.readouterr().out
+    assert "4 clips in 2 shards, 36 frames" in output and "0 broken" in output and "mp4" in output
     damage(first, "flip")
     assert check.main(check.Arguments(tmp_path)) == 1
-    told = capsys.readouterr().out
-    assert "1 broken" in told and "clip_0" in told and "3 clips" in told
+    output = capsys.readouterr().out
+    assert "1 broken" in output and "clip_0" in output and "3 clips" in output
 
 
-def test_caches_and_hidden_files_are_not_taken_for_data(tmp_path):
+def test_caches_and_hidden_files_are_ignored(tmp_path):
     shards(tmp_path / "data" / "deeper")
     for name in ("data/cache/x.tar", "data/.hidden/x.tar", "data/.x.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The training losses and teacher masks: their algebra, and what they must never do."""
+"""Training losses and teacher masks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_add_noise_is_that_of_the_scheduler() -> None:
     assert torch.allclose(losses.clean_from_velocity(noisy, velocity, alpha_bar), clean, atol=1e-5)
 
 
-def test_mask_weights_count_only_the_characters_unless_a_floor_is_given() -> None:
+def test_mask_weights_with_and_without_background_weight() -> None:
     tokens = torch.zeros(1, 2, 1, 2, 2)
     tokens[0, 0, 0, 0, 0] = tokens[0, 1, 0, 1, 1] = 1
     weights = losses.mask_weights(tokens, patch=2)
@@ -53,13 +53,13 @@ def test_mask_weights_count_only_the_characters_unless_a_floor_is_given() -> Non
     assert math.isclose(losses.weighted_mean(loss, None).item(), 0.25)
 
 
-def test_background_takes_what_nobody_claims_and_overlap_is_shared() -> None:
+def test_background_probability_and_normalized_overlap() -> None:
     masks = torch.tensor([[0.25, 1.0], [0.25, 1.0]]).reshape(1, 2, 1, 1, 2)
     shares = losses.with_background(masks)[0, :, 0, 0]
     assert torch.allclose(shares, torch.tensor([[0.25, 0.5], [0.25, 0.5], [0.5, 0.0]]))
 
 
-def test_paper_router_loss_is_least_for_the_true_masks() -> None:
+def test_paper_router_loss_is_minimal_for_the_true_masks() -> None:
     masks = torch.zeros(1, 2, 2, 4, 4)
     masks[0, 0, :, :, :2] = 1
     masks[0, 1, :, 1:3, 3] = 1
@@ -84,7 +84,7 @@ def test_router_losses_take_any_number_of_characters_and_have_gradients(characte
     assert masks.grad is not None and masks.grad.isfinite().all()
 
 
-def test_paper_teacher_roughens_what_is_used_and_leaves_the_targets() -> None:
+def test_paper_teacher_masks_augment_forced_masks_only() -> None:
     masks = (torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(3)) > 0.5).float()
     before = masks.clone()
     config = TeacherConfig(noise_std=0.1, token_dropout=0.2, layer_dropout=0.5)
@@ -101,7 +101,7 @@ def test_paper_teacher_roughens_what_is_used_and_leaves_the_targets() -> None:
     assert torch.equal(plain.forced, plain.target)
 
 
-def test_released_teacher_is_static_and_its_corruption_reaches_the_targets() -> None:
+def test_released_teacher_masks_are_static_with_corrupted_targets() -> None:
     labels = torch.full((1, 3, 4, 6), -1)
     labels[0, 0, 0, 0], labels[0, 2, 1, 1] = 0, 1
     clean = released_teacher_masks(labels, 2, 1, noise_std=0, corruption=0, layer_dropout=0)
@@ -114,7 +114,7 @@ def test_released_teacher_is_static_and_its_corruption_reaches_the_targets() -> 
     assert (rough.forced.flatten(2).amax(-1) == 0).any()
 
 
-def test_teacher_settings_check_themselves() -> None:
+def test_teacher_config_is_validated() -> None:
     with pytest.raises(InputError, match="token_dropout"):
         TeacherConfig(token_dropout=1.5)
     with pytest.raises(InputError, match="noise"):

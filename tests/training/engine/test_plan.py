@@ -1,4 +1,4 @@
-"""The plan of a stage: counted against the model itself, estimated by rules that can be read."""
+"""The plan of a stage against the real model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def recipe(**changes):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_parameters_activations_and_arithmetic_are_those_of_a_real_step(number):
+def test_trace_matches_a_real_step(number):
     """Counted without content, and once more with it."""
     stage, network = recipe().stages[number], small_model()
     trace = trace_sample(SMALL, stage, dtype=None)
@@ -55,7 +55,7 @@ def test_parameters_activations_and_arithmetic_are_those_of_a_real_step(number):
     assert total.requires_grad
 
 
-def test_memory_follows_what_is_shared_out_and_what_is_computed_again():
+def test_memory_with_sharding_and_gradient_checkpointing():
     stage = recipe().stages[1]
     trace = trace_sample(SMALL, stage)
 
@@ -82,7 +82,7 @@ def test_memory_follows_what_is_shared_out_and_what_is_computed_again():
     assert again == 4 * (outside + trace.inputs + max(blocks)) < 4 * everything
 
 
-def test_lora_is_counted_apart_and_learns():
+def test_lora_parameters_are_counted_separately():
     stage = replace(PUBLISHED[3], lora=Lora(rank=4, alpha=4))
     trace = trace_sample(SMALL, stage)
     assert trace.parameters["LoRA"] == (3 * 2 * 2 * 4 * 32, 0)
@@ -95,7 +95,7 @@ def test_lora_is_counted_apart_and_learns():
     }
 
 
-def test_a_step_is_the_batch_whatever_the_devices():
+def test_step_costs_do_not_depend_on_the_devices():
     one = plan(recipe(), 3, Hardware())
     many = plan(recipe(), 3, Hardware(devices=8, gradient_accumulation_steps=1, sharding="zero2"))
     assert one.flops == many.flops and one.tokens == many.tokens == 16 * one.trace.tokens
@@ -107,7 +107,7 @@ def test_a_step_is_the_batch_whatever_the_devices():
         Hardware(sharding="full")
 
 
-def test_it_is_printed_beside_any_run_command(capsys):
+def test_plan_accepts_the_options_of_a_run(capsys):
     main(
         [
             "--plan",
@@ -130,7 +130,7 @@ def test_it_is_printed_beside_any_run_command(capsys):
 
 
 @pytest.mark.slow
-def test_the_published_size_has_the_parameters_and_the_arithmetic_it_is_known_for():
+def test_published_size_has_known_parameters_and_flops():
     """Totals of the released model (TFLOP of a pass of two samples), counted on the unmodified code, less what is
     computed once here for all characters: queries and outputs of face and speech attention, queries of the router."""
     found = plan(

@@ -1,4 +1,4 @@
-"""Two processes on one machine (gloo): the same losses as one, however the run is spread, and across a change of it."""
+"""Two processes on one machine (gloo) against one process."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def assert_same(found, expected):
         assert found[step] == pytest.approx(values, abs=1e-4), step
 
 
-def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(data, recipe, expected, tmp_path):
+def test_two_processes_match_one_with_accumulation(data, recipe, expected, tmp_path):
     finish_in_two(command(recipe, data, tmp_path / "run", processes=2))
     assert_same(losses(tmp_path / "run"), expected)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(data, recipe, expected, tmp_path):
+def test_resume_with_another_number_of_processes(data, recipe, expected, tmp_path):
     finish_in_two(command(recipe, data, tmp_path / "run", "--steps", "5", processes=2))
     finish(command(recipe, data, tmp_path / "run"))
     assert_same(losses(tmp_path / "run"), expected)
 
 
-def test_single_frames_leave_weights_out_in_some_steps(tmp_path):
+def test_steps_with_unused_parameters(tmp_path):
     """Nothing joins the voices of later latent frames where there are none, so their weights get no gradient.
 
     AdamW makes whole steps of rounding errors where the true gradient is zero; a tenth of the rate keeps them small.
@@ -66,7 +66,7 @@ def test_single_frames_leave_weights_out_in_some_steps(tmp_path):
     assert_same(losses(tmp_path / "two"), losses(tmp_path / "one"))
 
 
-def test_sharded_by_fsdp2_it_is_the_same_run_and_goes_on_with_one_process(data, recipe, expected, tmp_path):
+def test_fsdp2_matches_and_resumes_with_one_process(data, recipe, expected, tmp_path):
     output, launcher = tmp_path / "run", [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = str(ROOT / "tests" / "training" / "engine" / "sharded_run.py")
     finish([*launcher, "--nproc_per_node", "2", script, str(recipe), str(data), str(output), "6"])

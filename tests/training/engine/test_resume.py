@@ -1,4 +1,4 @@
-"""Nothing is lost: killed runs, full disks, damaged files, losses that are no numbers."""
+"""Interrupted runs, full disks, damaged files and non-finite losses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings(output, **changes):
     return RunSettings(output, report_to=(), **{"logging_steps": 1, "checkpointing_steps": 3, **changes})
 
 
-def test_killed_at_a_random_step_and_started_again_it_gives_the_same_losses_bit_for_bit(data, tmp_path):
+def test_killed_run_resumes_bit_for_bit(data, tmp_path):
     recipe = write_recipe(tmp_path / "small.yaml", steps=30)
     finish(command(recipe, data, tmp_path / "whole", "--checkpointing-steps", "4"))
     expected = losses(tmp_path / "whole")
@@ -57,7 +57,7 @@ def test_killed_at_a_random_step_and_started_again_it_gives_the_same_losses_bit_
     assert not list(killed.rglob("*.part*"))
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(data, tmp_path, stage):
+def test_stopped_run_resumes_to_the_same_weights(data, tmp_path, stage):
     clips = ClipFolder(data)
     train(small_model(), clips, stage, settings(tmp_path / "whole"))
     train(small_model(), clips, replace(stage, steps=7), settings(tmp_path / "parts"))
@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data, tmp_path, stage):
         assert whole == parts, name
 
 
-def test_checkpoints_are_small_where_most_of_the_model_is_frozen_and_only_the_last_are_kept(data, tmp_path, stage):
+def test_checkpoints_store_trained_weights_only_and_are_limited(data, tmp_path, stage):
     model = small_model()
     train(model, ClipFolder(data), stage, settings(tmp_path / "run"))
     kept = Checkpoints(tmp_path / "run").all()
@@ -81,7 +81,7 @@ def test_checkpoints_are_small_where_most_of_the_model_is_frozen_and_only_the_la
     assert not any("transformer_blocks.0.ff" in name for name in weights)
 
 
-def test_a_full_disk_is_named_and_the_last_checkpoint_is_good(data, tmp_path, stage):
+def test_full_disk_is_an_error_and_the_last_checkpoint_is_intact(data, tmp_path, stage):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(step, means, model):
@@ -99,7 +99,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_good(data, tmp_path, st
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on_from_the_one_before(data, tmp_path, stage):
+def test_damaged_checkpoint_is_an_error_and_the_previous_one_resumes(data, tmp_path, stage):
     train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run"))
     newest = tmp_path / "run" / "checkpoints" / "step-00000012"
     content = (newest / "weights.safetensors").read_bytes()
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on_from_the_o
     assert losses(tmp_path / "run") == before
 
 
-def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, stage):
+def test_checkpoint_of_another_run_is_rejected(data, tmp_path, stage):
     train(small_model(), ClipFolder(data), replace(stage, steps=2), settings(tmp_path / "run"))
     with pytest.raises(InputError, match="seed 0"):
         train(small_model(), ClipFolder(data), stage, settings(tmp_path / "run", seed=1))
@@ -122,29 +122,29 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, stage):
         train(other, ClipFolder(data), stage, settings(tmp_path / "run"))
 
 
-class Spoilt:
+class NanBatches:
     """Clips whose latents are no numbers in some batches."""
 
     def __init__(self, clips, batches):
-        self.inner, self.spoilt, self.clips = clips, batches, clips.clips
+        self.inner, self.nan_batches, self.clips = clips, batches, clips.clips
 
     def batches(self, size, seed, start=0, rank=0, world_size=1):
         for number, batch in enumerate(self.inner.batches(size, seed, start, rank, world_size), start):
-            if number in self.spoilt:
+            if number in self.nan_batches:
                 batch["latents"] = batch["latents"] * float("nan")
             yield batch
 
 
-def test_losses_that_are_no_numbers_are_skipped_and_counted(data, tmp_path, stage):
+def test_non_finite_losses_are_skipped_and_counted(data, tmp_path, stage):
     model = small_model()
-    summary = train(model, Spoilt(ClipFolder(data), {2, 5}), stage, settings(tmp_path / "run"))
+    summary = train(model, NanBatches(ClipFolder(data), {2, 5}), stage, settings(tmp_path / "run"))
     assert summary["skipped"] == 2 and summary["steps"] == 12
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(value == value for name, value in summary.items())
 
 
-def test_too_many_of_them_in_a_row_end_the_run_with_the_last_good_checkpoint_kept(data, tmp_path, stage):
-    clips = Spoilt(ClipFolder(data), set(range(4, 99)))
+def test_too_many_consecutive_skips_end_the_run(data, tmp_path, stage):
+    clips = NanBatches(ClipFolder(data), set(range(4, 99)))
     with pytest.raises(InputError, match="no finite loss or gradient in the last 3 steps"):
         train(small_model(), clips, stage, settings(tmp_path / "run", max_skipped_steps=3, checkpointing_steps=4))
     assert [path.name for path in Checkpoints(tmp_path / "run").all()] == ["step-00000004"]
@@ -153,7 +153,7 @@ def test_too_many_of_them_in_a_row_end_the_run_with_the_last_good_checkpoint_kep
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_a_broken_shard_ends_the_run_with_its_name_and_what_was_learned_before_is_kept(data, tmp_path, stage):
+def test_broken_data_ends_the_run_and_keeps_the_checkpoint(data, tmp_path, stage):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     clips = ClipFolder(copy)

@@ -1,4 +1,4 @@
-"""Stages as data, and what one step of each does to a batch."""
+"""Stage configurations and their loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.engine.optim import select_trainable
 from training.engine.stages import CONDITIONS, PUBLISHED, RELEASED, ConditionDropout, load_recipe
 
 
-class Listener:
+class CallRecorder:
     """Stands before a model and keeps what it was called with."""
 
     def __init__(self, model):
@@ -47,7 +47,7 @@ def slices(batch, parts):
 
 @pytest.mark.parametrize("flavour", ["paper", "official"])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_the_mean_of_equal_slices_is_the_loss_of_the_whole_batch(number, flavour):
+def test_mean_over_micro_batches_is_the_loss_of_the_batch(number, flavour):
     network = small_model(flavour=flavour)
     settings = stage(number, flavour=flavour, scheduled_sampling_warmup=0, copies=2)
     loss, batch = StageLoss(settings, seed=5), small_batch(4, characters=1 if number == 3 else 2)
@@ -61,12 +61,12 @@ def test_the_mean_of_equal_slices_is_the_loss_of_the_whole_batch(number, flavour
     assert not torch.isclose(StageLoss(settings, seed=6)(network, batch, 7)[0], whole)
 
 
-def test_a_slice_outside_its_batch_is_refused():
+def test_micro_batch_outside_its_batch_is_rejected():
     with pytest.raises(InputError, match="samples 3..6 of 4"):
         StageLoss(stage(1))(small_model(), small_batch(4), 0, offset=3, count=4)
 
 
-def test_conditions_are_dropped_alone_and_in_combinations_as_often_as_asked():
+def test_condition_dropout_probabilities():
     condition_dropout = ConditionDropout(0.2, 0.0, 0.0, joint={"speech+identity": 0.3, "first_frame+text": 0.2})
     loss = StageLoss(stage(2, condition_dropout=condition_dropout))
     batch = {name: torch.ones(4000, 1) for keys in CONDITIONS.values() for name in keys}
@@ -81,7 +81,7 @@ def test_conditions_are_dropped_alone_and_in_combinations_as_often_as_asked():
     assert abs((gone["canvas"] & gone["speech"]).float().mean() - 0.06) < 0.02
 
 
-def test_a_clip_that_is_given_a_first_frame_begins_with_it_and_one_that_is_not_with_its_own():
+def test_first_frame_condition_replaces_the_first_latent_frame():
     latents, picture = torch.randn(2, 3, 4, 4, 6), torch.randn(2, 4, 4, 6)
     picture[1] = 0.0  # dropped
     made = with_first_frame(latents, picture)
@@ -89,12 +89,12 @@ def test_a_clip_that_is_given_a_first_frame_begins_with_it_and_one_that_is_not_w
     assert torch.equal(made[0, 1:], latents[0, 1:])
 
 
-def test_only_samples_without_first_frame_lean_to_high_noise():
-    heard, batch = Listener(small_model()), small_batch(256)
+def test_timestep_bias_applies_without_first_frame_only():
+    recorder, batch = CallRecorder(small_model()), small_batch(256)
     for lean, share in ((1.0, 0.15), (3.0, 1 - 0.85**3)):
         settings = stage(3, copies=1, condition_dropout=ConditionDropout(0.0, 0.5, 0.0), timestep_bias=lean)
-        StageLoss(settings)(heard, batch, 0)
-        arguments, _ = heard.calls[-1]
+        StageLoss(settings)(recorder, batch, 0)
+        arguments, _ = recorder.calls[-1]
         pictures, timestep = arguments[0][:, 0, -4:], arguments[2]
         without = ~pictures.flatten(1).any(1)
         assert 90 < without.sum() < 166, "half of them have none"
@@ -102,7 +102,7 @@ def test_only_samples_without_first_frame_lean_to_high_noise():
         assert abs((timestep[~without] > 850).float().mean() - 0.15) < 0.1
 
 
-def test_drops_that_make_no_sense_are_refused():
+def test_invalid_stage_values_are_rejected():
     with pytest.raises(InputError, match="voice"):
         ConditionDropout(joint={"voice+text": 0.1})
     with pytest.raises(InputError, match="add up"):
@@ -113,7 +113,7 @@ def test_drops_that_make_no_sense_are_refused():
         stage(3, timestep_bias=0.0)
 
 
-def test_clips_of_one_character_get_a_random_slot_among_equal_copies():
+def test_single_characters_are_replicated_with_one_random_active_slot():
     batch = small_batch(200, characters=1)
     many = replicate_character(batch, 3, SampleRandom(0, 0, 0, 200))
     for name in ("identity", "hidden", "speech"):
@@ -121,32 +121,32 @@ def test_clips_of_one_character_get_a_random_slot_among_equal_copies():
     active = many["masks"].flatten(2).amax(2)
     assert (active.sum(1) == 1).all() and torch.equal(many["masks"].sum(1, keepdim=True), batch["masks"])
     assert (active.sum(0) > 40).all()
-    heard = Listener(small_model())
-    StageLoss(stage(3, copies=2))(heard, small_batch(2, characters=1), 0)
-    assert heard.calls[0][1]["face_tokens"].shape[1] == heard.calls[0][1]["audio_tokens"].shape[1] == 2
-    StageLoss(stage(3, copies=2))(heard, small_batch(2, characters=2), 0)
-    assert heard.calls[1][1]["face_tokens"].shape[1] == 2
+    recorder = CallRecorder(small_model())
+    StageLoss(stage(3, copies=2))(recorder, small_batch(2, characters=1), 0)
+    assert recorder.calls[0][1]["face_tokens"].shape[1] == recorder.calls[0][1]["audio_tokens"].shape[1] == 2
+    StageLoss(stage(3, copies=2))(recorder, small_batch(2, characters=2), 0)
+    assert recorder.calls[1][1]["face_tokens"].shape[1] == 2
 
 
-def test_teacher_forcing_gives_rough_masks_and_clean_targets():
+def test_teacher_forcing_has_augmented_masks_and_clean_targets():
     """Appendix B: what acts is forced, noisy and partly dropped; what the router shall say is the truth."""
     settings = replace(PUBLISHED[3], teacher=replace(PUBLISHED[3].teacher, noise_std=0.2, token_dropout=0.3))
-    heard, batch = Listener(small_model()), small_batch(16)
+    recorder, batch = CallRecorder(small_model()), small_batch(16)
     before = batch["masks"].clone()
-    _, parts = StageLoss(settings)(heard, batch, 0)
-    given = heard.calls[0][1]
+    _, parts = StageLoss(settings)(recorder, batch, 0)
+    given = recorder.calls[0][1]
     assert given["mask_override_strength"] is None and given["run_router"]
     forced = given["mask_override"]
     inside = forced[:, batch["masks"] == 1]
     assert inside.std() > 0.1 and abs((inside < 0.05).float().mean() - 0.3) < 0.15
     assert torch.equal(batch["masks"], before)
-    output = heard.model(*heard.calls[0][0], **given)
+    output = recorder.model(*recorder.calls[0][0], **given)
     log_p = output.router_logits.log_softmax(2)
     clean = torch.cat([before, 1 - before.sum(1, keepdim=True)], 1)
     assert torch.isclose(parts["cross_entropy"], -(clean * log_p).sum(2).mean(), rtol=1e-5)
 
 
-def test_the_routers_loss_trains_the_router_alone_and_the_diffusion_loss_everything_else():
+def test_router_loss_trains_the_router_only():
     network = small_model(num_router_layers=2)
     for part, router_learns in (("diffusion", False), ("cross_entropy", True)):
         network.zero_grad()
@@ -155,28 +155,28 @@ def test_the_routers_loss_trains_the_router_alone_and_the_diffusion_loss_everyth
         assert (touched == {"router"}) if router_learns else ("router" not in touched and len(touched) > 4)
 
 
-def test_a_share_of_the_samples_runs_on_the_routers_own_masks():
-    heard, batch = Listener(small_model()), small_batch(64)
+def test_scheduled_sampling_fraction_and_warmup():
+    recorder, batch = CallRecorder(small_model()), small_batch(64)
     loss = StageLoss(stage(3, scheduled_sampling=0.5, scheduled_sampling_warmup=100))
     for step in (0, 49, 99, 500):
-        loss(heard, batch, step)
-    own = [float((call[1]["mask_override_strength"] == 0).float().mean()) for call in heard.calls]
+        loss(recorder, batch, step)
+    own = [float((call[1]["mask_override_strength"] == 0).float().mean()) for call in recorder.calls]
     assert own[0] < 0.1 and 0.1 < own[1] < 0.4 and abs(own[2] - 0.5) < 0.2 and abs(own[3] - 0.5) < 0.2
 
 
-def test_two_dimensional_targets_are_the_union_over_time():
+def test_static_masks_are_the_union_over_time():
     batch = small_batch(2)
     batch["masks"][:, 0, 1] = 0
-    heard = Listener(small_model())
+    recorder = CallRecorder(small_model())
     rough = replace(PUBLISHED[3].teacher, noise_std=0.0, token_dropout=0.0)
-    StageLoss(stage(3, static_masks=True, teacher=rough))(heard, batch, 0)
-    forced = heard.calls[0][1]["mask_override"]
+    StageLoss(stage(3, static_masks=True, teacher=rough))(recorder, batch, 0)
+    forced = recorder.calls[0][1]["mask_override"]
     assert torch.equal(forced[0, :, 0, 1], forced[0, :, 0, 0]) and forced[0, :, 0, 1].any()
 
 
-def test_the_official_flavour_scores_the_released_terms_on_the_released_teacher():
-    heard, batch = Listener(small_model(flavour="official", num_router_layers=1)), small_batch(3)
-    total, parts = StageLoss(RELEASED[3])(heard, batch, 0)
+def test_official_flavour_uses_the_released_terms_and_teacher():
+    recorder, batch = CallRecorder(small_model(flavour="official", num_router_layers=1)), small_batch(3)
+    total, parts = StageLoss(RELEASED[3])(recorder, batch, 0)
     terms = {"router", "consistency", "temporal", "spatial", "spatial_dist", "id_dist"}
     assert set(parts) == terms | {"diffusion", "router_iou"}
     weights = RELEASED[3].official_weights
@@ -184,16 +184,16 @@ def test_the_official_flavour_scores_the_released_terms_on_the_released_teacher(
     teacher = StageLoss(RELEASED[3])._teacher_masks(batch["masks"], 2, SampleRandom(0, 0, 0, 3))
     wrong = (teacher.target != batch["masks"]).float().mean()
     assert 0.02 < wrong < 0.25  # a tenth of what the router is asked for is random there
-    output = heard.model(*heard.calls[0][0], **heard.calls[0][1])
+    output = recorder.model(*recorder.calls[0][0], **recorder.calls[0][1])
     assert router_loss_official(output.masks, batch["masks"])["router"] != parts["router"]
 
 
-def test_labels_give_a_token_to_the_last_who_claims_it():
+def test_labels_of_overlapping_masks():
     masks = torch.tensor([[[0.9, 0.2, 0.6]], [[0.1, 0.3, 0.7]]]).view(1, 2, 1, 1, 3)
     assert masks_to_labels(masks).flatten().tolist() == [0, -1, 1]
 
 
-def test_iou_counts_who_is_there():
+def test_mask_iou_ignores_absent_characters():
     truth = torch.zeros(2, 2, 1, 1, 4)
     truth[0, 0, ..., :2] = 1
     said = truth.clone()
@@ -201,7 +201,7 @@ def test_iou_counts_who_is_there():
     assert torch.isclose(mask_iou(said[None], truth), torch.tensor((0.5 + 1.0) / 2))
 
 
-def test_mask_loss_counts_people_only_in_its_share_of_the_samples():
+def test_loss_weights_of_samples_with_and_without_mask_loss():
     loss, batch = (
         StageLoss(stage(1, mask_loss_probability=0.5, background_weight=0.25, emphasis_weight=2.0)),
         small_batch(2),
@@ -247,7 +247,7 @@ def test_published_stages_train_the_parts_the_paper_names():
     assert parts(3) == {"router", "perceiver_cross_attention", "audio_model.layers"}
 
 
-def test_recipes_of_the_published_size_choose_a_flavour(tmp_path):
+def test_published_recipes_select_a_flavour(tmp_path):
     paper, official = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_official")
     assert paper.model["flavour"] == paper.stages[3].flavour == "paper" and paper.stages[3].scheduled_sampling == 0.5
     assert official.model == paper.model | {"flavour": "official"}
@@ -259,11 +259,11 @@ def test_recipes_of_the_published_size_choose_a_flavour(tmp_path):
         load_recipe(path)
 
 
-def test_a_router_of_sigmoids_has_no_background_and_its_characters_learn_apart():
+def test_sigmoid_router_has_no_background_class():
     network = small_model(router_activation="sigmoid")
-    heard, batch = Listener(network), small_batch(3)
-    _, parts = StageLoss(PUBLISHED[3])(heard, batch, 0)
-    output = network(*heard.calls[0][0], **heard.calls[0][1])
+    recorder, batch = CallRecorder(network), small_batch(3)
+    _, parts = StageLoss(PUBLISHED[3])(recorder, batch, 0)
+    output = network(*recorder.calls[0][0], **recorder.calls[0][1])
     assert output.router_logits.shape == output.masks.shape
     assert torch.allclose(output.masks, output.router_logits.sigmoid())
     p, y = output.masks, batch["masks"]
@@ -271,7 +271,7 @@ def test_a_router_of_sigmoids_has_no_background_and_its_characters_learn_apart()
     assert "background" not in str([name for name, _ in network.named_parameters()])
 
 
-def test_the_recipe_for_one_device_changes_stage_one_alone():
+def test_one_gpu_recipe_changes_stage_one_only():
     whole, one = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_one_gpu")
     assert one.model == whole.model and one.stages[2] == whole.stages[2] and one.stages[3] == whole.stages[3]
     assert one.stages[1].lora.rank == 128 and "*" not in one.stages[1].trainable

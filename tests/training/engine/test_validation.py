@@ -1,4 +1,4 @@
-"""Looking at a model in training: when, at what, and without leaving a trace in it."""
+"""Validation during training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from training.engine.contact_sheet import contact_sheet
 from training.engine.validation import VALIDATION_SEEDS, Validation, ValidationConfig, mask_metrics, validation_metrics
 
 
-class Board:
-    """Keeps what it is told."""
+class FakeTracker:
+    """Keeps what it is log_lines."""
 
     active = True
 
@@ -31,7 +31,7 @@ class Board:
         self.images[step, name] = image
 
 
-class Truth:
+class OracleTarget:
     """A subject that finds what was drawn, and in the second half of its points the other character."""
 
     def __init__(self, bundle, held):
@@ -48,17 +48,17 @@ def bundle():
     return load_bundle("toy")
 
 
-LITTLE = ValidationConfig(masks=3, videos=1, num_frames=5, steps=2, noise_levels=(0.9, 0.3))
+SMALL_CONFIG = ValidationConfig(masks=3, videos=1, num_frames=5, steps=2, noise_levels=(0.9, 0.3))
 
 
-def test_it_is_time_when_a_multiple_was_passed():
-    look = Validation(100, config=LITTLE)
+def test_validation_is_due_when_a_multiple_was_passed():
+    look = Validation(100, config=SMALL_CONFIG)
     assert [step for step in range(25, 426, 25) if look.due(step)] == [100, 200, 300, 400]
-    resumed = Validation(100, config=LITTLE)
+    resumed = Validation(100, config=SMALL_CONFIG)
     assert [step for step in (230, 260, 290, 330) if resumed.due(step)] == [330]
 
 
-def test_seeds_of_the_final_tables_are_refused():
+def test_benchmark_seeds_are_rejected():
     assert VALIDATION_SEEDS == 2_000_000
     with pytest.raises(InputError, match="benchmark"):
         ValidationConfig(seed=1_000_000)
@@ -66,15 +66,15 @@ def test_seeds_of_the_final_tables_are_refused():
         ValidationConfig(masks=2, videos=3)
 
 
-def test_scenes_are_held_out_and_always_the_same(bundle):
-    first, second = LITTLE.scenes(bundle), LITTLE.scenes(bundle)
+def test_scenes_are_held_out_and_deterministic(bundle):
+    first, second = SMALL_CONFIG.scenes(bundle), SMALL_CONFIG.scenes(bundle)
     assert [scene.clip.seed for scene in first] == [2_000_000, 2_000_001, 2_000_002]
     assert all(np.array_equal(a.clip.frames, b.clip.frames) for a, b in zip(first, second, strict=True))
     assert first[2].clip.motion == "still" and {scene.first_frame for scene in first} == {True, False}
 
 
-def test_masks_are_compared_with_what_was_drawn(bundle):
-    figures, shown = mask_metrics(Truth(bundle, LITTLE), LITTLE.scenes(bundle))
+def test_mask_metrics_against_the_drawn_masks(bundle):
+    figures, shown = mask_metrics(OracleTarget(bundle, SMALL_CONFIG), SMALL_CONFIG.scenes(bundle))
     assert figures["iou_0.9_first_frame"] == figures["iou_0.3_first_frame"] == 1.0
     assert figures["iou_0.3_alone"] < 0.5
     assert figures["iou"] == pytest.approx((1.0 + figures["iou_0.3_alone"]) / 2)
@@ -82,9 +82,9 @@ def test_masks_are_compared_with_what_was_drawn(bundle):
     assert len(shown) == 3 and shown[0].shape[0] == 2
 
 
-def test_a_look_gives_figures_pictures_and_films_and_leaves_the_model_alone(bundle, tmp_path):
-    model, board = bundle.transformer.train(), Board(tmp_path)
-    look = Validation(10, tracker=board, config=LITTLE)
+def test_validation_logs_metrics_images_and_videos_and_keeps_the_model(bundle, tmp_path):
+    model, board = bundle.transformer.train(), FakeTracker(tmp_path)
+    look = Validation(10, tracker=board, config=SMALL_CONFIG)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -102,13 +102,13 @@ def test_a_look_gives_figures_pictures_and_films_and_leaves_the_model_alone(bund
     films = list(tmp_path.rglob("*.mp4"))
     assert [film.name for film in films] == ["puppets_2000000.mp4"] and films[0].stat().st_size > 1000
     bundle.transformer.eval()
-    again = validation_metrics(model, LITTLE, bundle)
+    again = validation_metrics(model, SMALL_CONFIG, bundle)
     assert {name: figures[name] for name in again} == pytest.approx(again)
 
 
-def test_figures_see_what_training_did_to_the_router(bundle):
+def test_metrics_distinguish_a_trained_from_a_new_router(bundle):
     """A router that was just made finds nobody; the trained one does."""
-    settings = replace(LITTLE, videos=0, num_frames=17, noise_levels=(0.3,))
+    settings = replace(SMALL_CONFIG, videos=0, num_frames=17, noise_levels=(0.3,))
     torch.manual_seed(0)
     fresh = type(bundle.transformer)(**bundle.transformer.config)
     fresh.load_state_dict(
@@ -118,17 +118,17 @@ def test_figures_see_what_training_did_to_the_router(bundle):
     assert trained > 0.5 > validation_metrics(fresh, settings, bundle)["iou"]
 
 
-def test_scene_files_are_made_and_shown_where_a_model_knows_no_puppets(bundle, tmp_path):
-    Image.fromarray(LITTLE.scenes(bundle)[0].clip.portraits[0]).save(tmp_path / "face.png")
+def test_scene_files_are_generated_without_metrics(bundle, tmp_path):
+    Image.fromarray(SMALL_CONFIG.scenes(bundle)[0].clip.portraits[0]).save(tmp_path / "face.png")
     scene = '{"prompt": "a puppet", "characters": [{"name": "A", "image": "face.png"}]'
     (tmp_path / "alone.json").write_text(scene + ', "length": 5, "steps": 2}')
-    board = Board(tmp_path)
+    board = FakeTracker(tmp_path)
     figures = Validation(1, scenes=[tmp_path / "alone.json"], tracker=board)(1, {}, bundle.transformer)
     assert set(figures) == {"validation_seconds"} and list(board.images) == [(1, "alone")]
     assert (tmp_path / "images" / "step-00000001" / "alone.mp4").is_file()
 
 
-def test_a_sheet_tints_each_moment_with_its_own_mask():
+def test_contact_sheet_tints_frames_with_their_masks():
     grid = TokenGrid(2, 2, 2, 2, 4, 4)
     frames, masks = np.zeros((5, 16, 16, 3), np.uint8), torch.zeros(1, 2, 2, 2)
     masks[0, 1, :, 0] = 1.0
@@ -139,8 +139,8 @@ def test_a_sheet_tints_each_moment_with_its_own_mask():
     assert pixels[:150, -wide // 3 : -10].max() < 40  # bilinear masks fade out
 
 
-def test_a_scene_that_the_model_cannot_make_is_told_and_training_goes_on(bundle, tmp_path, caplog):
-    board = Board(tmp_path)
+def test_unusable_scene_is_a_warning(bundle, tmp_path, caplog):
+    board = FakeTracker(tmp_path)
     look = Validation(1, scenes=[tmp_path / "missing.json"], tracker=board)
     assert look(1, {}, bundle.transformer) == {} and not board.figures
     assert "validation at step 1 skipped" in caplog.text and "missing.json" in caplog.text

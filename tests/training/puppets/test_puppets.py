@@ -1,4 +1,4 @@
-"""Puppets: the same seed is the same scene, the truth fits the pixels, and drawing is fast."""
+"""Puppets: determinism, ground truth and speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.puppets.looks import draw_look
 from training.puppets.world import draw_portrait
 
 
-def test_same_seed_same_clip_other_seed_other_clip():
+def test_clips_depend_on_the_seed():
     one, again, other = make_clip(5, 2), make_clip(5, 2), make_clip(6, 2)
     assert np.array_equal(one.frames, again.frames) and np.array_equal(one.speeches, again.speeches)
     assert one.prompt == again.prompt and one.prompt != other.prompt
@@ -35,13 +35,13 @@ def test_any_number_size_and_length(n, height, width, frames):
     assert clip.masks.any((2, 3)).mean() > 0.9, "people should be in the picture"
 
 
-def test_nobody_covers_the_same_pixel_as_somebody_else():
+def test_masks_do_not_overlap():
     for seed in range(4):
         clip = make_clip(seed, 3, motion="crossing")
         assert clip.masks.sum(0).max() <= 1
 
 
-def test_crossing_people_change_sides():
+def test_crossing_characters_change_sides():
     clip = make_clip(3, 2, num_frames=75, motion="crossing")
     x = clip.mouth_centers[..., 0]
     assert np.sign(x[0, 0] - x[1, 0]) != np.sign(x[0, -1] - x[1, -1])
@@ -66,14 +66,14 @@ def test_mouth_pixels_follow_the_opening_track():
     assert len(agreement) >= 3 and min(agreement) > 0.9, agreement
 
 
-def test_a_free_start_changes_the_mouths_of_the_first_frame_alone():
+def test_random_first_mouths_change_the_first_frame_only():
     usual, free = make_clip(2_000_017, 3), make_clip(2_000_017, 3, random_first_mouths=True)
     assert np.array_equal(usual.frames[1:], free.frames[1:]) and np.array_equal(usual.speeches, free.speeches)
     assert not np.array_equal(usual.frames[0], free.frames[0])
     assert np.array_equal(usual.masks, free.masks)
 
 
-def test_a_recording_can_drive_a_mouth():
+def test_tracks_drive_the_mouth():
     opening = np.tile((np.arange(25) % 8 < 4).astype(np.float32), (1, 1))
     clip = make_clip(2, 1, 128, 192, 25, tracks=(opening, np.zeros((1, 16_000), np.float32)), motion="still")
     area = _mouth_area(clip, 0)
@@ -95,14 +95,14 @@ def test_portraits_show_the_same_person_differently():
     assert (nearest == np.arange(12)).mean() > 0.8
 
 
-def test_prompt_says_who_is_where():
+def test_prompt_describes_positions():
     clip = make_clip(8, 2)
     left = int(np.argmin(clip.mouth_centers[:, 0, 0]))
     before, after = clip.prompt.split(";")
     assert clip.looks[left].describe() in before and clip.looks[1 - left].describe() in after
 
 
-def test_at_least_thirty_clips_a_second():
+def test_drawing_speed():
     """On a core of its own: of many short rounds the best counts, as other work can only slow them down."""
     make_clip(0, 2)
     best = 0.0

@@ -1,4 +1,4 @@
-"""Voices: the mouth belongs to the sound."""
+"""Synthetic voices and their mouths."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_same_seed_same_sound():
     assert not np.array_equal(one.waveform, other.waveform)
 
 
-def test_pitch_is_the_one_asked_for():
+def test_pitch():
     for pitch in (80.0, 150.0, 320.0):
         wave = say(0, VoiceSpec(pitch=pitch, breathiness=0.05)).waveform.astype(np.float64)
         spectrum = np.abs(np.fft.rfft(wave, n=2 * wave.size)) ** 2
@@ -89,7 +89,7 @@ def test_pitch_is_the_one_asked_for():
         assert found == pytest.approx(pitch, rel=0.12)
 
 
-def test_rule_from_look_to_voice_is_fixed_and_spreads():
+def test_voice_for_look_is_fixed():
     low, high = voice_for(np.zeros(3)), voice_for(np.ones(5))
     assert (low.pitch, low.formant_scale, low.breathiness) == (80.0, 0.8, 0.05)
     assert high.pitch == pytest.approx(320.0) and high.formant_scale == pytest.approx(1.3)
@@ -104,7 +104,7 @@ def test_round_and_spread_vowels_differ():
     assert frequency[2, 0] > frequency[0, 0]
 
 
-def test_fast_enough_to_train_on():
+def test_synthesis_speed():
     synthesize(VoiceSpec(), [(0.0, 1.0)], 1.0)
     best = min(_time_one(seed) for seed in range(5))
     assert best / SECONDS < 0.004 * 4  # 4 ms per second of sound; four times that on a busy machine
@@ -143,12 +143,12 @@ def test_conversations(mode, count):
         assert all(spans)
 
 
-def test_unknown_mode_is_told():
+def test_unknown_mode_is_an_error():
     with pytest.raises(InputError, match="conversation"):
         conversation(2, 1.0, np.random.default_rng(0), "shouting")  # type: ignore[arg-type]
 
 
-def test_recordings_drive_a_mouth():
+def test_opening_from_recording():
     spoken = say(4, spans=((0.5, 2.5),))
     opening = opening_from_recording(np.stack([spoken.waveform, spoken.waveform]), SAMPLE_RATE)
     assert opening.shape == (FRAMES,) and opening.min() >= 0 and opening.max() <= 1

@@ -23,7 +23,7 @@ def saved(folder: Path, seed: int, **changes: object) -> AutoencoderKLCogVideoX:
 
 
 @pytest.mark.parametrize(("weights", "first"), [((), 0.5), ((0.25, 0.75), 0.25)])
-def test_the_mean_loads_and_lies_between(tmp_path: Path, weights: tuple[float, ...], first: float) -> None:
+def test_weighted_average(tmp_path: Path, weights: tuple[float, ...], first: float) -> None:
     one, other = saved(tmp_path / "a", 1).state_dict(), saved(tmp_path / "b", 2).state_dict()
     average(Arguments((tmp_path / "a", tmp_path / "b"), tmp_path / "mean", weights))
     mean = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "mean").state_dict()
@@ -35,7 +35,7 @@ def test_the_mean_loads_and_lies_between(tmp_path: Path, weights: tuple[float, .
     ]
 
 
-def test_a_folder_may_become_the_mean(tmp_path: Path) -> None:
+def test_output_may_be_an_input_folder(tmp_path: Path) -> None:
     saved(tmp_path / "a", 1), saved(tmp_path / "b", 2)
     average(Arguments((tmp_path / "a", tmp_path / "b"), tmp_path / "mean"))
     average(Arguments((tmp_path / "a", tmp_path / "b"), tmp_path / "a"))
@@ -43,7 +43,7 @@ def test_a_folder_may_become_the_mean(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-def test_what_cannot_be_averaged_is_told(tmp_path: Path) -> None:
+def test_invalid_inputs_are_rejected(tmp_path: Path) -> None:
     saved(tmp_path / "a", 1), saved(tmp_path / "wider", 2, block_out_channels=(16, 16, 16))
     with pytest.raises(InputError, match="of one architecture"):
         average(Arguments((tmp_path / "a", tmp_path / "wider"), tmp_path / "mean"))
@@ -57,7 +57,7 @@ def test_what_cannot_be_averaged_is_told(tmp_path: Path) -> None:
         weighted_average([some, some], (0.5, 0.6))
 
 
-def test_the_data_type_stays() -> None:
+def test_dtype_is_preserved() -> None:
     low, high = torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 1.0 + 1 / 64, dtype=torch.bfloat16)
     mean = weighted_average([{"w": low}, {"w": high}], ())["w"]
     assert mean.dtype is torch.bfloat16 and mean.item() == 1.0 + 1 / 128

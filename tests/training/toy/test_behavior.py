@@ -1,4 +1,4 @@
-"""The shipped weights do what they are for: this mouth follows this voice, and the other one when voices swap."""
+"""The shipped weights: every mouth follows its own speech, also when speeches are swapped."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def report(bundle):
     return evaluate(bundle, SETTINGS, steps=STEPS)
 
 
-def test_router_finds_people_with_its_own_masks(report):
+def test_router_masks(report):
     assert report["router"]["headline_iou"] >= 0.6
     by_noise = [point["with_first_frame"] for point in report["router"]["points"]]
     assert by_noise[-1] > by_noise[0], "less noise, better masks"
 
 
 @pytest.mark.parametrize("matrix", ["binding", "binding_swapped"])
-def test_mouths_follow_the_voice_they_are_given(report, matrix):
+def test_mouths_follow_their_speech(report, matrix):
     figures = report["generated"][matrix]
     assert figures["accuracy"] >= 0.6
     assert figures["own"] > figures["other"] + 0.2
 
 
-def test_people_look_like_their_portraits(report):
+def test_identity(report):
     assert report["generated"]["identity"] >= 0.75
     assert report["generated"]["mask_iou"] >= 0.5
 
 
-def test_a_video_begins_with_its_picture_and_goes_on_with_the_voices(bundle):
+def test_first_frame_and_speech(bundle):
     """Also where the voices are swapped, and the picture shows other mouths than they want."""
     target = ModelTarget(bundle, SETTINGS, (), STEPS)
     made, shown, wanted = [], [], []

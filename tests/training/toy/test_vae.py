@@ -1,4 +1,4 @@
-"""The toy codec's training: what its loss sees of mouths, and that a decoder learns alone."""
+"""Training of the toy VAE."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mouths_open(rows: list[int]) -> tuple[Tensor, Tensor]:
     return video, near
 
 
-def test_an_opening_is_the_area_of_the_mouth_in_each_frame() -> None:
+def test_opening_error_compares_mouth_areas() -> None:
     video, near = mouths_open([0, 2, 4, 2])
     assert opening_error(video, video, near) == 0
     moved = video.roll(2, dims=-1)
@@ -42,7 +42,7 @@ def test_an_opening_is_the_area_of_the_mouth_in_each_frame() -> None:
 
 
 @pytest.mark.parametrize("opening", [0.0, 0.3])
-def test_a_decoder_learns_while_its_encoder_stays(tmp_path: Path, opening: float) -> None:
+def test_decoder_training_keeps_the_encoder(tmp_path: Path, opening: float) -> None:
     sizes = {"block_out_channels": (8, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
     torch.manual_seed(0)
     AutoencoderKLCogVideoX(**{**TOY_VAE, **sizes}).save_pretrained(tmp_path)
