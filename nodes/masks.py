@@ -51,10 +51,10 @@ class MaskOverlay(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, opacity: float, legend: bool, images: Any = None, masks: Any = None
     ) -> io.NodeOutput:
-        from bya_core.pipelines.mask_images import overlay_images, still
+        from bya_core.pipelines.interactive import overlay_images, still_frame
 
         tokens, grid = routing.token_masks(masks)
-        frames = still(routing.scene.first_frame, grid) if images is None else convert.to_uint8(images)
+        frames = still_frame(routing.scene.first_frame, grid) if images is None else convert.to_uint8(images)
         names = routing.names if legend else []
         return io.NodeOutput(convert.images(overlay_images(tokens, grid, frames, names, opacity)))
 
@@ -88,10 +88,10 @@ class SelectCharacterMask(io.ComfyNode):
     @classmethod
     @host.plain_errors
     def execute(cls, routing: types.RoutingValue, character: str, frames: str, masks: Any = None) -> io.NodeOutput:
-        from bya_core.pipelines.mask_images import character_index, to_images
+        from bya_core.pipelines.interactive import character_index, masks_to_images
 
         tokens, grid = routing.token_masks(masks)
         one = tokens[character_index(character, routing.names)][None]
         if frames == "video":
             return io.NodeOutput(grid.tokens_to_pixels(one, mode="nearest")[0])
-        return io.NodeOutput(to_images(one, grid))
+        return io.NodeOutput(masks_to_images(one, grid))

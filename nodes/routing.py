@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -12,6 +12,9 @@ from bya_core.scene.schema import CharacterEntry
 
 from . import host, types
 from .schema import schema, widget
+
+if TYPE_CHECKING:
+    from bya_core.pipelines.interactive import AudioAssignment
 
 MASK_ORDER = "characters x latent frames, all frames of the first character first, at the size of the video"
 REPORT = "Coverage and confidence per character, audio assignment, notices."
@@ -93,14 +96,28 @@ class EmbeddingRouter(io.ComfyNode):
 
     @classmethod
     @host.plain_errors
-    def execute(cls, scene: types.SceneValue, masks: Any = None, **given: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        scene: types.SceneValue,
+        audio_assignment: AudioAssignment,
+        audio_character_matrix: str,
+        probe_steps: int,
+        threshold: float,
+        max_percent: float,
+        num_seeds: int,
+        static_masks: bool,
+        masks: Any = None,
+        **given: Any,
+    ) -> io.NodeOutput:
         from bya_core.pipelines.generate import prepare, route
-        from bya_core.pipelines.interactive import RoutingRequest, describe, first_window, routed_scene
+        from bya_core.pipelines.interactive import first_window, routing_summary, set_router
         from bya_core.progress import ProgressTracker
 
+        probe = ProbeConfig(threshold, max_percent, probe_steps or None, num_seeds)
+        router = RouterConfig(probe=probe, static=static_masks, **given)
         model = scene.model
         with host.cancellable():
-            whole = routed_scene(scene.scene, RoutingRequest(**given), masks, model.bundle)
+            whole = set_router(scene.scene, router, model.bundle, audio_assignment, audio_character_matrix, masks)
         window = first_window(whole, model.bundle)
         with host.running(model, window):
             tracker = ProgressTracker(host.progress_callback(model, window))
@@ -108,7 +125,7 @@ class EmbeddingRouter(io.ComfyNode):
             routing = route(prepared, model.bundle, tracker)
         in_windows = window is not whole
         value = types.RoutingValue(model, host.to_cpu(prepared), host.to_cpu(routing), whole if in_windows else None)
-        return io.NodeOutput(value, value.mask_images, describe(value.scene, routing, in_windows))
+        return io.NodeOutput(value, value.mask_images, routing_summary(value.scene, routing, in_windows))
 
 
 class MaskRefine(io.ComfyNode):
@@ -167,10 +184,10 @@ class MaskRefine(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, refine: bool, restart: bool, override_mask: Any = None, **given: Any
     ) -> io.NodeOutput:
-        from bya_core.pipelines.interactive import Edit, describe, edited
+        from bya_core.pipelines.interactive import MaskEdit, edit_masks, routing_summary
 
         options = RefineConfig(**{name: given.pop(name) for name in REFINE}) if refine else None
-        edit = Edit(options, restart, override_mask, **given)
-        masks, whole = edited(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
+        edit = MaskEdit(options, restart, override_mask, **given)
+        masks, whole = edit_masks(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
         value = replace(routing, routing=masks, whole=whole)
-        return io.NodeOutput(value, value.mask_images, describe(value.scene, masks, whole is not None))
+        return io.NodeOutput(value, value.mask_images, routing_summary(value.scene, masks, whole is not None))

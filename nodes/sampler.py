@@ -45,8 +45,7 @@ class Sampler(io.ComfyNode):
     @host.plain_errors
     def execute(cls, routing: types.RoutingValue, preset: Preset = "exact") -> io.NodeOutput:
         from bya_core.pipelines.generate import sample
-        from bya_core.pipelines.interactive import describe_video, sample_windows
-        from bya_core.pipelines.mask_images import to_images
+        from bya_core.pipelines.interactive import masks_to_images, sample_windows, video_summary
         from bya_core.progress import ProgressTracker
 
         routing = routing.with_preset(preset)
@@ -59,5 +58,5 @@ class Sampler(io.ComfyNode):
                 result = sample_windows(routing.whole, model.bundle, host.temporary_folder(), callback)
         frames, audio = convert.images(result.frames), convert.audio(result.audio, scene.seconds)
         video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
-        masks = to_images(result.masks, result.grid)
-        return io.NodeOutput(frames, video, audio, masks, scene.fps, describe_video(routing.names, result))
+        masks = masks_to_images(result.masks, result.grid)
+        return io.NodeOutput(frames, video, audio, masks, scene.fps, video_summary(routing.names, result))

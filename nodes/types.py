@@ -68,13 +68,13 @@ class RoutingValue:
     @property
     def mask_images(self) -> Tensor:
         """The masks as MASK [N * T, height, width]."""
-        from bya_core.pipelines.mask_images import to_images
+        from bya_core.pipelines.interactive import masks_to_images
 
-        return to_images(self.routing.masks, self.prepared.grid)
+        return masks_to_images(self.routing.masks, self.prepared.grid)
 
     def token_masks(self, images: Tensor | None) -> tuple[Tensor, TokenGrid]:
         """A MASK of all characters as [N, T, h, w] with its grid; None returns the masks of the routing."""
-        from bya_core.pipelines.mask_images import from_images
+        from bya_core.pipelines.interactive import images_to_masks
 
         if images is None:
             return self.routing.masks, self.prepared.grid
@@ -82,4 +82,4 @@ class RoutingValue:
         whole = self.model.bundle.grid(scene.num_frames, scene.height, scene.width)
         if images.shape[0] in (count * whole.frames, count * whole.video_frames):
             grid = whole
-        return from_images(images, grid, count), grid
+        return images_to_masks(images, grid, count), grid

@@ -58,8 +58,8 @@ class Page:
         **style: Any,
     ) -> Text:
         """One line, vertically centered on `y`; shortened if it is wider than `room` pixels."""
-        style = {"va": "center", "ha": "left", "parse_math": False} | style
-        made = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=color, **style)
+        options: dict[str, Any] = {"va": "center", "ha": "left", "parse_math": False} | style
+        made = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=color, **options)
         if room is not None:
             self.shorten(made, room)
         return made

@@ -45,7 +45,7 @@ def timeline_page(
     notice_lines = [f"⚠ {notice}" for notice in scene.notices]
     height = 2 * MARGIN + HEADER + strips * (STRIP + GAP) + len(scene.characters) * (LANE_HEIGHT + GAP) + AXIS
     page = Page(width, height + 22 * len(notice_lines))
-    top, room = MARGIN + HEADER, width - 2 * MARGIN - LEFT
+    top, room = float(MARGIN + HEADER), width - 2 * MARGIN - LEFT
     _draw_header(page, scene, room)
 
     def row(height: float, label: str, face: str = PANEL) -> Axes:

@@ -1,4 +1,7 @@
-"""Routing and mask edits from flat values, as the nodes have them, and their results as text."""
+"""Steps for interactive tools such as the nodes: set the router, edit its masks, sample, and summarize the results.
+
+Masks are exchanged as batches of images, all images of the first character first.
+"""
 
 from __future__ import annotations
 
@@ -7,116 +10,97 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from bya_core.config import BackgroundAudio, ProbeConfig, RefineConfig, Region, RouterConfig, RouterMode, Segmenter
+from bya_core.config import RefineConfig, RouterConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
+from bya_core.io.media import fit_image
+from bya_core.io.overlay import render_overlay
 from bya_core.masks import MaskControl, mask_statistics
 from bya_core.pipelines.generate import Video
-from bya_core.pipelines.mask_images import character_index, from_images
+from bya_core.pipelines.long_video import generate_long, plan
+from bya_core.pipelines.window_files import fingerprint
 from bya_core.progress import ProgressCallback
 from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import bound
+from bya_core.routing.refine import refine
 from bya_core.scene.compose import parse_matrix
+from bya_core.scene.mask_control import given_masks
 from bya_core.scene.types import Scene, moved_on, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
-
-@dataclass(frozen=True)
-class RoutingRequest:
-    """Options of the router as flat values, as the nodes have them.
-
-    Args:
-        mode, region, segmenter, background_audio: See `RouterConfig`.
-        audio_assignment: "given" uses `audio_character_matrix`, or assigns each speech to its own character; "swapped"
-            shifts that by one character; "auto" matches voices to faces.
-        audio_character_matrix: See `bya_core.scene.compose.parse_matrix`.
-        probe_steps: `ProbeConfig.steps`; 0 runs until the masks converge.
-        threshold, max_percent, num_seeds: See `ProbeConfig`.
-        static_masks: See `RouterConfig.static`.
-    """
-
-    mode: RouterMode = "intra"
-    audio_assignment: Literal["given", "swapped", "auto"] = "given"
-    audio_character_matrix: str = ""
-    probe_steps: int = 0
-    threshold: float = ProbeConfig.threshold
-    max_percent: float = ProbeConfig.max_fraction
-    region: Region = "head"
-    segmenter: Segmenter = "self"
-    static_masks: bool = False
-    background_audio: BackgroundAudio = "model"
-    num_seeds: int = ProbeConfig.num_seeds
-
-    def config(self) -> RouterConfig:
-        """The options without the audio assignment."""
-        probe = ProbeConfig(self.threshold, self.max_percent, self.probe_steps or None, self.num_seeds)
-        return RouterConfig(
-            mode=self.mode,
-            probe=probe,
-            region=self.region,
-            segmenter=self.segmenter,
-            static=self.static_masks,
-            background_audio=self.background_audio,
-        )
+AudioAssignment = Literal["given", "swapped", "auto"]
 
 
-def routed_scene(scene: Scene, request: RoutingRequest, masks: Tensor | None, bundle: ModelBundle) -> Scene:
-    """The scene with these router options, and its audio-character matrix resolved from all of the speech.
+def set_router(
+    scene: Scene,
+    router: RouterConfig,
+    model: ModelBundle,
+    audio_assignment: AudioAssignment = "given",
+    audio_character_matrix: str = "",
+    masks: Tensor | None = None,
+) -> Scene:
+    """The scene with another router and audio-character matrix.
 
     Args:
-        masks: Given mask images, see `bya_core.pipelines.mask_images.from_images`; None = none.
+        scene: the scene.
+        router: where the masks come from.
+        model: the model.
+        audio_assignment: "given" uses the matrix, or else assigns each speech to its own character; "swapped" shifts
+            that by one character; "auto" matches voices to faces.
+        audio_character_matrix: see `bya_core.scene.compose.parse_matrix`; empty = that of the scene.
+        masks: mask override as images, see `images_to_masks`; None = none.
 
     Raises:
-        InputError: Masks or a matrix that do not fit the scene, or a matrix with automatic assignment.
+        InputError: masks or matrix do not fit the scene, or a matrix is given with automatic assignment.
     """
     count = len(scene.characters)
-    matrix = parse_matrix(request.audio_character_matrix, len(scene.speeches), count)
-    if request.audio_assignment == "auto" and matrix is not None:
-        came = "an audio-character matrix with automatic audio assignment"
-        raise InputError(came, "one of the two", 'clear the matrix, or set audio_assignment to "given"')
-    if request.audio_assignment == "swapped":
+    matrix = parse_matrix(audio_character_matrix, len(scene.speeches), count)
+    if audio_assignment == "auto" and matrix is not None:
+        problem = "an audio-character matrix with automatic audio assignment"
+        raise InputError(problem, "one of the two", 'clear the matrix, or set audio_assignment to "given"')
+    if audio_assignment == "swapped":
         matrix = moved_on(scene.matrix if matrix is None else matrix)
-    grid = bundle.grid(scene.num_frames, scene.height, scene.width)
-    routed = replace(
+    grid = model.grid(scene.num_frames, scene.height, scene.width)
+    scene = replace(
         scene,
         audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
-        bind="auto" if request.audio_assignment == "auto" else "given",
-        mask_control=None if masks is None else MaskControl(from_images(masks, grid, count, "the masks of the router")),
-        routing=request.config(),
+        bind="auto" if audio_assignment == "auto" else "given",
+        mask_control=None if masks is None else MaskControl(images_to_masks(masks, grid, count)),
+        routing=router,
     )
-    return bound(routed, bundle)
+    return bound(scene, model)
 
 
-def first_window(scene: Scene, bundle: ModelBundle) -> Scene:
-    """The part of a scene that is made first: all of it, where it is no longer than a window."""
-    from bya_core.pipelines.long_video import plan
-
-    window = plan(scene, bundle)[0]
+def first_window(scene: Scene, model: ModelBundle) -> Scene:
+    """The part of a scene that is generated first; the scene itself if it fits into one window."""
+    window = plan(scene, model)[0]
     if window.frames == scene.num_frames:
         return scene
-    control = scene.mask_control
     return replace(
         scene,
         prompt=prompt_at(scene, 0.0, window.frames / scene.fps),
         prompts=(),
         num_frames=window.frames,
-        mask_control=None if control is None else control.latent_frames(window.latent),
+        mask_control=scene.mask_control and scene.mask_control.latent_frames(window.latent),
     )
 
 
 @dataclass(frozen=True)
-class Edit:
-    """An edit of the masks.
+class MaskEdit:
+    """An edit of the masks of a router.
 
     Args:
-        refine: How they are refined; None = not at all.
-        restart: Start from noise, so that edits apply to all steps.
-        mask: Mask images [B, H, W] of one character, see `bya_core.pipelines.mask_images.from_images`; None = none.
-        character: Its name, or its number from 1.
-        strength, start_percent, end_percent: See `MaskControl`.
+        refine: refinement of all masks; None = none.
+        restart: discard the partially denoised latents, so that the masks apply to all steps.
+        mask: override for the mask of one character as images [B, H, W], see `images_to_masks`; None = none.
+        character: name or number (from 1) of that character.
+        strength: of the override; 0 = none, 1 = only the override.
+        start_percent, end_percent: fraction of the steps in which the override applies.
     """
 
     refine: RefineConfig | None = None
@@ -128,104 +112,168 @@ class Edit:
     end_percent: float = 1.0
 
 
-def edited(
-    routing: Routing, whole: Scene | None, grid: TokenGrid, edit: Edit, names: Sequence[str]
+def edit_masks(
+    routing: Routing, long_scene: Scene | None, grid: TokenGrid, edit: MaskEdit, names: Sequence[str]
 ) -> tuple[Routing, Scene | None]:
-    """Masks after an edit; where the video is made in windows, also the scene that tells each of them of it.
+    """Apply an edit to the routing of a scene and, for a long video, to the scene of which all windows are generated.
 
     Args:
         routing: of the scene, or of its first window.
-        whole: the scene where it is longer than a window.
-        grid: of `routing`.
+        long_scene: the scene if it is longer than one window, else None.
+        grid: token grid of `routing`.
+        edit: what to change.
+        names: of the characters.
 
     Raises:
-        InputError: nobody of that name or number, another number of pictures, an end before the start.
+        InputError: unknown character, wrong number of images, or an end before the start.
     """
     if edit.refine is not None:
-        from bya_core.routing.refine import refine
-
         routing = refine(routing, edit.refine)
-        whole = whole and replace(whole, routing=replace(whole.routing, refine=edit.refine))
+        if long_scene is not None:
+            long_scene = replace(long_scene, routing=replace(long_scene.routing, refine=edit.refine))
     if edit.mask is not None:
         index = character_index(edit.character, names)
-        what = f"the mask of {names[index]}"
-        if whole is not None:
-            every = replace(grid, frames=(whole.num_frames - 1) // grid.time_factor + 1)
-            whole = _with_override(whole, index, from_images(edit.mask, every, 1, what)[0], edit)
-            given = whole.mask_control.masks[index, : grid.frames]  # type: ignore[union-attr]  # just given
-        else:
-            given = from_images(edit.mask, grid, 1, what)[0]
+        frames = grid.frames if long_scene is None else (long_scene.num_frames - 1) // grid.time_factor + 1
+        mask = images_to_masks(edit.mask, replace(grid, frames=frames), 1, f"the mask of {names[index]}")[0]
+        if long_scene is not None:
+            long_scene = replace(long_scene, mask_control=_with_override(long_scene, index, mask, edit))
         masks, strength = torch.zeros_like(routing.masks), torch.zeros(len(names))
-        masks[index], strength[index] = given, edit.strength
-        routing = routing.override(
-            MaskControl(masks, strength, torch.tensor(edit.start_percent), torch.tensor(edit.end_percent))
-        )
-    return (routing.from_noise() if edit.restart else routing), whole
+        masks[index], strength[index] = mask[: grid.frames], edit.strength
+        start, end = torch.tensor(edit.start_percent), torch.tensor(edit.end_percent)
+        routing = routing.override(MaskControl(masks, strength, start, end))
+    return (routing.from_noise() if edit.restart else routing), long_scene
 
 
-def _with_override(scene: Scene, index: int, mask: Tensor, edit: Edit) -> Scene:
-    """The scene with one character's mask [T, h, w] given."""
-    count, before = len(scene.characters), scene.mask_control
-    if before is None:
-        before = MaskControl(torch.zeros(count, *mask.shape), torch.tensor(0.0))
-    values = [part.clone() for part in (before.masks, before.strength, before.start_percent, before.end_percent)]
-    for value, new in zip(values, (mask, edit.strength, edit.start_percent, edit.end_percent), strict=True):
-        value[index] = new
-    return replace(scene, mask_control=MaskControl(*values))
+def _with_override(scene: Scene, index: int, mask: Tensor, edit: MaskEdit) -> MaskControl:
+    """The mask control of a scene with the mask [T, h, w] of one character replaced."""
+    old = scene.mask_control or MaskControl(torch.zeros(len(scene.characters), *mask.shape), torch.tensor(0.0))
+    masks, strength, start, end = (x.clone() for x in (old.masks, old.strength, old.start_percent, old.end_percent))
+    masks[index], strength[index], start[index], end[index] = mask, edit.strength, edit.start_percent, edit.end_percent
+    return MaskControl(masks, strength, start, end)
 
 
-def sample_windows(scene: Scene, bundle: ModelBundle, folder: Path, callback: ProgressCallback | None = None) -> Video:
-    """A video longer than a window, in memory. Stopped and asked for again, it goes on with the windows it has.
+def sample_windows(scene: Scene, model: ModelBundle, folder: Path, callback: ProgressCallback | None = None) -> Video:
+    """Generate a video longer than one window, in memory. After a cancellation, finished windows are reused.
 
     Args:
-        folder: finished windows wait there, each scene in a folder of its own, until the video is complete.
+        scene: the scene.
+        model: the model.
+        folder: for the windows, in a subfolder per scene that is deleted once the video is complete.
+        callback: as in `generate`.
     """
-    from bya_core.pipelines.long_video import generate_long
-    from bya_core.pipelines.window_files import fingerprint
-
-    made = generate_long(scene, bundle, folder / fingerprint(scene, bundle)[:16], callback)
-    video = Video(
-        torch.stack(list(made.frames)), made.masks, made.grid, made.audio, made.matrix, made.notices, made.seconds
-    )
+    made = generate_long(scene, model, folder / fingerprint(scene, model)[:16], callback)
+    frames = torch.stack(list(made.frames))
     made.files.remove(len(made.windows))
-    return video
+    return Video(frames, made.masks, made.grid, made.audio, made.matrix, made.notices, made.seconds, scene.fps)
 
 
-def describe(scene: Scene, routing: Routing, first_window: bool = False) -> str:
-    """One line per character, then notices.
+def routing_summary(scene: Scene, routing: Routing, first_window: bool = False) -> str:
+    """Summary of a routing: mask and speech of each character, then notices.
 
     Args:
-        first_window: the routing is that of the first window only.
+        scene: the scene.
+        routing: its routing.
+        first_window: whether the routing is only that of the first window.
     """
     names = [character.name for character in scene.characters]
+    statistics = mask_statistics(routing.masks)
     lines = [
-        f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {float(sure):.2f}"
-        for name, figure, sure in zip(names, mask_statistics(routing.masks), routing.confidence, strict=True)
+        f"{name}: {replace(mask, confidence=float(confidence))}"
+        for name, mask, confidence in zip(names, statistics, routing.confidence, strict=True)
     ]
-    lines += [f"{name} hears {_heard(routing.matrix[:, n], names)}" for n, name in enumerate(names)]
+    lines += [f"{name} follows {_speech_of(routing.matrix[:, n], names)}" for n, name in enumerate(names)]
     lines.append(f"masks by the {routing.origin} router, {routing.calls} transformer calls so far")
     notices = [*scene.notices, *routing.notices]
     if first_window:
-        notices.append("These are the masks of the first window; the sampler finds those of each window in turn.")
+        notices.append("These are the masks of the first window; the sampler predicts those of the other windows.")
     return "\n".join([*lines, *(f"note: {notice}" for notice in dict.fromkeys(notices))])
 
 
-def _heard(column: Tensor, names: Sequence[str]) -> str:
-    """Whose voices, and how strongly where not fully: column [M] of the audio-character matrix."""
-    owners = [*names, *(f"voice {i + 1}" for i in range(len(names), len(column)))]
+def _speech_of(column: Tensor, names: Sequence[str]) -> str:
+    """Speeches that a character follows, with their weights: column [M] of the audio-character matrix."""
+    owners = [*names, *(f"speech {i + 1}" for i in range(len(names), len(column)))]
     parts = [
         f"the voice of {owner}" + ("" if weight == 1 else f" at {weight:.2f}")
         for owner, weight in zip(owners, column.tolist(), strict=False)
         if weight > 0
     ]
-    return " and ".join(parts) or "nobody"
+    return " and ".join(parts) or "no voice"
 
 
-def describe_video(names: Sequence[str], video: Video) -> str:
-    """One line per character, the seconds of each part, then notices."""
-    lines = [
-        f"{name}: {100 * figure.coverage:.0f} % of the picture, confidence {figure.confidence:.2f}"
-        for name, figure in zip(names, mask_statistics(video.masks), strict=True)
-    ]
-    lines += [f"{part}: {seconds:.1f} s" for part, seconds in video.seconds.items()]
+def video_summary(names: Sequence[str], video: Video) -> str:
+    """Summary of a video: mask of each character, duration of each stage, then notices."""
+    lines = [f"{name}: {mask}" for name, mask in zip(names, mask_statistics(video.masks), strict=True)]
+    lines += [f"{stage}: {seconds:.1f} s" for stage, seconds in video.seconds.items()]
     return "\n".join([*lines, *(f"note: {notice}" for notice in video.notices)])
+
+
+def masks_to_images(masks: Tensor, grid: TokenGrid) -> Tensor:
+    """Masks [N, T, h, w] to images [N * T, height, width] in the size of the video."""
+    flat = rearrange(masks.float(), "n t h w -> (n t) 1 h w")
+    return replace(grid, frames=1).tokens_to_pixels(flat, mode="nearest")[:, 0]
+
+
+def images_to_masks(images: Tensor, grid: TokenGrid, count: int, what: str = "the masks") -> Tensor:
+    """Mask images to masks on the token grid.
+
+    Args:
+        images: [B, H, W] in 0..1 of any size; B = N (static), N * T (one per latent frame) or N * F (one per video
+            frame).
+        grid: token grid of the video.
+        count: N.
+        what: the masks in error messages.
+
+    Returns:
+        [N, T, h, w].
+
+    Raises:
+        InputError: another number of images, or values outside 0..1.
+    """
+    images = (images[None] if images.ndim == 2 else images).float().cpu()
+    expected = (
+        f"{count} images (static), {count * grid.frames} (one per latent frame) or {count * grid.video_frames} "
+        "(one per video frame)"
+    )
+    if images.ndim != 3 or images.shape[0] % count:
+        problem = f"{what}: {images.shape[0]} images for {count} character{'s' if count > 1 else ''}"
+        raise InputError(problem, expected, "batch one mask for each character, in their order")
+    stacked = rearrange(images, "(n f) h w -> n f h w", n=count)
+    if stacked.shape[1] not in (1, grid.frames, grid.video_frames):
+        raise InputError(f"{what}: {images.shape[0]} images", expected, "connect one of these numbers")
+    return given_masks(stacked, grid, count, what)
+
+
+def character_index(character: str, names: Sequence[str]) -> int:
+    """Index of a character by name, or by number from 1. Raises InputError if there is none."""
+    text = character.strip()
+    if text in names:
+        return list(names).index(text)
+    if text.isdigit() and 1 <= int(text) <= len(names):
+        return int(text) - 1
+    known = ", ".join(f"{i + 1} ({name})" for i, name in enumerate(names))
+    raise InputError(f'unknown character "{character}"', known, "enter a name or a number")
+
+
+def still_frame(image: Tensor | None, grid: TokenGrid) -> Tensor:
+    """An image [3, H, W] in 0..1 in the size of the video, gray if there is none: uint8 [1, H, W, 3]."""
+    pixels = torch.full((3, *grid.pixels), 0.5) if image is None else fit_image(image, *grid.pixels)
+    return rearrange((pixels * 255).round().to(torch.uint8), "c h w -> 1 h w c")
+
+
+def overlay_images(
+    masks: Tensor, grid: TokenGrid, frames: Tensor, names: Sequence[str] = (), opacity: float = 0.5
+) -> Tensor:
+    """Mask overlay of a whole video: uint8 [F, H', W', 3].
+
+    Args:
+        masks, grid, names, opacity: as in `bya_core.io.overlay.render_overlay`.
+        frames: uint8 [F, H, W, 3], or one frame that is repeated.
+
+    Raises:
+        InputError: the number of frames does not match the grid.
+    """
+    if frames.shape[0] not in (1, grid.video_frames):
+        problem = f"{frames.shape[0]} images for masks of {grid.video_frames} frames"
+        raise InputError(problem, f"1 or {grid.video_frames}", "connect all frames and the masks of one video")
+    frames = frames.expand(grid.video_frames, -1, -1, -1)
+    return torch.from_numpy(np.stack(list(render_overlay(frames, masks, grid, names, opacity))))

@@ -16,7 +16,7 @@ from bya_core.encoders.vad import speaking_spans
 from bya_core.environment import missing_packages
 from bya_core.errors import InputError
 from bya_core.pipelines.estimate import ModelFolder, estimate
-from bya_core.pipelines.mask_images import from_images
+from bya_core.pipelines.interactive import images_to_masks
 from bya_core.scene.checks import stream_notices
 from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose
 from bya_core.scene.types import Scene
@@ -36,7 +36,7 @@ class Asked:
         frames: video frames.
         steps: denoising steps.
         first_frame: [3, H, W] in 0..1, or None.
-        masks: mask pictures [B, H, W], see `bya_core.pipelines.mask_images.from_images`; None = none.
+        masks: mask pictures [B, H, W], see `bya_core.pipelines.interactive.images_to_masks`; None = none.
     """
 
     width: int = 0
@@ -202,7 +202,7 @@ def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked, told: Seque
 def _masks(masks: Tensor, scene: Scene, model: ModelFolder) -> Finding:
     grid = model.grid(scene.num_frames, scene.height, scene.width)
     try:
-        tokens = from_images(masks, grid, len(scene.characters), "the masks")
+        tokens = images_to_masks(masks, grid, len(scene.characters), "the masks")
     except InputError as error:
         return Finding("masks", "PROBLEM", str(error))
     empty = [c.name for c, mask in zip(scene.characters, tokens, strict=True) if float(mask.max()) <= 0.5]

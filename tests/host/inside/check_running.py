@@ -121,7 +121,7 @@ def test_voices_find_their_faces(run: Run, scene: Any) -> None:
         "EmbeddingRouter", scene=scene, mode="manual", audio_assignment="auto", masks=torch.ones(N, 4, 4)
     )
     assert sorted(routed.routing.matrix.tolist()) == [[0, 1], [1, 0]]  # each voice has one face
-    assert "hears the voice of" in report
+    assert "follows the voice of" in report
 
 
 @pytest.mark.parametrize("mode", ["pre", "post"])

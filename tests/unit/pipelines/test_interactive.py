@@ -15,7 +15,13 @@ from bya_core.evaluation.report import binding_report
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image
 from bya_core.pipelines.estimate import ModelFolder, estimate
-from bya_core.pipelines.mask_images import character_index, from_images, overlay_images, still, to_images
+from bya_core.pipelines.interactive import (
+    character_index,
+    images_to_masks,
+    masks_to_images,
+    overlay_images,
+    still_frame,
+)
 from bya_core.pipelines.preflight import Asked, preflight
 from bya_core.pipelines.preview import latent_colours, preview_picture
 from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose, joined, parse_matrix, parse_prompts
@@ -100,16 +106,16 @@ def test_written_prompts() -> None:
 
 def test_masks_as_pictures_and_back() -> None:
     masks = torch.rand(2, *GRID.shape)
-    pictures = to_images(masks, GRID)
+    pictures = masks_to_images(masks, GRID)
     assert pictures.shape == (6, *GRID.pixels)
-    assert torch.allclose(from_images(pictures, GRID, 2), masks, atol=1e-6)
-    assert torch.equal(from_images(torch.ones(2, 7, 5), GRID, 2), torch.ones(2, *GRID.shape))
+    assert torch.allclose(images_to_masks(pictures, GRID, 2), masks, atol=1e-6)
+    assert torch.equal(images_to_masks(torch.ones(2, 7, 5), GRID, 2), torch.ones(2, *GRID.shape))
     every = torch.zeros(2 * GRID.video_frames, 8, 8)
     every[: GRID.video_frames] = 1
-    assert from_images(every, GRID, 2).mean((1, 2, 3)).tolist() == [1, 0]
+    assert images_to_masks(every, GRID, 2).mean((1, 2, 3)).tolist() == [1, 0]
     for count in (1, 4, 7):
-        with pytest.raises(InputError, match=r"2 \(still\), 6 \(one per latent frame\) or 18"):
-            from_images(torch.ones(count, 8, 8), GRID, 2)
+        with pytest.raises(InputError, match=r"2 images \(static\), 6 \(one per latent frame\) or 18"):
+            images_to_masks(torch.ones(count, 8, 8), GRID, 2)
 
 
 def test_characters_by_name_or_number() -> None:
@@ -122,7 +128,7 @@ def test_characters_by_name_or_number() -> None:
 def test_overlay_has_a_picture_for_every_frame() -> None:
     masks = torch.zeros(2, *GRID.shape)
     masks[0, :, :, :3] = 1
-    grey = still(None, GRID)
+    grey = still_frame(None, GRID)
     shown = overlay_images(masks, GRID, grey, [], opacity=1.0)
     assert shown.shape[0] == GRID.video_frames and shown.shape[1] * 6 == shown.shape[2] * 4
     assert tuple(shown[4, 5, 5].tolist()) == (230, 120, 0) and tuple(shown[4, 5, -5].tolist()) == (128, 128, 128)
