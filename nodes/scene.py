@@ -97,8 +97,21 @@ class Scene(io.ComfyNode):
                     tooltip="Prompts for parts of a long video, one per line in seconds, such as 2.5 - 4: Ada laughs. "
                     "Each window uses the prompt that covers most of it.",
                 ),
-                widget(WindowConfig, "frames", "window_frames", hint="0 uses the model's length.", **window),
-                widget(WindowConfig, "overlap", "window_overlap", hint="0 is automatic.", **window),
+                widget(
+                    WindowConfig,
+                    "frames",
+                    "window_frames",
+                    tooltip="Number of video frames per window (a multiple of 4, plus 1). 0 uses the model's length.",
+                    **window,
+                ),
+                widget(
+                    WindowConfig,
+                    "overlap",
+                    "window_overlap",
+                    tooltip="Number of video frames that a window shares with the previous one (a multiple of 4, plus "
+                    "1). 0 is automatic: 9, or fewer in short windows.",
+                    **window,
+                ),
                 widget(SceneFile, "first_frame_fit"),
                 io.Image.Input(
                     "first_frame",
