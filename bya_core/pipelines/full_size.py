@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bya_core.config import SamplingConfig
+from bya_core.config import Preset, SamplingConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.memory.planner import free_host_memory
@@ -150,7 +150,13 @@ def _check_host_memory(size: int, what: str) -> None:
 
 
 @torch.no_grad()
-def run_steps(bundle: ModelBundle, branches: int = 2, tracker: ProgressTracker | None = None, steps: int = 1) -> Tensor:
+def run_steps(
+    bundle: ModelBundle,
+    branches: int = 2,
+    tracker: ProgressTracker | None = None,
+    steps: int = 1,
+    preset: Preset = "exact",
+) -> Tensor:
     """The first steps of a run of 50 at the native resolution.
 
     Args:
@@ -158,6 +164,7 @@ def run_steps(bundle: ModelBundle, branches: int = 2, tracker: ProgressTracker |
         branches: Guidance branches, 1 or 2.
         tracker: Measures the stages.
         steps: Number of steps.
+        preset: Quality and speed preset.
 
     Returns:
         Latents [1, T, C, H, W].
@@ -189,7 +196,7 @@ def run_steps(bundle: ModelBundle, branches: int = 2, tracker: ProgressTracker |
         )
         synchronize(device)
     scale = 7.0 if branches > 1 else 1.0
-    sampling = SamplingConfig(steps=STEPS, guidance_scale=scale, audio_guidance_scale=scale)
+    sampling = SamplingConfig(steps=STEPS, guidance_scale=scale, audio_guidance_scale=scale, preset=preset)
     scheduler = build_scheduler("dpm", bundle.scheduler_config)
     noise = draw_input("noise", (1, *shape), SALT)
     with tracker.stage("Denoising"):
