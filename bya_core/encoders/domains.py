@@ -17,7 +17,7 @@ Domain = Literal["puppets", "photos"]
 CanvasLayout = Literal["row", "released"]
 PixelBox = tuple[int, int, int, int]
 
-_METERS = {"puppets": "bya_core.toy.meter:PuppetMeter"}
+_METERS: dict[Domain, str] = {"puppets": "bya_core.toy.meter:PuppetMeter"}
 
 
 @runtime_checkable

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from bya_core.encoders.canvas import reference_canvas
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.pipelines.generate import generate
@@ -55,23 +53,3 @@ def test_sizes_of_the_real_weights_are_multiples_of_16(height, width):
     assert grid.shape == (13, height // 16, width // 16) and grid.pixels == (height, width)
     with pytest.raises(InputError, match="a multiple of 16"):
         TokenGrid.from_pixels(49, height + 8, width)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize(("height", "width"), [(480, 720), (720, 480), (512, 512), (64, 96), (128, 72), (64, 256)])
-def test_the_canvas_shows_every_portrait_whole_and_in_its_own_cell(height, width, count):
-    """Portraits keep their shape, lie in the middle of their cells, and are as large as those allow."""
-    shades = [(n + 1) / (count + 2) for n in range(count)]
-    portraits = [torch.full((3, 50, 40), shade) for shade in shades]
-    canvas = reference_canvas(portraits, height, width)
-    assert canvas.shape == (3, height, width)
-    edges = [round(n * width / count) for n in range(count + 1)]
-    for shade, left, right in zip(shades, edges, edges[1:], strict=False):
-        inside = (canvas[0, :, left:right] - shade).abs() < 1e-3
-        rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
-        tall, wide = len(rows), len(columns)
-        assert inside.sum() == tall * wide, "whole"
-        assert abs(tall * 40 - wide * 50) <= 50, "in its own shape"
-        assert tall == height or wide == right - left, "as large as the cell allows"
-        assert abs(rows[0] - (height - 1 - rows[-1])) <= 1, "in the middle, from top to bottom"
-        assert abs(columns[0] - (right - left - 1 - columns[-1])) <= 1, "and from left to right"

@@ -101,3 +101,23 @@ def test_how_a_frame_is_fitted_is_part_of_what_a_stored_probe_was_made_from() ->
     plain = scene(image(90, 90))
     facts = [_may_change(replace(plain, first_frame_fit=fit)) for fit in ("crop", "pad")]
     assert facts[0]["pictures"] != facts[1]["pictures"] and facts[0]["voices"] == facts[1]["voices"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize(("height", "width"), [(480, 720), (720, 480), (512, 512), (64, 96), (128, 72), (64, 256)])
+def test_the_canvas_shows_every_portrait_whole_and_in_its_own_cell(height, width, count):
+    """Portraits keep their shape, lie in the middle of their cells, and are as large as those allow."""
+    shades = [(n + 1) / (count + 2) for n in range(count)]
+    portraits = [torch.full((3, 50, 40), shade) for shade in shades]
+    canvas = reference_canvas(portraits, height, width)
+    assert canvas.shape == (3, height, width)
+    edges = [round(n * width / count) for n in range(count + 1)]
+    for shade, left, right in zip(shades, edges, edges[1:], strict=False):
+        inside = (canvas[0, :, left:right] - shade).abs() < 1e-3
+        rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
+        tall, wide = len(rows), len(columns)
+        assert inside.sum() == tall * wide, "whole"
+        assert abs(tall * 40 - wide * 50) <= 50, "in its own shape"
+        assert tall == height or wide == right - left, "as large as the cell allows"
+        assert abs(rows[0] - (height - 1 - rows[-1])) <= 1, "in the middle, from top to bottom"
+        assert abs(columns[0] - (right - left - 1 - columns[-1])) <= 1, "and from left to right"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.testing import assert_close
 from bya_core.encoders.face.alignment import similarity, warp
 from bya_core.encoders.face.detection import Face
 from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder, clip_input
+from bya_core.encoders.face.matching import CharacterFinder, PhotoCharacterFinder
 from bya_core.encoders.face.parsing import BiSeNet, FaceParser
 from bya_core.encoders.face.recognition import ArcFace
 from bya_core.encoders.face.retinaface import RetinaFace, RetinaFaceDetector
@@ -24,6 +26,7 @@ from bya_core.encoders.protocols import FaceEncoder
 from bya_core.errors import InputError
 from bya_core.io.media import read_image
 from tests import torchvision_shim
+from tests.parity.weight_rule import FIXTURES
 from tests.unit.encoders.networks import POINTS, drawn, picture, write_arcface
 
 if not torchvision_shim.importable():
@@ -227,3 +230,70 @@ def test_all_parts_load_from_their_files_and_work_together(tmp_path, make):
 def test_a_preview_can_be_saved(make, scene, tmp_path):
     make(Told({None: [face(SMALL)]})).crop(scene).preview().save(tmp_path / "look.png")
     assert Image.open(tmp_path / "look.png").width > 512
+
+
+ADA, BO = POINTS["001/face_2"], POINTS["004/face_1"]
+
+
+@pytest.fixture(scope="module")
+def recognizer(tmp_path_factory) -> ArcFace:
+    write_arcface(tmp_path_factory.mktemp("arcface") / "glintr100.onnx")
+    return ArcFace(tmp_path_factory.getbasetemp() / "arcface0" / "glintr100.onnx")
+
+
+def test_everybody_is_recognised_where_they_stand(recognizer) -> None:
+    """Two reference pictures pasted into one wide picture, the other way round."""
+    ada, bo = (torch.from_numpy(picture(540, 400, name)).permute(2, 0, 1).float() / 255 for name in ("ada", "bo"))
+    wide = torch.cat([bo, ada], dim=2)
+    detector = Told({800: [face(BO, 0.99), face(moved(ADA, 400, 0), 0.98)]})
+    shown = iter([face(ADA), face(BO)])
+
+    class Asked(Told):
+        def detect(self, image):
+            return [next(shown)] if image.shape[2] == 400 else detector.detect(image)
+
+    finder = PhotoCharacterFinder(PhotoFaceEncoder(FaceModels(Asked({}), Keeps(), recognizer, None)))
+    assert isinstance(finder, CharacterFinder)
+    seen = finder.find(wide, [ada, bo])
+    assert seen.faces.shape == (2, 4) and seen.likeness.shape == (2, 2)
+    own, other = seen.likeness[[0, 1], [1, 0]], seen.likeness[[0, 1], [0, 1]]
+    assert own.min() > 0.8 and (own - other).min() > 0.3, seen.likeness  # what is around a face differs
+    assert bool((seen.bodies[:, 3] > seen.faces[:, 3]).all())
+
+
+def test_nobody_in_the_picture_is_no_error(recognizer) -> None:
+    ada = torch.from_numpy(picture(540, 400, "ada")).permute(2, 0, 1).float() / 255
+    finder = PhotoCharacterFinder(PhotoFaceEncoder(FaceModels(Told({400: [face(ADA)]}), Keeps(), recognizer, None)))
+    seen = finder.find(torch.zeros(3, 300, 500), [ada])
+    assert seen.faces.shape == (0, 4) and seen.likeness.shape == (0, 1)
+
+
+@pytest.mark.slow
+def test_a_photo_through_networks_of_the_real_size(tmp_path) -> None:
+    photo = SAMPLES / "004" / "face_1.jpg"
+    manifest = Path(os.environ.get("BYA_MANIFEST") or FIXTURES / "state_dict_manifest.json")
+    if not photo.is_file() or not manifest.is_file():
+        pytest.skip("the sample photos or the manifest of the released files are not here")
+    files = json.loads(manifest.read_text())["files"]
+    entries = next(value for name, value in files.items() if name.startswith("EVA02_CLIP_L_336"))
+    torch.manual_seed(0)
+    shapes = {name: shape for name, (shape, _) in entries.items() if ".freqs_" not in name}
+    tower = {name: torch.randn(shape).mul_(0.02).half() for name, shape in shapes.items()}
+    torch.save(tower | {"logit_scale": torch.zeros(())}, tmp_path / "eva.pt")
+    del tower
+    torch.save(drawn(RetinaFace()), tmp_path / "detector.pth")
+    torch.save(drawn(BiSeNet()), tmp_path / "parser.pth")
+    write_arcface(tmp_path / "glintr100.onnx")
+    names = ("detector.pth", "parser.pth", "glintr100.onnx", "eva.pt")
+    parts = FaceModels.load(*(tmp_path / name for name in names))
+    assert not any(weight.is_meta for weight in [*parts.vision.parameters(), *parts.vision.buffers()])
+
+    def found(image: torch.Tensor) -> list[Face]:  # random weights find nothing sensible
+        return [Face((60.0, 60.0, 380.0, 480.0), 0.99, POINTS["004/face_1"])]
+
+    parts.detector.detect = found  # type: ignore[method-assign]
+    made = PhotoFaceEncoder(parts).encode(read_image(photo))
+    assert made.identity.shape == (1280,) and made.hidden.shape == (5, 577, 1024)
+    assert made.portrait.shape == (3, 512, 512) and bool((made.portrait == 1).all(dim=0).any())
+    assert bool(torch.isfinite(made.hidden).all()) and made.hidden.std() > 0
+    assert abs(float(made.identity[512:].norm()) - 1) < 1e-4
