@@ -145,9 +145,9 @@ def resume(scene: Scene, bundle: ModelBundle, state: Path, callback: ProgressCal
     """
     from bya_core.pipelines.generate import prepare, sample
     from bya_core.progress import ProgressTracker
-    from bya_core.routing.route import finish
+    from bya_core.routing.route import postprocess_masks
     from bya_core.routing.state import load_routing
 
     tracker = ProgressTracker(callback)
     prepared = prepare(scene, bundle, tracker)
-    return sample(prepared, finish(load_routing(state, prepared), prepared.scene), bundle, tracker)
+    return sample(prepared, postprocess_masks(load_routing(state, prepared), prepared.scene), bundle, tracker)

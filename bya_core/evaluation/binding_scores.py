@@ -1,4 +1,4 @@
-"""How a mouth goes with each voice, and what is said of it."""
+"""Scores of each mouth with each voice, and the verdict per character."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from bya_core.io.loudness import loudness_track
 from bya_core.io.media import place
 from bya_core.scene.types import Speech
 
-LAG = 2  # frames by which a mouth may be early or late
-REACH = 10  # frames within which a mouth is looked for that is earlier or later than that
-STILL = 0.35  # a listener's mouth moves less than this share of what speakers' mouths do
-SHORT = 25  # frames below which a correlation says nothing
-QUIET = 0.05  # of its loudest moment, below which a voice is silent
-PAUSE = 3  # frames around speech in which a mouth may still move, or already
+LAG = 2  # frames by which a mouth may be early or late in sync
+REACH = 10  # largest shift in frames that is searched for mouths out of sync
+STILL = 0.35  # a listener's mouth moves less than this share of the movement of speaking mouths
+SHORT = 25  # minimum number of frames for a meaningful correlation
+QUIET = 0.05  # fraction of the maximum loudness below which a voice is silent
+PAUSE = 3  # frames around speech in which a mouth may move
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a score of a mouth and a voice means.
+    """Thresholds of a score of a mouth with a voice.
 
     Args:
-        name: of the measure, in words.
-        follows: from here a mouth is said to follow a voice.
-        margin: of two scores nearer than this, none is the larger.
-        full: as good as it gets; for colours.
-        moment: by which a foreign voice must win over a second or so to be told.
+        name: of the measure.
+        follows: minimum score of a mouth that follows a voice.
+        margin: minimum difference of two scores that is significant.
+        full: best score, for the color scale.
+        moment: minimum difference over about one second to report a mouth that follows another voice.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Scale:
     moment: float
 
 
-COLOUR = Scale("mouth colour", 0.25, 0.1, 0.6, 0.4)
+COLOR = Scale("mouth color", 0.25, 0.1, 0.6, 0.4)
 MOTION = Scale("movement of the lower face", 0.25, 0.1, 0.6, 0.4)
 SYNC = Scale("lip sync (Sync-C)", 2.0, 0.5, 6.0, 1.0)
 
 
 class Measured:
-    """Mouths and voices of a clip, and how they go together."""
+    """Scores of the mouths of a clip with its voices."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Measured:
             # SyncNet counts where the sound is too early, which is where the mouth is late
             self.offset, self.shifted, self.failing = sync.offset, sync.confidence, sync.failing
             return
-        self.scale = COLOUR if drawn else MOTION
+        self.scale = COLOR if drawn else MOTION
         reach = min(REACH, max(LAG, (self.length - SHORT) // 2))
         every = lagged(mouths, voices, reach)
         self.follows = every[..., reach - LAG : reach + LAG + 1].max(axis=2)
@@ -79,7 +79,7 @@ class Measured:
             self.failing = failing_spans(local, targets, self.audible, fps, self.scale.moment)
 
     def _pauses(self, own: int) -> np.ndarray:
-        """bool [F]: well away from any speech of that voice."""
+        """Frames away from any speech of a voice, bool [F]."""
         from scipy.ndimage import binary_dilation
 
         if own < 0:
@@ -88,14 +88,14 @@ class Measured:
 
     @property
     def speaking_level(self) -> float:
-        """Mean movement of mouths that speak; 0 where nobody does."""
+        """Mean movement of speaking mouths; 0 if nobody speaks."""
         said = [self.mouths[n, self.audible[own]] for n, own in enumerate(self.targets) if own >= 0]
         joined = np.concatenate(said) if said else np.zeros(0)
         return float(joined.mean()) if joined.size else 0.0
 
 
 def loudness_of(speech: Speech | None, length: int, fps: float) -> np.ndarray:
-    """Loudness of a voice as it is heard in the video, per frame [F]; zeros for nobody."""
+    """Loudness of a speech in each video frame [F]; zeros for a listener."""
     if speech is None:
         return np.zeros(length)
     heard = place(speech.waveform.float(), speech.sample_rate, speech.offset, speech.gain)
@@ -103,20 +103,20 @@ def loudness_of(speech: Speech | None, length: int, fps: float) -> np.ndarray:
 
 
 def verdict_of(n: int, measured: Measured, owners: Sequence[str]) -> tuple[str, str]:
-    """What is said of one character, as a word and a sentence."""
+    """Verdict on one character as a key and a sentence."""
     name, own, scale = owners[n], int(measured.targets[n]), measured.scale
     if not measured.regions[n].any():
-        return "unclear", f"{name} has no place in the masks, so nothing can be measured."
+        return "unclear", f"{name} has no region in the masks; nothing was measured."
     if own < 0:
         speakers = measured.mouths[measured.targets >= 0].std(axis=1)
         if speakers.size == 0:
-            return "unclear", f"{name} listens; nobody speaks, so there is nothing to compare with."
+            return "unclear", f"{name} is a listener; there is no speaker to compare with."
         share = float(measured.mouths[n].std() / max(speakers.mean(), 1e-9))
         if share < STILL:
             return "still", f"{name} listens and keeps still: the mouth moves {share:.0%} as much as those that speak."
         return "moves", f"{name} should listen, but the mouth moves {share:.0%} as much as those that speak."
     if measured.length < SHORT:
-        return "unclear", f"{name}: {measured.length} frames are too few to tell."
+        return "unclear", f"{name}: {measured.length} frames are too few; inconclusive."
     row = measured.follows[n]
     mine, others = float(row[own]), np.delete(row, own)
     rival = int(np.delete(np.arange(len(row)), own)[others.argmax()]) if others.size else -1
@@ -133,11 +133,11 @@ def verdict_of(n: int, measured: Measured, owners: Sequence[str]) -> tuple[str, 
         wrong = f"the voice of {owners[rival]} ({best:.2f})"
         return "wrong", f"{name} follows {wrong} more than the right one ({mine:.2f})."
     next_to_it = f", {best:.2f} with the next" if rival >= 0 else ""
-    return "unclear", f"{name}: cannot be told ({mine:.2f} with the right voice{next_to_it})."
+    return "unclear", f"{name}: inconclusive ({mine:.2f} with the right voice{next_to_it})."
 
 
 def _at_rest(n: int, measured: Measured) -> float:
-    """What a shifted mouth must beat: the score without the shift. Sync-C is that of the best shift already."""
+    """Score that a shifted mouth must exceed: without the shift; Sync-C already is that of the best shift."""
     if measured.scale is SYNC:
         return -np.inf
     return float(measured.follows[n, measured.targets[n]]) + measured.scale.margin
@@ -145,7 +145,7 @@ def _at_rest(n: int, measured: Measured) -> float:
 
 def how_measured(measured: Measured) -> str:
     how = {
-        COLOUR: "the area in the colour of a puppet's mouth, against the loudness of each voice",
+        COLOR: "mouth opening of the drawn characters against the loudness of each voice",
         MOTION: "movement in the lower half of each face beyond that of its upper half, a weak measure",
         SYNC: "lip sync by SyncNet (Sync-C of each face with each voice)",
     }[measured.scale]

@@ -22,10 +22,9 @@ from bya_core.evaluation.face_tracks import crops, face_pictures, filled, tracks
 from bya_core.evaluation.facenet import FaceNet
 from bya_core.evaluation.identity import IdentityTable, cosine_similarity, identity_table
 from bya_core.evaluation.metric_weights import ARCFACE, FACENET, SYNCNET
-from bya_core.evaluation.mfcc import RATE
 from bya_core.evaluation.report import FaceFigures
 from bya_core.evaluation.sync_metrics import CrossTalk, crosstalk, shifted_distances
-from bya_core.evaluation.syncnet import FPS, WINDOW, SyncEmbedder
+from bya_core.evaluation.syncnet import FPS, RATE, WINDOW, SyncEmbedder
 from bya_core.io.media import place, resample_mono
 from bya_core.scene.types import Speech
 

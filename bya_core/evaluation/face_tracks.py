@@ -23,15 +23,6 @@ class _Found(Protocol):
     def box(self) -> tuple[float, float, float, float]: ...
 
 
-def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """Box around each mask: bool [N, F, H, W] -> float [N, F, 4] as x0, y0, x1, y1; NaN where there is nothing."""
-    made = np.full((*masks.shape[:2], 4), np.nan)
-    for n, f in np.argwhere(masks.any(axis=(2, 3))):
-        rows, columns = (np.flatnonzero(masks[n, f].any(axis=axis)) for axis in (1, 0))
-        made[n, f] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return made
-
-
 def tracks(found: Sequence[Sequence[_Found]], masks: np.ndarray) -> np.ndarray:
     """Faces found in each frame -> a box per character and frame [N, F, 4]; NaN where a character shows none.
 

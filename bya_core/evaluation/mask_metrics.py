@@ -23,37 +23,6 @@ def mean_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def boundary_f(predicted: np.ndarray, truth: np.ndarray, tolerance: float = 0.008) -> np.ndarray:
-    """How well outlines agree: F measure of boundary pixels, float64 [...]; NaN where both are empty.
-
-    A boundary pixel (of the mask, with a neighbour outside it) is right where the other mask has one within
-    `tolerance` of the diagonal, but at least one pixel (Perazzi et al. 2016, with exact distances). Masks [..., h, w].
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    one, two = _binary(predicted), _binary(truth)
-    near = max(1.0, np.ceil(tolerance * np.hypot(*one.shape[-2:])))
-    made = np.full(one.shape[:-2], np.nan)
-    for place in np.ndindex(made.shape):
-        edges = [_outline(mask[place]) for mask in (one, two)]
-        if not any(edge.any() for edge in edges):
-            continue
-        if not all(edge.any() for edge in edges):
-            made[place] = 0.0
-            continue
-        shares = [
-            float((distance_transform_edt(~edges[1 - k])[edges[k]] <= near).mean()) for k in range(2)
-        ]  # precision, recall
-        made[place] = 2 * shares[0] * shares[1] / max(sum(shares), 1e-12)
-    return made
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import binary_erosion
-
-    return mask & ~binary_erosion(mask)
-
-
 def to_labels(masks: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """Masks [N, ..., h, w] in 0..1 -> bool of the same shape, at most one owner per place.
 

@@ -61,7 +61,7 @@ class Lane:
 
     @property
     def good(self) -> bool | None:
-        """True = as it should be, False = not, None = cannot be told."""
+        """True = as expected, False = not, None = inconclusive."""
         return {"own": True, "still": True, "wrong": False, "shifted": False, "moves": False}.get(self.verdict)
 
 
@@ -72,7 +72,7 @@ class BindingReport:
     Args:
         text: sentences, one a line.
         picture: mouths against voices, and lanes over time.
-        figures: everything ready for JSON; "passed" is True, False, or None where something cannot be told.
+        figures: everything ready for JSON; "passed" is True, False, or None = inconclusive.
     """
 
     text: str
@@ -253,8 +253,8 @@ def _spans(where: np.ndarray, fps: float) -> list[list[float]]:
 def _about_moments(lanes: Sequence[Lane], measured: Measured, owners: Sequence[str]) -> list[str]:
     """Moments that go wrong; not told of those of whom the whole goes wrong."""
     return [
-        f"From {span.start:.2f} to {span.end:.2f} s {owners[span.character]} goes with the voice of "
-        f"{owners[span.rival]} more than with the right one."
+        f"From {span.start:.2f} to {span.end:.2f} s {owners[span.character]} follows the voice of "
+        f"{owners[span.rival]} more than the assigned one."
         for span in measured.failing
         if lanes[span.character].good is not False
     ]
@@ -262,15 +262,15 @@ def _about_moments(lanes: Sequence[Lane], measured: Measured, owners: Sequence[s
 
 def _about_masks(names: Sequence[str], figures: dict[str, Any]) -> list[str]:
     places = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, figures["coverage"], strict=True))
-    return [f"Masks: {places} of the picture; {figures['flicker']:.1%} of their area changes from frame to frame."]
+    return [f"Masks: {places} of the frame; {figures['flicker']:.1%} of their area changes from frame to frame."]
 
 
 def _about_identity(names: Sequence[str], likeness: dict[str, IdentityTable]) -> list[str]:
     lines = []
     for how, table in likeness.items():
         cells = [
-            f"{name} {mean:.2f} (worst frame {worst:.2f}{'' if right else ', LIKE ANOTHER'})"
+            f"{name} {mean:.2f} (worst frame {worst:.2f}{'' if right else ', CLOSER TO ANOTHER'})"
             for name, mean, worst, right in zip(names, table.mean, table.worst, table.right, strict=True)
         ]
-        lines.append(f"Likeness to the own reference, by {how}: {', '.join(cells)}.")
+        lines.append(f"Similarity to the own reference by {how}: {', '.join(cells)}.")
     return lines

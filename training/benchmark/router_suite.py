@@ -26,7 +26,7 @@ from bya_core.pipelines.generate import denoise_latents, prepare
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.routing.refine import refine
 from bya_core.routing.result import Routing
-from bya_core.routing.route import find
+from bya_core.routing.route import predict_masks
 from bya_core.sampling.prepared import Prepared
 from training.benchmark.baselines import Baseline, generate_baseline
 from training.benchmark.gallery import VideoStore
@@ -200,7 +200,7 @@ def _run_router(target: ModelTarget, scene: SuiteScene, config: RouterConfig) ->
     cost = _Cost()
     with cost.measure(target.bundle.transformer):
         prepared = prepare(target.scene(scene, scene.clip.matrix, scene.first_frame, config), target.bundle)
-        routing = find(prepared, target.bundle)
+        routing = predict_masks(prepared, target.bundle)
     return _RouterRun(prepared, routing, cost)
 
 

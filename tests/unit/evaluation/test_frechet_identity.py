@@ -10,7 +10,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation import frechet
 from bya_core.evaluation import mask_metrics as masks
 from bya_core.evaluation.facenet import FaceNet, InceptionResnetV1
-from bya_core.evaluation.frechet_features import I3dFeatures, InceptionFeatures
+from bya_core.evaluation.frechet import I3dFeatures, InceptionFeatures
 from bya_core.evaluation.identity import identity_table
 from bya_core.evaluation.metric_weights import FACENET, SYNCNET
 from tests.unit.evaluation.test_sync_metrics import ruled
@@ -155,27 +155,6 @@ def test_identities_in_a_table():
     assert not identity_table(faces[::-1], references).right.any()
     nobody = identity_table(np.full((1, 3, 3), np.nan), references[:1])
     assert np.isnan(nobody.mean).all() and np.isnan(nobody.worst).all() and not nobody.right.any()
-
-
-def test_outlines_by_brute_force():
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        y, x = rng.uniform(8, 16, 2), rng.uniform(8, 24, 2)
-        grid = np.mgrid[:24, :32]
-        one, two = (np.hypot(grid[0] - y[k], grid[1] - x[k]) < 6 for k in range(2))
-        edges = []
-        for mask in (one, two):
-            padded = np.pad(mask, 1)
-            inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-            edges.append(np.argwhere(mask & ~inside))
-        apart = np.linalg.norm(edges[0][:, None] - edges[1][None], axis=2)
-        precision, recall = (apart.min(axis=1) <= 2).mean(), (apart.min(axis=0) <= 2).mean()
-        expected = 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-        assert masks.boundary_f(one, two, tolerance=0.05) == pytest.approx(expected)
-    assert masks.boundary_f(one, one) == 1.0
-    nothing = np.zeros_like(one)
-    assert masks.boundary_f(one, nothing) == 0.0 and np.isnan(masks.boundary_f(nothing, nothing))
-    assert masks.boundary_f(np.stack([one, nothing]), np.stack([one, one])).tolist() == [1.0, 0.0]
 
 
 def test_change_of_soft_masks_by_hand():

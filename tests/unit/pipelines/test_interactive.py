@@ -252,7 +252,7 @@ def test_report_does_not_say_more_than_it_can(drawn: tuple[Tensor, Tensor, list[
     short = binding_report(frames[:9], masks[:, :9], speeches, 25.0, NAMES, meter=PuppetMeter())
     assert set(short.figures["verdicts"]) <= {"unclear", "still", "moves"}
     nowhere = binding_report(frames, masks * torch.tensor([0.0, 1]).view(2, 1, 1, 1), speeches, 25.0, NAMES)
-    assert nowhere.figures["verdicts"][0] == "unclear" and "no place in the masks" in nowhere.text
+    assert nowhere.figures["verdicts"][0] == "unclear" and "no region in the masks" in nowhere.text
     nobody = binding_report(frames, masks, [None, None], 25.0, NAMES)
     assert nobody.figures["verdicts"] == ["unclear", "unclear"]
     with pytest.raises(InputError, match="masks of 1 characters"):
