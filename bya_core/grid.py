@@ -1,8 +1,7 @@
-"""The token grid: the one place that flattens, unflattens and maps pixels <-> latents <-> tokens.
+"""The token grid, and conversions between pixels, latents and tokens.
 
-Order of tokens is always (t, h, w), t slowest. In time the first video frame stands alone and every later
-latent frame covers `time_factor` video frames: latent frame t >= 1 holds frames
-`time_factor * (t - 1) + 1 .. time_factor * t` (causal video VAE of CogVideoX).
+Tokens are ordered (t, h, w) with t slowest. The first latent frame is the first video frame; latent frame t >= 1 covers
+the video frames `time_factor * (t - 1) + 1 .. time_factor * t` (causal video VAE of CogVideoX).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from bya_core.errors import InputError
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """T x h x w tokens, and what one token covers.
+    """Grid of T x h x w tokens.
 
     Args:
         frames: T, latent frames.
@@ -41,7 +40,7 @@ class TokenGrid:
         for name in ("frames", "height", "width", "patch", "space_factor", "time_factor"):
             value = getattr(self, name)
             if value < 1:
-                raise InputError(f"TokenGrid.{name} = {value}", "a whole number of at least 1", "give a larger one")
+                raise InputError(f"TokenGrid.{name} = {value}", "an integer of at least 1", "increase it")
 
     @classmethod
     def from_pixels(
@@ -54,7 +53,7 @@ class TokenGrid:
         space_factor: int = 8,
         time_factor: int = 4,
     ) -> TokenGrid:
-        """Grid of a video of `num_frames` frames of height x width pixels.
+        """Grid of a video with `num_frames` frames of height x width pixels.
 
         Raises:
             InputError: size not divisible by patch * space_factor, or frames not 1 + a multiple of time_factor.
@@ -102,7 +101,7 @@ class TokenGrid:
         return -(-frame // self.time_factor)
 
     def latent_shape(self, channels: int) -> tuple[int, int, int, int]:
-        """(T, channels, H, W) of one clip's latents."""
+        """Shape (T, channels, H, W) of the latents of one clip."""
         return self.frames, channels, self.height * self.patch, self.width * self.patch
 
     def flatten(self, x: Tensor) -> Tensor:
@@ -121,15 +120,15 @@ class TokenGrid:
         return torch.cat([head, tail], dim=-1).movedim(-1, dim)
 
     def latent_to_frames(self, x: Tensor, dim: int = -1) -> Tensor:
-        """Each latent frame held for the video frames it covers along `dim`: T -> F."""
+        """Repeat each latent frame for the video frames it covers along `dim`: T -> F."""
         x = x.movedim(dim, -1)
         tail = repeat(x[..., 1:], "... t -> ... (t k)", k=self.time_factor)
         return torch.cat([x[..., :1], tail], dim=-1).movedim(-1, dim)
 
     def pixels_to_tokens(self, masks: Tensor) -> Tensor:
-        """Share of each token's pixels that is covered: [..., F, height, width] -> [..., T, h, w] in [0, 1].
+        """Covered fraction of each token: [..., F, height, width] -> [..., T, h, w] in [0, 1].
 
-        Any mask resolution is resampled by area.
+        Masks of any height and width are resampled by area.
         """
         lead = masks.shape[:-3]
         flat = masks.reshape(-1, 1, *masks.shape[-2:]).float()
@@ -137,7 +136,7 @@ class TokenGrid:
         return self.frames_to_latent(small.reshape(*lead, masks.shape[-3], self.height, self.width), dim=-3)
 
     def tokens_to_pixels(self, masks: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
-        """[..., T, h, w] -> [..., F, height, width]; `mode` as in torch's interpolate."""
+        """[..., T, h, w] -> [..., F, height, width]; `mode` as in `torch.nn.functional.interpolate`."""
         lead = masks.shape[:-3]
         flat = self.latent_to_frames(masks.float(), dim=-3).reshape(-1, 1, self.height, self.width)
         smooth = {"align_corners": False} if mode != "nearest" else {}

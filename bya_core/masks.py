@@ -1,6 +1,6 @@
-"""Mask algebra: pure functions on character masks and audio masks.
+"""Character masks and audio masks on the token grid.
 
-A character mask says which tokens belong to which character, an audio mask which tokens hear which speech.
+A character mask contains the tokens of a character, an audio mask the tokens that attend to a speech stream.
 Shapes: B batch, N characters, M speech streams, T latent frames, h w token rows and columns.
 """
 
@@ -115,8 +115,8 @@ def audio_masks(character_masks: Tensor, matrix: Tensor | None, inflate: bool) -
     Args:
         character_masks: [B, N, ...] in [0, 1], any token axes.
         matrix: audio-character matrix [B, M, N]; None = stream i drives character i.
-        inflate: every voice acts everywhere except on the others (paper sec. 3.3.3, "flip and swap"): one
-            minus the sum of the other streams' masks. For two streams this is the released rule.
+        inflate: extend each audio mask to all tokens outside the other streams' masks (paper sec. 3.3.3, "flip and
+            swap"); for two streams this is the rule of the released code.
 
     Returns:
         [B, M, ...] in [0, 1].
@@ -144,14 +144,14 @@ def blend_masks(router: Tensor, override: Tensor | None, strength: Tensor | floa
 
 
 def time_union(masks: Tensor) -> Tensor:
-    """Static masks: the union over time, held in every frame. [..., T, h, w] -> [..., T, h, w]."""
+    """Static masks: the union over time, repeated in every frame. [..., T, h, w] -> [..., T, h, w]."""
     return masks.amax(dim=-3, keepdim=True).expand_as(masks)
 
 
 def to_boxes(masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Upright boxes, zeros and ones, around what each mask claims in each frame; nothing where it claims nothing.
+    """Bounding boxes of each mask in each frame as binary masks (paper sec. 5.4.1); boxes may overlap.
 
-    Boxes of different characters may overlap (paper sec. 5.4.1). Masks and boxes [..., T, h, w].
+    Masks and boxes are [..., T, h, w].
     """
     own = masks > threshold
     rows, columns = own.any(dim=-1, keepdim=True), own.any(dim=-2, keepdim=True)
@@ -167,13 +167,13 @@ def _between(line: Tensor, axis: int) -> Tensor:
 
 
 def exclusive(masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Binary masks: a token belongs to the character that claims it most, if by more than `threshold`.
+    """Binary, disjoint masks: a token belongs to the character with the largest mask, if it exceeds `threshold`.
 
     Args:
         masks: [..., N, T, h, w] in [0, 1].
 
     Returns:
-        Same shape, zeros and ones. Where two characters claim a token alike, the later one has it.
+        Same shape, zeros and ones. Ties go to the later character.
     """
     flipped = masks.flip(-4)
     winner = F.one_hot(flipped.argmax(dim=-4), masks.shape[-4]).movedim(-1, -4).flip(-4)

@@ -34,7 +34,7 @@ from bya_core.encoders.voice_face import VoiceFace, VoiceFaceMatcher, VoiceFaceN
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write, check_output
 from bya_core.io.media import existing_file
-from bya_core.routing.audio_assignment import match
+from bya_core.routing.audio_assignment import match_voices
 from bya_core.scene.types import Speech
 from training.benchmark.scenes import HELD_OUT
 from training.engine.entry import run_command
@@ -194,7 +194,7 @@ def evaluate_scene(
     order = np.random.default_rng([seed, 0xB1]).permutation(count)
     speeches = [Speech(torch.from_numpy(clip.speeches[k])[None], SAMPLE_RATE) for k in order]
     images = [torch.from_numpy(portrait).permute(2, 0, 1).float() / 255.0 for portrait in clip.portraits]
-    result = match(speeches, images, voice_face, load_voice_activity(activity))
+    result = match_voices(speeches, images, voice_face, load_voice_activity(activity))
     voiced = [m for m in range(count) if float(speeches[m].waveform.abs().max()) > 0]
     correct = all(int(result.matrix[m].argmax()) == order[m] for m in voiced)
     return Trial(correct, float(result.confidence[voiced].min()) if voiced else 1.0)

@@ -26,7 +26,7 @@ from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.pipelines.window_files import fingerprint
 from bya_core.progress import ProgressCallback
 from bya_core.routing import Routing
-from bya_core.routing.audio_assignment import bound
+from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.refine import refine
 from bya_core.scene.compose import parse_matrix
 from bya_core.scene.mask_control import given_masks
@@ -73,7 +73,7 @@ def set_router(
         mask_control=None if masks is None else MaskControl(images_to_masks(masks, grid, count)),
         routing=router,
     )
-    return bound(scene, model)
+    return with_audio_assignment(scene, model)
 
 
 def first_window(scene: Scene, model: ModelBundle) -> Scene:

@@ -34,7 +34,7 @@ from bya_core.pipelines.generate import decode_latents, denoise_latents, model_n
 from bya_core.pipelines.prepare import speech_features
 from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerprint
 from bya_core.progress import ProgressCallback, ProgressTracker
-from bya_core.routing.audio_assignment import bound
+from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.sampling.prepared import Prepared
 from bya_core.sampling.windows import Window, WindowJoiner, plan_windows
 from bya_core.scene.types import Scene, prompt_at
@@ -147,7 +147,7 @@ class _Job:
         self.plan, self.tracker = plan(scene, model), tracker
         self.files = WindowFolder(folder, fingerprint(scene, model))
         self.model = replace(model, text=_CachedEncoder(model.text), face=_CachedEncoder(model.face))
-        self.scene = bound(scene, model, tracker)  # once, from the whole speech
+        self.scene = with_audio_assignment(scene, model, tracker)  # once, from the whole speech
         self.colors: tuple[Tensor, Tensor] | None = None
         missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
         _check_disk(folder, missing * scene.height * scene.width * 3)

@@ -16,7 +16,7 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image, place, resample_mono
 from bya_core.progress import ProgressTracker
-from bya_core.routing.audio_assignment import bound
+from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.sampling import Conditions, Prepared
 from bya_core.scene.types import Character, Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle
@@ -42,7 +42,7 @@ def prepare(
     """
     tracker = tracker or ProgressTracker()
     check_fit(scene.first_frame_fit, model.canvas_layout)
-    scene = bound(scene, model, tracker)
+    scene = with_audio_assignment(scene, model, tracker)
     grid = model.grid(scene.num_frames, scene.height, scene.width)
     with tracker.stage("Encoding prompt"):
         text = model.text.encode([prompt_at(scene, 0.0, scene.seconds)])

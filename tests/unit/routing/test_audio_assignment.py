@@ -14,14 +14,14 @@ from bya_core.encoders.voice_face import VoiceFace, VoiceFaceMatcher, VoiceFaceN
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import listener_opening_ratio
 from bya_core.routing.audio_assignment import (
-    PIECE,
-    SURE,
-    bind,
-    match,
+    CONFIDENCE_THRESHOLD,
+    MAX_SEGMENT_SECONDS,
+    assign_audio,
+    match_voices,
     matrix_text,
     pair_confidence,
     split_spans,
-    vote,
+    voice_scores,
 )
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.loader import load_bundle
@@ -77,27 +77,27 @@ def test_a_given_matrix_is_left_alone():
     matrix = torch.tensor([[0.0, 1.0], [0.7, 0.0]])
     scene = scene_of([speech_at(200), None], (0.2, 0.8), bind="given", audio_character_matrix=matrix)
     judge = PitchFace()
-    found = bind(scene, bundle_with(judge))
+    found = assign_audio(scene, bundle_with(judge))
     assert found.matrix is matrix and found.notices == () and judge.asked == 0
 
 
 def test_voices_find_their_faces_whatever_their_order():
     speeches = [speech_at(800), speech_at(200), speech_at(500)]
-    found = bind(scene_of(speeches), bundle_with(PitchFace()))
+    found = assign_audio(scene_of(speeches), bundle_with(PitchFace()))
     assert found.matrix.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
-    assert found.scores.shape == (3, 3) and bool((found.confidence > SURE).all())
+    assert found.scores.shape == (3, 3) and bool((found.confidence > CONFIDENCE_THRESHOLD).all())
     assert "speech 1 -> Cleo" in found.notices[0] and not any("Low" in text for text in found.notices)
 
 
 def test_the_assignment_is_the_best_as_a_whole():
     """Both voices are nearest to the same face; together they do best with one each."""
-    found = match([speech_at(500), speech_at(600)], [face(0.55), face(0.9)], PitchFace(), LoudnessActivity())
+    found = match_voices([speech_at(500), speech_at(600)], [face(0.55), face(0.9)], PitchFace(), LoudnessActivity())
     assert found.scores.argmax(1).tolist() == [0, 0]
     assert found.matrix.tolist() == [[1, 0], [0, 1]]
 
 
 def test_little_confidence_is_told_with_the_matrix():
-    found = bind(scene_of([speech_at(500), speech_at(505)], (0.2, 0.8)), bundle_with(PitchFace()))
+    found = assign_audio(scene_of([speech_at(500), speech_at(505)], (0.2, 0.8)), bundle_with(PitchFace()))
     assert float(found.confidence.max()) < 0.6
     assert any(
         "Low confidence" in text and matrix_text(found.matrix, ["Anna", "Ben"]) in text for text in found.notices
@@ -106,30 +106,30 @@ def test_little_confidence_is_told_with_the_matrix():
 
 def test_silent_streams_go_to_whoever_is_left():
     silent = Speech(torch.zeros(1, RATE), RATE)
-    found = bind(scene_of([None, speech_at(200), silent]), bundle_with(PitchFace()))
+    found = assign_audio(scene_of([None, speech_at(200), silent]), bundle_with(PitchFace()))
     assert found.matrix.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert found.confidence.tolist()[0] == 1.0 and found.scores[0].abs().sum() == 0
-    assert any("No voice is left for Ben, Cleo" in text for text in found.notices)
+    assert any("No voice was assigned to Ben, Cleo" in text for text in found.notices)
 
 
 def test_fewer_voices_than_faces_leave_listeners():
     speeches = [speech_at(800), speech_at(200)]
     scene = scene_of(speeches, audio_character_matrix=matrix_for(speeches, range(3)))
-    found = bind(scene, bundle_with(PitchFace()))
+    found = assign_audio(scene, bundle_with(PitchFace()))
     assert found.matrix.tolist() == [[0, 0, 1], [1, 0, 0]]
-    assert any("No voice is left for Ben:" in text for text in found.notices)
+    assert any("No voice was assigned to Ben:" in text for text in found.notices)
 
 
 def test_more_voices_than_faces_is_an_error_that_names_them():
     speeches = [speech_at(200), None, speech_at(800), speech_at(500)]
     scene = scene_of(speeches, (0.2, 0.8), audio_character_matrix=matrix_for(speeches, range(2)))
     with pytest.raises(InputError, match=r"3 voices \(speech 1, speech 3, speech 4\).*Anna, Ben"):
-        bind(scene, bundle_with(PitchFace()))
+        assign_audio(scene, bundle_with(PitchFace()))
 
 
 def test_a_model_that_cannot_match_says_so():
     with pytest.raises(InputError, match="cannot match voices to faces"):
-        bind(scene_of([speech_at(200)] * 3), fake_bundle())
+        assign_audio(scene_of([speech_at(200)] * 3), fake_bundle())
 
 
 def test_longer_stretches_of_speech_count_for_more():
@@ -137,14 +137,14 @@ def test_longer_stretches_of_speech_count_for_more():
     high, low, pause = speech_at(800, 1.5).waveform, speech_at(200, 0.5).waveform, torch.zeros(1, RATE // 2)
     speech = Speech(torch.cat([high, pause, low], 1), RATE)
     judge = PitchFace()
-    votes = vote(speech, [face(0.2), face(0.8)], judge, LoudnessActivity())
+    votes = voice_scores(speech, [face(0.2), face(0.8)], judge, LoudnessActivity())
     assert judge.asked == 2 and votes[1] > votes[0]
 
 
 def test_long_speech_is_judged_in_pieces():
     pieces = split_spans([(0.0, 5.0), (6.0, 7.0)])
     assert [round(end - start, 6) for start, end in pieces] == [round(5 / 3, 6)] * 3 + [1.0]
-    assert max(end - start for start, end in pieces) <= PIECE
+    assert max(end - start for start, end in pieces) <= MAX_SEGMENT_SECONDS
 
 
 def test_confidence_is_the_odds_of_the_best_against_the_next():

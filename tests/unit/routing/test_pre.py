@@ -18,7 +18,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation.mask_metrics import mean_iou, to_labels
 from bya_core.pipelines.generate import prepare, sample
 from bya_core.progress import ProgressTracker
-from bya_core.routing.pre import Found, character_boxes, draw_regions, route_pre
+from bya_core.routing.pre import LocatedCharacters, character_boxes, draw_regions, route_pre
 from bya_core.scene.types import Character, Scene
 from bya_core.weights.loader import load_bundle
 from bya_core.weights.registry import MODELS
@@ -101,12 +101,12 @@ def test_a_character_that_is_not_found_is_named():
 
 @pytest.mark.parametrize("likeness", [[[0.9, 0.8]], [[0.9, 0.8], [0.1, 0.2]]])
 def test_two_characters_on_one_face_are_named(likeness):
-    with pytest.raises(InputError, match="Ada and Bo both look like the same one of"):
+    with pytest.raises(InputError, match="Ada and Bo both match the same one of"):
         routed(likeness)
 
 
 def test_box_holds_the_person_and_head_leaves_the_corners_out():
-    found = Found(torch.tensor([[40.0, 20.0, 56.0, 38.0]]), torch.tensor([[28.0, 12.0, 68.0, 64.0]]))
+    found = LocatedCharacters(torch.tensor([[40.0, 20.0, 56.0, 38.0]]), torch.tensor([[28.0, 12.0, 68.0, 64.0]]))
     box, head = draw_regions(found, (64, 96), "box")[0], draw_regions(found, (64, 96), "head")[0]
     assert box.sum() == (68 - 28) * (64 - 12) and box[12:64, 28:68].all()
     assert head[29, 48] and head[60, 32] and head[60, 64], "face and both shoulders"
@@ -116,7 +116,7 @@ def test_box_holds_the_person_and_head_leaves_the_corners_out():
 def test_neighbours_share_no_pixel_and_a_head_comes_before_a_body():
     faces = torch.tensor([[20.0, 20.0, 36.0, 38.0], [44.0, 30.0, 60.0, 48.0]])
     bodies = torch.tensor([[4.0, 10.0, 56.0, 64.0], [30.0, 20.0, 78.0, 64.0]])
-    both = draw_regions(Found(faces, bodies), (64, 96), "head")
+    both = draw_regions(LocatedCharacters(faces, bodies), (64, 96), "head")
     assert both.sum(0).max() == 1
     assert both[1, 40, 46] == 1, "the second one's cheek lies on the first one's shoulder"
 
