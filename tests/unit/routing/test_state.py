@@ -197,7 +197,7 @@ def _edit(path: Path, **tensors: torch.Tensor | None) -> None:
 )
 def test_broken_and_foreign_files_are_refused(prepared, state, damage):
     damage(state)
-    with pytest.raises(InputError, match="broken, or no state of a router"):
+    with pytest.raises(InputError, match="damaged or not a routing state"):
         load_routing(state, prepared)
 
 
