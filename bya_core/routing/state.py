@@ -106,7 +106,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _damaged(path: Path) -> InputError:
     came = f"{path} is damaged or not a routing state"
-    return InputError(came, "a file that `python -m bya_core probe` wrote with --state", "create it again")
+    return InputError(came, "a file saved by `bya probe --output`", "create it again")
 
 
 def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: Prepared) -> Routing:
