@@ -33,6 +33,7 @@ from bya_core.memory.planner import (  # noqa: E402
     required_pinned_memory,
 )
 from bya_core.memory.sizes import component_sizes  # noqa: E402
+from bya_core.models import rope, router  # noqa: E402
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel  # noqa: E402
 from bya_core.pipelines.full_size import ENCODER_BYTES, NATIVE, VAE  # noqa: E402
 
@@ -108,6 +109,7 @@ def count_activations() -> dict[str, int]:
 
     peaks: dict[str, int] = {}
     default = torch.get_default_dtype()
+    _clear_tables()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with FakeTensorMode(), torch.no_grad():
@@ -136,7 +138,14 @@ def count_activations() -> dict[str, int]:
                 peaks["decoding 49 frames" + (" with tiling" if tiling else "")] = live.peak
     finally:
         torch.set_default_dtype(default)
+        _clear_tables()
     return peaks
+
+
+def _clear_tables() -> None:
+    """Cached position tables must not be fake tensors, and the other way around."""
+    rope._tables.cache_clear()
+    router._cached_table.cache_clear()
 
 
 def tables(sizes: dict[str, int], activations: dict[str, int]) -> str:

@@ -37,7 +37,7 @@ from bya_core.models import transformer as transformer_module  # noqa: E402
 from bya_core.progress import ProgressCallback, ProgressTracker  # noqa: E402
 
 PARTS = ("blocks", "face", "router", "audio", "other")
-METHODS = {"_inject_face": "face", "_route": "router", "_speech": "audio"}
+METHODS = {"_add_face": "face", "_masks": "router", "_speech": "audio"}
 """Methods of `BlockConditioning` and the part they belong to."""
 PRESETS: tuple[Preset, ...] = ("exact", "balanced", "fast")
 LAYERS = 42  # of the released transformer
