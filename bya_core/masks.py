@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bya_core.errors import InputError
@@ -164,36 +163,6 @@ def _between(line: Tensor, axis: int) -> Tensor:
     ahead = line.long().cumsum(axis) > 0
     behind = line.flip(axis).long().cumsum(axis).flip(axis) > 0
     return ahead & behind
-
-
-def exclusive(masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Binary, disjoint masks: a token belongs to the character with the largest mask, if it exceeds `threshold`.
-
-    Args:
-        masks: [..., N, T, h, w] in [0, 1].
-
-    Returns:
-        Same shape, zeros and ones. Ties go to the later character.
-    """
-    flipped = masks.flip(-4)
-    winner = F.one_hot(flipped.argmax(dim=-4), masks.shape[-4]).movedim(-1, -4).flip(-4)
-    return (winner.bool() & (masks > threshold)).to(masks.dtype)
-
-
-@dataclass(frozen=True)
-class MaskStatistics:
-    """How much of the frame a character mask covers and how certain it is.
-
-    Args:
-        coverage: fraction of all tokens where the mask is above 0.5.
-        confidence: mean of the mask over those tokens; 0 where there are none.
-    """
-
-    coverage: float
-    confidence: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.coverage:.0f}% of the frame, confidence {self.confidence:.2f}"
 
 
 def mask_statistics(masks: Tensor) -> list[MaskStatistics]:

@@ -89,15 +89,6 @@ def test_time_union_is_static_and_covers():
     assert torch.equal(union[:, :, 0], union[:, :, -1])
 
 
-def test_exclusive():
-    given = torch.tensor([0.9, 0.2, 0.6]).view(3, 1, 1, 1)
-    assert masks.exclusive(given).flatten().tolist() == [1, 0, 0]
-    assert masks.exclusive(torch.full((2, 1, 1, 1), 0.7)).flatten().tolist() == [0, 1]
-    assert masks.exclusive(torch.full((2, 1, 1, 1), 0.4)).sum() == 0
-    several = masks.exclusive(some(3))
-    assert several.shape == (2, 3, *GRID) and several.sum(1).max() == 1
-
-
 def test_mask_control_accepts_scalars_and_acts_in_its_range():
     control = masks.MaskControl(some(2)[0], end_percent=torch.tensor([0.5, 1.0]))
     assert control.is_active and control.strength.tolist() == [1, 1] and control.start_percent.tolist() == [0, 0]
