@@ -165,6 +165,22 @@ def _between(line: Tensor, axis: int) -> Tensor:
     return ahead & behind
 
 
+@dataclass(frozen=True)
+class MaskStatistics:
+    """How much of the frame a character mask covers and how certain it is.
+
+    Args:
+        coverage: fraction of all tokens where the mask is above 0.5.
+        confidence: mean of the mask over those tokens; 0 where there are none.
+    """
+
+    coverage: float
+    confidence: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.coverage:.0f}% of the frame, confidence {self.confidence:.2f}"
+
+
 def mask_statistics(masks: Tensor) -> list[MaskStatistics]:
     """Statistics of each of the N masks [N, T, h, w]."""
     statistics = []
