@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
@@ -38,6 +36,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_folder
+from training.engine.random_state import random_state, set_random_state
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +223,7 @@ def _capture(run: TrainingObjects) -> dict[str, Any]:
     content: dict[str, Any] = {
         "weights.safetensors": {name: unsharded(p) for name, p in trainable.items()},
         "random_states.pt": {
-            "processes": gather_object([_random_state()]),
+            "processes": gather_object([random_state()]),
             "scaler": scaler.state_dict() if scaler is not None else None,
         },
     }
@@ -277,7 +276,7 @@ def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
     if scaler is not None and random_states["scaler"]:
         scaler.load_state_dict(random_states["scaler"])
     if len(random_states["processes"]) == run.accelerator.num_processes:
-        _set_random_state(random_states["processes"][run.accelerator.process_index])
+        set_random_state(random_states["processes"][run.accelerator.process_index])
     else:
         log.warning(
             "the checkpoint was written by %d processes, this run has %d: same batches, different rounding",
@@ -295,22 +294,3 @@ def _check_identity(folder: Path, info: dict[str, Any], run: TrainingObjects) ->
     if run.deepspeed_engine is not None and info["processes"] != run.accelerator.num_processes:
         problem = f"{run.accelerator.num_processes} processes for a DeepSpeed checkpoint of {info['processes']}"
         raise InputError(problem, "the same number", "start as many, or train with FSDP2, which takes any number")
-
-
-def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
