@@ -1,7 +1,6 @@
-"""Real faces in a finished video: where they are, whose voice their lips follow, and who they are.
+"""Faces of people in photos in a finished video: tracks, lip sync and identity.
 
-Each part that needs weights which are not here is left out, with a sentence that says which, why and how to get them;
-the others are measured.
+Measurements whose weights are missing are skipped with a notice that says how to get them.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from bya_core.evaluation.syncnet import FPS, RATE, WINDOW, SyncEmbedder
 from bya_core.io.media import place, resample_mono
 from bya_core.scene.types import Speech
 
-STRIDE = 3  # frames from one look for faces to the next; between them a track is drawn straight
-GAP = 25  # frames for which a face may be out of sight
+STRIDE = 3  # frames between two detections; boxes in between are interpolated
+GAP = 25  # maximum number of frames without a face
 
 
 class FaceEmbedder(Protocol):
-    """Who a face is.
+    """A face recognition network.
 
     Attributes:
         name: for tables.
-        size: pixels of a picture's side.
+        size: side of the input images in pixels.
     """
 
     name: str
@@ -49,7 +48,7 @@ class FaceEmbedder(Protocol):
 
 
 class _ArcFace:
-    """ArcFace as a `FaceEmbedder`; faces are not turned upright, so likeness comes out a little lower."""
+    """ArcFace as a `FaceEmbedder`; faces are not aligned, which lowers the similarity a little."""
 
     name, size = "ArcFace", 112
 
@@ -65,13 +64,13 @@ class _ArcFace:
 
 @dataclass
 class FaceTools:
-    """What is on this machine to look at faces with.
+    """Networks for measuring faces.
 
     Args:
-        detector: finds faces; None = there is none, and nothing of this file is measured.
-        sync: embeds lips and voices; None = no lip sync.
-        identities: networks that tell who a face is; may be empty.
-        notices: what is missing, why, and how to get it.
+        detector: face detector; None = nothing is measured.
+        sync: SyncNet; None = no lip sync.
+        identities: face recognition networks; may be empty.
+        notices: what is missing and how to get it.
     """
 
     detector: FaceDetector | None
@@ -81,13 +80,13 @@ class FaceTools:
 
     @staticmethod
     def here(device: torch.device | str = "cpu") -> FaceTools:
-        """Everything that can be loaded; what cannot is told in `notices`."""
+        """All networks that can be loaded; `notices` lists the others."""
         notices: list[str] = []
         detector: FaceDetector | None = None
         try:
             detector = find_detector()
         except InputError as error:
-            notices.append(f"Faces not looked at: {error}")
+            notices.append(f"Faces not measured: {error}")
         sync = None
         if (file := SYNCNET.find()) is not None:
             sync = SyncEmbedder(file, device)
@@ -119,17 +118,17 @@ def look(
     masks: np.ndarray | None = None,
     names: Sequence[str] | None = None,
 ) -> FaceFigures:
-    """Everything that `tools` can say of a video.
+    """Measure the faces of a video.
 
     Args:
         frames: uint8 [F, H, W, 3].
-        speeches: M voices; None = nobody.
-        fps: frames a second.
+        speeches: M speeches; None = listener.
+        fps: frames per second.
         portraits: N reference pictures [3, h, w] in 0..1.
-        matrix: audio-character matrix [M, N]; None = voice m moves character m.
-        masks: bool [N, F, H, W], whose place is where; None = faces go to characters by likeness where that can be
-            told, else from left to right, which is said.
-        names: of the characters, for messages.
+        matrix: audio-character matrix [M, N]; None = speech m drives character m.
+        masks: character masks, bool [N, F, H, W]; None = faces are assigned by similarity, or from left to right with
+            a notice if there is no face recognition.
+        names: of the characters, for notices.
     """
     notices = list(tools.notices)
     if tools.detector is None:
@@ -171,7 +170,7 @@ def measure_sync(
     """Sync of every face with every voice, each on its own track and its own stream (paper sec. 4.1, 5.2.2).
 
     Args:
-        frames: uint8 [F, H, W, 3]; brought to 25 frames a second by the nearest frame.
+        frames: uint8 [F, H, W, 3]; resampled to 25 frames per second.
         boxes: of the faces [N, F, 4].
         speeches, fps, matrix: see `look`.
     """
@@ -187,7 +186,7 @@ def measure_sync(
 
 
 def _heard(speech: Speech | None, length: int) -> np.ndarray:
-    """A voice as it is heard from video time 0 on, [samples] at 16 kHz."""
+    """A speech on the time axis of the video, [samples] at 16 kHz."""
     if speech is None:
         return np.zeros(round(length / FPS * RATE))
     mono = resample_mono(speech.waveform, speech.sample_rate, RATE)
@@ -195,7 +194,7 @@ def _heard(speech: Speech | None, length: int) -> np.ndarray:
 
 
 def _found(frames: Tensor, detector: FaceDetector) -> list[list[Face]]:
-    """Faces of every frame that is looked at; empty lists for those between."""
+    """Faces of every `STRIDE`-th frame; empty lists for the others."""
     looked_at = {*range(0, len(frames), STRIDE), len(frames) - 1}
     return [
         detector.detect(frame.permute(2, 0, 1).float() / 255) if f in looked_at else []
@@ -206,7 +205,7 @@ def _found(frames: Tensor, detector: FaceDetector) -> list[list[Face]]:
 def _assigned(
     found: Sequence[Sequence[Face]], frames: np.ndarray, portraits: Sequence[Tensor], tools: FaceTools
 ) -> tuple[np.ndarray, list[str]]:
-    """Boxes [N, F, 4] without masks: faces joined over time by nearness, then given to characters."""
+    """Boxes [N, F, 4] without masks: faces are linked over time by distance, then assigned to characters."""
     from scipy.optimize import linear_sum_assignment
 
     count = len(portraits)
@@ -215,7 +214,7 @@ def _assigned(
         seen = np.isfinite(boxes[:, :, 0])
         left = np.where(seen, boxes[:, :, 0], 0.0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
         order = np.argsort(np.where(seen.any(axis=1), left, np.inf), kind="stable")
-        return boxes[order], ["No masks and no face recognition: characters are taken from left to right."]
+        return boxes[order], ["No masks and no face recognition: faces are assigned to characters from left to right."]
     network = tools.identities[0]
     known = np.stack([_reference(portrait, network, tools.detector) for portrait in portraits])
     likeness = np.zeros((count, count))
@@ -231,7 +230,7 @@ def _assigned(
 
 
 def _chains(found: Sequence[Sequence[Face]], count: int, length: int) -> np.ndarray:
-    """The `count` largest faces of each frame, each joined to the chain that was nearest: [count, F, 4]."""
+    """The `count` largest faces of each frame, linked to the nearest track: [count, F, 4]."""
     from scipy.optimize import linear_sum_assignment
 
     made = np.full((count, length, 4), np.nan)
@@ -250,7 +249,7 @@ def _chains(found: Sequence[Sequence[Face]], count: int, length: int) -> np.ndar
 
 
 def _reference(portrait: Tensor, network: FaceEmbedder, detector: FaceDetector | None) -> np.ndarray:
-    """Embedding of the face of a reference picture; the whole picture where no face is found in it."""
+    """Embedding of the face of a reference picture; of the whole image if no face is found."""
     picture = pixels(portrait)
     faces = detector.detect(portrait) if detector is not None else []
     box = max(faces, key=lambda face: face.score).box if faces else (0, 0, picture.shape[1], picture.shape[0])

@@ -1,4 +1,4 @@
-"""Faces over time: one box per frame and character, and the crops that SyncNet and face recognition look at."""
+"""Face tracks: one box per frame and character, and the crops for SyncNet and face recognition."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from bya_core.errors import InputError
 
-_GREY = 110  # what lies outside the picture, as in the reference
-_WIDER = 0.4  # of the box, on each side and (twice) below
-_SMOOTH = 13  # frames of the median filter
+_GRAY = 110  # padding outside the frame, as in the reference implementation
+_MARGIN = 0.4  # fraction of half the box added on each side, twice of it below
+_MEDIAN = 13  # frames of the median filter
 
 
 class _Found(Protocol):
@@ -24,13 +24,13 @@ class _Found(Protocol):
 
 
 def tracks(found: Sequence[Sequence[_Found]], masks: np.ndarray) -> np.ndarray:
-    """Faces found in each frame -> a box per character and frame [N, F, 4]; NaN where a character shows none.
+    """Assign detected faces to characters: boxes [N, F, 4], NaN where a character has no face.
 
-    A face belongs to the character whose mask claims the most of it, one face each; who is where is settled by the
-    masks, not by looks, so that a swapped identity is seen as one.
+    Each character gets the face that its mask covers most, at most one per frame. The assignment uses masks instead of
+    similarity so that a swapped identity is measured as such.
 
     Args:
-        found: faces of each of F frames.
+        found: detected faces of each of F frames.
         masks: bool [N, F, H, W].
     """
     from scipy.optimize import linear_sum_assignment
@@ -52,59 +52,59 @@ def tracks(found: Sequence[Sequence[_Found]], masks: np.ndarray) -> np.ndarray:
 
 
 def filled(track: np.ndarray, gap: int = 12) -> np.ndarray:
-    """A track [F, 4] with gaps of up to `gap` frames filled in between its neighbours, and its ends held.
+    """Interpolate gaps of up to `gap` frames in a track [F, 4]; the ends are held.
 
     Raises:
         InputError: no face in any frame, or a longer gap.
     """
     known = np.flatnonzero(np.isfinite(track).all(axis=1))
     if known.size == 0:
-        raise InputError("a character without a face in any frame", "a face to follow", "look at the masks")
+        raise InputError("a character without a face in any frame", "a visible face", "check the masks")
     longest = int(np.diff(np.concatenate([[-1], known, [len(track)]])).max()) - 1
     if longest > gap:
-        raise InputError(f"a face that is gone for {longest} frames", f"at most {gap}", "cut the video there")
+        raise InputError(f"a face that is missing for {longest} frames", f"at most {gap}", "split the video there")
     frames = np.arange(len(track))
     return np.stack([np.interp(frames, known, track[known, side]) for side in range(4)], axis=1)
 
 
 def crops(frames: np.ndarray, track: np.ndarray, size: int = 224) -> np.ndarray:
-    """What SyncNet sees of a face: uint8 [F, size, size, 3] from frames uint8 [F, H, W, 3] and boxes [F, 4].
+    """Crops for SyncNet: uint8 [F, size, size, 3] from frames uint8 [F, H, W, 3] and boxes [F, 4].
 
-    As the reference cuts: a square about the middle of the box, its half side the longer half of the box, all three
-    smoothed by a median over 13 frames; wider by 0.4 of it to the sides and by 0.8 below; grey outside the picture.
+    As in the reference implementation: a square around the center of the box, as wide as its longer side, smoothed by a
+    median over 13 frames; larger by 0.4 of half its side on the sides and by 0.8 below; gray outside the frame.
     """
     from scipy.signal import medfilt
 
     x0, y0, x1, y1 = track.T
-    half = medfilt(np.maximum(x1 - x0, y1 - y0) / 2, _SMOOTH)
-    middle_x, middle_y = medfilt((x0 + x1) / 2, _SMOOTH), medfilt((y0 + y1) / 2, _SMOOTH)
+    half = medfilt(np.maximum(x1 - x0, y1 - y0) / 2, _MEDIAN)
+    middle_x, middle_y = medfilt((x0 + x1) / 2, _MEDIAN), medfilt((y0 + y1) / 2, _MEDIAN)
     made = np.empty((len(frames), size, size, 3), dtype=np.uint8)
     for f, frame in enumerate(frames):
         s = half[f]
-        rim = int(s * (1 + 2 * _WIDER))
-        padded = np.pad(frame, ((rim, rim), (rim, rim), (0, 0)), constant_values=_GREY)
+        rim = int(s * (1 + 2 * _MARGIN))
+        padded = np.pad(frame, ((rim, rim), (rim, rim), (0, 0)), constant_values=_GRAY)
         y, x = middle_y[f] + rim, middle_x[f] + rim
-        rows = slice(max(0, int(y - s)), int(y + s * (1 + 2 * _WIDER)))
-        columns = slice(max(0, int(x - s * (1 + _WIDER))), int(x + s * (1 + _WIDER)))
+        rows = slice(max(0, int(y - s)), int(y + s * (1 + 2 * _MARGIN)))
+        columns = slice(max(0, int(x - s * (1 + _MARGIN))), int(x + s * (1 + _MARGIN)))
         made[f] = resized(padded[rows, columns], size)
     return made
 
 
 def resized(picture: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> [size, size, 3], bilinear without antialiasing; grey where there is nothing to see."""
+    """uint8 [h, w, 3] -> [size, size, 3], bilinear without antialiasing; gray if the image is empty."""
     if 0 in picture.shape:
-        return np.full((size, size, 3), _GREY, dtype=np.uint8)
+        return np.full((size, size, 3), _GRAY, dtype=np.uint8)
     pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
     made = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
     return made[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def face_pictures(frames: np.ndarray, track: np.ndarray, size: int = 160, margin: float = 0.1) -> np.ndarray:
-    """Tight pictures for face recognition: uint8 [F, size, size, 3]; the box, wider by `margin` of it on each side.
+    """Crops for face recognition: uint8 [F, size, size, 3]; the box plus `margin` of its size on each side.
 
-    Frames without a face (NaN in `track` [F, 4]) come out grey; leave them out by `np.isfinite(track)`.
+    Frames without a face (NaN in `track` [F, 4]) are gray; exclude them with `np.isfinite(track)`.
     """
-    made = np.full((len(frames), size, size, 3), _GREY, dtype=np.uint8)
+    made = np.full((len(frames), size, size, 3), _GRAY, dtype=np.uint8)
     height, width = frames.shape[1:3]
     for f in np.flatnonzero(np.isfinite(track).all(axis=1)):
         x0, y0, x1, y1 = track[f]

@@ -1,4 +1,4 @@
-"""Is it the right person? The nearest of several references."""
+"""Identity of faces: similarity to the references of all characters."""
 
 from __future__ import annotations
 

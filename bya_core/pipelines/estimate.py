@@ -1,7 +1,7 @@
-"""What a run will cost, told from a model's settings alone: no weights are read.
+"""Estimate time and memory of a run from the configuration of a model, without reading weights.
 
-The networks are built without memory (torch's "meta" device) and the operations of one step and of the decoding are
-counted; a short multiplication says how fast this machine is.
+The operations of a step and of the decoder are counted on the "meta" device; a short benchmark measures the speed of
+this machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bya_core.grid import TokenGrid
 from bya_core.memory.sizes import build_meta_transformer, decoding_memory, denoising_memory, run_meta_step
 from bya_core.scene.types import SceneDefaults
 
-SHARE_OF_PEAK = 0.35  # of the speed of one large multiplication that a whole run reached; measured with the toy model
+UTILIZATION = 0.35  # fraction of matrix multiplication speed that a run reaches; measured with the toy model
 
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".onnx")
@@ -108,7 +108,7 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
     size = 2 if torch.cuda.is_available() else 4
     denoising = denoising_memory(grid, width, passes, size) + kept * passes * size // 4
     held = max(denoising, decoding_memory(grid, size, channels))
-    seconds = operations / (SHARE_OF_PEAK * operations_per_second())
+    seconds = operations / (UTILIZATION * operations_per_second())
     return Estimate(seconds, (model.bytes + held) / 1e9)
 
 

@@ -1,4 +1,4 @@
-"""What was made, how, and how sure the masks are: the figures of report.json and of the legend."""
+"""Contents of report.json: inputs, settings, masks, durations and memory of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_COVERAGE = 0.005  # fraction of the frame below which a character is practic
 
 
 class MadeVideo(Protocol):
-    """What is told and written of a video, however it was made: `pipeline.Video`, `long_video.LongVideo`."""
+    """Common interface of `Video` and `LongVideo`."""
 
     @property
     def frames(self) -> Iterable[Tensor]: ...

@@ -177,7 +177,7 @@ def test_a_report_on_real_people_says_what_sync_says():
     )
     assert made.figures["verdicts"] == ["own", "shifted"] and made.figures["measure"] == SYNC.name
     assert "4 frames (160 ms) early" in made.text and "FID is missing." in made.text
-    assert "From 0.40 to 0.90 s Ada goes with the voice of Bo" in made.text
+    assert "From 0.40 to 0.90 s Ada follows the voice of Bo" in made.text
 
 
 def test_what_is_missing_is_told_and_the_rest_measured(folder, tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def test_faces_go_to_the_masks_they_are_in():
     assert np.array_equal(found[0, 0], left.box) and np.array_equal(found[1, 0], right.box)
     assert np.isfinite(found[0, 1]).all() and np.isnan(found[1, 1:]).all()
     assert np.array_equal(face_track.filled(found[0], gap=1)[2], left.box)
-    with pytest.raises(InputError, match="gone for 2 frames"):
+    with pytest.raises(InputError, match="missing for 2 frames"):
         face_track.filled(found[1], gap=1)
     pictures = face_track.face_pictures(np.full((3, 20, 40, 3), 7, np.uint8), found[1], size=16)
     assert (pictures[0] == 7).all() and (pictures[1] == 110).all()

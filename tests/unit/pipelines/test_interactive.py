@@ -23,7 +23,7 @@ from bya_core.pipelines.interactive import (
     still_frame,
 )
 from bya_core.pipelines.preflight import Asked, preflight
-from bya_core.pipelines.preview import latent_colours, preview_picture
+from bya_core.pipelines.preview import latent_colors, preview_picture
 from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose, joined, parse_matrix, parse_prompts
 from bya_core.scene.types import SceneDefaults, Speech, moved_on
 from bya_core.toy import meter
@@ -141,7 +141,7 @@ def test_previews_have_the_colours_of_the_picture() -> None:
     """What the linear rule learned from the portraits shows the first frame, which it has not seen."""
     bundle, demo = load_bundle("toy"), load_demo(demo_names()[0])
     assert demo.first_frame is not None
-    factors = latent_colours(bundle.codec, [picture for picture, _ in demo.characters], (64, 96))
+    factors = latent_colors(bundle.codec, [picture for picture, _ in demo.characters], (64, 96))
     frame = fit_image(demo.first_frame, 64, 96)
     latents = bundle.codec.encode((frame * 2 - 1)[None, :, None])
     picture = preview_picture(latents, None, factors)
