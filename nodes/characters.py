@@ -58,10 +58,10 @@ class FaceEncode(io.ComfyNode):
     def execute(
         cls, image: Any, name: str, speech_strength: float, speech: Any = None, cast: Any = None
     ) -> io.NodeOutput:
-        from bya_core.scene.compose import Member, joined
+        from bya_core.scene.compose import CastMember, combine_casts
 
-        member = Member(name.strip(), convert.one_image(image, f"the image of {name}"), speech, speech_strength)
-        return io.NodeOutput(joined(cast or (), (member,)))
+        member = CastMember(name.strip(), convert.one_image(image, f"the image of {name}"), speech, speech_strength)
+        return io.NodeOutput(combine_casts(cast or (), (member,)))
 
 
 class AudioEncode(io.ComfyNode):
@@ -119,9 +119,9 @@ class Cast(io.ComfyNode):
     @classmethod
     @host.plain_errors
     def execute(cls, characters: dict[str, Any]) -> io.NodeOutput:
-        from bya_core.scene.compose import joined
+        from bya_core.scene.compose import combine_casts
 
         given = [cast for cast in characters.values() if cast is not None]
         if not given:
             raise InputError("a cast without characters", "at least 1 character", "connect BYA Face Encode")
-        return io.NodeOutput(joined(*given))
+        return io.NodeOutput(combine_casts(*given))

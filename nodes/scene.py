@@ -134,11 +134,11 @@ class Scene(io.ComfyNode):
     @classmethod
     @host.plain_errors
     def execute(cls, model: host.HostModel, cast: Any, first_frame: Any = None, **given: Any) -> io.NodeOutput:
-        from bya_core.scene.compose import Wishes, chosen_sampling, compose, summary
+        from bya_core.scene.compose import SceneOptions, compose, override_sampling, summary
 
         chosen = {field: given.pop(name) for name, field in SAMPLING.items()}
-        sampling = chosen_sampling(model.bundle.sampling, **chosen)
+        sampling = override_sampling(model.bundle.sampling, **chosen)
         frame = None if first_frame is None else convert.one_image(first_frame, "the first frame")
         given["timed_prompts"], given["overlap_frames"] = given.pop("prompt_schedule"), given.pop("window_overlap")
-        scene = compose(cast, Wishes(**given, first_frame=frame, sampling=sampling), model.bundle.defaults)
+        scene = compose(cast, SceneOptions(**given, first_frame=frame, sampling=sampling), model.bundle.defaults)
         return io.NodeOutput(types.SceneValue(model, scene), summary(scene))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bya_core.encoders.vad import spans_of
 from bya_core.evaluation.plots import BACKGROUND, LINE, MUTED, PANEL, TEXT, Page, rgb, time_axis
-from bya_core.sampling.windows import plan_windows
 from bya_core.scene.checks import loudness
 from bya_core.scene.types import Scene, SceneDefaults
+from bya_core.scene.windows import plan_windows
 
 Span = tuple[float, float]
 

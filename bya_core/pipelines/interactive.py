@@ -29,8 +29,8 @@ from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.refine import refine
 from bya_core.scene.compose import parse_matrix
-from bya_core.scene.mask_control import given_masks
-from bya_core.scene.types import Scene, moved_on, prompt_at
+from bya_core.scene.mask_control import resize_masks
+from bya_core.scene.types import Scene, rotate_speeches, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
 AudioAssignment = Literal["given", "swapped", "auto"]
@@ -64,7 +64,7 @@ def set_router(
         problem = "an audio-character matrix with automatic audio assignment"
         raise InputError(problem, "one of the two", 'clear the matrix, or set audio_assignment to "given"')
     if audio_assignment == "swapped":
-        matrix = moved_on(scene.matrix if matrix is None else matrix)
+        matrix = rotate_speeches(scene.matrix if matrix is None else matrix)
     grid = model.grid(scene.num_frames, scene.height, scene.width)
     scene = replace(
         scene,
@@ -240,7 +240,7 @@ def images_to_masks(images: Tensor, grid: TokenGrid, count: int, what: str = "th
     stacked = rearrange(images, "(n f) h w -> n f h w", n=count)
     if stacked.shape[1] not in (1, grid.frames, grid.video_frames):
         raise InputError(f"{what}: {images.shape[0]} images", expected, "connect one of these numbers")
-    return given_masks(stacked, grid, count, what)
+    return resize_masks(stacked, grid, count, what)
 
 
 def character_index(character: str, names: Sequence[str]) -> int:

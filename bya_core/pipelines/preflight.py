@@ -18,7 +18,7 @@ from bya_core.errors import InputError
 from bya_core.pipelines.estimate import ModelFolder, estimate
 from bya_core.pipelines.interactive import images_to_masks
 from bya_core.scene.checks import stream_notices
-from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose
+from bya_core.scene.compose import CastMember, SceneOptions, compose, override_sampling
 from bya_core.scene.types import Scene
 from bya_core.weights.registry import MODELS
 
@@ -84,7 +84,7 @@ class Preflight:
             raise InputError(" | ".join(problems).rstrip("."), "a scene without problems", "correct it and run again")
 
 
-def preflight(cast: Sequence[Member], model: tuple[str, Path | None], asked: Asked) -> Preflight:
+def preflight(cast: Sequence[CastMember], model: tuple[str, Path | None], asked: Asked) -> Preflight:
     """Look at everything.
 
     Args:
@@ -131,7 +131,7 @@ def _packages() -> list[str]:
     return [package.project for package in missing_packages()]
 
 
-def _faces(cast: Sequence[Member], meter: PixelMeter | None) -> list[Box | None]:
+def _faces(cast: Sequence[CastMember], meter: PixelMeter | None) -> list[Box | None]:
     """Box of the face in each picture, x0, y0, x1, y1 in pixels."""
     find: Callable[[Tensor], Box | None] = _real_face if meter is None else meter.face_box
     return [find(member.image) for member in cast]
@@ -147,7 +147,7 @@ def _real_face(image: Tensor) -> Box | None:
     return max(0, x0), max(0, y0), min(image.shape[2], x1), min(image.shape[1], y1)
 
 
-def _face(member: Member, box: Box | None) -> Finding:
+def _face(member: CastMember, box: Box | None) -> Finding:
     if box is None:
         return Finding(member.name, "PROBLEM", "no face was found in its picture")
     height, width = member.image.shape[1:]
@@ -156,7 +156,7 @@ def _face(member: Member, box: Box | None) -> Finding:
     return Finding(member.name, "ok", text)
 
 
-def _voice(member: Member) -> Finding:
+def _voice(member: CastMember) -> Finding:
     about = f"voice of {member.name}"
     if member.speech is None:
         return Finding(about, "ok", "none: a silent listener")
@@ -170,13 +170,13 @@ def _voice(member: Member) -> Finding:
     return Finding(about, "ok", f"{text}; {heard:.2f} s of it are speech, the first word at {first:.2f} s")
 
 
-def _scene(cast: Sequence[Member], model: ModelFolder, asked: Asked, told: Sequence[str]) -> list[Finding]:
+def _scene(cast: Sequence[CastMember], model: ModelFolder, asked: Asked, told: Sequence[str]) -> list[Finding]:
     """Sizes, notices but those `told` already, masks, first frame, cost."""
     defaults = model.defaults
-    sampling = chosen_sampling(
+    sampling = override_sampling(
         defaults.sampling, steps=asked.steps, guidance_scale=0, audio_guidance_scale=0, scheduler="", seed=0
     )
-    wishes = Wishes("", "", asked.first_frame, asked.width, asked.height, asked.frames, sampling)
+    wishes = SceneOptions("", "", asked.first_frame, asked.width, asked.height, asked.frames, sampling)
     try:
         scene = compose(cast, wishes, defaults)
         grid = model.grid(scene.num_frames, scene.height, scene.width)
@@ -211,7 +211,7 @@ def _masks(masks: Tensor, scene: Scene, model: ModelFolder) -> Finding:
     return Finding("masks", "ok", "one for each character")
 
 
-def _first_frame(frame: Tensor, cast: Sequence[Member], meter: PixelMeter | None) -> list[Finding]:
+def _first_frame(frame: Tensor, cast: Sequence[CastMember], meter: PixelMeter | None) -> list[Finding]:
     """Whether all characters are visible in the first frame; not checked for people in photos."""
     if meter is None:
         return []
@@ -222,7 +222,7 @@ def _first_frame(frame: Tensor, cast: Sequence[Member], meter: PixelMeter | None
     return [Finding("first frame", "ok", "everybody's colors are in it")]
 
 
-def _picture(cast: Sequence[Member], faces: Sequence[Box | None]) -> Image.Image:
+def _picture(cast: Sequence[CastMember], faces: Sequence[Box | None]) -> Image.Image:
     """One column a character: the picture with the face framed, the face alone, the name."""
     page = Image.new("RGB", (SIDE * max(1, len(cast)), 2 * SIDE + 2 * LINE), (24, 24, 28))
     draw = ImageDraw.Draw(page)

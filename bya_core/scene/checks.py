@@ -1,57 +1,55 @@
-"""What a person should know about the voices of a scene before a long run: silent, equal, swapped, too long."""
+"""Warnings about a scene before a long run: silent, equal, swapped or cut speech, unused prompts, long windows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
 
+from bya_core.errors import InputError
 from bya_core.scene.timeline import Turn
-from bya_core.scene.types import Speech
+from bya_core.scene.types import Scene, SceneDefaults, Speech, prompt_at
+from bya_core.scene.windows import plan_windows
 
-HOP = 0.02  # seconds of one loudness value
-QUIET = 0.05  # share of a recording's own loudest value (its 95th percentile) below which nobody speaks (-26 dB)
-CLEARLY = 0.3  # difference of two shares of time that is no accident
+HOP = 0.02  # seconds per loudness value
+QUIET = 0.05  # fraction of the 95th percentile of the loudness below which a recording is silent (-26 dB)
+SIGNIFICANT = 0.3  # difference between two fractions of time that is not a coincidence
 
 
 def stream_notices(names: Sequence[str], speeches: Sequence[Speech | None], files: Sequence[str | None]) -> list[str]:
-    """Silent and equal recordings; recordings named after each other's characters.
+    """Silent or equal recordings, and recordings named after other characters.
 
     Args:
-        names: of the characters.
-        speeches: theirs.
-        files: name of each recording, None where it is no single one.
+        names: Names of the characters.
+        speeches: Speech of each character.
+        files: File name of each recording; None if it is not a single file.
     """
     notices: list[str] = []
     for i, (name, speech) in enumerate(zip(names, speeches, strict=True)):
         if speech is None:
             continue
         if speech.silent:
-            told = f" ({files[i]})" if files[i] else ""
-            notices.append(f"The speech of {name}{told} is silent: the mouth will stay shut.")
+            file = f" ({files[i]})" if files[i] else ""
+            notices.append(f"The speech of {name}{file} is silent; {name} is treated as a listener.")
             continue
         for other, earlier in zip(names[:i], speeches[:i], strict=True):
             if earlier is not None and torch.equal(earlier.waveform, speech.waveform):
-                notices.append(f"{other} and {name} have the same recording: both will say the same.")
+                notices.append(f"{other} and {name} have the same recording.")
     for i, j in combinations(range(len(names)), 2):
         one, other = (files[i] or "").casefold(), (files[j] or "").casefold()
         first, second = names[i].casefold(), names[j].casefold()
         if second in one and first in other and first not in one and second not in other:
-            notices.append(f"The recordings look swapped: {names[i]} has {files[i]}, {names[j]} has {files[j]}.")
+            notices.append(f"The recordings may be swapped: {names[i]} has {files[i]}, {names[j]} has {files[j]}.")
     return notices
 
 
-def length_notices(names: Sequence[str], speeches: Sequence[Speech | None], seconds: float, why: str) -> list[str]:
-    """Speech that goes on after the end of the video.
-
-    Args:
-        seconds: of the video.
-        why: it is no longer, such as "as asked for".
-    """
+def length_notices(names: Sequence[str], speeches: Sequence[Speech | None], seconds: float) -> list[str]:
+    """Speech that is longer than a video of `seconds`."""
     return [
-        f"The speech of {name} lasts {speech.end:.2f} s, the video {seconds:.2f} s ({why}): "
+        f"The speech of {name} ends at {speech.end:.2f} s, the video at {seconds:.2f} s: "
         f"the last {speech.end - seconds:.2f} s of speech are cut."
         for name, speech in zip(names, speeches, strict=True)
         if speech is not None and speech.end > seconds + 0.02
@@ -59,33 +57,74 @@ def length_notices(names: Sequence[str], speeches: Sequence[Speech | None], seco
 
 
 def turn_notices(names: Sequence[str], speeches: Sequence[Speech | None], turns: Sequence[Turn]) -> list[str]:
-    """A timeline beside recordings of their own: recordings that look swapped, or silent when it is their turn.
+    """Contradictions between separate recordings and a timeline.
 
     Args:
-        turns: with the names of characters.
+        names: Names of the characters.
+        speeches: Speech of each character.
+        turns: Turns with character names (`assign_turns`).
     """
-    heard = np.array([[_heard_in(speech, name, turns) for name in names] for speech in speeches])  # [M, N]
+    active = np.array([[_activity(speech, name, turns) for name in names] for speech in speeches])  # [M, N]
     notices, swapped = [], set()
     for i, j in combinations(range(len(names)), 2):
-        # NaN (no recording, or no turn of its own) compares as false
-        if heard[i, j] > heard[i, i] + CLEARLY and heard[j, i] > heard[j, j] + CLEARLY:
+        # comparisons with NaN (no recording, or no exclusive turn) are false
+        if active[i, j] > active[i, i] + SIGNIFICANT and active[j, i] > active[j, j] + SIGNIFICANT:
             swapped |= {i, j}
             notices.append(
-                f"The recordings of {names[i]} and {names[j]} look swapped: each speaks in the turns of the other."
+                f"The recordings of {names[i]} and {names[j]} may be swapped: each is active in the turns of the other."
             )
     for i, name in enumerate(names):
-        if heard[i, i] < CLEARLY and i not in swapped:
-            notices.append(
-                f"The timeline lets {name} speak, but {name}'s recording is silent in "
-                f"{100 * (1 - heard[i, i]):.0f} % of that time."
-            )
+        if active[i, i] < SIGNIFICANT and i not in swapped:
+            silent = 100 * (1 - active[i, i])
+            notices.append(f"The recording of {name} is silent in {silent:.0f} % of {name}'s turns in the timeline.")
         if speeches[i] is None and any(turn.speaker == name for turn in turns):
-            notices.append(f"The timeline lets {name} speak, but {name} has no recording and listens.")
+            notices.append(f"{name} has turns in the timeline but no recording, and is treated as a listener.")
     return notices
 
 
-def _heard_in(speech: Speech | None, name: str, turns: Sequence[Turn]) -> float:
-    """Share of the time in which only `name` has the turn, that this speech is to be heard."""
+def prompt_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
+    """Timed prompts that no window uses. Raises InputError for invalid window lengths."""
+    frames, fps = scene.windows.frames or defaults.max_frames, scene.fps
+    windows = plan_windows(scene.num_frames, frames, scene.windows.overlap, defaults.time_factor)
+    used = {prompt_at(scene, window.start / fps, window.stop / fps) for window in windows}
+    for span in scene.prompts:
+        prompt = f"The prompt from {span.start:g} to {span.end:g} s"
+        if span.start >= scene.seconds:
+            yield f"{prompt} starts after the end of the video ({scene.seconds:.2f} s)."
+        elif span.prompt not in used:
+            where = "the video, which is one window" if len(windows) == 1 else f"each of the {len(windows)} windows"
+            yield f"{prompt} is not used: it covers less than half of {where}."
+
+
+def window_notices(num_frames: int, frames: int | None, defaults: SceneDefaults) -> list[str]:
+    """Windows longer than the training clips of the model.
+
+    Args:
+        num_frames: Frames of the video.
+        frames: Frames per window; None for the model's.
+        defaults: Defaults of the model.
+    """
+    window, trained = min(frames or defaults.max_frames, num_frames), defaults.max_frames
+    if window <= trained:
+        return []
+    return [f"A window of {window} frames, the model was trained with {trained}: expect reduced quality."]
+
+
+def speech_frames(speeches: Sequence[Speech | None], fps: float, time_factor: int) -> int:
+    """Number of video frames that hold all speech: a multiple of `time_factor`, plus 1.
+
+    Raises:
+        InputError: No character has speech.
+    """
+    longest = max((speech.end for speech in speeches if speech is not None), default=0.0)
+    if longest <= 0:
+        raise InputError("no length and no speech", "at least one speech", "set the length in frames")
+    needed = max(1, math.ceil(longest * fps - 1e-3))  # a thousandth of a frame is a rounding error
+    return math.ceil((needed - 1) / time_factor) * time_factor + 1
+
+
+def _activity(speech: Speech | None, name: str, turns: Sequence[Turn]) -> float:
+    """Fraction of the exclusive turns of `name` in which a speech is not silent; NaN if there are none."""
     if speech is None:
         return float("nan")
     loud = loudness(speech)

@@ -1,8 +1,7 @@
-"""A scene put together from pictures and recordings in memory: the cast, the sizes, the notices."""
+"""Builds a scene from images and audio in memory: characters, sizes, notices."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +13,21 @@ from torch import Tensor
 from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.scene.checks import length_notices, stream_notices
-from bya_core.scene.loader import prompt_notices
-from bya_core.scene.types import Character, FrameFit, PromptSpan, Scene, SceneDefaults, Speech
+from bya_core.scene.checks import length_notices, prompt_notices, speech_frames, stream_notices, window_notices
+from bya_core.scene.types import Character, FrameFit, PromptSpan, Scene, SceneDefaults, Speech, check_names
 
-LARGEST = 16  # times the area a model was trained for; more is not asked of a machine
+MAX_AREA = 16  # times the area that a model was trained with
 
 
 @dataclass(frozen=True)
-class Member:
-    """One character with its voice.
+class CastMember:
+    """A character with its speech.
 
     Args:
-        name: unlike that of every other character.
-        image: [3, H, W] in 0..1.
-        speech: None = a silent listener.
-        speech_strength: 0..2, how strongly the voice moves the character; 1 = as trained.
+        name: Unique name.
+        image: Reference image [3, H, W] in 0..1.
+        speech: Speech of the character; None for a silent listener.
+        speech_strength: Strength of the speech conditioning, 0..2; 1 is the trained strength.
     """
 
     name: str
@@ -39,18 +37,18 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is asked of a video beside its cast; 0 leaves a choice to the model or to the voices.
+class SceneOptions:
+    """Options of a scene besides its characters; 0 selects the default.
 
     Args:
-        prompt, negative_prompt: what is seen and what is not.
-        first_frame: [3, H, W] in 0..1, or None.
-        width, height: in pixels.
-        frames: video frames; 0 = as long as the longest voice.
-        sampling: steps, scales, scheduler, seed.
-        timed_prompts: see `parse_prompts`.
-        window_frames, overlap_frames: see `WindowConfig`.
-        first_frame_fit: see `bya_core.encoders.canvas.first_frame`.
+        prompt, negative_prompt: What the video should and should not contain.
+        first_frame: First frame [3, H, W] in 0..1, or None.
+        width, height: Size in pixels.
+        frames: Number of video frames; 0 fits the longest speech.
+        sampling: Sampling options.
+        timed_prompts: Prompts for parts of the video, see `parse_prompts`.
+        window_frames, overlap_frames: See `WindowConfig`.
+        first_frame_fit: See `bya_core.encoders.canvas.first_frame`.
     """
 
     prompt: str
@@ -66,114 +64,94 @@ class Wishes:
     first_frame_fit: FrameFit = "crop"
 
 
-def joined(*casts: Sequence[Member]) -> tuple[Member, ...]:
-    """All members of several casts, in order. Raises InputError where a name comes twice."""
+def combine_casts(*casts: Sequence[CastMember]) -> tuple[CastMember, ...]:
+    """The members of several casts in order. Raises InputError for duplicate names."""
     members = tuple(member for cast in casts for member in cast)
-    names = [member.name for member in members]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f'two characters named "{twice}"', "a name of its own for each", "rename one")
+    check_names([member.name for member in members])
     return members
 
 
-def compose(members: Sequence[Member], wishes: Wishes, defaults: SceneDefaults) -> Scene:
-    """The scene of a cast.
+def compose(members: Sequence[CastMember], options: SceneOptions, defaults: SceneDefaults) -> Scene:
+    """Build the scene of a cast.
 
     Raises:
-        InputError: nobody in it, sizes that the model cannot make, or no way to tell how long it shall be.
+        InputError: No characters, a size that the model does not support, or neither length nor speech.
     """
     names, speeches = [member.name for member in members], [member.speech for member in members]
-    frames = _frames(speeches, wishes.frames, defaults)
-    height, width = wishes.height or defaults.height, wishes.width or defaults.width
+    frames = options.frames or speech_frames(speeches, Scene.fps, defaults.time_factor)
+    height, width = options.height or defaults.height, options.width or defaults.width
     TokenGrid.from_pixels(
         frames, height, width, patch=1, space_factor=defaults.size_unit, time_factor=defaults.time_factor
     )
-    _possible(height, width, defaults)
+    if height * width > MAX_AREA * defaults.height * defaults.width:  # attention is quadratic in the area
+        raise InputError(
+            f"{width}x{height} pixels",
+            f"at most {MAX_AREA} times the area of the model's {defaults.width}x{defaults.height}",
+            "use a smaller width and height, or 0 for the model's",
+        )
     strengths = torch.tensor([member.speech_strength for member in members])
     scene = Scene(
-        prompt=wishes.prompt,
-        negative_prompt=wishes.negative_prompt,
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
         characters=tuple(Character(member.name, member.image) for member in members),
         speeches=tuple(speeches),
-        first_frame=wishes.first_frame,
-        first_frame_fit=wishes.first_frame_fit,
+        first_frame=options.first_frame,
+        first_frame_fit=options.first_frame_fit,
         height=height,
         width=width,
         num_frames=frames,
-        sampling=wishes.sampling,
-        prompts=parse_prompts(wishes.timed_prompts),
-        windows=WindowConfig(wishes.window_frames or None, wishes.overlap_frames or None),
+        sampling=options.sampling,
+        prompts=parse_prompts(options.timed_prompts),
+        windows=WindowConfig(options.window_frames or None, options.overlap_frames or None),
         speech_strength=None if bool((strengths == 1).all()) else strengths,
     )
     notices = (
         *stream_notices(names, speeches, [None] * len(names)),
-        *length_notices(names, speeches, scene.seconds, "as asked for"),
+        *length_notices(names, speeches, scene.seconds),
         *prompt_notices(scene, defaults),
+        *window_notices(frames, scene.windows.frames, defaults),
     )
-    window, trained = min(scene.windows.frames or defaults.max_frames, frames), defaults.max_frames
-    if window > trained:
-        notices = (*notices, f"{window} frames in one go, the model was trained for {trained}: expect drift.")
     return replace(scene, notices=notices)
 
 
-def _possible(height: int, width: int, defaults: SceneDefaults) -> None:
-    """Refuses what would only exhaust the machine: attention grows with the square of the picture's area."""
-    if height * width > LARGEST * defaults.height * defaults.width:
-        raise InputError(
-            f"{width}x{height} pixels",
-            f"at most {LARGEST} times the area that the model was trained for ({defaults.width}x{defaults.height})",
-            "give a smaller width and height; 0 takes the model's",
-        )
-
-
-def _frames(speeches: Sequence[Speech | None], asked: int, defaults: SceneDefaults) -> int:
-    """F: as asked for, or as many as the longest speech needs."""
-    if asked:
-        return asked
-    longest = max((speech.end for speech in speeches if speech is not None), default=0.0)
-    if longest <= 0:
-        raise InputError("length 0 (as long as the speech) but nobody speaks", "a speech", "give the length in frames")
-    needed = max(1, math.ceil(longest * Scene.fps - 1e-3))  # a thousandth of a frame is rounding, not speech
-    return math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1
-
-
 def matrix_rows(text: str) -> list[list[float]]:
-    """Rows of numbers as they are written, such as "1 0; 0 1"; none where nothing is.
+    """Parse rows of numbers, such as "1 0; 0 1".
 
     Raises:
-        InputError: something that is no number, or numbers outside 0..1.
+        InputError: Something that is not a number, or a number outside 0..1.
     """
     rows = [row.replace(",", " ").split() for row in text.replace("\n", ";").split(";") if row.strip()]
     try:
         numbers = [[float(number) for number in row] for row in rows]
     except ValueError as error:
-        came = f'the audio-character matrix "{text}"'
-        raise InputError(came, "rows of numbers in 0..1, such as 1 0; 0 1", "write numbers only") from error
+        problem = f'the audio-character matrix "{text}"'
+        raise InputError(problem, "rows of numbers in 0..1, such as 1 0; 0 1", "use numbers only") from error
     if not all(0 <= number <= 1 for row in numbers for number in row):
         raise InputError(f'the audio-character matrix "{text}"', "numbers in 0..1", "correct them")
     return numbers
 
 
 def parse_matrix(text: str, speeches: int, characters: int) -> Tensor | None:
-    """An audio-character matrix in words, see `matrix_rows`; None where nothing is written.
+    """Parse an audio-character matrix, see `matrix_rows`; None for an empty text.
 
     Raises:
-        InputError: no numbers, or another number of rows or columns.
+        InputError: Invalid numbers, or a wrong number of rows or columns.
     """
     numbers = matrix_rows(text)
     if not numbers:
         return None
     if len(numbers) != speeches or {len(row) for row in numbers} != {characters}:
-        rule = f"{speeches} rows of {characters} numbers in 0..1, such as 1 0; 0 1"
-        raise InputError(f'the audio-character matrix "{text}"', rule, "give one row a voice, one column a character")
+        expected = f"{speeches} rows of {characters} numbers in 0..1, such as 1 0; 0 1"
+        hint = "use one row per speech and one column per character"
+        raise InputError(f'the audio-character matrix "{text}"', expected, hint)
     return torch.tensor(numbers)
 
 
 def parse_prompts(text: str) -> tuple[PromptSpan, ...]:
-    """Further prompts, one a line, in seconds of the video, such as "2.5 - 4: Ada laughs".
+    """Parse timed prompts, one per line in seconds of the video, such as "2.5 - 4: Ada laughs".
 
     Raises:
-        InputError: a line that is something else.
+        InputError: A line of another form.
     """
     spans = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -184,43 +162,41 @@ def parse_prompts(text: str) -> tuple[PromptSpan, ...]:
         except InputError:
             raise
         except ValueError as error:
-            rule = "seconds and a prompt, such as 2.5 - 4: Ada laughs"
-            raise InputError(f'the timed prompt "{line}"', rule, "write one such line for each part") from error
+            expected = "seconds and a prompt, such as 2.5 - 4: Ada laughs"
+            raise InputError(f'the timed prompt "{line}"', expected, "use one line per part") from error
     return tuple(spans)
 
 
-def chosen_sampling(
+def override_sampling(
     base: SamplingConfig, *, steps: int, guidance_scale: float, audio_guidance_scale: float, scheduler: str, seed: int
 ) -> SamplingConfig:
-    """The settings that suit a model, with what was chosen in place of them; 0 (or "as the model") chooses nothing.
+    """Override the sampling options of a model; 0, or another scheduler than "dpm" and "ddim", keeps the model's.
 
-    A guidance of speech that is not chosen follows that of the prompt only where the latter was chosen.
+    Without an own value, the audio guidance scale follows an overridden guidance scale.
     """
-    chosen: dict[str, Any] = {"seed": seed}
+    options: dict[str, Any] = {"seed": seed}
     if steps:
-        chosen["steps"] = steps
+        options["steps"] = steps
     if guidance_scale:
-        chosen["guidance_scale"] = guidance_scale
+        options["guidance_scale"] = guidance_scale
     if audio_guidance_scale or guidance_scale:
-        chosen["audio_guidance_scale"] = audio_guidance_scale or guidance_scale
+        options["audio_guidance_scale"] = audio_guidance_scale or guidance_scale
     if scheduler in ("dpm", "ddim"):
-        chosen["scheduler"] = scheduler
-    return replace(base, **chosen)
+        options["scheduler"] = scheduler
+    return replace(base, **options)
 
 
 def summary(scene: Scene) -> str:
-    """Size, length, cast and notices, one line each."""
-    people = ", ".join(
-        f"{character.name} ({'listens' if speech is None else 'speaks'})"
-        for character, speech in zip(scene.characters, scene.speeches, strict=True)
-    )
+    """Size, length, characters, sampling options and notices, one line each."""
+    roles = ["listener" if speech is None else "speaker" for speech in scene.speeches]
+    characters = ", ".join(f"{name} ({role})" for name, role in zip(scene.names, roles, strict=True))
     sampling = scene.sampling
     return "\n".join(
         [
-            f"{scene.width}x{scene.height} pixels, {scene.num_frames} frames = {scene.seconds:.2f} s",
-            f"{len(scene.characters)} in the scene: {people}",
-            f"{sampling.steps} steps ({sampling.scheduler}), guidance {sampling.guidance_scale:g} (text) and "
-            f"{sampling.audio_guidance_scale:g} (speech), seed {sampling.seed}",
+            f"{scene.width}x{scene.height} pixels, {scene.num_frames} frames, {scene.seconds:.2f} s",
+            f"{len(scene.characters)} characters: {characters}",
+            f"{sampling.steps} steps ({sampling.scheduler}), guidance scale {sampling.guidance_scale:g} (text) and "
+            f"{sampling.audio_guidance_scale:g} (audio), seed {sampling.seed}",
             *(f"note: {notice}" for notice in scene.notices),
         ]
     )

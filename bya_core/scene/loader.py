@@ -1,10 +1,9 @@
-"""Reading a scene and everything it names from files."""
+"""Loads a scene file and all files it names."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,16 +15,15 @@ from bya_core.config import Preset, SamplingConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import existing_file, read_image
-from bya_core.sampling.windows import plan_windows
-from bya_core.scene.checks import length_notices
+from bya_core.scene.checks import length_notices, prompt_notices, speech_frames, window_notices
 from bya_core.scene.mask_files import read_masks
 from bya_core.scene.schema import SceneFile, read_scene_file
 from bya_core.scene.speech import read_speeches
-from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, Speech, moved_on, prompt_at
+from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, Speech, rotate_speeches
 
 
 class HasDefaults(Protocol):
-    """A model: it states what a scene may leave out (`ModelBundle` does)."""
+    """A model, such as a `ModelBundle`."""
 
     @property
     def defaults(self) -> SceneDefaults: ...
@@ -54,9 +52,8 @@ def load_scene(
     given, folder = read_scene_file(path), path.parent
     voices = read_speeches(given, folder)
     names = [character.name for character in given.characters]
-    notices = list(voices.notices)
     height, width = given.height or defaults.height, given.width or defaults.width
-    num_frames = _length(given, voices.speeches, names, defaults, notices)
+    num_frames = _num_frames(given, voices.speeches, defaults)
     grid = _grid(path, num_frames, height, width, defaults)
     masks = read_masks(given, folder, grid)
     strengths = torch.tensor([character.speech_strength for character in given.characters])
@@ -81,61 +78,34 @@ def load_scene(
         prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in given.prompts),
         windows=given.windows,
         sound=voices.sound,
-        notices=tuple(notices),
     )
-    return replace(scene, notices=(*scene.notices, *prompt_notices(scene, defaults)))
+    notices = (
+        *voices.notices,
+        *window_notices(num_frames, given.windows.frames, defaults),
+        *length_notices(names, voices.speeches, scene.seconds),
+        *prompt_notices(scene, defaults),
+    )
+    return replace(scene, notices=notices)
 
 
-def prompt_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
-    """Prompts that no window takes. Raises InputError where the windows cannot be planned."""
-    most, fps = scene.windows.frames or defaults.max_frames, scene.fps
-    windows = plan_windows(scene.num_frames, most, scene.windows.overlap, defaults.time_factor)
-    taken = {prompt_at(scene, window.start / fps, window.stop / fps) for window in windows}
-    for span in scene.prompts:
-        told = f"The prompt from {span.start:g} to {span.end:g} s"
-        if span.start >= scene.seconds:
-            yield f"{told} begins after the end of the video ({scene.seconds:.2f} s)."
-        elif span.prompt not in taken:
-            whole = "it covers the smaller part of the video, which is made in one go"
-            part = f"it covers the smaller part of each of the {len(windows)} windows"
-            yield f"{told} is not used: {whole if len(windows) == 1 else part}."
-
-
-def _length(
-    given: SceneFile,
-    speeches: Sequence[Speech | None],
-    names: Sequence[str],
-    defaults: SceneDefaults,
-    notices: list[str],
-) -> int:
-    """F; adds a notice where speech is cut or windows are longer than what the model was trained for."""
-    longest = max((speech.end for speech in speeches if speech is not None), default=0.0)
-    if given.length != "auto":
-        frames = int(given.length)
-    else:
-        if longest <= 0:
-            raise InputError('length "auto" but nobody speaks', "at least one speech", "give the length in frames")
-        # a thousandth of a frame is rounding, not speech
-        needed = max(1, math.ceil(longest * given.fps - 1e-3))
-        frames = math.ceil((needed - 1) / defaults.time_factor) * defaults.time_factor + 1
-    window = min(given.windows.frames or defaults.max_frames, frames)
-    if window > defaults.max_frames:
-        notices.append(f"{window} frames in one go, the model was trained for {defaults.max_frames}: expect drift.")
-    notices += length_notices(names, speeches, frames / given.fps, "as asked for")
-    return frames
+def _num_frames(given: SceneFile, speeches: Sequence[Speech | None], defaults: SceneDefaults) -> int:
+    if given.length == "auto":
+        return speech_frames(speeches, given.fps, defaults.time_factor)
+    return given.length
 
 
 def matrix_of(given: list[list[float]] | str | None, count: int) -> Tensor | None:
-    """Audio-character matrix of a scene file [M, N]; None = each speech moves its own character."""
+    """Audio-character matrix [M, N] of a scene file; None assigns each speech to its own character."""
     if isinstance(given, list):
         if not given or len({len(row) for row in given}) != 1:
-            raise InputError("an audio-character matrix with rows of different length", "equal rows", "correct it")
+            raise InputError(
+                "an audio-character matrix with rows of different length", "rows of equal length", "correct it"
+            )
         return torch.tensor(given, dtype=torch.float32).reshape(len(given), -1)
     if given == "swapped":
         if count < 2:
-            came = 'audio_character_matrix "swapped" with 1 character'
-            raise InputError(came, "at least 2", "leave it out")
-        return moved_on(torch.eye(count))
+            raise InputError('audio_character_matrix "swapped" with 1 character', "at least 2", "remove it")
+        return rotate_speeches(torch.eye(count))
     return None
 
 
@@ -157,7 +127,7 @@ def _sampling(
     given: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None, preset: Preset | None
 ) -> SamplingConfig:
     audio = given.guidance_scale if given.audio_guidance_scale is None else given.audio_guidance_scale
-    wanted: dict[str, Any] = {
+    options: dict[str, Any] = {
         "steps": steps if steps is not None else given.steps,
         "seed": seed if seed is not None else given.seed,
         "guidance_scale": given.guidance_scale,
@@ -165,4 +135,4 @@ def _sampling(
         "scheduler": given.scheduler,
         "preset": preset or given.preset,
     }
-    return replace(base, **{name: value for name, value in wanted.items() if value is not None})
+    return replace(base, **{name: value for name, value in options.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What flows through the house: characters, speeches, and the scene they are in (`scene_file.load` reads one)."""
+"""The data types of a scene. `bya_core.scene.loader.load_scene` reads one from files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Character:
     """One person.
 
     Args:
-        name: unlike that of every other character.
-        image: [3, H, W] in 0..1, the reference picture.
+        name: Unique name.
+        image: Reference image [3, H, W] in 0..1.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Character:
 
 @dataclass(frozen=True)
 class Speech:
-    """One voice.
+    """One audio stream.
 
     Args:
-        waveform: [channels, samples] float32, as recorded.
-        sample_rate: in Hz.
-        offset: seconds of video before it starts; negative cuts its beginning.
-        gain: in dB, for the model and for the sound of the video alike.
+        waveform: [channels, samples] float32.
+        sample_rate: Sample rate in Hz.
+        offset: Start in the video, in seconds; negative values trim the start of the recording.
+        gain: Gain in dB, for the model and for the audio of the video.
     """
 
     waveform: Tensor
@@ -49,17 +49,17 @@ class Speech:
 
     @property
     def end(self) -> float:
-        """Second of the video at which it ends."""
+        """End in the video, in seconds."""
         return self.offset + self.waveform.shape[-1] / self.sample_rate
 
     @property
     def silent(self) -> bool:
-        """Whether there is nothing to hear in it."""
+        """Whether the peak is below -60 dB."""
         return self.waveform.numel() == 0 or float(self.waveform.abs().max()) < SILENCE
 
 
-def moved_on(matrix: Tensor) -> Tensor:
-    """An audio-character matrix [M, N] with swapped voices: each moves the next character, the last one the first."""
+def rotate_speeches(matrix: Tensor) -> Tensor:
+    """Assign each speech of an audio-character matrix [M, N] to the next character, the last one to the first."""
     return matrix.roll(1, dims=1)
 
 
@@ -68,8 +68,8 @@ class PromptSpan:
     """A prompt for a part of the video.
 
     Args:
-        start, end: in seconds.
-        prompt: in place of the scene's.
+        start, end: Range in seconds.
+        prompt: Replaces the prompt of the scene.
     """
 
     start: float
@@ -78,34 +78,38 @@ class PromptSpan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            came = f"a prompt from {self.start:g} to {self.end:g} s"
-            raise InputError(came, "a start of at least 0 and a later end", "correct its times")
+            problem = f"a prompt from {self.start:g} to {self.end:g} s"
+            raise InputError(problem, "a start of at least 0 and a later end", "correct its times")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is asked for.
+    """The input of `generate`.
 
     Args:
-        prompt: describes who is where and does what.
-        characters: N of them, in the order of all masks.
-        speeches: M of them; None = a silent listener (hears encoded silence, not nothing).
-        audio_character_matrix: [M, N], 1 where speech m moves character n; None = speech i moves character i.
-        first_frame: [3, H, W] in 0..1 that fixes the start, or None.
-        first_frame_fit: how it gets the size of the video; see `canvas.first_frame`.
-        height, width: of the video, in pixels.
-        num_frames: F.
-        fps: frames a second.
-        mask_control: character masks provided by the user; required by routing.mode "manual".
-        bind: "given" = the matrix says who hears whom; "auto" = voices are matched to faces.
-        speech_strength: [N] in 0..2, how strongly speech moves each character; None = 1, as trained.
-        prompts: further prompts for parts of the video, see `PromptSpan`.
-        windows: how it is made where it is longer than a window.
-        sound: what is heard in the video where that is one recording of everybody; None = the mix of the speeches.
-        notices: what a person should know about it, one sentence each (silent recording, speech cut, ...).
+        prompt: Description of the video.
+        characters: N characters, in the order of all masks.
+        speeches: M audio streams; None is a silent listener.
+        height, width: Size in pixels.
+        num_frames: Number of video frames F.
+        audio_character_matrix: [M, N] in 0..1, which speech drives which character; None assigns speech i to
+            character i.
+        first_frame: First frame [3, H, W] in 0..1, or None.
+        negative_prompt: What the video should not contain.
+        fps: Frames per second.
+        sampling: Sampling options.
+        routing: Router options.
+        mask_control: Given masks on the token grid; the only masks with router mode "manual".
+        bind: "given" uses the matrix, "auto" matches voices to faces.
+        speech_strength: [N] in 0..2, strength of the speech conditioning per character; None is 1.
+        prompts: Prompts for parts of the video.
+        windows: Options of videos longer than one window.
+        sound: Audio of the video if it is one recording of all speakers; None mixes the speeches.
+        notices: Warnings, one sentence each.
+        first_frame_fit: How the first frame is fitted to the size, see `bya_core.encoders.canvas.first_frame`.
 
     Raises:
-        InputError: no characters, equal names, or parts that do not fit each other.
+        InputError: No characters, duplicate names, or fields that do not match.
     """
 
     prompt: str
@@ -130,37 +134,32 @@ class Scene:
     first_frame_fit: FrameFit = "crop"
 
     def __post_init__(self) -> None:
-        names = [character.name for character in self.characters]
+        names = self.names
         if not names:
             raise InputError("a scene with 0 characters", "at least 1", "add a character")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f'two characters named "{twice}"', "a name of its own for each", "rename one")
+        check_names(names)
         shape, expected = self.matrix.shape, (len(self.speeches), len(names))
         if tuple(shape) != expected:
-            came = f"an audio-character matrix with {' x '.join(map(str, shape))} entries"
             rule = f"{expected[0]} rows (speeches) x {expected[1]} columns (characters)"
-            raise InputError(came, rule, "correct its shape, or leave it out")
-        if not bool(torch.isfinite(self.matrix).all()) or self.matrix.min() < 0 or self.matrix.max() > 1:
-            raise InputError("an audio-character matrix with values outside 0..1", "0..1 each", "correct them")
+            problem = f"an audio-character matrix with {' x '.join(map(str, shape))} entries"
+            raise InputError(problem, rule, "correct its shape, or remove it")
+        if not _within(self.matrix, 1):
+            raise InputError("an audio-character matrix with values outside 0..1", "values in 0..1", "correct them")
         if self.routing.mode == "manual" and self.mask_control is None:
-            came = 'router mode "manual" without masks'
-            raise InputError(came, "a mask for each character", "give masks, or choose another mode")
-        for what, given in (
-            ("masks", None if self.mask_control is None else self.mask_control.masks),
-            ("speech strengths", self.speech_strength),
-        ):
-            if given is not None and given.shape[0] != len(names):
-                came = f"{given.shape[0]} {what} for {len(names)} characters"
-                raise InputError(came, "one for each character", f"correct the {what}")
-        for what, values, most in (("speech strengths", self.speech_strength, 2),):
-            if values is not None and not bool(((values >= 0) & (values <= most)).all()):
-                raise InputError(f"{what} {values.tolist()}", f"0..{most} each", f"correct the {what}")
-        spans = sorted(self.prompts, key=lambda span: span.start)
-        for before, after in pairwise(spans):
-            if after.start < before.end:
-                came = f"prompts from {before.start:g} to {before.end:g} s and from {after.start:g} to {after.end:g} s"
-                raise InputError(came, "one prompt at a time", "let the second start where the first ends")
+            hint = "add masks, or choose another mode"
+            raise InputError('router mode "manual" without masks', "a mask for each character", hint)
+        masks = None if self.mask_control is None else self.mask_control.masks
+        for name, values in (("masks", masks), ("speech strengths", self.speech_strength)):
+            if values is not None and values.shape[0] != len(names):
+                problem = f"{values.shape[0]} {name} for {len(names)} characters"
+                raise InputError(problem, "one for each character", f"correct the {name}")
+        if self.speech_strength is not None and not _within(self.speech_strength, 2):
+            problem = f"speech strengths {self.speech_strength.tolist()}"
+            raise InputError(problem, "values in 0..2", "correct the speech strengths")
+        for one, other in pairwise(sorted(self.prompts, key=lambda span: span.start)):
+            if other.start < one.end:
+                problem = f"prompts from {one.start:g} to {one.end:g} s and from {other.start:g} to {other.end:g} s"
+                raise InputError(problem, "one prompt at a time", "start the second where the first ends")
 
     @property
     def names(self) -> list[str]:
@@ -169,26 +168,38 @@ class Scene:
 
     @property
     def matrix(self) -> Tensor:
-        """[M, N], the identity where none is given."""
+        """Audio-character matrix [M, N], by default the identity."""
         if self.audio_character_matrix is not None:
             return self.audio_character_matrix
         return torch.eye(len(self.speeches), len(self.characters))
 
     @property
     def sounds(self) -> Sequence[Speech | None]:
-        """What is mixed into the sound of the video."""
+        """Audio streams that are mixed into the audio of the video."""
         return self.speeches if self.sound is None else (self.sound,)
 
     @property
     def seconds(self) -> float:
-        """Length of the video."""
+        """Length of the video in seconds."""
         return self.num_frames / self.fps
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise InputError for duplicate names of characters."""
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise InputError(f'two characters named "{duplicate}"', "unique names", "rename one")
+
+
+def _within(values: Tensor, maximum: float) -> bool:
+    """Whether all values are finite and in 0..maximum."""
+    return bool(((values >= 0) & (values <= maximum)).all())
 
 
 def prompt_at(scene: Scene, start: float, end: float) -> str:
     """The prompt that covers most of the time from `start` to `end` seconds.
 
-    Where no further prompt stands, the scene's own holds. Of two that cover the same, the further and earlier one.
+    The scene's prompt covers the time without a timed prompt. Ties go to timed prompts, and among them to the first.
     """
     covered: dict[str, float] = {}
     for span in scene.prompts:
@@ -201,14 +212,14 @@ def prompt_at(scene: Scene, start: float, end: float) -> str:
 
 @dataclass(frozen=True)
 class SceneDefaults:
-    """What a scene file may leave out, and what sizes the model can make.
+    """Defaults and limits of a model.
 
     Args:
-        height, width: used where the scene names none, in pixels.
-        max_frames: longest video the model was trained for.
-        size_unit: height and width are multiples of it.
-        time_factor: frames are 1 + a multiple of it.
-        sampling: used where the scene names no settings.
+        height, width: Default size in pixels.
+        max_frames: Number of video frames that the model was trained with.
+        size_unit: Height and width are multiples of it.
+        time_factor: The number of frames is a multiple of it, plus 1.
+        sampling: Default sampling options.
     """
 
     height: int

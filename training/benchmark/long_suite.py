@@ -22,8 +22,8 @@ from bya_core.errors import InputError
 from bya_core.evaluation import binding as bindings
 from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.progress import ProgressCallback, ProgressTracker
-from bya_core.sampling.windows import Window
 from bya_core.scene.types import Character, Scene, Speech
+from bya_core.scene.windows import Window
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.puppet_suite import ClipMetrics, evaluate_clip
 from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, with_references

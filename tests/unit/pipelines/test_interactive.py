@@ -24,8 +24,8 @@ from bya_core.pipelines.interactive import (
 )
 from bya_core.pipelines.preflight import Asked, preflight
 from bya_core.pipelines.preview import latent_colors, preview_picture
-from bya_core.scene.compose import Member, Wishes, chosen_sampling, compose, joined, parse_matrix, parse_prompts
-from bya_core.scene.types import SceneDefaults, Speech, moved_on
+from bya_core.scene.compose import CastMember, SceneOptions, override_sampling, compose, joined, parse_matrix, parse_prompts
+from bya_core.scene.types import SceneDefaults, Speech, rotate_speeches
 from bya_core.toy import meter
 from bya_core.toy.demo import demo_names, load_demo
 from bya_core.toy.meter import PuppetMeter
@@ -43,40 +43,40 @@ def voice(seconds: float = 1.0, seed: int = 0, **more: float) -> Speech:
     return Speech(noise * 0.1, RATE, **more)
 
 
-def member(name: str, speech: Speech | None = None, strength: float = 1.0) -> Member:
+def member(name: str, speech: Speech | None = None, strength: float = 1.0) -> CastMember:
     image = torch.ones(3, 40, 40)
     image[:, 10:30, 12:28] = torch.rand(3, 1, 1)
-    return Member(name, image, speech, strength)
+    return CastMember(name, image, speech, strength)
 
 
 def test_a_scene_from_a_cast() -> None:
-    cast = joined((member("Ada", voice(1.0)),), (member("Bo", None, 0.5),))
-    scene = compose(cast, Wishes("a talk", width=48, timed_prompts="0 - 1: Ada laughs"), DEFAULTS)
+    cast = combine_casts((member("Ada", voice(1.0)),), (member("Bo", None, 0.5),))
+    scene = compose(cast, SceneOptions("a talk", width=48, timed_prompts="0 - 1: Ada laughs"), DEFAULTS)
     assert (scene.width, scene.height, scene.num_frames) == (48, 64, 25)  # one second
     assert scene.speeches[1] is None and scene.speech_strength is not None
     assert scene.speech_strength.tolist() == [1.0, 0.5]
     assert [span.prompt for span in scene.prompts] == ["Ada laughs"]
-    assert compose(cast, Wishes("a talk", frames=9), DEFAULTS).notices  # speech is cut
+    assert compose(cast, SceneOptions("a talk", frames=9), DEFAULTS).notices  # speech is cut
     twins = (member("Ada", voice(seed=1)), member("Bo", voice(seed=1)))
-    assert any("same recording" in notice for notice in compose(twins, Wishes(""), DEFAULTS).notices)
+    assert any("same recording" in notice for notice in compose(twins, SceneOptions(""), DEFAULTS).notices)
 
 
 def test_casts_that_cannot_be() -> None:
     with pytest.raises(InputError, match='two characters named "Ada"'):
-        joined((member("Ada"),), (member("Ada"),))
-    with pytest.raises(InputError, match="nobody speaks"):
-        compose((member("Ada"),), Wishes(""), DEFAULTS)
+        combine_casts((member("Ada"),), (member("Ada"),))
+    with pytest.raises(InputError, match="no speech"):
+        compose((member("Ada"),), SceneOptions(""), DEFAULTS)
     with pytest.raises(InputError, match="at least 1"):
-        compose((), Wishes("", frames=9), DEFAULTS)
+        compose((), SceneOptions("", frames=9), DEFAULTS)
 
 
 def test_settings_that_are_left_to_the_model() -> None:
     base = SamplingConfig(steps=16, guidance_scale=1.0, audio_guidance_scale=2.0, scheduler="ddim")
     nothing = {"steps": 0, "guidance_scale": 0.0, "audio_guidance_scale": 0.0, "scheduler": "as the model", "seed": 3}
-    assert chosen_sampling(base, **nothing) == replace(base, seed=3)  # type: ignore[arg-type]
-    text = chosen_sampling(base, **{**nothing, "guidance_scale": 6.0})  # type: ignore[arg-type]
+    assert override_sampling(base, **nothing) == replace(base, seed=3)  # type: ignore[arg-type]
+    text = override_sampling(base, **{**nothing, "guidance_scale": 6.0})  # type: ignore[arg-type]
     assert (text.guidance_scale, text.audio_guidance_scale) == (6.0, 6.0)
-    both = chosen_sampling(base, **{**nothing, "audio_guidance_scale": 4.0, "scheduler": "dpm"})  # type: ignore[arg-type]
+    both = override_sampling(base, **{**nothing, "audio_guidance_scale": 4.0, "scheduler": "dpm"})  # type: ignore[arg-type]
     assert (both.guidance_scale, both.audio_guidance_scale, both.scheduler) == (1.0, 4.0, "dpm")
 
 
@@ -84,7 +84,7 @@ def test_a_written_matrix() -> None:
     assert parse_matrix("  ", 2, 2) is None
     given = parse_matrix("1, 0.5; 0 1", 2, 2)
     assert given is not None and given.tolist() == [[1, 0.5], [0, 1]]
-    assert moved_on(torch.eye(3)).argmax(1).tolist() == [1, 2, 0]
+    assert rotate_speeches(torch.eye(3)).argmax(1).tolist() == [1, 2, 0]
     for wrong in ("1 0", "1 0; 0 1; 1 1", "1 0; 1"):
         with pytest.raises(InputError, match="2 rows of 2 numbers"):
             parse_matrix(wrong, 2, 2)

@@ -19,7 +19,7 @@ from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.routing.intra import probe
 from bya_core.routing.route import route
-from bya_core.scene.mask_control import given_masks
+from bya_core.scene.mask_files import resize_masks
 from bya_core.toy.mouth import mouth_opening
 from bya_core.weights.loader import load_bundle
 from bya_core.weights.registry import MODELS
@@ -49,13 +49,13 @@ def test_any_resolution_still_or_per_frame(size, frames):
     masks = left_right(*size)
     if frames is not None:
         masks = masks[:, None].expand(2, frames, *size)
-    assert torch.allclose(given_masks(masks, GRID, 2), left_right(4, 6)[:, None].expand(2, 3, 4, 6))
+    assert torch.allclose(resize_masks(masks, GRID, 2), left_right(4, 6)[:, None].expand(2, 3, 4, 6))
 
 
 def test_a_token_has_the_share_of_its_area():
     masks = torch.zeros(1, 64, 96)
     masks[0, :16, :4] = 1  # a quarter of the first token
-    tokens = given_masks(masks, GRID, 1)
+    tokens = resize_masks(masks, GRID, 1)
     assert torch.allclose(tokens[0, :, 0, 0], torch.full((3,), 0.25)) and tokens.sum() == pytest.approx(0.75)
 
 
@@ -63,10 +63,10 @@ def test_frames_go_where_they_belong():
     """Video frame 0 is latent frame 0, frames 1 to 4 are latent frame 1."""
     masks = torch.zeros(1, 9, 64, 96)
     masks[:, 1:3] = 1
-    assert given_masks(masks, GRID, 1)[0, :, 0, 0].tolist() == [0.0, 0.5, 0.0]
+    assert resize_masks(masks, GRID, 1)[0, :, 0, 0].tolist() == [0.0, 0.5, 0.0]
     masks = torch.zeros(1, 3, 64, 96)
     masks[:, 2] = 1
-    assert given_masks(masks, GRID, 1)[0, :, 0, 0].tolist() == [0.0, 0.0, 1.0]
+    assert resize_masks(masks, GRID, 1)[0, :, 0, 0].tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_frames_go_where_they_belong():
 )
 def test_masks_that_do_not_fit(masks, words):
     with pytest.raises(InputError, match=words):
-        given_masks(masks, GRID, 2)
+        resize_masks(masks, GRID, 2)
 
 
 # --- what a routing makes of them
@@ -173,7 +173,7 @@ def test_overrides_that_do_not_fit(found, masks, blend, span, words):
 
 
 def test_given_masks_act_from_the_first_step_even_where_the_router_is_watched(fake, prepared):
-    masks = given_masks(left_right(64, 96), prepared.grid, 2)
+    masks = resize_masks(left_right(64, 96), prepared.grid, 2)
     scene = replace(prepared.scene, mask_control=MaskControl(masks, torch.tensor([1.0, 0.0])))
     with counted(fake.transformer) as calls:
         found = route(replace(prepared, scene=scene), fake)
@@ -189,7 +189,7 @@ def test_given_masks_act_from_the_first_step_even_where_the_router_is_watched(fa
 
 
 def test_manual_masks_alone(fake, prepared):
-    masks = given_masks(left_right(64, 96), prepared.grid, 2)
+    masks = resize_masks(left_right(64, 96), prepared.grid, 2)
     scene = replace(prepared.scene, routing=RouterConfig(mode="manual"), mask_control=MaskControl(masks))
     with counted(fake.transformer) as calls:
         found = route(replace(prepared, scene=scene), fake)

@@ -104,7 +104,7 @@ def test_windows_longer_than_trained_are_made_with_a_warning(make_scene: SceneMa
     scene = load_scene(make_scene(length=21), DEFAULTS)
     assert scene.num_frames == 21 and not scene.notices
     scene = load_scene(make_scene(length=41, windows={"frames": 21}), DEFAULTS)
-    assert any("21 frames in one go" in notice and "17" in notice for notice in scene.notices)
+    assert any("window of 21 frames" in notice and "17" in notice for notice in scene.notices)
 
 
 def test_silent_and_equal_recordings_are_told(make_scene: SceneMaker, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_prompt_that_no_window_takes_is_told(make_scene: SceneMaker) -> None:
     windows = {"frames": 17, "overlap": 5}
     scene = load_scene(make_scene(prompts=spans, length=49, windows=windows), DEFAULTS)
     assert [notice for notice in scene.notices if "prompt" in notice] == [
-        "The prompt from 0.9 to 1.1 s is not used: it covers the smaller part of each of the 4 windows."
+        "The prompt from 0.9 to 1.1 s is not used: it covers less than half of each of the 4 windows."
     ]
 
 
@@ -251,8 +251,8 @@ def test_prompts_for_parts(make_scene: SceneMaker) -> None:
     spans = [{"start": 0.2, "end": 0.4, "prompt": "rain"}, {"start": 0.4, "end": 1, "prompt": "sun"}]
     scene = load_scene(make_scene(prompts=spans, prompt="fog"), DEFAULTS)
     assert scene.notices == (
-        "The prompt from 0.2 to 0.4 s is not used: it covers the smaller part of the video, which is made in one go.",
-        "The prompt from 0.4 to 1 s begins after the end of the video (0.36 s).",
+        "The prompt from 0.2 to 0.4 s is not used: it covers less than half of the video, which is one window.",
+        "The prompt from 0.4 to 1 s starts after the end of the video (0.36 s).",
     )
     assert prompt_at(scene, 0, 0.36) == "fog"  # 0.20 s against 0.16 s
     assert prompt_at(scene, 0, 0.4) == "rain"  # both 0.2 s: what was said for that time
@@ -308,7 +308,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mask of odd frames": ({"characters": characters(mask="odd.npz")}, "the mask of Bo .* with 4 frames"),
     "mask that ends before it begins": (
         {"characters": characters(mask="left.png", mask_start_percent=0.6, mask_end_percent=0.5)},
-        "the mask of Bo acts from 0.6 to 0.5",
+        "the mask of Bo applies from 0.6 to 0.5",
     ),
     "blend of a mask": ({"characters": characters(mask="left.png", mask_strength=2)}, "mask_strength is 2.* at most 1"),
     "speech strength": ({"characters": characters(speech_strength=2.5)}, "speech_strength is 2.5.* at most 2"),
@@ -377,7 +377,7 @@ def test_files_that_are_no_scene(text: str, said: str, tmp_path: Path) -> None:
 
 def test_nobody_speaks_and_no_length(make_scene: SceneMaker) -> None:
     silent = [character | {"speech": None} for character in characters()]
-    with pytest.raises(InputError, match="nobody speaks"):
+    with pytest.raises(InputError, match="no speech"):
         load_scene(make_scene(characters=silent), DEFAULTS)
     assert load_scene(make_scene(characters=silent, length=5), DEFAULTS).num_frames == 5
 

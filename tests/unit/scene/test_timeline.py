@@ -17,14 +17,14 @@ from bya_core.scene.timeline import (
     FADE,
     Clip,
     Turn,
-    assign,
-    cut_dialogue,
-    faded,
+    assign_turns,
+    fade_edges,
     join_clips,
-    merged,
+    merge_turns,
     parse_cues,
     parse_rttm,
     read_timeline,
+    split_dialogue,
 )
 from bya_core.scene.types import Scene, Speech
 from tests.fakes import RATE, tone, write_picture, write_wav
@@ -91,7 +91,7 @@ def test_a_cue_of_several_voices() -> None:
     ("name", "text", "said"),
     [
         ("a.txt", "Ada", "ending in .rttm, .srt, .vtt or .json"),
-        ("a.rttm", "", "holds no turns"),
+        ("a.rttm", "", "has no turns"),
         ("a.rttm", "SPEAKER talk 1 0.5", "line 1 of a.rttm"),
         ("a.rttm", "SPEAKER talk 1 0.5 -1 <NA> <NA> Ada <NA> <NA>", "Ada from 0.5 to -0.5 s"),
         ("a.rttm", "SPEAKER talk 1 x 1 <NA> <NA> Ada <NA> <NA>", "line 1 of a.rttm"),
@@ -101,7 +101,7 @@ def test_a_cue_of_several_voices() -> None:
         ("a.srt", "1\n00:00:03,000 --> 00:00:02,000\nAda: Hello", "Ada from 3 to 2 s"),
         ("a.json", "{", "not valid JSON"),
         ("a.json", "{}", "a list of turns"),
-        ("a.json", "[]", "holds no turns"),
+        ("a.json", "[]", "has no turns"),
         ("a.json", '[{"speaker": "Ada", "start": 0}]', r'a.json\[0\] has no "end"'),
         ("a.json", '[{"speaker": "Ada", "start": 2, "end": 2}]', "Ada from 2 to 2 s"),
     ],
@@ -115,20 +115,20 @@ def test_timelines_that_cannot_be_read(name: str, text: str, said: str, tmp_path
 
 def test_a_timeline_of_other_letters(tmp_path: Path) -> None:
     (tmp_path / "a.srt").write_bytes("1\n00:00:01,000 --> 00:00:02,000\nJörg: Ja".encode("latin-1"))
-    with pytest.raises(InputError, match="no UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8"):
         read_timeline(tmp_path / "a.srt")
 
 
 def test_names_of_the_timeline_are_those_of_characters() -> None:
     turns = [Turn("ADA", 0, 1), Turn("SPEAKER_01", 1, 2)]
-    assert assign(turns, ["Ada", "Bo"], {"Bo": "speaker_01"}) == [Turn("Ada", 0, 1), Turn("Bo", 1, 2)]
-    with pytest.raises(InputError, match=r'names "Adda" at 3.00 s, whom no character is; .* write "Ada"'):
-        assign([Turn("Adda", 3, 4)], ["Ada", "Bo"])
+    assert assign_turns(turns, ["Ada", "Bo"], {"Bo": "speaker_01"}) == [Turn("Ada", 0, 1), Turn("Bo", 1, 2)]
+    with pytest.raises(InputError, match=r'the speaker "Adda" at 3.00 s .* is not a character; .* use "Ada"'):
+        assign_turns([Turn("Adda", 3, 4)], ["Ada", "Bo"])
 
 
 def test_turns_that_touch_are_one() -> None:
     turns = [Turn("Ada", 0, 1), Turn("Bo", 0.9, 2), Turn("Ada", 1.01, 2), Turn("Ada", 1.5, 1.8), Turn("Ada", 3, 4)]
-    assert merged(turns) == [Turn("Ada", 0, 2), Turn("Bo", 0.9, 2), Turn("Ada", 3, 4)]
+    assert merge_turns(turns) == [Turn("Ada", 0, 2), Turn("Bo", 0.9, 2), Turn("Ada", 3, 4)]
 
 
 def jump(waveform: torch.Tensor) -> float:
@@ -143,19 +143,19 @@ def test_cuts_do_not_click() -> None:
     piece = deep[:, RATE // 200 : -RATE // 200]
     steepest = jump(deep)
     assert jump(piece) > 20 * steepest
-    soft = faded(piece, RATE)
+    soft = fade_edges(piece, RATE)
     assert jump(soft) < 2 * steepest
     inside = slice(round(FADE * RATE), -round(FADE * RATE))
     assert torch.equal(soft[:, inside], piece[:, inside])
-    speeches, _ = cut_dialogue(deep, RATE, [Turn("Ada", 0.105, 0.505), Turn("Bo", 0.505, 0.805)], ["Ada", "Bo"])
+    speeches, _ = split_dialogue(deep, RATE, [Turn("Ada", 0.105, 0.505), Turn("Bo", 0.505, 0.805)], ["Ada", "Bo"])
     for speech in speeches:
         assert speech is not None and jump(speech.waveform) < 2 * steepest
 
 
 def test_a_piece_shorter_than_its_fades_stays_a_piece() -> None:
-    short = faded(torch.ones(1, 7), RATE)
+    short = fade_edges(torch.ones(1, 7), RATE)
     assert short.shape == (1, 7) and short.max() <= 1 and short[0, 3] == 1
-    assert faded(torch.ones(1, 1), RATE).tolist() == [[1.0]]
+    assert fade_edges(torch.ones(1, 1), RATE).tolist() == [[1.0]]
 
 
 def test_clips_of_other_rates_and_channels_sound_at_their_time() -> None:
@@ -186,7 +186,7 @@ def test_a_dialogue_is_cut_without_loss() -> None:
     rng = np.random.default_rng(0)
     whole = torch.from_numpy(rng.uniform(-0.1, 0.1, 2 * RATE)).float()[None]
     turns = [Turn("Ada", 0, 0.8), Turn("Bo", 0.8, 1.5), Turn("Ada", 1.5, 2)]
-    speeches, notices = cut_dialogue(whole, RATE, turns, ["Ada", "Bo", "Cleo"])
+    speeches, notices = split_dialogue(whole, RATE, turns, ["Ada", "Bo", "Cleo"])
     assert speeches[2] is None and notices == []
     mixed = mix_speeches(speeches, 2.0)
     assert mixed is not None
@@ -198,19 +198,19 @@ def test_a_dialogue_is_cut_without_loss() -> None:
 
 def test_where_both_speak_both_are_heard_and_it_is_told() -> None:
     whole = torch.ones(1, 2 * RATE)
-    speeches, notices = cut_dialogue(whole, RATE, [Turn("Ada", 0, 1.2), Turn("Bo", 1, 2)], ["Ada", "Bo"])
+    speeches, notices = split_dialogue(whole, RATE, [Turn("Ada", 0, 1.2), Turn("Bo", 1, 2)], ["Ada", "Bo"])
     assert all(speech is not None and speech.waveform[0, round(1.1 * RATE)] == 1 for speech in speeches)
-    assert notices == ["Ada and Bo speak at once for 0.20 s of the dialogue: there both hear both voices."]
+    assert notices == ["The turns of Ada and Bo overlap for 0.20 s: both are driven by the mixed speech there."]
 
 
 def test_turns_outside_the_recording() -> None:
     whole = torch.ones(1, 2 * RATE)
-    speeches, notices = cut_dialogue(whole, RATE, [Turn("Ada", 1, 2.5)], ["Ada"])
-    assert notices == ["Ada speaks until 2.50 s in the timeline, but the dialogue ends at 2.00 s."]
+    speeches, notices = split_dialogue(whole, RATE, [Turn("Ada", 1, 2.5)], ["Ada"])
+    assert notices == ["A turn of Ada ends at 2.50 s, the dialogue at 2.00 s."]
     assert speeches[0] is not None and speeches[0].end == 2.0
-    assert cut_dialogue(whole, RATE, [Turn("Ada", 1, 2.02)], ["Ada"])[1] == []  # rounding
-    with pytest.raises(InputError, match=r"Ada speaks at 2.10 s in the timeline, the dialogue lasts 2.00 s"):
-        cut_dialogue(whole, RATE, [Turn("Ada", 2.1, 3)], ["Ada"])
+    assert split_dialogue(whole, RATE, [Turn("Ada", 1, 2.02)], ["Ada"])[1] == []  # rounding
+    with pytest.raises(InputError, match=r"a turn of Ada starts at 2.10 s, the dialogue ends at 2.00 s"):
+        split_dialogue(whole, RATE, [Turn("Ada", 2.1, 3)], ["Ada"])
 
 
 # ------------------------------------------------------------------------------------------------ in scene files
@@ -246,7 +246,7 @@ def test_each_gets_their_turns_of_the_dialogue(dialogue: SceneMaker) -> None:
     assert pitch(scene.speeches[0]) == pytest.approx(200, abs=5)
     assert pitch(scene.speeches[1]) == pytest.approx(800, abs=5)
     sound = mix_speeches(scene.sounds, scene.seconds)
-    assert sound is not None  # the whole recording, nothing faded inside
+    assert sound is not None  # the whole recording, nothing fade_edges inside
     torch.testing.assert_close(
         sound[0][0, : RATE // 2],
         torch.from_numpy(np.concatenate([tone(0.25, 200.0), tone(0.25, 800.0)])).float(),
@@ -269,7 +269,7 @@ def test_who_has_no_turn_listens(dialogue: SceneMaker) -> None:
     cast = [{"name": name, "image": f"{name.lower()}.png"} for name in ("Ada", "Bo", "Cleo")]
     scene = load_scene(dialogue(characters=cast), DEFAULTS)
     assert scene.speeches[2] is None
-    assert scene.notices == ("Cleo has no turn in the timeline and listens.",)
+    assert scene.notices == ("Cleo has no turns in the timeline and is treated as a listener.",)
 
 
 def test_a_voice_beside_the_dialogue_is_mixed_in(dialogue: SceneMaker) -> None:
@@ -287,7 +287,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no turns": ({"timeline": []}, "timeline has 0 entries; expected at least 1"),
     "name that nobody has": (
         {"timeline": [{"speaker": "Cleo", "start": 0, "end": 1}]},
-        r'names "Cleo" at 0.00 s, whom no character is; expected "Ada" or "Bo"',
+        r'the speaker "Cleo" at 0.00 s of the timeline is not a character; expected "Ada" or "Bo"',
     ),
     "unknown key of a turn": (
         {"timeline": [{"speaker": "Ada", "start": 0, "ende": 1}]},
@@ -295,15 +295,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "turn after the end": (
         {"timeline": [{"speaker": "Ada", "start": 3, "end": 4}]},
-        r"Ada speaks at 3.00 s in the timeline, the dialogue lasts 0.50 s",
+        r"a turn of Ada starts at 3.00 s, the dialogue ends at 0.50 s",
     ),
     "speech and turns": ({"characters": [CAST[0] | {"speech": "ada.wav"}, CAST[1]]}, "Ada has a speech and turns"),
     "offset of a turn": ({"characters": [CAST[0] | {"offset": 1}, CAST[1]]}, "Ada has an offset or a gain"),
     "speaker without timeline": (
         {"dialogue": None, "timeline": None, "characters": [CAST[0] | {"speaker": "S1"}, CAST[1]]},
-        'Ada is "S1" in a timeline that is not there',
+        'Ada has the speaker "S1" but there is no timeline',
     ),
-    "two of one speaker": ({"characters": [CAST[0] | {"speaker": "Bo"}, CAST[1]]}, 'two characters are called "bo"'),
+    "two of one speaker": ({"characters": [CAST[0] | {"speaker": "Bo"}, CAST[1]]}, 'two characters named "bo"'),
     "no clips": ({"characters": [CAST[0] | {"speech": []}]}, "speech has 0 entries"),
     "unknown key of a clip": (
         {"characters": [CAST[0] | {"speech": [{"file": "ada.wav", "begin": 1}]}]},
@@ -358,8 +358,8 @@ def test_recordings_that_look_swapped(make_scene: SceneMaker, tmp_path: Path) ->
     right = two_recordings(make_scene, tmp_path, first, second, timeline=TURNS)
     assert not any("swapped" in notice or "silent" in notice for notice in right.notices)
     wrong = two_recordings(make_scene, tmp_path, second, first, timeline=TURNS)
-    found = [notice for notice in wrong.notices if "look swapped" in notice]
-    assert found == ["The recordings of Ada and Bo look swapped: each speaks in the turns of the other."]
+    found = [notice for notice in wrong.notices if "may be swapped" in notice]
+    assert found == ["The recordings of Ada and Bo may be swapped: each is active in the turns of the other."]
     without = two_recordings(make_scene, tmp_path, second, first)
     assert not any("swapped" in notice for notice in without.notices)
 
@@ -367,27 +367,27 @@ def test_recordings_that_look_swapped(make_scene: SceneMaker, tmp_path: Path) ->
 def test_recordings_named_after_each_other(make_scene: SceneMaker) -> None:
     cast = [CAST[0] | {"speech": "bo.wav"}, CAST[1] | {"speech": "ada.wav"}]
     notices = load_scene(make_scene(characters=cast), DEFAULTS).notices
-    assert notices == ("The recordings look swapped: Ada has bo.wav, Bo has ada.wav.",)
+    assert notices == ("The recordings may be swapped: Ada has bo.wav, Bo has ada.wav.",)
 
 
 def test_a_recording_that_is_silent_when_it_is_their_turn(make_scene: SceneMaker, tmp_path: Path) -> None:
     talk = tone(2.0)
     late = np.concatenate([tone(0.5), np.zeros(RATE), tone(0.25)])
     notices = two_recordings(make_scene, tmp_path, talk, late, timeline=TURNS).notices
-    assert "The timeline lets Bo speak, but Bo's recording is silent in 74 % of that time." in notices
+    assert "The recording of Bo is silent in 74 % of Bo's turns in the timeline." in notices
     assert not any("Ada" in notice and "silent" in notice for notice in notices)
 
 
 def test_a_turn_of_somebody_without_a_recording(make_scene: SceneMaker) -> None:
     cast = [CAST[0] | {"speech": "ada.wav"}, CAST[1]]
     notices = load_scene(make_scene(characters=cast, timeline=TURNS), DEFAULTS).notices
-    assert "The timeline lets Bo speak, but Bo has no recording and listens." in notices
+    assert "Bo has turns in the timeline but no recording, and is treated as a listener." in notices
 
 
 def test_each_speech_longer_than_the_video_is_named(make_scene: SceneMaker, tmp_path: Path) -> None:
     notices = two_recordings(make_scene, tmp_path, tone(1.0), tone(0.7)).notices
     assert [notice for notice in notices if "are cut" in notice] == [
-        "The speech of Ada lasts 1.00 s, the video 0.68 s (as asked for): the last 0.32 s of speech are cut."
+        "The speech of Ada ends at 1.00 s, the video at 0.68 s: the last 0.32 s of speech are cut."
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from bya_core.config import WindowConfig
 from bya_core.errors import InputError
-from bya_core.sampling.windows import WindowJoiner, crossfade, plan_windows
+from bya_core.scene.windows import WindowJoiner, crossfade, plan_windows
 
 
 @pytest.mark.parametrize("num_frames", [1, 17, 49, 53, 57, 89, 93, 129, 501, 1501, 15_001])
@@ -42,7 +42,7 @@ def test_lengths_that_do_not_fit_the_latents_are_refused() -> None:
         plan_windows(101, 50, 9)
     with pytest.raises(InputError, match="use 9"):
         plan_windows(101, 49, 8)
-    with pytest.raises(InputError, match="longer than their overlap"):
+    with pytest.raises(InputError, match="shorter than the window"):
         plan_windows(101, 9, 9)
     with pytest.raises(InputError, match="overlap"):
         WindowConfig(frames=9, overlap=9)

@@ -35,7 +35,7 @@ class Window:
 
     @property
     def frames(self) -> int:
-        """Video frames of the window."""
+        """Number of video frames."""
         return self.stop - self.start
 
     @property
@@ -45,12 +45,12 @@ class Window:
 
     @property
     def latent_lead(self) -> int:
-        """Latent frames of its lead."""
+        """Number of latent frames of the lead."""
         return -(-self.lead // self.time_factor)
 
     @property
     def latent_tail(self) -> int:
-        """Latent frames of its tail."""
+        """Number of latent frames of the tail."""
         return -(-self.tail // self.time_factor)
 
 
@@ -79,8 +79,8 @@ def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_
     if num_frames <= frames:
         return [Window(0, 0, num_frames, time_factor=time_factor)]
     if frames <= overlap:
-        came = f"windows of {frames} frames with {overlap} in common"
-        raise InputError(came, "windows longer than their overlap", "increase the window length or reduce the overlap")
+        came = f"windows of {frames} frames with an overlap of {overlap} frames"
+        raise InputError(came, "an overlap shorter than the window", "increase the window length or reduce the overlap")
     strides = (num_frames - overlap) // time_factor  # in latent frames
     count = -(-strides // ((frames - overlap) // time_factor))
     each, longer = divmod(strides, count)
