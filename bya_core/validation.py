@@ -48,10 +48,10 @@ def validated(cls: type[T]) -> type[T]:
         try:
             construct(self, *args, **kwargs)
         except ValidationError as error:
-            given = dict(zip(options(made), args, strict=False)) | kwargs
+            given = dict(zip(_fields(made), args, strict=False)) | kwargs
             raise _input_error(error, given, "", made) from None
 
-    made.__init__ = __init__  # type: ignore[misc]
+    setattr(made, "__init__", __init__)  # noqa: B010
     return made
 
 
@@ -159,8 +159,8 @@ def option(kind: type, name: str) -> Option:
 
 
 def _option(name: str, info: FieldInfo, default: Any) -> Option:
-    metadata, description, parts = list(info.metadata), info.description, [info.annotation]
-    optional, choices, kinds = False, [], []
+    metadata, description, parts = list(info.metadata), info.description, list[Any]([info.annotation])
+    optional, choices, kinds = False, list[Any](), list[Any]()
     while parts:
         part = parts.pop(0)
         origin, args = get_origin(part), get_args(part)

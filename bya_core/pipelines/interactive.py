@@ -29,8 +29,8 @@ from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.refine import refine
 from bya_core.scene.compose import parse_matrix
-from bya_core.scene.mask_control import resize_masks
-from bya_core.scene.types import Scene, rotate_speeches, prompt_at
+from bya_core.scene.mask_files import resize_masks
+from bya_core.scene.types import Scene, prompt_at, rotate_speeches
 from bya_core.weights.bundle import ModelBundle
 
 AudioAssignment = Literal["given", "swapped", "auto"]
