@@ -45,10 +45,13 @@ def validated(cls: type[T]) -> type[T]:
 
     @functools.wraps(construct)
     def __init__(self: T, *args: Any, **kwargs: Any) -> None:
+        named = dict(zip(_fields(made), args, strict=False))
+        if len(named) < len(args) or named.keys() & kwargs.keys():
+            raise TypeError(f"{made.__name__} got too many positional arguments, or one of them twice")
+        given = named | kwargs
         try:
-            construct(self, *args, **kwargs)
+            construct(self, **given)
         except ValidationError as error:
-            given = dict(zip(_fields(made), args, strict=False)) | kwargs
             raise _input_error(error, given, "", made) from None
 
     setattr(made, "__init__", __init__)  # noqa: B010

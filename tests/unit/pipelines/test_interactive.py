@@ -24,7 +24,15 @@ from bya_core.pipelines.interactive import (
 )
 from bya_core.pipelines.preflight import Asked, preflight
 from bya_core.pipelines.preview import latent_colors, preview_picture
-from bya_core.scene.compose import CastMember, SceneOptions, override_sampling, compose, joined, parse_matrix, parse_prompts
+from bya_core.scene.compose import (
+    CastMember,
+    SceneOptions,
+    combine_casts,
+    compose,
+    override_sampling,
+    parse_matrix,
+    parse_prompts,
+)
 from bya_core.scene.types import SceneDefaults, Speech, rotate_speeches
 from bya_core.toy import meter
 from bya_core.toy.demo import demo_names, load_demo
