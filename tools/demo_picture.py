@@ -1,6 +1,6 @@
-"""The picture in the README: a few frames of the demo, above them as they are, below with the masks that acted.
+"""The animation of the README: the frames of the demo next to the same frames with their masks.
 
-make demo && .venv/bin/python tools/demo_picture.py
+    make demo && .venv/bin/python tools/demo_picture.py
 """
 
 from __future__ import annotations
@@ -8,26 +8,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import av
-import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = 5
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH, FPS = 400, 25
 
 
 def frames(path: Path) -> list[Image.Image]:
-    """All frames of a video."""
+    """All frames of a video, `WIDTH` pixels wide."""
     with av.open(str(path)) as video:
-        return [frame.to_image() for frame in video.decode(video=0)]
+        images = [frame.to_image() for frame in video.decode(video=0)]
+    height = round(images[0].height * WIDTH / images[0].width)
+    return [image.resize((WIDTH, height), Image.Resampling.BICUBIC) for image in images]
 
 
-def strip(pictures: list[Image.Image], width: int) -> np.ndarray:
-    """`COLUMNS` frames, evenly spread over the video, side by side and each `width` pixels wide."""
-    chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, COLUMNS).astype(int)]
-    height = round(chosen[0].height * width / chosen[0].width)
-    return np.concatenate([np.asarray(p.resize((width, height), Image.Resampling.NEAREST)) for p in chosen], axis=1)
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two images side by side, top-aligned."""
+    joined = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "#18181c")
+    joined.paste(left, (0, 0))
+    joined.paste(right, (left.width, 0))
+    return joined
 
 
 if __name__ == "__main__":
-    rows = [strip(frames(ROOT / "demo" / name), 240) for name in ("talk.mp4", "masks.mp4")]
-    Image.fromarray(np.concatenate(rows)).save(ROOT / "docs" / "images" / "demo.png", optimize=True)
+    video, masks = (frames(ROOT / "demo" / name) for name in ("talk.mp4", "masks.mp4"))
+    first, *rest = [beside(*pair) for pair in zip(video, masks, strict=True)]
+    target = ROOT / "docs" / "images" / "demo.webp"
+    first.save(target, save_all=True, append_images=rest, duration=1000 // FPS, loop=0, quality=70, method=6)
+    print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1e6:.2f} MB")

@@ -1,9 +1,9 @@
-"""Writes the workflows of the pack: as files for the page, and as graphs for the server.
+"""Write the workflows of the pack, as files for the page and as API graphs for the server tests.
 
     python -m tools.workflows.build
 
-It asks a real ComfyUI what the nodes are (see tests/host/setup.py). Measured figures come from
-tools/workflows/measured.json, which `python -m tools.workflows.measure` writes.
+Needs ComfyUI (tests/host/setup.py) for the node definitions. Measured figures come from tools/workflows/measured.json,
+which `python -m tools.workflows.measure` writes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MEASURED = ROOT / "tools" / "workflows" / "measured.json"
 
 
 def measured(name: str) -> str:
-    """What was measured of a workflow, in a sentence; nothing where it was not."""
+    """The measured figures of a workflow as a sentence; empty if not measured."""
     figures = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
     return figures.get(name, "")
 
 
 def built(infos: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Name -> (file for the page, graph for the server)."""
+    """Name -> (workflow file, API graph)."""
     drawn = {name: draw(name, infos, measured(name)) for name in WORKFLOWS}
     return {name: (workflow, to_api(workflow, infos)) for name, workflow in drawn.items()}
 
 
 def text(data: Any) -> str:
-    """JSON as it lies in the files."""
+    """JSON in the format of the files."""
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 

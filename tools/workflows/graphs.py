@@ -1,8 +1,8 @@
-"""The workflows that come with the pack, drawn.
+"""The workflows that come with the pack.
 
     python -m tools.workflows.build         # writes workflows/*.json, and the graphs they run to tests/host/graphs_api
 
-Parts that several of them share stand first; then each workflow, from its inputs to the saved video.
+Shared parts first, then each workflow from its inputs to the saved video.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NOTES = Path(__file__).resolve().parent / "notes"
 
 @dataclass
 class Cast:
-    """Characters and what made them.
+    """Nodes of a cast.
 
     Args:
-        nodes: of the faces and voices, for a group.
-        out: the wire of the whole cast.
+        faces, voices: Nodes of the characters.
+        out: Connection of the whole cast.
     """
 
     faces: list[Node]
@@ -33,7 +33,7 @@ class Cast:
 
 
 def cast(sheet: Sheet, pictures: Sequence[Wire], voices: Sequence[Wire | None], names: Sequence[str]) -> Cast:
-    """Characters, chained in order; no voice = a silent listener."""
+    """Characters, chained in order; None as a voice is a silent listener."""
     faces: list[Node] = []
     speeches: list[Node] = []
     for picture, voice, name in zip(pictures, voices, names, strict=True):
@@ -48,7 +48,7 @@ def cast(sheet: Sheet, pictures: Sequence[Wire], voices: Sequence[Wire | None], 
 
 
 def puppets(sheet: Sheet, demo: Node, count: int, silent: Sequence[int] = ()) -> Cast:
-    """The first characters of a demo; those whose number is in `silent` have no voice."""
+    """The first characters of a demo; those in `silent` get no voice."""
     numbers = range(1, count + 1)
     return cast(
         sheet,
@@ -59,7 +59,7 @@ def puppets(sheet: Sheet, demo: Node, count: int, silent: Sequence[int] = ()) ->
 
 
 def demo_scene(sheet: Sheet, model: Node, demo: Node, people: Cast, **given: Any) -> Node:
-    """A scene as the demo describes it."""
+    """BYA Scene with prompt and first frame of the demo."""
     return sheet.add(
         "BYA_Scene",
         model=model["model"],
@@ -71,7 +71,7 @@ def demo_scene(sheet: Sheet, model: Node, demo: Node, people: Cast, **given: Any
 
 
 def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
-    """Sampler and saved video; returns the sampler and all of it."""
+    """Sampler and Save Video; returns the sampler and both."""
     sampler = sheet.add("BYA_Sampler", routing=routing)
     saved = sheet.add("SaveVideo", wide=360, video=sampler["video"], filename_prefix=f"video/{prefix}")
     return sampler, [sampler, saved]
@@ -80,26 +80,26 @@ def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
 def found_masks(sheet: Sheet, routing: Wire, title: str) -> list[Node]:
     """Masks over the first frame, before anything is sampled."""
     overlay = sheet.add("BYA_MaskOverlay", routing=routing)
-    one = sheet.add("ImageFromBatch", "One moment of it", image=overlay["images"], batch_index=24)
+    one = sheet.add("ImageFromBatch", "One frame", image=overlay["images"], batch_index=24)
     return [overlay, one, sheet.add("PreviewImage", title, wide=360, high=300, images=one["IMAGE"])]
 
 
 def acted_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list[Node]:
-    """The masks that acted over the video, as a video."""
+    """The video with the masks that were used, saved."""
     overlay = sheet.add("BYA_MaskOverlay", routing=routing, images=sampler["frames"], masks=sampler["masks"])
     joined = sheet.add("CreateVideo", images=overlay["images"], fps=sampler["fps"], audio=sampler["audio"])
     saved = sheet.add(
-        "SaveVideo", "Who is where", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_overlay"
+        "SaveVideo", "Masks", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_overlay"
     )
     return [overlay, joined, saved]
 
 
 def report(sheet: Sheet, routing: Wire, sampler: Node) -> Group:
-    """Whether each mouth followed its own voice."""
+    """Binding report with its image and text."""
     made = sheet.add("BYA_BindingReport", routing=routing, frames=sampler["frames"], masks=sampler["masks"])
-    picture = sheet.add("PreviewImage", "Mouths against voices", wide=480, high=330, images=made["image"])
-    text = sheet.add("PreviewAny", "Report in words", wide=480, high=260, source=made["report"])
-    return Group("Did it work?", [[made], [picture], [text]], "grey")
+    picture = sheet.add("PreviewImage", "Binding report", wide=480, high=330, images=made["image"])
+    text = sheet.add("PreviewAny", "Report text", wide=480, high=260, source=made["report"])
+    return Group("Check", [[made], [picture], [text]], "grey")
 
 
 def box(sheet: Sheet, size: tuple[int, int], at: tuple[int, int], inside: tuple[int, int]) -> tuple[Node, list[Node]]:
@@ -132,9 +132,9 @@ def two_talkers_toy(sheet: Sheet) -> None:
 
 
 def two_talkers_real_weights(sheet: Sheet) -> None:
-    """Two people of your own, with the released weights."""
+    """Two characters of your own, with the released weights."""
     note = sheet.read_me(wide=520)
-    pictures = [sheet.add("LoadImage", f"Picture of person {letter}", image=f"person_{letter}.png") for letter in "AB"]
+    pictures = [sheet.add("LoadImage", f"Image of person {letter}", image=f"person_{letter}.png") for letter in "AB"]
     sounds = [sheet.add("LoadAudio", f"Recording of person {letter}", audio=f"person_{letter}.wav") for letter in "AB"]
     people = cast(
         sheet,
@@ -162,40 +162,40 @@ def two_talkers_real_weights(sheet: Sheet) -> None:
 
 
 def mask_preview_and_edit(sheet: Sheet) -> None:
-    """Look at the masks early, change one, and go on from there."""
+    """Preview the masks, edit one, resume."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
     demo = sheet.add("BYA_LoadDemo")
     people = puppets(sheet, demo, 2)
     scene = demo_scene(sheet, model, demo, people)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
-    found = found_masks(sheet, router["routing"], "What the router found")
-    cleaned = sheet.add("BYA_MaskRefine", "Clean all masks", routing=router["routing"])
+    found = found_masks(sheet, router["routing"], "Router masks")
+    cleaned = sheet.add("BYA_MaskRefine", "Refine all masks", routing=router["routing"])
     picked = sheet.add("BYA_SelectCharacterMask", routing=cleaned["routing"], character="puppet A")
     grown = sheet.add("GrowMask", mask=picked["mask"], expand=4)
     shown = sheet.add("MaskPreview", "Edited mask of puppet A", wide=320, mask=grown["MASK"])
     edited = sheet.add(
         "BYA_MaskRefine",
-        "Put the edited mask back",
+        "Override with the edited mask",
         routing=cleaned["routing"],
         refine=False,
         override_mask=grown["MASK"],
         character="puppet A",
     )
-    after = found_masks(sheet, edited["routing"], "Masks as they shall act")
+    after = found_masks(sheet, edited["routing"], "Edited masks")
     sampler, made = result(sheet, edited["routing"], "edited_masks")
     acted = acted_masks(sheet, edited["routing"], sampler, "edited_masks")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
         [Group("1 Characters", [people.voices, people.faces], "green"), Group("1 Scene", [[scene]], "green")],
         [Group("2 Probe", [[router], found], "purple")],
-        [Group("3 Look and edit", [[cleaned, picked, grown], [shown], [edited], after], "blue"),
+        [Group("3 Edit", [[cleaned, picked, grown], [shown], [edited], after], "blue"),
          Group("4 Video", [made, acted], "orange")],
     ])  # fmt: skip
 
 
 def hand_painted_masks(sheet: Sheet) -> None:
-    """You say where everybody is."""
+    """Masks from the user only."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
     demo = sheet.add("BYA_LoadDemo")
@@ -203,8 +203,8 @@ def hand_painted_masks(sheet: Sheet) -> None:
     scene = demo_scene(sheet, model, demo, people)
     left, left_nodes = box(sheet, (96, 64), (0, 4), (44, 60))
     right, right_nodes = box(sheet, (96, 64), (52, 4), (44, 60))
-    pictures = [sheet.add("MaskToImage", "Mask to picture", wide=220, mask=mask["MASK"]) for mask in (left, right)]
-    both = sheet.add("ImageBatch", "Both, in the order of the cast", wide=260, image1=pictures[0]["IMAGE"],
+    pictures = [sheet.add("MaskToImage", "Mask to image", wide=220, mask=mask["MASK"]) for mask in (left, right)]
+    both = sheet.add("ImageBatch", "Both, in cast order", wide=260, image1=pictures[0]["IMAGE"],
                      image2=pictures[1]["IMAGE"])  # fmt: skip
     masks = sheet.add("ImageToMask", "As masks", wide=260, image=both["IMAGE"], channel="red")
     painted = [
@@ -212,7 +212,7 @@ def hand_painted_masks(sheet: Sheet) -> None:
         for letter in "AB"
     ]
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], mode="manual", masks=masks["MASK"])
-    given = found_masks(sheet, router["routing"], "Masks as given")
+    given = found_masks(sheet, router["routing"], "Given masks")
     sampler, made = result(sheet, router["routing"], "painted_masks")
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
@@ -224,7 +224,7 @@ def hand_painted_masks(sheet: Sheet) -> None:
 
 
 def three_characters(sheet: Sheet) -> None:
-    """Three puppets, three voices."""
+    """Three characters, three voices."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
     demo = sheet.add("BYA_LoadDemo", demo="three puppets")
@@ -242,7 +242,7 @@ def three_characters(sheet: Sheet) -> None:
 
 
 def one_talker_one_listener(sheet: Sheet) -> None:
-    """One speaks, the other listens with a closed mouth."""
+    """One speaker, one silent listener."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
     demo = sheet.add("BYA_LoadDemo")
@@ -260,7 +260,7 @@ def one_talker_one_listener(sheet: Sheet) -> None:
 
 
 def long_dialogue(sheet: Sheet) -> None:
-    """Longer than the model was trained for: in windows."""
+    """A long video, generated in windows."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
     demo = sheet.add("BYA_LoadDemo", demo="dialogue")
@@ -278,18 +278,18 @@ def long_dialogue(sheet: Sheet) -> None:
 
 
 def pre_intra_post(sheet: Sheet) -> None:
-    """The three routers side by side."""
+    """The three routers compared."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
     demo = sheet.add("BYA_LoadDemo")
     people = puppets(sheet, demo, 2)
     scene = demo_scene(sheet, model, demo, people)
     rows = []
-    for mode, colour in (("pre", "blue"), ("intra", "purple"), ("post", "orange")):
+    for mode, color in (("pre", "blue"), ("intra", "purple"), ("post", "orange")):
         router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", scene=scene["scene"], mode=mode)
         sampler, made = result(sheet, router["routing"], f"router_{mode}")
         masks = acted_masks(sheet, router["routing"], sampler, f"router_{mode}")
-        rows.append(Group(mode, [[router], made, masks], colour))
+        rows.append(Group(mode, [[router], made, masks], color))
     sheet.lay_out([
         [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
         [Group("2 Characters and scene", [people.voices, people.faces, [scene]], "green")],

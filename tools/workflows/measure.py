@@ -1,7 +1,7 @@
-"""Runs every workflow once as it is: its picture, the pictures of the help pages, and what it costs.
+"""Run every workflow once: thumbnails, images of the help pages, CPU time and memory.
 
-python -m tools.workflows.measure [NUMBER ...]      # all, or those whose names start so; minutes
-python -m tools.workflows.build                     # writes the figures into the notes
+    python -m tools.workflows.measure [NUMBER ...]      # all workflows, or those whose names start with a number
+    python -m tools.workflows.build                     # writes the figures into the notes
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Meter:
-    """Processor time and memory of a server between two moments."""
+    """CPU time and peak memory of a server process since creation."""
 
     def __init__(self, server: Server) -> None:
         self.place = Path(f"/proc/{server.process.pid}")
-        (self.place / "clear_refs").write_text("5")  # the peak starts anew
+        (self.place / "clear_refs").write_text("5")  # resets the peak
         self.start = self._seconds()
 
     def _seconds(self) -> float:
@@ -42,13 +42,13 @@ class Meter:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def read(self) -> tuple[float, float]:
-        """(seconds of processor time, peak memory in GB) since the start."""
+        """(CPU time in seconds, peak memory in GB) since the start."""
         peak = (self.place / "status").read_text().partition("VmHWM:")[2].split()[0]
         return self._seconds() - self.start, int(peak) * 1024 / 1e9
 
 
 def tile(frame: np.ndarray, size: tuple[int, int] = TILE) -> Image.Image:
-    """A frame, made to fill `size`; small pictures are enlarged without smearing them."""
+    """A frame, cropped and resized to `size`."""
     picture = Image.fromarray(frame)
     factor = max(size[0] / picture.width, size[1] / picture.height)
     grown = picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC)
@@ -66,28 +66,28 @@ def mosaic(rows: list[list[np.ndarray]], size: tuple[int, int] = TILE) -> Image.
 
 
 def spread(frames: np.ndarray, count: int) -> list[np.ndarray]:
-    """Some frames, evenly spread."""
+    """`count` frames, evenly spaced."""
     return [frames[i] for i in np.linspace(2, len(frames) - 3, count).astype(int)]
 
 
-def own_people() -> Image.Image:
-    """The picture of the workflow for people of one's own, which nobody has run here: two silhouettes that talk."""
+def silhouettes() -> Image.Image:
+    """Thumbnail of the workflow for the released weights, which has not run: two silhouettes."""
     made = Image.new("RGB", (THUMBNAIL[0] * 2, THUMBNAIL[1] * 2), "#20242c")
     pen = ImageDraw.Draw(made)
-    for centre, colour, turn in ((270, "#f2a65a", 1), (754, "#5aa9f2", -1)):
-        pen.ellipse((centre - 110, 320, centre + 110, 570), fill=colour)
-        pen.pieslice((centre - 215, 600, centre + 215, 1240), 180, 360, fill=colour)
+    for center, color, turn in ((270, "#f2a65a", 1), (754, "#5aa9f2", -1)):
+        pen.ellipse((center - 110, 320, center + 110, 570), fill=color)
+        pen.pieslice((center - 215, 600, center + 215, 1240), 180, 360, fill=color)
         for ring in range(3):
-            x, y, radius = centre + turn * 80, 460, 60 + 34 * ring
+            x, y, radius = center + turn * 80, 460, 60 + 34 * ring
             start, end = (-40, 40) if turn > 0 else (140, 220)
             pen.arc((x - radius, y - radius, x + radius, y + radius), start, end, fill="white", width=9)
     return made.resize(THUMBNAIL, Image.Resampling.LANCZOS)
 
 
 def thumbnail(name: str, server: Server, run: Run, graph: Graph) -> Image.Image:
-    """Frames of the video, and between them the masks that acted."""
+    """Frames of the video, with the masks between them."""
     if name == graphs.REAL:
-        return own_people()
+        return silhouettes()
     found = graphs.films(server, run, graph)
     videos = [film.frames for prefix, film in found.items() if not prefix.endswith("_overlay")]
     masks = [film.frames for prefix, film in found.items() if prefix.endswith("_overlay")]
@@ -103,13 +103,13 @@ def thumbnail(name: str, server: Server, run: Run, graph: Graph) -> Image.Image:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """As JPEG, small."""
+    """Save as a small JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.convert("RGB").save(path, quality=82, optimize=True)
 
 
 def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
-    """What help pages show, from the workflows that have it."""
+    """Images of the help pages."""
     found = graphs.films(server, run, graph)
     shown = graphs.of_class(graph, "PreviewImage")
     wide = (240, 160)
@@ -143,7 +143,7 @@ def main(wanted: list[str]) -> None:
             graph = graphs.load(name)
             if name == graphs.REAL:
                 graphs.bring_own_inputs(server)
-                graph = graphs.changed(graph, "BYA_Loader", model="toy", dtype="as stored")
+                graph = graphs.changed(graph, "BYA_Loader", model="toy", dtype="default")
                 graph = graphs.changed(graph, "BYA_Preflight", model="toy")
             meter = Meter(server)
             run = server.run(graph, seconds=1200)
@@ -155,11 +155,11 @@ def main(wanted: list[str]) -> None:
             if name != graphs.REAL:
                 frames = len(next(iter(graphs.films(server, run, graph).values())).frames)
                 figures[name] = (
-                    f"**Measured** {frames} frames: {seconds:.0f} s of processor time and {peak:.1f} GB of memory at "
-                    "most, ComfyUI included, without GPU, from loading the model to the saved files "
-                    f"({platform.machine()} processor, ComfyUI 0.30.0)."
+                    f"**Measured** {frames} frames: {seconds:.0f} s of CPU time, {peak:.1f} GB peak memory "
+                    "including ComfyUI, without GPU, from loading the model to saving the video "
+                    f"({platform.machine()}, ComfyUI 0.30.0)."
                 )
-            log.info("%s: %.0f s, %.0f s of processor time, %.2f GB", name, run.seconds, seconds, peak)
+            log.info("%s: %.0f s, %.0f s of CPU time, %.2f GB", name, run.seconds, seconds, peak)
         MEASURED.write_text(text(figures), encoding="utf-8")
 
 

@@ -28,14 +28,14 @@ def ours(infos: dict[str, NodeInfo]) -> dict[str, NodeInfo]:
 
 
 def lists(info: NodeInfo) -> str:
-    """Inputs and outputs of a node in Markdown: lists, as the page shows them in a narrow column."""
+    """Inputs and outputs of a node as Markdown lists."""
     optional = info["input_order"].get("optional", [])
     lines = ["## Inputs", ""]
     for name, kind, options in described_inputs(info):
         if is_widget(kind, options):
             aside = f" *({_shown(options['default'])})*" if options.get("default", "") != "" else ""
         else:
-            aside = " *(may be left open)*" if name in optional else ""
+            aside = " *(optional)*" if name in optional else ""
         lines.append(f"- **{name}**{aside}: {options['tooltip']}")
     lines += ["", "## Outputs", ""]
     for name, tooltip in zip(info["output_name"], info["output_tooltips"], strict=True):
@@ -50,14 +50,14 @@ def _shown(default: Any) -> str:
 
 
 def page(text: str, info: NodeInfo) -> str:
-    """A help page with its inputs and outputs renewed."""
+    """A help page with its generated part replaced."""
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
     return f"{before}{START}\n{lists(info)}\n{END}{after}"
 
 
 def english(infos: dict[str, NodeInfo]) -> dict[str, Any]:
-    """Names and tooltips in the form of ComfyUI's translations."""
+    """Names and tooltips in ComfyUI's locale format."""
     made = {}
     for name, info in ours(infos).items():
         inputs = {field: {"name": field, "tooltip": options["tooltip"]} for field, _, options in described_inputs(info)}
@@ -71,7 +71,7 @@ def english(infos: dict[str, NodeInfo]) -> dict[str, Any]:
 
 
 def frozen(infos: dict[str, NodeInfo]) -> dict[str, Any]:
-    """What saved workflows rely on: ids, inputs and their types, the order of widgets and of outputs."""
+    """What saved workflows depend on: ids, inputs and their types, the order of widgets and outputs."""
     made = {}
     for name, info in ours(infos).items():
         described = list(described_inputs(info))
@@ -88,7 +88,7 @@ def frozen(infos: dict[str, NodeInfo]) -> dict[str, Any]:
 
 
 def text(data: Any) -> str:
-    """JSON as it lies in the files."""
+    """JSON in the format of the files."""
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -12,8 +12,8 @@ TITLE, PADDING, GROUP_TITLE = 30, 20, 50  # of a node's bar, inside a group, of 
 SLOT, WIDGET, TEXT, PICTURE = 20, 24, 100, 230  # height of a socket, a widget, a text box, a shown picture
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 MUTED = 2
-COLOURS = {"blue": "#3f5f8a", "green": "#3f7a5a", "purple": "#6a4f8a", "orange": "#8a6a3f", "grey": "#555555"}
-NOTE_COLOURS = {"color": "#2b3648", "bgcolor": "#1f2836"}
+COLORS = {"blue": "#3f5f8a", "green": "#3f7a5a", "purple": "#6a4f8a", "orange": "#8a6a3f", "grey": "#555555"}
+NOTE_COLORS = {"color": "#2b3648", "bgcolor": "#1f2836"}
 SHOWS = {"PreviewImage": PICTURE, "MaskPreview": PICTURE, "SaveVideo": PICTURE + 30, "PreviewAny": 160,
          "LoadImage": PICTURE + 20, "LoadAudio": 60,
          "BYA_EmbeddingRouter": PICTURE, "BYA_Sampler": PICTURE}  # fmt: skip  # live previews make them grow
@@ -81,7 +81,7 @@ class Group:
 
     title: str
     columns: Sequence[Sequence[Node]]
-    colour: str = "blue"
+    color: str = "blue"
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
@@ -162,7 +162,7 @@ class Sheet:
             "nodes": [self._node(order, node, inputs[node.number], links) for order, node in enumerate(self.nodes)],
             "links": links,
             "groups": [
-                {"id": number, "title": group.title, "bounding": list(group.box), "color": COLOURS[group.colour],
+                {"id": number, "title": group.title, "bounding": list(group.box), "color": COLORS[group.color],
                  "font_size": 24, "flags": {}}
                 for number, group in enumerate(self.groups, 1)
             ],
@@ -193,7 +193,7 @@ class Sheet:
         if node.title is not None:
             made["title"] = node.title
         if node.kind == "MarkdownNote":
-            made |= {"properties": {}, **NOTE_COLOURS}
+            made |= {"properties": {}, **NOTE_COLORS}
         return made
 
 
