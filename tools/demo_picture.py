@@ -34,5 +34,5 @@ if __name__ == "__main__":
     video, masks = (frames(ROOT / "demo" / name) for name in ("talk.mp4", "masks.mp4"))
     first, *rest = [beside(*pair) for pair in zip(video, masks, strict=True)]
     target = ROOT / "docs" / "images" / "demo.webp"
-    first.save(target, save_all=True, append_images=rest, duration=1000 // FPS, loop=0, quality=70, method=6)
+    first.save(target, save_all=True, append_images=rest, duration=1000 // FPS, loop=0, quality=70, method=4)
     print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1e6:.2f} MB")
