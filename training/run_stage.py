@@ -28,9 +28,9 @@ if __package__ in (None, ""):  # started as a script: make the packages beside i
 
 from bya_core.encoders.domains import canvas_layout
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from training.command_line import report_input_errors, run_command
 from training.data.dataset import open_data
 from training.engine.distributed import build_accelerator
-from training.engine.entry import report_input_errors, run_command
 from training.engine.loop import train
 from training.engine.lora import add_adapters, load_model
 from training.engine.settings import RunSettings
@@ -93,7 +93,7 @@ def main(arguments: Arguments) -> None:
     )
     callback: Any = None
     if arguments.validate_every:
-        from training.engine.validation import Validation
+        from training.benchmark.validation import Validation
 
         scenes = arguments.validation_files or arguments.validation_scenes
         callback = Validation(arguments.validate_every, scenes, bundle=arguments.encoders or "toy")

@@ -37,7 +37,7 @@ from bya_core.io.media import existing_file
 from bya_core.routing.audio_assignment import match_voices
 from bya_core.scene.types import Speech
 from training.benchmark.scenes import HELD_OUT
-from training.engine.entry import run_command
+from training.command_line import run_command
 from training.puppets.looks import draw_look
 from training.puppets.voice import SAMPLE_RATE, synthesize, voice_for
 from training.puppets.world import Talk, draw_portrait, make_clip

@@ -28,10 +28,10 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.loader import load_bundle
+from training.benchmark.validation import ValidationConfig, validation_metrics
 from training.data.dataset import ClipFolder
 from training.engine.loop import RunSettings, train
 from training.engine.stages import Recipe, Stage, load_recipe, override
-from training.engine.validation import ValidationConfig, validation_metrics
 
 log = logging.getLogger(__name__)
 

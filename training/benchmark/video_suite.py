@@ -22,8 +22,7 @@ import numpy as np
 from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools, look
 from bya_core.evaluation.face_tracks import face_pictures
-from bya_core.evaluation.frechet import PictureFeatures, VideoFeatures, fid, fvd
-from bya_core.evaluation.frechet import I3dFeatures, InceptionFeatures
+from bya_core.evaluation.frechet import I3dFeatures, InceptionFeatures, PictureFeatures, VideoFeatures, fid, fvd
 from bya_core.evaluation.metric_weights import I3D, INCEPTION
 from bya_core.evaluation.video_file import measure_file
 from bya_core.io.atomic import atomic_write

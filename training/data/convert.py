@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles
+from training.command_line import OutputPath, run_command
 from training.data.import_released import UnusableVideo, read_entries
 from training.data.shards.writer import ShardWriter
-from training.engine.entry import OutputPath, run_command
 
 log = logging.getLogger(__name__)
 

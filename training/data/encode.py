@@ -23,6 +23,9 @@ from bya_core.encoders.domains import CanvasLayout
 from bya_core.encoders.protocols import FaceEncoder, SpeechEncoder, TextEncoder, VideoCodec
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
+from bya_core.weights.loader import load_bundle
+from bya_core.weights.official import load_official
+from bya_core.weights.registry import MODELS
 from training.data.buckets import (
     Crop,
     Fit,
@@ -302,28 +305,18 @@ def clip_seed(clip: LazyClip) -> int:
 
 
 def load_encoders(name: str | Path = "toy") -> Encoders:
-    """Load the encoders of a model, without its transformer if that is large.
+    """Load the encoders of a model; those of the official model without its transformer, which is large.
 
     Args:
-        name: name in the registry (toy, official), a folder with vae, face.safetensors and speech.safetensors, a folder
-            in the released layout, or anything else that `load_bundle` accepts.
+        name: anything that `load_bundle` accepts, such as toy, official, or a folder in the released layout.
 
     Raises:
         InputError: unknown model, or missing weights.
     """
-    from bya_core.weights.loader import load_bundle
-    from bya_core.weights.registry import MODELS
-
     entry = MODELS.get(str(name))
     folder = Path(name).expanduser() if entry is None else entry.path
-    if (folder / "speech.safetensors").is_file():
-        from bya_core.toy.bundle import load_toy_encoders
-
-        return load_toy_encoders(folder)
-    if (folder / "text_encoder").is_dir() or (entry is not None and entry.components):
-        from bya_core.weights.official import load_official
-
-        placeholder: Any = torch.nn.Identity()
-        placeholder.config = SimpleNamespace(flavour="official")
-        return load_official(folder, transformer=placeholder)
-    return load_bundle(name)
+    if not (folder / "text_encoder").is_dir() and (entry is None or not entry.components):
+        return load_bundle(name)
+    placeholder: Any = torch.nn.Identity()
+    placeholder.config = SimpleNamespace(flavour="official")
+    return load_official(folder, transformer=placeholder)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from bya_core.errors import InputError
+from training.command_line import run_command
 from training.data.dataset import EncodedClips, open_data
-from training.engine.entry import run_command
 
 log = logging.getLogger(__name__)
 

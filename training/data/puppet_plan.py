@@ -11,9 +11,9 @@ from typing import Any, get_args
 import numpy as np
 
 from bya_core.errors import InputError
+from training.command_line import OutputPath, run_command
 from training.data.clip import ClipSample
 from training.data.shards.writer import ShardWriter
-from training.engine.entry import OutputPath, run_command
 from training.puppets.world import Motion, PuppetClip, Talk, make_clip
 
 EVALUATION_SEEDS = range(1_000_000, 1_001_000)

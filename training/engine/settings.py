@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bya_core.validation import validated
-from training.engine.entry import OutputPath
+from training.command_line import OutputPath
 
 
 @validated

@@ -19,7 +19,7 @@ from PIL import Image
 
 from bya_core.errors import InputError
 from bya_core.io.media import read_audio, resample_mono, write_video
-from training.engine.entry import run_command
+from training.command_line import run_command
 from training.puppets.voice import opening_from_recording
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 

@@ -15,7 +15,7 @@ from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.toy.bundle import load_toy
 from bya_core.weights.bundle import NativeSize
-from training.engine.entry import OutputPath, run_command
+from training.command_line import OutputPath, run_command
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MAX_BYTES = 20_000_000  # of the shipped weights

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import AtomicFiles
-from training.engine.entry import OutputPath, run_command
+from training.command_line import OutputPath, run_command
 from training.toy.assemble import WEIGHTS
 
 StateDict = dict[str, Tensor]

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bya_core.toy.encoders import FaceNetwork, SpeechNetwork, network_config
-from training.engine.entry import OutputPath, run_command
+from training.command_line import OutputPath, run_command
 from training.puppets.looks import draw_look
 from training.puppets.voice import conversation, random_voice, synthesize
 from training.puppets.world import draw_portrait

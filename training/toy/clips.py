@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.toy.bundle import load_toy_encoders
+from training.command_line import OutputPath, run_command
 from training.data.buckets import Bucket, Window
 from training.data.encode import ClipEncoder, lazy_clip
 from training.data.puppet_plan import puppet_sample
-from training.engine.entry import OutputPath, run_command
 from training.puppets.world import Motion, make_clip
 
 log = logging.getLogger(__name__)

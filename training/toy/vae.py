@@ -21,7 +21,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from training.engine.entry import OutputPath, run_command
+from training.command_line import OutputPath, run_command
 from training.puppets import MOUTH_RGB, make_clip
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from bya_core.errors import InputError
+from training.data import check
 from training.data.cache import FeatureCache
 from training.data.clip import ClipSample, safe_key
 from training.data.puppet_plan import Arguments, PuppetPlan, main
-from training.data.shards import check
 from training.data.shards.index import ShardIndex
 from training.data.shards.members import BrokenClip, pack, unpack
 from training.data.shards.reader import find_shards, read_shards

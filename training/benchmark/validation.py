@@ -36,10 +36,10 @@ from bya_core.pipelines.generate import generate
 from bya_core.scene.loader import load_scene
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
+from training.benchmark.contact_sheet import contact_sheet
 from training.benchmark.puppet_suite import evaluate_clip
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.targets import GeneratedVideo, ModelTarget
-from training.engine.contact_sheet import contact_sheet
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Validate all clips of a folder of shards and print statistics.
 
-python -m training.data.shards.check --shards FOLDER
+python -m training.data.check --shards FOLDER
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from training.command_line import run_command
 from training.data.puppet_plan import PuppetPlan
 from training.data.shards.members import BrokenClip, unpack
 from training.data.shards.reader import find_shards, iterate_members, read_shards
-from training.engine.entry import run_command
 
 
 @dataclass(frozen=True)

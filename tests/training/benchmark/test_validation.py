@@ -12,8 +12,14 @@ from PIL import Image
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.weights.loader import load_bundle
-from training.engine.contact_sheet import contact_sheet
-from training.engine.validation import VALIDATION_SEEDS, Validation, ValidationConfig, mask_metrics, validation_metrics
+from training.benchmark.contact_sheet import contact_sheet
+from training.benchmark.validation import (
+    VALIDATION_SEEDS,
+    Validation,
+    ValidationConfig,
+    mask_metrics,
+    validation_metrics,
+)
 
 
 class FakeTracker:
