@@ -128,7 +128,7 @@ def puppet_report(
     described = {**asdict(settings), **fixed, **target.describe()}
     known: dict[int, dict[str, Any]] = {}
     if previous is not None and _comparable(previous["settings"]) == _comparable(described):
-        known = {row["seed"] - settings.seed_base: row for row in previous["scenes"]}
+        known = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
     complete = evaluator.measurements.keys
     rows = {index: known[index] for index in range(settings.scenes) if complete <= known.get(index, {}).keys()}
     before = previous["seconds"] if previous is not None and rows else 0.0

@@ -233,7 +233,7 @@ def router_report(
     """
     settings, tracker = {**asdict(target.settings), **target.describe()}, ProgressTracker(callback)
     comparable = previous is not None and previous["settings"] | {"scenes": 0} == settings | {"scenes": 0}
-    rows = {(row["seed"], row["way"]): row for row in (previous["rows"] if previous and comparable else [])}
+    rows = {(row["seed"], row["way"]): row for row in (previous.get("rows", ()) if previous and comparable else ())}
     order = list(table)
 
     def report() -> dict[str, Any]:
