@@ -38,7 +38,7 @@ class BindingReport(io.ComfyNode):
 
         scene = routing.scene
         tokens, grid = routing.token_masks(masks)
-        made = binding_report(
+        report = binding_report(
             convert.to_uint8(frames),
             grid.latent_to_frames(tokens, dim=1),
             scene.speeches,
@@ -47,7 +47,7 @@ class BindingReport(io.ComfyNode):
             matrix=routing.routing.matrix,
             meter=routing.model.bundle.meter,
         )
-        return io.NodeOutput(convert.from_pil(made.picture), made.text)
+        return io.NodeOutput(convert.from_pil(report.picture), report.text)
 
 
 class Preflight(io.ComfyNode):
@@ -91,11 +91,11 @@ class Preflight(io.ComfyNode):
     def execute(
         cls, cast: Any, model: str, stop_on_error: bool, first_frame: Any = None, masks: Any = None, **sizes: int
     ) -> io.NodeOutput:
-        from bya_core.pipelines.preflight import Asked, preflight
+        from bya_core.pipelines.preflight import preflight
 
         frame = None if first_frame is None else convert.one_image(first_frame, "the first frame")
         with host.cancellable():
-            found = preflight(cast, host.resolve_model(model), Asked(**sizes, first_frame=frame, masks=masks))
+            found = preflight(cast, host.resolve_model(model), **sizes, first_frame=frame, masks=masks)
         if stop_on_error:
-            found.stop_if_problem()
+            found.raise_errors()
         return io.NodeOutput(cast, convert.from_pil(found.picture), found.text, found.ok)

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from torch import Tensor
 
 from bya_core.io.overlay import character_color
 
@@ -63,6 +64,13 @@ class Page:
         if room is not None:
             self.shorten(made, room)
         return made
+
+    def picture(self, image: Tensor, left: float, top: float, width: float, height: float) -> Axes:
+        """An image [3, H, W] in 0..1, as large as fits into a box; returns axes in pixels of the image."""
+        scale = min(width / image.shape[2], height / image.shape[1])
+        axes = self.axes(left, top, scale * image.shape[2], scale * image.shape[1])
+        axes.imshow(image.clamp(0, 1).permute(1, 2, 0).float().cpu().numpy(), aspect="auto")
+        return axes
 
     def shorten(self, text: Text, room: float) -> None:
         """Cut the end of a text until it fits into `room` pixels."""

@@ -6,7 +6,6 @@ this machine.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,52 +18,48 @@ from bya_core.grid import TokenGrid
 from bya_core.memory.sizes import build_meta_transformer, decoding_memory, denoising_memory, run_meta_step
 from bya_core.scene.types import SceneDefaults
 
-UTILIZATION = 0.35  # fraction of matrix multiplication speed that a run reaches; measured with the toy model
-
-
+UTILIZATION = 0.35  # fraction of the matrix multiplication speed that a run reaches; measured with the toy model
 WEIGHTS = (".safetensors", ".pt", ".pth", ".onnx")
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model that is there but not loaded.
+    """A model on this machine whose weights are not loaded.
 
     Args:
-        folder: with bundle.json, transformer/ and vae/, as the shipped toy one; or any other that can be loaded, or a
-            converted file.
+        folder: anything that `bya_core.load_model` accepts as a path.
     """
 
     folder: Path
 
     def settings(self, *parts: str) -> dict[str, Any]:
-        """One of its JSON files."""
+        """Content of a JSON file of the model, such as ("vae", "config.json")."""
         from bya_core.weights.loader import model_settings
 
         return model_settings(self.folder, *parts)
 
     @property
     def bytes(self) -> int:
-        """Of all weights."""
+        """Size of all weights."""
         files = [self.folder] if self.folder.is_file() else self.folder.rglob("*")
         return sum(path.stat().st_size for path in files if path.suffix in WEIGHTS)
 
     @property
     def domain(self) -> Domain:
-        """What its characters are: stated in bundle.json, or that of the encoders it needs."""
+        """Kind of characters, from bundle.json or from the encoders of the model."""
         from bya_core.weights.loader import encoders_for
 
-        stated = self.settings("bundle.json").get("domain")
-        if stated is not None:
-            return stated
         official = encoders_for(self.settings("transformer", "config.json")) == "official"
-        return "photos" if official else "puppets"
+        return self.settings("bundle.json").get("domain", "photos" if official else "puppets")
 
     @property
     def max_characters(self) -> int | None:
+        """Largest number of characters in the training data; None = unknown."""
         return self.settings("bundle.json").get("max_characters")
 
     @property
     def defaults(self) -> SceneDefaults:
+        """Native size and sampling."""
         bundle, vae = self.settings("bundle.json"), self.settings("vae", "config.json")
         patch = self.settings("transformer", "config.json")["patch_size"]
         return SceneDefaults(
@@ -77,6 +72,7 @@ class ModelFolder:
         )
 
     def grid(self, frames: int, height: int, width: int) -> TokenGrid:
+        """Token grid of a video."""
         patch = self.settings("transformer", "config.json")["patch_size"]
         unit = self.defaults.size_unit
         return TokenGrid.from_pixels(
@@ -89,8 +85,8 @@ class Estimate:
     """Cost of one video.
 
     Args:
-        seconds: of denoising and decoding on this machine, give or take a factor of two.
-        gigabytes: weights and what is held while computing.
+        seconds: duration of denoising and decoding on this machine, within a factor of two.
+        gigabytes: memory for weights and activations.
     """
 
     seconds: float
@@ -98,33 +94,32 @@ class Estimate:
 
 
 def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: SamplingConfig) -> Estimate:
-    """What a video on `grid` with so many characters costs."""
+    """Estimate the cost of a video on `grid` with so many characters."""
     from bya_core.sampling.guidance import guidance_branches
 
     passes = len(guidance_branches(sampling.guidance_scale, sampling.audio_guidance_scale))
-    step, width, kept = _transformer(model, grid, characters)
-    decoding, channels = _decoder(model, grid)
-    operations = step * passes * sampling.steps + decoding
+    step, width, cache = _transformer_cost(model, grid, characters)
+    decoding, channels = _decoder_cost(model, grid)
     size = 2 if torch.cuda.is_available() else 4
-    denoising = denoising_memory(grid, width, passes, size) + kept * passes * size // 4
-    held = max(denoising, decoding_memory(grid, size, channels))
-    seconds = operations / (UTILIZATION * operations_per_second())
-    return Estimate(seconds, (model.bytes + held) / 1e9)
+    denoising = denoising_memory(grid, width, passes, size) + cache * passes * size // 4
+    activations = max(denoising, decoding_memory(grid, size, channels))
+    seconds = (step * passes * sampling.steps + decoding) / (UTILIZATION * operations_per_second())
+    return Estimate(seconds, (model.bytes + activations) / 1e9)
 
 
-def _transformer(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int, int]:
-    """Of one call on one version of the video: operations, channels of a token, bytes kept from step to step."""
+def _transformer_cost(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int, int]:
+    """Operations of one call for one guidance branch, channels per token, and bytes of the KV cache in float32."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    twin = build_meta_transformer(model.settings("transformer", "config.json"))
+    transformer = build_meta_transformer(model.settings("transformer", "config.json"))
     with FlopCounterMode(display=False) as counter:
-        kept = run_meta_step(twin, grid, characters)
-    c = twin.config
-    return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim, kept.bytes
+        cache = run_meta_step(transformer, grid, characters)
+    c = transformer.config
+    return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim, cache.bytes
 
 
-def _decoder(model: ModelFolder, grid: TokenGrid) -> tuple[float, int]:
-    """Operations of decoding the video, and channels where it works on pixels."""
+def _decoder_cost(model: ModelFolder, grid: TokenGrid) -> tuple[float, int]:
+    """Operations of decoding the video, and channels of the decoder at full resolution."""
     from diffusers import AutoencoderKLCogVideoX
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -136,17 +131,11 @@ def _decoder(model: ModelFolder, grid: TokenGrid) -> tuple[float, int]:
 
 
 def operations_per_second(size: int = 512, repeats: int = 8) -> float:
-    """How fast this machine multiplies, in about 50 ms."""
+    """Matrix multiplication speed of this machine, measured in about 50 ms."""
+    from torch.utils.benchmark import Timer
+
     cuda = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
-    size = 8 * size if cuda else size
-    a = torch.rand(size, size, device=device, dtype=dtype)
-    a @ a
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        a @ a
-    if cuda:
-        torch.cuda.synchronize()
-    return repeats * 2.0 * size**3 / (time.perf_counter() - start)
+    size, device, dtype = (8 * size, "cuda", torch.bfloat16) if cuda else (size, "cpu", torch.float32)
+    matrix = torch.rand(size, size, device=device, dtype=dtype)
+    seconds = Timer("a @ a", globals={"a": matrix}, num_threads=torch.get_num_threads()).timeit(repeats).mean
+    return 2.0 * size**3 / seconds

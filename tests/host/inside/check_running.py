@@ -149,7 +149,7 @@ def test_report_and_preflight(run: Run, routing: Any, made: tuple[Any, ...], cas
     assert picture.shape[0] == 1 and "9 frames are too few" in text
     checked, faces, text, ok = run("Preflight", cast=cast, frames=F, first_frame=demo["first_frame"], masks=made[3])
     assert checked is cast and ok is True and faces.shape[0] == 1
-    assert "Ada: a face" in text and "voice of Bo" in text and "cost: about" in text
+    assert "Ada: the face covers" in text and "speech of Bo" in text and "cost: about" in text
 
 
 def test_preflight_stops_or_tells(run: Run, cast: Any) -> None:
@@ -157,7 +157,7 @@ def test_preflight_stops_or_tells(run: Run, cast: Any) -> None:
         run("Preflight", cast=cast, frames=F, masks=torch.ones(1, 8, 8))
     wrong = {"cast": cast, "model": "official", "stop_on_error": False}
     _, _, text, ok = run("Preflight", **wrong)
-    assert ok is False and "PROBLEM model official" in text and "download official" in text
+    assert ok is False and "error   model official" in text and "download official" in text
 
 
 def test_a_long_video_is_made_in_windows(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:

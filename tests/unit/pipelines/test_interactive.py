@@ -22,7 +22,7 @@ from bya_core.pipelines.interactive import (
     overlay_images,
     still_frame,
 )
-from bya_core.pipelines.preflight import Asked, preflight
+from bya_core.pipelines.preflight import preflight
 from bya_core.pipelines.preview import latent_colors, preview_picture
 from bya_core.scene.compose import (
     CastMember,
@@ -182,19 +182,19 @@ def test_estimates_grow_as_the_work_does() -> None:
     assert once.gigabytes < more.gigabytes < 10
 
 
-def test_preflight_finds_what_is_wrong() -> None:
+def test_preflight() -> None:
     talkers = (member("Ada", voice(seed=1)), member("Bo", voice(seed=1)))
-    found = preflight(talkers, ("toy", None), Asked(frames=25))
-    assert found.ok and "same recording" in found.text and "cost: about" in found.text
-    nobody = replace(member("Cy", Speech(torch.zeros(1, RATE), RATE)), image=torch.ones(3, 32, 32))
-    found = preflight((nobody,), ("toy", None), Asked(frames=25, masks=torch.ones(3, 8, 8)))
-    states = {finding.about: finding.state for finding in found.findings}
-    assert states["Cy"] == "PROBLEM" and states["voice of Cy"] == "warning" and states["masks"] == "PROBLEM"
-    with pytest.raises(InputError, match="no face was found"):
-        found.stop_if_problem()
-    far = preflight(talkers, ("official", None), Asked())
-    assert not far.ok and MODELS["official"].how_to_get in far.text
-    assert not preflight(talkers, ("no such model", None), Asked()).ok
+    result = preflight(talkers, ("toy", None), frames=25)
+    assert result.ok and "same recording" in result.text and "cost: about" in result.text
+    faceless = replace(member("Cy", Speech(torch.zeros(1, RATE), RATE)), image=torch.ones(3, 32, 32))
+    result = preflight((faceless,), ("toy", None), frames=25, masks=torch.ones(3, 8, 8))
+    levels = {finding.subject: finding.level for finding in result.findings}
+    assert levels["Cy"] == levels["masks"] == "error" and levels["speech of Cy"] == "warning"
+    with pytest.raises(InputError, match="no face detected"):
+        result.raise_errors()
+    result = preflight(talkers, ("official", None))
+    assert not result.ok and MODELS["official"].how_to_get in result.text
+    assert not preflight(talkers, ("no such model", None)).ok
 
 
 def test_a_model_folder_must_be_complete(tmp_path) -> None:
