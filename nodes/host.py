@@ -22,13 +22,13 @@ from bya_core.errors import Cancelled, InputError
 from bya_core.weights.cache import add_model_folder, local_models
 from bya_core.weights.registry import MODELS
 
-from .host_model import HostModel, adopt, components
+from .host_model import HostModel, host_components, manage_model
 
 if TYPE_CHECKING:
     from bya_core.progress import Progress, ProgressCallback
     from bya_core.scene.types import Scene
 
-__all__ = ["HostModel", "adopt", "components"]  # from host_model, for the nodes
+__all__ = ["HostModel", "host_components", "manage_model"]  # imported by the nodes from here
 
 FOLDER = "bindyouravatar"
 PREVIEW_SIDE = 512  # pixels; ComfyUI scales larger previews down
@@ -97,12 +97,12 @@ def cancellable() -> Iterator[None]:
 @contextmanager
 def running(model: HostModel, scene: Scene) -> Iterator[None]:
     """Cancellable work on a scene, with memory reserved before and released after."""
-    model.make_room(scene)
+    model.reserve_memory(scene)
     with cancellable():
         try:
             yield
         finally:
-            model.rest()
+            model.release_memory()
 
 
 def progress_callback(model: HostModel, scene: Scene) -> ProgressCallback:

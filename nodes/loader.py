@@ -92,5 +92,5 @@ class Loader(io.ComfyNode):
         if download:
             host.download(model)
         torch_dtype = None if dtype == "default" else getattr(torch, dtype)
-        bundle = load_bundle(model, dtype=torch_dtype, components=host.components(vae, clip))
-        return io.NodeOutput(host.adopt(bundle, memory_mode == "low", vram_gb))
+        bundle = load_bundle(model, dtype=torch_dtype, components=host.host_components(vae, clip))
+        return io.NodeOutput(host.manage_model(bundle, memory_mode == "low", vram_gb))

@@ -1,11 +1,10 @@
-"""Where the weights are: streamed blocks, parts that come and go, and ComfyUI's own VAE and text encoder."""
+"""Memory management in ComfyUI, and ComfyUI's own VAE and text encoder as components."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import weakref
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,75 +36,78 @@ def expected(run: Run, routing: Any) -> torch.Tensor:
     return run("Sampler", routing=routing)[0]
 
 
-def made(run: Run, cast: Any, demo: dict[str, Any], model: Any) -> torch.Tensor:
-    wishes = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "frames": 9, "steps": 4, "seed": 2_000_001}
-    scene, _ = run("Scene", model=model, cast=cast, **wishes)
+def generate(run: Run, cast: Any, demo: dict[str, Any], model: Any) -> torch.Tensor:
+    """The frames of the scene in conftest, with another model."""
+    options = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "frames": 9, "steps": 4, "seed": 2_000_001}
+    scene, _ = run("Scene", model=model, cast=cast, **options)
     routing, _, _ = run("EmbeddingRouter", scene=scene, probe_steps=2)
     return run("Sampler", routing=routing)[0]
 
 
 @pytest.mark.parametrize("blocks", ["streamed", "sequential"])
-def test_a_transformer_too_large_for_the_card_makes_the_same_video(
+def test_block_offload_does_not_change_the_result(
     blocks: Any, run: Run, cast: Any, demo: dict[str, Any], expected: Any, host_model: Any, monkeypatch: Any
 ) -> None:
-    small = host_model.memory.MemoryPlan("small", blocks=blocks, text_encoder_on_cpu=True)
-    monkeypatch.setattr(host_model, "_memory_plan", lambda *_: small)
+    plan = host_model.planner.MemoryPlan("small", blocks=blocks, text_encoder_on_cpu=True)
+    monkeypatch.setattr(host_model, "_select_plan", lambda *_: plan)
     (model,) = run("Loader", vram_gb="8")
-    names = [resident.name for resident in model.residents]
+    names = [managed.name for managed in model.managed]
     assert names == ["transformer", "extractor", "projection", "face", "speech", "codec"]
-    assert torch.equal(made(run, cast, demo, model), expected)
-    assert model.seat.active is None  # nothing stays that ComfyUI does not know of
+    assert torch.equal(generate(run, cast, demo, model), expected)
+    assert model.slot.active is None
     loaded = {id(entry.model) for entry in management.current_loaded_models}
-    assert {id(resident.patcher) for resident in model.residents} <= loaded
+    assert {id(managed.patcher) for managed in model.managed} <= loaded
     if blocks == "streamed":
-        stream = model.residents[0]._guest
-        assert stream.on_device == () and model.residents[0].room > 2 * max(group.bytes for group in stream.groups)
+        stream = model.managed[0].offloadable
+        assert stream.on_device == () and model.managed[0].activation_bytes > 2 * max(
+            group.bytes for group in stream.groups
+        )
     management.unload_all_models()
-    assert torch.equal(made(run, cast, demo, model), expected)
-    weights = weakref.ref(model.bundle.transformer._part)
+    assert torch.equal(generate(run, cast, demo, model), expected)
+    weights = weakref.ref(model.bundle.transformer.component)
     del model
     if blocks == "streamed":
-        del stream
+        del stream, transformer
     gc.collect()
     assert weights() is None
     management.cleanup_models()
 
 
-def test_the_card_decides(run: Run, host_model: Any, monkeypatch: Any, tmp_path: Path) -> None:
+def test_plan_selection(run: Run, host_model: Any, monkeypatch: Any) -> None:
     (model,) = run("Loader", vram_gb="8")
-    ladder = host_model.memory.MEMORY_PLANS
-    assert model.plan == ladder[0]  # the toy model fits anywhere
+    full = host_model.planner.MEMORY_PLANS[0]
+    assert model.plan == full
     large = {"blocks": 14 * 10**9, "block": 4 * 10**8, "text": 10**10, "denoising": 3 * 10**9, "decoding": 16 * 10**9}
     monkeypatch.setattr(host_model.sizes, "component_sizes", lambda bundle: large)
-    monkeypatch.setattr(host_model.memory, "free_host_memory", lambda: 64 * 10**9)
-    assert [host_model._memory_plan(None, card).name for card in ("80", "24", "12")] == [
+    monkeypatch.setattr(host_model.planner, "free_host_memory", lambda: 64 * 10**9)
+    assert [host_model._select_plan(None, vram).name for vram in ("80", "24", "12")] == [
         "full", "component_offload", "block_offload_tiling",
     ]  # fmt: skip
-    assert host_model._memory_plan(None, "auto") == ladder[0]  # without a GPU
+    assert host_model._select_plan(None, "auto") == full  # without a GPU
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(management, "get_torch_device", lambda: gpu)
     monkeypatch.setattr(management, "get_total_memory", lambda device: 24 * 2**30)
-    assert host_model._memory_plan(None, "auto").name == "component_offload"
+    assert host_model._select_plan(None, "auto").name == "component_offload"
     monkeypatch.setattr(management, "vram_state", management.VRAMState.LOW_VRAM)
-    assert host_model._memory_plan(None, "auto").blocks == "streamed"
+    assert host_model._select_plan(None, "auto").blocks == "streamed"
 
 
-def test_a_part_that_reads_its_weights_late(host_model: Any, run: Run, cast: Any, demo: dict[str, Any]) -> None:
-    """As T5 and wav2vec2 do: it works on ComfyUI's device and is gone after the node."""
-    told: list[str] = []
+def test_component_with_lazily_loaded_weights(host_model: Any, run: Run, cast: Any, demo: dict[str, Any]) -> None:
+    """Such as T5 and wav2vec2: moved to ComfyUI's device for encoding, and released after the node."""
+    calls: list[str] = []
 
-    class Late:
+    class LazyText:
         def __init__(self, text: Any) -> None:
             self.text = text
 
         def to(self, device: Any) -> None:
-            told.append(f"to {device}")
+            calls.append(f"to {device}")
 
         def release(self) -> None:
-            told.append("gone")
+            calls.append("release")
 
         def encode(self, prompts: list[str]) -> torch.Tensor:
-            told.append("read")
+            calls.append("encode")
             return self.text.encode(prompts)
 
     from dataclasses import replace
@@ -113,13 +115,13 @@ def test_a_part_that_reads_its_weights_late(host_model: Any, run: Run, cast: Any
     from bya_core.weights.loader import load_bundle
 
     bundle = load_bundle("toy")
-    model = host_model.adopt(replace(bundle, text=Late(bundle.text)))
-    made(run, cast, demo, model)
-    assert told[:4] == ["to cpu", "read", "read", "gone"] and told[-1] == "gone"
+    model = host_model.manage_model(replace(bundle, text=LazyText(bundle.text)))
+    generate(run, cast, demo, model)
+    assert calls[:4] == ["to cpu", "encode", "encode", "release"] and calls[-1] == "release"
 
 
 @pytest.mark.parametrize("frames", [1, 9])
-def test_comfyuis_vae_speaks_the_same_latents(frames: int, host_model: Any, native: tuple[Any, Any]) -> None:
+def test_host_vae_matches_diffusers(frames: int, host_model: Any, native: tuple[Any, Any]) -> None:
     vae, ours = native
     theirs = host_model.HostCodec(vae)
     video = torch.rand(1, 3, frames, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -131,7 +133,7 @@ def test_comfyuis_vae_speaks_the_same_latents(frames: int, host_model: Any, nati
         expected, pixels = ours.decode(several), theirs.decode(several)
     assert pixels.shape == expected.shape == (1, 3, frames, 32, 48)
     difference = (pixels - expected.clamp(-1, 1)).abs()
-    # it decodes longer videos in other pieces; random weights show that more than trained ones
+    # ComfyUI splits longer videos differently, which random weights amplify
     assert difference.mean() < (1e-4 if frames == 1 else 0.1) * expected.std()
 
 
@@ -162,17 +164,17 @@ def small_clip(width: int) -> Any:
     return clip
 
 
-def test_comfyuis_text_encoder_reads_the_prompts(run: Run, cast: Any, demo: dict[str, Any], expected: Any) -> None:
+def test_host_text_encoder(run: Run, cast: Any, demo: dict[str, Any], expected: Any) -> None:
     (model,) = run("Loader", clip=small_clip(64))
     tokens = model.bundle.text.encode(["two puppets", ""])
     assert tokens.shape == (2, 48, 64) and not torch.equal(tokens[0], tokens[1])
-    frames = made(run, cast, demo, model)
+    frames = generate(run, cast, demo, model)
     assert frames.shape == expected.shape and not torch.equal(frames, expected)
 
 
-def test_what_does_not_fit_is_told(run: Run, cast: Any, native: tuple[Any, Any], host_model: Any) -> None:
-    with pytest.raises(ValueError, match="4 pixels a latent cell"):
-        run("Loader", vae=native[0])  # the toy model has a codec of its own kind
+def test_unsuitable_host_components_raise(run: Run, cast: Any, native: tuple[Any, Any], host_model: Any) -> None:
+    with pytest.raises(ValueError, match="4 pixels per latent cell"):
+        run("Loader", vae=native[0])
     (model,) = run("Loader", clip=small_clip(32))
     with pytest.raises(ValueError, match='type "cogvideox"'):
         model.bundle.text.encode(["two puppets"])
@@ -181,13 +183,13 @@ def test_what_does_not_fit_is_told(run: Run, cast: Any, native: tuple[Any, Any],
         host_model.HostCodec(other)
 
 
-def test_download_only_when_asked(run: Run, host: Any, monkeypatch: Any) -> None:
+def test_download_only_if_enabled(run: Run, monkeypatch: Any) -> None:
     from bya_core.weights import registry
 
-    asked: list[str] = []
+    downloads: list[str] = []
 
     def fetch(name: str, *, callback: Any) -> None:
-        asked.append(name)
+        downloads.append(name)
         from bya_core.progress import Progress
 
         callback(Progress("Downloading", 5 * 10**6, 10**7))
@@ -196,5 +198,5 @@ def test_download_only_when_asked(run: Run, host: Any, monkeypatch: Any) -> None
     for download in (False, True):
         with pytest.raises(ValueError, match="download official"):
             run("Loader", model="official", download=download)
-        run("Loader", model="toy", download=download)  # has nothing to fetch
-    assert asked == ["official"]
+        run("Loader", model="toy", download=download)
+    assert downloads == ["official"]

@@ -1,4 +1,4 @@
-"""ComfyUI and the pack in this process, and the pieces of a small graph."""
+"""ComfyUI and the pack in this process, and the values of a small graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Run = Callable[..., tuple[Any, ...]]
 
 
 def load_pack(folder: Path) -> ModuleType:
-    """As ComfyUI does: by path, under a name that is the path."""
+    """Import the pack as ComfyUI does: by path, with the path as module name."""
     name = str(folder).replace(".", "_x_")
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     assert spec is not None and spec.loader is not None
@@ -38,10 +38,10 @@ def load_pack(folder: Path) -> ModuleType:
 
 
 def node_list(pack: ModuleType) -> list[Any]:
-    async def ask() -> list[Any]:
+    async def nodes() -> list[Any]:
         return await (await pack.comfy_entrypoint()).get_node_list()
 
-    return asyncio.run(ask())
+    return asyncio.run(nodes())
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def nodes(pack: ModuleType) -> dict[str, Any]:
-    """By id, without the prefix."""
+    """Nodes by id without prefix."""
     return {node.GET_SCHEMA().node_id.removeprefix("BYA_"): node for node in node_list(pack)}
 
 
@@ -64,14 +64,13 @@ def host(pack: ModuleType) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def run(nodes: dict[str, Any]) -> Run:
-    """Execute a node; what is not given has its default. As ComfyUI does, without gradients."""
+    """Executes a node with default values for missing inputs, in inference mode as ComfyUI does."""
 
-    def execute(node: str, /, **given: Any) -> tuple[Any, ...]:
-        inputs = nodes[node].define_schema().inputs
-        defaults = {each.id: each.default for each in inputs if hasattr(each, "default")}
-        wanted = {key: value for key, value in defaults.items() if value is not None} | given
+    def execute(node: str, /, **inputs: Any) -> tuple[Any, ...]:
+        schema = nodes[node].define_schema()
+        defaults = {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
         with torch.inference_mode():
-            return nodes[node].execute(**wanted).result
+            return nodes[node].execute(**defaults | inputs).result
 
     return execute
 
@@ -89,7 +88,7 @@ def demo(run: Run) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def cast(run: Run, demo: dict[str, Any]) -> Any:
-    """Two talkers."""
+    """Two speaking characters, Ada and Bo."""
     first, _ = run("AudioEncode", audio=demo["audio_1"])
     second, _ = run("AudioEncode", audio=demo["audio_2"])
     (one,) = run("FaceEncode", image=demo["image_1"], name="Ada", speech=first)
@@ -98,9 +97,9 @@ def cast(run: Run, demo: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def scene(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> Any:
-    """9 frames, 4 steps: seconds, and long enough that something can be seen to act."""
-    wishes = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "frames": 9, "steps": 4, "seed": 2_000_001}
-    return run("Scene", model=model, cast=cast, **wishes)[0]
+    """9 frames and 4 steps."""
+    options = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "frames": 9, "steps": 4, "seed": 2_000_001}
+    return run("Scene", model=model, cast=cast, **options)[0]
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +109,7 @@ def routing(run: Run, scene: Any) -> Any:
 
 @pytest.fixture
 def interrupted() -> Iterator[Callable[[], None]]:
-    """Calling it is a click on cancel; the click is taken back after the test."""
+    """Calling it cancels the current prompt; reset after the test."""
     import comfy.model_management as management
 
     yield lambda: management.interrupt_current_processing(True)
