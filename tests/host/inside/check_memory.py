@@ -65,9 +65,8 @@ def test_block_offload_does_not_change_the_result(
     management.unload_all_models()
     assert torch.equal(generate(run, cast, demo, model), expected)
     weights = weakref.ref(model.bundle.transformer.component)
-    del model
-    if blocks == "streamed":
-        del stream, transformer
+    stream = None
+    del model, transformer
     gc.collect()
     assert weights() is None
     management.cleanup_models()
