@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -68,6 +70,8 @@ class _Attention(nn.Module):
 class AudioCrossAttention(nn.Module):
     """Cross-attention of the tokens of a latent frame to the audio tokens of that frame, masked per stream."""
 
+    zero_initialized = ("attn.to_out.0",)
+
     def __init__(self, dim: int, audio_dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.norm_q = nn.LayerNorm(dim)
@@ -132,12 +136,7 @@ class AudioModel(nn.Module):
         released: bool,
     ) -> None:
         super().__init__()
-        self.window, self.blocks, self.channels, self.temporal_ratio = (
-            window,
-            blocks,
-            channels,
-            temporal_ratio,
-        )
+        self.window, self.blocks, self.channels, self.temporal_ratio = window, blocks, channels, temporal_ratio
         if released:
             self.learnable_scale = nn.Parameter(torch.zeros(1))
             self.mute_learnable_tokens = nn.Parameter(torch.zeros(1, context_tokens, audio_dim))
@@ -181,3 +180,17 @@ class AudioModel(nn.Module):
         windows = features.unfold(2, self.window, 1)  # [B, M, F, blocks, channels, window]
         windows = rearrange(windows, "b m f k c w -> (b m) f w k c")
         return self.audio_proj_model(windows).unflatten(0, features.shape[:2])
+
+
+def build_audio_model(config: Any, num_layers: int) -> AudioModel:
+    """Speech path of a transformer with this configuration."""
+    names = ("dim", "heads", "dim_head", "window", "blocks", "channels", "hidden_dim", "context_tokens")
+    sizes = {name: config[f"audio_{name}"] for name in names}
+    return AudioModel(
+        dim=config.num_attention_heads * config.attention_head_dim,
+        audio_dim=sizes.pop("dim"),
+        num_layers=num_layers,
+        temporal_ratio=config.temporal_compression_ratio,
+        released=config.flavour == "official",
+        **sizes,
+    )

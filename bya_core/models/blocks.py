@@ -52,6 +52,8 @@ class BYABlock(CogVideoXBlock):
     Conditions are added inside the block call, so that step caches which skip or replay blocks treat them alike.
     """
 
+    zero_initialized = "norm1.linear", "norm2.linear"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         processor: Any = JointAttnProcessor()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bya_core.grid import TokenGrid
 from bya_core.masks import audio_masks, blend_masks
@@ -32,13 +32,11 @@ class LayerSchedule:
 
     def face(self, block: int) -> int | None:
         """Index of the face layer in `block`, or None."""
-        offset = block - self.start
-        return offset // self.face_interval if offset >= 0 and offset % self.face_interval == 0 else None
+        return self._layer(block, self.face_interval)
 
     def audio(self, block: int) -> int | None:
         """Index of the speech layer in `block`, or None."""
-        offset = block - self.start
-        return offset // self.audio_interval if offset >= 0 and offset % self.audio_interval == 0 else None
+        return self._layer(block, self.audio_interval)
 
     def latest_face(self, block: int) -> int:
         """Index of the face layer in `block` or the nearest one before it."""
@@ -47,12 +45,16 @@ class LayerSchedule:
     @property
     def face_layers(self) -> int:
         """Number of face layers."""
-        return max(0, -(-(self.num_blocks - self.start) // self.face_interval))
+        return len(range(self.start, self.num_blocks, self.face_interval))
 
     @property
     def audio_layers(self) -> int:
         """Number of speech layers."""
-        return max(0, -(-(self.num_blocks - self.start) // self.audio_interval))
+        return len(range(self.start, self.num_blocks, self.audio_interval))
+
+    def _layer(self, block: int, interval: int) -> int | None:
+        layer, remainder = divmod(block - self.start, interval)
+        return layer if layer >= 0 and remainder == 0 else None
 
 
 @dataclass
@@ -62,36 +64,30 @@ class BlockConditioning:
     Masks are recorded with `setdefault`, so that a block recomputed by gradient checkpointing changes nothing.
 
     Args:
+        model: the transformer.
+        grid: token grid of the call.
         face_tokens: [B, N, Q, kv] or None.
         audio_tokens: [B, M, T, A, Da] or None.
         matrix: audio-character matrix [B, M, N] or None.
         mask_override: [B, N, T, h, w] or per face layer [R, B, N, T, h, w] or None.
         mask_override_strength: see `masks.blend_masks`.
-        speech_strength: [B, N], scale of the speech output per character; None = 1, as in training.
-        kv_cache: keys and values of the clip; None = computed in this call.
-        router_interval: the router predicts in every n-th face layer; the others use the most recent masks.
-        prune_tokens: run face and speech attention only on tokens inside a mask, see `TokenPruning`.
+        inflate: see `masks.audio_masks`.
+        others: as in the `forward` of the transformer.
     """
 
-    schedule: LayerSchedule
+    model: Any
     grid: TokenGrid
-    face_layers: nn.ModuleList | None
-    audio_layers: nn.ModuleList | None
-    router: Any
-    router_layers: int
-    router_detach: bool
-    run_router: bool
-    inflate: bool
-    face_scale: float
     face_tokens: Tensor | None
     audio_tokens: Tensor | None
-    matrix: Tensor | None
-    mask_override: Tensor | None
-    mask_override_strength: Tensor | float | None
+    matrix: Tensor | None = None
+    mask_override: Tensor | None = None
+    mask_override_strength: Tensor | float | None = None
     speech_strength: Tensor | None = None
-    kv_cache: KVCache | None = None
+    inflate: bool = True
+    run_router: bool = False
     router_interval: int = 1
     prune_tokens: bool = False
+    kv_cache: KVCache | None = None
     logits: dict[int, Tensor] = field(default_factory=dict)
     predicted: dict[int, Tensor] = field(default_factory=dict)
     used: dict[int, Tensor] = field(default_factory=dict)
@@ -101,15 +97,15 @@ class BlockConditioning:
         if torch.is_grad_enabled():  # cached tensors would keep the autograd graph of one step alive
             self.kv_cache = None
         if self.kv_cache is not None:
-            self.kv_cache.begin(self.face_layers, self.audio_layers, self.router, self.face_tokens, self.audio_tokens)
+            self.kv_cache.begin(self.model, self.face_tokens, self.audio_tokens)
 
     def for_block(self, block: int) -> Callable[[Tensor], Tensor] | None:
         """Function that block number `block` applies to its output [B, S, D], or None."""
-        face = self.schedule.face(block) if self.face_tokens is not None else None
-        audio = self.schedule.audio(block) if self.audio_tokens is not None else None
+        face = self.model.schedule.face(block) if self.face_tokens is not None else None
+        audio = self.model.schedule.audio(block) if self.audio_tokens is not None else None
         if face is None and audio is None:
             return None
-        latest = self.schedule.latest_face(block)
+        latest = self.model.schedule.latest_face(block)
 
         def inject(hidden_states: Tensor) -> Tensor:
             masks = None
@@ -128,9 +124,7 @@ class BlockConditioning:
 
     def _add_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Face cross-attention of one layer (eq. 7): hidden_states with its output added, and the masks."""
-        assert self.face_layers is not None and self.face_tokens is not None
-        attention: Any = self.face_layers[layer]
-        tokens = self.face_tokens
+        attention, tokens = self.model.perceiver_cross_attention[layer], self.face_tokens
         key, value = self._cached("face", layer, lambda: attention.keys_values(tokens))
         query = attention.queries(hidden_states) if self._predicts(layer) else None
         masks = self._masks(query, key, layer)
@@ -140,17 +134,15 @@ class BlockConditioning:
             query = attention.queries(hidden_states) if query is None else query
             out = attention(query, key, value, flat)
         else:
-            if query is None:
-                query = attention.queries(pruning.gather(hidden_states))
-            else:
-                query = pruning.gather_query(query)
+            query = attention.queries(pruning.gather(hidden_states)) if query is None else pruning.gather_query(query)
             out = pruning.scatter(attention(query, key, value, pruning.gather_masks(flat)))
         self.used.setdefault(layer, masks)
-        return hidden_states + (out if self.face_scale == 1.0 else self.face_scale * out), masks
+        scale = self.model.config.local_face_scale
+        return hidden_states + (out if scale == 1.0 else scale * out), masks
 
     def _predicts(self, layer: int) -> bool:
         """Whether the router predicts in face layer `layer`."""
-        if self.router is None or layer >= self.router_layers or layer % self.router_interval:
+        if self.model.router is None or layer >= self.model.router_layers or layer % self.router_interval:
             return False
         return self.run_router or self._override_at(layer) is None or self.mask_override_strength is not None
 
@@ -160,7 +152,7 @@ class BlockConditioning:
         predicted: Tensor | None = None
         if self._predicts(layer):
             assert query is not None
-            if self.router_detach:
+            if self.model.config.router_detach:
                 query, key = query.detach(), key.detach()
             logits, predicted = self._run_router(query, key, layer)
             self.logits.setdefault(layer, logits)
@@ -169,13 +161,13 @@ class BlockConditioning:
             return override
         if predicted is None:
             predicted = self.predicted[max(index for index in self.predicted if index < layer)]
-        if self.router_detach and predicted.requires_grad:  # only its own loss trains the router (appendix B)
+        if self.model.config.router_detach and predicted.requires_grad:  # only its own loss trains the router
             predicted = predicted.detach()
         return blend_masks(predicted, override, self.mask_override_strength)
 
     def _run_router(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Logits and masks predicted by the router."""
-        router, grid = self.router, self.grid
+        router, grid = self.model.router, self.grid
         if self.kv_cache is None or not hasattr(router, "prepare_keys"):  # also works with other routers
             return router(query, key, layer, grid)
         prepared = self.kv_cache.get("router", layer, lambda: router.prepare_keys(key, layer, grid.tokens))
@@ -209,9 +201,7 @@ class BlockConditioning:
 
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
         """Output [B, S, D] of the audio cross-attention of one layer (eq. 8)."""
-        assert self.audio_layers is not None and self.audio_tokens is not None
-        attention: Any = self.audio_layers[layer]
-        tokens = self.audio_tokens
+        attention, tokens = self.model.audio_model.layers[layer], self.audio_tokens
         pair = None  # computed inside the layer's forward, where FSDP gathers its weights
         if self.kv_cache is not None:
             pair = self.kv_cache.get("speech", layer, lambda: attention.keys_values(tokens))

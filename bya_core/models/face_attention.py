@@ -86,6 +86,8 @@ class LocalFacialExtractor(nn.Module):
 class FaceCrossAttention(nn.Module):
     """Cross-attention of video tokens to the face tokens of all characters, with one shared query."""
 
+    zero_initialized = ("to_out",)
+
     def __init__(self, dim: int, dim_head: int, heads: int, kv_dim: int) -> None:
         super().__init__()
         self.heads, self.scale = heads, dim_head**-0.5

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.models.conditioning import BlockConditioning
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], hint: str = "check its encoder") -> None:
@@ -20,10 +22,11 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], hint: 
     raise InputError(f"{name} of shape {list(tensor.shape)}", f"[{expected}]", hint)
 
 
-def check_path(module: object | None, name: str, path: str) -> None:
-    """Raise InputError if the model was built without the face or speech path that `name` needs."""
+def check_path(module: Module | None, name: str, path: str) -> Module:
+    """The module; raises InputError if the model was built without the face or speech path that `name` needs."""
     if module is None:
         raise InputError(name, f"a model with a {path} path", "load another model")
+    return module
 
 
 def latent_grid(latents: Tensor, config: Any) -> TokenGrid:
@@ -67,15 +70,15 @@ def _check_faces(batch: int, inputs: BlockConditioning, config: Any) -> int | No
     """Check faces and masks; returns the number of characters, or None without either."""
     characters = None
     if inputs.face_tokens is not None:
-        check_path(inputs.face_layers, "face tokens", "face")
+        check_path(inputs.model.perceiver_cross_attention, "face tokens", "face")
         kv_dim = config.cross_attn_kv_dim or config.lfe_output_dim
         check_shape("face_tokens", inputs.face_tokens, (batch, None, config.lfe_num_queries, kv_dim))
         characters = inputs.face_tokens.shape[1]
     if inputs.mask_override is not None:
-        layers = (inputs.schedule.face_layers,) if inputs.mask_override.dim() == 6 else ()
+        layers = (inputs.model.schedule.face_layers,) if inputs.mask_override.dim() == 6 else ()
         check_shape("mask_override", inputs.mask_override, (*layers, batch, characters, *inputs.grid.shape))
         characters = inputs.mask_override.shape[-4]
-    elif inputs.face_tokens is not None and inputs.router is None:
+    elif inputs.face_tokens is not None and inputs.model.router is None:
         raise InputError("faces without masks", "mask_override, as this model has no router", "pass masks")
     if characters == 0:
         raise InputError("0 characters", "at least one", "omit faces and masks, or add a character")
@@ -86,7 +89,7 @@ def _check_speech(batch: int, characters: int | None, inputs: BlockConditioning,
     """Check audio tokens and the audio-character matrix against faces or masks."""
     tokens = inputs.audio_tokens
     assert tokens is not None
-    check_path(inputs.audio_layers, "audio tokens", "speech")
+    check_path(inputs.model.audio_model, "audio tokens", "speech")
     if characters is None:
         raise InputError("speech without faces or masks", "one of them", "pass face_tokens or mask_override")
     check_shape("audio_tokens", tokens, (batch, None, inputs.grid.frames, None, config.audio_dim))

@@ -8,7 +8,7 @@ and return logits (`PaperRouter`: with a background class last) and masks.
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -233,3 +233,26 @@ class PaperRouter(_Router):
         per_class = torch.cat([self.final_proj(x), self.background(x.mean(dim=1, keepdim=True))], dim=1)
         logits = grid.unflatten(per_class.flatten(2))
         return logits, (logits / self.temperature).softmax(dim=1)[:, :-1]
+
+
+def build_router(config: Any, num_layers: int) -> OfficialRouter | PaperRouter:
+    """Router of a transformer with this configuration."""
+    shared: dict[str, Any] = {
+        "num_layers": num_layers,
+        "heads": config.cross_attn_num_heads,
+        "dim_head": config.cross_attn_dim_head,
+        "num_queries": config.lfe_num_queries,
+        "st_heads": config.router_heads,
+        "num_blocks": config.router_blocks,
+    }
+    if config.flavour == "official":
+        frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+        sample = frames, config.sample_width // config.patch_size, config.sample_height // config.patch_size
+        return OfficialRouter(grid=config.router_grid or sample, **shared)
+    return PaperRouter(
+        dim=config.router_dim,
+        reads_tokens=config.router_reads_tokens,
+        temperature=config.router_temperature,
+        activation=config.router_activation,
+        **shared,
+    )

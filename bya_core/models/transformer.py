@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.models.audio_attention import AudioCrossAttention, AudioModel
+from bya_core.models.audio_attention import AudioModel, build_audio_model
 from bya_core.models.blocks import BYABlock, PatchEmbed
 from bya_core.models.compat import AttentionMixin
 from bya_core.models.conditioning import BlockConditioning, LayerSchedule
@@ -26,7 +26,7 @@ from bya_core.models.face_attention import FaceCrossAttention, LocalFacialExtrac
 from bya_core.models.input_checks import check_inputs, check_path, check_shape, latent_grid
 from bya_core.models.kv_cache import KVCache
 from bya_core.models.rope import rotary_embedding
-from bya_core.models.router import OfficialRouter, PaperRouter
+from bya_core.models.router import OfficialRouter, PaperRouter, build_router
 
 
 @dataclass
@@ -76,6 +76,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
     _repeated_blocks: Any = ["BYABlock"]
     _skip_layerwise_casting_patterns: Any = ["patch_embed", "norm"]
 
+    zero_initialized = "norm_out.linear", "proj_out"
     use_kv_cache = True
     """Whether calls may use a `KVCache`; set it to False to save memory."""
 
@@ -151,6 +152,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         super().__init__()
         if flavour not in ("official", "paper"):
             raise InputError(f"flavour {flavour!r}", '"official" or "paper"', "choose one of them")
+        config: Any = self.config
         dim = num_attention_heads * attention_head_dim
         self.schedule = LayerSchedule(num_layers, injection_start, cross_attn_interval, audio_attn_interval)
         self.patch_embed = PatchEmbed(
@@ -188,13 +190,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             ]
         )
         self.norm_final = nn.LayerNorm(dim, norm_eps, norm_elementwise_affine)
-        self.norm_out = AdaLayerNorm(
-            embedding_dim=time_embed_dim,
-            output_dim=2 * dim,
-            norm_elementwise_affine=norm_elementwise_affine,
-            norm_eps=norm_eps,
-            chunk_dim=1,
-        )
+        self.norm_out = AdaLayerNorm(time_embed_dim, None, 2 * dim, norm_elementwise_affine, norm_eps, chunk_dim=1)
         self.proj_out = nn.Linear(dim, patch_size * patch_size * out_channels)
 
         face_layers = self.schedule.face_layers
@@ -205,59 +201,14 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         self.audio_model: AudioModel | None = None
         if use_face:
             kv_dim = lfe_output_dim if cross_attn_kv_dim is None else cross_attn_kv_dim
-            self.local_facial_extractor = LocalFacialExtractor(
-                dim=lfe_dim,
-                depth=lfe_depth,
-                dim_head=lfe_dim_head,
-                heads=lfe_heads,
-                num_id_token=lfe_num_id_token,
-                num_queries=lfe_num_queries,
-                output_dim=kv_dim,
-                ff_mult=lfe_ff_mult,
-                vit_dim=lfe_vit_dim,
-                id_dim=lfe_id_dim,
-                hidden_dim=lfe_hidden_dim,
-                num_scale=lfe_num_scale,
-            )
+            sizes = {key.removeprefix("lfe_"): value for key, value in config.items() if key.startswith("lfe_")}
+            self.local_facial_extractor = LocalFacialExtractor(**sizes | {"output_dim": kv_dim})
             self.perceiver_cross_attention = nn.ModuleList(
                 [FaceCrossAttention(dim, cross_attn_dim_head, cross_attn_num_heads, kv_dim) for _ in range(face_layers)]
             )
-        if use_face and self.router_layers:
-            shared: dict[str, Any] = {
-                "num_layers": self.router_layers,
-                "heads": cross_attn_num_heads,
-                "dim_head": cross_attn_dim_head,
-                "num_queries": lfe_num_queries,
-                "st_heads": router_heads,
-                "num_blocks": router_blocks,
-            }
-            if flavour == "official":
-                frames = (sample_frames - 1) // temporal_compression_ratio + 1
-                viewed = (frames, sample_width // patch_size, sample_height // patch_size)
-                self.router = OfficialRouter(grid=viewed if router_grid is None else router_grid, **shared)
-            else:
-                self.router = PaperRouter(
-                    dim=router_dim,
-                    reads_tokens=router_reads_tokens,
-                    temperature=router_temperature,
-                    activation=router_activation,
-                    **shared,
-                )
+            self.router = build_router(config, self.router_layers) if self.router_layers else None
         if use_audio:
-            self.audio_model = AudioModel(
-                dim=dim,
-                audio_dim=audio_dim,
-                heads=audio_heads,
-                dim_head=audio_dim_head,
-                num_layers=self.schedule.audio_layers,
-                window=audio_window,
-                blocks=audio_blocks,
-                channels=audio_channels,
-                hidden_dim=audio_hidden_dim,
-                context_tokens=audio_context_tokens,
-                temporal_ratio=temporal_compression_ratio,
-                released=flavour == "official",
-            )
+            self.audio_model = build_audio_model(config, self.schedule.audio_layers)
         self.gradient_checkpointing = False
         if flavour == "paper":
             self._init_weights()
@@ -269,18 +220,10 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        zeroed: list[Any] = [self.norm_out.linear, self.proj_out]
         for module in self.modules():
-            if isinstance(module, BYABlock):
-                zeroed += [module.norm1.linear, module.norm2.linear]
-            elif isinstance(module, FaceCrossAttention):
-                zeroed.append(module.to_out)
-            elif isinstance(module, AudioCrossAttention):
-                zeroed.append(module.attn.to_out[0])
-        for linear in zeroed:
-            nn.init.zeros_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+            for name in getattr(module, "zero_initialized", ()):
+                for parameter in module.get_submodule(name).parameters():
+                    nn.init.zeros_(parameter)
 
     def encode_faces(self, identity: Tensor, hidden: Tensor) -> Tensor:
         """Encode face features to face tokens.
@@ -295,14 +238,12 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         Raises:
             InputError: the model has no face path, or a shape does not match.
         """
-        check_path(self.local_facial_extractor, "faces", "face")
-        assert self.local_facial_extractor is not None
+        extractor = check_path(self.local_facial_extractor, "faces", "face")
         c: Any = self.config
         hint = "use the face encoder of this model"
         check_shape("identity", identity, (None, None, c.lfe_id_dim), hint)
         check_shape("face features", hidden, (*identity.shape[:2], c.lfe_num_scale, None, c.lfe_vit_dim), hint)
-        tokens = self.local_facial_extractor(identity.flatten(0, 1), hidden.flatten(0, 1))
-        return tokens.unflatten(0, identity.shape[:2])
+        return extractor(identity.flatten(0, 1), hidden.flatten(0, 1)).unflatten(0, identity.shape[:2])
 
     def encode_speech(self, features: Tensor) -> Tensor:
         """Encode speech features to audio tokens: [B, M, F + window - 1, blocks, channels] -> [B, M, T, A, Da].
@@ -312,9 +253,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         Raises:
             InputError: the model has no speech path, or a shape does not match.
         """
-        check_path(self.audio_model, "speech", "speech")
-        assert self.audio_model is not None
-        return self.audio_model.encode(features)
+        return check_path(self.audio_model, "speech", "speech").encode(features)
 
     def forward(
         self,
@@ -363,25 +302,19 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         config: Any = self.config
         grid = latent_grid(hidden_states, config)
         inputs = BlockConditioning(
-            schedule=self.schedule,
+            model=self,
             grid=grid,
-            face_layers=self.perceiver_cross_attention,
-            audio_layers=self.audio_model.layers if self.audio_model is not None else None,
-            router=self.router,
-            router_layers=self.router_layers,
-            router_detach=config.router_detach,
-            run_router=run_router,
-            inflate=config.inflate_audio_masks if inflate_audio_masks is None else inflate_audio_masks,
-            face_scale=config.local_face_scale,
             face_tokens=face_tokens,
             audio_tokens=audio_tokens,
             matrix=None if audio_character_matrix is None else audio_character_matrix.to(hidden_states),
             mask_override=None if mask_override is None else mask_override.to(hidden_states),
             mask_override_strength=mask_override_strength,
             speech_strength=None if speech_strength is None else speech_strength.to(hidden_states),
-            kv_cache=kv_cache if self.use_kv_cache else None,
+            inflate=config.inflate_audio_masks if inflate_audio_masks is None else inflate_audio_masks,
+            run_router=run_router,
             router_interval=router_interval,
             prune_tokens=prune_tokens,
+            kv_cache=kv_cache if self.use_kv_cache else None,
         )
         check_inputs(hidden_states, encoder_hidden_states, timestep, inputs, config)
         if image_rotary_emb is None and config.use_rotary_positional_embeddings:
@@ -394,33 +327,22 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         encoder_hidden_states, hidden_states = joint[:, :text], joint[:, text:]
 
         for index, block in enumerate(self.transformer_blocks):
-            inject = inputs.for_block(index)
+            arguments = hidden_states, encoder_hidden_states, temb, image_rotary_emb, None, inputs.for_block(index)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states, encoder_hidden_states = self._gradient_checkpointing_func(
-                    block, hidden_states, encoder_hidden_states, temb, image_rotary_emb, None, inject
-                )
+                hidden_states, encoder_hidden_states = self._gradient_checkpointing_func(block, *arguments)
             else:
-                hidden_states, encoder_hidden_states = block(
-                    hidden_states=hidden_states,
-                    encoder_hidden_states=encoder_hidden_states,
-                    temb=temb,
-                    image_rotary_emb=image_rotary_emb,
-                    inject=inject,
-                )
+                hidden_states, encoder_hidden_states = block(*arguments)
 
         out = self.proj_out(self.norm_out(self.norm_final(hidden_states), temb=temb))
         p = config.patch_size
-        sizes = {"t": grid.frames, "h": grid.height, "w": grid.width, "p": p, "q": p}
-        sample = rearrange(out, "b (t h w) (c p q) -> b t c (h p) (w q)", **sizes)
-        masks, logits = inputs.stacked(inputs.predicted), inputs.stacked(inputs.logits)
+        sample = rearrange(grid.unflatten(out.mT), "b (c p q) t h w -> b t c (h p) (w q)", p=p, q=p)
         used = inputs.used[max(inputs.used)] if inputs.used else None
-        output = BYATransformerOutput(sample, masks, logits, used)
-        return output if return_dict else (sample, masks, logits, used)
+        outputs = sample, inputs.stacked(inputs.predicted), inputs.stacked(inputs.logits), used
+        return BYATransformerOutput(*outputs) if return_dict else outputs
 
     def rotary(self, grid: TokenGrid, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """(cos, sin) [S, head_dim]; the official flavour fits the grid into the one used in training."""
         c: Any = self.config
-        base = None
-        if c.flavour == "official":
-            base = (c.sample_height // c.patch_size, c.sample_width // c.patch_size)
+        trained = c.sample_height // c.patch_size, c.sample_width // c.patch_size
+        base = trained if c.flavour == "official" else None
         return rotary_embedding(grid, c.attention_head_dim, base, device)

@@ -113,8 +113,9 @@ def test_intermediates(model, config, inputs, tensors):
     def before_injection(index, block):
         plain = block.forward
 
-        def forward(*args, inject=None, **kwargs):
-            hidden, text = plain(*args, **kwargs)
+        def forward(*args):
+            *others, inject = args
+            hidden, text = plain(*others)
             seen[f"block_hidden.{index}"], seen[f"block_text.{index}"] = hidden, text
             return (hidden if inject is None else inject(hidden)), text
 

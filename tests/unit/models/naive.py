@@ -25,8 +25,8 @@ class NaiveInjection(BlockConditioning):
     """Conditions of one call, applied character by character and voice by voice."""
 
     def _add_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        assert self.face_layers is not None and self.face_tokens is not None
-        attention: Any = self.face_layers[layer]
+        assert self.face_tokens is not None
+        attention: Any = self.model.perceiver_cross_attention[layer]
         count = self.face_tokens.shape[1]
         queries = [attention.queries(hidden_states) for _ in range(count)]
         pairs = [attention.keys_values(self.face_tokens[:, n : n + 1]) for n in range(count)]
@@ -39,22 +39,22 @@ class NaiveInjection(BlockConditioning):
             out = attention.to_out(rearrange(weights @ value[:, 0], "b h s d -> b s (h d)"))
             added = added + flat[:, n].unsqueeze(-1) * out
         self.used.setdefault(layer, masks)
-        return hidden_states + self.face_scale * added, masks
+        return hidden_states + self.model.config.local_face_scale * added, masks
 
     def _run_router(self, query: Tensor, key: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        router: Any = self.router
+        router: Any = self.model.router
         return router(query, key, layer, self.grid, router.prepare_keys(key, layer, 0))  # tokens = 0: no folding
 
     def _masks(self, query: Tensor | None, key: Tensor, layer: int) -> Tensor:
         if self._predicts(layer):
-            router: Any = self.router
+            router: Any = self.model.router
             for other in self._others:  # the first one is projected by the router itself
                 router.to_q[layer](router.norm_q(rearrange(other, "b h s d -> b s (d h)")))
         return super()._masks(query, key, layer)
 
     def _speech(self, hidden_states: Tensor, layer: int, masks: Tensor) -> Tensor:
-        assert self.audio_layers is not None and self.audio_tokens is not None
-        block: Any = self.audio_layers[layer]
+        assert self.audio_tokens is not None
+        block: Any = self.model.audio_model.layers[layer]
         attn = block.attn
         hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
         added = torch.zeros_like(hidden_states)

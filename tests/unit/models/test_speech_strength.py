@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bya_core.grid import TokenGrid
-from bya_core.models.conditioning import BlockConditioning, LayerSchedule
+from bya_core.models.conditioning import BlockConditioning
 from bya_core.pipelines.generate import generate
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
@@ -49,27 +49,18 @@ def layer_output(strength: list[float] | None, inflate: bool = True, softness: f
     """What one speech layer adds to the video: [T, h, w, D]; the masks times `softness`."""
     given = inputs()
     masks = given["mask_override"] * softness
-    injection = BlockConditioning(
-        schedule=LayerSchedule(num_blocks=2, start=0, face_interval=1, audio_interval=1),
+    conditioning = BlockConditioning(
+        model=MODEL,
         grid=GRID,
-        face_layers=MODEL.perceiver_cross_attention,
-        audio_layers=MODEL.audio_model.layers,
-        router=None,
-        router_layers=0,
-        router_detach=True,
-        run_router=False,
-        inflate=inflate,
-        face_scale=1.0,
         face_tokens=given["face_tokens"],
         audio_tokens=given["audio_tokens"],
-        matrix=None,
         mask_override=masks,
-        mask_override_strength=None,
         speech_strength=None if strength is None else torch.tensor([strength]),
+        inflate=inflate,
     )
     hidden = torch.randn(1, GRID.tokens, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        added = injection._speech(hidden, 0, masks)
+        added = conditioning._speech(hidden, 0, masks)
     return added.unflatten(1, GRID.shape)[0]
 
 
