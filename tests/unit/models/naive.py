@@ -1,9 +1,6 @@
-"""The same step the plain way, for comparison: nothing is shared and nothing is kept.
+"""Conditioning without optimizations, as a reference for tests: equal up to rounding.
 
-Every character projects the video tokens anew, every voice too; each goes through its output projection before its mask
-is applied; the router projects the queries once per character; faces and speech are encoded in every step. The numbers
-are the same up to rounding (tested), only the work is more. It stands for how released code of
-this kind computes; it was written here.
+Queries are projected once per character and stream, outputs before their mask is applied, and nothing is cached.
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ from bya_core.models import transformer as model_file
 from bya_core.models.conditioning import BlockConditioning
 
 
-class NaiveInjection(BlockConditioning):
-    """Conditions of one call, applied character by character and voice by voice."""
+class NaiveConditioning(BlockConditioning):
+    """Applies conditions one character and one stream at a time."""
 
     def _add_face(self, hidden_states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         assert self.face_tokens is not None
@@ -48,7 +45,7 @@ class NaiveInjection(BlockConditioning):
     def _masks(self, query: Tensor | None, key: Tensor, layer: int) -> Tensor:
         if self._predicts(layer):
             router: Any = self.model.router
-            for other in self._others:  # the first one is projected by the router itself
+            for other in self._others:  # the router itself projects the first one
                 router.to_q[layer](router.norm_q(rearrange(other, "b h s d -> b s (d h)")))
         return super()._masks(query, key, layer)
 
@@ -56,7 +53,7 @@ class NaiveInjection(BlockConditioning):
         assert self.audio_tokens is not None
         block: Any = self.model.audio_model.layers[layer]
         attn = block.attn
-        hearing = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
+        stream_masks = audio_masks(self.grid.flatten(masks).to(hidden_states), self.matrix, self.inflate)
         added = torch.zeros_like(hidden_states)
         for m in range(self.audio_tokens.shape[1]):
             tokens = self.audio_tokens[:, m]  # [B, T, A, Da]
@@ -67,16 +64,16 @@ class NaiveInjection(BlockConditioning):
             )
             weights = (query @ key.transpose(-1, -2) * attn.scale).softmax(dim=-1)
             out = attn.to_out[0](rearrange(weights @ value, "b t h p d -> b (t p) (h d)"))
-            added = added + hearing[:, m].unsqueeze(-1) * out
+            added = added + stream_masks[:, m].unsqueeze(-1) * out
         return added
 
 
 @contextmanager
 def naive() -> Iterator[None]:
-    """Transformers that are called inside compute the plain way."""
-    shared = model_file.BlockConditioning
-    model_file.BlockConditioning = NaiveInjection  # type: ignore[misc]
+    """Transformers use `NaiveConditioning` inside the context."""
+    original = model_file.BlockConditioning
+    model_file.BlockConditioning = NaiveConditioning  # type: ignore[misc]
     try:
         yield
     finally:
-        model_file.BlockConditioning = shared  # type: ignore[misc]
+        model_file.BlockConditioning = original  # type: ignore[misc]

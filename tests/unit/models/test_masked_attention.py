@@ -1,4 +1,4 @@
-"""Attention to several characters at once: the reference against the sum written out, the kernel against it."""
+"""Masked attention: the PyTorch implementation against a sum over characters, and the Triton kernel against it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ ROOT = Path(__file__).resolve().parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def drawn(
-    leading: tuple[int, ...], tokens: int, characters: int, keys: int, dim: int, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Query, key (scaled), value and mask; the mask is zero for the first third of the tokens, and for one character in
-    the second third."""
-    draw = torch.Generator().manual_seed(seed)
+def random_inputs(leading: tuple[int, ...], tokens: int, characters: int, keys: int, dim: int) -> tuple[Tensor, ...]:
+    """Query, scaled key, value and mask; masks are zero for the first third of the tokens, and that of the first
+    character also for the second third."""
+    draw = torch.Generator().manual_seed(0)
     query = torch.randn(*leading, tokens, dim, generator=draw)
     key, value = torch.randn(2, *leading, characters, keys, dim, generator=draw)
     mask = torch.rand(*leading, tokens, characters, generator=draw)
@@ -35,8 +33,8 @@ def drawn(
     return query, key * dim**-0.5, value, mask
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """One character after the other, with torch's own attention."""
+def sum_over_characters(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The same with torch's attention, one character after the other."""
     total = torch.zeros_like(query)
     for n in range(key.shape[-3]):
         each = torch.nn.functional.scaled_dot_product_attention(query, key[..., n, :, :], value[..., n, :, :], scale=1)
@@ -45,22 +43,24 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tens
 
 
 @pytest.mark.parametrize("characters", [1, 2, 5])
-def test_the_reference_is_the_sum_over_characters(characters: int) -> None:
-    given = drawn((2, 3), 30, characters, 7, 12)
-    torch.testing.assert_close(torch_attention(*given), written_out(*given))
+def test_torch_attention(characters: int) -> None:
+    given = random_inputs((2, 3), 30, characters, 7, 12)
+    torch.testing.assert_close(torch_attention(*given), sum_over_characters(*given))
     with torch.no_grad():
         assert torch.equal(torch_attention(*given), torch_attention(*(x.clone().requires_grad_() for x in given)))
-    alike = given[3][:, :1]  # one mask for all heads
-    torch.testing.assert_close(torch_attention(*given[:3], alike), written_out(*given[:3], alike.expand(-1, 3, -1, -1)))
+    shared = given[3][:, :1]  # one mask for all heads
+    torch.testing.assert_close(
+        torch_attention(*given[:3], shared), sum_over_characters(*given[:3], shared.expand(-1, 3, -1, -1))
+    )
 
 
-def test_gradients_of_everything() -> None:
-    given = [x.double().requires_grad_() for x in drawn((2,), 5, 2, 3, 4)]
+def test_gradients() -> None:
+    given = [x.double().requires_grad_() for x in random_inputs((2,), 5, 2, 3, 4)]
     assert torch.autograd.gradcheck(masked_attention, given)
 
 
-def test_the_processor_computes_plainly_and_what_is_forced_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = drawn((2,), 6, 2, 3, 16)
+def test_backend_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = random_inputs((2,), 6, 2, 3, 16)
     expected = torch_attention(*given)
     assert torch.equal(masked_attention(*given), expected)
     monkeypatch.setenv("BYA_ATTENTION", "torch")
@@ -75,9 +75,7 @@ def test_the_processor_computes_plainly_and_what_is_forced_is_said(monkeypatch: 
 
 
 @needs_triton
-def test_a_kernel_that_fails_is_replaced_once_and_for_all(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_kernel_falls_back_to_torch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from bya_core.models import masked_attention_triton as kernel
 
     calls = []
@@ -89,7 +87,7 @@ def test_a_kernel_that_fails_is_replaced_once_and_for_all(
     monkeypatch.setattr(kernel, "triton_attention", triton_attention)
     monkeypatch.setattr(module, "_failed_devices", [])
     monkeypatch.setattr(module, "_use_kernel", lambda query, *_: query.device not in module._failed_devices)
-    given = drawn((2,), 6, 2, 3, 16)
+    given = random_inputs((2,), 6, 2, 3, 16)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert torch.equal(masked_attention(*given), torch_attention(*given))
@@ -100,12 +98,12 @@ def test_a_kernel_that_fails_is_replaced_once_and_for_all(
 
     monkeypatch.setattr(kernel, "triton_attention", exhausted)
     monkeypatch.setattr(module, "_failed_devices", [])
-    with pytest.raises(torch.OutOfMemoryError):  # whoever can do with less has to hear of it
+    with pytest.raises(torch.OutOfMemoryError):  # handled by the caller
         masked_attention(*given)
 
 
-def in_another_process(code: str, **environment: str) -> None:
-    """Run code with an environment that has to stand before the first import."""
+def run_in_subprocess(code: str, **environment: str) -> None:
+    """Run code with environment variables that must be set before the first import."""
     threads = {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **threads, **environment}, capture_output=True,
@@ -120,55 +118,55 @@ import pytest
 from bya_core.errors import InputError
 from bya_core.models import masked_attention_triton as kernel
 from bya_core.models.masked_attention import masked_attention, torch_attention
-from tests.unit.models.test_masked_attention import drawn
+from tests.unit.models.test_masked_attention import random_inputs
 
 assert kernel.INTERPRETED
-looked = []
+launches = []
 original = kernel.triton_attention
-kernel.triton_attention = lambda *given: looked.append(1) or original(*given)
+kernel.triton_attention = lambda *given: launches.append(1) or original(*given)
 shapes = [  # leading axes, tokens, characters, keys, channels of a head
     ((2, 3), 70, 2, 32, 32), ((1, 2, 2), 33, 3, 5, 64), ((2,), 17, 1, 70, 128), ((), 9, 4, 1, 16),
     ((1,), 130, 2, 33, 64),
 ]
 for leading, *size in shapes:
-    given = drawn(leading, *size)
+    given = random_inputs(leading, *size)
     expected = torch_attention(*given)
     torch.testing.assert_close(masked_attention(*given), expected, atol=2e-6, rtol=1e-5)
     half = [x.half() for x in given]
     made = masked_attention(*half)
     assert made.dtype == torch.float16
     torch.testing.assert_close(made.float(), torch_attention(*(x.float() for x in half)), atol=2e-3, rtol=2e-3)
-    assert (made[..., : size[0] // 3, :] == 0).all()  # nobody's tokens
-assert len(looked) == 2 * len(shapes)
+    assert (made[..., : size[0] // 3, :] == 0).all()  # background tokens
+assert len(launches) == 2 * len(shapes)
 
-# as faces and speech give them: heads inside the rows, one mask for all heads
-query, key, value, mask = drawn((2, 3), 40, 2, 6, 16)
+# strides as in face and speech attention, one mask for all heads
+query, key, value, mask = random_inputs((2, 3), 40, 2, 6, 16)
 mask = mask[:, :1]
 expected = torch_attention(query, key, value, mask)
-turned = [x.transpose(*axes).contiguous().transpose(*axes) for x, axes in
+strided = [x.transpose(*axes).contiguous().transpose(*axes) for x, axes in
           ((query, (1, 2)), (key, (1, 2)), (value, (-1, -2)), (mask, (-1, -2)))]
-assert not any(x.is_contiguous() for x in turned)
-torch.testing.assert_close(masked_attention(*turned), expected, atol=2e-6, rtol=1e-5)
+assert not any(x.is_contiguous() for x in strided)
+torch.testing.assert_close(masked_attention(*strided), expected, atol=2e-6, rtol=1e-5)
 
-# a tile that no mask of a character reaches does not look at its keys
+# keys of a character are not read in tiles outside its mask
 key[:, :, 0], mask[..., 0] = torch.nan, 0
 made = masked_attention(query, key, value, mask)
 assert made.isfinite().all()
 others = torch_attention(query, key[:, :, 1:], value[:, :, 1:], mask[..., 1:])
 torch.testing.assert_close(made, others, atol=2e-6, rtol=1e-5)
 
-# what it is not made for
-given = drawn((2,), 6, 2, 3, 16)
+# unsupported inputs
+given = random_inputs((2,), 6, 2, 3, 16)
 for changed, words in (
     ([x.clone().requires_grad_() for x in given], "with gradients"),
     ([x.double() for x in given], "float64"),
-    (drawn((2,), 6, 2, 3, 24), "heads of 24 channels"),
+    (random_inputs((2,), 6, 2, 3, 24), "heads of 24 channels"),
 ):
     with pytest.raises(InputError, match=words):
         masked_attention(*changed)
 """
 
-WHOLE_MODEL = """
+TRANSFORMER = """
 import os
 import torch
 from tests.unit.models.test_conditioning import given, left_and_right
@@ -176,20 +174,20 @@ from tests.unit.models.test_transformer import build
 
 model = build("official", cross_attn_dim_head=16, audio_dim_head=16, num_layers=2)
 with torch.no_grad():
-    told = given(model, batch=1)
+    inputs = given(model, batch=1)
     for more in ({}, {"mask_override": left_and_right()[:1], "prune_tokens": True, "inflate_audio_masks": False}):
         os.environ["BYA_ATTENTION"] = "torch"
-        expected = model(**told, **more).sample
+        expected = model(**inputs, **more).sample
         os.environ["BYA_ATTENTION"] = "triton"
-        torch.testing.assert_close(model(**told, **more).sample, expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(model(**inputs, **more).sample, expected, atol=2e-5, rtol=1e-4)
 """
 
 COMPILED = """
 import sys
 from bya_core.models.masked_attention import masked_attention
-from tests.unit.models.test_masked_attention import drawn
+from tests.unit.models.test_masked_attention import random_inputs
 
-masked_attention(*drawn((2,), 6, 2, 3, 16))
+masked_attention(*random_inputs((2,), 6, 2, 3, 16))
 assert "triton" not in sys.modules and "bya_core.models.masked_attention_triton" not in sys.modules
 
 import triton
@@ -207,34 +205,34 @@ for capability, dim in ((80, 64), (90, 128)):
     source = ASTSource(fn=_kernel, signature=signature, constexprs=constants)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
     assert made.asm["cubin"] and made.asm["ptx"].count("mma") > 0
-    assert made.metadata.shared <= 48 * 1024  # any GPU has that
+    assert made.metadata.shared <= 48 * 1024  # available on every GPU
 """
 
 
 @needs_triton
-def test_the_kernel_equals_the_reference_on_a_processor() -> None:
-    in_another_process(INTERPRETED, TRITON_INTERPRET="1", BYA_ATTENTION="triton")
+@pytest.mark.parametrize(
+    ("code", "environment"),
+    [(INTERPRETED, {"TRITON_INTERPRET": "1", "BYA_ATTENTION": "triton"}), (TRANSFORMER, {"TRITON_INTERPRET": "1"})],
+    ids=["kernel", "transformer"],
+)
+def test_kernel_in_the_interpreter(code: str, environment: dict[str, str]) -> None:
+    run_in_subprocess(code, **environment)
 
 
 @needs_triton
-def test_a_whole_model_with_the_kernel() -> None:
-    in_another_process(WHOLE_MODEL, TRITON_INTERPRET="1")
-
-
-@needs_triton
-def test_the_kernel_compiles_for_gpus_that_are_not_here_and_is_imported_only_where_used(tmp_path: Path) -> None:
-    in_another_process(COMPILED, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+def test_kernel_compiles_and_is_imported_lazily(tmp_path: Path) -> None:
+    run_in_subprocess(COMPILED, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
-def test_the_kernel_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what is chosen there, and nearer to float32 than, or as near as, the reference in half precision."""
+def test_kernel_on_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the default on a GPU and at least as accurate as PyTorch in half precision."""
     pytest.importorskip("triton")
     for leading, *size in (((2, 3), 1000, 2, 32, 128), ((2, 13, 4), 333, 3, 32, 64), ((1, 2), 65, 1, 70, 32)):
-        given = [x.to("cuda", dtype) for x in drawn(leading, *size)]
+        given = [x.to("cuda", dtype) for x in random_inputs(leading, *size)]
         exact = torch_attention(*(x.float() for x in given))
         monkeypatch.delenv("BYA_ATTENTION", raising=False)
         assert module._use_kernel(*given)

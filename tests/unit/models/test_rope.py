@@ -1,4 +1,4 @@
-"""Rotary positions."""
+"""Rotary position embedding."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bya_core.models.rope import apply_rotary, rotary_embedding
 
 
 @pytest.mark.parametrize("head_dim", [4, 8, 10, 16, 24, 32, 64])
-def test_rotation_keeps_length_and_depends_on_distance(head_dim):
+def test_products_depend_on_distances_only(head_dim):
     grid = TokenGrid(4, 3, 5)
     table = rotary_embedding(grid, head_dim)
     assert [part.shape for part in table] == [(grid.tokens, head_dim)] * 2
     vector = torch.randn(head_dim, generator=torch.Generator().manual_seed(0))
-    turned = apply_rotary(vector.expand(1, grid.tokens, 1, head_dim), table)[0, :, 0]
-    assert torch.allclose(turned.norm(dim=1), vector.norm(), atol=1e-4)
-    field = turned.view(*grid.shape, head_dim)
+    rotated = apply_rotary(vector.expand(1, grid.tokens, 1, head_dim), table)[0, :, 0]
+    assert torch.allclose(rotated.norm(dim=1), vector.norm(), atol=1e-4)
+    field = rotated.view(*grid.shape, head_dim)
     assert torch.allclose(field[0, 0, 1] @ field[1, 2, 3], field[2, 0, 0] @ field[3, 2, 2], atol=1e-4)
 
 
@@ -34,23 +34,23 @@ def test_matches_diffusers():
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_odd_head_is_refused():
+def test_odd_head_dim_raises():
     with pytest.raises(InputError, match="head_dim"):
         rotary_embedding(TokenGrid(1, 2, 2), 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_as_complex_numbers_and_written_out_it_turns_alike(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complex_and_real_forms_are_equal(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = TokenGrid(2, 3, 3)
     table = rotary_embedding(grid, 10)
     joint = torch.randn(2, 3 + grid.tokens, 2, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
     joint.requires_grad_()
-    made = []
+    results = []
     for compiling in (False, True):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
-        turned = apply_rotary(joint[:, 3:], table)  # a part of a tensor, as in the blocks
-        (slope,) = torch.autograd.grad(turned.float().square().sum() + turned.float().sum(), joint)
-        made.append((turned, slope))
-    assert made[0][0].dtype == dtype
-    for one, other in zip(*made, strict=True):
+        rotated = apply_rotary(joint[:, 3:], table)  # a view, as in the blocks
+        (gradient,) = torch.autograd.grad(rotated.float().square().sum() + rotated.float().sum(), joint)
+        results.append((rotated, gradient))
+    assert results[0][0].dtype == dtype
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)

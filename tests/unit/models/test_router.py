@@ -1,4 +1,4 @@
-"""The router with its query projection folded into the keys: the same numbers, by less work."""
+"""Routers: query projection folded into the keys, and attention of the spatio-temporal layers."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def router(flavour: str) -> OfficialRouter | PaperRouter:
     return made.eval()
 
 
-def asked(characters: int, grid: TokenGrid = GRID) -> tuple[Tensor, Tensor]:
+def query_and_key(characters: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(characters)
-    query = torch.randn(2, HEADS, grid.tokens, DIM, generator=draw)
+    query = torch.randn(2, HEADS, GRID.tokens, DIM, generator=draw)
     return query, torch.randn(2, characters, HEADS, QUERIES, DIM, generator=draw)
 
 
 @pytest.mark.parametrize("flavour", ["official", "paper"])
-def test_folded_or_not_it_says_the_same(flavour: str) -> None:
+def test_folded_keys_give_the_same_output(flavour: str) -> None:
     model = router(flavour)
     for characters in (1, 2, 3, 6):
-        query, key = asked(characters)
+        query, key = query_and_key(characters)
         folds = model.should_fold(GRID.tokens, characters)
         assert folds == (characters < 4)
         for layer in (0, 1):
-            plainly = model(query, key, layer, GRID)  # gradients are on
+            plainly = model(query, key, layer, GRID)  # with gradients: not folded
             with torch.no_grad():
                 (prepared,) = model.prepare_keys(key, layer, GRID.tokens)
                 assert prepared.dim() == (3 if folds else 4)
@@ -65,10 +65,10 @@ def test_folded_or_not_it_says_the_same(flavour: str) -> None:
 
 
 @torch.no_grad()
-def test_what_stands_before_the_projection_is_folded_too() -> None:
-    """An adapter (as LoRA is) or a hook acts on a call of the projection, not on its weight."""
+def test_hooks_of_the_projection_are_folded() -> None:
+    """Hooks and adapters (LoRA) act on calls of the projection, not on its weight."""
     model = router("official")
-    query, key = asked(2)
+    query, key = query_and_key(2)
     before = model(query, key, 0, GRID)[0]
     model.to_q[0].register_forward_hook(lambda module, args, out: out + 0.3 * args[0].roll(1, dims=-1))
     after = model(query, key, 0, GRID)[0]
@@ -77,8 +77,8 @@ def test_what_stands_before_the_projection_is_folded_too() -> None:
         torch.testing.assert_close(after, model(query, key, 0, GRID)[0], atol=1e-5, rtol=1e-5)
 
 
-def scores(model: Any, characters: int, batch: int, tokens: int, folded: bool) -> int:
-    """Operations of one layer's scores, keys projected anew."""
+def score_flops(model: Any, characters: int, batch: int, tokens: int, folded: bool) -> int:
+    """FLOPs of the scores of one layer."""
     query = torch.empty(batch, tokens, model.inner, device="meta")
     key = torch.empty(batch, characters, model.heads, model.features // model.heads, model.inner // model.heads)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(not folded):
@@ -86,45 +86,44 @@ def scores(model: Any, characters: int, batch: int, tokens: int, folded: bool) -
     return counter.get_total_flops()
 
 
-def test_it_folds_where_counted_operations_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At published sizes: up to three characters, and with two 3.3 TFLOP less a step in 21 layers."""
+def test_should_fold_agrees_with_counted_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At published sizes: up to three characters; for two it saves 3.3 TFLOP per step in 21 layers."""
     sizes: dict[str, Any] = {"heads": 16, "dim_head": 128, "num_queries": 32, "st_heads": 8, "num_blocks": 1}
     with torch.device("meta"):
         model = OfficialRouter(num_layers=1, grid=(1, 1, 1), **sizes)
-    pays = {n: model.should_fold(17550, n) for n in range(1, 6)}
-    assert pays == {1: True, 2: True, 3: True, 4: False, 5: False}
+    folds = {n: model.should_fold(17550, n) for n in range(1, 6)}
+    assert folds == {1: True, 2: True, 3: True, 4: False, 5: False}
     monkeypatch.setattr(OfficialRouter, "should_fold", lambda *_: True)
-    for n, expected in pays.items():
-        assert (scores(model, n, 1, 17550, True) < scores(model, n, 1, 17550, False)) == expected
-    saved = scores(model, 2, 2, 17550, False) - scores(model, 2, 2, 17550, True)
-    assert 21 * saved / 1e12 == pytest.approx(3.3 - 0.4, abs=0.1)  # what folding costs is not in the 3.3
+    for n, expected in folds.items():
+        assert (score_flops(model, n, 1, 17550, True) < score_flops(model, n, 1, 17550, False)) == expected
+    saved = score_flops(model, 2, 2, 17550, False) - score_flops(model, 2, 2, 17550, True)
+    assert 21 * saved / 1e12 == pytest.approx(3.3 - 0.4, abs=0.1)  # 3.3 does not include the folding itself
 
 
 @torch.no_grad()
-def test_a_model_that_folds_is_the_plain_one() -> None:
-    """In a whole step, kept or not, against tests/unit/models/naive.py, which projects the queries of every character."""
+def test_transformer_with_folded_router_equals_naive() -> None:
     sizes = {"cross_attn_dim_head": 16, "lfe_num_queries": 4, "sample_height": 12, "sample_width": 16}
     model = build("official", num_layers=2, **sizes)
     assert model.router.should_fold(3 * 6 * 8, 2)
-    told = given(model)
+    given_inputs = given(model)
     noisy = torch.randn(2, 3, 6, 12, 16, generator=torch.Generator().manual_seed(7))
-    made = model(**told | {"hidden_states": noisy})
+    made = model(**given_inputs | {"hidden_states": noisy})
     kv_cache = KVCache()
     for _ in range(2):
-        same = model(**told | {"hidden_states": noisy}, kv_cache=kv_cache)
+        same = model(**given_inputs | {"hidden_states": noisy}, kv_cache=kv_cache)
         assert torch.equal(same.sample, made.sample) and torch.equal(same.masks, made.masks)
     with naive():
-        plainly = model(**told | {"hidden_states": noisy})
+        plainly = model(**given_inputs | {"hidden_states": noisy})
     torch.testing.assert_close(plainly.masks, made.masks, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(plainly.sample, made.sample, atol=1e-4, rtol=1e-4)
-    # kept for one size of video, used for another
-    small = model(**told, kv_cache=kv_cache)
-    torch.testing.assert_close(small.masks, model(**told).masks, atol=1e-5, rtol=1e-5)
+    # cached for one video size, used for another
+    small = model(**given_inputs, kv_cache=kv_cache)
+    torch.testing.assert_close(small.masks, model(**given_inputs).masks, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("characters", [1, 2, 3, 4, 5])
-def test_characters_attend_to_each_other_as_torch_would_have_them(characters: int) -> None:
-    """A few of them without a kernel, more of them with it: the same numbers, and the same gradients."""
+def test_character_attention_equals_torch(characters: int) -> None:
+    """Written out for few characters, with an attention kernel for more; values and gradients."""
     torch.manual_seed(characters)
     layer = RouterAttention(24, 3).double()
     x = torch.randn(2, characters, 3, 5, 24, dtype=torch.float64)
@@ -132,22 +131,20 @@ def test_characters_attend_to_each_other_as_torch_would_have_them(characters: in
     q, k, v = (f(x).unflatten(-1, (3, 8)).permute(0, 2, 3, 4, 1, 5) for f in (layer.to_q, layer.to_k, layer.to_v))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)  # [B, T, P, heads, N, d]
     torch.testing.assert_close(made, layer.to_out[0](expected.permute(0, 4, 1, 2, 3, 5).flatten(-2)))
-    grown = x.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda given: layer(given, "characters").sum(), grown)
-    near = layer.to(torch.bfloat16)(x.to(torch.bfloat16), "characters")
-    assert near.dtype == torch.bfloat16
-    torch.testing.assert_close(near.double(), made, atol=0.02, rtol=0.02)
+    assert torch.autograd.gradcheck(lambda x: layer(x, "characters").sum(), x.clone().requires_grad_())
+    half = layer.to(torch.bfloat16)(x.to(torch.bfloat16), "characters")
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), made, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("axis", ["space", "time"])
-def test_places_and_moments_attend_as_torch_would_have_them(axis: str, turned: bool) -> None:
-    """Along one axis, whatever the layout; a position is that of the token, not of its place in the layout."""
+def test_spatial_and_temporal_attention_equal_torch(axis: str, rotate: bool) -> None:
     torch.manual_seed(1)
     grid, heads = TokenGrid(3, 2, 5), 2
     layer = RouterAttention(24, heads)
     x = torch.randn(2, 3, grid.frames, grid.height * grid.width, 24)
-    rotary = rotary_embedding(grid, 24 // heads) if turned else None
+    rotary = rotary_embedding(grid, 24 // heads) if rotate else None
     q, k, v = (f(x).flatten(2, 3).unflatten(-1, (heads, -1)) for f in (layer.to_q, layer.to_k, layer.to_v))
     if rotary is not None:
         q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
@@ -159,26 +156,20 @@ def test_places_and_moments_attend_as_torch_would_have_them(axis: str, turned: b
     torch.testing.assert_close(layer(x, axis, rotary), layer.to_out[0](out), atol=1e-6, rtol=1e-5)
 
 
-def test_more_sequences_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A router has one sequence for each place of the picture: kernels take 65,535 at once, the rest comes after."""
-    calls = []
-    torch_attention = torch.nn.functional.scaled_dot_product_attention
+@pytest.mark.parametrize(("shape", "calls"), [((40, 6, 2, 8), [7, 7, 7, 7, 7, 5]), ((2, 6, 40, 8), None)])
+def test_attention_splits_large_batches(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], calls: Any) -> None:
+    """Batch and heads beyond the size of a CUDA grid are split."""
+    batches = []
+    attention = torch.nn.functional.scaled_dot_product_attention
 
-    def watched(query: Tensor, *others: Tensor) -> Tensor:
-        calls.append(query.shape)
-        return torch_attention(query, *others)
+    def recorded(query: Tensor, *others: Tensor) -> Tensor:
+        batches.append(query.shape[0])
+        assert query.shape[0] * query.shape[1] <= 15
+        return attention(query, *others)
 
-    q, k, v = torch.randn(3, 40, 6, 2, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     expected = compat.dispatch_attention(q, k, v)
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    monkeypatch.setattr(compat, "MAX_GRID_SIZE", 2 * 15)
-    assert torch.equal(compat.dispatch_attention(q, k, v), expected)
-    assert [shape[0] for shape in calls] == [15, 15, 10]
-
-
-def test_more_heads_than_a_grid_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places or characters that join the heads are taken in several calls, too."""
-    q, k, v = torch.randn(3, 2, 6, 40, 8, generator=torch.Generator().manual_seed(0))
-    expected = compat.dispatch_attention(q, k, v)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
     monkeypatch.setattr(compat, "MAX_GRID_SIZE", 15)
     torch.testing.assert_close(compat.dispatch_attention(q, k, v), expected)
+    assert calls is None or batches == calls

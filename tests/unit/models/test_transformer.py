@@ -1,4 +1,4 @@
-"""The transformer in both flavours: any cast, any grid, caches, checkpointing, gradients, errors."""
+"""The transformer in both flavours: shapes, conditions, gradients, step caches, errors."""
 
 from __future__ import annotations
 
@@ -9,43 +9,14 @@ from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 
 SIZES = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 6,
-    "out_channels": 2,
-    "time_embed_dim": 16,
-    "text_embed_dim": 12,
-    "num_layers": 4,
-    "sample_width": 8,
-    "sample_height": 6,
-    "sample_frames": 9,
-    "max_text_seq_length": 5,
-    "cross_attn_dim_head": 8,
-    "cross_attn_num_heads": 2,
-    "lfe_dim": 16,
-    "lfe_depth": 2,
-    "lfe_dim_head": 8,
-    "lfe_heads": 2,
-    "lfe_num_id_token": 2,
-    "lfe_num_queries": 8,
-    "lfe_output_dim": 16,
-    "lfe_ff_mult": 2,
-    "lfe_vit_dim": 10,
-    "lfe_id_dim": 9,
-    "lfe_hidden_dim": 16,
-    "lfe_num_scale": 2,
-    "router_dim": 16,
-    "router_heads": 2,
-    "router_blocks": 1,
-    "audio_dim": 12,
-    "audio_heads": 2,
-    "audio_dim_head": 8,
-    "audio_window": 5,
-    "audio_blocks": 2,
-    "audio_channels": 6,
-    "audio_hidden_dim": 12,
-    "audio_context_tokens": 3,
-}
+    "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 6, "out_channels": 2, "time_embed_dim": 16,
+    "text_embed_dim": 12, "num_layers": 4, "sample_width": 8, "sample_height": 6, "sample_frames": 9,
+    "max_text_seq_length": 5, "cross_attn_dim_head": 8, "cross_attn_num_heads": 2, "lfe_dim": 16, "lfe_depth": 2,
+    "lfe_dim_head": 8, "lfe_heads": 2, "lfe_num_id_token": 2, "lfe_num_queries": 8, "lfe_output_dim": 16,
+    "lfe_ff_mult": 2, "lfe_vit_dim": 10, "lfe_id_dim": 9, "lfe_hidden_dim": 16, "lfe_num_scale": 2, "router_dim": 16,
+    "router_heads": 2, "router_blocks": 1, "audio_dim": 12, "audio_heads": 2, "audio_dim_head": 8, "audio_window": 5,
+    "audio_blocks": 2, "audio_channels": 6, "audio_hidden_dim": 12, "audio_context_tokens": 3,
+}  # fmt: skip
 PAPER = {
     "flavour": "paper",
     "use_learned_positional_embeddings": False,
@@ -57,7 +28,7 @@ FLAVOURS = {"official": {}, "paper": PAPER}
 
 
 def build(flavour: str, **changes) -> BindYourAvatarTransformer3DModel:
-    """Small model; every weight is shaken so that nothing is silent."""
+    """Small model with random weights, including those that are initialized to zero."""
     torch.manual_seed(0)
     model = BindYourAvatarTransformer3DModel(**(SIZES | FLAVOURS[flavour] | changes))
     with torch.no_grad():
@@ -98,7 +69,7 @@ def model(request):
 
 @torch.no_grad()
 @pytest.mark.parametrize("characters", [1, 2, 3, 4])
-def test_any_cast(model, characters):
+def test_number_of_characters(model, characters):
     given = inputs(characters)
     out = run(model, given)
     layers = model.router_layers
@@ -113,23 +84,17 @@ def test_any_cast(model, characters):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(1, 2, 2), (2, 6, 8), (5, 10, 4), (3, 6, 8)])
-def test_any_grid(model, size):
-    if model.config.use_learned_positional_embeddings and size[1:] != (6, 8):
-        size = (size[0], 8, 12)
+@pytest.mark.parametrize(("size", "text"), [((1, 2, 2), 5), ((2, 6, 8), 5), ((5, 10, 4), 5), ((3, 6, 8), 3)])
+def test_grid_and_text_length(model, size, text):
     frames, height, width = size
-    out = run(model, inputs(frames=frames, height=height, width=width))
-    assert out.sample.shape == (2, frames, 2, height, width)
-    assert out.sample.isfinite().all()
+    if model.config.use_learned_positional_embeddings and size[1:] != (6, 8):
+        height, width = 8, 12
+    out = run(model, inputs(frames=frames, height=height, width=width, text=text))
+    assert out.sample.shape == (2, frames, 2, height, width) and out.sample.isfinite().all()
 
 
 @torch.no_grad()
-def test_shorter_text(model):
-    assert run(model, inputs(text=3)).sample.isfinite().all()
-
-
-@torch.no_grad()
-def test_order_of_characters_does_not_matter(model):
+def test_character_order_equivariance(model):
     given, order = inputs(3), [2, 0, 1]
     plain, permuted = run(model, given), run(model, given, order)
     assert torch.allclose(plain.sample, permuted.sample, atol=1e-4)
@@ -141,7 +106,7 @@ def test_order_of_characters_does_not_matter(model):
 
 
 @torch.no_grad()
-def test_matrix_decides_who_hears_whom(model):
+def test_audio_character_matrix(model):
     given = inputs(2)
     eye, swap = torch.eye(2).expand(2, 2, 2), torch.eye(2).flip(0).expand(2, 2, 2)
     plain = run(model, given)
@@ -153,8 +118,8 @@ def test_matrix_decides_who_hears_whom(model):
 
 
 @torch.no_grad()
-def test_a_voice_acts_only_where_it_is_heard():
-    """Paper flavour, one injected block: where the masks are zero, face and speech change nothing."""
+def test_conditions_act_only_inside_masks():
+    """With one conditioned block; later blocks mix all tokens."""
     model, given = build("paper", num_layers=2), inputs(2)
     masks = torch.zeros(2, 2, 3, 3, 4)
     masks[:, 0, :, :, 0] = 1
@@ -165,22 +130,19 @@ def test_a_voice_acts_only_where_it_is_heard():
 
 
 @torch.no_grad()
-def test_forced_masks_and_weights(model):
-    given, forced = inputs(2), torch.rand(2, 2, 3, 3, 4)
-    out = run(model, given, mask_override=forced)
-    assert out.masks is None and torch.equal(out.used_masks, forced)
-    seen = run(model, given, mask_override=forced, run_router=True)
-    assert torch.equal(seen.sample, out.sample) and seen.masks is not None
-    layers = forced.expand(model.schedule.face_layers, *forced.shape)
-    assert torch.allclose(run(model, given, mask_override=layers).sample, out.sample, atol=1e-6)
-    free = run(model, given)
-    assert torch.allclose(
-        run(model, given, mask_override=forced, mask_override_strength=0.0).sample, free.sample, atol=1e-5
-    )
-    whole = run(model, given, mask_override=forced, mask_override_strength=1.0)
-    assert torch.allclose(whole.sample, out.sample, atol=1e-5)
-    half = run(model, given, mask_override=forced, mask_override_strength=0.5)
-    assert torch.allclose(half.used_masks, (half.masks[-1] + forced) / 2, atol=1e-5)
+def test_mask_override(model):
+    given, masks = inputs(2), torch.rand(2, 2, 3, 3, 4)
+    out = run(model, given, mask_override=masks)
+    assert out.masks is None and torch.equal(out.used_masks, masks)
+    routed = run(model, given, mask_override=masks, run_router=True)
+    assert torch.equal(routed.sample, out.sample) and routed.masks is not None
+    layers = masks.expand(model.schedule.face_layers, *masks.shape)
+    expected = {None: out, 0.0: run(model, given), 1.0: out}
+    for strength, same in expected.items():
+        made = run(model, given, mask_override=layers, mask_override_strength=strength)
+        assert torch.allclose(made.sample, same.sample, atol=1e-5)
+    half = run(model, given, mask_override=masks, mask_override_strength=0.5)
+    assert torch.allclose(half.used_masks, (half.masks[-1] + masks) / 2, atol=1e-5)
 
 
 @torch.no_grad()
@@ -189,14 +151,13 @@ def test_without_faces_or_speech(model):
     nothing = run(model, given, face_tokens=None, audio_tokens=None)
     assert nothing.masks is None and nothing.used_masks is None
     assert run(model, given, audio_tokens=None).masks is not None
-    forced = torch.rand(2, 2, 3, 3, 4)
-    speech = run(model, given, face_tokens=None, mask_override=forced)
+    speech = run(model, given, face_tokens=None, mask_override=torch.rand(2, 2, 3, 3, 4))
     assert (speech.sample - nothing.sample).abs().max() > 1e-4
     sample, masks, logits, used = run(model, given, return_dict=False)
     assert sample.shape == nothing.sample.shape and masks.shape[2] == used.shape[1] == 2
 
 
-def test_gradient_checkpointing_changes_nothing(model):
+def test_gradient_checkpointing(model):
     given = inputs(2)
 
     def gradients():
@@ -217,21 +178,18 @@ def test_gradient_checkpointing_changes_nothing(model):
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_router_loss_reaches_the_router_alone_when_detached(detach):
+def test_router_detach(detach):
+    """Detached, the router loss trains the router alone and the denoising loss does not train it."""
     model = build("paper", router_detach=detach)
     run(model, inputs(2), mask_override=torch.rand(2, 2, 3, 3, 4), run_router=True).router_logits.sum().backward()
-    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert "router" in reached and (reached == {"router"}) == detach
-
-
-@pytest.mark.parametrize("detach", [True, False])
-def test_denoising_trains_the_router_only_when_attached(detach):
-    model = build("paper", router_detach=detach)
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert "router" in trained and (trained == {"router"}) == detach
+    model.zero_grad()
     run(model, inputs(2)).sample.square().mean().backward()
     assert (model.router.final_proj.weight.grad is None) == detach
 
 
-def test_every_parameter_learns():
+def test_every_parameter_has_a_gradient():
     model = build("paper")
     out = run(model, inputs(2))
     (out.sample.square().mean() + out.router_logits.square().mean()).backward()
@@ -239,30 +197,28 @@ def test_every_parameter_learns():
 
 
 @torch.no_grad()
-def test_training_starts_gently():
-    """Fresh paper weights: the prediction is zero, and neither faces nor speech disturb it."""
+def test_initial_prediction_is_zero():
     model = BindYourAvatarTransformer3DModel(**(SIZES | PAPER))
     assert run(model, inputs(2)).sample.abs().max() == 0
 
 
 @torch.no_grad()
-def test_cached_step_equals_full_step(model):
+def test_first_block_cache(model):
+    """With equal inputs a cached step equals a full one; face and speech conditioning are part of the blocks."""
     hooks = pytest.importorskip("diffusers.hooks")
     if not hasattr(hooks, "FirstBlockCacheConfig"):
-        pytest.skip("this diffusers has no first-block cache")
-    given = inputs(2)
+        pytest.skip("diffusers < 0.35 has no First-Block Cache")
+    given, ran = inputs(2), []
     full = run(model, given).sample
-    counted: list[int] = []
-    joint = model.transformer_blocks[-1].ff.register_forward_hook(lambda *_: counted.append(1))
+    handle = model.transformer_blocks[-1].ff.register_forward_hook(lambda *_: ran.append(1))
     model.enable_cache(hooks.FirstBlockCacheConfig(threshold=0.1))
     try:
         with model.cache_context("cond"):
-            first, second = run(model, given), run(model, given)
+            outputs = [run(model, given).sample for _ in range(2)]
     finally:
         model.disable_cache()
-        joint.remove()
-    assert len(counted) == 1
-    assert torch.allclose(first.sample, full, atol=1e-5) and torch.allclose(second.sample, full, atol=1e-5)
+        handle.remove()
+    assert len(ran) == 1 and all(torch.allclose(out, full, atol=1e-5) for out in outputs)
 
 
 @torch.no_grad()
@@ -274,7 +230,7 @@ def test_save_and_load(model, tmp_path):
 
 
 @torch.no_grad()
-def test_lora_starts_without_effect_and_then_acts():
+def test_lora():
     from peft import LoraConfig
 
     model, given = build("paper"), inputs(2)
@@ -288,9 +244,9 @@ def test_lora_starts_without_effect_and_then_acts():
 
 
 @torch.no_grad()
-def test_attention_backend_can_be_chosen(model):
+def test_attention_backend(model):
     if not hasattr(model, "set_attention_backend"):
-        pytest.skip("this diffusers has no attention backends")
+        pytest.skip("diffusers < 0.35 has no attention backends")
     given = inputs(2)
     before = run(model, given).sample
     model.set_attention_backend("_native_math")
@@ -303,66 +259,54 @@ def test_attention_backend_can_be_chosen(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "problem"),
     [
         ({"hidden_states": torch.zeros(2, 3, 5, 6, 8)}, "latents"),
-        ({"hidden_states": torch.zeros(2, 3, 6, 7, 8)}, "divisible"),
+        ({"hidden_states": torch.zeros(2, 3, 6, 7, 8)}, "latents of 7 x 8"),
         ({"encoder_hidden_states": torch.zeros(2, 5, 11)}, "text"),
         ({"timestep": torch.zeros(3)}, "timestep"),
         ({"identity": torch.zeros(2, 2, 8)}, "identity"),
         ({"hidden": torch.zeros(2, 2, 3, 7, 10)}, "face features"),
-        ({"features": torch.zeros(2, 2, 14, 2, 6)}, "frames"),
+        ({"features": torch.zeros(2, 2, 14, 2, 6)}, "speech features of 14 frames"),
         ({"features": torch.zeros(2, 2, 13, 3, 6)}, "speech features"),
         ({"features": torch.zeros(2, 2, 9, 2, 6)}, "audio_tokens"),
         ({"features": torch.zeros(2, 3, 13, 2, 6)}, "3 speech streams for 2"),
-    ],
-)
-def test_wrong_inputs_are_named(model, change, word):
-    with pytest.raises(InputError, match=word):
-        given = inputs(2)
-        changed = given | change
-        speech = model.encode_speech(changed["features"])
-        run(model, changed | {"features": given["features"]}, audio_tokens=speech)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("conditions", "word"),
-    [
         ({"mask_override": torch.zeros(2, 3, 3, 3, 4)}, "mask_override"),
         ({"mask_override": torch.zeros(2, 2, 3, 4, 3)}, "mask_override"),
-        ({"audio_character_matrix": torch.zeros(2, 2, 3)}, "matrix"),
+        ({"audio_character_matrix": torch.zeros(2, 2, 3)}, "audio_character_matrix"),
         ({"face_tokens": torch.zeros(2, 2, 8, 15)}, "face_tokens"),
         ({"face_tokens": torch.zeros(2, 0, 8, 16), "audio_tokens": None}, "0 characters"),
         ({"face_tokens": None}, "speech without"),
     ],
 )
-def test_wrong_conditions_are_named(model, conditions, word):
-    with pytest.raises(InputError, match=word):
-        run(model, inputs(2), **conditions)
+def test_invalid_inputs_raise(model, change, problem):
+    given = inputs(2)
+    conditions = {name: value for name, value in change.items() if name not in given}
+    with pytest.raises(InputError) as raised:
+        speech = model.encode_speech((given | change)["features"])
+        run(model, {**given, **change, "features": given["features"]}, **({"audio_tokens": speech} | conditions))
+    assert raised.value.problem.startswith(problem)
 
 
 @torch.no_grad()
-def test_parts_that_a_model_lacks():
+def test_models_without_a_path():
     given = inputs(2)
-    silent = build("paper", use_audio=False)
     with pytest.raises(InputError, match="speech path"):
-        silent.encode_speech(given["features"])
-    faceless = build("paper", use_face=False)
+        build("paper", use_audio=False).encode_speech(given["features"])
     with pytest.raises(InputError, match="face path"):
-        faceless.encode_faces(given["identity"], given["hidden"])
+        build("paper", use_face=False).encode_faces(given["identity"], given["hidden"])
     unrouted = build("paper", num_router_layers=0)
     with pytest.raises(InputError, match="no router"):
         run(unrouted, given)
     assert run(unrouted, given, mask_override=torch.rand(2, 2, 3, 3, 4)).masks is None
 
 
-def test_router_temperature_sharpens_the_masks_that_act_and_leaves_the_logits():
+def test_router_temperature():
+    """It sharpens the masks and does not change the logits."""
     given = inputs()
     plain, sharp = (build("paper", router_temperature=value) for value in (1.0, 0.4))
     sharp.load_state_dict(plain.state_dict())
     a, b = run(plain, given), run(sharp, given)
-    first = a.router_logits[0], b.router_logits[0]
-    torch.testing.assert_close(*first)
-    torch.testing.assert_close(b.masks[0], (first[1] / 0.4).softmax(1)[:, :-1])
+    torch.testing.assert_close(a.router_logits[0], b.router_logits[0])
+    torch.testing.assert_close(b.masks[0], (b.router_logits[0] / 0.4).softmax(1)[:, :-1])
     assert b.masks[0].amax(1).mean() > a.masks[0].amax(1).mean()

@@ -1,5 +1,4 @@
-"""A small run, in one process or in several that share the branches: `torchrun ... parallel_run.py FOLDER` writes what
-each of them ends with."""
+"""Runs of a small model, also as `torchrun ... parallel_run.py FOLDER`, which writes the results of each process."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from bya_core.sampling.acceleration import PRESETS, Acceleration
 from bya_core.sampling.cfg_parallel import set_guidance_mode
 from tests.unit.sampling.test_denoise_small_model import _conditions, build
 
-FORCED = {
+OVERRIDE = {
     "mask_override": torch.linspace(0, 1, 24).view(1, 2, 2, 2, 3),
     "mask_override_strength": torch.full((1, 1, 1, 1, 1), 0.5),
 }
@@ -27,9 +26,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "joint, ddim": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "scheduler": "ddim"},
     "apart": {"guidance_scale": 3.0, "audio_guidance_scale": 6.0},
     "none": {"guidance_scale": 1.0, "audio_guidance_scale": 1.0},
-    "forced": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "drop_identity": True, "more": FORCED},
+    "override": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "drop_identity": True, "conditions": OVERRIDE},
 }
-"""Three branches and one with two processes: then some branch is computed twice."""
+"""With one or three branches, two processes compute one branch twice."""
 
 SKIPPING: dict[str, dict[str, Any]] = {
     "joint": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "steps": 8},
@@ -42,27 +41,27 @@ PRESET = Acceleration(
     max_skipped=2,
     guidance_interval=(0, 0.75),
 )
-"""Skips by what each branch computes: a process that computes one of them must not go another way than the others."""
+"""Skipping depends on the branches, but all processes must skip the same steps."""
 
 
-def skipping(way: Any, preset: Acceleration = PRESET) -> dict[str, Tensor]:
-    """`results` of runs that leave work out, `preset` in the place of the one named "fast"."""
+def skipping(mode: Any, preset: Acceleration = PRESET) -> dict[str, Tensor]:
+    """`results` of runs with `preset`."""
     before, PRESETS["fast"] = PRESETS["fast"], preset
     try:
-        return results(way, {name: settings | {"preset": "fast"} for name, settings in SKIPPING.items()})
+        return results(mode, {name: settings | {"preset": "fast"} for name, settings in SKIPPING.items()})
     finally:
         PRESETS["fast"] = before
 
 
-def results(way: Any, runs: dict[str, dict[str, Any]] = RUNS) -> dict[str, Tensor]:
+def results(mode: Any, runs: dict[str, dict[str, Any]] = RUNS) -> dict[str, Tensor]:
     """Latents, masks and the state of the random generator after each of the runs."""
     found: dict[str, Tensor] = {}
     for name, settings in runs.items():
         model = build()
-        set_guidance_mode(model, way)
-        chosen = {"steps": 3} | {key: value for key, value in settings.items() if key != "more"}
+        set_guidance_mode(model, mode)
+        chosen = {"steps": 3} | {key: value for key, value in settings.items() if key != "conditions"}
         config = SamplingConfig(seed=5, **chosen)
-        conditions = _conditions(model, 2, **settings.get("more", {}))
+        conditions = _conditions(model, 2, **settings.get("conditions", {}))
         made = denoise(model, build_scheduler(config.scheduler), conditions, config)
         assert made.masks is not None
         parts = {"latents": made.latents, "masks": made.masks, "generator": made.state.generator}
