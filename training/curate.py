@@ -13,14 +13,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bya_core.errors import InputError
+from training.command_line import OutputPath, run_command
 from training.curation.output import CurationOutput
 from training.curation.pipeline import STAGE_NAMES
 from training.curation.settings import load_settings
@@ -47,7 +46,7 @@ class CurateOptions:
     """
 
     input: Path
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    output: OutputPath
     config: Path
     engine: Literal["local", "ray"] = "local"
     resume: bool = False
@@ -102,12 +101,8 @@ def curate(options: CurateOptions) -> RunStats:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        curate(tyro.cli(CurateOptions))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_command(curate, CurateOptions)
     except KeyboardInterrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         sys.exit(130)

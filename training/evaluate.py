@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import json as jsonlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +40,7 @@ from bya_core.io.atomic import atomic_write
 from bya_core.progress import Progress, ProgressCallback
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
+from training.benchmark import byab, video_suite
 from training.benchmark.gallery import Cell, VideoStore, write_gallery
 from training.benchmark.long_suite import LongSettings, long_report, long_table
 from training.benchmark.puppet_report import (
@@ -58,8 +58,10 @@ from training.benchmark.refinement_suite import REFINE_SHARES, refinement_report
 from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, router_report, router_table
 from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
 from training.benchmark.targets import ModelTarget
+from training.command_line import run_command
 
 Rows = Iterable[tuple[str, Mapping[str, Cell]]]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def main(options: EvaluateOptions) -> None:
         options = replace(options, json=options.json or options.output / "results.json")
     if options.json is not None and not os.access(options.json.resolve().parent, os.W_OK):
         raise InputError(f"--json {options.json}", "a writable folder", "create it or choose another one")
-    report, text, rows = (_video_suite if options.suite in ("byab", "folder") else _puppet_suite)(options)
+    run_suite = evaluate_videos if options.suite in ("byab", "folder") else _evaluate_scenes
+    with _progress_bar() as callback:
+        report, text, rows = run_suite(options, callback)
     print(text)
     if options.json is not None:
         _write_json(report, options.json)
@@ -134,14 +138,14 @@ def main(options: EvaluateOptions) -> None:
     if options.output is not None:
         with atomic_write(options.output / "table.md") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        description = [f"{name}: {value}" for name, value in report["versions"].items()]
         seeds = report.get("seeds") or sorted({row["seed"] for row in report.get("rows", ()) if "seed" in row})
-        lines = [*([f"seeds {seeds[0]} to {seeds[-1]}"] if seeds else []), ", ".join(description)]
-        write_gallery(options.output / "index.html", f"{options.suite}: {report['model']}", text, rows, lines)
+        description = [f"seeds {seeds[0]} to {seeds[-1]}"] if seeds else []
+        description.append(", ".join(f"{name}: {value}" for name, value in report["versions"].items()))
+        write_gallery(options.output / "index.html", f"{options.suite}: {report['model']}", text, rows, description)
         print(f"wrote {options.output / 'index.html'}")
 
 
-def _puppet_suite(options: EvaluateOptions) -> tuple[dict[str, Any], str, Rows]:
+def _evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback) -> tuple[Report, str, Rows]:
     """Run a suite of puppet scenes: report, table and gallery rows."""
     bundle = None if options.model in REFERENCE_TARGETS else _load(options.model, options.device)
     size = {} if bundle is None else {"height": bundle.native.height, "width": bundle.native.width}
@@ -150,62 +154,54 @@ def _puppet_suite(options: EvaluateOptions) -> tuple[dict[str, Any], str, Rows]:
     videos = None if options.output is None else VideoStore(options.output)
     cells: dict[str, dict[int, Cell]] = {}
     if options.suite == "puppets":
-        report = evaluate_puppets(bundle, settings, options, videos)
+        report = evaluate_puppets(bundle, settings, options, videos, callback)
         text, cells = table(report), gallery_cells(report)
     elif bundle is None:
         raise InputError(f"--model {options.model}", "a model with a router", 'choose one, or use --suite "puppets"')
     elif options.suite == "long":
-        report = evaluate_long(bundle, settings, options)
+        report = evaluate_long(bundle, settings, options, callback)
         text = long_table(report)
-    elif options.suite in ("routers", "baselines"):
-        report = evaluate_routers(bundle, settings, options, videos)
+    elif options.suite == "refinement":
+        report = evaluate_refinement(bundle, settings)
+        text = refinement_table(report)
+    else:
+        report = evaluate_routers(bundle, settings, options, videos, callback)
         text = router_table(report)
         for row in report["rows"]:
             if "failed" not in row:
                 cells.setdefault(row["way"], {})[row["seed"]] = gallery_cell(row)
-    else:
-        report = evaluate_refinement(bundle, settings)
-        text = refinement_table(report)
-    report["model"] = options.model
+    report |= {"model": options.model, "versions": versions()}
     seeds = list(dict.fromkeys(seed for by_seed in cells.values() for seed in by_seed))
     return report, text, [] if videos is None else videos.rows(seeds, cells)
 
 
-def _video_suite(options: EvaluateOptions) -> tuple[dict[str, Any], str, Rows]:
+def evaluate_videos(options: EvaluateOptions, callback: ProgressCallback | None = None) -> tuple[Report, str, Rows]:
     """Evaluate finished videos: report, table and gallery rows."""
-    from training.benchmark.byab import VERSION, check, fingerprint, read_pairs
-    from training.benchmark.video_suite import (
-        MetricModels,
-        byab_tasks,
-        folder_tasks,
-        gallery_rows,
-        measure_videos,
-        video_table,
-    )
-
     output, data = options.output, options.data
     if output is None or data is None:
         problem = f"--suite {options.suite} without {'--output' if output is None else '--data'}"
         raise InputError(problem, "both folders", "add the missing option")
     notices: list[str] = []
     settings: dict[str, Any] = {}
-    with _progress_bar() as callback:
-        if options.suite == "byab":
-            pairs = read_pairs(data)[: options.scenes]
-            notices = check(data)
-            settings = {"list": VERSION, "pairs": [pair.name for pair in pairs], "sha256": fingerprint(pairs)}
-            complete = all((output / "videos" / options.model / f"{pair.name}.mp4").is_file() for pair in pairs)
-            bundle = None if complete else _load(options.model, options.device)
-            tasks = byab_tasks(
-                pairs, output, options.model, bundle, steps=options.steps, frames=options.length, callback=callback
-            )
-        else:
-            tasks = folder_tasks(data, options.scenes_dir)
-        on_gpu = torch.cuda.is_available() and options.device != "cpu"
-        models = MetricModels.load_available("cuda" if on_gpu else "cpu")
-        previous, _ = _previous_report(options.json, options.suite)
-        known = {(row["system"], row["clip"]): row for row in previous["rows"]} if previous is not None else {}
-        rows, systems = measure_videos(tasks, models, output, real=options.real, previous=known, callback=callback)
+    if options.suite == "byab":
+        pairs = byab.read_pairs(data)[: options.scenes]
+        notices = byab.check(data)
+        names = [pair.name for pair in pairs]
+        settings = {"list": byab.VERSION, "pairs": names, "sha256": byab.fingerprint(pairs)}
+        complete = all((output / "videos" / options.model / f"{name}.mp4").is_file() for name in names)
+        bundle = None if complete else _load(options.model, options.device)
+        tasks = video_suite.byab_tasks(
+            pairs, output, options.model, bundle, steps=options.steps, frames=options.length, callback=callback
+        )
+    else:
+        tasks = video_suite.folder_tasks(data, options.scenes_dir)
+    on_gpu = torch.cuda.is_available() and options.device != "cpu"
+    models = video_suite.MetricModels.load_available("cuda" if on_gpu else "cpu")
+    previous, _ = _previous_report(options.json, options.suite)
+    known = {(row["system"], row["clip"]): row for row in (previous or {}).get("rows", ())}
+    rows, systems = video_suite.measure_videos(
+        tasks, models, output, real=options.real, previous=known, callback=callback
+    )
     report = {
         "suite": options.suite,
         "model": options.model if options.suite == "byab" else ", ".join(systems),
@@ -215,48 +211,53 @@ def _video_suite(options: EvaluateOptions) -> tuple[dict[str, Any], str, Rows]:
         "versions": versions(),
         "rows": rows,
     }
-    return report, video_table(report), gallery_rows(rows)
+    return report, video_suite.video_table(report), video_suite.gallery_rows(rows)
 
 
 def evaluate_puppets(
-    bundle: ModelBundle | None, settings: SceneSettings, options: EvaluateOptions, videos: VideoStore | None = None
-) -> dict[str, Any]:
+    bundle: ModelBundle | None,
+    settings: SceneSettings,
+    options: EvaluateOptions,
+    videos: VideoStore | None = None,
+    callback: ProgressCallback | None = None,
+) -> Report:
     """Run the puppet suite; resumes the report at `options.json` of the same model."""
     measurements = Measurements(options.router, options.generate, options.codec and bundle is not None)
     arguments = (settings, measurements, options.steps, options.model, videos)
     create = functools.partial(_create_evaluator, options.model, options.device, arguments)
-    evaluator = SceneEvaluator.create(bundle, *arguments)
     previous, save = _previous_report(options.json, "puppets")
     source = in_processes(create, options.processes, options.threads or 1) if options.processes > 1 else None
-    with _progress_bar() as callback:
-        return puppet_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
+    evaluator = SceneEvaluator.create(bundle, *arguments)
+    return puppet_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
 
 
 def _create_evaluator(model: str, device: str, arguments: tuple[Any, ...]) -> SceneEvaluator:
-    bundle = None if model in REFERENCE_TARGETS else _load(model, device)
-    return SceneEvaluator.create(bundle, *arguments)
+    return SceneEvaluator.create(None if model in REFERENCE_TARGETS else _load(model, device), *arguments)
 
 
 def evaluate_routers(
-    bundle: ModelBundle, settings: SceneSettings, options: EvaluateOptions, videos: VideoStore | None = None
-) -> dict[str, Any]:
+    bundle: ModelBundle,
+    settings: SceneSettings,
+    options: EvaluateOptions,
+    videos: VideoStore | None = None,
+    callback: ProgressCallback | None = None,
+) -> Report:
     """Compare router variants or baselines; resumes the report at `options.json` of the same model."""
     default, known = (BASELINES, BASELINES) if options.suite == "baselines" else (VARIANTS, ALL_VARIANTS)
     variants = {} if options.variants else dict(default)
     for prefix in options.variants:
-        matches = {name: variant for name, variant in known.items() if name == prefix}
-        matches = matches or {name: variant for name, variant in known.items() if name.startswith(prefix)}
-        if not matches:
+        names = [prefix] if prefix in known else [name for name in known if name.startswith(prefix)]
+        if not names:
             raise InputError(f'--variants "{prefix}"', f"the name or prefix of one of {', '.join(known)}", "choose one")
-        variants |= matches
+        variants |= {name: known[name] for name in names}
     target = ModelTarget(bundle, settings, (), options.steps)
     previous, save = _previous_report(options.json, options.suite)
-    with _progress_bar() as callback:
-        report = router_report(target, variants, previous, save, callback, known, videos)
-    return report | {"versions": versions()}
+    return router_report(target, variants, previous, save, callback, known, videos)
 
 
-def evaluate_long(bundle: ModelBundle, scenes: SceneSettings, options: EvaluateOptions) -> dict[str, Any]:
+def evaluate_long(
+    bundle: ModelBundle, scenes: SceneSettings, options: EvaluateOptions, callback: ProgressCallback | None = None
+) -> Report:
     """Run the long suite with --frames, if longer than one window, or 20 seconds."""
     if scenes.characters == "mixed":
         raise InputError("--characters mixed", "a number in the long suite", "pass a number")
@@ -264,12 +265,10 @@ def evaluate_long(bundle: ModelBundle, scenes: SceneSettings, options: EvaluateO
     settings = LongSettings(
         scenes.scenes, scenes.seed_base, characters=scenes.characters, steps=options.steps, **frames
     )
-    with _progress_bar() as callback:
-        report = long_report(bundle, settings, callback, options.work_dir)
-    return report | {"settings": asdict(settings), "versions": versions()}
+    return long_report(bundle, settings, callback, options.work_dir) | {"settings": asdict(settings)}
 
 
-def evaluate_refinement(bundle: ModelBundle, settings: SceneSettings) -> dict[str, Any]:
+def evaluate_refinement(bundle: ModelBundle, settings: SceneSettings) -> Report:
     """Run the refinement suite with the default options of refinement."""
     target = ModelTarget(bundle, settings, REFINE_SHARES)
     scenes = all_scenes(settings)
@@ -278,7 +277,6 @@ def evaluate_refinement(bundle: ModelBundle, settings: SceneSettings) -> dict[st
         **refinement_report(target, scenes, RefineConfig()),
         "settings": {**asdict(settings), **target.describe()},
         "seeds": [scene.clip.seed for scene in scenes],
-        "versions": versions(),
     }
 
 
@@ -294,9 +292,7 @@ def _progress_bar() -> Iterator[ProgressCallback]:
         yield update
 
 
-def _previous_report(
-    path: Path | None, suite: str
-) -> tuple[dict[str, Any] | None, Callable[[dict[str, Any]], None] | None]:
+def _previous_report(path: Path | None, suite: str) -> tuple[Report | None, Callable[[Report], None] | None]:
     """Load the report of an earlier run at `path`, if any; also return a function that replaces it."""
     if path is None:
         return None, None
@@ -306,25 +302,15 @@ def _previous_report(
     return report, lambda report: _write_json(report, path)
 
 
-def _write_json(report: dict[str, Any], path: Path) -> None:
+def _write_json(report: Report, path: Path) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _load(model: str, device: str) -> ModelBundle:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if Path(model).is_dir():
-        from bya_core.toy.bundle import load_toy
-
-        return load_toy(Path(model)).to(device)
-    return load_bundle(model).to(device)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_bundle(model, device=auto if device == "auto" else device)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    try:
-        main(tyro.cli(EvaluateOptions))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, EvaluateOptions)

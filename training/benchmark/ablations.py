@@ -14,21 +14,21 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.loader import load_bundle
+from training.benchmark.tables import markdown_table
 from training.benchmark.validation import ValidationConfig, validation_metrics
+from training.command_line import OutputPath, run_command
 from training.data.dataset import ClipFolder
 from training.engine.loop import RunSettings, train
 from training.engine.stages import Recipe, Stage, load_recipe, override
@@ -102,7 +102,7 @@ class AblationOptions:
         table: Only write report and table of finished runs.
     """
 
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    output: OutputPath
     data: Path | None = None
     init: Path = Path("bya_core/toy/weights/transformer")
     bundle: str = "toy"
@@ -232,23 +232,19 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     return result
 
 
-def markdown_table(summary: dict[str, Any]) -> str:
+def ablation_table(summary: dict[str, Any]) -> str:
     """Format the means over the seeds, ± standard deviation if there are several."""
-    lines = ["| variant | seeds | " + " | ".join(COLUMNS.values()) + " | IoU - base |"]
-    lines.append("|---|" + "---|" * (len(COLUMNS) + 2))
+    rows = []
     for variant in summary["variants"].values():
         cells = [_cell(variant["figures"].get(column)) for column in COLUMNS]
-        difference = variant["from_base"].get("iou")
-        lines.append(
-            f"| {variant['says']} | {len(variant['seeds'])} | {' | '.join(cells)} | {_cell(difference, sign=True)} |"
-        )
-    return "\n".join(lines)
+        rows.append([variant["says"], str(len(variant["seeds"])), *cells, _cell(variant["from_base"].get("iou"), "+")])
+    return markdown_table(["variant", "seeds", *COLUMNS.values(), "IoU - base"], rows)
 
 
-def _cell(value: dict[str, float] | None, sign: bool = False) -> str:
+def _cell(value: dict[str, float] | None, sign: str = "") -> str:
     if value is None:
         return "-"
-    mean = f"{value['mean']:+.3f}" if sign else f"{value['mean']:.3f}"
+    mean = f"{value['mean']:{sign}.3f}"
     return mean if value["deviation"] is None else f"{mean} ± {value['deviation']:.3f}"
 
 
@@ -278,7 +274,7 @@ def write_tables(output: Path) -> str:
     if not results:
         raise InputError(f"no finished run in {output}", "at least one", "run it without --table first")
     summary = report(results)
-    table = markdown_table(summary)
+    table = ablation_table(summary)
     for name, text in (("ablations.json", json.dumps(summary, indent=1)), ("ablations.md", table)):
         with atomic_write(output / name) as temporary:
             temporary.write_text(text + "\n")
@@ -286,9 +282,4 @@ def write_tables(output: Path) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        main(tyro.cli(AblationOptions))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, AblationOptions)

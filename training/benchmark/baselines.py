@@ -14,8 +14,7 @@ The fifth baseline, bounding boxes of the first frame, is a variant of the pre r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -165,16 +164,6 @@ def attention_scores(query: Tensor, key: Tensor) -> Tensor:
     return rearrange(scores, "b n s h q -> b n s (h q)")
 
 
-@contextmanager
-def _replaced_router(transformer: Any, router: Any) -> Iterator[None]:
-    original = transformer.router
-    transformer.router = router
-    try:
-        yield
-    finally:
-        transformer.router = original
-
-
 _classifiers: dict[int, TokenClassifier] = {}
 
 
@@ -183,42 +172,36 @@ def _tokens(target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> Gener
     if id(transformer) not in _classifiers:
         _classifiers.clear()
         _classifiers[id(transformer)] = fit_classifier(target)
-    with _replaced_router(transformer, _classifiers[id(transformer)]):
+    router, transformer.router = transformer.router, _classifiers[id(transformer)]
+    try:
         return _generate(target, target.scene(scene, matrix, scene.first_frame))
-
-
-class _RecordingRouter(nn.Module):
-    """Router that records its inputs."""
-
-    def __init__(self, router: nn.Module) -> None:
-        super().__init__()
-        self.router = router
-        self.calls: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, query: Tensor, key: Tensor, layer: int, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        self.calls.append((attention_scores(query, key)[0].float().cpu(), flatten_heads(query)[0].float().cpu()))
-        return self.router(query, key, layer, grid)
+    finally:
+        transformer.router = router
 
 
 def fit_classifier(target: ModelTarget, clips: int = FIT_CLIPS, steps: int = FIT_STEPS) -> TokenClassifier:
     """Fit a `TokenClassifier` on training clips with noise at several points of the schedule."""
     bundle, settings = target.bundle, target.settings
     noisy_target = ModelTarget(bundle, settings, FIT_SHARES, target.sampling.steps)
-    recorder = _RecordingRouter(bundle.transformer.router)
     inputs: list[list[tuple[Tensor, Tensor]]] = []
     labels: list[Tensor] = []
-    with _replaced_router(bundle.transformer, recorder):
-        for k in range(clips):
-            clip = make_clip(FIT_SEED + k, 2, settings.height, settings.width, settings.num_frames)
-            owned = target.grid.pixels_to_tokens(torch.from_numpy(clip.masks)) >= 0.5
-            background = ~owned.any(dim=0, keepdim=True)
-            label = torch.cat([owned, background]).float().argmax(dim=0).flatten()
-            scene = SuiteScene(clip, k % 2 == 0, np.zeros((0,)))
-            for point in noisy_target.points:
-                recorder.calls.clear()
-                noisy_target.predict_masks(scene, point, scene.first_frame)
-                inputs.append([*recorder.calls])
-                labels.append(label)
+
+    def record(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        query, key = arguments[:2]
+        inputs[-1].append((attention_scores(query, key)[0].float().cpu(), flatten_heads(query)[0].float().cpu()))
+
+    hook = bundle.transformer.router.register_forward_pre_hook(record)
+    for k in range(clips):
+        clip = make_clip(FIT_SEED + k, 2, settings.height, settings.width, settings.num_frames)
+        owned = target.grid.pixels_to_tokens(torch.from_numpy(clip.masks)) >= 0.5
+        background = ~owned.any(dim=0, keepdim=True)
+        label = torch.cat([owned, background]).float().argmax(dim=0).flatten()
+        scene = SuiteScene(clip, k % 2 == 0, np.zeros((0,)))
+        for point in noisy_target.points:
+            inputs.append([])
+            labels.append(label)
+            noisy_target.predict_masks(scene, point, scene.first_frame)
+    hook.remove()
     layers = range(len(inputs[0]))
     scores = [torch.cat([calls[layer][0] for calls in inputs], dim=1) for layer in layers]
     tokens = [torch.cat([calls[layer][1] for calls in inputs]) for layer in layers]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,15 @@ def _url(file: str | Path, folder: Path) -> str:
 
 
 def _table(text: str) -> str:
-    """Convert a Markdown table to HTML, and other lines to paragraphs."""
-    paragraphs, rows = [], []
-    for line in text.splitlines():
-        if line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if not all(set(cell) <= set("-: ") for cell in cells):
-                rows.append(cells)
-        elif line.strip():
-            paragraphs.append(f"<p>{escape(line.removeprefix('- '))}</p>")
-    lines = [
-        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-        for cells, tag in zip(rows, ["th", *["td"] * len(rows)], strict=False)
-    ]
-    return "".join([*(["<table>", *lines, "</table>"] if lines else []), *paragraphs])
+    """Convert Markdown tables to HTML, and other lines to paragraphs."""
+    parts = []
+    for is_table, lines in groupby(text.splitlines(), lambda line: line.startswith("|")):
+        if is_table:
+            cells = [[escape(cell.strip()) for cell in line.strip("|").split("|")] for line in lines]
+            head, *rows = [row for row in cells if any(set(cell) - set("-: ") for cell in row)]
+            parts.append(f"<table><tr><th>{'<th>'.join(head)}")
+            parts += [f"<tr><td>{'<td>'.join(row)}" for row in rows]
+            parts.append("</table>")
+        else:
+            parts += [f"<p>{escape(line.removeprefix('- '))}</p>" for line in lines if line.strip()]
+    return "".join(parts)

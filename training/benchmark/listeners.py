@@ -10,7 +10,6 @@ characters whose closed mouth measures more than `MAX_CLOSED_OPENING` (mostly be
 from __future__ import annotations
 
 import json as jsonlib
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,6 @@ import torch
 import tyro
 
 from bya_core.encoders.vad import LoudnessActivity, Span, speaking_spans
-from bya_core.errors import InputError
 from bya_core.evaluation.binding import listener_opening_ratio
 from bya_core.io.atomic import atomic_write
 from bya_core.scene.types import Speech
@@ -30,6 +28,7 @@ from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
 from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, draw
 from training.benchmark.targets import EvaluationTarget, GroundTruthTarget, ModelTarget, ReconstructionTarget
+from training.command_line import run_command
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import SAMPLE_RATE, PuppetClip
 
@@ -134,8 +133,4 @@ def main(options: ListenerOptions) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(ListenerOptions))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, ListenerOptions)

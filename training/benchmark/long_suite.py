@@ -27,6 +27,7 @@ from bya_core.scene.windows import Window
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.puppet_suite import ClipMetrics, evaluate_clip
 from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, with_references
+from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import GeneratedVideo, as_image
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
@@ -120,18 +121,15 @@ def long_report(
 
 def long_table(report: dict[str, Any]) -> str:
     """Format the figures as text with a Markdown table."""
-    lines = [f"{len(report['scenes'])} scenes of {len(report['windows'])} windows", ""]
-    lines.append("| window | seconds | mask IoU | swaps | binding | own speech | other | identity | color % |")
-    lines.append("|---|---|---|---|---|---|---|---|---|")
-    for k, window in enumerate(report["windows"]):
-        start, stop = (second / 25 for second in window["frames"])
-        lines.append(
-            f"| {k + 1} | {start:.1f} - {stop:.1f} | {window['mask_iou']:.3f} | {window['swap_rate']:.3f} | "
-            f"{window['binding']:.2f} | {window['own']:.2f} | {window['other']:.2f} | {window['identity']:.2f} | "
-            f"{window['color']:.2f} |"
-        )
+    keys = ("mask_iou", "swap_rate", "binding", "own", "other", "identity", "color")
+    rows = []
+    for k, window in enumerate(report["windows"], 1):
+        start, stop = (frame / 25 for frame in window["frames"])
+        rows.append([str(k), f"{start:.1f} - {stop:.1f}", *(number(window[key]) for key in keys)])
+    head = ["window", "seconds", "mask IoU", "swaps", "binding", "own speech", "other", "identity", "color %"]
+    lines = [f"{len(report['scenes'])} scenes of {len(report['windows'])} windows", "", markdown_table(head, rows), ""]
     drift = report["color_first_to_last"]
-    lines += ["", f"color drift from first to last window, worst scene: {drift:.2f} % (required: below 3 %)"]
+    lines.append(f"color drift from first to last window, worst scene: {drift:.2f} % (required: below 3 %)")
     lines.append(f"change at window boundaries relative to other frames: {report['seam']:.2f}")
     lines += [f"{k} in every window: {'passed' if ok else 'failed'}" for k, ok in report["passed"].items()]
     return "\n".join(lines)

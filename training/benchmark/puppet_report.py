@@ -20,6 +20,7 @@ from bya_core.weights.bundle import ModelBundle
 from training.benchmark.gallery import Cell, VideoStore
 from training.benchmark.puppet_suite import MEASURE, SHARES, VIDEO_NAMES, aggregate, scene_row
 from training.benchmark.scenes import SceneSettings, suite_scene
+from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import (
     EvaluationTarget,
     GroundTruthTarget,
@@ -163,32 +164,6 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    bundle: ModelBundle | None,
-    settings: SceneSettings,
-    *,
-    steps: int | None = None,
-    generate: bool = True,
-    codec: bool = False,
-    reference: str = "truth",
-) -> dict[str, Any]:
-    """Run the puppet suite in this process.
-
-    Args:
-        bundle: model on its device; None = evaluate `reference`.
-        settings: scenes; their size must fit the model.
-        steps: number of sampling steps; None = default of the bundle.
-        generate: False = evaluate the router only.
-        codec: also report "codec_ceiling", the ground truth reconstructed by the VAE.
-        reference: "truth" or "shuffled".
-
-    Returns:
-        JSON-serializable report; "ceiling" holds the metrics of the ground truth.
-    """
-    measurements = Measurements(generate=generate, codec=codec and bundle is not None)
-    return puppet_report(SceneEvaluator.create(bundle, settings, measurements, steps, reference))
-
-
 _evaluator: SceneEvaluator | None = None
 
 
@@ -233,21 +208,15 @@ def versions() -> dict[str, str]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Format the main figures as text."""
+    """Format the main figures as text with Markdown tables."""
     router, generated = report["router"], report["generated"]
-    lines = [f"{report['model']} on {len(report['seeds'])} held-out puppet scenes ({report['settings']['list']})", ""]
+    parts = [f"{report['model']} on {len(report['seeds'])} held-out puppet scenes ({report['settings']['list']})"]
     if router is not None:
-        lines += _router_lines(router)
+        parts.append(_router_table(router))
     if generated is None:
-        return "\n".join(lines)
-    lines.append(f"{'generated clips':<26}{'all':>8}{'first frame':>13}{'without':>9}{'truth':>8}{'codec':>8}")
-    columns = (
-        generated,
-        generated["with_first_frame"],
-        generated["without_first_frame"],
-        report["ceiling"],
-        report["codec_ceiling"],
-    )
+        return "\n\n".join(parts)
+    columns = (generated, generated["with_first_frame"], generated["without_first_frame"])
+    columns += (report["ceiling"], report["codec_ceiling"])
     rows = {
         "mask IoU with pixels": ("mask_iou",),
         "binding": ("binding", "accuracy"),
@@ -257,36 +226,42 @@ def table(report: dict[str, Any]) -> str:
         "listener stillness": ("listener_stillness",),
         "identity": ("identity",),
     }
-    for name, path in rows.items():
-        cells = [_format(_lookup(column, path)) for column in columns]
-        threshold = f"   required {THRESHOLDS[name]}" if name in THRESHOLDS else ""
-        lines.append(f"  {name:<24}{cells[0]:>8}{cells[1]:>13}{cells[2]:>9}{cells[3]:>8}{cells[4]:>8}{threshold}")
-    chance = generated["binding"]["chance"]
-    lines.append(f"  chance: binding {_format(chance)}, identity {1 / report['settings']['references']:.3f}")
+    parts.append(
+        markdown_table(
+            ["generated clips", "all", "first frame", "without", "truth", "codec", "required"],
+            [
+                [name, *(number(_lookup(column, path), 3) for column in columns), number(THRESHOLDS.get(name))]
+                for name, path in rows.items()
+            ],
+        )
+    )
+    chance = number(generated["binding"]["chance"], 3)
+    parts.append(f"chance: binding {chance}, identity {1 / report['settings']['references']:.3f}")
     if generated["by"]:
-        lines += ["", f"{'group':<12}{'scenes':>8}{'router IoU':>12}{'binding':>9}{'swapped':>9}{'identity':>10}"]
-    for name, part in generated["by"].items():
-        iou = None if router is None else router["headline_iou_by"][name]
-        cells = [_format(part[key]["accuracy"]) for key in ("binding", "binding_swapped")]
-        figures = f"{_format(iou):>12}{cells[0]:>9}{cells[1]:>9}{_format(part['identity']):>10}"
-        lines.append(f"  {name:<10}{part['scenes']:>8}{figures}")
-    return "\n".join(lines)
+        groups = []
+        for name, part in generated["by"].items():
+            iou = None if router is None else router["headline_iou_by"][name]
+            figures = iou, part["binding"]["accuracy"], part["binding_swapped"]["accuracy"], part["identity"]
+            groups.append([name, str(part["scenes"]), *(number(value, 3) for value in figures)])
+        parts.append(markdown_table(["group", "scenes", "router IoU", "binding", "swapped", "identity"], groups))
+    return "\n\n".join(parts)
 
 
-def _router_lines(router: dict[str, Any]) -> list[str]:
-    lines = [f"{'router IoU at noise':<26}{'with first frame':>18}{'without':>10}"]
+def _router_table(router: dict[str, Any]) -> str:
+    rows: list[tuple[str, float | None, float | None, str]] = []
     for point in router["points"]:
-        with_frame, without = point["with_first_frame"], point["without_first_frame"]
-        lines.append(f"  {point['share']:<24}{_format(with_frame):>18}{_format(without):>10}")
-    half = (router["headline_with_first_frame"], router["headline_without_first_frame"])
-    lines.append(f"  {'half noise and below':<24}{_format(half[0]):>18}{_format(half[1]):>10}")
-    required = f"required {THRESHOLDS['half noise and below']}"
-    lines.append(f"  {'mean of both':<24}{_format(router['headline_iou']):>18}{required:>20}")
-    required = f"required {THRESHOLDS['noisiest, first frame']}"
-    lines.append(f"  {'noisiest, first frame':<24}{_format(router['noisiest_with_first_frame']):>18}{required:>20}")
-    change, truth = router["change_on_static"], _format(router["change_on_static_of_truth"])
-    required = f"at most {THRESHOLDS['change on static']} (truth {truth}, {router['static_scenes']} scenes)"
-    return [*lines, f"  {'change on static people':<24}{_format(change):>18}     {required}", ""]
+        rows.append((str(point["share"]), point["with_first_frame"], point["without_first_frame"], "-"))
+    half, noisiest = "half noise and below", "noisiest, first frame"
+    truth = number(router["change_on_static_of_truth"], 3)
+    change = f"at most {THRESHOLDS['change on static']} (truth {truth}, {router['static_scenes']} scenes)"
+    rows += [
+        (half, router["headline_with_first_frame"], router["headline_without_first_frame"], "-"),
+        ("mean of both", router["headline_iou"], None, f"{THRESHOLDS[half]}"),
+        (noisiest, router["noisiest_with_first_frame"], None, f"{THRESHOLDS[noisiest]}"),
+        ("change on static people", router["change_on_static"], None, change),
+    ]
+    head = ["router IoU at noise", "with first frame", "without", "required"]
+    return markdown_table(head, [[name, number(a, 3), number(b, 3), required] for name, a, b, required in rows])
 
 
 def gallery_cells(report: dict[str, Any]) -> dict[str, dict[int, Cell]]:
@@ -304,7 +279,7 @@ def gallery_cell(row: dict[str, Any]) -> Cell:
     evaluated = [n for n, flag in enumerate(row["judged"]) if flag]
     correct = all(row["follows"][n] == row["should_follow"][n] for n in evaluated)
     own = [row["correlation"][n][k] for n, k in enumerate(row["should_follow"]) if k >= 0]
-    words = f"mask IoU {_format(row['mask_iou'])}, own speech {', '.join(f'{value:.2f}' for value in own)}"
+    words = f"mask IoU {number(row['mask_iou'], 3)}, own speech {', '.join(f'{value:.2f}' for value in own)}"
     return {"good": correct if evaluated else None, "words": [words]}
 
 
@@ -313,7 +288,3 @@ def _lookup(column: dict[str, Any] | None, path: tuple[str, ...]) -> float | Non
     for key in path:
         value = None if value is None else value[key]
     return value
-
-
-def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

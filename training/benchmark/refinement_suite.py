@@ -20,6 +20,7 @@ from bya_core.config import RefineConfig
 from bya_core.evaluation import mask_metrics as masking
 from bya_core.routing.refine import refine_masks
 from training.benchmark.scenes import SuiteScene
+from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import EvaluationTarget
 
 REFINE_SHARES = (0.7, 0.3)  # remaining fraction of the schedule: typical end of a probe, and late
@@ -149,10 +150,8 @@ def refinement_report(target: EvaluationTarget, scenes: list[SuiteScene], config
 
 def refinement_table(report: dict[str, Any]) -> str:
     """Format the figures as a Markdown table."""
-    lines = ["| noise | IoU before | after | flicker before | after | truth |", "|---|---|---|---|---|---|"]
-    for name, row in report["noises"].items():
-        cells = [row["iou before"], row["iou after"], row["flicker before"], row["flicker after"]]
-        cells.append(row["flicker of the truth"])
-        lines.append(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
+    keys = ("iou before", "iou after", "flicker before", "flicker after", "flicker of the truth")
+    rows = [[name, *(number(row[key], 3) for key in keys)] for name, row in report["noises"].items()]
+    table = markdown_table(["noise", "IoU before", "after", "flicker before", "after", "truth"], rows)
     duration = report["milliseconds for 4 characters on 13x30x45"]
-    return "\n".join([*lines, "", f"4 characters on 13x30x45: {duration:.0f} ms of CPU time"])
+    return f"{table}\n\n4 characters on 13x30x45: {duration:.0f} ms of CPU time"

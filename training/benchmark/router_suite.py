@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ from training.benchmark.baselines import Baseline, generate_baseline
 from training.benchmark.gallery import VideoStore
 from training.benchmark.puppet_suite import binding_score, evaluate_clip
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
+from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import GeneratedVideo, GroundTruthTarget, ModelTarget, decode_clips
 from training.puppets.world import Motion
 
@@ -150,20 +151,14 @@ class _Cost:
             self.seconds += time.process_time() - start
 
 
-@dataclass(frozen=True)
-class _RouterRun:
-    """Result and cost of a router."""
-
-    prepared: Prepared
-    routing: Routing
-    cost: _Cost = field(default_factory=_Cost)
+_RouterRun = tuple[Prepared, Routing, _Cost]
 
 
 def _variant_rows(
     target: ModelTarget, scene: SuiteScene, variants: dict[str, RouterVariant], videos: VideoStore | None
 ) -> Iterator[dict[str, Any]]:
     matrix, bundle = scene.clip.matrix, target.bundle
-    runs: dict[RouterConfig, _RouterRun] = {}
+    runs: dict[RouterConfig, _RouterRun] = {}  # one per router
     for name, variant in variants.items():
         row = {"seed": scene.clip.seed, "motion": scene.clip.motion, "way": name}
         cost = _Cost()
@@ -174,13 +169,15 @@ def _variant_rows(
                 video = generate_baseline(variant.baseline, target, scene, matrix)
         else:
             try:
-                run = runs[variant.routing] = runs.get(variant.routing) or _run_router(target, scene, variant.routing)
+                if variant.routing not in runs:
+                    runs[variant.routing] = _run_router(target, scene, variant.routing)
             except InputError as error:  # the pre router did not find every character
                 yield row | {"failed": str(error)}
                 continue
-            cost = replace(run.cost)
+            prepared, routing, router_cost = runs[variant.routing]
+            cost = replace(router_cost)
             with cost.measure(bundle.transformer):
-                latents, masks = denoise_latents(run.prepared, variant.apply(run.routing), bundle, ProgressTracker())
+                latents, masks = denoise_latents(prepared, variant.apply(routing), bundle, ProgressTracker())
                 video = GeneratedVideo(decode_clips(bundle, [latents])[0], masks.numpy())
         if videos is not None:
             videos.save(scene.clip, name, video.frames)
@@ -201,7 +198,7 @@ def _run_router(target: ModelTarget, scene: SuiteScene, config: RouterConfig) ->
     with cost.measure(target.bundle.transformer):
         prepared = prepare(target.scene(scene, scene.clip.matrix, scene.first_frame, config), target.bundle)
         routing = predict_masks(prepared, target.bundle)
-    return _RouterRun(prepared, routing, cost)
+    return prepared, routing, cost
 
 
 def _ground_truth(target: ModelTarget, scene: SuiteScene) -> GeneratedVideo:
@@ -249,15 +246,15 @@ def router_report(
 
     total = target.settings.scenes * len(variants)
     for index in range(target.settings.scenes):
-        scene_seed = target.settings.seed_base + index
-        missing = {name: variant for name, variant in variants.items() if (scene_seed, name) not in rows}
+        seed = target.settings.seed_base + index
+        missing = {name: variant for name, variant in variants.items() if (seed, name) not in rows}
         if not missing:
             continue
-        step = index * len(variants) + len(variants) - len(missing)
-        for row in _variant_rows(target, router_scene(target.settings, index), missing, videos):
-            rows[scene_seed, row["way"]] = row
-            step += 1
-            tracker.report(Progress(f"{row['way']}, scene {scene_seed}", step, total))
+        first = (index + 1) * len(variants) - len(missing)
+        scene_rows = _variant_rows(target, router_scene(target.settings, index), missing, videos)
+        for step, row in enumerate(scene_rows, first + 1):
+            rows[seed, row["way"]] = row
+            tracker.report(Progress(f"{row['way']}, scene {seed}", step, total))
         if save is not None:
             save(report())
     return report()
@@ -265,15 +262,13 @@ def router_report(
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Figures per variant, over all scenes and by motion."""
-    result: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(row["way"] for row in rows):
-        selected = [row for row in rows if row["way"] == name]
-        result[name] = {"all": aggregate_rows(selected)}
-        for motion in MOTIONS:
-            part = [row for row in selected if row["motion"] == motion]
-            if part:
-                result[name][motion] = aggregate_rows(part)
-    return result
+    parts: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        for part in ("all", row["motion"]):
+            parts.setdefault(row["way"], {}).setdefault(part, []).append(row)
+    return {
+        name: {part: aggregate_rows(selected) for part, selected in by_part.items()} for name, by_part in parts.items()
+    }
 
 
 def aggregate_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -302,21 +297,15 @@ def aggregate_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def router_table(report: dict[str, Any]) -> str:
     """Format the figures as a Markdown table."""
     head = ["variant", "mask IoU", *MOTIONS, "binding", *MOTIONS, "own / other", "swaps", "identity", "likeness"]
-    head += ["calls", "seconds"]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    rows = []
     for name, parts in report["summary"].items():
         overall = parts["all"]
         if not overall["scenes"]:
             continue
-        cells = [name]
-        for key in ("mask_iou", "binding accuracy"):
-            cells += [_cell(parts.get(part, {}).get(key)) for part in ("all", *MOTIONS)]
-        cells.append(f"{_cell(overall['own'])} / {_cell(overall['binding other'])}")
-        cells += [_cell(overall["swap_rate"]), _cell(overall["identity"]), _cell(overall.get("likeness"))]
-        cells += [f"{overall['calls']:.0f}", f"{overall['seconds']:.1f}"]
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+        cells = [
+            number(parts.get(p, {}).get(key)) for key in ("mask_iou", "binding accuracy") for p in ("all", *MOTIONS)
+        ]
+        cells.append(f"{number(overall['own'])} / {number(overall['binding other'])}")
+        cells += [number(overall.get(key)) for key in ("swap_rate", "identity", "likeness")]
+        rows.append([name, *cells, number(overall["calls"], 0), number(overall["seconds"], 1)])
+    return markdown_table([*head, "calls", "seconds"], rows)

@@ -32,6 +32,7 @@ from bya_core.scene.schema import read_scene_file
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.byab import Pair
 from training.benchmark.gallery import Cell
+from training.benchmark.tables import markdown_table, number
 
 FACE_SIZE = 299  # side of a face region for FID in pixels
 COLUMNS = {
@@ -294,28 +295,20 @@ def video_table(report: dict[str, Any]) -> str:
     """Format the figures like the paper's tables 2 to 4, without empty columns."""
     systems = report["systems"]
     shown = [key for key in COLUMNS if any(figures.get(key) is not None for figures in systems.values())]
-    head = ["Method", *(COLUMNS[key] for key in shown), "videos"]
-    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
-    for name, figures in systems.items():
-        cells = ["-" if figures.get(key) is None else f"{figures[key]:.2f}" for key in shown]
-        lines.append(" | ".join([name, *cells, str(figures["videos"])]))
-    table = "\n".join(f"| {line} |" for line in lines)
+    rows = [
+        [name, *(number(figures.get(key)) for key in shown), str(figures["videos"])]
+        for name, figures in systems.items()
+    ]
+    table = markdown_table(["Method", *(COLUMNS[key] for key in shown), "videos"], rows)
     return "\n".join([table, "", *(f"- {notice}" for notice in report["notices"])]).rstrip()
 
 
 def gallery_rows(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Cell]]]:
     """Rows for the gallery: (clip, system -> cell)."""
     for clip in dict.fromkeys(row["clip"] for row in rows):
-        yield (
-            clip,
-            {
-                row["system"]: {
-                    "video": row["video"],
-                    "picture": row["picture"],
-                    "good": row["passed"],
-                    "words": row["text"],
-                }
-                for row in rows
-                if row["clip"] == clip
-            },
-        )
+        cells = {}
+        for row in rows:
+            if row["clip"] == clip:
+                cell = {"video": row["video"], "picture": row["picture"], "good": row["passed"], "words": row["text"]}
+                cells[row["system"]] = cell
+        yield clip, cells

@@ -19,7 +19,7 @@ from training.benchmark.ablations import (
     apply_variant,
     initialize_router,
     main,
-    markdown_table,
+    ablation_table,
     report,
 )
 from training.data.dataset import ClipFolder
@@ -116,7 +116,7 @@ def test_the_table_shows_mean_spread_and_paired_difference():
     assert sigmoid["figures"]["iou"] == {"mean": 0.51, "seeds": 2, "deviation": pytest.approx(0.1556, abs=1e-4)}
     assert sigmoid["from_base"]["iou"]["mean"] == pytest.approx(-0.09)
     assert sigmoid["from_base"]["iou"]["deviation"] == pytest.approx(0.0141, abs=1e-4)
-    table = markdown_table(summary)
+    table = ablation_table(summary)
     assert "| 2 | 0.510 ± 0.156 |" in table and "-0.090 ± 0.014 |" in table
     lora = next(line for line in table.splitlines() if "without LoRA" in line)
     assert "| 1 | 0.700 |" in lora and lora.endswith("| +0.000 |")

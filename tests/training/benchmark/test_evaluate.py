@@ -1,4 +1,4 @@
-"""Puppet suite: the ground truth scores about 1, other scenes score at chance, any model can be evaluated."""
+"""Puppet suite: metrics of the ground truth, of other scenes and of a random model; resumed reports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bya_core.errors import InputError
-from bya_core.evaluation import mask_metrics as masks
+from bya_core.evaluation.mask_metrics import mean_iou
 from bya_core.grid import TokenGrid
 from bya_core.toy.segmentation import segment_characters
-from training.benchmark.puppet_report import Measurements, SceneEvaluator, evaluate, in_processes, puppet_report, table
+from training.benchmark.puppet_report import Measurements, SceneEvaluator, in_processes, puppet_report, table
 from training.benchmark.puppet_suite import SHARES, evaluate_clip
 from training.benchmark.scenes import SceneSettings, all_scenes, redrawn, suite_scene, talk_of
 from training.benchmark.targets import GeneratedVideo, ModelTarget
@@ -32,7 +32,11 @@ def bundle(random_bundle):
     return random_bundle(5)
 
 
-def test_ground_truth_scores_about_one():
+def evaluate(bundle, settings, *, steps=None, generate=True, reference="truth"):
+    return puppet_report(SceneEvaluator.create(bundle, settings, Measurements(generate=generate), steps, reference))
+
+
+def test_ground_truth_scores_one():
     report = evaluate(None, SETTINGS)
     assert report["router"]["headline_iou"] > 0.99 and report["router"]["noisiest_with_first_frame"] > 0.99
     figures = report["generated"]
@@ -44,10 +48,11 @@ def test_ground_truth_scores_about_one():
     assert figures["with_first_frame"]["identities_judged"] == 4
     assert report["router"]["change_on_static"] == report["router"]["change_on_static_of_truth"]
     assert report["ceiling"] == figures
+    assert "truth on 4 held-out puppet scenes" in table(report) and "binding swapped" in table(report)
 
 
 @pytest.mark.slow
-def test_other_scenes_score_at_chance():
+def test_shuffled_scenes_score_at_chance():
     report = evaluate(None, SceneSettings(scenes=12), reference="shuffled")
     assert report["router"]["headline_iou"] < 0.4
     figures = report["generated"]
@@ -59,7 +64,7 @@ def test_other_scenes_score_at_chance():
     assert figures["mask_iou"] < 0.6 < report["ceiling"]["mask_iou"]
 
 
-def test_a_mixed_list_contains_every_combination():
+def test_mixed_scenes_cover_all_combinations():
     settings = SceneSettings(scenes=32, characters="mixed")
     kinds = {(settings.num_characters(k), k % 2 == 0, talk_of(k), k % 8) for k in range(32)}
     assert len(kinds) == 32 and {kind[0] for kind in kinds} == {1, 2, 3, 4}
@@ -70,15 +75,14 @@ def test_a_mixed_list_contains_every_combination():
 
 
 @pytest.mark.slow
-def test_resumed_and_grouped_reports():
+def test_report_resume_and_groups():
     settings = SceneSettings(scenes=8, characters="mixed")
     complete = puppet_report(SceneEvaluator.create(None, settings, Measurements()))
     assert set(complete["generated"]["by"]) >= {"n = 1", "n = 2", "n = 3", "n = 4"}
     assert complete["generated"]["by"]["n = 4"]["identities_judged"] == 8
     assert complete["generated"]["by"]["n = 1"]["binding"]["judged"] == 0
     saved: list[dict] = []
-    partial = SceneEvaluator.create(None, replace(settings, scenes=5), Measurements())
-    first = puppet_report(partial, save=saved.append)
+    first = puppet_report(SceneEvaluator.create(None, replace(settings, scenes=5), Measurements()), save=saved.append)
     assert len(saved) == 5 and saved[2]["seeds"] == complete["seeds"][:3]
     steps: list[int] = []
     previous = json.loads(json.dumps(first))
@@ -93,7 +97,7 @@ def test_resumed_and_grouped_reports():
 
 
 @pytest.mark.slow
-def test_processes_produce_the_same_rows():
+def test_multiple_processes_return_the_same_rows():
     settings = SceneSettings(scenes=2, characters="mixed")
     create = functools.partial(SceneEvaluator.create, None, settings, Measurements(generate=False))
     expected = puppet_report(create())
@@ -102,14 +106,13 @@ def test_processes_produce_the_same_rows():
 
 
 @pytest.mark.parametrize("characters", [1, 2, 3])
-def test_segmentation_of_drawn_pixels(characters):
+def test_segmentation(characters):
     clips = [make_clip(1_000_100 + k, characters) for k in range(4)]
-    regions = [segment_characters(c.frames, c.portraits, shared_rgb=MOUTH_RGB) for c in clips]
-    scores = [masks.mean_iou(region, clip.masks) for region, clip in zip(regions, clips, strict=True)]
-    assert np.mean(scores) > 0.8
+    ious = [mean_iou(segment_characters(c.frames, c.portraits, shared_rgb=MOUTH_RGB), c.masks) for c in clips]
+    assert np.mean(ious) > 0.8
 
 
-def test_swapped_speeches_move_the_other_mouth():
+def test_redrawn_clip_moves_the_assigned_mouth():
     scene = suite_scene(SETTINGS, 0)
     clip = redrawn(scene, SETTINGS, scene.swapped)
     assert np.allclose(clip.opening, scene.clip.opening[::-1])
@@ -119,7 +122,7 @@ def test_swapped_speeches_move_the_other_mouth():
     assert swapped.correct[swapped.judged].all() and not given.correct[given.judged].any()
 
 
-def test_a_black_video_without_masks_scores_zero():
+def test_black_video_scores_zero():
     scene = suite_scene(SETTINGS, 1)
     video = GeneratedVideo(np.zeros_like(scene.clip.frames), np.zeros((2, 5, 8, 12)))
     metrics = evaluate_clip(video, scene, scene.clip.matrix, GRID)
@@ -127,7 +130,7 @@ def test_a_black_video_without_masks_scores_zero():
     assert not metrics.binding.correct.any()
 
 
-def test_scenes_are_held_out_and_varied():
+def test_scene_selection():
     with pytest.raises(InputError, match="used for training"):
         SceneSettings(seed_base=5)
     scenes = all_scenes(SceneSettings(scenes=8))
@@ -139,7 +142,7 @@ def test_scenes_are_held_out_and_varied():
         assert np.array_equal(scene.references[1, 1], scene.clip.portraits[0])
 
 
-def test_predicted_masks_depend_on_noise_and_first_frame(bundle):
+def test_predict_masks(bundle):
     settings = SceneSettings(scenes=1, num_frames=9)
     target = ModelTarget(bundle, settings, SHARES)
     assert [p.noise for p in target.points] == sorted((p.noise for p in target.points), reverse=True)
@@ -151,7 +154,7 @@ def test_predicted_masks_depend_on_noise_and_first_frame(bundle):
     assert not np.allclose(late, target.predict_masks(scene, target.points[-1], first_frame=False))
 
 
-def test_the_report_of_a_random_model_is_complete(bundle):
+def test_report_of_random_model(bundle):
     settings = SceneSettings(scenes=2, num_frames=9)
     report = evaluate(bundle, settings, steps=2)
     assert json.loads(json.dumps(report))["seeds"] == [1_000_000, 1_000_001]
@@ -159,17 +162,22 @@ def test_the_report_of_a_random_model_is_complete(bundle):
     assert len(report["settings"]["transformer_sha256"]) == 64
     assert len(report["router"]["points"]) == 5 and len(report["router"]["per_layer"]) == 2
     assert report["seconds"] > 0 and report["codec_ceiling"] is None
-    assert "binding swapped" in table(report)
-    again = evaluate(bundle, settings, steps=2)
-    assert again["router"] == report["router"] and again["scenes"] == report["scenes"]
+    assert "| binding swapped |" in table(report)
+    assert evaluate(bundle, settings, steps=2)["scenes"] == report["scenes"]
 
 
-def test_the_command_writes_its_report(tmp_path, capsys):
+def test_evaluate_command(tmp_path, capsys):
     path = tmp_path / "truth.json"
-    main(EvaluateOptions(model="truth", scenes=1, json=path))
-    assert json.loads(path.read_text())["generated"]["identity"] == 1.0
-    assert "truth on 1 held-out puppet scenes" in capsys.readouterr().out
+    options = EvaluateOptions(model="truth", scenes=1, json=path, generate=False)
+    main(options)
+    report = json.loads(path.read_text())
+    assert report["router"]["headline_iou"] > 0.99 and report["generated"] is None and "torch" in report["versions"]
+    assert "truth on 1 held-out puppet scenes" in (text := capsys.readouterr().out) and "generated clips" not in text
+    path.write_text(json.dumps({key: value for key, value in report.items() if key != "scenes"}))
+    main(options)  # a published report without rows is computed again
+    assert json.loads(path.read_text())["scenes"] == report["scenes"]
     with pytest.raises(InputError, match="--json"):
-        main(EvaluateOptions(model="truth", scenes=1, json=tmp_path / "nowhere" / "a.json"))
-    router_only = evaluate(None, SceneSettings(scenes=1), generate=False)
-    assert router_only["generated"] is None and "generated" not in table(router_only)
+        main(replace(options, json=tmp_path / "nowhere" / "a.json"))
+    path.write_text('{"suite": "routers"}')
+    with pytest.raises(InputError, match="suite puppets"):
+        main(options)
