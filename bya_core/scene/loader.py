@@ -42,7 +42,9 @@ def load_scene(
     Args:
         path: JSON file; paths in it are relative to its folder.
         model: The model that will generate it, for sizes and sampling options that the file leaves out.
-        steps, seed, preset: Override the options of the file.
+        steps: Overrides the number of denoising steps of the file.
+        seed: Overrides the seed of the file.
+        preset: Overrides the preset of the file.
 
     Raises:
         InputError: A file that is missing or invalid.

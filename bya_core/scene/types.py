@@ -90,7 +90,8 @@ class Scene:
         prompt: Description of the video.
         characters: N characters, in the order of all masks.
         speeches: M audio streams; None is a silent listener.
-        height, width: Size in pixels.
+        height: Height in pixels.
+        width: Width in pixels.
         num_frames: Number of video frames F.
         audio_character_matrix: [M, N] in 0..1, which speech drives which character; None assigns speech i to
             character i.
