@@ -7,7 +7,6 @@ A shot specifies positions and speakers; the ground truth holds masks, speeches 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import tyro
 
 from bya_core.io.media import write_video
 from training.curation.record import FPS
@@ -199,8 +199,12 @@ def demo_shots(seed: int = 3_000_000, seconds: float = 4.0) -> list[Shot]:
     ]
 
 
-def main(folder: Path) -> None:
-    """Write three videos and their ground truth."""
+def main(folder: tyro.conf.Positional[Path]) -> None:
+    """Write three videos and their ground truth.
+
+    Args:
+        folder: Output folder.
+    """
     for name in ("videos", "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(3):
@@ -209,4 +213,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    tyro.cli(main)
