@@ -15,8 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bya_core.pipelines.generate import Video, generate
+    from bya_core.pipelines.generate import generate
     from bya_core.pipelines.load import load_model
+    from bya_core.pipelines.sample import Video
     from bya_core.scene.loader import load_scene
     from bya_core.scene.types import Character, Scene, Speech
 
@@ -27,7 +28,7 @@ _MODULES = {
     "Character": "bya_core.scene.types",
     "Scene": "bya_core.scene.types",
     "Speech": "bya_core.scene.types",
-    "Video": "bya_core.pipelines.generate",
+    "Video": "bya_core.pipelines.sample",
     "generate": "bya_core.pipelines.generate",
     "load_model": "bya_core.pipelines.load",
     "load_scene": "bya_core.scene.loader",

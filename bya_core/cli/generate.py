@@ -13,8 +13,8 @@ from bya_core.cli.common import ProgressBar, RuntimeOptions, SamplingOptions, Sc
 from bya_core.errors import Cancelled, Paused
 
 if TYPE_CHECKING:
-    from bya_core.pipelines.generate import Video
     from bya_core.pipelines.long_video import LongVideo
+    from bya_core.pipelines.sample import Video
     from bya_core.progress import ProgressCallback
     from bya_core.scene.types import Scene
     from bya_core.weights.bundle import ModelBundle

@@ -8,64 +8,28 @@ between: `prepare` encodes the inputs, `route` predicts the character masks, `sa
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import tempfile
+from pathlib import Path
 
 import torch
-from einops import rearrange
-from torch import Tensor
 
-from bya_core.grid import TokenGrid
-from bya_core.io.atomic import check_output
-from bya_core.io.media import mix_speeches, write_video
+from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.pipelines.prepare import prepare
+from bya_core.pipelines.sample import Video, sample
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
-from bya_core.routing import Routing
 from bya_core.routing.route import route
-from bya_core.sampling import Prepared, build_scheduler, denoise
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
 __all__ = ["Progress", "ProgressCallback", "Video", "generate", "prepare", "route", "sample"]
 
 
-@dataclass(frozen=True)
-class Video:
-    """A generated video.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-        masks: character masks [N, T, h, w] in 0..1, those of the last denoising step.
-        grid: token grid of the masks; `grid.tokens_to_pixels(masks)` resizes them to the frames.
-        audio: ([channels, samples], sample rate in Hz), the mix of all speeches; None if there is no speech.
-        matrix: audio-character matrix [M, N] that was used.
-        notices: what the user should know, one sentence each.
-        seconds: duration of each stage in seconds.
-        fps: frames per second.
-    """
-
-    frames: Tensor
-    masks: Tensor
-    grid: TokenGrid
-    audio: tuple[Tensor, int] | None
-    matrix: Tensor
-    notices: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-    fps: float = 25.0
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the video with its audio as mp4.
-
-        Raises:
-            InputError: A path that does not end in .mp4 or cannot be written.
-        """
-        write_video(check_output(path, (".mp4",), "the video"), self.frames, self.fps, self.audio)
-
-
 @torch.no_grad()
 def generate(scene: Scene, model: ModelBundle, callback: ProgressCallback | None = None) -> Video:
-    """Generate the video of a scene.
+    """Generate the video of a scene. A scene longer than one window is generated window by window.
+
+    The windows are stored in a temporary folder; `bya_core.pipelines.long_video.generate_long` keeps them, and reads
+    the frames from disk instead of holding the whole video in memory.
 
     Args:
         scene: the scene, see `bya_core.load_scene`.
@@ -76,59 +40,9 @@ def generate(scene: Scene, model: ModelBundle, callback: ProgressCallback | None
         InputError: the scene does not fit the model, or no face was found in an image.
         Cancelled: `callback` returned False.
     """
+    if len(plan(scene, model)) > 1:
+        with tempfile.TemporaryDirectory(prefix="bya_") as folder:
+            return generate_long(scene, model, Path(folder), callback).load()
     tracker = ProgressTracker(callback)
     prepared = prepare(scene, model, tracker)
-    routing = route(prepared, model, tracker)
-    return sample(prepared, routing, model, tracker)
-
-
-@torch.no_grad()
-def sample(prepared: Prepared, routing: Routing, model: ModelBundle, tracker: ProgressTracker | None = None) -> Video:
-    """Denoise and decode the video, continuing from the latents of the router. Raises as `generate` does.
-
-    Args:
-        prepared: the encoded scene.
-        routing: character masks and, with the intra router, partially denoised latents.
-        model: the model.
-        tracker: reports and measures the stages.
-    """
-    scene, tracker = prepared.scene, tracker or ProgressTracker()
-    latents, masks = denoise_latents(prepared, routing, model, tracker)
-    frames = decode_latents(latents, model, tracker)
-    audio = mix_speeches(scene.sounds, scene.seconds)
-    notices = (*scene.notices, *routing.notices, *model_notices(scene, model))
-    return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds, scene.fps)
-
-
-@torch.no_grad()
-def denoise_latents(
-    prepared: Prepared, routing: Routing, model: ModelBundle, tracker: ProgressTracker
-) -> tuple[Tensor, Tensor]:
-    """Clean latents [1, T, C, H, W] and the masks [N, T, h, w] of the last step."""
-    sampling = prepared.scene.sampling
-    conditions = routing.apply_to(prepared.conditions)
-    scheduler = build_scheduler(sampling.scheduler, model.scheduler_config)
-    with tracker.stage("Denoising", sampling.steps) as callback:
-        result = denoise(model.transformer, scheduler, conditions, sampling, callback=callback, state=routing.state)
-    # no masks: the router has run all steps
-    masks = routing.masks if result.masks is None else result.masks.float().cpu()
-    return result.latents, masks
-
-
-@torch.no_grad()
-def decode_latents(latents: Tensor, model: ModelBundle, tracker: ProgressTracker) -> Tensor:
-    """Latents [1, T, C, H, W] to frames, uint8 [F, H, W, 3] on the CPU."""
-    with tracker.stage("Decoding"):
-        pixels = model.codec.decode(latents.to(model.device, model.dtype))[0].float()
-        frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
-    return frames.cpu()
-
-
-def model_notices(scene: Scene, model: ModelBundle) -> Iterator[str]:
-    """Notices where the scene differs from the training data of the model."""
-    native, count = model.native, len(scene.characters)
-    if model.max_characters is not None and count > model.max_characters:
-        yield f"{count} characters, but {model.name} was trained with at most {model.max_characters}."
-    if (scene.height, scene.width) != (native.height, native.width):
-        trained = f"{native.width}x{native.height}"
-        yield f"{scene.width}x{scene.height} pixels, but {model.name} was trained at {trained}; expect reduced quality."
+    return sample(prepared, route(prepared, model, tracker), model, tracker)

@@ -21,8 +21,8 @@ from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image
 from bya_core.io.overlay import render_overlay
 from bya_core.masks import MaskControl, mask_statistics
-from bya_core.pipelines.generate import Video
 from bya_core.pipelines.long_video import generate_long, plan
+from bya_core.pipelines.sample import Video
 from bya_core.pipelines.window_files import fingerprint
 from bya_core.progress import ProgressCallback
 from bya_core.routing import Routing
@@ -162,9 +162,9 @@ def sample_windows(scene: Scene, model: ModelBundle, folder: Path, callback: Pro
         callback: as in `generate`.
     """
     made = generate_long(scene, model, folder / fingerprint(scene, model)[:16], callback)
-    frames = torch.stack(list(made.frames))
+    video = made.load()
     made.files.remove(len(made.windows))
-    return Video(frames, made.masks, made.grid, made.audio, made.matrix, made.notices, made.seconds, scene.fps)
+    return video
 
 
 def routing_summary(scene: Scene, routing: Routing, first_window: bool = False) -> str:

@@ -30,11 +30,12 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import mix_speeches
 from bya_core.masks import MaskControl
-from bya_core.pipelines.generate import decode_latents, denoise_latents, model_notices, prepare, route
-from bya_core.pipelines.prepare import speech_features
+from bya_core.pipelines.prepare import prepare, speech_features
+from bya_core.pipelines.sample import Video, decode_latents, denoise_latents, model_notices
 from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerprint
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing.audio_assignment import with_audio_assignment
+from bya_core.routing.route import route
 from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene, prompt_at
 from bya_core.scene.windows import Window, WindowJoiner, plan_windows
@@ -66,6 +67,12 @@ class LongVideo:
     seconds: dict[str, float]
     windows: tuple[dict[str, Any], ...]
     files: WindowFolder
+    fps: float = 25.0
+
+    def load(self) -> Video:
+        """The video with all frames in memory."""
+        frames = torch.stack(list(self.frames))
+        return Video(frames, self.masks, self.grid, self.audio, self.matrix, self.notices, self.seconds, self.fps)
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,7 @@ def generate_long(
         seconds=job.tracker.seconds,
         windows=tuple(rows),
         files=job.files,
+        fps=scene.fps,
     )
 
 

@@ -25,7 +25,8 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from bya_core.grid import TokenGrid
-from bya_core.pipelines.generate import denoise_latents, prepare, route
+from bya_core.pipelines.generate import prepare, route
+from bya_core.pipelines.sample import denoise_latents
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.scene.types import Character, Scene, Speech

@@ -22,7 +22,8 @@ import torch
 from bya_core.config import BackgroundAudio, RefineConfig, Region, RouterConfig
 from bya_core.errors import InputError
 from bya_core.masks import time_union, to_boxes
-from bya_core.pipelines.generate import denoise_latents, prepare
+from bya_core.pipelines.prepare import prepare
+from bya_core.pipelines.sample import denoise_latents
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.routing.refine import refine
 from bya_core.routing.result import Routing

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bya_core.config import RouterConfig
 from bya_core.grid import TokenGrid
-from bya_core.pipelines.generate import denoise_latents, prepare, route
+from bya_core.pipelines.generate import prepare, route
+from bya_core.pipelines.sample import denoise_latents
 from bya_core.progress import ProgressTracker
 from bya_core.sampling import build_scheduler
 from bya_core.sampling.conditions import build_branch_inputs

@@ -52,6 +52,15 @@ def test_a_scene_of_one_window_is_the_ordinary_video(
     assert torch.equal(frames_of(made), video.frames) and torch.equal(made.masks, video.masks)
 
 
+def test_generate_uses_windows_for_a_long_scene(
+    whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
+) -> None:
+    video = generate(long_scene(), bundle)
+    assert torch.equal(video.frames, frames_of(whole)) and torch.equal(video.masks, whole.masks)
+    video.save(tmp_path / "long.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["long.mp4"]
+
+
 @pytest.mark.parametrize("where", ["Window 1 of 4: Decoding", "Window 3 of 4: Denoising"])
 def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
     whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, where: str
