@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bya_core.pipelines.interactive import AudioAssignment
 
 MASK_ORDER = "characters x latent frames, all frames of the first character first, at the size of the video"
+PROBE = {"threshold": "threshold", "max_percent": "max_fraction", "num_seeds": "num_seeds"}  # widgets -> fields
 REPORT = "Coverage and confidence per character, audio assignment, notices."
 REFINE = ("threshold", "propagate", "max_regions", "fill_holes", "smoothing", "exclusive", "grow")
 
@@ -101,20 +102,16 @@ class EmbeddingRouter(io.ComfyNode):
         scene: types.SceneValue,
         audio_assignment: AudioAssignment,
         audio_character_matrix: str,
-        probe_steps: int,
-        threshold: float,
-        max_percent: float,
-        num_seeds: int,
-        static_masks: bool,
         masks: Any = None,
-        **given: Any,
+        **options: Any,
     ) -> io.NodeOutput:
         from bya_core.pipelines.generate import prepare, route
         from bya_core.pipelines.interactive import first_window, routing_summary, set_router
         from bya_core.progress import ProgressTracker
 
-        probe = ProbeConfig(threshold, max_percent, probe_steps or None, num_seeds)
-        router = RouterConfig(probe=probe, static=static_masks, **given)
+        values = {field: options.pop(name) for name, field in PROBE.items()}
+        probe = ProbeConfig(**values, steps=options.pop("probe_steps") or None)
+        router = RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
         model = scene.model
         with host.cancellable():
             whole = set_router(scene.scene, router, model.bundle, audio_assignment, audio_character_matrix, masks)
