@@ -1,4 +1,4 @@
-"""The pack's nodes: thin, one family a file; everything they do is in bya_core."""
+"""The nodes of the pack. They only convert inputs and outputs; the functionality is in bya_core."""
 
 from __future__ import annotations
 

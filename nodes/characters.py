@@ -1,4 +1,4 @@
-"""Characters: a face and a voice make one, several make a cast."""
+"""BYA Face Encode, BYA Audio Encode and BYA Cast: the characters of a scene."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class AudioEncode(io.ComfyNode):
 
 
 class Cast(io.ComfyNode):
-    """Available if the host supports inputs that grow."""
+    """Available if ComfyUI supports `io.Autogrow`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -121,7 +121,7 @@ class Cast(io.ComfyNode):
     def execute(cls, characters: dict[str, Any]) -> io.NodeOutput:
         from bya_core.scene.compose import combine_casts
 
-        given = [cast for cast in characters.values() if cast is not None]
-        if not given:
+        casts = [cast for cast in characters.values() if cast is not None]
+        if not casts:
             raise InputError("a cast without characters", "at least 1 character", "connect BYA Face Encode")
-        return io.NodeOutput(combine_casts(*given))
+        return io.NodeOutput(combine_casts(*casts))

@@ -43,8 +43,8 @@ def from_pil(picture: PIL.Image.Image) -> Tensor:
 def one_image(batch: Tensor, what: str) -> Tensor:
     """IMAGE with one image -> [3, H, W] in 0..1. Raises InputError for none or several."""
     if batch is None or batch.shape[0] != 1:
-        came = f"{what} is {'missing' if batch is None else f'a batch of {batch.shape[0]} images'}"
-        raise InputError(came, "exactly one image", "select one, for example with ImageFromBatch")
+        problem = f"{what} is {'missing' if batch is None else f'a batch of {batch.shape[0]} images'}"
+        raise InputError(problem, "exactly one image", "select one, for example with ImageFromBatch")
     return batch[0, ..., :3].permute(2, 0, 1).cpu().float().clamp(0, 1).contiguous()
 
 
@@ -57,14 +57,16 @@ def one_speech(recording: dict[str, Any] | None, offset: float, gain: float) -> 
     from bya_core.scene.types import Speech
 
     if recording is None or recording["waveform"].shape[0] != 1:
-        came = "no audio" if recording is None else f"a batch of {recording['waveform'].shape[0]} recordings"
-        raise InputError(came, "exactly one recording", "connect one; leave speech unconnected for a silent listener")
+        problem = "no audio" if recording is None else f"a batch of {recording['waveform'].shape[0]} recordings"
+        raise InputError(
+            problem, "exactly one recording", "connect one; leave speech unconnected for a silent listener"
+        )
     if recording["waveform"].shape[-1] == 0:
         raise InputError("an empty recording", "at least one sample", "choose another file")
     speech = Speech(recording["waveform"][0].cpu().float(), int(recording["sample_rate"]), offset, gain)
     if speech.end <= 0:
-        came = f"the speech ends {-speech.end:.2f} s before the video starts"
-        raise InputError(came, "an offset shorter than the recording", "correct the offset")
+        problem = f"the speech ends {-speech.end:.2f} s before the video starts"
+        raise InputError(problem, "an offset shorter than the recording", "correct the offset")
     return speech
 
 
@@ -76,5 +78,5 @@ def audio(sound: tuple[Tensor, int] | None, seconds: float) -> dict[str, Any]:
 
 def video(frames: Tensor, sound: dict[str, Any] | None, fps: float) -> Any:
     """IMAGE and AUDIO -> VIDEO."""
-    rate = Fraction(fps).limit_denominator(1001)
-    return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=rate, audio=sound))
+    frame_rate = Fraction(fps).limit_denominator(1001)
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=frame_rate, audio=sound))

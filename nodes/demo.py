@@ -1,4 +1,4 @@
-"""Load Demo: images and voices that come with the pack, so that every workflow runs at once."""
+"""BYA Load Demo: images and voices that come with the pack."""
 
 from __future__ import annotations
 

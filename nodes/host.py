@@ -1,4 +1,4 @@
-"""Everything that touches ComfyUI: progress, previews, cancellation, folders, errors. Model memory is in host_model."""
+"""Access to ComfyUI: progress, previews, cancellation, folders, errors. Model memory is in host_model."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def resolve_model(name: str) -> tuple[str, Path | None]:
 
 def _local_models() -> dict[str, Path]:
     """Model folders and converted files in the registered folders."""
-    for place in folder_paths.get_folder_paths(FOLDER):
-        add_model_folder(Path(place))
+    for folder in folder_paths.get_folder_paths(FOLDER):
+        add_model_folder(Path(folder))
     return local_models()
 
 
@@ -66,13 +66,13 @@ def download(name: str) -> None:
 
     bar = comfy.utils.ProgressBar(1)
 
-    def watch(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         management.throw_exception_if_processing_interrupted()
         bar.update_absolute(progress.step // 10**6, max(1, progress.total // 10**6))
 
     if name in MODELS and MODELS[name].components and not MODELS[name].available:
-        _local_models()  # registers ComfyUI's folder
-        registry.download_model(name, callback=watch)
+        _local_models()  # registers ComfyUI's folders
+        registry.download_model(name, callback=report)
 
 
 def temporary_folder() -> Path:
@@ -82,7 +82,7 @@ def temporary_folder() -> Path:
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Work that ComfyUI can interrupt before every layer of any network."""
+    """Context in which ComfyUI can interrupt before every layer of any network."""
 
     def check(module: nn.Module, inputs: Any) -> None:
         if torch.compiler.is_compiling():  # would break the graph at every layer
@@ -96,7 +96,7 @@ def cancellable() -> Iterator[None]:
 
 @contextmanager
 def running(model: HostModel, scene: Scene) -> Iterator[None]:
-    """Cancellable work on a scene, with memory reserved before and released after."""
+    """Context for work on a scene: cancellable, with memory reserved before and released after."""
     model.reserve_memory(scene)
     with cancellable():
         try:
@@ -110,7 +110,7 @@ def progress_callback(model: HostModel, scene: Scene) -> ProgressCallback:
     bar = comfy.utils.ProgressBar(1)
     painter: list[Callable[..., Any]] = []
 
-    def watch(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         management.throw_exception_if_processing_interrupted()
         if progress.total == 1:
             return
@@ -123,7 +123,7 @@ def progress_callback(model: HostModel, scene: Scene) -> ProgressCallback:
             picture = ("JPEG", painter[0](progress.info), PREVIEW_SIDE)
         bar.update_absolute(progress.step, progress.total, picture)
 
-    return watch
+    return report
 
 
 def to_cpu(value: Any) -> Any:
@@ -149,16 +149,16 @@ def plain_errors(execute: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator for `execute`: missing packages become one sentence, cancellation ComfyUI's own exception."""
 
     @functools.wraps(execute)
-    def run(*given: Any, **named: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return execute(*given, **named)
-        except Cancelled as stopped:
-            raise management.InterruptProcessingException() from stopped
+            return execute(*args, **kwargs)
+        except Cancelled as error:
+            raise management.InterruptProcessingException() from error
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             project = next((p.project for p in PACKAGES if p.module == missing), missing)
-            came = f"the Python package {project} is missing"
-            do = f"run pip install {project} with ComfyUI's Python, then start ComfyUI again"
-            raise InputError(came, "it to be installed", do) from error
+            problem = f"the Python package {project} is missing"
+            hint = f"run pip install {project} with ComfyUI's Python, then start ComfyUI again"
+            raise InputError(problem, "it to be installed", hint) from error
 
     return run

@@ -1,4 +1,4 @@
-"""BYA Load Model: a model of the registry or one's own."""
+"""BYA Load Model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask viewers: an overlay of all masks, or the mask of one character."""
+"""BYA Mask Overlay and BYA Select Character Mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks before and after a run: preflight and binding report."""
+"""BYA Preflight and BYA Binding Report: checks before and after a run."""
 
 from __future__ import annotations
 

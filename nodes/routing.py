@@ -1,4 +1,4 @@
-"""The router's masks, and editing them."""
+"""BYA Embedding Router and BYA Mask Refine."""
 
 from __future__ import annotations
 
@@ -179,12 +179,12 @@ class MaskRefine(io.ComfyNode):
     @classmethod
     @host.plain_errors
     def execute(
-        cls, routing: types.RoutingValue, refine: bool, restart: bool, override_mask: Any = None, **given: Any
+        cls, routing: types.RoutingValue, refine: bool, restart: bool, override_mask: Any = None, **options: Any
     ) -> io.NodeOutput:
         from bya_core.pipelines.interactive import MaskEdit, edit_masks, routing_summary
 
-        options = RefineConfig(**{name: given.pop(name) for name in REFINE}) if refine else None
-        edit = MaskEdit(options, restart, override_mask, **given)
+        config = RefineConfig(**{name: options.pop(name) for name in REFINE})
+        edit = MaskEdit(config if refine else None, restart, override_mask, **options)
         masks, whole = edit_masks(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
         value = replace(routing, routing=masks, whole=whole)
         return io.NodeOutput(value, value.mask_images, routing_summary(value.scene, masks, whole is not None))

@@ -1,4 +1,4 @@
-"""BYA Sampler: from masks to the finished video."""
+"""BYA Sampler."""
 
 from __future__ import annotations
 

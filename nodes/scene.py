@@ -1,4 +1,4 @@
-"""BYA Scene: what is generated, in one place, so that router and sampler cannot disagree."""
+"""BYA Scene."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Scene(io.ComfyNode):
                 io.Image.Input(
                     "first_frame",
                     optional=True,
-                    tooltip="Image that fixes the first frame. Not connected: the model invents it.",
+                    tooltip="Image that fixes the first frame. Not connected: the model generates it.",
                 ),
             ],
             outputs=[
@@ -133,12 +133,13 @@ class Scene(io.ComfyNode):
 
     @classmethod
     @host.plain_errors
-    def execute(cls, model: host.HostModel, cast: Any, first_frame: Any = None, **given: Any) -> io.NodeOutput:
+    def execute(cls, model: host.HostModel, cast: Any, first_frame: Any = None, **options: Any) -> io.NodeOutput:
         from bya_core.scene.compose import SceneOptions, compose, override_sampling, summary
 
-        chosen = {field: given.pop(name) for name, field in SAMPLING.items()}
-        sampling = override_sampling(model.bundle.sampling, **chosen)
+        sampling_options = {field: options.pop(name) for name, field in SAMPLING.items()}
+        sampling = override_sampling(model.bundle.sampling, **sampling_options)
         frame = None if first_frame is None else convert.one_image(first_frame, "the first frame")
-        given["timed_prompts"], given["overlap_frames"] = given.pop("prompt_schedule"), given.pop("window_overlap")
-        scene = compose(cast, SceneOptions(**given, first_frame=frame, sampling=sampling), model.bundle.defaults)
+        options["timed_prompts"] = options.pop("prompt_schedule")
+        options["overlap_frames"] = options.pop("window_overlap")
+        scene = compose(cast, SceneOptions(**options, first_frame=frame, sampling=sampling), model.bundle.defaults)
         return io.NodeOutput(types.SceneValue(model, scene), summary(scene))

@@ -18,7 +18,7 @@ def schema(node_id: str, display_name: str, description: str, **keywords: Any) -
     Keywords that the running ComfyUI does not know are dropped. Older versions require output ids that differ from
     input ids: where one does not, only its display name keeps it.
     """
-    input_ids = {given.id for given in keywords.get("inputs", ())}
+    input_ids = {entry.id for entry in keywords.get("inputs", ())}
     for output in keywords.get("outputs", ()):
         if output.id in input_ids:
             output.display_name, output.id = output.display_name or output.id, f"{output.id}_out"
@@ -40,12 +40,12 @@ def widget(kind: type, field: str, name: str | None = None, hint: str = "", **ch
         changes: Keywords of the widget that replace those of the option, such as `default` or `step`.
     """
     declared = option(kind, field)
-    given: dict[str, Any] = {"default": declared.default, "tooltip": f"{declared.description} {hint}".strip()}
+    keywords: dict[str, Any] = {"default": declared.default, "tooltip": f"{declared.description} {hint}".strip()}
     if declared.choices:
-        return io.Combo.Input(name or field, **given | {"options": list(declared.choices)} | changes)
+        return io.Combo.Input(name or field, **keywords | {"options": list(declared.choices)} | changes)
     if declared.type is bool:
-        return io.Boolean.Input(name or field, **given | changes)
+        return io.Boolean.Input(name or field, **keywords | changes)
     limits = {"min": declared.type(declared.minimum), "max": declared.type(declared.maximum)}
     if declared.type is int:
-        return io.Int.Input(name or field, **given | limits | changes)
-    return io.Float.Input(name or field, **given | limits | {"step": 0.05} | changes)
+        return io.Int.Input(name or field, **keywords | limits | changes)
+    return io.Float.Input(name or field, **keywords | limits | {"step": 0.05} | changes)

@@ -1,4 +1,4 @@
-"""Values that flow between the nodes of this pack. All are immutable, because ComfyUI caches outputs."""
+"""Types of the values between the nodes. All are immutable, because ComfyUI caches outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Routing = io.Custom("BYA_ROUTING")
 
 @dataclass(frozen=True)
 class SceneValue:
-    """BYA_SCENE: a scene and the model that generates it, so that router and sampler cannot disagree."""
+    """BYA_SCENE: a scene and its model."""
 
     model: HostModel
     scene: CoreScene
@@ -35,10 +35,10 @@ class SceneValue:
 
 @dataclass(frozen=True)
 class RoutingValue:
-    """BYA_ROUTING: an encoded scene, its character masks, and the model that resumes from there.
+    """BYA_ROUTING: an encoded scene, its character masks and its model.
 
     Args:
-        whole: The scene if it is longer than one window; the other fields then belong to its first window.
+        whole: The complete scene if it is longer than one window; the other fields then belong to its first window.
     """
 
     model: HostModel
@@ -48,17 +48,17 @@ class RoutingValue:
 
     @property
     def scene(self) -> CoreScene:
-        """The scene, whole."""
+        """The complete scene."""
         return self.prepared.scene if self.whole is None else self.whole
 
     def with_preset(self, preset: Preset) -> RoutingValue:
         """The same, sampled with another preset."""
 
-        def changed(scene: CoreScene) -> CoreScene:
+        def update(scene: CoreScene) -> CoreScene:
             return replace(scene, sampling=replace(scene.sampling, preset=preset))
 
-        prepared = replace(self.prepared, scene=changed(self.prepared.scene))
-        return replace(self, prepared=prepared, whole=self.whole and changed(self.whole))
+        prepared = replace(self.prepared, scene=update(self.prepared.scene))
+        return replace(self, prepared=prepared, whole=self.whole and update(self.whole))
 
     @property
     def names(self) -> list[str]:

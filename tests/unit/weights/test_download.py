@@ -1,4 +1,4 @@
-"""Downloading from a hub that runs in this process and speaks HTTP: interruption, corruption, room, offline."""
+"""Downloads from an HTTP server in this process: resuming, corruption, disk space, offline use."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from bya_core.weights.components import OFFICIAL, Component, KnownFile
 from bya_core.weights.download import DownloadInterrupted, download, repair_nested_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LARGE = 1000  # bytes from which a file is kept as a large one
+LARGE = 1000  # bytes from which a file is stored in LFS
 
 
 @dataclass
 class FakeHub:
-    """Repositories, what was asked of them, and what goes wrong."""
+    """Repositories, received requests, and simulated failures."""
 
     repositories: dict[str, dict[str, bytes]]
-    asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
-    lies: dict[str, bytes] = field(default_factory=dict)  # file -> what arrives in its place
-    cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which the line breaks
-    slow: set[str] = field(default_factory=set)  # files that arrive a piece at a time, with pauses
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, range
+    replaced: dict[str, bytes] = field(default_factory=dict)  # file -> contents sent instead
+    broken: set[str] = field(default_factory=set)  # files whose transfer is interrupted at once
+    slow: set[str] = field(default_factory=set)  # files sent in pieces, with pauses
     endpoint: str = ""
 
     def info(self, repository: str, revision: str) -> dict | None:
@@ -63,8 +63,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path, _, _ = self.path.partition("?")
-            wanted = self.headers.get("Range")
-            hub.asked.append(("GET", path, wanted))
+            byte_range = self.headers.get("Range")
+            hub.requests.append((path, byte_range))
             if path.startswith("/api/models/"):
                 repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
                 info = hub.info(repository, revision or "main")
@@ -78,16 +78,15 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if name not in hub.repositories.get(repository, {}):
                 self._send(404, b"", {})
                 return
-            content = hub.lies.get(name, hub.repositories[repository][name])
-            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+            content = hub.replaced.get(name, hub.repositories[repository][name])
+            start = int(byte_range.removeprefix("bytes=").partition("-")[0]) if byte_range else 0
             body = content[start:]
-            status = 206 if wanted else 200
-            headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if wanted else {}
-            if name in hub.cut:
+            status = 206 if byte_range else 200
+            headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if byte_range else {}
+            if name in hub.broken:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body[: hub.cut[name]])
                 self.close_connection = True
                 self.connection.close()
                 return
@@ -103,7 +102,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             for piece in pieces:
                 try:
                     self.wfile.write(piece)
-                except OSError:  # whoever asked is gone
+                except OSError:  # client disconnected
                     return
                 time.sleep(0.1 * slowly)
 
@@ -114,7 +113,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
 
 WEIGHTS = bytes(range(256)) * 4000  # about a megabyte
-PART = Component(
+COMPONENT = Component(
     name="weights",
     purpose="weights of a test",
     repository="someone/model",
@@ -137,169 +136,162 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})  # it waits between its tries
-    monkeypatch.setattr("huggingface_hub.file_download.time", hasty)
+    no_sleep = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})  # between retries
+    monkeypatch.setattr("huggingface_hub.file_download.time", no_sleep)
     yield hub
     server.shutdown()
     server.server_close()
 
 
-def test_files_arrive_whole_and_are_recorded(hub: FakeHub, tmp_path: Path) -> None:
-    told: list[str] = []
-    seen: list[tuple[int, int]] = []
-    fetched = download([PART], tmp_path, notify=told.append, callback=lambda p: seen.append((p.step, p.total)))
-    assert {path.relative_to(tmp_path / "below").as_posix() for path in fetched} == {
-        "old/a.bin",
-        "old/b.bin",
-        "config.json",
-    }
+def test_download_writes_files_and_manifest(hub: FakeHub, tmp_path: Path) -> None:
+    messages: list[str] = []
+    steps: list[tuple[int, int]] = []
+    files = download([COMPONENT], tmp_path, notify=messages.append, callback=lambda p: steps.append((p.step, p.total)))
+    names = {path.relative_to(tmp_path / "below").as_posix() for path in files}
+    assert names == {"old/a.bin", "old/b.bin", "config.json"}
     assert (tmp_path / "below/old/b.bin").read_bytes() == WEIGHTS[::-1]
-    record = json.loads((tmp_path / MANIFEST).read_text())["components"]["weights"]
-    assert record["revision"] == COMMIT
-    assert record["files"]["old/a.bin"] == {"size": len(WEIGHTS), "sha256": hashlib.sha256(WEIGHTS).hexdigest()}
-    assert seen[-1] == (2 * len(WEIGHTS) + 8, 2 * len(WEIGHTS) + 8)
-    assert any("no published hash is known for old/a.bin, old/b.bin, config.json" in text for text in told)
-    assert is_downloaded(PART, tmp_path) and not missing_files(PART, tmp_path)
+    entry = json.loads((tmp_path / MANIFEST).read_text())["components"]["weights"]
+    assert entry["revision"] == COMMIT
+    assert entry["files"]["old/a.bin"] == {"size": len(WEIGHTS), "sha256": hashlib.sha256(WEIGHTS).hexdigest()}
+    assert steps[-1] == (2 * len(WEIGHTS) + 8, 2 * len(WEIGHTS) + 8)
+    assert any("no published hash is known for old/a.bin, old/b.bin, config.json" in text for text in messages)
+    assert is_downloaded(COMPONENT, tmp_path) and not missing_files(COMPONENT, tmp_path)
 
 
-def test_where_all_is_here_nobody_is_asked(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    download([PART], tmp_path)
-    hub.asked.clear()
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # nobody listens there
-    assert download([PART], tmp_path) == [] and hub.asked == []
+def test_complete_download_makes_no_requests(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download([COMPONENT], tmp_path)
+    hub.requests.clear()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # closed port
+    assert download([COMPONENT], tmp_path) == [] and hub.requests == []
     (tmp_path / "below/old/a.bin").unlink()
     with pytest.raises(DownloadInterrupted, match="someone/model at http://127.0.0.1:1 .* run the same command again"):
-        download([PART], tmp_path)
+        download([COMPONENT], tmp_path)
 
 
-def test_a_stopped_download_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
+def test_cancelled_download_resumes(hub: FakeHub, tmp_path: Path) -> None:
     def stop(progress: Progress) -> None:
         if progress.step > 300_000:
-            raise Cancelled("the user has had enough")
+            raise Cancelled("cancelled by the user")
 
-    # the library hands over the bytes in pieces of 10 MB; smaller ones let it be stopped in the middle of a file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
         with pytest.raises(Cancelled):
-            download([PART], tmp_path, callback=stop)
-    unfinished = tmp_path / "below/old/a.bin.part"
-    have = unfinished.stat().st_size
-    assert 0 < have < len(WEIGHTS) and not (tmp_path / "below/old/a.bin").exists()
-    hub.asked.clear()
-    download([PART], tmp_path)
-    ranges = {path.rpartition("/")[2]: wanted for _, path, wanted in hub.asked if "/resolve/" in path}
-    assert ranges["a.bin"] == f"bytes={have}-" and ranges["b.bin"] is None
-    assert (tmp_path / "below/old/a.bin").read_bytes() == WEIGHTS and not unfinished.exists()
+            download([COMPONENT], tmp_path, callback=stop)
+    partial = tmp_path / "below/old/a.bin.part"
+    size = partial.stat().st_size
+    assert 0 < size < len(WEIGHTS) and not (tmp_path / "below/old/a.bin").exists()
+    hub.requests.clear()
+    download([COMPONENT], tmp_path)
+    ranges = {path.rpartition("/")[2]: byte_range for path, byte_range in hub.requests if "/resolve/" in path}
+    assert ranges["a.bin"] == f"bytes={size}-" and ranges["b.bin"] is None
+    assert (tmp_path / "below/old/a.bin").read_bytes() == WEIGHTS and not partial.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_a_killed_process_loses_nothing(hub: FakeHub, tmp_path: Path) -> None:
+def test_download_resumes_after_the_process_was_killed(hub: FakeHub, tmp_path: Path) -> None:
     hub.slow.add("old/a.bin")
     program = (
         "import sys, pathlib, huggingface_hub.constants\n"
         "huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 50_000\n"
         "from bya_core.weights.download import download\n"
-        "from tests.unit.weights.test_download import PART\n"
-        "download([PART], pathlib.Path(sys.argv[1]))\n"
+        "from tests.unit.weights.test_download import COMPONENT\n"
+        "download([COMPONENT], pathlib.Path(sys.argv[1]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[3])
-    unfinished = tmp_path / "below/old/a.bin.part"
+    partial = tmp_path / "below/old/a.bin.part"
     limit = time.monotonic() + 60
-    while time.monotonic() < limit and not (unfinished.is_file() and unfinished.stat().st_size > 100_000):
+    while time.monotonic() < limit and not (partial.is_file() and partial.stat().st_size > 100_000):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    have = unfinished.stat().st_size
-    assert 100_000 < have < len(WEIGHTS)
+    size = partial.stat().st_size
+    assert 100_000 < size < len(WEIGHTS)
     hub.slow.clear()
-    hub.asked.clear()
-    download([PART], tmp_path)
-    assert any(wanted == f"bytes={have}-" for _, _, wanted in hub.asked)
+    hub.requests.clear()
+    download([COMPONENT], tmp_path)
+    assert any(byte_range == f"bytes={size}-" for _, byte_range in hub.requests)
     assert (tmp_path / "below/old/a.bin").read_bytes() == WEIGHTS
 
 
-def test_a_broken_line_keeps_what_arrived(hub: FakeHub, tmp_path: Path) -> None:
-    hub.cut["old/a.bin"] = 0  # it breaks at once, again and again
+def test_network_failure_can_be_resumed(hub: FakeHub, tmp_path: Path) -> None:
+    hub.broken.add("old/a.bin")
     with pytest.raises(DownloadInterrupted, match="old/a.bin of someone/model"):
-        download([PART], tmp_path)
-    del hub.cut["old/a.bin"]
-    download([PART], tmp_path)
+        download([COMPONENT], tmp_path)
+    hub.broken.clear()
+    download([COMPONENT], tmp_path)
     assert (tmp_path / "below/old/a.bin").read_bytes() == WEIGHTS
 
 
-def test_an_endless_or_short_file_is_not_taken(hub: FakeHub, tmp_path: Path) -> None:
-    hub.lies["old/a.bin"] = WEIGHTS[:-100]
-    with pytest.raises(InputError, match=rf"old/a.bin .* arrived with {len(WEIGHTS) - 100} bytes; expected"):
-        download([PART], tmp_path)
-    assert not list((tmp_path / "below").rglob("a.bin*")) and not is_downloaded(PART, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "sent", "match"),
+    [
+        ("old/a.bin", WEIGHTS[:-100], f"arrived with {len(WEIGHTS) - 100} bytes"),
+        ("old/a.bin", b"?" + WEIGHTS[1:], "arrived with different contents"),
+        ("config.json", b'{"b": 1}', "arrived with different contents"),
+    ],
+)
+def test_corrupt_file_raises(hub: FakeHub, tmp_path: Path, name: str, sent: bytes, match: str) -> None:
+    hub.replaced[name] = sent
+    with pytest.raises(InputError, match=match):
+        download([COMPONENT], tmp_path)
+    file = tmp_path / "below" / name
+    assert not list(file.parent.glob(f"{file.name}*")) and not is_downloaded(COMPONENT, tmp_path)
+    hub.replaced.clear()
+    download([COMPONENT], tmp_path)
+    assert file.read_bytes() == hub.repositories["someone/model"][name]
 
 
-@pytest.mark.parametrize("name", ["old/a.bin", "config.json"])
-def test_a_changed_content_is_not_taken(hub: FakeHub, tmp_path: Path, name: str) -> None:
-    content = bytearray(hub.repositories["someone/model"][name])
-    content[3] ^= 1
-    hub.lies[name] = bytes(content)
-    with pytest.raises(InputError, match="arrived with different contents"):
-        download([PART], tmp_path)
-    assert not (tmp_path / "below" / name).exists() and not is_downloaded(PART, tmp_path)
-    hub.lies.clear()
-    download([PART], tmp_path)
-    assert (tmp_path / "below" / name).read_bytes() == hub.repositories["someone/model"][name]
-
-
-def test_a_mirror_that_offers_something_else_is_refused(hub: FakeHub, tmp_path: Path) -> None:
-    other = replace(PART, known=(KnownFile("old/a.bin", len(WEIGHTS), "0" * 64),))
+def test_mirror_with_other_hash_or_size_raises(hub: FakeHub, tmp_path: Path) -> None:
+    other = replace(COMPONENT, known=(KnownFile("old/a.bin", len(WEIGHTS), "0" * 64),))
     with pytest.raises(InputError, match="offers old/a.bin .* do not use this mirror"):
         download([other], tmp_path)
-    shorter = replace(PART, known=(KnownFile("old/a.bin", 7, hashlib.sha256(WEIGHTS).hexdigest()),))
+    shorter = replace(COMPONENT, known=(KnownFile("old/a.bin", 7, hashlib.sha256(WEIGHTS).hexdigest()),))
     with pytest.raises(InputError, match=f"with {len(WEIGHTS)} bytes; expected 7"):
         download([shorter], tmp_path)
     assert not list(tmp_path.rglob("*.bin*"))
 
 
-def test_later_downloads_keep_to_what_was_recorded(hub: FakeHub, tmp_path: Path) -> None:
-    download([PART], tmp_path)
-    hub.repositories["someone/model"]["old/a.bin"] = b"x" * len(WEIGHTS)  # at the same commit: forged
+def test_manifest_pins_commit_and_hashes(hub: FakeHub, tmp_path: Path) -> None:
+    download([COMPONENT], tmp_path)
+    hub.repositories["someone/model"]["old/a.bin"] = b"x" * len(WEIGHTS)  # at the same commit
     (tmp_path / "below/old/a.bin").unlink()
     with pytest.raises(InputError, match="do not use this mirror"):
-        download([PART], tmp_path)
-    assert ("GET", f"/api/models/someone/model/revision/{COMMIT}", None) in hub.asked  # pinned by the record
+        download([COMPONENT], tmp_path)
+    assert (f"/api/models/someone/model/revision/{COMMIT}", None) in hub.requests
 
 
-def test_a_full_disk_is_told_before_anything_arrives(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_raises(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=module.RESERVE + len(WEIGHTS)))
     with pytest.raises(InputError, match=r"0.2 GB free .* expected 0.2 GB .* --models-dir"):
-        download([PART], tmp_path)
-    assert not any("/resolve/" in path for _, path, _ in hub.asked)
+        download([COMPONENT], tmp_path)
+    assert not any("/resolve/" in path for path, _ in hub.requests)
 
 
-def test_a_repository_without_the_files_is_told(hub: FakeHub, tmp_path: Path) -> None:
+def test_file_selection_in_a_repository(hub: FakeHub, tmp_path: Path) -> None:
     del hub.repositories["someone/model"]["config.json"]
     with pytest.raises(InputError, match="has no config.json; expected the weights of a test"):
-        download([PART], tmp_path)
+        download([COMPONENT], tmp_path)
     with pytest.raises(InputError, match="someone/else .*RepositoryNotFoundError"):
-        download([replace(PART, repository="someone/else")], tmp_path)
+        download([replace(COMPONENT, repository="someone/else")], tmp_path)
     hub.repositories["someone/model"] |= {"new/d.bin": WEIGHTS, "config.json": b"{}"}
-    download([PART], tmp_path)
-    assert [p.name for p in (tmp_path / "below").rglob("*.bin")] == ["d.bin"]  # the preferred kind alone
+    download([COMPONENT], tmp_path)
+    assert [p.name for p in (tmp_path / "below").rglob("*.bin")] == ["d.bin"]  # preferred pattern only
 
 
-def test_own_files_are_used_and_never_overwritten(hub: FakeHub, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(hub: FakeHub, tmp_path: Path) -> None:
     own = tmp_path / "below/old/a.bin"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"something else")
     with pytest.raises(InputError, match="a different file exists .* move it away"):
-        download([PART], tmp_path)
+        download([COMPONENT], tmp_path)
     own.write_bytes(WEIGHTS)
-    download([PART], tmp_path)
-    assert not any("a.bin" in path for _, path, _ in hub.asked if "/resolve/" in path)
+    download([COMPONENT], tmp_path)
+    assert not any("a.bin" in path for path, _ in hub.requests if "/resolve/" in path)
     own.write_bytes(WEIGHTS[::-1])
-    assert is_downloaded(PART, tmp_path) and changed_files(PART, tmp_path) == ["below/old/a.bin"]
+    assert is_downloaded(COMPONENT, tmp_path) and changed_files(COMPONENT, tmp_path) == ["below/old/a.bin"]
 
 
-def test_the_nested_folder_of_antelopev2_is_repaired(tmp_path: Path) -> None:
+def test_nested_antelopev2_folder_is_repaired(tmp_path: Path) -> None:
     inner = tmp_path / "face_encoder/models/antelopev2/antelopev2"
     inner.mkdir(parents=True)
     (inner / "glintr100.onnx").write_bytes(b"model")
@@ -307,31 +299,31 @@ def test_the_nested_folder_of_antelopev2_is_repaired(tmp_path: Path) -> None:
     assert (inner.parent / "glintr100.onnx").read_bytes() == b"model" and not inner.exists()
 
 
-def test_every_part_tells_what_it_is() -> None:
-    assert len({part.name for part in OFFICIAL}) == len(OFFICIAL)
-    for part in OFFICIAL:
-        assert part.files and part.license and part.commercial_use and part.size and part.purpose
-        assert part.revision is None or len(part.revision) == 40
-        for file in part.known:
+def test_components_are_documented() -> None:
+    assert len({component.name for component in OFFICIAL}) == len(OFFICIAL)
+    for c in OFFICIAL:
+        assert c.files and c.license and c.commercial_use and c.size and c.purpose
+        assert c.revision is None or len(c.revision) == 40
+        for file in c.known:
             assert len(bytes.fromhex(file.sha256)) == 32
-            assert any(file.path in options for options in part.files)
+            assert any(file.path in patterns for patterns in c.files)
 
 
-def test_the_command_downloads_and_models_lists(
+def test_download_and_models_commands(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = replace(PART, name="more", folder="beside", required=False)
-    entry = replace(registry.MODELS["official"], components=(PART, more))
+    more = replace(COMPONENT, name="more", folder="beside", required=False)
+    entry = replace(registry.MODELS["official"], components=(COMPONENT, more))
     monkeypatch.setitem(registry.MODELS, "official", entry)
     assert cli.main(["models", "--models-dir", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "no, missing below/old/*.bin" in said and "bya download official --components weights" in said
+    output = capsys.readouterr().out
+    assert "missing below/old/*.bin" in output and "bya download official --components weights" in output
     assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--components", "weights"]) == 0
-    assert "not needed" not in capsys.readouterr().err
+    capsys.readouterr()
     assert cli.main(["models", "--models-dir", str(tmp_path), "--json"]) == 0
-    parts = {part["name"]: part for part in json.loads(capsys.readouterr().out)["models"][1]["components"]}
-    assert parts["weights"]["installed"] and parts["weights"]["revision"] == COMMIT and parts["more"]["missing"]
-    assert parts["weights"]["size"] == "2.05 MB" and parts["more"]["size"] == "1 MB"
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["models"][1]["components"]}
+    assert listed["weights"]["installed"] and listed["weights"]["revision"] == COMMIT and listed["more"]["missing"]
+    assert listed["weights"]["size"] == "2.05 MB" and listed["more"]["size"] == "1 MB"
     (tmp_path / "official/below/old/a.bin").write_bytes(b"\0" * len(WEIGHTS))
     assert cli.main(["download", "official", "--models-dir", str(tmp_path), "--components", "weights", "--verify"]) == 2
     assert "below/old/a.bin" in capsys.readouterr().err
@@ -339,25 +331,18 @@ def test_the_command_downloads_and_models_lists(
     assert cli.main(["download", "toy"]) == 2
 
 
-def test_a_fetched_part_is_found_by_the_name_of_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
-    part = next(part for part in OFFICIAL if part.name == "segmenter")
-    folder = tmp_path / "official" / part.folder
-    folder.mkdir(parents=True)
-    assert (
-        downloaded_folder(part.repository) == part.repository
-        and downloaded_folder("/no/such/folder") == "/no/such/folder"
-    )
-    (folder / "config.json").touch()
-    assert downloaded_folder(part.repository) == str(folder)
-
-
-def test_what_was_fetched_is_found_by_what_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_components_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bya_core.evaluation.metric_weights import SYNCNET
 
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
-    part = next(part for part in OFFICIAL if part.name == "syncnet")
-    file = tmp_path / "official" / part.folder / part.known[0].path
+    components = {component.name: component for component in OFFICIAL}
+    repository, folder = components["segmenter"].repository, tmp_path / "official" / components["segmenter"].folder
+    folder.mkdir(parents=True)
+    assert downloaded_folder(repository) == repository and downloaded_folder("/no/such/folder") == "/no/such/folder"
+    (folder / "config.json").touch()
+    assert downloaded_folder(repository) == str(folder)
+    syncnet = components["syncnet"]
+    file = tmp_path / "official" / syncnet.folder / syncnet.known[0].path
     assert SYNCNET.find() is None and "--components syncnet" in SYNCNET.missing
     file.parent.mkdir(parents=True)
     file.touch()

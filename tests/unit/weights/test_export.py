@@ -1,4 +1,4 @@
-"""Models into one file and back: the same weights, the same outputs, and the file says what it is."""
+"""Conversion to single files and to the released layout, and loading the results."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from bya_core.weights.single_file import is_stored_in_fp8, quantize_fp8, read_me
 from bya_core.weights.weight_files import SCALE_SUFFIX
 from tests.unit.weights.test_state_dict_adapter import SIZES
 
-needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="toy weights are missing")
 LAYER = "transformer_blocks.1.attn1.to_q"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """What a training run leaves: the toy transformer in two files, a LoRA beside it."""
+    """A training run: the toy transformer in two shards, and a LoRA."""
     folder = tmp_path / "stage3" / "final"
     folder.mkdir(parents=True)
     toy = MODELS["toy"].path / "transformer"
     (folder / "config.json").write_text((toy / "config.json").read_text())
     weights = load_file(next(toy.glob("*.safetensors")))
     names = sorted(weights)
-    for part in range(2):
-        save_file({n: weights[n] for n in names[part::2]}, folder / f"diffusion_pytorch_model-{part}.safetensors")
+    for shard in range(2):
+        save_file({n: weights[n] for n in names[shard::2]}, folder / f"diffusion_pytorch_model-{shard}.safetensors")
     torch.manual_seed(0)
     out, width = weights[f"{LAYER}.weight"].shape
     a, b = 0.1 * torch.randn(4, width), 0.1 * torch.randn(out, 4)
@@ -47,24 +47,24 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def _state(path: Path | str, **wishes: Any) -> dict[str, torch.Tensor]:
-    return dict(load_bundle(path, **wishes).transformer.state_dict())
+def _state(path: Path | str, **options: Any) -> dict[str, torch.Tensor]:
+    return dict(load_bundle(path, **options).transformer.state_dict())
 
 
 def _output(model: BindYourAvatarTransformer3DModel) -> torch.Tensor:
-    """One prediction for two characters with faces and voices."""
+    """Prediction for two characters with faces and speech."""
     c: Any = model.config
     random = torch.Generator().manual_seed(1)
 
-    def noise(*shape: int) -> torch.Tensor:
+    def randn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=random)
 
     with torch.no_grad():
-        faces = model.encode_faces(noise(1, 2, c.lfe_id_dim), noise(1, 2, c.lfe_num_scale, 7, c.lfe_vit_dim))
-        speech = model.encode_speech(noise(1, 2, 9, c.audio_blocks, c.audio_channels))
+        faces = model.encode_faces(randn(1, 2, c.lfe_id_dim), randn(1, 2, c.lfe_num_scale, 7, c.lfe_vit_dim))
+        speech = model.encode_speech(randn(1, 2, 9, c.audio_blocks, c.audio_channels))
         out = model(
-            noise(1, 2, c.in_channels, 8, 8),
-            noise(1, c.max_text_seq_length, c.text_embed_dim),
+            randn(1, 2, c.in_channels, 8, 8),
+            randn(1, c.max_text_seq_length, c.text_embed_dim),
             torch.tensor([500]),
             face_tokens=faces,
             audio_tokens=speech,
@@ -74,92 +74,87 @@ def _output(model: BindYourAvatarTransformer3DModel) -> torch.Tensor:
 
 
 @needs_toy
-def test_a_training_run_becomes_one_file_with_its_lora_merged(run: Path, tmp_path: Path) -> None:
+def test_convert_merges_the_lora_of_a_training_run(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
-    told = convert(run, file)
-    assert told == [f"wrote {file} ({file.stat().st_size / 1e9:.2f} GB, fp32)", "merged 1 LoRA updates"]
+    assert convert(run, file) == [f"wrote {file} ({file.stat().st_size / 1e9:.2f} GB, fp32)", "merged 1 LoRA updates"]
     base = load_file(next((MODELS["toy"].path / "transformer").glob("*.safetensors")))
     lora = load_file(run / RUN_LORA)
-    merged = (
-        base[f"{LAYER}.weight"]
-        + lora[f"transformer.{LAYER}.lora_B.weight"] @ (lora[f"transformer.{LAYER}.lora_A.weight"])
-    )
+    a, b = (lora[f"transformer.{LAYER}.lora_{side}.weight"] for side in "AB")
     loaded = _state(file)
     assert loaded.keys() == base.keys()
-    assert_close(loaded[f"{LAYER}.weight"], merged)
+    assert_close(loaded[f"{LAYER}.weight"], base[f"{LAYER}.weight"] + b @ a)
     assert all(torch.equal(loaded[name], base[name]) for name in base if name != f"{LAYER}.weight")
     direct = load_bundle(run)
-    assert direct.name == "final" and direct.voice_face is not None  # the rest is the toy model's
+    assert direct.name == "final" and direct.voice_face is not None  # with the encoders of the toy model
     assert torch.equal(_output(direct.transformer), _output(load_bundle(file).transformer))
     assert not torch.equal(_output(direct.transformer), _output(load_bundle("toy").transformer))
 
 
 @needs_toy
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_half_precision_rounds_once(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+def test_convert_to_half_precision(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
     file = tmp_path / "half.safetensors"
     convert("toy", file, precision)
     assert file.stat().st_size < 0.55 * sum(f.stat().st_size for f in (MODELS["toy"].path / "transformer").iterdir())
-    loaded, theirs = _state(file), _state("toy")
-    assert all(torch.equal(loaded[name], theirs[name].to(dtype)) for name in theirs)
-    wide = _state(file, dtype=torch.float32)
-    assert all(torch.equal(wide[name], theirs[name].to(dtype).float()) for name in theirs)
+    loaded, widened, original = _state(file), _state(file, dtype=torch.float32), _state("toy")
+    assert all(torch.equal(loaded[name], original[name].to(dtype)) for name in original)
+    assert all(torch.equal(widened[name], loaded[name].float()) for name in original)
 
 
 @needs_toy
-def test_8_bits_load_as_exactly_what_they_stand_for(tmp_path: Path) -> None:
+def test_convert_to_fp8(tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
     convert("toy", file, "fp8")
-    theirs = _state("toy")
+    original = _state("toy")
     with safe_open(file, framework="pt") as opened:
-        kept = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    eight = [name for name, value in kept.items() if value.dtype == torch.float8_e4m3fn]
-    assert len(eight) > 50 and all(is_stored_in_fp8(name, tuple(kept[name].shape)) for name in eight)
+        stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    fp8 = [name for name, value in stored.items() if value.dtype == torch.float8_e4m3fn]
+    assert len(fp8) > 50 and all(is_stored_in_fp8(name, tuple(stored[name].shape)) for name in fp8)
     for dtype in (torch.float32, torch.bfloat16):
         loaded = _state(file, dtype=dtype)
-        for name in theirs:
-            meant = kept[name].float() * kept[name + SCALE_SUFFIX] if name in eight else theirs[name].bfloat16()
-            assert torch.equal(loaded[name], meant.to(dtype)), name
-            assert torch.equal(meant.to(torch.bfloat16).float(), meant.float())  # nothing is lost in bfloat16
-    assert _state(file)[eight[0]].dtype == torch.bfloat16  # where nobody says otherwise
-    worst = max(float((theirs[n] - loaded[n].float()).abs().max() / theirs[n].abs().max()) for n in eight)
-    assert worst < 1 / 16  # half a step of three bits of mantissa, of the largest
+        for name in original:
+            value = stored[name].float() * stored[name + SCALE_SUFFIX] if name in fp8 else original[name].bfloat16()
+            assert torch.equal(loaded[name], value.to(dtype)), name
+            assert torch.equal(value.to(torch.bfloat16).float(), value.float())  # exact in bfloat16
+    assert _state(file)[fp8[0]].dtype == torch.bfloat16  # default
+    errors = [(original[n] - loaded[n].float()).abs().max() / original[n].abs().max() for n in fp8]
+    assert max(errors) < 1 / 16  # half a step of a mantissa of three bits
     again = tmp_path / "again.safetensors"
     convert(file, again)
     assert all(torch.equal(value, loaded[name]) for name, value in _state(again, dtype=torch.bfloat16).items())
 
 
-def test_scales_are_powers_of_two_that_hold_the_largest() -> None:
+def test_fp8_scales_are_powers_of_two() -> None:
     for largest in (1e-6, 0.3, 448.0, 449.0, 1e5):
         weight = torch.linspace(-largest, largest, 1001).view(7, 143)
-        small, scale = quantize_fp8(weight)
-        assert torch.log2(torch.tensor(scale)) % 1 == 0 and small.float().abs().max() > 220
-        assert_close(small.float() * scale, weight, rtol=1 / 16, atol=scale * 2**-10)
+        quantized, scale = quantize_fp8(weight)
+        assert torch.log2(torch.tensor(scale)) % 1 == 0 and quantized.float().abs().max() > 220
+        assert_close(quantized.float() * scale, weight, rtol=1 / 16, atol=scale * 2**-10)
     zeros, scale = quantize_fp8(torch.zeros(2, 2))
     assert scale == 1.0 and not zeros.float().any()
 
 
 @needs_toy
-def test_a_file_says_what_it_is(run: Path, tmp_path: Path) -> None:
+def test_metadata(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     convert(run, file, "bf16")
-    about = read_metadata(file)
-    assert (about["flavour"], about["precision"], about["encoders"]) == ("paper", "bf16", "toy")
+    metadata = read_metadata(file)
+    assert (metadata["flavour"], metadata["precision"], metadata["encoders"]) == ("paper", "bf16", "toy")
     toy = MODELS["toy"].path
     config = json.loads((toy / "transformer/config.json").read_text())
-    assert json.loads(about["config"]).items() >= {k: v for k, v in config.items() if k[0] != "_"}.items()
-    assert json.loads(about["settings"]) == json.loads((toy / "bundle.json").read_text())
-    assert [s["file"] for s in json.loads(about["sources"])][-1] == f"final/{RUN_LORA}"
+    assert json.loads(metadata["config"]).items() >= {k: v for k, v in config.items() if k[0] != "_"}.items()
+    assert json.loads(metadata["settings"]) == json.loads((toy / "bundle.json").read_text())
+    assert [s["file"] for s in json.loads(metadata["sources"])][-1] == f"final/{RUN_LORA}"
     bundle, shipped = load_bundle(file), load_bundle("toy")
     assert (bundle.name, bundle.native, bundle.sampling) == ("mine", shipped.native, shipped.sampling)
-    strange = tmp_path / "strange.safetensors"
-    save_file({"a": torch.zeros(1)}, strange)
-    with pytest.raises(InputError, match="strange.safetensors is not a converted model"):
-        load_bundle(strange)
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    with pytest.raises(InputError, match="other.safetensors is not a converted model"):
+        load_bundle(other)
 
 
 @needs_toy
-def test_one_command_and_the_model_is_used(
+def test_convert_command(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
@@ -167,7 +162,7 @@ def test_one_command_and_the_model_is_used(
     assert cli.main(["convert", str(run), "-o", str(file), "--precision", "bf16"]) == 0
     assert "merged 1 LoRA" in capsys.readouterr().out
     assert cli.main(["models"]) == 0 and "mine.safetensors" in capsys.readouterr().out
-    assert load_bundle("mine.safetensors").name == "mine"  # by its name alone, as it lies among the models
+    assert load_bundle("mine.safetensors").name == "mine"
     assert cli.main(["convert", str(file), "-o", str(file)]) == 2
     assert "is an input of the conversion" in capsys.readouterr().err
     assert cli.main(["convert", "mine.safetensor", "-o", str(tmp_path / "b.safetensors")]) == 2
@@ -176,8 +171,8 @@ def test_one_command_and_the_model_is_used(
 
 @pytest.fixture
 def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, BindYourAvatarTransformer3DModel]:
-    """A run of the official flavour with a LoRA, small; and what it is when the LoRA is merged."""
-    monkeypatch.setattr(official, "IGNORED_ARGUMENTS", ("LFE_",))  # so that the parts can be small
+    """A small training run of the official flavour with a LoRA, and the model with the LoRA merged."""
+    monkeypatch.setattr(official, "IGNORED_ARGUMENTS", ("LFE_",))  # allows small modules
     torch.manual_seed(0)
     model = BindYourAvatarTransformer3DModel(flavour="official", **SIZES)
     folder = tmp_path / "run"
@@ -188,20 +183,18 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Bin
     return folder, model
 
 
-def test_a_run_becomes_the_released_files(
-    released: tuple[Path, BindYourAvatarTransformer3DModel], tmp_path: Path
-) -> None:
+def test_convert_to_released(released: tuple[Path, BindYourAvatarTransformer3DModel], tmp_path: Path) -> None:
     run, model = released
     out = tmp_path / "pretrained"
-    told = convert_to_released(run, out)
-    assert "1 updates in lora_weight/pytorch_lora_weights.safetensors" in told[1]
-    assert "does not support" in told[2] and "lfe_dim" in told[2] and "num_layers" not in told[2]
+    _, lora, unsupported = convert_to_released(run, out)
+    assert "1 updates in lora_weight/pytorch_lora_weights.safetensors" in lora
+    assert "does not support" in unsupported and "lfe_dim" in unsupported and "num_layers" not in unsupported
     files = (official.AUDIO_FILE, official.FACE_FILE, official.ROUTER_FILE, official.LORA_FILE)
     assert all((out / file).is_file() for file in files)
     config = json.loads((out / "transformer/config.json").read_text())
     assert config["is_train_audio"] is True and config["in_channels"] == 48 and "flavour" not in config
     base = load_file(out / "transformer/diffusion_pytorch_model.safetensors")
-    assert not torch.equal(base[f"{LAYER}.weight"], model.state_dict()[f"{LAYER}.weight"])  # the LoRA lies apart
+    assert not torch.equal(base[f"{LAYER}.weight"], model.state_dict()[f"{LAYER}.weight"])  # LoRA not merged
     again = official.load_released(out)
     for name, value in model.state_dict().items():
         assert_close(again.state_dict()[name], value, msg=name)
@@ -220,7 +213,7 @@ def test_a_run_becomes_the_released_files(
 
 
 @needs_toy
-def test_what_the_released_code_cannot_load_is_refused(tmp_path: Path) -> None:
+def test_convert_to_released_rejects_other_flavours_and_fp8(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has the flavour paper"):
         convert_to_released("toy", tmp_path / "out")
     with pytest.raises(InputError, match="released files in fp8"):
@@ -229,7 +222,7 @@ def test_what_the_released_code_cannot_load_is_refused(tmp_path: Path) -> None:
 
 
 @needs_toy
-def test_no_room_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_conversion_leaves_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
     from bya_core.weights import export as module
@@ -240,15 +233,15 @@ def test_no_room_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             convert(run, tmp_path / "a.safetensors")
     shard = sorted(run.glob("diffusion*"))[0]
     weights = load_file(shard)
-    gone = weights.popitem()[0]
+    missing = weights.popitem()[0]
     save_file(weights, shard)
-    with pytest.raises(InputError, match=rf"1 missing \({gone}\)"):
+    with pytest.raises(InputError, match=rf"1 missing \({missing}\)"):
         convert(run, tmp_path / "a.safetensors")
     assert not list(tmp_path.glob("*a.*"))
 
 
 @needs_toy
-def test_encoders_of_a_bundle_of_one_s_own(tmp_path: Path) -> None:
+def test_encoders_of_a_bundle_folder(tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(MODELS["toy"].path, own)
     file = tmp_path / "mine.safetensors"
@@ -259,15 +252,15 @@ def test_encoders_of_a_bundle_of_one_s_own(tmp_path: Path) -> None:
         load_bundle(file)
 
 
-def test_encoders_are_found_by_what_they_give(tmp_path: Path) -> None:
-    assert encoders_for({}) == "official"  # the published sizes are the defaults of the transformer
+def test_encoders_are_selected_by_size(tmp_path: Path) -> None:
+    assert encoders_for({}) == "official"
     with pytest.raises(InputError, match="text_embed_dim 77"):
         encoders_for({"text_embed_dim": 77})
     with pytest.raises(InputError, match="is not a model"):
         resolve(tmp_path)
 
 
-def test_the_official_model_tells_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_official_model_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bya_core.weights.official import load_official
 
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
@@ -280,8 +273,8 @@ def test_the_official_model_tells_what_is_missing(tmp_path: Path, monkeypatch: p
 
 
 @needs_toy
-def test_what_the_training_loop_writes_is_read(tmp_path: Path) -> None:
-    """The trainer's own writer, adapters of another scale included."""
+def test_convert_output_of_the_training_loop(tmp_path: Path) -> None:
+    """Written by the training engine, with a LoRA scale other than 1."""
     from training.engine.lora import add_lora, load_model, write_model
     from training.engine.stages import Lora
 
@@ -296,6 +289,6 @@ def test_what_the_training_loop_writes_is_read(tmp_path: Path) -> None:
     write_model(tmp_path / "final", model, model.state_dict(), lora, {"stage": 3})
     file = tmp_path / "mine.safetensors"
     assert f"merged {2 * len(model.transformer_blocks)} LoRA updates" in convert(tmp_path / "final", file)
-    made = _output(model)
-    assert_close(_output(load_bundle(file).transformer), made)
-    assert (_output(load_bundle("toy").transformer) - made).abs().max() > 0.01
+    expected = _output(model)
+    assert_close(_output(load_bundle(file).transformer), expected)
+    assert (_output(load_bundle("toy").transformer) - expected).abs().max() > 0.01

@@ -1,4 +1,4 @@
-"""Loading released files holds hardly more host memory than the largest of them."""
+"""Peak host memory of loading released files."""
 
 from __future__ import annotations
 

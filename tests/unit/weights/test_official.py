@@ -1,4 +1,4 @@
-"""The released model put together from a folder as `download` fills it: real classes, random weights, small sizes."""
+"""Loading the released model from a downloaded folder: real classes, small sizes, random weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bya_core.pipelines.generate import generate
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights import state_dict_adapter as official
 from bya_core.weights.export import convert
-from bya_core.weights.loader import OFFICIAL_ENCODER_ARGUMENTS, load_bundle, load_defaults
+from bya_core.weights.loader import load_bundle, load_defaults
 from bya_core.weights.official import load_official
 from bya_core.weights.registry import MODELS
 from tests.fakes import IDENTITY, RATE, SCALES, VIT, FakeCodec, FakeFace, FakeText, tone
@@ -45,12 +45,12 @@ SMALL = {
 
 
 class Face(FakeFace):
-    """In place of the face networks, which have one size only; remembers the files it was given."""
+    """Replaces the face networks, whose size is fixed; records the files it was loaded from."""
 
     files: tuple[Path, ...] = ()
 
-    def __init__(self, parts: tuple[Path, ...]) -> None:
-        Face.files = parts
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        Face.files = files
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Face:
         return self
@@ -58,13 +58,13 @@ class Face(FakeFace):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A narrow T5 and a tokenizer of a few words."""
+    """A small T5 and a tokenizer of a few words."""
     path = tmp_path_factory.mktemp("text")
     words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "two", "people", "talk"])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(path / "tokenizer")
     torch.manual_seed(0)
     sizes = dict(vocab_size=16, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
@@ -74,7 +74,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """All parts, in the layout of the released folder, with antelopev2 one folder too deep."""
+    """All components in the released layout, with antelopev2 in its nested folder."""
     monkeypatch.setattr(official, "IGNORED_ARGUMENTS", ("LFE_",))
     monkeypatch.setattr("bya_core.encoders.face.encoder.FaceModels.load", staticmethod(lambda *files: files))
     monkeypatch.setattr("bya_core.encoders.face.encoder.PhotoFaceEncoder", Face)
@@ -146,7 +146,7 @@ def _scene(bundle: Any) -> Scene:
     )
 
 
-def test_all_parts_make_a_video(folder: Path) -> None:
+def test_load_official_and_generate(folder: Path) -> None:
     bundle = load_bundle("official")
     assert isinstance(bundle.text, T5TextEncoder) and isinstance(bundle.speech, Wav2Vec2SpeechEncoder)
     assert bundle.dtype == torch.bfloat16 == bundle.codec.vae.dtype  # type: ignore[attr-defined]
@@ -157,14 +157,13 @@ def test_all_parts_make_a_video(folder: Path) -> None:
         "glintr100.onnx",
         "EVA02_CLIP_L_336_psz14_s6B.pt",
     ]
-    assert all(path.is_file() for path in Face.files)  # the nested folder was repaired
+    assert all(path.is_file() for path in Face.files)
     video = generate(_scene(bundle), bundle)
     assert video.frames.shape == (5, 64, 64, 3) and video.masks.shape[0] == 2
 
 
-def test_a_converted_file_finds_the_encoders_of_the_released_model(folder: Path, tmp_path: Path) -> None:
+def test_converted_file_uses_the_official_encoders(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
-    assert OFFICIAL_ENCODER_ARGUMENTS[0] == 4096  # not the sizes used here, so its model is named
     convert("official", file, "fp8", encoders="official")
     weights = load_file(file)
     assert any(value.dtype == torch.float8_e4m3fn for value in weights.values())
@@ -176,7 +175,7 @@ def test_a_converted_file_finds_the_encoders_of_the_released_model(folder: Path,
         load_bundle(file)
 
 
-def test_a_released_folder_elsewhere_borrows_what_it_lacks(folder: Path, tmp_path: Path) -> None:
+def test_incomplete_released_folder_uses_downloaded_encoders(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "pretrained"
     other.mkdir()
     for name in ("transformer", "audio_module", "face_module", "router", "lora_weight"):
@@ -187,16 +186,16 @@ def test_a_released_folder_elsewhere_borrows_what_it_lacks(folder: Path, tmp_pat
         load_official(folder)
 
 
-def test_presence_is_told(folder: Path) -> None:
+def test_missing_components_are_reported(folder: Path) -> None:
     entry = MODELS["official"]
-    assert entry.path == folder and entry.available  # one folder too deep is put right at loading
+    assert entry.path == folder and entry.available
     (folder / "wav2vec2-base-960h/model.safetensors").unlink()
     assert not entry.available and entry.missing == ["wav2vec2-base-960h/model.safetensors"]
     with pytest.raises(InputError, match="wav2vec2-base-960h speech encoder: 378 MB, license: Apache-2.0"):
         load_bundle("official")
 
 
-def test_what_a_host_has_already_need_not_be_here(folder: Path) -> None:
+def test_components_of_the_host_replace_missing_files(folder: Path) -> None:
     (folder / "vae/config.json").unlink()
     (folder / "text_encoder").unlink()
     text, codec = FakeText(), FakeCodec()
@@ -206,22 +205,16 @@ def test_what_a_host_has_already_need_not_be_here(folder: Path) -> None:
         load_bundle("official")
 
 
-def test_a_scene_s_defaults_are_known_without_weights(folder: Path, tmp_path: Path) -> None:
-    whole = load_bundle("official").defaults
-    file = tmp_path / "one.safetensors"
-    convert("official", file, encoders="official")
-    for path in (folder / "transformer").iterdir():
-        path.unlink()
-    assert load_defaults("official") == load_defaults(file) == load_defaults(folder) == whole
-    assert load_defaults("toy") == load_bundle("toy").defaults
-
-
-def test_settings_of_every_kind_of_model_are_read_the_same_way(folder: Path, tmp_path: Path) -> None:
-    """What a preflight asks for, of a folder and of a file."""
+def test_defaults_and_settings_without_weights(folder: Path, tmp_path: Path) -> None:
+    defaults = load_bundle("official").defaults
     file = tmp_path / "one.safetensors"
     convert("official", file, encoders="official")
     for path in (folder, file):
         model = ModelFolder(path)
-        assert model.max_characters == 2 and model.defaults == load_defaults("official")
+        assert model.max_characters == 2 and model.defaults == defaults
         assert model.settings("transformer", "config.json")["lfe_id_dim"] == IDENTITY
         assert model.bytes >= file.stat().st_size / 2
+    for path in (folder / "transformer").iterdir():
+        path.unlink()
+    assert load_defaults("official") == load_defaults(file) == load_defaults(folder) == defaults
+    assert load_defaults("toy") == load_bundle("toy").defaults

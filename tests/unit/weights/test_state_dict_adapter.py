@@ -1,4 +1,4 @@
-"""A folder in the released layout, made small: reading it, and saying what is wrong with it."""
+"""Loading small folders in the released layout, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SIZES = {
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> BindYourAvatarTransformer3DModel:
-    # the released code hard-codes the sizes of these parts; here they must be small
+    # the released code ignores these arguments; here they select small modules
     monkeypatch.setattr(official, "IGNORED_ARGUMENTS", ("LFE_",))
     torch.manual_seed(0)
     return BindYourAvatarTransformer3DModel(flavour="official", **SIZES)
@@ -77,17 +77,22 @@ def folder(tmp_path: Path, model: BindYourAvatarTransformer3DModel) -> Path:
     return tmp_path
 
 
-def test_a_released_folder_becomes_our_model(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
+def _assert_equal_weights(loaded: BindYourAvatarTransformer3DModel, expected: BindYourAvatarTransformer3DModel) -> None:
+    weights, wanted = loaded.state_dict(), expected.state_dict()
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+def test_load_released(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
     loaded = official.load_released(folder)
-    theirs, ours = model.state_dict(), loaded.state_dict()
-    assert theirs.keys() == ours.keys()
-    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    _assert_equal_weights(loaded, model)
     assert not any(p.is_meta for p in (*loaded.parameters(), *loaded.buffers()))
     half = official.load_released(folder, torch.bfloat16)
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    tables = (half.router.pos_emb, half.patch_embed.pos_embedding)  # cast as well, as in the released code
+    assert {p.dtype for p in (*half.parameters(), *tables)} == {torch.bfloat16}
 
 
-def test_lora_is_merged_at_scale_one(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
+def test_lora_file_is_merged(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
     name = "transformer_blocks.1.attn1.to_q"
     a, b = torch.randn(3, 32), torch.randn(32, 3)
     lora = {f"transformer.module.{name}.lora_A.weight": a, f"transformer.module.{name}.lora_B.weight": b}
@@ -99,7 +104,7 @@ def test_lora_is_merged_at_scale_one(folder: Path, model: BindYourAvatarTransfor
     assert torch.allclose(after, before + b @ a, atol=1e-5)
 
 
-def test_lora_inside_the_transformer_file_is_merged_too(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
+def test_lora_in_the_transformer_file_is_merged(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
     name = "transformer_blocks.0.attn1.to_k"
     a, b = torch.randn(2, 32), torch.randn(32, 2)
     for path in sorted((folder / "transformer").glob("*.safetensors")):
@@ -112,7 +117,7 @@ def test_lora_inside_the_transformer_file_is_merged_too(folder: Path, model: Bin
     assert torch.allclose(after, model.state_dict()[f"{name}.weight"] + b @ a, atol=1e-5)
 
 
-def test_what_is_missing_is_named(folder: Path) -> None:
+def test_missing_and_unexpected_weights_raise(folder: Path) -> None:
     router = torch.load(folder / official.ROUTER_FILE, weights_only=True)
     router.pop("pos_emb")
     torch.save(router | {"surplus": torch.zeros(1)}, folder / official.ROUTER_FILE)
@@ -123,19 +128,19 @@ def test_what_is_missing_is_named(folder: Path) -> None:
         official.load_released(folder)
 
 
-def test_a_base_with_fewer_input_channels_is_widened(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
-    """As CogVideoX-5B-I2V, whose projection has 32 of the 48 channels; more than 48 are an error."""
+def test_patch_projection_is_widened(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
+    """The projection of CogVideoX-5B-I2V has 32 of the 48 channels; more than 48 raise an error."""
     _change(folder, official.PATCH_PROJECTION, lambda weight: weight[:, :32].contiguous())
-    wide = official.load_released(folder).state_dict()[official.PATCH_PROJECTION]
-    assert torch.equal(wide[:, :32], model.state_dict()[official.PATCH_PROJECTION][:, :32])
-    assert wide.shape[1] == 48 and not wide[:, 32:].any()
+    widened = official.load_released(folder).state_dict()[official.PATCH_PROJECTION]
+    assert torch.equal(widened[:, :32], model.state_dict()[official.PATCH_PROJECTION][:, :32])
+    assert widened.shape[1] == 48 and not widened[:, 32:].any()
     _change(folder, official.PATCH_PROJECTION, lambda weight: torch.cat([weight, weight], dim=1))
     with pytest.raises(InputError, match=r"1 misshapen \(patch_embed.proj.weight \(32, 64, 2, 2\) instead of"):
         official.load_released(folder)
 
 
 def _change(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-    """Change, or take out, one weight of the transformer's files."""
+    """Change one weight of the transformer files, or remove it."""
     for path in sorted((folder / "transformer").glob("*.safetensors")):
         part = load_file(path)
         if name in part:
@@ -143,23 +148,21 @@ def _change(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tens
             save_file(part if changed is None else {**part, name: changed}, path)
 
 
-@pytest.mark.parametrize("told", [True, False, None])
-def test_a_learned_table_of_positions_may_be_there_or_not(
-    folder: Path, model: BindYourAvatarTransformer3DModel, told: bool | None
-) -> None:
-    """config.json decides; where it says nothing, the files do."""
+@pytest.mark.parametrize("learned", [True, False, None])
+def test_learned_positions(folder: Path, model: BindYourAvatarTransformer3DModel, learned: bool | None) -> None:
+    """config.json decides whether there is a table; without an entry, the files do."""
     path = folder / "transformer/config.json"
     config = json.loads(path.read_text())
-    if told is not None:
-        config[official.LEARNED_POSITIONS] = told
+    if learned is not None:
+        config[official.LEARNED_POSITIONS] = learned
         path.write_text(json.dumps(config))
-    if told is False:
+    if learned is False:
         with pytest.raises(InputError, match=r"1 unexpected \(patch_embed.pos_embedding\)"):
             official.load_released(folder)
     else:
         assert torch.equal(official.load_released(folder).patch_embed.pos_embedding, model.patch_embed.pos_embedding)
     _change(folder, official.POSITION_TABLE, lambda _: None)
-    if told is True:
+    if learned is True:
         with pytest.raises(InputError, match=r"1 missing \(patch_embed.pos_embedding\)"):
             official.load_released(folder)
     else:
@@ -168,43 +171,29 @@ def test_a_learned_table_of_positions_may_be_there_or_not(
 
 
 @pytest.mark.parametrize("prefix", ["module.", "transformer.module.", "transformer."])
-def test_what_wrappers_left_before_names_is_taken_off(
-    folder: Path, model: BindYourAvatarTransformer3DModel, prefix: str
-) -> None:
+def test_prefixes_of_wrappers_are_removed(folder: Path, model: BindYourAvatarTransformer3DModel, prefix: str) -> None:
     for path in (folder / "transformer").glob("*.safetensors"):
         save_file({prefix + name: value for name, value in load_file(path).items()}, path)
-    for file, own in ((official.AUDIO_FILE, official.AUDIO), (official.ROUTER_FILE, official.ROUTER)):
+    for file, module in ((official.AUDIO_FILE, official.AUDIO), (official.ROUTER_FILE, official.ROUTER)):
         content = torch.load(folder / file, weights_only=True)
-        torch.save({prefix + own + name: value for name, value in content.items()}, folder / file)
-    loaded = official.load_released(folder).state_dict()
-    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+        torch.save({prefix + module + name: value for name, value in content.items()}, folder / file)
+    _assert_equal_weights(official.load_released(folder), model)
 
 
-def test_all_stored_tables_get_the_number_format(folder: Path) -> None:
-    """As in the released code, which casts everything, the position tables of router and patches included."""
-    half = official.load_released(folder, torch.bfloat16)
-    assert half.router.pos_emb.dtype == half.patch_embed.pos_embedding.dtype == torch.bfloat16
-
-
-def test_the_separate_files_win_over_the_transformer_s_own(
-    folder: Path, model: BindYourAvatarTransformer3DModel
-) -> None:
+def test_separate_modules_override_the_transformer_file(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
     path = next((folder / "transformer").glob("*.safetensors"))
-    stale = {"router.pos_emb": torch.zeros(1), "audio_model.learnable_scale": torch.full((1,), 7.0)}
-    save_file(load_file(path) | stale, path)
-    loaded = official.load_released(folder)
-    assert torch.equal(loaded.router.pos_emb, model.router.pos_emb)
-    assert torch.equal(loaded.audio_model.learnable_scale, model.audio_model.learnable_scale)
+    outdated = {"router.pos_emb": torch.zeros(1), "audio_model.learnable_scale": torch.full((1,), 7.0)}
+    save_file(load_file(path) | outdated, path)
+    _assert_equal_weights(official.load_released(folder), model)
 
 
-def test_the_averaged_transformer_is_preferred(folder: Path) -> None:
+def test_averaged_transformer_is_preferred(folder: Path, model: BindYourAvatarTransformer3DModel) -> None:
     (folder / "transformer").rename(folder / "transformer_ema")
     (folder / "transformer").mkdir()
-    official.load_released(folder)
+    _assert_equal_weights(official.load_released(folder), model)
 
 
-def test_files_may_have_other_names_where_they_are_alone(folder: Path) -> None:
-    """Names of training runs, such as router_modules_v2.pt."""
+def test_single_files_may_have_other_names(folder: Path) -> None:
     router = folder / official.ROUTER_FILE
     router.rename(router.with_name("router_modules_v2.pt"))
     official.load_released(folder)
@@ -213,8 +202,8 @@ def test_files_may_have_other_names_where_they_are_alone(folder: Path) -> None:
         official.load_released(folder)
 
 
-def test_pickles_that_hold_more_than_tensors_are_refused(folder: Path, tmp_path: Path) -> None:
-    torch.save({"pos_emb": tmp_path}, folder / official.ROUTER_FILE)  # a path is an object like any other
+def test_unreadable_files_raise(folder: Path, tmp_path: Path) -> None:
+    torch.save({"pos_emb": tmp_path}, folder / official.ROUTER_FILE)  # arbitrary objects are not unpickled
     with pytest.raises(InputError, match="router_modules.pt cannot be read"):
         official.load_released(folder)
     (folder / official.ROUTER_FILE).write_bytes(b"nonsense")
@@ -226,14 +215,14 @@ def test_pickles_that_hold_more_than_tensors_are_refused(folder: Path, tmp_path:
         official.load_released(folder)
 
 
-def test_the_old_format_of_torch_is_read_too(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_old_torch_format(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = torch.load(folder / official.ROUTER_FILE, weights_only=True)
     torch.save(content, folder / official.ROUTER_FILE, _use_new_zipfile_serialization=False)
     official.load_released(folder)
     assert "old torch format" in caplog.text
 
 
-def test_a_lora_that_does_not_fit_is_refused() -> None:
+def test_invalid_lora_raises() -> None:
     pair = {"x.to_q.lora_A.weight": torch.zeros(2, 4), "x.to_q.lora_B.weight": torch.zeros(4, 2)}
     with pytest.raises(InputError, match="a weight of the model"):
         merge_lora_into(torch.nn.Module(), pair)
