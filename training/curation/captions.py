@@ -46,9 +46,7 @@ class Features(Stage):
                 encoder.encode(torch.from_numpy(speech), offset + record.num_frames).float().cpu().numpy()[offset:]
                 for speech in record.array("speeches")
             ]
-        if (
-            self._encoder_version is None
-        ):  # training uses the features if its encoder is the same (docs/reference/shards.md)
+        if self._encoder_version is None:  # training reuses features of an equal encoder (docs/reference/shards.md)
             self._encoder_version = encoder_version(encoder)
         record = record.with_arrays(features=np.stack(features).astype(np.float16))
         return [record.with_data(speech_encoder=self._encoder_version)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
-from training.curation.output import CurationOutput
-from training.curation.pipeline import advance, build_stages, cached_leaves
+from training.curation.output import CurationOutput, Submit
+from training.curation.pipeline import advance, build_stages, cached_leaves, process
 from training.curation.record import Record
 from training.curation.settings import CurationSettings
 from training.curation.stage import Stage
@@ -46,16 +46,11 @@ def _run_job(record: Record, index: int) -> tuple[list[Record], int]:
 
 
 def run_local(sources: Sequence[Record], output: CurationOutput, stats: RunStats, workers: int) -> int:
-    """Process all sources, write shards and index.
+    """Process all sources, write shards and index; return the number of clips.
 
     Args:
-        sources: files.
-        output: output of the run.
         stats: updated during the run.
         workers: number of processes; 0 = run in this process, without timeouts.
-
-    Returns:
-        The number of clips.
 
     Raises:
         InputError: results cannot be saved, or a package is missing.
@@ -67,6 +62,10 @@ def run_local(sources: Sequence[Record], output: CurationOutput, stats: RunStats
     except ImportError as error:
         hint = 'run pip install "bind-your-avatar[data]", or use --workers 0'
         raise InputError("pebble is not installed", "pebble 5 or newer", hint) from error
+
+    def submit(function: Callable[..., Any], *args: Any) -> Future:
+        return pool.schedule(function, args=args)
+
     pool = ProcessPool(
         max_workers=workers,
         initializer=_init_worker,
@@ -74,8 +73,8 @@ def run_local(sources: Sequence[Record], output: CurationOutput, stats: RunStats
         context=get_context("spawn"),
     )
     try:
-        _PoolRun(sources, output, stats, pool, workers).run()
-        clips = output.finish(sources, lambda function, *args: pool.schedule(function, args=args))
+        _PoolRun(sources, output, stats, pool, submit, workers).run()
+        clips = output.finish(sources, submit)
         pool.close()
         return clips
     except BaseException:
@@ -96,14 +95,9 @@ def _run_in_process(sources: Sequence[Record], output: CurationOutput, stats: Ru
     torch.set_num_threads(1)
     try:
         for number, source in enumerate(sources):
-            pending = [(source, 0)]
-            while pending:
-                record, first = pending.pop()
-                records, last = advance(output.stages, record, first, output.store)
+            for records, first, last in process(output.stages, source, 0, output.store):
                 stats.count(first, last, outcomes_of(records))
                 output.add_failures(records, last - 1)
-                if last < len(output.stages):
-                    pending += [(child, last) for child in reversed(records) if child.rejected is None]
             stats.set_fraction(number, 1.0)
             output.add_source(source, call)
         return output.finish(sources, call)
@@ -127,9 +121,15 @@ class _PoolRun:
     """Scheduling of all jobs of a run."""
 
     def __init__(
-        self, sources: Sequence[Record], output: CurationOutput, stats: RunStats, pool: Any, workers: int
+        self,
+        sources: Sequence[Record],
+        output: CurationOutput,
+        stats: RunStats,
+        pool: Any,
+        submit: Submit,
+        workers: int,
     ) -> None:
-        self.sources, self.output, self.stats, self.pool = sources, output, stats, pool
+        self.sources, self.output, self.stats, self.pool, self.submit = sources, output, stats, pool, submit
         self.max_running = workers * _JOBS_PER_WORKER
         self.queue = [_Job(n, 0, 0, source, 0) for n, source in enumerate(sources)]
         self.running: dict[Future, _Job] = {}
@@ -174,11 +174,10 @@ class _PoolRun:
             heapq.heappush(self.queue, _Job(job.source, -last, record.start, record, last))
         self.open_jobs[job.source] += len(children) - 1
         self.closed_jobs[job.source] += 1
-        closed, still_open = self.closed_jobs[job.source], self.open_jobs[job.source]
-        self.stats.set_fraction(job.source, closed / (closed + still_open))
+        closed = self.closed_jobs[job.source]
+        self.stats.set_fraction(job.source, closed / (closed + self.open_jobs[job.source]))
         while self.next_source < len(self.sources) and self.open_jobs[self.next_source] == 0:
-            source = self.sources[self.next_source]
-            output.add_source(source, lambda function, *args: self.pool.schedule(function, args=args))
+            output.add_source(self.sources[self.next_source], self.submit)
             self.next_source += 1
 
     def _fail(self, job: _Job, reason: str) -> tuple[list[Record], int]:

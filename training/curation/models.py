@@ -123,7 +123,7 @@ _PUPPET = "training.curation.puppet_models:"
 
 MODELS: dict[Task, dict[str, ModelEntry]] = {
     "detector": {
-        "auto": ModelEntry(_REAL + "auto_detector", "best available face detector"),
+        "auto": ModelEntry("bya_core.encoders.face.detection:find_detector", "best available face detector"),
         "scrfd": ModelEntry(_REAL + "scrfd", "SCRFD of insightface"),
         "puppet": ModelEntry(_PUPPET + "PuppetFaces", "pairs of drawn eyes", puppet_only=True),
     },
@@ -146,7 +146,7 @@ MODELS: dict[Task, dict[str, ModelEntry]] = {
     "speech": {
         "none": ModelEntry(_REAL + "no_speech_encoder", "no features; computed by training"),
         "wav2vec": ModelEntry(_REAL + "wav2vec", "wav2vec2-base-960h"),
-        "toy": ModelEntry(_REAL + "toy_speech", "speech encoder of the toy model"),
+        "toy": ModelEntry(_REAL + "model_speech", "speech encoder of the toy model, or of another one"),
     },
     "captioner": {
         "qwen2vl": ModelEntry(_REAL + "QwenCaptioner", "Qwen2-VL family of transformers"),

@@ -8,7 +8,7 @@ from bya_core.errors import InputError
 from training.curation.captions import Captions, Features
 from training.curation.faces import Faces
 from training.curation.masks import Masks
-from training.curation.models import MODELS, ModelChoice, Task
+from training.curation.models import MODELS
 from training.curation.probe import Probe
 from training.curation.record import Record
 from training.curation.segments import Distance, Segments
@@ -38,21 +38,15 @@ def build_stages(settings: CurationSettings) -> list[Stage]:
     return [stage(getattr(settings, stage.name), settings.resources.get(stage.name)) for stage in _STAGES]
 
 
-def model_choices(settings: CurationSettings) -> dict[Task, ModelChoice]:
-    """The selected model of each task."""
-    return {
-        task: getattr(getattr(settings, stage.name), name) for stage in _STAGES for task, name in stage.models.items()
-    }
-
-
 def puppet_only_models(settings: CurationSettings) -> list[str]:
     """Selected models that work on synthetic puppets only, such as "sync: puppet"."""
-    chosen = model_choices(settings).items()
-    return [
-        f"{task}: {choice.name}"
-        for task, choice in chosen
-        if choice.name in MODELS[task] and MODELS[task][choice.name].puppet_only
-    ]
+    chosen = []
+    for stage in _STAGES:
+        for task, option in stage.models.items():
+            name = getattr(getattr(settings, stage.name), option).name
+            if name in MODELS[task] and MODELS[task][name].puppet_only:
+                chosen.append(f"{task}: {name}")
+    return chosen
 
 
 def advance(stages: list[Stage], record: Record, index: int, store: Store) -> tuple[list[Record], int]:
@@ -66,6 +60,21 @@ def advance(stages: list[Stage], record: Record, index: int, store: Store) -> tu
         records = run_stage(stages[index], records[0], store)
         index += 1
     return records, index
+
+
+def process(stages: list[Stage], record: Record, index: int, store: Store) -> Iterator[tuple[list[Record], int, int]]:
+    """Apply stages from `index` on to a record and to all its parts, depth first.
+
+    Yields:
+        For each step of `advance`: the resulting records, and the index of its first and of the next stage.
+    """
+    pending = [(record, index)]
+    while pending:
+        record, first = pending.pop()
+        records, last = advance(stages, record, first, store)
+        yield records, first, last
+        if last < len(stages):
+            pending += [(child, last) for child in reversed(records) if child.rejected is None]
 
 
 def cached_leaves(stages: list[Stage], record: Record, store: Store, index: int = 0) -> Iterator[tuple[Record, int]]:

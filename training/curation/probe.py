@@ -83,10 +83,8 @@ class Probe(Stage):
 
     def __call__(self, record: Record) -> list[Record]:
         info = inspect_file(record.source)
-        values = {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(info).items()}
-        record = record.with_data(**values)
-        reason = self._rejection(info)
-        if reason is not None:
+        record = record.with_data(**{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(info).items()})
+        if reason := self._rejection(info):
             return [record.reject(reason)]
         return [record.child("source", 0, int(info.seconds * FPS + 1e-6))]
 
@@ -127,10 +125,7 @@ def inspect_file(path: str) -> MediaInfo:
         if video.codec_context.codec is None:
             raise UnusableFootage("unknown video codec")
         audio = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
-        declared = max(
-            float(container.duration or 0) / av.time_base,
-            float((video.duration or 0) * (video.time_base or 0)),
-        )
+        declared = max((container.duration or 0) / av.time_base, float((video.duration or 0) * (video.time_base or 0)))
         video_times, audio_times = _Timestamps(), _Timestamps()
         first: av.VideoFrame | None = None
         for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
@@ -144,8 +139,7 @@ def inspect_file(path: str) -> MediaInfo:
                 first = _decode_first(video, packet)
         if video_times.count == 0:
             raise UnusableFootage("no video frames")
-        if first is None:
-            first = _decode_first(video, None)
+        first = first or _decode_first(video, None)
         if first is None:
             raise UnusableFootage("none of the first frames can be decoded")
         quarters = round(first.rotation / 90) % 4

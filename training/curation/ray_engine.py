@@ -16,7 +16,7 @@ from typing import Any
 
 from bya_core.errors import InputError
 from training.curation.output import CurationOutput
-from training.curation.pipeline import STAGE_NAMES, advance, build_stages
+from training.curation.pipeline import STAGE_NAMES, build_stages, process
 from training.curation.record import Record
 from training.curation.samples import write_shard
 from training.curation.settings import CurationSettings
@@ -48,33 +48,22 @@ class StageActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         rows: dict[str, list[Any]] = {"source": [], "record": [], "events": []}
         for source, record, events in zip(batch["source"], batch["record"], batch["events"], strict=True):
-            children, log_entries = [record], json.loads(events)
+            leaves, steps = [record], json.loads(events)
             if record.rejected is None:
-                children, log_entries = self._apply(record, log_entries)
-            rows["source"] += [source] * len(children)
-            rows["record"] += children
-            rows["events"] += [json.dumps(log_entries if index == 0 else []) for index in range(len(children))]
+                leaves = []
+                for records, first, last in process(self.stages, record, self.first, self.store):
+                    steps.append((first, last, outcomes_of(records)))
+                    leaves += [r for r in records if last == len(self.stages) or r.rejected is not None]
+            rows["source"] += [source] * len(leaves)
+            rows["record"] += leaves
+            rows["events"] += [json.dumps(steps), *["[]"] * (len(leaves) - 1)]
         return rows
-
-    def _apply(self, record: Record, events: list[Any]) -> tuple[list[Record], list[Any]]:
-        leaves, pending = [], [(record, self.first)]
-        while pending:
-            current, first = pending.pop()
-            records, last = advance(self.stages, current, first, self.store)
-            events.append((first, last, outcomes_of(records)))
-            done = [child for child in records if last == len(self.stages) or child.rejected is not None]
-            leaves += done
-            if last < len(self.stages):
-                pending += [(child, last) for child in reversed(records) if child.rejected is None]
-        return leaves, events
 
 
 def run_ray(sources: Sequence[Record], output: CurationOutput, stats: RunStats, **init: Any) -> int:
     """Process all sources with Ray, write shards and index; return the number of clips.
 
     Args:
-        sources: files.
-        output: output of the run.
         stats: updated during the run.
         init: arguments of `ray.init`, if Ray is not initialized.
 
@@ -116,8 +105,8 @@ def run_ray(sources: Sequence[Record], output: CurationOutput, stats: RunStats, 
     _finish_locally(sources, output)
     remote = ray.remote(write_shard)
 
-    def submit(_: Any, *args: Any) -> _RayFuture:
-        return _RayFuture(ray, remote.remote(*args))
+    def submit(_: Any, *args: Any) -> Any:
+        return remote.remote(*args).future()
 
     for number, source in enumerate(sources):
         stats.set_fraction(number, 1.0)
@@ -143,26 +132,10 @@ def _max_workers(available: dict[str, float], resources: Resources) -> int:
     return max(1, int(min(limits)))
 
 
-class _RayFuture:
-    """Ray object reference with the interface of a future."""
-
-    def __init__(self, ray: Any, reference: Any) -> None:
-        self.ray, self.reference = ray, reference
-
-    def done(self) -> bool:
-        return bool(self.ray.wait([self.reference], timeout=0)[0])
-
-    def result(self) -> Path:
-        return self.ray.get(self.reference)
-
-
 def _finish_locally(sources: Sequence[Record], output: CurationOutput) -> None:
     """Process what Ray has lost."""
     for source in sources:
-        pending = output.unfinished(source)
-        while pending:
-            record, index = pending.pop()
+        for record, index in output.unfinished(source):
             log.warning("%s: Ray did not finish stage %s; running it locally", source.name, STAGE_NAMES[index])
-            records, last = advance(output.stages, record, index, output.store)
-            output.add_failures(records, last - 1)
-            pending += [(child, last) for child in records if child.rejected is None and last < len(output.stages)]
+            for records, _, last in process(output.stages, record, index, output.store):
+                output.add_failures(records, last - 1)

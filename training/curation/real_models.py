@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from bya_core.encoders.face.detection import FaceDetector, find_detector
+from bya_core.encoders.face.detection import FaceDetector
 from bya_core.encoders.protocols import SpeechEncoder
 from bya_core.encoders.segmentation import SAM2_WEIGHTS, Segmenter, load_sam2
 from bya_core.errors import InputError
@@ -20,6 +20,7 @@ from bya_core.evaluation.metric_weights import SYNCNET
 from bya_core.evaluation.sync_metrics import Sync, shifted_distances, sync_of
 from bya_core.evaluation.syncnet import SyncEmbedder
 from bya_core.io.color import histogram, histogram_similarity, lab
+from bya_core.weights.loader import load_bundle
 
 _HISTOGRAM_SIZE = 32  # side in pixels of a face for its color histogram
 _MAX_CAPTION_TOKENS = 220
@@ -29,11 +30,6 @@ _PROMPT = (
     "is where in the picture, what each person looks like and does, and who speaks and who listens. Write plain "
     "statements about what is visible; do not guess names, do not mention frames, and do not describe sounds."
 )
-
-
-def auto_detector() -> FaceDetector:
-    """Load the best available face detector."""
-    return find_detector()
 
 
 def scrfd(folder: str = "~/.insightface/models", min_score: float = 0.5) -> FaceDetector:
@@ -118,15 +114,9 @@ def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
     return encoder
 
 
-def toy_speech(folder: str = "") -> SpeechEncoder:
-    """Load the speech encoder of the toy model."""
-    from bya_core.toy.bundle import load_toy_encoders
-    from bya_core.weights.registry import find_model
-
-    path = Path(folder).expanduser() if folder else find_model("toy").folder
-    if path is None or not (path / "speech.safetensors").is_file():
-        raise InputError(f"no speech encoder in {path}", "speech.safetensors", "pass the folder of the toy model")
-    return load_toy_encoders(path).speech
+def model_speech(model: str = "toy") -> SpeechEncoder:
+    """Load the speech encoder of a model by name or path."""
+    return load_bundle(model).speech
 
 
 class QwenCaptioner:
@@ -143,7 +133,8 @@ class QwenCaptioner:
     def __init__(self, weights: str, device: str = "cpu", dtype: str = "bfloat16") -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        path = str(Path(weights).expanduser()) if Path(weights).expanduser().is_dir() else weights
+        folder = Path(weights).expanduser()
+        path = str(folder) if folder.is_dir() else weights
         try:
             processor = AutoProcessor.from_pretrained(path, local_files_only=True)
             model = AutoModelForImageTextToText.from_pretrained(

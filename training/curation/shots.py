@@ -104,11 +104,9 @@ def _build_detector(settings: ShotSettings) -> Any:
         problem = f"scenedetect cannot be imported ({error})"
         raise InputError(problem, "scenedetect 0.7 or newer", 'run pip install "bind-your-avatar[data]"') from error
     cv2.setNumThreads(1)
-    if settings.detector == "content":
-        options = {} if settings.threshold is None else {"threshold": settings.threshold}
-        return ContentDetector(min_scene_len=1, **options)
-    options = {} if settings.threshold is None else {"adaptive_threshold": settings.threshold}
-    return AdaptiveDetector(min_scene_len=1, **options)
+    content = settings.detector == "content"
+    detector, option = (ContentDetector, "threshold") if content else (AdaptiveDetector, "adaptive_threshold")
+    return detector(min_scene_len=1, **({} if settings.threshold is None else {option: settings.threshold}))
 
 
 def _downscale(frame: Frame, width: int) -> np.ndarray:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from bya_core.validation import validated
 from training.curation.crops import face_crops
 from training.curation.footage import SAMPLE_RATE, read_audio
-from training.curation.models import (
-    ModelChoice,
-    ModelOption,
-    SpeechExtractor,
-    SpeechMixture,
-    SyncScorer,
-)
+from training.curation.models import ModelChoice, ModelOption, SpeechExtractor, SpeechMixture, SyncScorer
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
 
@@ -106,20 +102,17 @@ class SyncFilter(Stage):
         faces = face_crops(record, self.settings.max_side, context=True)[:, offset : offset + record.num_frames]
         speeches = clip_speeches(record)
         rows = np.flatnonzero(record.data["speaking"]).tolist()
-        scores = dict(zip(rows, scorer.scores(faces, speeches[rows]), strict=True))
-        table: list[list[float | None]] = []
-        distances: list[float | None] = []
-        for m in range(len(speeches)):
-            row = scores.get(m, [])
-            table.append([round(sync.confidence, 4) for sync in row] or [None] * len(faces))
-            distances.append(round(row[m].distance, 4) if row else None)
+        table: list[list[float | None]] = [[None] * len(faces) for _ in speeches]
+        distances: list[float | None] = [None] * len(speeches)
+        for m, scores in zip(rows, scorer.scores(faces, speeches[rows]), strict=True):
+            table[m] = [round(sync.confidence, 4) for sync in scores]
+            distances[m] = round(scores[m].distance, 4)
         own = [table[m][m] for m in range(len(speeches))]
         mean = float(np.mean([value for value in own if value is not None]))
         record = record.with_data(sync_c=own, sync_d=distances, sync_table=table, sync_mean=round(mean, 4))
         if mean < self.settings.min_confidence:
-            return [
-                record.reject(f"lip sync too low: mean Sync-C {mean:.2f}, at least {self.settings.min_confidence:g}")
-            ]
+            limit = f"at least {self.settings.min_confidence:g}"
+            return [record.reject(f"lip sync too low: mean Sync-C {mean:.2f}, {limit}")]
         return [record]
 
 
@@ -157,15 +150,13 @@ class Matrix(Stage):
         speeches = record.array("speeches").copy()
         clips = clip_speeches(record)
         duplicates = []
-        for m in range(len(clips)):
-            for other in range(m):
-                if not (speaking[m] and speaking[other]):
-                    continue
-                if max_correlation(clips[m], clips[other]) >= self.settings.max_correlation:
-                    drop = m if table[m][m] <= table[other][other] else other
-                    speaking[drop] = False
-                    speeches[drop] = 0.0
-                    duplicates.append([other, m])
+        for other, m in sorted(combinations(range(len(clips)), 2), key=lambda pair: pair[::-1]):
+            if not (speaking[m] and speaking[other]):
+                continue
+            if max_correlation(clips[m], clips[other]) >= self.settings.max_correlation:
+                drop = m if table[m][m] <= table[other][other] else other
+                speaking[drop], speeches[drop] = False, 0.0
+                duplicates.append([other, m])
         rows = np.flatnonzero(speaking)
         scores = np.array([table[m] for m in rows], np.float64)
         columns, best = rows, linear_sum_assignment(-scores)[1]

@@ -74,7 +74,6 @@ class Store:
         """Save a short text."""
         path = self._path(kind, key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             _write_text(path, text)
         except OSError as error:
             raise _store_error(path, error) from error
@@ -102,6 +101,7 @@ def _save_array(path: Path, index: int, name: str, array: np.ndarray | Path) -> 
 
 
 def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -16,10 +16,10 @@ from training.benchmark.ablations import (
     BASE,
     VARIANTS,
     AblationOptions,
+    ablation_table,
     apply_variant,
     initialize_router,
     main,
-    ablation_table,
     report,
 )
 from training.data.dataset import ClipFolder
