@@ -1,1 +1,1 @@
-"""The `bya` command line, one file a command."""
+"""The `bya` command line, one file per command."""

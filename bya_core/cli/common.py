@@ -17,55 +17,78 @@ from bya_core.validation import option
 if TYPE_CHECKING:
     from bya_core.progress import Progress
     from bya_core.scene.types import Scene, SceneDefaults
+    from bya_core.weights.bundle import ModelBundle
 
 MODEL = "Model name (see `bya models`) or path of a model."
-SceneFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Scene file.")]
-Vram = Literal["auto", "8", "12", "16", "24", "48", "80"]
+SceneFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Scene file (json).", metavar="SCENE")]
+Vram = Annotated[
+    Literal["auto", "8", "12", "16", "24", "48", "80"],
+    tyro.conf.arg(help="VRAM budget in GB: auto, 8, 12, 16, 24, 48 or 80.", metavar="GB"),
+]
 
 
-def output(help: str) -> Any:
+def output(help: str, hint: str = "(required)") -> Any:
     """The option -o/--output."""
-    return tyro.conf.arg(help=help, aliases=["-o"], metavar="PATH")
+    return tyro.conf.arg(help=help, aliases=["-o"], metavar="PATH", help_behavior_hint=hint)
 
 
 def optional(help: str, metavar: str = "PATH") -> Any:
-    """An option that may be left out."""
+    """An option whose default is None."""
     return tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint="")
 
 
 def setting(kind: type, name: str) -> Any:
-    """An option of the command line with description and range of a field of a config class."""
+    """An option with the description and range of a field of a config class."""
     found = option(kind, name)
-    limits = f" {found.minimum:g} to {found.maximum:g}." if found.type in (int, float) and found.maximum else ""
-    metavar = "{" + ",".join(found.choices) + "}" if found.choices else found.type.__name__.upper()
-    return optional(found.description + (limits if len(limits) < 16 else ""), metavar)
+    text = found.description
+    if found.maximum is not None and found.maximum < 1e6:
+        text = f"{text.rstrip('.')} ({found.minimum:g} to {found.maximum:g})."
+    return optional(text, (name if found.choices else found.type.__name__).upper())
+
+
+def group(title: str, help: str = "") -> Any:
+    """A group of options, a box titled "TITLE options" in the help."""
+    return tyro.conf.arg(name=title, help=help)
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
     """Model and memory."""
 
-    model: Annotated[str, tyro.conf.arg(help=MODEL)] = "toy"
-    vram: Annotated[Vram, tyro.conf.arg(help="VRAM budget in GB. auto is the free memory of the GPU.")] = "auto"
+    model: Annotated[str, tyro.conf.arg(help=MODEL, metavar="MODEL")] = "toy"
+    vram: Vram = "auto"
+
+    def load(self) -> ModelBundle:
+        """Load the model."""
+        from bya_core.pipelines.load import load_model
+
+        return load_model(self.model, vram=self.vram)
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Override the scene file."""
+    """Override the options of the scene file."""
 
     steps: Annotated[int | None, setting(SamplingConfig, "steps")] = None
     seed: Annotated[int | None, setting(SamplingConfig, "seed")] = None
     preset: Annotated[Preset | None, setting(SamplingConfig, "preset")] = None
 
-    def check(self) -> None:
-        """Raise InputError for a value out of range."""
+    def check(self, path: Path) -> None:
+        """Raise InputError for an option out of range or an invalid scene file, before the model is loaded."""
+        from bya_core.scene.schema import read_scene_file
+
         SamplingConfig(**{name: value for name, value in vars(self).items() if value is not None})
+        read_scene_file(path)
 
     def load_scene(self, path: Path, defaults: SceneDefaults) -> Scene:
         """Read a scene file with these options."""
         from bya_core.scene.loader import load_scene
 
         return load_scene(path, defaults, steps=self.steps, seed=self.seed, preset=self.preset)
+
+
+Runtime = Annotated[RuntimeOptions, tyro.conf.OmitArgPrefixes, group("model and memory")]
+Sampling = Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes, group("sampling", "Override the scene file.")]
 
 
 class ProgressBar:

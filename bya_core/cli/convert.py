@@ -1,4 +1,4 @@
-"""`bya convert`: convert a model into one file or the released layout."""
+"""`bya convert`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from bya_core.cli.common import optional, output
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert a model or a training run into one safetensors file or the released layout.
+    """Convert a model into one safetensors file or the released layout.
 
-    LoRA weights are merged. The file holds the transformer with its audio, face and router modules; text encoder, VAE
-    and the other encoders are not included.
+    LoRA weights are merged. Text encoder, VAE and the other encoders are not included.
     """
 
     model: Annotated[
         Positional[str],
-        arg(help="Model name, folder (released files, `final` of a training run, bundle) or converted file."),
+        arg(
+            help="Model name, folder (released files, `final` of a training run, bundle) or converted file.",
+            metavar="MODEL",
+        ),
     ]
     output: Annotated[Path, output("File to save (safetensors), or folder with --to released.")]
     to: Annotated[Literal["safetensors", "released"], arg(help="One file, or the released layout.")] = "safetensors"
     precision: Annotated[
         Literal["as-stored", "bf16", "fp16", "fp32", "fp8"],
-        arg(help="Dtype of the weights. fp8 is e4m3 with a scale per tensor for matrices and bf16 for the rest."),
+        arg(help="Dtype of the weights. fp8 is e4m3 with one scale per matrix, and bf16 for the rest."),
     ] = "as-stored"
     encoders: Annotated[
-        str | None, optional("Model with its text encoder, VAE and encoders. Default: found by its sizes.", "MODEL")
+        str | None, optional("Model that provides the encoders. Default: selected by tensor sizes.", "MODEL")
     ] = None
 
     def run(self) -> int:
@@ -40,6 +42,5 @@ class Convert:
             messages = convert_to_released(self.model, self.output, self.precision)
         else:
             messages = convert(self.model, self.output, self.precision, encoders=self.encoders)
-        for message in messages:
-            print(message)
+        print("\n".join(messages))
         return 0

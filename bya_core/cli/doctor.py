@@ -1,4 +1,4 @@
-"""`bya doctor`: check Python, packages, device, memory and models of this machine."""
+"""`bya doctor`."""
 
 from __future__ import annotations
 

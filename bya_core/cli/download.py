@@ -1,4 +1,4 @@
-"""`bya download`: download the files of a model."""
+"""`bya download`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from bya_core.errors import InputError
 
 @dataclass(frozen=True)
 class Download:
-    """Download the files of a model. Complete files are skipped, partial ones are resumed.
+    """Download a model.
+
+    Complete files are skipped, partial ones are resumed.
 
     HF_ENDPOINT selects a mirror of the hub, BYA_MODELS_DIR the folder for models.
     """
 
-    model: Annotated[Positional[str], arg(help="Model name (see `bya models`).")] = "official"
+    model: Annotated[Positional[str], arg(help="Model name (see `bya models`).", metavar="MODEL")] = "official"
     models_dir: Annotated[Path | None, optional("Folder for models. Default: the first that `bya models` lists.")] = (
         None
     )
-    components: Annotated[tuple[str, ...], arg(help="Components to download. Default: all.")] = ()
+    components: Annotated[
+        tuple[str, ...], arg(help="Components to download. Default: all.", metavar="[NAME ...]", help_behavior_hint="")
+    ] = ()
     verify: Annotated[bool, arg(help="Check the SHA-256 of all downloaded files afterwards.")] = False
 
     def run(self) -> int:

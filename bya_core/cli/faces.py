@@ -1,4 +1,4 @@
-"""`bya faces`: show the face that the released model detects in each image."""
+"""`bya faces`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Faces:
-    """Show the face that the released model detects in each image, and the crop that it encodes."""
+    """Show the face and the crop that the released model uses of each image.
+
+    The exit code is 1 if an image has no face.
+    """
 
     images: Annotated[
-        Positional[tuple[Path, ...]], arg(help="Images, or scene files for the images of their characters.")
+        Positional[tuple[Path, ...]],
+        arg(
+            help="Images, or scene files for the images of their characters.",
+            metavar="IMAGE ...",
+            help_behavior_hint="",
+        ),
     ]
     output: Annotated[Path, output("Image to save (png), one row per input.")]
-    select: Annotated[
-        Literal["largest", "most_confident"], arg(help="Which of several faces is used, by size or by detection score.")
-    ] = "largest"
+    select: Annotated[Literal["largest", "most_confident"], arg(help="Which of several faces to use.")] = "largest"
     models_dir: Annotated[Path | None, optional("Folder to search for models first.")] = None
 
     def run(self) -> int:

@@ -1,15 +1,26 @@
-"""`bya generate`: generate the video of a scene."""
+"""`bya generate`."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from bya_core.cli.common import ProgressBar, RuntimeOptions, SamplingOptions, SceneFile, optional, output, report_saved
+from bya_core.cli.common import (
+    ProgressBar,
+    Runtime,
+    RuntimeOptions,
+    Sampling,
+    SamplingOptions,
+    SceneFile,
+    group,
+    optional,
+    output,
+    report_saved,
+)
 from bya_core.errors import Cancelled, Paused
 
 if TYPE_CHECKING:
@@ -24,13 +35,10 @@ if TYPE_CHECKING:
 class WindowOptions:
     """Videos longer than one window."""
 
-    work_dir: Annotated[
-        Path | None, optional("Folder that keeps the finished windows. Without it they are deleted at the end.")
-    ] = None
+    work_dir: Annotated[Path | None, optional("Keep the finished windows in this folder.")] = None
     regenerate: Annotated[int | None, optional("Regenerate window N of --work-dir.", "N")] = None
     regenerate_seed: Annotated[
-        int | None,
-        optional("Random seed of the regenerated window. Without it a new one is drawn.", "INT"),
+        int | None, optional("Random seed of the regenerated window. Default: a new one.", "INT")
     ] = None
 
     def folder(self, video: Path) -> Path:
@@ -40,13 +48,11 @@ class WindowOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Additional files."""
+    """Additional output files."""
 
     masks: Annotated[Path | None, optional("Save the character masks (npz).")] = None
     overlay: Annotated[Path | None, optional("Save the video with the masks drawn over it (mp4).")] = None
-    json: Annotated[
-        Path | None, optional("Save a report (json) with timings, memory, mask statistics and warnings.")
-    ] = None
+    json: Annotated[Path | None, optional("Save a report (json): timings, memory, mask statistics, warnings.")] = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,11 @@ class Generate:
 
     scene: SceneFile
     output: Annotated[Path, output("Video to save (mp4).")]
-    resume_from: Annotated[Path | None, optional("Resume from a saved routing state (see `bya probe`).")] = None
-    runtime: OmitArgPrefixes[RuntimeOptions] = field(default_factory=RuntimeOptions)
-    sampling: OmitArgPrefixes[SamplingOptions] = field(default_factory=SamplingOptions)
-    long_video: OmitArgPrefixes[WindowOptions] = field(default_factory=WindowOptions)
-    files: OmitArgPrefixes[OutputOptions] = field(default_factory=OutputOptions)
+    resume_from: Annotated[Path | None, optional("Resume from a routing state of `bya probe`.")] = None
+    runtime: Runtime = RuntimeOptions()
+    sampling: Sampling = SamplingOptions()
+    long_video: Annotated[WindowOptions, OmitArgPrefixes, group("long video")] = WindowOptions()
+    files: Annotated[OutputOptions, OmitArgPrefixes, group("output")] = OutputOptions()
 
     def run(self) -> int:
         from bya_core.cli.processes import joined
@@ -72,22 +78,19 @@ class Generate:
         from bya_core.cli.processes import distribute_guidance
         from bya_core.io.media import existing_file
         from bya_core.pipelines.outputs import Outputs
-        from bya_core.scene.schema import read_scene_file
 
         outputs = Outputs(self.output, self.files.masks, self.files.overlay, self.files.json)
         state = () if self.resume_from is None else (existing_file(self.resume_from, "the state"),)
         outputs.check(inputs=(existing_file(self.scene, "the scene"), *state))
-        self.sampling.check()
-        read_scene_file(self.scene)  # report errors before loading the model
+        self.sampling.check(self.scene)
         start = time.perf_counter()
         with ProgressBar() as bar:
             bar.stage("Loading model")
-            from bya_core.pipelines.load import load_model
             from bya_core.pipelines.long_video import LongVideo
             from bya_core.pipelines.run_report import build_report, mask_notices
 
             loading = time.perf_counter()
-            bundle = load_model(self.runtime.model, vram=self.runtime.vram)
+            bundle = self.runtime.load()
             seconds = {"Loading model": round(time.perf_counter() - loading, 3)}
             bar.stage("Reading scene")
             scene = self.sampling.load_scene(self.scene, bundle.defaults)
@@ -103,27 +106,20 @@ class Generate:
             if isinstance(video, LongVideo) and self.long_video.work_dir is None:
                 video.files.remove(len(video.windows))
         size = f"{scene.width}x{scene.height}, {scene.fps:g} frames per second"
-        print(f"Generated {scene.seconds:.2f} s of video ({size})")
-        print(f"with the {bundle.name} model in {time.perf_counter() - start:.1f} s")
+        print(f"Generated {scene.seconds:.2f} s of video ({size}) in {time.perf_counter() - start:.1f} s")
         report_saved(*outputs.wanted)
         return 0
 
     def _video(self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback) -> Video | LongVideo:
+        """Raises Paused if a long video is cancelled: finished windows are kept."""
         from bya_core.pipelines.generate import generate
-        from bya_core.pipelines.long_video import plan
+        from bya_core.pipelines.long_video import generate_long, plan
 
         if self.resume_from is not None:
             return resume(scene, bundle, self.resume_from, callback)
-        keeps = self.long_video.work_dir is not None or self.long_video.regenerate is not None
-        if keeps or len(plan(scene, bundle)) > 1:
-            return self._long_video(scene, bundle, callback)
-        return generate(scene, bundle, callback)
-
-    def _long_video(self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback) -> LongVideo:
-        """Raises Paused when it is cancelled: finished windows are kept."""
-        from bya_core.pipelines.long_video import generate_long
-
         folder, options = self.long_video.folder(self.output), self.long_video
+        if options.work_dir is None and options.regenerate is None and len(plan(scene, bundle)) == 1:
+            return generate(scene, bundle, callback)
         try:
             return generate_long(
                 scene, bundle, folder, callback, regenerate=options.regenerate, regenerate_seed=options.regenerate_seed

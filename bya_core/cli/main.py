@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 import tyro
-from tyro.conf import subcommand
+from tyro.conf import FlagCreatePairsOff, subcommand
 
 from bya_core import __version__
 from bya_core.cli.convert import Convert
@@ -27,20 +28,19 @@ from bya_core.cli.timeline import Timeline
 from bya_core.errors import Cancelled, InputError, Paused
 
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
-DESCRIPTION = "Generate videos of several talking people (Bind-Your-Avatar). `bya --version` prints the version."
+DESCRIPTION = """Generate videos of several talking people (Bind-Your-Avatar).
 
-Command = (
-    Annotated[Generate, subcommand("generate")]
-    | Annotated[Probe, subcommand("probe")]
-    | Annotated[Timeline, subcommand("timeline")]
-    | Annotated[Report, subcommand("report")]
-    | Annotated[Faces, subcommand("faces")]
-    | Annotated[Models, subcommand("models")]
-    | Annotated[Download, subcommand("download")]
-    | Annotated[Convert, subcommand("convert")]
-    | Annotated[Doctor, subcommand("doctor")]
-    | Annotated[Selftest, subcommand("selftest")]
-)
+Run `bya COMMAND --help` for the options of a command, and `bya --version` for the version."""
+COMMANDS = (Generate, Probe, Timeline, Report, Faces, Models, Download, Convert, Doctor, Selftest)
+
+
+def _commands(short: bool) -> Any:
+    """The type of all commands for tyro; `short` leaves only the first paragraph of their descriptions."""
+    described = (
+        Annotated[kind, subcommand(kind.__name__.lower(), description=text.split("\n\n")[0] if short else text)]
+        for kind, text in ((kind, inspect.getdoc(kind) or "") for kind in COMMANDS)
+    )
+    return Union[tuple(described)]  # noqa: UP007
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bya {__version__}")
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    command = tyro.cli(Command, prog="bya", description=DESCRIPTION, args=arguments)  # type: ignore[arg-type]
+    commands = _commands(short=not arguments or arguments[0].startswith("-"))
+    command = tyro.cli(commands, prog="bya", description=DESCRIPTION, args=arguments, config=(FlagCreatePairsOff,))
     previous = signal.signal(signal.SIGTERM, _cancel)
     try:
         if (count := world_size()) > 1 and not isinstance(command, Generate):

@@ -1,4 +1,4 @@
-"""`bya models`: list models, their parts, licenses and how to get them."""
+"""`bya models`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Models:
-    """List models and their parts with size, license, and how to get them."""
+    """List models and their components with size, license and download command."""
 
     models_dir: Annotated[Path | None, optional("Folder to search first.")] = None
     json: Annotated[bool, arg(help="Print JSON.")] = False
@@ -42,7 +42,7 @@ class Models:
 
 
 def _entry(entry: ModelEntry, models_dir: Path | None) -> dict[str, Any]:
-    """A model and its parts, ready for JSON."""
+    """A model and its components as JSON types."""
     root = entry.path_in(models_dir)
     components = [_component(each, root, entry.name) for each in entry.components]
     return {

@@ -1,14 +1,22 @@
-"""`bya probe`: predict the character masks of a scene before the video is generated."""
+"""`bya probe`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes
-
-from bya_core.cli.common import ProgressBar, RuntimeOptions, SamplingOptions, SceneFile, optional, output, report_saved
+from bya_core.cli.common import (
+    ProgressBar,
+    Runtime,
+    RuntimeOptions,
+    Sampling,
+    SamplingOptions,
+    SceneFile,
+    optional,
+    output,
+    report_saved,
+)
 from bya_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,29 +26,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probe:
-    """Predict the character masks of a scene, to inspect and edit them before the video is generated.
+    """Predict the character masks of a scene.
 
-    Continue with `bya generate --resume-from STATE`. Edited masks go into `router.masks` of the scene.
+    Edit the masks before the video is generated: `bya generate --resume-from STATE` resumes from here.
+
+    Edited masks go into `router.masks` of the scene.
     """
 
     scene: SceneFile
     output: Annotated[
-        Path | None,
-        output("Routing state to save (safetensors), with masks and partially denoised latents."),
+        Path | None, output("Save the routing state (safetensors): masks and partially denoised latents.", "")
     ] = None
     masks: Annotated[Path | None, optional("Save the character masks (npz).")] = None
     overlay: Annotated[Path | None, optional("Save a preview with the masks drawn over it (png or mp4).")] = None
-    runtime: OmitArgPrefixes[RuntimeOptions] = field(default_factory=RuntimeOptions)
-    sampling: OmitArgPrefixes[SamplingOptions] = field(default_factory=SamplingOptions)
+    runtime: Runtime = RuntimeOptions()
+    sampling: Sampling = SamplingOptions()
 
     def run(self) -> int:
-        from bya_core.scene.schema import read_scene_file
-
         with ProgressBar() as bar:
             bar.stage("Loading model")
             from bya_core.io.media import existing_file
             from bya_core.masks import mask_statistics
-            from bya_core.pipelines.load import load_model
             from bya_core.pipelines.outputs import RoutingOutputs
             from bya_core.pipelines.prepare import prepare
             from bya_core.pipelines.run_report import mask_notices
@@ -49,9 +55,8 @@ class Probe:
 
             outputs = RoutingOutputs(self.output, self.masks, self.overlay)
             outputs.check(inputs=(existing_file(self.scene, "the scene"),))
-            self.sampling.check()
-            read_scene_file(self.scene)  # report errors before loading the model
-            bundle = load_model(self.runtime.model, vram=self.runtime.vram)
+            self.sampling.check(self.scene)
+            bundle = self.runtime.load()
             bar.stage("Reading scene")
             scene = self.sampling.load_scene(self.scene, bundle.defaults)
             _check_one_window(scene, bundle)

@@ -1,4 +1,4 @@
-"""`bya report`: measure whether every mouth of a video follows its own speech."""
+"""`bya report`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NOT_BOUND = 3
 
 @dataclass(frozen=True)
 class Report:
-    """Measure whether every mouth of a video follows its own speech, and whether characters keep their identity.
+    """Measure lip sync and identity of each character in a video.
 
     The exit code is 3 if a check fails, and 0 if all pass or are inconclusive.
     """
 
     video: Annotated[Positional[Path], arg(help="Video file, of this or any other system.")]
     scene: Annotated[Path, arg(help="Scene file with the characters and their speech.")]
-    output: Annotated[Path | None, output("Image to save (png). Default: VIDEO.binding.png.")] = None
+    output: Annotated[Path | None, output("Image to save (png). Default: VIDEO.binding.png.", "")] = None
     json: Annotated[Path | None, optional("Report to save (json). Default: VIDEO.binding.json.")] = None
     masks: Annotated[
         Path | None, optional("Character masks of the video (npz). Without it characters are detected.")

@@ -1,4 +1,4 @@
-"""`bya selftest`: test this machine."""
+"""`bya selftest`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bya_core.cli.common import Vram, optional
 
 @dataclass(frozen=True)
 class Selftest:
-    """Generate a short video with the toy model, or run one denoising step of the released architecture.
+    """Test this machine with a short video of the toy model.
 
-    Downloads nothing. The released architecture needs about 24 GB of memory; without a GPU, one block of 42 is run.
+    Nothing is downloaded. --full-size needs 24 GB of memory, or runs one block of 42 without a GPU.
     """
 
     full_size: Annotated[
         bool, arg(help="Run one step of the released architecture (720x480, 49 frames) with random weights.")
     ] = False
-    vram: Annotated[Vram, arg(help="VRAM budget in GB. auto is the free memory of the GPU.")] = "auto"
+    vram: Vram = "auto"
     layers: Annotated[
-        int | None, optional("Transformer blocks at full size. Without it 42 on a GPU, else 1.", "INT")
+        int | None, optional("Number of transformer blocks at full size. Default: 42 on a GPU, else 1.", "INT")
     ] = None
 
     def run(self) -> int:

@@ -1,4 +1,4 @@
-"""`bya timeline`: draw who speaks when."""
+"""`bya timeline`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bya_core.cli.common import MODEL, SceneFile, output, report_saved, warn
 
 @dataclass(frozen=True)
 class Timeline:
-    """Draw the speaker turns, prompts and windows of a scene, and list problems of its audio."""
+    """Draw the speaker turns, prompts and windows of a scene, and check its audio."""
 
     scene: SceneFile
     output: Annotated[Path, output("Image to save (png).")]
-    model: Annotated[str, arg(help=MODEL + " Its size is used where the scene has none.")] = "toy"
+    model: Annotated[str, arg(help=MODEL + " Its size is used if the scene has none.", metavar="MODEL")] = "toy"
 
     def run(self) -> int:
         from bya_core.io.atomic import AtomicFiles, check_output
