@@ -42,7 +42,7 @@ def to_sample(record: Record, settings: CurationSettings, seed: int, puppet_mode
         frames=np.array(clip_frames(record, size)),
         fps=float(FPS),
         speeches=clip_speeches(record),
-        masks=_resize_masks(record.array("masks"), size),
+        masks=resize_masks(record.array("masks"), size),
         portraits=tuple(_reference_image(record, entry, settings.shards) for entry in record.data["reference"]),
         caption=record.data["caption"],
         matrix=np.array(record.data["matrix"], np.float32),
@@ -62,7 +62,7 @@ def write_shard(
     return writer.shards[0]
 
 
-def _resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize bool [N,F,H,W]; a pixel is set if at least half of it is covered."""
     if masks.shape[2:] == tuple(size):
         return masks

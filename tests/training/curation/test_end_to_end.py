@@ -14,6 +14,7 @@ from training.curate import CurateOptions, curate
 from training.curation.index import read_index
 from training.curation.puppet_footage import SAMPLE_RATE, demo_shots
 from training.curation.record import FPS
+from training.curation.samples import resize_masks
 from training.data.shards.reader import read_shards
 
 
@@ -28,7 +29,7 @@ def curated(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_segments_masks_and_speeches_match_ground_truth(curated):
+def test_clips_match_the_ground_truth(curated):
     footage, out = curated
     selected = {name: np.zeros(len(truth.keep), bool) for name, truth in footage.truth.items()}
     ious, correct, total = [], 0, 0
@@ -38,10 +39,8 @@ def test_segments_masks_and_speeches_match_ground_truth(curated):
         span = slice(start, start + len(sample.frames))
         assert len(set(truth.shot[span])) == 1  # no clip spans a cut
         selected[name][span] = True
-        table = np.array([
-            [np.nanmean(iou(mask, resize(true[span], mask.shape[1:]))) for true in truth.masks]
-            for mask in sample.masks
-        ])  # fmt: skip
+        true_masks = resize_masks(truth.masks[:, span], sample.masks.shape[2:])
+        table = np.array([[np.nanmean(iou(mask, true)) for true in true_masks] for mask in sample.masks])
         matches = np.nan_to_num(table).argmax(axis=1)
         assert len(set(matches)) == len(matches)
         ious += table[range(len(matches)), matches].tolist()
@@ -57,12 +56,6 @@ def test_segments_masks_and_speeches_match_ground_truth(curated):
     assert total >= 20 and correct == total
 
 
-def resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize bool [F,H,W]; videos and clips have the same aspect ratio here."""
-    values = torch.from_numpy(mask).float()[:, None]
-    return torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)[:, 0].numpy() >= 0.5
-
-
 def is_speech_of(stream: np.ndarray, truth, span: slice, character: int) -> bool:
     """Whether a stream is the speech of a character, or silent for a silent character."""
     step = SAMPLE_RATE // FPS
@@ -75,7 +68,7 @@ def is_speech_of(stream: np.ndarray, truth, span: slice, character: int) -> bool
 
 
 @pytest.mark.slow
-def test_invalid_shots_are_rejected_by_the_expected_stage(curated):
+def test_rejections(curated):
     footage, out = curated
     rows = [row for row in read_index(out / "index.parquet") if row["name"] == "video 0.mp4"]
     reasons = {}
@@ -93,7 +86,7 @@ def test_invalid_shots_are_rejected_by_the_expected_stage(curated):
 
 
 @pytest.mark.slow
-def test_training_stage_3_on_the_shards(curated, tmp_path):
+def test_training_on_the_shards(curated, tmp_path):
     from bya_core.models.transformer import BindYourAvatarTransformer3DModel
     from training.data.dataset import open_data
     from training.engine.loop import RunSettings, train

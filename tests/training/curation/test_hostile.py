@@ -14,7 +14,7 @@ from training.curation.index import read_index
 from training.curation.probe import inspect_file
 
 
-def test_malformed_files_are_rejected_and_valid_files_are_processed(tmp_path, footage):
+def test_malformed_files(tmp_path, footage):
     reasons = make_hostile(tmp_path / "in")
     text = footage.config.read_text().replace("min_side: 64", "min_side: 64, max_seconds: 3600.0")
     (tmp_path / "curation.yaml").write_text(text)
@@ -26,16 +26,15 @@ def test_malformed_files_are_rejected_and_valid_files_are_processed(tmp_path, fo
     assert sum(reason != VALID for reason in reasons.values()) >= 30
 
 
-def test_rotated_videos_are_measured_upright(tmp_path):
-    for angle, size in ((0, (128, 96)), (90, (96, 128)), (180, (128, 96)), (270, (96, 128))):
-        path = str(video(tmp_path / f"{angle}.mp4", rotation=angle))
-        info = inspect_file(path)
-        assert (info.width, info.height) == size
-        assert read_frame(path, 3).shape == (size[1], size[0], 3)
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+def test_rotated_videos(tmp_path, angle):
+    path = str(video(tmp_path / "x.mp4", rotation=angle))
+    info, size = inspect_file(path), (96, 128) if angle % 180 else (128, 96)
+    assert (info.width, info.height) == size and read_frame(path, 3).shape == (size[1], size[0], 3)
 
 
 @pytest.mark.parametrize("fps", [23.976, 25, 29.97, 50])
-def test_timeline_frames_of_any_frame_rate(tmp_path, fps):
+def test_timeline_frames(tmp_path, fps):
     """Frame k is the last frame at or before k / 25, also when decoding starts in the middle."""
     path = str(video(tmp_path / "x.mp4", frames=90, fps=fps))
     times = [frame.time for _, frame in timeline_frames(path, 0, 40)]

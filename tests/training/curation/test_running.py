@@ -1,4 +1,4 @@
-"""Complete runs: interruption and resumption, both engines, report and audit."""
+"""Complete runs: resuming, both engines, report and audit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reference(footage, tmp_path_factory):
     return out, stats, outcome(out)
 
 
-def test_index_and_statistics(reference):
+def test_index_and_stats(reference):
     _, stats, (shards, rows) = reference
     assert sorted(shards) == ["clips-000000.tar", "clips-000001.tar"]
     kept = [row for row in rows if row["kept"]]
@@ -57,7 +57,7 @@ def test_index_and_statistics(reference):
     assert "2/2 files  3 clips" in line and "clips/s" in line and "segments 3/2" in line and "captions 3/0" in line
 
 
-def test_samples_of_shards(reference):
+def test_shards(reference):
     out, _, (_, rows) = reference
     samples = list(read_shards(out))
     assert [s.key for s in samples] == [row["key"] for row in rows if row["kept"]]
@@ -76,7 +76,7 @@ class Interrupted(BaseException):
     """Raised in place of a kill."""
 
 
-def test_interrupted_runs_produce_the_same_output(reference, footage, tmp_path, monkeypatch):
+def test_resume_after_interruptions(reference, footage, tmp_path, monkeypatch):
     """Interrupt after every fourth result, and while writing a shard."""
     from training.curation import output
 
@@ -103,7 +103,7 @@ def test_interrupted_runs_produce_the_same_output(reference, footage, tmp_path, 
     assert outcome(tmp_path / "out") == reference[2]
 
 
-def test_resuming_a_finished_run_does_no_work(reference, footage, monkeypatch):
+def test_resume_of_a_finished_run(reference, footage, monkeypatch):
     out, _, expected = reference
     written = []
     monkeypatch.setattr("training.curation.output.write_shard", lambda *args: written.append(args))
@@ -114,7 +114,7 @@ def test_resuming_a_finished_run_does_no_work(reference, footage, monkeypatch):
     assert not written and outcome(out) == expected
 
 
-def test_a_changed_setting_reruns_only_later_stages(reference, footage, tmp_path, monkeypatch):
+def test_changed_settings_rerun_later_stages(reference, footage, tmp_path, monkeypatch):
     shutil.copytree(reference[0], tmp_path / "out")
     changed = tmp_path / "curation.yaml"
     changed.write_text(footage.config.read_text().replace("min_confidence: 0.5", "min_confidence: 99.0"))
@@ -144,7 +144,7 @@ def test_report_and_audit(reference, footage, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_processes_do_not_change_the_output(reference, footage, tmp_path):
+def test_resume_after_killed_processes(reference, footage, tmp_path):
     """Kill the run twice and one of its workers once, then resume."""
     pytest.importorskip("pebble")
     psutil = pytest.importorskip("psutil")
@@ -183,7 +183,7 @@ def wait_until(condition, run, timeout: float = 600.0) -> None:
 
 
 @pytest.mark.slow
-def test_ray_produces_the_same_output(reference, footage, tmp_path):
+def test_ray_engine(reference, footage, tmp_path):
     ray = pytest.importorskip("ray")
     from training.curation.ray_engine import run_ray
 
