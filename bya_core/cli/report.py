@@ -44,12 +44,12 @@ class Report:
         from bya_core.evaluation.video_file import measure_file
 
         report = measure_file(self.video, self.scene, self.masks, self.people)
-        figures = {"video": str(self.video), "scene": str(self.scene)} | report.figures
+        figures = {"video": str(self.video), "scene": str(self.scene)} | report.metrics
         figures["text"] = report.text.splitlines()
         with AtomicFiles() as files:
             report.picture.save(files.at(image))
             files.at(data).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(report.text)
-        print("Binding: " + {True: "passed", False: "FAILED", None: "inconclusive"}[report.figures["passed"]])
+        print("Binding: " + {True: "passed", False: "FAILED", None: "inconclusive"}[report.metrics["passed"]])
         report_saved(image, data)
-        return NOT_BOUND if report.figures["passed"] is False else 0
+        return NOT_BOUND if report.metrics["passed"] is False else 0

@@ -1,4 +1,7 @@
-"""Does every mouth follow its own voice? Correlation of mouths with speeches, and what is decided from it."""
+"""Binding of mouths to speech: correlation of mouth movement with loudness, and scores over many scenes.
+
+Shapes: N characters, M audio streams, F video frames.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +10,89 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_FLAT = 1e-6
+_EPS = 1e-6
 
 
 def correlations(opening: np.ndarray, speech: np.ndarray, max_lag: int = 0) -> np.ndarray:
-    """Pearson correlation of every mouth with every speech, float64 [N, M] in -1..1.
-
-    A track without any change correlates with nothing: 0.
+    """Pearson correlation of each mouth with each stream, float64 [N, M]; 0 for constant tracks.
 
     Args:
-        opening: [N, F], mouth opening per character (only its changes matter).
-        speech: [M, F], loudness (or opening) per stream.
-        max_lag: the best correlation over shifts of the speech by -max_lag..max_lag frames is taken.
+        opening: mouth opening [N, F]; only changes over time matter.
+        speech: loudness of the streams [M, F].
+        max_lag: the maximum over shifts by -max_lag..max_lag frames is returned.
     """
     return lagged(opening, speech, max_lag).max(axis=2)
 
 
 def lagged(opening: np.ndarray, speech: np.ndarray, max_lag: int) -> np.ndarray:
-    """Correlation of every mouth with every speech at every shift, float64 [N, M, 2 max_lag + 1].
+    """Correlation of each mouth with each stream at each shift, float64 [N, M, 2 max_lag + 1].
 
-    Column max_lag + k compares a mouth with what was said k frames earlier: a peak at k > 0 is a mouth that is late by
-    k frames, or a sound that is early. Arguments as in `correlations`.
+    Column max_lag + k compares a mouth with the speech k frames earlier: a peak at k > 0 means that the mouth is late.
+    Arguments as in `correlations`.
     """
     opening, speech = np.asarray(opening, dtype=np.float64), np.asarray(speech, dtype=np.float64)
     frames = opening.shape[1]
-    made = np.zeros((opening.shape[0], speech.shape[0], 2 * max_lag + 1))
+    table = np.zeros((opening.shape[0], speech.shape[0], 2 * max_lag + 1))
     for lag in range(-max_lag, max_lag + 1):
         late, early = max(lag, 0), max(-lag, 0)
-        if frames - late - early < 2:
-            continue
-        mouths = _standard(opening[:, late : frames - early])
-        voices = _standard(speech[:, early : frames - late])
-        made[..., max_lag + lag] = mouths @ voices.T / mouths.shape[1]
-    return made
+        if frames - late - early >= 2:
+            mouths = _standardize(opening[:, late : frames - early])
+            table[..., max_lag + lag] = mouths @ _standardize(speech[:, early : frames - late]).T / mouths.shape[1]
+    return table
 
 
 def local_correlations(opening: np.ndarray, speech: np.ndarray, width: int, max_lag: int = 0) -> np.ndarray:
-    """Correlation over `width` frames about every frame, float64 [N, M, F]; the ends hold the nearest whole window."""
+    """Correlation in a window of `width` frames around each frame, float64 [N, M, F]; constant at both ends."""
     opening, speech = np.asarray(opening, dtype=np.float64), np.asarray(speech, dtype=np.float64)
     frames = opening.shape[1]
     width = min(width, frames - 2 * max_lag)
     if width < 2:
         return np.zeros((opening.shape[0], speech.shape[0], frames))
-    inner = np.arange(max_lag, frames - max_lag - width + 1)  # starts of the mouths' windows
-    mouths = np.lib.stride_tricks.sliding_window_view(opening, width, axis=1)[:, inner]
-    best = np.full((opening.shape[0], speech.shape[0], inner.size), -np.inf)
-    for lag in range(-max_lag, max_lag + 1):
-        voices = np.lib.stride_tricks.sliding_window_view(speech, width, axis=1)[:, inner - lag]
-        here = np.einsum("nvw,mvw->nmv", _standard(mouths), _standard(voices)) / width
-        best = np.maximum(best, here)
-    nearest = np.clip(np.arange(frames) - width // 2 - max_lag, 0, inner.size - 1)
-    return best[..., nearest]
+    starts = np.arange(max_lag, frames - max_lag - width + 1)
+    windows = np.lib.stride_tricks.sliding_window_view
+    mouths = _standardize(windows(opening, width, axis=1)[:, starts])
+    streams = [_standardize(windows(speech, width, axis=1)[:, starts - k]) for k in range(-max_lag, max_lag + 1)]
+    best = np.max([np.einsum("nvw,mvw->nmv", mouths, stream) / width for stream in streams], axis=0)
+    return best[..., np.clip(np.arange(frames) - width // 2 - max_lag, 0, starts.size - 1)]
 
 
-def _standard(tracks: np.ndarray) -> np.ndarray:
-    """Of mean 0 and deviation 1 along the last axis; tracks without a change become 0."""
-    centred = tracks - tracks.mean(axis=-1, keepdims=True)
-    spread = centred.std(axis=-1, keepdims=True)
-    return np.where(spread > _FLAT, centred / np.maximum(spread, _FLAT), 0.0)
+def _standardize(tracks: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance along the last axis; constant tracks become 0."""
+    centered = tracks - tracks.mean(axis=-1, keepdims=True)
+    deviation = centered.std(axis=-1, keepdims=True)
+    return np.where(deviation > _EPS, centered / np.maximum(deviation, _EPS), 0.0)
+
+
+def mouth_motion(frames: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Frame difference in the lower half of each region minus that in its upper half, float64 [N, F].
+
+    A weak measure of the mouths of people in photos: it distinguishes a talking face from a still one, but not speech
+    from other facial movement.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        regions: bool [N, F, H, W].
+    """
+    gray = frames.astype(np.float32).mean(axis=-1) / 255.0
+    difference = np.abs(np.diff(gray, axis=0, prepend=gray[:1]))
+    motion = np.zeros(regions.shape[:2])
+    for n, f in np.argwhere(regions.any(axis=3).sum(axis=2) > 1):
+        rows = np.flatnonzero(regions[n, f].any(axis=1))
+        middle = (rows[0] + rows[-1] + 1) // 2
+        halves = slice(middle, None), slice(None, middle)
+        lower, upper = (_mean(difference[f, half][regions[n, f, half]], 0.0) for half in halves)
+        motion[n, f] = max(0.0, lower - upper)
+    return motion
 
 
 @dataclass(frozen=True)
 class BindingResult:
-    """One scene.
+    """Binding of one scene.
 
     Args:
-        correlation: of mouths and streams [N, M].
-        target: stream each character should follow [N], -1 = none.
-        judged: which characters are judged [N].
+        correlation: of mouths with streams [N, M].
+        target: stream that each character should follow [N]; -1 = listener.
+        judged: which characters can be judged [N].
     """
 
     correlation: np.ndarray
@@ -83,12 +101,12 @@ class BindingResult:
 
     @property
     def chosen(self) -> np.ndarray:
-        """Stream that each mouth follows most, int [N]; -1 where it follows none (no correlation above 0)."""
+        """Stream with the highest correlation, int [N]; -1 if no correlation is positive."""
         return np.where(self.correlation.max(axis=1) > 0.0, self.correlation.argmax(axis=1), -1)
 
     @property
     def correct(self) -> np.ndarray:
-        """bool [N]; means something where `judged`."""
+        """bool [N]; meaningful where `judged`."""
         return self.chosen == self.target
 
 
@@ -101,35 +119,36 @@ def bind(
 ) -> BindingResult:
     """Judge one scene.
 
-    A character is judged when the speech that drives it changes in loudness and there is another stream to
-    confuse it with; listeners cannot be judged by a correlation (see `stillness`).
+    A character is judged if its stream varies in loudness and there is another stream. Listeners cannot be judged by
+    correlation, see `stillness`.
 
     Args:
-        opening: [N, F].
-        speech: [M, F] loudness per stream.
-        target: [N] stream that drives each character (-1 = none); None = stream n for character n.
-        visible: bool [N, F], frames in which each mouth can be seen: the others do not count; None = all.
+        opening: mouth opening [N, F].
+        speech: loudness of the streams [M, F].
+        target: stream of each character [N], -1 = listener; None = stream n for character n.
+        max_lag: see `correlations`.
+        visible: frames in which each mouth is visible, bool [N, F]; the others are ignored. None = all.
     """
     target = np.arange(opening.shape[0]) if target is None else np.asarray(target)
     speech = np.asarray(speech, dtype=np.float64)
-    audible = speech.std(axis=1) > 0.05 * max(float(speech.max(initial=0.0)), _FLAT)
+    audible = speech.std(axis=1) > 0.05 * max(float(speech.max(initial=0.0)), _EPS)
     judged = (target >= 0) & audible[np.maximum(target, 0)] & (speech.shape[0] > 1)
     if visible is None or visible.all():
         return BindingResult(correlations(opening, speech, max_lag), target, judged)
     pairs = zip(opening[:, None], visible, strict=True)
-    seen = [correlations(mouth[:, frames], speech[:, frames], max_lag)[0] for mouth, frames in pairs]
-    return BindingResult(np.stack(seen), target, judged)
+    rows = [correlations(mouth[:, frames], speech[:, frames], max_lag)[0] for mouth, frames in pairs]
+    return BindingResult(np.stack(rows), target, judged)
 
 
 @dataclass(frozen=True)
 class BindingScore:
-    """Over many scenes.
+    """Binding over many scenes.
 
     Args:
-        accuracy: share of judged mouths that follow their own voice most.
-        chance: what guessing among the streams of each scene would give.
+        accuracy: fraction of judged mouths that correlate most with their own stream.
+        chance: expected accuracy of a random choice.
         judged: number of judged mouths.
-        own, other: mean correlation with the own voice and with foreign ones.
+        own, other: mean correlation with the own stream and with the others.
     """
 
     accuracy: float
@@ -140,61 +159,60 @@ class BindingScore:
 
 
 def score(results: Iterable[BindingResult]) -> BindingScore:
-    """Pool all judged characters; NaN where there are none."""
-    correct, chance, own, other = [], [], [], []
-    for result in results:
-        for n in np.flatnonzero(result.judged):
-            row, target = result.correlation[n], result.target[n]
-            correct.append(bool(result.correct[n]))
-            chance.append(1.0 / row.size)
-            own.append(row[target])
-            other.append(np.delete(row, target).mean())
-    return BindingScore(_mean(correct), _mean(chance), len(correct), _mean(own), _mean(other))
+    """Pool all judged characters; NaN if there are none."""
+    rows = [
+        (result.correct[n], 1 / len(row), row[result.target[n]], np.delete(row, result.target[n]).mean())
+        for result in results
+        for n, row in enumerate(result.correlation)
+        if result.judged[n]
+    ]
+    accuracy, chance, own, other = np.mean(rows, axis=0).tolist() if rows else [float("nan")] * 4
+    return BindingScore(accuracy, chance, len(rows), own, other)
 
 
 def stillness(opening: np.ndarray, speech: np.ndarray, target: np.ndarray | None = None) -> float:
-    """How much less the listeners' mouths move than the speakers': 1 = not at all, 0 = just as much.
+    """1 minus the ratio of the mouth movement of listeners to that of speakers; NaN if a scene lacks either.
 
-    NaN where a scene lacks either. Arguments as in `bind`.
+    Arguments as in `bind`.
     """
     target = np.arange(opening.shape[0]) if target is None else np.asarray(target)
     level = np.asarray(speech, dtype=np.float64).max(axis=1, initial=0.0)
     loud = np.where(target >= 0, level[np.maximum(target, 0)], 0.0)
-    listening = loud < 0.05 * max(float(level.max(initial=0.0)), _FLAT)
+    listening = loud < 0.05 * max(float(level.max(initial=0.0)), _EPS)
     if listening.all() or not listening.any():
         return float("nan")
-    moves = np.asarray(opening, dtype=np.float64).std(axis=1)
-    return float(1.0 - moves[listening].mean() / max(moves[~listening].mean(), _FLAT))
+    movement = np.asarray(opening, dtype=np.float64).std(axis=1)
+    return float(1.0 - movement[listening].mean() / max(movement[~listening].mean(), _EPS))
 
 
 def listener_opening_ratio(opening: np.ndarray, speaking: np.ndarray, border: int = 2) -> float:
-    """Mean opening of mouths that should be shut, over that of mouths that speak; 0 = listeners' mouths stay closed.
+    """Mean opening of mouths of listeners divided by that of speakers; 0 = listeners' mouths stay closed.
 
-    NaN where nobody speaks or nobody listens. Frames within `border` of a change from one to the other are left out: a
-    video latent spans four frames, a mouth cannot shut faster. Nothing is subtracted, so a mouth that is stuck open
-    counts; what `mouth_opening` says of dark hair would count too, leave such characters out.
+    NaN without speakers or without listeners. The opening is absolute, so a mouth that is stuck open counts, and so
+    does the offset of `mouth_opening` for dark hair; leave such characters out.
 
     Args:
-        opening: [K, F] of K characters, also of several clips, see `mouth_opening`.
-        speaking: bool [K, F], who speaks when.
-        border: in frames.
+        opening: [K, F] of K characters, also of several clips.
+        speaking: bool [K, F], which character speaks in which frame.
+        border: frames around each change that are ignored: a latent frame spans four video frames, so a mouth cannot
+            close faster.
     """
     from scipy.ndimage import binary_dilation, binary_erosion
 
     opening, speaking = np.asarray(opening, dtype=np.float64), np.asarray(speaking, dtype=bool)
-    reach = np.ones((1, 2 * border + 1))
-    sure = binary_erosion(speaking, reach, border_value=1)
-    silent = ~binary_dilation(speaking, reach)
-    if not sure.any() or not silent.any():
+    structure = np.ones((1, 2 * border + 1))
+    speakers = binary_erosion(speaking, structure, border_value=1)
+    listeners = ~binary_dilation(speaking, structure)
+    if not speakers.any() or not listeners.any():
         return float("nan")
-    return float(opening[silent].mean() / max(opening[sure].mean(), _FLAT))
+    return float(opening[listeners].mean() / max(opening[speakers].mean(), _EPS))
 
 
 def targets_of(matrix: np.ndarray) -> np.ndarray:
-    """Audio-character matrix [M, N] -> stream each character hears most, int [N], -1 = none."""
+    """Stream with the largest weight of each character, int [N], from a matrix [M, N]; -1 = listener."""
     matrix = np.asarray(matrix)
     return np.where(matrix.max(axis=0) > 0, matrix.argmax(axis=0), -1)
 
 
-def _mean(values: list) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def _mean(values: np.ndarray, default: float) -> float:
+    return float(values.mean()) if values.size else default

@@ -5,8 +5,8 @@ Measurements whose weights are missing are skipped with a notice that says how t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,14 +16,14 @@ from torch import Tensor
 from bya_core.encoders.face.detection import Face, FaceDetector, find_detector, pixels
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import targets_of
-from bya_core.evaluation.binding_scores import QUIET, loudness_of
-from bya_core.evaluation.face_tracks import crops, face_pictures, filled, tracks
+from bya_core.evaluation.face_tracks import assign_faces, face_crops, fill_gaps, lip_crops
 from bya_core.evaluation.facenet import FaceNet
 from bya_core.evaluation.identity import IdentityTable, cosine_similarity, identity_table
 from bya_core.evaluation.metric_weights import ARCFACE, FACENET, SYNCNET
-from bya_core.evaluation.report import FaceFigures
+from bya_core.evaluation.report import FaceMetrics
 from bya_core.evaluation.sync_metrics import CrossTalk, crosstalk, shifted_distances
 from bya_core.evaluation.syncnet import FPS, RATE, WINDOW, SyncEmbedder
+from bya_core.evaluation.verdict import QUIET, speech_loudness
 from bya_core.io.media import place, resample_mono
 from bya_core.scene.types import Speech
 
@@ -42,8 +42,8 @@ class FaceEmbedder(Protocol):
     name: str
     size: int
 
-    def embed(self, pictures: np.ndarray) -> np.ndarray:
-        """uint8 [K, size, size, 3] RGB -> [K, D]."""
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings [K, D] of images uint8 [K, size, size, 3]."""
         ...
 
 
@@ -55,11 +55,11 @@ class _ArcFace:
     def __init__(self) -> None:
         from bya_core.encoders.face.recognition import ArcFace
 
-        self.network = ArcFace(ARCFACE.needed())
+        self.network = ArcFace(ARCFACE.require())
 
-    def embed(self, pictures: np.ndarray) -> np.ndarray:
-        made = [self.network.features(torch.from_numpy(p).permute(2, 0, 1).float() / 255) for p in pictures]
-        return torch.stack(made).float().cpu().numpy()
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        features = [self.network.features(torch.from_numpy(each).permute(2, 0, 1).float() / 255) for each in images]
+        return torch.stack(features).float().cpu().numpy()
 
 
 @dataclass
@@ -76,38 +76,33 @@ class FaceTools:
     detector: FaceDetector | None
     sync: SyncEmbedder | None = None
     identities: Sequence[FaceEmbedder] = ()
-    notices: tuple[str, ...] = field(default_factory=tuple)
+    notices: tuple[str, ...] = ()
 
     @staticmethod
-    def here(device: torch.device | str = "cpu") -> FaceTools:
-        """All networks that can be loaded; `notices` lists the others."""
+    def load(device: torch.device | str = "cpu") -> FaceTools:
+        """Load all networks that are available; `notices` lists the others."""
+        tools = FaceTools(None)
         notices: list[str] = []
-        detector: FaceDetector | None = None
+        identities: list[FaceEmbedder] = []
         try:
-            detector = find_detector()
+            tools.detector = find_detector()
         except InputError as error:
             notices.append(f"Faces not measured: {error}")
-        sync = None
         if (file := SYNCNET.find()) is not None:
-            sync = SyncEmbedder(file, device)
-        else:
-            notices.append(SYNCNET.missing)
-        identities: list[FaceEmbedder] = []
+            tools.sync = SyncEmbedder(file, device)
         if (file := FACENET.find()) is not None:
             identities.append(FaceNet(file, device))
-        else:
-            notices.append(FACENET.missing)
         if ARCFACE.find() is not None:
             try:
                 identities.append(_ArcFace())
             except (InputError, NotImplementedError) as error:
-                notices.append(f"{ARCFACE.why} not measured: {error}")
-        else:
-            notices.append(ARCFACE.missing)
-        return FaceTools(detector, sync, identities, tuple(notices))
+                notices.append(f"{ARCFACE.metrics} not measured: {error}")
+        notices += [weights.missing for weights in (SYNCNET, FACENET, ARCFACE) if weights.find() is None]
+        tools.identities, tools.notices = identities, tuple(notices)
+        return tools
 
 
-def look(
+def measure_faces(
     frames: Tensor,
     speeches: Sequence[Speech | None],
     fps: float,
@@ -117,46 +112,55 @@ def look(
     matrix: Tensor | None = None,
     masks: np.ndarray | None = None,
     names: Sequence[str] | None = None,
-) -> FaceFigures:
+) -> FaceMetrics:
     """Measure the faces of a video.
 
     Args:
         frames: uint8 [F, H, W, 3].
         speeches: M speeches; None = listener.
         fps: frames per second.
-        portraits: N reference pictures [3, h, w] in 0..1.
+        portraits: N reference images [3, h, w] in 0..1.
+        tools: loaded networks.
         matrix: audio-character matrix [M, N]; None = speech m drives character m.
         masks: character masks, bool [N, F, H, W]; None = faces are assigned by similarity, or from left to right with
             a notice if there is no face recognition.
         names: of the characters, for notices.
     """
-    notices = list(tools.notices)
+    notices, video, count = list(tools.notices), frames.numpy(), len(portraits)
     if tools.detector is None:
-        return FaceFigures(notices=tuple(notices))
-    found = _found(frames, tools.detector)
-    if masks is None:
-        boxes, said = _assigned(found, frames.numpy(), portraits, tools)
-        notices += said
+        return FaceMetrics(notices=tools.notices)
+    references = [
+        np.stack([_reference(portrait, network, tools.detector) for portrait in portraits])
+        for network in tools.identities
+    ]
+    detections = _detect(frames, tools.detector)
+    if masks is not None:
+        boxes = assign_faces(detections, masks)
     else:
-        boxes = tracks(found, masks)
-    known: list[np.ndarray | None] = []
-    for n, track in enumerate(boxes):
+        boxes = _link(detections, count)
+        if references:
+            boxes = _assign_by_similarity(boxes, video, tools.identities[0], references[0])
+        else:
+            boxes = _sort_left_to_right(boxes)
+            notices.append("No masks and no face recognition: faces are assigned to characters from left to right.")
+    for n in range(count):
         try:
-            known.append(filled(track, GAP))
+            boxes[n] = fill_gaps(boxes[n], GAP)
         except InputError as error:
-            known.append(None)
+            boxes[n] = np.nan
             notices.append(f"{names[n] if names else f'Character {n + 1}'}: {error}")
-    matrix = torch.eye(len(speeches), len(portraits)) if matrix is None else matrix
     sync = None
-    if tools.sync is not None and all(track is not None for track in known):
+    if tools.sync is not None and np.isfinite(boxes).all():
         if round(len(frames) / fps * FPS) <= WINDOW:
             notices.append(f"Sync-C and Sync-D not measured: {len(frames)} frames are too few.")
         else:
-            whole = np.stack([track for track in known if track is not None])
-            sync = measure_sync(frames.numpy(), whole, speeches, fps, matrix, tools.sync)
-    filled_in = np.stack([np.full((len(frames), 4), np.nan) if track is None else track for track in known])
-    identities = dict(_identities(frames.numpy(), filled_in, portraits, tools, notices))
-    return FaceFigures(sync, identities, filled_in, tuple(notices))
+            matrix = torch.eye(len(speeches), count) if matrix is None else matrix
+            sync = measure_sync(video, boxes, speeches, fps, matrix, tools.sync)
+    identity = {
+        network.name: _identity(video, boxes, network, known)
+        for network, known in zip(tools.identities, references, strict=True)
+    }
+    return FaceMetrics(sync, identity, boxes, tuple(notices))
 
 
 def measure_sync(
@@ -167,25 +171,35 @@ def measure_sync(
     matrix: Tensor,
     embedder: SyncEmbedder,
 ) -> CrossTalk:
-    """Sync of every face with every voice, each on its own track and its own stream (paper sec. 4.1, 5.2.2).
+    """Lip sync of each face with each speech, each on its own track and stream (paper sec. 4.1, 5.2.2).
 
     Args:
         frames: uint8 [F, H, W, 3]; resampled to 25 frames per second.
         boxes: of the faces [N, F, 4].
-        speeches, fps, matrix: see `look`.
+        speeches, fps, matrix: see `measure_faces`.
+        embedder: SyncNet.
     """
     length = round(len(frames) / fps * FPS)
-    when = np.minimum((np.arange(length) * fps / FPS).round().astype(int), len(frames) - 1)
-    lips = [embedder.lips(crops(frames[when], track[when])) for track in boxes]
-    voices = [embedder.voice(_heard(speech, length), length) for speech in speeches]
-    table = np.stack([[shifted_distances(one, voice) for voice in voices] for one in lips])
-    loud = np.stack([loudness_of(speech, length, FPS) for speech in speeches])[:, : table.shape[2]]
-    audible = loud > QUIET * np.maximum(loud.max(axis=1, keepdims=True), 1e-9)
+    index = np.minimum((np.arange(length) * fps / FPS).round().astype(int), len(frames) - 1)
+    lips = [embedder.lips(lip_crops(frames[index], track[index])) for track in boxes]
+    voices = [embedder.voice(_waveform(speech, length), length) for speech in speeches]
+    table = np.stack([[shifted_distances(face, voice) for voice in voices] for face in lips])
+    loudness = np.stack([speech_loudness(speech, length, FPS) for speech in speeches])[:, : table.shape[2]]
+    audible = loudness > QUIET * np.maximum(loudness.max(axis=1, keepdims=True), 1e-9)
     present = np.array([speech is not None for speech in speeches], dtype=np.float64)
     return crosstalk(table, targets_of(present[:, None] * matrix.numpy()), audible, FPS)
 
 
-def _heard(speech: Speech | None, length: int) -> np.ndarray:
+def boxes_to_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes [N, F, 4] as masks, bool [N, F, height, width]."""
+    masks = np.zeros((*boxes.shape[:2], height, width), dtype=bool)
+    for n, f in np.argwhere(np.isfinite(boxes).all(axis=2)):
+        x0, y0, x1, y1 = boxes[n, f].round().astype(int).clip(0)
+        masks[n, f, y0:y1, x0:x1] = True
+    return masks
+
+
+def _waveform(speech: Speech | None, length: int) -> np.ndarray:
     """A speech on the time axis of the video, [samples] at 16 kHz."""
     if speech is None:
         return np.zeros(round(length / FPS * RATE))
@@ -193,86 +207,67 @@ def _heard(speech: Speech | None, length: int) -> np.ndarray:
     return place(mono[None], RATE, speech.offset, speech.gain)[0].numpy()
 
 
-def _found(frames: Tensor, detector: FaceDetector) -> list[list[Face]]:
-    """Faces of every `STRIDE`-th frame; empty lists for the others."""
-    looked_at = {*range(0, len(frames), STRIDE), len(frames) - 1}
+def _detect(frames: Tensor, detector: FaceDetector) -> list[list[Face]]:
+    """Faces of every `STRIDE`-th and of the last frame; empty lists for the others."""
+    selected = {*range(0, len(frames), STRIDE), len(frames) - 1}
     return [
-        detector.detect(frame.permute(2, 0, 1).float() / 255) if f in looked_at else []
-        for f, frame in enumerate(frames)
+        detector.detect(frame.permute(2, 0, 1).float() / 255) if f in selected else [] for f, frame in enumerate(frames)
     ]
 
 
-def _assigned(
-    found: Sequence[Sequence[Face]], frames: np.ndarray, portraits: Sequence[Tensor], tools: FaceTools
-) -> tuple[np.ndarray, list[str]]:
-    """Boxes [N, F, 4] without masks: faces are linked over time by distance, then assigned to characters."""
+def _link(detections: Sequence[Sequence[Face]], count: int) -> np.ndarray:
+    """The `count` largest faces of each frame, linked to the nearest track: boxes [count, F, 4]."""
     from scipy.optimize import linear_sum_assignment
 
-    count = len(portraits)
-    boxes = _chains(found, count, len(frames))
-    if not tools.identities:
-        seen = np.isfinite(boxes[:, :, 0])
-        left = np.where(seen, boxes[:, :, 0], 0.0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
-        order = np.argsort(np.where(seen.any(axis=1), left, np.inf), kind="stable")
-        return boxes[order], ["No masks and no face recognition: faces are assigned to characters from left to right."]
-    network = tools.identities[0]
-    known = np.stack([_reference(portrait, network, tools.detector) for portrait in portraits])
-    likeness = np.zeros((count, count))
-    for k, track in enumerate(boxes):
-        seen = np.flatnonzero(np.isfinite(track).all(axis=1))[:8]
-        if seen.size:
-            faces = network.embed(face_pictures(frames[seen], track[seen], network.size))
-            likeness[k] = np.mean([cosine_similarity(face, known) for face in faces], axis=0)
-    rows, owners = linear_sum_assignment(-likeness)
-    made = np.full_like(boxes, np.nan)
-    made[owners] = boxes[rows]
-    return made, []
-
-
-def _chains(found: Sequence[Sequence[Face]], count: int, length: int) -> np.ndarray:
-    """The `count` largest faces of each frame, linked to the nearest track: [count, F, 4]."""
-    from scipy.optimize import linear_sum_assignment
-
-    made = np.full((count, length, 4), np.nan)
+    boxes = np.full((count, len(detections), 4), np.nan)
     last = np.full((count, 4), np.nan)
-    for f, faces in enumerate(found):
+    for f, faces in enumerate(detections):
         if not faces:
             continue
-        boxes = np.array([face.box for face in faces], dtype=np.float64)
-        largest = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")[:count]
-        here = boxes[largest][np.argsort(boxes[largest, 0], kind="stable")]
-        far = np.abs(last[:, None] - here[None]).mean(axis=2)
-        far = np.where(np.isfinite(far), far, 1e6 + np.arange(count)[:, None] * np.arange(len(here))[::-1][None])
-        for k, j in zip(*linear_sum_assignment(far), strict=True):
-            made[k, f] = last[k] = here[j]
-    return made
+        largest = np.array([face.box for face in sorted(faces, key=lambda face: -face.area)[:count]])
+        here = largest[np.argsort(largest[:, 0], kind="stable")]
+        distance = np.abs(last[:, None] - here[None]).mean(axis=2)
+        order = np.arange(count)[:, None] * np.arange(len(here))[::-1][None]  # new tracks: from left to right
+        distance = np.where(np.isfinite(distance), distance, 1e6 + order)
+        for k, j in zip(*linear_sum_assignment(distance), strict=True):
+            boxes[k, f] = last[k] = here[j]
+    return boxes
 
 
-def _reference(portrait: Tensor, network: FaceEmbedder, detector: FaceDetector | None) -> np.ndarray:
-    """Embedding of the face of a reference picture; of the whole image if no face is found."""
-    picture = pixels(portrait)
-    faces = detector.detect(portrait) if detector is not None else []
-    box = max(faces, key=lambda face: face.score).box if faces else (0, 0, picture.shape[1], picture.shape[0])
-    return network.embed(face_pictures(picture[None], np.array([box], dtype=np.float64), network.size))[0]
+def _assign_by_similarity(
+    boxes: np.ndarray, frames: np.ndarray, network: FaceEmbedder, references: np.ndarray
+) -> np.ndarray:
+    """Tracks [N, F, 4] in the order of the most similar references [N, D]."""
+    from scipy.optimize import linear_sum_assignment
+
+    similarity = np.zeros((len(boxes), len(boxes)))
+    for k, track in enumerate(boxes):
+        visible = np.flatnonzero(np.isfinite(track).all(axis=1))[:8]
+        if visible.size:
+            faces = network.embed(face_crops(frames[visible], track[visible], network.size))
+            similarity[k] = np.mean([cosine_similarity(face, references) for face in faces], axis=0)
+    tracks, characters = linear_sum_assignment(-similarity)
+    return boxes[tracks[np.argsort(characters)]]
 
 
-def _identities(
-    frames: np.ndarray, boxes: np.ndarray, portraits: Sequence[Tensor], tools: FaceTools, notices: list[str]
-) -> Iterator[tuple[str, IdentityTable]]:
-    for network in tools.identities:
-        references = np.stack([_reference(portrait, network, tools.detector) for portrait in portraits])
-        faces = np.full((*boxes.shape[:2], references.shape[1]), np.nan)
-        for n, track in enumerate(boxes):
-            seen = np.flatnonzero(np.isfinite(track).all(axis=1))
-            if seen.size:
-                faces[n, seen] = network.embed(face_pictures(frames[seen], track[seen], network.size))
-        yield network.name, identity_table(faces, references)
+def _sort_left_to_right(boxes: np.ndarray) -> np.ndarray:
+    """Tracks [N, F, 4] sorted by their mean left edge; tracks without a face are last."""
+    visible = np.isfinite(boxes[:, :, 0])
+    left = np.where(visible, boxes[:, :, 0], 0.0).sum(axis=1) / np.maximum(visible.sum(axis=1), 1)
+    return boxes[np.argsort(np.where(visible.any(axis=1), left, np.inf), kind="stable")]
 
 
-def regions_of(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes [N, F, 4] as bool [N, F, height, width]."""
-    made = np.zeros((*boxes.shape[:2], height, width), dtype=bool)
-    for n, f in np.argwhere(np.isfinite(boxes).all(axis=2)):
-        x0, y0, x1, y1 = boxes[n, f].round().astype(int).clip(0)
-        made[n, f, y0:y1, x0:x1] = True
-    return made
+def _reference(portrait: Tensor, network: FaceEmbedder, detector: FaceDetector) -> np.ndarray:
+    """Embedding of the face in a reference image; of the whole image if no face is found."""
+    image, faces = pixels(portrait), detector.detect(portrait)
+    box = max(faces, key=lambda face: face.score).box if faces else (0, 0, image.shape[1], image.shape[0])
+    return network.embed(face_crops(image[None], np.array([box], dtype=np.float64), network.size))[0]
+
+
+def _identity(frames: np.ndarray, boxes: np.ndarray, network: FaceEmbedder, references: np.ndarray) -> IdentityTable:
+    faces = np.full((*boxes.shape[:2], references.shape[1]), np.nan)
+    for n, track in enumerate(boxes):
+        visible = np.flatnonzero(np.isfinite(track).all(axis=1))
+        if visible.size:
+            faces[n, visible] = network.embed(face_crops(frames[visible], track[visible], network.size))
+    return identity_table(faces, references)

@@ -1,6 +1,6 @@
-"""FaceNet: InceptionResnetV1, a face [3, 160, 160] as a point on a sphere [512].
+"""FaceNet (InceptionResnetV1): embeddings of faces.
 
-Layers and names are those of the published weights of facenet-pytorch (vggface2), whose classifier is left out.
+Parameter names are those of the published weights of facenet-pytorch (vggface2), without the classifier.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ Steps = Sequence[tuple[int, Kernel]]
 
 
 class _Conv(nn.Module):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, batch normalization, ReLU."""
 
-    def __init__(self, inside: int, out: int, kernel: Kernel, stride: int = 1, same: bool = False) -> None:
+    def __init__(self, in_channels: int, out: int, kernel: Kernel, stride: int = 1, same: bool = False) -> None:
         super().__init__()
         high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (high // 2, wide // 2) if same else 0
-        self.conv = nn.Conv2d(inside, out, kernel, stride, padding, bias=False)
+        self.conv = nn.Conv2d(in_channels, out, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
 
 
-def _chain(inside: int, steps: Steps, last_stride: int = 1) -> nn.Module:
-    """Convolutions (width, kernel) one after the other; one alone goes by its own name. With a stride in the last one,
-    that one takes no border."""
+def _chain(in_channels: int, steps: Steps, last_stride: int = 1) -> nn.Module:
+    """Sequence of convolutions (width, kernel); a single one is not wrapped. A strided one has no padding."""
     layers: list[_Conv] = []
     for k, (width, kernel) in enumerate(steps):
         stride = last_stride if k == len(steps) - 1 else 1
-        layers.append(_Conv(inside, width, kernel, stride, same=stride == 1))
-        inside = width
+        layers.append(_Conv(in_channels, width, kernel, stride, same=stride == 1))
+        in_channels = width
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
 class _Residual(nn.Module):
-    """Branches side by side, joined, added to what came in."""
+    """Residual block of parallel branches."""
 
     def __init__(self, width: int, branches: Sequence[Steps], scale: float, relu: bool = True) -> None:
         super().__init__()
@@ -63,8 +62,8 @@ class _Residual(nn.Module):
         return F.relu(x) if self.relu else x
 
 
-class _Smaller(nn.Module):
-    """Branches that halve the picture, and its maximum, joined."""
+class _Reduction(nn.Module):
+    """Reduction block: parallel branches with stride 2, and max pooling."""
 
     def __init__(self, width: int, branches: Sequence[Steps]) -> None:
         super().__init__()
@@ -73,12 +72,12 @@ class _Smaller(nn.Module):
             self.add_module(f"branch{k}", _chain(width, steps, last_stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        made = [self.get_submodule(f"branch{k}")(x) for k in range(self.branches)]
-        return torch.cat([*made, F.max_pool2d(x, 3, 2)], dim=1)
+        outputs = [self.get_submodule(f"branch{k}")(x) for k in range(self.branches)]
+        return torch.cat([*outputs, F.max_pool2d(x, 3, 2)], dim=1)
 
 
 class InceptionResnetV1(nn.Module):
-    """[B, 3, 160, 160], (pixels - 127.5) / 128 -> [B, 512] of length 1."""
+    """Maps images [B, 3, 160, 160], (pixels - 127.5) / 128, to normalized embeddings [B, 512]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,10 +89,10 @@ class InceptionResnetV1(nn.Module):
         self.conv2d_4b = _Conv(192, 256, 3, 2)
         fine: tuple[Steps, ...] = ([(32, 1)], [(32, 1), (32, 3)], [(32, 1), (32, 3), (32, 3)])
         self.repeat_1 = nn.Sequential(*[_Residual(256, fine, 0.17) for _ in range(5)])
-        self.mixed_6a = _Smaller(256, ([(384, 3)], [(192, 1), (192, 3), (256, 3)]))
+        self.mixed_6a = _Reduction(256, ([(384, 3)], [(192, 1), (192, 3), (256, 3)]))
         middle: tuple[Steps, ...] = ([(128, 1)], [(128, 1), (128, (1, 7)), (128, (7, 1))])
         self.repeat_2 = nn.Sequential(*[_Residual(896, middle, 0.10) for _ in range(10)])
-        self.mixed_7a = _Smaller(896, ([(256, 1), (384, 3)], [(256, 1), (256, 3)], [(256, 1), (256, 3), (256, 3)]))
+        self.mixed_7a = _Reduction(896, ([(256, 1), (384, 3)], [(256, 1), (256, 3)], [(256, 1), (256, 3), (256, 3)]))
         coarse: tuple[Steps, ...] = ([(192, 1)], [(192, 1), (192, (1, 3)), (192, (3, 1))])
         self.repeat_3 = nn.Sequential(*[_Residual(1792, coarse, 0.20) for _ in range(5)])
         self.block8 = _Residual(1792, coarse, 1.0, relu=False)
@@ -111,33 +110,29 @@ class InceptionResnetV1(nn.Module):
 
 
 class FaceNet:
-    """Embeds face pictures.
+    """Embeds face images.
 
     Args:
         file: 20180402-114759-vggface2.pt, or other weights of the same network.
-        device: where it runs.
-        batch: pictures at once.
+        device: of the network.
+        batch: number of images per forward pass.
 
     Raises:
-        InputError: no such file, or other weights.
+        InputError: the file is missing or does not fit.
     """
 
     name, size = "FaceNet", SIZE
 
     def __init__(self, file: Path, device: torch.device | str = "cpu", batch: int = 64) -> None:
         network = InceptionResnetV1()
-        weights = {
-            name: value for name, value in read_weights(file, FACENET.what).items() if not name.startswith("logits.")
-        }
-        load_strictly(network, weights, FACENET.what)
+        weights = read_weights(file, FACENET.description)
+        weights = {name: value for name, value in weights.items() if not name.startswith("logits.")}
+        load_strictly(network, weights, FACENET.description)
         self.network, self.device, self.batch = network.to(device), torch.device(device), batch
 
     @torch.inference_mode()
     def embed(self, pictures: np.ndarray) -> np.ndarray:
-        """uint8 [K, 160, 160, 3] RGB (`face_track.face_pictures`) -> float32 [K, 512], each of length 1."""
+        """Embed images uint8 [K, 160, 160, 3], see `face_tracks.face_crops`: normalized, float32 [K, 512]."""
         pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-        made = [
-            self.network((part.to(self.device, torch.float32) - 127.5) / 128.0).cpu()
-            for part in pixels.split(self.batch)
-        ]
-        return torch.cat(made).numpy()
+        batches = ((part.to(self.device, torch.float32) - 127.5) / 128.0 for part in pixels.split(self.batch))
+        return torch.cat([self.network(batch).cpu() for batch in batches]).numpy()

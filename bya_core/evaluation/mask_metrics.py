@@ -1,4 +1,4 @@
-"""How well masks fit, how much they flicker, how often people are mixed up."""
+"""Mask metrics: overlap, flicker, swapped characters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Intersection over union over the last two axes, float64 [...]; NaN where both are empty.
 
     Args:
-        predicted, truth: bool [..., h, w] (any numbers are cut at 0.5).
+        predicted, truth: masks [..., h, w]; soft masks are thresholded at 0.5.
     """
     one, two = _binary(predicted), _binary(truth)
     both = (one & two).sum(axis=(-2, -1))
@@ -18,15 +18,15 @@ def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Mean of `iou` over everything that exists; NaN where nothing does."""
+    """Mean of `iou` over all masks that are not empty; NaN if all are empty."""
     values = iou(predicted, truth)
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def to_labels(masks: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Masks [N, ..., h, w] in 0..1 -> bool of the same shape, at most one owner per place.
+    """Masks [N, ..., h, w] in 0..1 to bool masks with at most one character per position.
 
-    A place belongs to the character with the largest value there, if that reaches `threshold`.
+    A position belongs to the character with the largest value, if that is at least `threshold`.
     """
     masks = np.asarray(masks, dtype=np.float64)
     owner = masks.argmax(axis=0)
@@ -35,23 +35,23 @@ def to_labels(masks: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
 
 def flicker(masks: np.ndarray) -> float:
-    """Share of a mask's area that changes from one frame to the next, mean over characters.
+    """Fraction of the area of masks [N, F, h, w] that changes from frame to frame, mean over characters.
 
-    Masks [N, F, h, w]; 0 = still. Motion counts too: compare with the flicker of the truth.
+    Motion counts as well: compare with the flicker of the true masks.
     """
     binary = _binary(masks)
     if binary.shape[1] < 2:
         return 0.0
     changed = (binary[:, 1:] ^ binary[:, :-1]).sum(axis=(1, 2, 3)) / 2.0
     area = binary[:, 1:].sum(axis=(1, 2, 3))
-    seen = area > 0
-    return float((changed[seen] / area[seen]).mean()) if seen.any() else 0.0
+    present = area > 0
+    return float((changed[present] / area[present]).mean()) if present.any() else 0.0
 
 
 def change(masks: np.ndarray) -> np.ndarray:
-    """Mean absolute change of soft masks [..., T, h, w] from one frame to the next, float64 [...]; 0 with one frame.
+    """Mean absolute change of soft masks [..., T, h, w] from frame to frame, float64 [...]; 0 for a single frame.
 
-    Taken over the whole picture, as the smoothness of masks is trained (paper eq. 3, its temporal part).
+    This is the temporal part of the smoothness loss (paper eq. 3).
     """
     masks = np.asarray(masks, dtype=np.float64)
     if masks.shape[-3] < 2:
@@ -60,9 +60,9 @@ def change(masks: np.ndarray) -> np.ndarray:
 
 
 def assignment(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Which true character each predicted mask fits best, one to one, per frame: int [F, N].
+    """Optimal one-to-one assignment of predicted to true masks [N, F, h, w] by IoU, per frame: int [F, N].
 
-    Masks [N, F, h, w]; found by the Hungarian method on IoU. Where nothing overlaps the own number is kept.
+    Ties are resolved in favor of the identity.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -73,7 +73,7 @@ def assignment(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def swap_rate(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Share of characters and frames whose mask fits another better than its own; [N, F, h, w]."""
+    """Fraction of characters and frames whose mask [N, F, h, w] is assigned to another character."""
     found = assignment(predicted, truth)
     return float((found != np.arange(found.shape[1])).mean())
 

@@ -1,4 +1,4 @@
-"""Weights of the networks that measure: what each is for, where it comes from, and where it is looked for."""
+"""Weights of the evaluation networks: purpose, source, license, and location on this machine."""
 
 from __future__ import annotations
 
@@ -13,53 +13,55 @@ FOLDER = "metrics"
 
 @dataclass(frozen=True)
 class MetricWeights:
-    """One file.
+    """A weights file.
 
     Args:
         name: of the network.
-        file: name of the file, looked for in the folder "metrics" of every place where models lie, and where
-            `download official` puts it.
-        why: which figures need it.
-        source: where to get it.
-        size: in words.
-        licence: of the weights.
+        file: name of the file; searched in the subfolder "metrics" of all model folders and among the files of
+            `bya download official`.
+        metrics: the metrics that need it.
+        source: URL.
+        size: such as "55 MB".
+        license: of the weights.
     """
 
     name: str
     file: str
-    why: str
+    metrics: str
     source: str
     size: str
-    licence: str
+    license: str
 
     @property
-    def what(self) -> str:
-        """For messages about a file that does not fit."""
-        return f"the weights of {self.name} ({self.size}, {self.licence})"
+    def description(self) -> str:
+        """Name, size and license, for messages."""
+        return f"the weights of {self.name} ({self.size}, {self.license})"
 
     def find(self) -> Path | None:
-        """The file, if it is on this machine."""
-        own = (folder / FOLDER / self.file for folder in model_folders())
-        fetched = (path for folder in model_folders() for path in folder.glob(f"official/**/{self.file}"))
-        return next((path for path in (*own, *fetched) if path.is_file()), None)
+        """The file, or None if it is not on this machine."""
+        paths = [folder / FOLDER / self.file for folder in model_folders()]
+        paths += [path for folder in model_folders() for path in folder.glob(f"official/**/{self.file}")]
+        return next((path for path in paths if path.is_file()), None)
 
-    def needed(self) -> Path:
-        """The file. Raises InputError, with how to get it, where it is not here."""
+    def require(self) -> Path:
+        """The file. Raises InputError with instructions if it is not on this machine."""
         path = self.find()
         if path is None:
-            raise InputError(f"no {self.file}", self.what, f"get it from {self.source} and put it into {self.home}")
+            raise InputError(
+                f"no {self.file}", self.description, f"get it from {self.source} and put it into {self.home}"
+            )
         return path
 
     @property
     def home(self) -> Path:
-        """Where it belongs."""
+        """Folder to put it into."""
         return model_folders()[0] / FOLDER
 
     @property
     def missing(self) -> str:
-        """What cannot be measured without it, why, and how to get it: one sentence."""
+        """Notice: what is not measured without it, and how to get it."""
         return (
-            f"{self.why} not measured: {self.name} needs {self.file} ({self.size}, {self.licence}); "
+            f"{self.metrics} not measured: {self.name} needs {self.file} ({self.size}, {self.license}); "
             f"get it from {self.source} and put it into {self.home}."
         )
 
@@ -71,7 +73,7 @@ SYNCNET = MetricWeights(
     "http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model "
     "(or: bya download official --components syncnet)",
     "55 MB",
-    "published with MIT-licensed code, no licence of their own",
+    "published with MIT-licensed code, without a license of its own",
 )
 FACENET = MetricWeights(
     "FaceNet (InceptionResnetV1 on VGGFace2)",
@@ -79,7 +81,7 @@ FACENET = MetricWeights(
     "Face similarity (FaceNet)",
     "https://github.com/timesler/facenet-pytorch/releases/tag/v2.2.9",
     "111 MB",
-    "MIT; the faces it learned from are for research",
+    "MIT; trained on VGGFace2, for research only",
 )
 ARCFACE = MetricWeights(
     "ArcFace (glintr100 of antelopev2)",

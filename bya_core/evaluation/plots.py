@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,11 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from bya_core.evaluation.verdict import Scale
 from bya_core.io.overlay import character_color
-
-if TYPE_CHECKING:
-    from bya_core.evaluation.binding_scores import Scale
-    from bya_core.evaluation.report import Lane
 
 DPI = 96
 BACKGROUND, LISTENING, PANEL, LINE = "#16171c", "#1b1d24", "#2a2d37", "#4a4d5a"
@@ -60,10 +58,10 @@ class Page:
     ) -> Text:
         """One line, vertically centered on `y`; shortened if it is wider than `room` pixels."""
         options: dict[str, Any] = {"va": "center", "ha": "left", "parse_math": False} | style
-        made = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=color, **options)
+        label = self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=color, **options)
         if room is not None:
-            self.shorten(made, room)
-        return made
+            self.shorten(label, room)
+        return label
 
     def picture(self, image: Tensor, left: float, top: float, width: float, height: float) -> Axes:
         """An image [3, H, W] in 0..1, as large as fits into a box; returns axes in pixels of the image."""
@@ -112,6 +110,47 @@ def time_axis(axes: Axes, seconds: float) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Lane:
+    """One character of a binding report over F frames.
+
+    Args:
+        name: of the character.
+        target: index of the assigned voice; -1 = listener.
+        mouth: movement of the mouth [F], 0 = closed or still, 1 = maximum over all characters.
+        loudness: of the assigned voice [F], relative to its maximum; zeros for a listener.
+        verdict: "own", "wrong", "shifted", "unclear", "still" or "moves".
+        text: the verdict as a sentence.
+        listening: where the assigned voice is silent, bool [F].
+        coverage: fraction of the frame covered by the mask [F].
+        identity: similarity to the own reference image, and to the most similar other (-1 if there is none), [F] each;
+            None = not measured.
+        failed: where something is not as expected, bool [F].
+    """
+
+    name: str
+    target: int
+    mouth: np.ndarray
+    loudness: np.ndarray
+    verdict: str
+    text: str
+    listening: np.ndarray
+    coverage: np.ndarray
+    identity: tuple[np.ndarray, np.ndarray] | None
+    failed: np.ndarray
+
+    @property
+    def passed(self) -> bool | None:
+        """True = as expected, False = not, None = inconclusive."""
+        return None if self.verdict == "unclear" else self.verdict in ("own", "still")
+
+
+def true_spans(where: np.ndarray, fps: float) -> list[tuple[float, float]]:
+    """(start, end) in seconds of each run of true values [F]."""
+    edges = np.flatnonzero(np.diff(where.astype(np.int8), prepend=0, append=0))
+    return [(a / fps, b / fps) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
 def draw_report(
     lanes: Sequence[Lane], scores: np.ndarray, voices: Sequence[str], fps: float, scale: Scale
 ) -> Image.Image:
@@ -156,7 +195,7 @@ def _draw_scores(
         swatch.set_facecolor(rgb(n))
         page.text(MARGIN + 24, middle, lane.name, 12, TEXT, room=NAME_WIDTH - 40)
         for m in range(count):
-            target, value = lane.heard == m, float(scores[n, m])
+            target, value = lane.target == m, float(scores[n, m])
             width, height = 1 - 4 / cell, 1 - 4 / CELL
             edge = TEXT if target else "none"
             box = (m + 2 / cell, n + 2 / CELL)
@@ -165,7 +204,7 @@ def _draw_scores(
             )
             axes.text(m + 0.5, n + 0.5, f"{value:.2f}", color=TEXT, fontsize=11, ha="center", va="center")
         x = left + count * cell + 24
-        color = NEUTRAL if lane.good is None else GOOD if lane.good else BAD
+        color = NEUTRAL if lane.passed is None else GOOD if lane.passed else BAD
         page.text(x, middle, "●", 14, color)
         room = WIDTH - MARGIN - x - 26
         page.text(x + 26, middle, page.wrap(lane.text, 10, room, 3), 10, TEXT, linespacing=1.25)
@@ -208,14 +247,14 @@ def _draw_lane(page: Page, top: float, n: int, lane: Lane, voices: Sequence[str]
         top += height + 2
         return axes
 
-    voice = f"voice of {voices[lane.heard]}" if lane.heard >= 0 else "listener"
+    voice = f"voice of {voices[lane.target]}" if lane.target >= 0 else "listener"
     page.text(MARGIN, top + 8, f"{lane.name} ({voice})", 11, TEXT, room=width)
     top += 20
     axes = track(LANE_HEIGHT - 20)
     axes.set_ylim(0, 1.05)
-    for begin, end in _spans(lane.listening, fps):
+    for begin, end in true_spans(lane.listening, fps):
         axes.axvspan(begin, end, color=LISTENING, lw=0)
-    if lane.heard >= 0:
+    if lane.target >= 0:
         axes.fill_between(times, lane.loudness, color=rgb(n, 0.75), lw=0)
     axes.plot(times, lane.mouth, color=TEXT, lw=1.8)
     axes = track(TRACK_HEIGHT)
@@ -230,9 +269,9 @@ def _draw_lane(page: Page, top: float, n: int, lane: Lane, voices: Sequence[str]
         axes.set_ylim(0, 1.05)
         mean = float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else float("nan")
         _annotate(axes, f"similarity to the reference {mean:.2f}")
-    axes = track(10, NEUTRAL if lane.good is None else GOOD)
+    axes = track(10, NEUTRAL if lane.passed is None else GOOD)
     axes.set_ylim(0, 1)
-    for begin, end in _spans(lane.bad, fps):
+    for begin, end in true_spans(lane.failed, fps):
         axes.axvspan(begin, end, color=BAD, lw=0)
     if last:
         time_axis(axes, seconds)
@@ -241,9 +280,3 @@ def _draw_lane(page: Page, top: float, n: int, lane: Lane, voices: Sequence[str]
 def _annotate(axes: Axes, text: str) -> None:
     box = {"facecolor": BACKGROUND, "alpha": 0.7, "lw": 0, "pad": 2}
     axes.text(0.006, 0.5, text, transform=axes.transAxes, color=MUTED, fontsize=8.5, va="center", bbox=box)
-
-
-def _spans(where: np.ndarray, fps: float) -> list[tuple[float, float]]:
-    """(start, end) in seconds of each run of true values [F]."""
-    edges = np.flatnonzero(np.diff(where.astype(np.int8), prepend=0, append=0))
-    return [(a / fps, b / fps) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,7 +1,6 @@
-"""SyncNet (Chung and Zisserman 2016): embeddings of lips and of speech that are near where both belong together.
+"""SyncNet (Chung and Zisserman 2016): embeddings of lips and speech that are close if both are in sync.
 
-Layers and names are those of the published weights `syncnet_v2.model`; what is computed from the embeddings is in
-`sync.py`.
+Parameter names are those of the published weights `syncnet_v2.model`. Metrics are in `sync_metrics.py`.
 """
 
 from __future__ import annotations
@@ -22,16 +21,15 @@ RATE = 16_000  # Hz
 FRAME, STEP = 400, 160  # samples: 25 and 10 ms
 _FFT, _MELS, _CEPSTRA, _LIFTER, _PREEMPHASIS = 512, 26, 13, 22, 0.97
 _TINY = float(np.finfo(float).eps)
-SIZE = 224  # pixels of a lip window's side
-WINDOW = 5  # video frames seen at once
-COLUMNS = 20  # of cepstra heard at once: as long as five frames
+WINDOW = 5  # video frames per window
+COLUMNS = 20  # cepstra per window of five frames
 FPS = 25
 WIDTH = 1024  # of an embedding
 _INT16 = 32768.0
 
 
 class SyncNet(nn.Module):
-    """The two networks, each with its head."""
+    """Lip and speech networks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,26 +50,26 @@ class SyncNet(nn.Module):
         self.netfclip = _head()
 
     def speech(self, cepstra: Tensor) -> Tensor:
-        """[B, 1, 13, 20] -> [B, 1024]."""
+        """Embed cepstra [B, 1, 13, 20]: [B, 1024]."""
         return self.netfcaud(self.netcnnaud(cepstra).flatten(1))
 
     def lips(self, frames: Tensor) -> Tensor:
-        """[B, 3, 5, 224, 224], BGR in 0..255 -> [B, 1024]."""
+        """Embed BGR frames [B, 3, 5, 224, 224] in 0..255: [B, 1024]."""
         return self.netfclip(self.netcnnlip(frames).flatten(1))
 
 
-def _conv2d(inside: int, out: int, kernel: int | tuple[int, int] = 3, padding: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inside, out, kernel, padding=padding), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+def _conv2d(in_channels: int, out: int, kernel: int | tuple[int, int] = 3, padding: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(in_channels, out, kernel, padding=padding), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
 
 
 def _conv3d(
-    inside: int,
+    in_channels: int,
     out: int,
     kernel: tuple[int, int, int] = (1, 3, 3),
     stride: int | tuple[int, int, int] = 1,
     padding: int | tuple[int, int, int] = (0, 1, 1),
 ) -> list[nn.Module]:
-    return [nn.Conv3d(inside, out, kernel, stride, padding), nn.BatchNorm3d(out), nn.ReLU(inplace=True)]
+    return [nn.Conv3d(in_channels, out, kernel, stride, padding), nn.BatchNorm3d(out), nn.ReLU(inplace=True)]
 
 
 def _head() -> nn.Sequential:
@@ -79,54 +77,49 @@ def _head() -> nn.Sequential:
 
 
 class SyncEmbedder:
-    """Faces and voices of a clip, embedded window by window.
+    """Embeds faces and voices of a clip, one embedding per window.
 
     Args:
         file: syncnet_v2.model.
-        device: where it runs.
-        batch: windows at once; a clip of 49 frames has 44.
+        device: of the networks.
+        batch: number of windows per forward pass.
 
     Raises:
-        InputError: no such file, or other weights.
+        InputError: the file is missing or does not fit.
     """
 
     def __init__(self, file: Path, device: torch.device | str = "cpu", batch: int = 64) -> None:
         network = SyncNet()
-        load_strictly(network, read_weights(file, SYNCNET.what), SYNCNET.what)
+        load_strictly(network, read_weights(file, SYNCNET.description), SYNCNET.description)
         self.network, self.device, self.batch = network.to(device), torch.device(device), batch
 
     @torch.inference_mode()
     def lips(self, crops: np.ndarray) -> np.ndarray:
-        """Face crops uint8 [F, 224, 224, 3] RGB at 25 frames a second (`face_track.crops`) -> [V, 1024]."""
+        """Embed face crops uint8 [F, 224, 224, 3] at 25 frames per second, see `face_tracks.lip_crops`: [V, 1024]."""
         count = windows(len(crops))
         bgr = torch.from_numpy(np.ascontiguousarray(crops[..., ::-1]))
-        made = []
+        embeddings = []
         for start in range(0, count, self.batch):
             part = bgr[start : min(start + self.batch, count) + WINDOW - 1]
-            seen = rearrange(part.unfold(0, WINDOW, 1), "v h w c f -> v c f h w")
-            made.append(self.network.lips(seen.to(self.device, torch.float32)).cpu())
-        return torch.cat(made).numpy()
+            clips = rearrange(part.unfold(0, WINDOW, 1), "v h w c f -> v c f h w")
+            embeddings.append(self.network.lips(clips.to(self.device, torch.float32)).cpu())
+        return torch.cat(embeddings).numpy()
 
     @torch.inference_mode()
     def voice(self, wave: np.ndarray, frames: int) -> np.ndarray:
-        """Speech [samples] at 16 kHz in -1..1 beside `frames` video frames -> [V, 1024]; silence after its end."""
-        count = windows(frames)
-        needed = round(frames / FPS * RATE)
-        wave = np.pad(np.asarray(wave, dtype=np.float64), (0, max(0, needed - len(wave))))[:needed]
+        """Embed speech [samples] at 16 kHz in -1..1, padded with silence to `frames` video frames: [V, 1024]."""
+        count, length = windows(frames), round(frames / FPS * RATE)
+        wave = np.pad(np.asarray(wave, dtype=np.float64), (0, max(0, length - len(wave))))[:length]
         cepstra = mfcc(np.round(wave * _INT16).clip(-_INT16, _INT16 - 1)).astype(np.float32)
-        heard = np.lib.stride_tricks.sliding_window_view(cepstra, COLUMNS, axis=0)[:: COLUMNS // WINDOW][:count]
-        made = [
-            self.network.speech(torch.from_numpy(heard[start : start + self.batch].copy())[:, None].to(self.device))
-            for start in range(0, count, self.batch)
-        ]
-        return torch.cat(made).cpu().numpy()
+        batches = torch.from_numpy(cepstra).unfold(0, COLUMNS, COLUMNS // WINDOW)[:count, None].split(self.batch)
+        return torch.cat([self.network.speech(batch.to(self.device)) for batch in batches]).cpu().numpy()
 
 
 def windows(frames: int) -> int:
-    """V: how many windows the reference takes of a clip of that many frames (it leaves out the last possible one).
+    """Number of windows V of a clip; as in the reference implementation, the last possible one is left out.
 
     Raises:
-        InputError: too short for one.
+        InputError: fewer frames than one window.
     """
     if frames <= WINDOW:
         raise InputError(f"{frames} frames", f"at least {WINDOW + 1} to measure lip sync", "take a longer clip")
@@ -139,16 +132,15 @@ def mfcc(wave: np.ndarray) -> np.ndarray:
     There are 100 columns per second; the first coefficient is the log of the energy.
 
     Args:
-        wave: [samples] at 16 kHz in the scale of int16 (the energy, and so the first coefficient, depends on it).
-            What lies beyond the end counts as zeros; there is at least one column.
+        wave: [samples] at 16 kHz in the range of int16, padded with zeros to at least one column.
     """
     from scipy.fft import dct, rfft
 
     wave = np.asarray(wave, dtype=np.float64)
-    sharp = np.append(wave[:1], wave[1:] - _PREEMPHASIS * wave[:-1])
-    columns = 1 + max(0, -(-(sharp.size - FRAME) // STEP))
-    sharp = np.pad(sharp, (0, max(0, (columns - 1) * STEP + FRAME - sharp.size)))
-    frames = np.lib.stride_tricks.sliding_window_view(sharp, FRAME)[::STEP][:columns]
+    emphasized = np.append(wave[:1], wave[1:] - _PREEMPHASIS * wave[:-1])
+    columns = 1 + max(0, -(-(emphasized.size - FRAME) // STEP))
+    emphasized = np.pad(emphasized, (0, max(0, (columns - 1) * STEP + FRAME - emphasized.size)))
+    frames = np.lib.stride_tricks.sliding_window_view(emphasized, FRAME)[::STEP][:columns]
     power = np.square(np.abs(rfft(frames, _FFT))) / _FFT
     energy, mels = power.sum(axis=1), power @ _filters().T
     logs = np.log(np.where(mels == 0, _TINY, mels))
@@ -160,7 +152,7 @@ def mfcc(wave: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _filters() -> np.ndarray:
-    """Triangles on the mel scale, their corners on whole bins: [26, 257]."""
+    """Triangular mel filters with corners at whole bins: [26, 257]."""
     top = 2595 * np.log10(1 + RATE / 2 / 700)
     hertz = 700 * (10 ** (np.linspace(0, top, _MELS + 2) / 2595) - 1)
     corner = np.floor((_FFT + 1) * hertz / RATE)

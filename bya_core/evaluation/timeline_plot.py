@@ -177,9 +177,9 @@ def _draw_box(page: Page, axes: Axes, span: Span, vertical: Span, text: str, fac
     room = (end - start) / axes.get_xlim()[1] * axes.bbox.width - 16
     if room > 8:
         middle = (start + end) / 2, sum(vertical) / 2
-        made = axes.text(*middle, " ".join(text.split()), ha="center", va="center_baseline", parse_math=False)
-        made.set(color=color, fontsize=9 if vertical == (-1, 1) else 7)
-        page.shorten(made, room)
+        label = axes.text(*middle, " ".join(text.split()), ha="center", va="center_baseline", parse_math=False)
+        label.set(color=color, fontsize=9 if vertical == (-1, 1) else 7)
+        page.shorten(label, room)
 
 
 def _draw_image(page: Page, image: Tensor, left: float, top: float, width: float, height: float) -> None:

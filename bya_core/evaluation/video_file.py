@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bya_core.encoders.domains import Domain, guess_domain, load_meter
 from bya_core.errors import InputError
-from bya_core.evaluation.face_report import FaceTools, look, regions_of
-from bya_core.evaluation.report import BindingReport, FaceFigures, binding_report
+from bya_core.evaluation.face_report import FaceTools, boxes_to_masks, measure_faces
+from bya_core.evaluation.report import BindingReport, FaceMetrics, binding_report
 from bya_core.grid import TokenGrid
 from bya_core.io.media import existing_file, read_image, read_video
 from bya_core.scene.loader import matrix_of
@@ -42,25 +42,25 @@ def measure_file(
     Raises:
         InputError: A video, scene or masks that cannot be read or do not match.
     """
-    given = read_scene_file(scene)
-    names = [character.name for character in given.characters]
-    portraits = [read_image(scene.parent / character.image) for character in given.characters]
-    speeches = read_speeches(given, scene.parent).speeches
-    matrix = matrix_of(given.audio_character_matrix, len(names))
+    scene_file = read_scene_file(scene)
+    names = [character.name for character in scene_file.characters]
+    portraits = [read_image(scene.parent / character.image) for character in scene_file.characters]
+    speeches = read_speeches(scene_file, scene.parent).speeches
+    matrix = matrix_of(scene_file.audio_character_matrix, len(names))
     frames, fps = read_video(video)
     meter = load_meter(DOMAINS.get(people) or guess_domain(portraits))
     regions = None if masks is None else _read_masks(masks, names, len(frames))
-    faces = FaceFigures()
+    faces = FaceMetrics()
     if meter is not None:
         regions = meter.segment(frames, portraits) if regions is None else regions
     else:
         size = (int(frames.shape[1]), int(frames.shape[2]))
         pixels = None if regions is None else F.interpolate(regions, size=size).numpy() > 0.5
-        tools = tools or FaceTools.here()
-        faces = look(frames, speeches, fps, portraits, tools, matrix=matrix, masks=pixels, names=names)
+        tools = tools or FaceTools.load()
+        faces = measure_faces(frames, speeches, fps, portraits, tools, matrix=matrix, masks=pixels, names=names)
         if regions is None and faces.boxes is not None:
-            regions = torch.from_numpy(regions_of(faces.boxes, *size)).float()
-    if given.audio_character_matrix == "auto":
+            regions = torch.from_numpy(boxes_to_masks(faces.boxes, *size)).float()
+    if scene_file.audio_character_matrix == "auto":
         notice = "The scene matches voices automatically; measured as if each speech drives its own character."
         faces = replace(faces, notices=(*faces.notices, notice))
     return binding_report(
@@ -81,12 +81,12 @@ def _read_masks(path: Path, names: list[str], length: int) -> Tensor:
     try:
         with np.load(existing_file(path, "the masks"), allow_pickle=False) as archive:
             masks = torch.from_numpy(np.asarray(archive["masks"], dtype=np.float32))
-            named = [str(name) for name in archive["names"]] if "names" in archive else names
+            order = [str(name) for name in archive["names"]] if "names" in archive else names
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         problem = f"the masks {path} cannot be read"
         raise InputError(problem, 'an npz file with an array "masks"', "use a file saved with --masks") from error
-    if sorted(named) == sorted(names) and masks.ndim == 4 and masks.shape[0] == len(names):
-        masks = masks[[named.index(name) for name in names]]
+    if sorted(order) == sorted(names) and masks.ndim == 4 and masks.shape[0] == len(names):
+        masks = masks[[order.index(name) for name in names]]
         grid = TokenGrid(masks.shape[1], masks.shape[2], masks.shape[3])
         if masks.shape[1] == length:
             return masks

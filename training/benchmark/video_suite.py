@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.evaluation.face_report import FaceTools, look
-from bya_core.evaluation.face_tracks import face_pictures
-from bya_core.evaluation.frechet import I3dFeatures, InceptionFeatures, PictureFeatures, VideoFeatures, fid, fvd
+from bya_core.evaluation.face_report import FaceTools, measure_faces
+from bya_core.evaluation.face_tracks import face_crops
+from bya_core.evaluation.frechet import I3dFeatures, ImageFeatures, InceptionFeatures, VideoFeatures, fid, fvd
 from bya_core.evaluation.metric_weights import I3D, INCEPTION
 from bya_core.evaluation.video_file import measure_file
 from bya_core.io.atomic import atomic_write
@@ -74,14 +74,14 @@ class MetricModels:
     """Networks of the metrics; None = not available, see `notices`."""
 
     faces: FaceTools
-    images: PictureFeatures | None = None
+    images: ImageFeatures | None = None
     videos: VideoFeatures | None = None
     notices: list[str] = field(default_factory=list)
 
     @staticmethod
     def load_available(device: str = "cpu") -> MetricModels:
         """Load all networks whose weights are available."""
-        faces = FaceTools.here(device)
+        faces = FaceTools.load(device)
         models = MetricModels(replace(faces, notices=()), notices=[*faces.notices])  # reported once, not per video
         for weights, network, name in ((INCEPTION, InceptionFeatures, "images"), (I3D, I3dFeatures, "videos")):
             file = weights.find()
@@ -91,7 +91,7 @@ class MetricModels:
             try:
                 setattr(models, name, network(file, device))
             except InputError as error:
-                models.notices.append(f"{weights.why} not measured: {error}")
+                models.notices.append(f"{weights.metrics} not measured: {error}")
         return models
 
 
@@ -212,7 +212,7 @@ def _measure(task: VideoTask, models: MetricModels, output: Path) -> dict[str, A
     picture.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(picture) as temporary:
         report.picture.save(temporary)
-    figures = report.figures
+    figures = report.metrics
     speakers = [n for n, own in enumerate(figures["should_follow"]) if own >= 0]
     sync, identity = figures.get("sync"), figures["identity"]
     row: dict[str, Any] = {
@@ -282,12 +282,12 @@ def _face_regions(video: Path, scene_file: Path, models: MetricModels) -> np.nda
     characters = read_scene_file(scene_file).characters
     portraits = [read_image(scene_file.parent / character.image) for character in characters]
     detector_only = FaceTools(models.faces.detector)
-    boxes = look(frames, [None] * len(portraits), fps, portraits, detector_only).boxes
+    boxes = measure_faces(frames, [None] * len(portraits), fps, portraits, detector_only).boxes
     assert boxes is not None
     regions = []
     for track in boxes:
         visible = np.isfinite(track).all(axis=1)
-        regions.append(face_pictures(frames.numpy()[visible], track[visible], FACE_SIZE))
+        regions.append(face_crops(frames.numpy()[visible], track[visible], FACE_SIZE))
     return np.concatenate(regions)
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bya_core.evaluation.face_tracks import crops
+from bya_core.evaluation.face_tracks import lip_crops
 from training.curation.footage import read_crop
 from training.curation.record import Record
 
@@ -48,4 +48,4 @@ def face_crops(record: Record, max_side: int, context: bool) -> np.ndarray:
     """Face crops of a clip, framed as SyncNet expects: uint8 [N,F,224,224,3]."""
     size = model_size(record, max_side)
     frames, boxes = clip_frames(record, size, context), clip_boxes(record, size, context)
-    return np.stack([crops(frames, track) for track in boxes])
+    return np.stack([lip_crops(frames, track) for track in boxes])

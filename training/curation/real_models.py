@@ -93,7 +93,7 @@ class SyncNetScorer:
 
 def syncnet(weights: str = "", device: str = "cpu") -> SyncNetScorer:
     """Load SyncNet from a file, or from the default location of the metrics."""
-    return SyncNetScorer(SyncEmbedder(Path(weights).expanduser() if weights else SYNCNET.needed(), device))
+    return SyncNetScorer(SyncEmbedder(Path(weights).expanduser() if weights else SYNCNET.require(), device))
 
 
 def sam2(weights: str = SAM2_WEIGHTS, device: str = "cpu", dtype: str = "float32") -> Segmenter:

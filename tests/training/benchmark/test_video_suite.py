@@ -143,9 +143,9 @@ class FixedFeatures:
     def detect(self, image: torch.Tensor) -> list[Face]:
         return [Face((8.0, 8.0, 40.0, 56.0), 0.9), Face((56.0, 8.0, 88.0, 56.0), 0.9)]
 
-    def pictures(self, pictures: np.ndarray) -> np.ndarray:
-        assert pictures.shape[1:] == (299, 299, 3)
-        return pictures[:, ::16, ::16].mean(axis=(1, 2))
+    def images(self, images: np.ndarray) -> np.ndarray:
+        assert images.shape[1:] == (299, 299, 3)
+        return images[:, ::16, ::16].mean(axis=(1, 2))
 
     def videos(self, videos: np.ndarray) -> np.ndarray:
         return videos.reshape(videos.shape[1], -1, 3).mean(axis=1)

@@ -14,11 +14,11 @@ from bya_core.cli.main import main
 from bya_core.cli.report import NOT_BOUND
 from bya_core.encoders.face.detection import Face
 from bya_core.errors import InputError
-from bya_core.evaluation.binding_scores import SYNC
-from bya_core.evaluation.face_report import FaceTools, look, measure_sync
+from bya_core.evaluation.face_report import FaceTools, measure_faces, measure_sync
 from bya_core.evaluation.metric_weights import SYNCNET
-from bya_core.evaluation.report import FaceFigures, binding_report
+from bya_core.evaluation.report import FaceMetrics, binding_report
 from bya_core.evaluation.sync_metrics import CrossTalk, Span
+from bya_core.evaluation.verdict import SYNC
 from bya_core.evaluation.video_file import measure_file
 from bya_core.io.media import read_video, write_video
 from bya_core.scene.types import Speech
@@ -57,8 +57,8 @@ def asked(folder: Path, scene: str, *more: str) -> tuple[int, dict]:
 def test_the_drawn_truth_passes(folder, capsys):
     code, made = asked(folder, "right")
     assert code == 0 and made["passed"] is True and made["verdicts"] == ["own", "own"]
-    assert made["offset"] == [0, 0] and not made["follows_another"] and made["not_as_it_should_be"] == [[], []]
-    assert made["identity"]["colors"]["right"] == [True, True] and min(made["identity"]["colors"]["mean"]) > 0.8
+    assert made["offset"] == [0, 0] and not made["follows_another"] and made["failed"] == [[], []]
+    assert made["identity"]["colors"]["correct"] == [True, True] and min(made["identity"]["colors"]["mean"]) > 0.8
     assert any(end - start > 0.5 for start, end in made["listening"][0]), "people take turns"
     assert "Binding: passed" in capsys.readouterr().out
     with Image.open(folder / "talk.binding.png") as picture:
@@ -69,7 +69,7 @@ def test_swapped_voices_do_not_pass(folder, capsys):
     code, made = asked(folder, "swapped")
     assert code == NOT_BOUND and made["passed"] is False and made["verdicts"] == ["wrong", "wrong"]
     assert {row["voice"] for row in made["follows_another"]} == {"A", "B"}
-    assert all(made["not_as_it_should_be"]) and "FAILED" in capsys.readouterr().out
+    assert all(made["failed"]) and "FAILED" in capsys.readouterr().out
 
 
 def test_200_milliseconds_show_as_5_frames(folder):
@@ -120,8 +120,8 @@ class Colour:
 
     name, size = "colour", 8
 
-    def embed(self, pictures: np.ndarray) -> np.ndarray:
-        return pictures.reshape(len(pictures), -1, 3).mean(axis=1) - 100.0
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), -1, 3).mean(axis=1) - 100.0
 
 
 def people() -> tuple[torch.Tensor, list[Speech], list[torch.Tensor]]:
@@ -142,16 +142,18 @@ def test_real_faces_are_followed_and_told_apart():
     frames, speeches, portraits = people()
     boxes = [(10.0, 10.0, 34.0, 34.0), (60.0, 10.0, 84.0, 34.0)]
     tools = FaceTools(Detector(boxes), Embedder(), [Colour()], ("a part is missing.",))
-    seen = look(frames, speeches, 25.0, portraits, tools)
+    seen = measure_faces(frames, speeches, 25.0, portraits, tools)
     assert np.allclose(seen.boxes[0, 7], boxes[1]), "the first character is red, and red is on the right"
-    assert seen.identity["colour"].right.all() and seen.sync.right.all() and not seen.sync.failing
-    crossed = look(frames, speeches[::-1], 25.0, portraits, tools)
-    assert not crossed.sync.right.any() and len(crossed.sync.failing) >= 2
+    assert seen.identity["colour"].correct.all() and seen.sync.correct.all() and not seen.sync.failing
+    crossed = measure_faces(frames, speeches[::-1], 25.0, portraits, tools)
+    assert not crossed.sync.correct.any() and len(crossed.sync.failing) >= 2
     masks = np.zeros((2, 40, 48, 96), dtype=bool)
     masks[0, :, :, :48], masks[1, :, :, 48:] = True, True
-    swapped = look(frames, speeches, 25.0, portraits, FaceTools(Detector(boxes), None, [Colour()]), masks=masks)
-    assert not swapped.identity["colour"].right.any(), "where masks say who is where, a swapped identity shows"
-    order = look(frames, speeches, 25.0, portraits, FaceTools(Detector(boxes)))
+    swapped = measure_faces(
+        frames, speeches, 25.0, portraits, FaceTools(Detector(boxes), None, [Colour()]), masks=masks
+    )
+    assert not swapped.identity["colour"].correct.any(), "where masks say who is where, a swapped identity shows"
+    order = measure_faces(frames, speeches, 25.0, portraits, FaceTools(Detector(boxes)))
     assert np.allclose(order.boxes[0, 7], boxes[0]) and "left to right" in order.notices[-1]
     assert order.sync is None and not order.identity
 
@@ -162,7 +164,7 @@ def test_frame_rates_are_brought_to_that_of_syncnet():
     plain = measure_sync(frames.numpy(), boxes, speeches, 25.0, torch.eye(2), Embedder())
     twice = frames.repeat_interleave(2, dim=0).numpy()
     fast = measure_sync(twice, boxes.repeat(2, axis=1), speeches, 50.0, torch.eye(2), Embedder())
-    assert np.allclose(plain.confidence, fast.confidence, atol=0.1) and plain.right.all()
+    assert np.allclose(plain.confidence, fast.confidence, atol=0.1) and plain.correct.all()
 
 
 def test_a_report_on_real_people_says_what_sync_says():
@@ -173,17 +175,17 @@ def test_a_report_on_real_people_says_what_sync_says():
         (Span(0, 1, 0.4, 0.9),),
     )  # fmt: skip
     made = binding_report(
-        frames, masks, speeches, 25.0, ["Ada", "Bo"], faces=FaceFigures(sync, notices=("FID is missing.",))
+        frames, masks, speeches, 25.0, ["Ada", "Bo"], faces=FaceMetrics(sync, notices=("FID is missing.",))
     )
-    assert made.figures["verdicts"] == ["own", "shifted"] and made.figures["measure"] == SYNC.name
+    assert made.metrics["verdicts"] == ["own", "shifted"] and made.metrics["measure"] == SYNC.name
     assert "4 frames (160 ms) early" in made.text and "FID is missing." in made.text
     assert "From 0.40 to 0.90 s Ada follows the voice of Bo" in made.text
 
 
 def test_what_is_missing_is_told_and_the_rest_measured(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
-    tools = FaceTools.here()
+    tools = FaceTools.load()
     assert tools.sync is None and any(SYNCNET.file in notice for notice in tools.notices)
     blind = FaceTools(None, notices=tools.notices)
     made = measure_file(folder / "talk.mp4", folder / "right.json", people="real", tools=blind)
-    assert made.figures["passed"] is None and "syncnet_v2.model" in made.text and "FaceNet" in made.text
+    assert made.metrics["passed"] is None and "syncnet_v2.model" in made.text and "FaceNet" in made.text

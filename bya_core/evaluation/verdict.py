@@ -1,0 +1,164 @@
+"""Verdict on each character of a clip: whether its mouth follows the assigned stream.
+
+Shapes: N characters, M audio streams, F video frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bya_core.evaluation.binding import lagged, local_correlations
+from bya_core.evaluation.sync_metrics import CrossTalk, Span, failing_spans
+from bya_core.io.loudness import loudness_track
+from bya_core.io.media import place
+from bya_core.scene.types import Speech
+
+LAG = 2  # frames by which a mouth may be early or late and still be in sync
+MAX_OFFSET = 10  # largest shift in frames that is searched for mouths out of sync
+STILL = 0.35  # a listener is still if its mouth moves less than this fraction of the movement of speakers
+MIN_FRAMES = 25  # shorter videos are not judged by correlation
+QUIET = 0.05  # fraction of the maximum loudness below which a stream is silent
+PAUSE = 3  # frames around speech in which a mouth may still move
+
+
+def speech_loudness(speech: Speech | None, length: int, fps: float) -> np.ndarray:
+    """Loudness of a speech in each video frame [F]; zeros for a listener."""
+    if speech is None:
+        return np.zeros(length)
+    waveform = place(speech.waveform.float(), speech.sample_rate, speech.offset, speech.gain)
+    return loudness_track(waveform.numpy(), speech.sample_rate, length, fps, window=2.0 / fps)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Thresholds of a score of a mouth with a stream.
+
+    Args:
+        name: of the measure.
+        description: one sentence for the report, with the number of frames as {frames}.
+        follows: minimum score of a mouth that follows a stream.
+        margin: minimum significant difference of two scores.
+        full: upper end of the color scale.
+        moment: minimum difference over about one second to report a mouth that follows another stream.
+    """
+
+    name: str
+    description: str
+    follows: float
+    margin: float
+    full: float
+    moment: float
+
+
+_CORRELATION = f"over {{frames}} frames; correlations within {LAG} frames, -1 to 1."
+COLOR = Scale(
+    "mouth color",
+    f"Measured: mouth opening of the drawn characters against the loudness of each voice, {_CORRELATION}",
+    follows=0.25,
+    margin=0.1,
+    full=0.6,
+    moment=0.4,
+)
+MOTION = Scale(
+    "movement of the lower face",
+    "Measured: movement in the lower half of each face beyond that of its upper half, a weak measure, " + _CORRELATION,
+    follows=0.25,
+    margin=0.1,
+    full=0.6,
+    moment=0.4,
+)
+SYNC = Scale(
+    "lip sync (Sync-C)",
+    "Measured: lip sync by SyncNet (Sync-C of each face with each voice), over {frames} frames; higher is better, "
+    "about 4 and more is good.",
+    follows=2.0,
+    margin=0.5,
+    full=6.0,
+    moment=1.0,
+)
+
+
+class MouthScores:
+    """Scores of each mouth of a clip with each stream.
+
+    Args:
+        mouths: opening or motion of the mouths [N, F].
+        speech: loudness of the streams [M, F].
+        targets: stream of each character [N]; -1 = listener.
+        regions: bool [N, F, H, W].
+        fps: frames per second.
+        sync: lip sync by SyncNet; None = correlations.
+        scale: meaning of the correlations.
+    """
+
+    def __init__(
+        self,
+        mouths: np.ndarray,
+        speech: np.ndarray,
+        targets: np.ndarray,
+        regions: np.ndarray,
+        fps: float,
+        sync: CrossTalk | None,
+        scale: Scale,
+    ) -> None:
+        from scipy.ndimage import binary_dilation
+
+        self.mouths, self.speech, self.targets, self.regions, self.fps = mouths, speech, targets, regions, fps
+        self.length, self.sync = mouths.shape[1], sync
+        self.audible = speech > QUIET * np.maximum(speech.max(axis=1, keepdims=True), 1e-9)
+        spoken = [self.audible[own] if own >= 0 else np.zeros(self.length, dtype=bool) for own in targets]
+        self.listening = np.stack([~binary_dilation(frames, iterations=PAUSE) for frames in spoken])
+        level = np.concatenate([mouth[frames] for mouth, frames in zip(mouths, spoken, strict=True)])
+        self.speaking_level = float(level.mean()) if level.size else 0.0
+        self.failing: tuple[Span, ...] = ()
+        if sync is not None:  # both offsets are positive if the mouth is late
+            self.scale, self.scores, self.offset, self.shifted = SYNC, sync.confidence, sync.offset, sync.confidence
+            self.failing = sync.failing
+            return
+        reach = min(MAX_OFFSET, max(LAG, (self.length - MIN_FRAMES) // 2))
+        table = lagged(mouths, speech, reach)
+        self.scale, self.scores = scale, table[..., reach - LAG : reach + LAG + 1].max(axis=2)
+        self.offset, self.shifted = table.argmax(axis=2) - reach, table.max(axis=2)
+        if self.length >= MIN_FRAMES:
+            local = local_correlations(mouths, speech, MIN_FRAMES, LAG)
+            self.failing = failing_spans(local, targets, self.audible, fps, scale.moment)
+
+    def verdict(self, n: int, owners: Sequence[str]) -> tuple[str, str]:
+        """Verdict on character `n` as a key and a sentence; `owners` are the names of the M streams."""
+        name, own, scale = owners[n], int(self.targets[n]), self.scale
+        if not self.regions[n].any():
+            return "unclear", f"{name} has no region in the masks; nothing was measured."
+        if own < 0:
+            return self._listener_verdict(n, name)
+        if self.length < MIN_FRAMES:
+            return "unclear", f"{name}: {self.length} frames are too few; inconclusive."
+        value = float(self.scores[n, own])
+        others = np.where(np.arange(self.scores.shape[1]) == own, -np.inf, self.scores[n])
+        rival, best = int(others.argmax()), float(others.max())
+        late, shifted = int(self.offset[n, own]), float(self.shifted[n, own])
+        unshifted = -np.inf if scale is SYNC else value  # Sync-C is that of the best shift
+        if abs(late) > LAG and shifted >= 2 * scale.follows and shifted > max(best, unshifted) + scale.margin:
+            when = f"{abs(late)} frames ({abs(late) / self.fps * 1000:.0f} ms) {'late' if late > 0 else 'early'}"
+            return "shifted", f"{name} follows the assigned voice, but {when} ({shifted:.2f})."
+        if value >= scale.follows and value > best + scale.margin:
+            voice = "its own voice" if own == n else f"the voice of {owners[own]}, as assigned,"
+            second = f" (next: the voice of {owners[rival]}, {best:.2f})" if np.isfinite(best) else ""
+            return "own", f"{name} follows {voice} with {value:.2f}{second}."
+        if best >= scale.follows and best > value + scale.margin:
+            return "wrong", (
+                f"{name} follows the voice of {owners[rival]} ({best:.2f}) more than the assigned one ({value:.2f})."
+            )
+        second = f", {best:.2f} with the next" if np.isfinite(best) else ""
+        return "unclear", f"{name}: inconclusive ({value:.2f} with the assigned voice{second})."
+
+    def _listener_verdict(self, n: int, name: str) -> tuple[str, str]:
+        speakers = self.mouths[self.targets >= 0].std(axis=1)
+        if not speakers.size:
+            return "unclear", f"{name} is a listener; there is no speaker to compare with."
+        share = float(self.mouths[n].std() / max(speakers.mean(), 1e-9))
+        if share < STILL:
+            return "still", f"{name} listens and keeps still: the mouth moves {share:.0%} as much as those that speak."
+        return "moves", f"{name} should listen, but the mouth moves {share:.0%} as much as those that speak."

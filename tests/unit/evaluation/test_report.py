@@ -1,0 +1,75 @@
+"""Binding report of drawn puppets and of moving regions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bya_core.errors import InputError
+from bya_core.evaluation.report import BindingReport, binding_report
+from bya_core.scene.types import Speech
+from bya_core.toy.meter import PuppetMeter
+from tests.fakes import RATE
+from training.puppets import make_clip
+
+Clip = tuple[Tensor, Tensor, list[Speech | None]]
+
+
+def report(clip: Clip, **options: object) -> BindingReport:
+    return binding_report(*clip, 25.0, ["Ada", "Bo"], **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    """Frames, true masks and speech of two drawn talkers."""
+    drawn = make_clip(2_000_100, n=2, num_frames=49, motion="still", talk="overlap")
+    speeches = [Speech(torch.from_numpy(wave)[None], RATE) for wave in drawn.speeches]
+    return torch.from_numpy(drawn.frames), torch.from_numpy(drawn.masks).float(), speeches
+
+
+def test_own_and_swapped_speech(clip: Clip) -> None:
+    frames, masks, speeches = clip
+    swapped = frames, masks, speeches[::-1]
+    own, wrong = report(clip, meter=PuppetMeter()), report(swapped, meter=PuppetMeter())
+    assert own.metrics["verdicts"] == ["own", "own"] and "Ada follows its own voice" in own.text
+    assert wrong.metrics["verdicts"] == ["wrong", "wrong"], wrong.text
+    assigned = report(swapped, matrix=torch.eye(2).flip(0), meter=PuppetMeter())
+    assert assigned.metrics["verdicts"] == ["own", "own"]
+    assert own.picture.size == wrong.picture.size and own.picture.tobytes() != wrong.picture.tobytes()
+
+
+def test_listeners(clip: Clip) -> None:
+    frames, masks, (speech, _) = clip
+    talking = report((frames, masks, [speech, None]), meter=PuppetMeter())
+    assert talking.metrics["verdicts"][1] == "moves"
+    still = torch.where(masks[1][..., None] > 0.5, frames[:1], frames)
+    silent = report((still, masks, [speech, None]), meter=PuppetMeter())
+    assert silent.metrics["verdicts"][1] == "still" and "keeps still" in silent.text
+
+
+def test_movement_of_faces_in_photos() -> None:
+    """Two gray faces whose lower halves flicker in turn."""
+    torch.manual_seed(0)
+    loud = torch.zeros(2, 50)
+    loud[0, 5:20], loud[1, 28:45] = 1, 1
+    waves = loud.repeat_interleave(RATE // 25, dim=1) * torch.randn(2, 2 * RATE) * 0.1
+    frames = torch.full((50, 64, 96, 3), 128)
+    noise = torch.randint(-60, 60, (50, 16, 24, 1))
+    frames[:, 36:52, 12:36] += noise * loud[0].long().view(-1, 1, 1, 1)
+    frames[:, 36:52, 60:84] += noise * loud[1].long().view(-1, 1, 1, 1)
+    masks = torch.zeros(2, 50, 64, 96)
+    masks[0, :, 12:56, 8:40], masks[1, :, 12:56, 56:88] = 1, 1
+    result = report((frames.to(torch.uint8), masks, [Speech(wave[None], RATE) for wave in waves]))
+    assert result.metrics["verdicts"] == ["own", "own"] and "weak measure" in result.text
+
+
+def test_inconclusive_cases(clip: Clip) -> None:
+    frames, masks, speeches = clip
+    short = report((frames[:9], masks[:, :9], speeches), meter=PuppetMeter())
+    assert set(short.metrics["verdicts"]) <= {"unclear", "still", "moves"}
+    absent = report((frames, masks * torch.tensor([0.0, 1]).view(2, 1, 1, 1), speeches))
+    assert absent.metrics["verdicts"][0] == "unclear" and "no region in the masks" in absent.text
+    assert report((frames, masks, [None, None])).metrics["verdicts"] == ["unclear", "unclear"]
+    with pytest.raises(InputError, match="masks of 1 characters"):
+        report((frames, masks[:1], speeches))
