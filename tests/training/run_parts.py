@@ -15,6 +15,10 @@ import yaml
 from safetensors.torch import save_file
 
 from tests.training.stage_parts import SMALL, small_model
+from training.data.dataset import ClipFolder, Clips
+from training.engine.loop import train
+from training.engine.settings import RunSettings
+from training.engine.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "run_stage.py"
@@ -66,6 +70,15 @@ def write_recipe(path: Path, dropout: float = 0.1, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump({"model": {**SMALL, "dropout": dropout}, "all_stages": stages}))
     small_model(dropout=dropout).save_pretrained(path.parent / "init")
     return path
+
+
+def run(
+    data: Path | Clips, stage: Stage, output: Path, model: Any = None, callback: Any = None, **settings: Any
+) -> dict[str, float]:
+    """Train a new small model (or `model`) on a folder of encoded clips or another source, with a log line per step."""
+    clips = ClipFolder(data) if isinstance(data, Path) else data
+    options = RunSettings(output, **{"logging_steps": 1, "report_to": (), **settings})
+    return train(small_model() if model is None else model, clips, stage, options, callback=callback)
 
 
 def command(recipe: Path, data: Path, output: Path, *more: str, processes: int = 1, stage: int = 3) -> list[str]:

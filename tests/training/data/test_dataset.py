@@ -19,16 +19,6 @@ from safetensors.torch import save_file
 
 from bya_core.errors import InputError
 from tests.fakes import FakeCodec, FakeFace, FakeSpeech, FakeText, fake_bundle, fake_transformer
-from training.data.buckets import (
-    Bucket,
-    choose_bucket,
-    find_crop,
-    native_bucket,
-    resample_frames,
-    resize_frames,
-    window_starts,
-)
-from training.data.clip import ClipSample
 from training.data.dataset import ClipFolder, EncodedClips, as_float, open_data
 from training.data.encode import ClipEncoder
 from training.data.fill_cache import Arguments, fill
@@ -42,26 +32,42 @@ ROOT = Path(__file__).resolve().parents[3]
 PUPPETS = "puppets:n=1-3,clips=14,seed=2000000,frames=5/9,size=64x96/96x64"
 
 
-def encoders(**changes):
-    parts = {"text": FakeText(), "face": FakeFace(), "speech": FakeSpeech(), "codec": FakeCodec()}
-    return SimpleNamespace(**parts | changes)
+def encoders():
+    return SimpleNamespace(text=FakeText(), face=FakeFace(), speech=FakeSpeech(), codec=FakeCodec())
 
 
-def written(folder, text=PUPPETS, change=lambda clip: clip):
+def write_puppets(folder, text=PUPPETS, change=lambda clip: clip):
     plan = PuppetPlan.parse(text)
+    return write_clips(folder, *(change(plan.clip(number)) for number in range(plan.clips)))
+
+
+def puppet_clip(characters, frames=5):
+    return PuppetPlan(n=(characters,), clips=1, seed=2_000_000, frames=(frames,)).clip(0)
+
+
+def write_clips(folder, *clips):
     with ShardWriter(folder, per_shard=4) as writer:
-        for number in range(plan.clips):
-            writer.write(change(plan.clip(number)))
+        for clip in clips:
+            writer.write(clip)
     return folder
+
+
+def open_clips(source, cache=None, parts=None, **options):
+    return open_data(source, parts or encoders(), cache=cache, **options)
+
+
+def misses(data):
+    """Kinds of features that were computed."""
+    return {name.removesuffix(" miss") for name in data.cache.counts if name.endswith("miss")}
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("shards ü"))
+    return write_puppets(tmp_path_factory.mktemp("shards ü"))
 
 
-def equal(a, b, but=()):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a if k not in but)
+def equal(a, b, ignore=()):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a if k not in ignore)
 
 
 def seeds(batches, count):
@@ -69,7 +75,7 @@ def seeds(batches, count):
 
 
 def test_batch_has_documented_tensors(shards, tmp_path):
-    data = open_data(shards, encoders(), cache=tmp_path)
+    data = open_clips(shards, tmp_path)
     assert data.clips == 14
     for batch in islice(data.batches(3, 0), 8):
         k, n = batch["masks"].shape[:2]
@@ -91,18 +97,18 @@ def test_batch_has_documented_tensors(shards, tmp_path):
 @pytest.mark.parametrize("source", ["shards", "puppets"])
 def test_batch_depends_on_seed_and_number_only(source, shards, tmp_path):
     def data():
-        return open_data(shards if source == "shards" else PUPPETS, encoders(), cache=tmp_path)
+        return open_clips(shards if source == "shards" else PUPPETS, tmp_path)
 
-    whole = seeds(data().batches(3, seed=5), 9)
-    assert seeds(data().batches(3, seed=5, start=5), 4) == whole[5:]
-    assert seeds(data().batches(3, seed=6), 9) != whole
-    again = data()
-    next(again.batches(3, seed=7, start=20))  # what was drawn before does not matter
-    assert seeds(again.batches(3, seed=5), 9) == whole
+    expected = seeds(data().batches(3, seed=5), 9)
+    assert seeds(data().batches(3, seed=5, start=5), 4) == expected[5:]
+    assert seeds(data().batches(3, seed=6), 9) != expected
+    used = data()
+    next(used.batches(3, seed=7, start=20))
+    assert seeds(used.batches(3, seed=5), 9) == expected
 
 
 def test_every_clip_is_used_once_per_epoch(shards, tmp_path):
-    data = open_data(shards, encoders(), cache=tmp_path)
+    data = open_clips(shards, tmp_path)
     per_epoch = len(data._order(1, 3, 0))
     first, second = (seeds(data.batches(1, 3, start=start), per_epoch) for start in (0, per_epoch))
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(2_000_000, 2_000_014))
@@ -110,7 +116,7 @@ def test_every_clip_is_used_once_per_epoch(shards, tmp_path):
 
 
 def test_ranks_partition_the_batch(shards, tmp_path):
-    data = open_data(shards, encoders(), cache=tmp_path)
+    data = open_clips(shards, tmp_path)
     for processes in (2, 3):
         parts = [data.batches(5, 1, rank=r, world_size=processes) for r in range(processes)]
         for batch in islice(data.batches(5, 1), 6):
@@ -129,21 +135,20 @@ def test_batches_are_the_same_in_another_process(shards):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    mine = [b["seed"].tolist() for b in islice(open_data(shards, encoders()).batches(4, 9, start=3), 3)]
-    assert json.loads(out.stdout) == [batch[len(batch) // 2 :] for batch in mine]
+    expected = seeds(open_clips(shards).batches(4, 9, start=3), 3)
+    assert json.loads(out.stdout) == [batch[len(batch) // 2 :] for batch in expected]
 
 
 def test_cached_clips_are_not_decoded(shards, tmp_path, monkeypatch):
-    data = open_data(shards, encoders(), cache=tmp_path)
+    data = open_clips(shards, tmp_path)
     first = list(islice(data.batches(1, 0), 14))
     counts = dict(data.cache.counts)
     assert counts["video miss"] == counts["masks miss"] == counts["text miss"] == 14
     assert not any(name in counts for name in ("video hit", "masks hit", "canvas hit"))
     monkeypatch.setattr("training.data.shards.index.unpack", lambda *_: pytest.fail("decoded"))
-    again = open_data(shards, encoders(), cache=tmp_path)
-    assert all(equal(a, b) for a, b in zip(first, again.batches(1, 0), strict=False))
-    assert not [name for name in again.cache.counts if name.endswith(("miss", "damaged"))]
-    assert again.cache.counts["video hit"] == 14
+    cached = open_clips(shards, tmp_path)
+    assert all(equal(a, b) for a, b in zip(first, cached.batches(1, 0), strict=False))
+    assert not misses(cached) and cached.cache.counts["video hit"] == 14
 
 
 def test_fill_cache_in_parts(shards, tmp_path, monkeypatch):
@@ -151,72 +156,66 @@ def test_fill_cache_in_parts(shards, tmp_path, monkeypatch):
     for part in ("0/2", "1/2"):
         counts = fill(Arguments(shards, cache=tmp_path, part=part))
         assert counts["video miss"] == 7
-    data = open_data(shards, encoders(), cache=tmp_path)
+    data = open_clips(shards, tmp_path)
     list(islice(data.batches(3, 0), 8))
-    assert not [name for name in data.cache.counts if name.endswith("miss")]
+    assert not misses(data)
     for part in ("2/2", "1", "a/b"):
         with pytest.raises(InputError, match="r/w"):
             fill(Arguments(shards, part=part))
 
 
 def test_changed_encoder_recomputes_its_features_only(shards, tmp_path):
-    def counts(parts):
-        data = open_data(shards, parts, cache=tmp_path)
+    def computed(changed=None):
+        parts = encoders()
+        if changed is not None:
+            getattr(parts, changed).setting = 1
+        data = open_clips(shards, tmp_path, parts)
         list(islice(data.batches(1, 0), 14))
-        return {name.split()[0] for name in data.cache.counts if name.endswith("miss")}
+        return misses(data)
 
-    def other(part):
-        part.setting = 1
-        return part
-
-    everything = {"index", "video", "masks", "text", "face", "canvas", "speech"}
-    assert counts(encoders()) == everything and counts(encoders()) == set()
-    assert counts(encoders(text=other(FakeText()))) == {"text"}
-    assert counts(encoders(speech=other(FakeSpeech()))) == {"speech"}
-    assert counts(encoders(face=other(FakeFace()))) == {"face", "canvas"}
-    assert counts(encoders(codec=other(FakeCodec()))) == {"video", "canvas"}
-    assert counts(encoders()) == set()
+    assert computed() == {"index", "video", "masks", "text", "face", "canvas", "speech"}
+    assert computed() == set()
+    assert computed("text") == {"text"} and computed("speech") == {"speech"}
+    assert computed("face") == {"face", "canvas"} and computed("codec") == {"video", "canvas"}
+    assert computed() == set()
 
 
 def test_changed_content_is_recomputed(tmp_path):
     text = "puppets:n=2,clips=1,seed=2000000,frames=5"
 
-    def batch(folder, change):
-        data = open_data(written(tmp_path / folder, text, change), encoders(), cache=tmp_path / "cache")
-        return next(data.batches(1, 0)), {n for n in data.cache.counts if n.endswith("miss")}
+    def batch(folder, change=lambda clip: clip):
+        data = open_clips(write_puppets(tmp_path / folder, text, change), tmp_path / "cache")
+        return next(data.batches(1, 0)), misses(data)
 
-    base, _ = batch("a", lambda clip: clip)
-    same, missed = batch("b", lambda clip: clip)
-    assert equal(base, same) and missed == {"index miss"}
-    words, missed = batch("c", lambda clip: replace(clip, caption="other words"))
-    assert missed == {"index miss", "text miss"} and equal(base, words, but=["text"])
-    brighter, missed = batch("d", lambda clip: replace(clip, frames=clip.frames // 2))
-    assert missed == {"index miss", "video miss"} and not torch.equal(base["latents"], brighter["latents"])
+    base, _ = batch("a")
+    same, computed = batch("b")
+    assert equal(base, same) and computed == {"index"}
+    other, computed = batch("c", lambda clip: replace(clip, caption="other words"))
+    assert computed == {"index", "text"} and equal(base, other, ignore=["text"])
+    darker, computed = batch("d", lambda clip: replace(clip, frames=clip.frames // 2))
+    assert computed == {"index", "video"} and not torch.equal(base["latents"], darker["latents"])
 
 
 def test_damaged_features_are_recomputed(tmp_path):
-    folder = written(tmp_path / "data", "puppets:n=1,clips=1,seed=2000000,frames=5")
+    folder = write_clips(tmp_path / "data", puppet_clip(1))
     (shard,) = folder.glob("*.tar")
-    data = open_data(shard, encoders())
-    before = next(data.batches(1, 0))
-    kept = [p for p in (folder / "cache").rglob("*.safetensors")]
-    assert len(kept) == 7  # beside the shards by default, and not taken for data
-    for path in kept:
+    before = next(open_clips(shard).batches(1, 0))
+    cached = list((folder / "cache").rglob("*.safetensors"))
+    assert len(cached) == 7  # beside the shards by default, and not taken for data
+    for path in cached:
         path.write_bytes(path.read_bytes()[:-1])
-    again = open_data(folder, encoders())
-    assert equal(next(again.batches(1, 0)), before)
-    assert sum(v for k, v in again.cache.counts.items() if k.endswith("damaged")) == 7
+    data = open_clips(folder)
+    assert equal(next(data.batches(1, 0)), before)
+    assert sum(count for name, count in data.cache.counts.items() if name.endswith("damaged")) == 7
 
 
 def test_puppets_on_the_fly_match_shards(shards, tmp_path):
-    parts = encoders()
-    drawn, stored = (islice(open_data(source, parts, cache=tmp_path).batches(2, 4), 8) for source in (PUPPETS, shards))
+    drawn, stored = (islice(open_clips(source, tmp_path).batches(2, 4), 8) for source in (PUPPETS, shards))
     for a, b in zip(drawn, stored, strict=True):
         lossy = ("latents", "first_frame")
-        assert equal(a, b, but=lossy)
-        for name in lossy:  # the codec's loss, in pixels averaged over 8x8
-            assert float((a[name].float() - b[name].float()).abs().mean()) < 0.03
-            assert float((a[name].float() - b[name].float()).abs().mean()) > 0
+        assert equal(a, b, ignore=lossy)
+        for name in lossy:  # video compression, in pixels averaged over 8x8
+            assert 0 < float((a[name].float() - b[name].float()).abs().mean()) < 0.03
 
 
 def test_encoded_folder_batches(tmp_path):
@@ -243,163 +242,109 @@ def test_encoded_folder_batches(tmp_path):
         ClipFolder(tmp_path)
 
 
-def test_missing_data_is_an_error(shards, tmp_path):
+def test_missing_data_and_encoders_raise(shards, tmp_path):
     with pytest.raises(InputError, match="without shards"):
         ClipFolder(tmp_path)
     with pytest.raises(InputError, match="without encoders"):
         open_data(shards)
-    with pytest.raises(InputError, match="no \\*.tar"):
-        open_data(tmp_path, encoders())
-    with pytest.raises(InputError, match="smaller buckets"):
-        open_data(shards, encoders(), buckets=["49x64x96"])
-    with pytest.raises(InputError, match="FRAMESxHEIGHTxWIDTH"):
-        open_data(shards, encoders(), buckets=["64x96"])
-    with pytest.raises(InputError, match="height of 60"):
-        open_data(shards, encoders(), buckets=["5x60x96"])
+    with pytest.raises(InputError, match=r"no \*.tar"):
+        open_clips(tmp_path)
 
 
-def test_unusable_clips_are_errors_or_replaced(tmp_path):
-    def blank(clip):
-        if clip.measured["seed"] == 2_000_001:
-            return replace(clip, speeches=clip.speeches[:, :0])  # neither voices nor features
-        return clip
+@pytest.mark.parametrize(
+    ("bucket", "words"),
+    [("49x64x96", "smaller buckets"), ("64x96", "FRAMESxHEIGHTxWIDTH"), ("5x60x96", "height of 60")],
+)
+def test_invalid_buckets_raise(shards, bucket, words):
+    with pytest.raises(InputError, match=words):
+        open_clips(shards, buckets=[bucket])
 
-    folder = written(tmp_path, "puppets:n=1,clips=4,seed=2000000,frames=5", blank)
+
+def test_unusable_clips_raise_or_are_replaced(tmp_path):
+    def mute(clip):  # neither speech nor features
+        return replace(clip, speeches=clip.speeches[:, :0]) if clip.measured["seed"] == 2_000_001 else clip
+
+    folder = write_puppets(tmp_path, "puppets:n=1,clips=4,seed=2000000,frames=5", mute)
     with pytest.raises(InputError, match="neither speech nor its features"):
-        list(islice(open_data(folder, encoders()).batches(2, 0), 2))
-    data = open_data(folder, encoders(), on_broken="skip")
-    drawn = seeds(data.batches(2, 0), 8)
-    assert {s for batch in drawn for s in batch} == {2_000_000, 2_000_002, 2_000_003}
+        list(islice(open_clips(folder).batches(2, 0), 2))
+    data = open_clips(folder, on_broken="skip")
+    batches = seeds(data.batches(2, 0), 8)
+    assert set(sum(batches, [])) == {2_000_000, 2_000_002, 2_000_003}
     assert len(data.skipped) == 1 and "puppet_2000001" in data.skipped[0]
-    assert seeds(open_data(folder, encoders(), on_broken="skip").batches(2, 0, start=3), 2) == drawn[3:5]
-
-
-def test_bucket_selection():
-    buckets = [Bucket(9, 64, 96), Bucket(17, 64, 96), Bucket(17, 128, 192), Bucket(9, 96, 64)]
-    assert choose_bucket(30, 720, 1280, buckets) == Bucket(17, 128, 192)
-    assert choose_bucket(30, 70, 100, buckets) == Bucket(17, 64, 96)  # nothing is enlarged without need
-    assert choose_bucket(10, 720, 1280, buckets) == Bucket(9, 64, 96)
-    assert choose_bucket(10, 1280, 720, buckets) == Bucket(9, 96, 64)
-    assert choose_bucket(8, 720, 1280, buckets) is None
-    assert native_bucket(20, 70, 97, 16, 4) == Bucket(17, 64, 96) and native_bucket(20, 70, 97, 16, 4, 9).frames == 9
-    assert native_bucket(5, 15, 97, 16, 4) is None
-    assert window_starts(17, 17) == [0] and window_starts(40, 17) == [0, 23] and window_starts(51, 17) == [0, 17, 34]
-    assert Bucket.parse("49x480x720") == Bucket(49, 480, 720)
-
-
-def test_crop_keeps_characters_visible():
-    masks = np.zeros((1, 2, 60, 200), bool)
-    masks[0, :, 10:50, 140:190] = True
-    bucket = Bucket(1, 60, 90)
-    cut = find_crop(60, 200, bucket, "cover", masks)
-    assert (cut.height, cut.width, cut.left) == (60, 90, 110)
-    assert find_crop(60, 200, bucket, "cover").left == 55
-    boxed = find_crop(60, 200, bucket, "letterbox")
-    assert (boxed.height, boxed.width, boxed.left) == (133, 200, 0) and boxed.top < 0
-    frames = np.full((1, 60, 200, 3), 255, np.uint8)
-    video = resize_frames(frames, boxed, bucket)
-    assert (
-        video.shape == (1, 3, 1, 60, 90)
-        and float(video[0, 0, 0, 0].max()) == -1
-        and float(video[0, 0, 0, 30].min()) > 0.9
-    )
-    whole = np.random.default_rng(0).integers(0, 256, (1, 60, 90, 3), np.uint8)
-    exact = resize_frames(whole, find_crop(60, 90, bucket, "cover"), bucket)
-    assert np.array_equal(((exact[0, :, 0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), whole[0])
+    assert seeds(open_clips(folder, on_broken="skip").batches(2, 0, start=3), 2) == batches[3:5]
 
 
 def test_masks_and_mouths_follow_the_crop(tmp_path):
-    """A clip with black borders, brought back to its size, has the masks and mouths it had without them."""
-    plan = PuppetPlan(n=(2,), clips=1, seed=2_000_000, frames=(5,))
-    plain = plan.clip(0)
+    """Black borders are cropped again, with the masks and mouths."""
+    plain = puppet_clip(2)
     frames = np.pad(plain.frames, [(0, 0), (0, 0), (48, 48), (0, 0)])
     masks = np.pad(plain.masks, [(0, 0), (0, 0), (0, 0), (48, 48)])
     wide = replace(plain, frames=frames, masks=masks, mouths=plain.mouths + np.float32([48, 0]))
-    # centred people, so that the cut takes the borders off again
-    masks = wide.masks.any((0, 1, 2))
-    offset = (np.flatnonzero(masks)[0] + np.flatnonzero(masks)[-1] + 1 - 96) // 2 - 48
-    with ShardWriter(tmp_path) as writer:
-        writer.write(wide)
-    batch = next(open_data(tmp_path, encoders(), buckets=["5x64x96"]).batches(1, 0))
+    columns = np.flatnonzero(wide.masks.any((0, 1, 2)))
+    offset = (columns[0] + columns[-1] + 1 - 96) // 2 - 48  # the crop is centered on the characters
+    batch = next(open_clips(write_clips(tmp_path, wide), buckets=["5x64x96"]).batches(1, 0))
     shifted = np.roll(plain.masks, -offset, -1)
     grid = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(shifted[:, 0]).float(), (4, 6))
     assert float((batch["masks"][0, :, 0] / 255 - grid).abs().max()) < 0.08
-    at = batch["emphasis"][0, 0].float().argmax()
-    y, x = divmod(int(at), 12)
+    y, x = divmod(int(batch["emphasis"][0, 0].float().argmax()), 12)
     nearest = np.abs(plain.mouths[:, 0] - (x * 8 + 4 + offset, y * 8 + 4)).max(-1).min()
     assert nearest <= 8
 
 
-def test_frame_rate_conversion():
-    clip = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(24,)).clip(0)
-    faster = replace(clip, fps=50.0, speech_features=np.zeros((1, 28, 2, 3)))
-    half = resample_frames(faster, 25.0)
-    assert len(half.frames) == 12 and half.fps == 25 and half.speech_features is None
-    assert np.array_equal(half.frames, clip.frames[::2]) and np.array_equal(half.mouths, clip.mouths[:, ::2])
-    assert len(resample_frames(replace(clip, fps=12.5), 25.0).frames) == 48 and resample_frames(clip, 25.0) is clip
-
-
 def test_long_clips_are_split_into_windows(tmp_path):
-    folder = written(tmp_path, "puppets:n=1,clips=1,seed=2000000,frames=21")
-    data = open_data(folder, encoders(), buckets=["9x64x96"])
+    folder = write_clips(tmp_path, puppet_clip(1, 21))
+    data = open_clips(folder, buckets=["9x64x96"])
     assert data.clips == 2
     batch = next(data.batches(2, 0))
-    whole = next(open_data(folder, encoders()).batches(1, 0))
+    whole = next(open_clips(folder).batches(1, 0))
     for latents, speech in zip(batch["latents"], batch["speech"], strict=True):
         start = 0 if torch.equal(latents[0], whole["latents"][0, 0]) else 12
         assert torch.equal(latents[0], whole["latents"][0, start // 4])
-        assert torch.equal(speech, whole["speech"][0, :, start : start + 13])  # its neighbours are its context
+        assert torch.equal(speech, whole["speech"][0, :, start : start + 13])  # with the neighboring frames as context
     assert data.cache.counts["speech miss"] == 1 and data.cache.counts["speech hit"] == 1
 
 
-def voices(matrix, **changes):
-    """Two people and three voices of different loudness."""
-    clip = PuppetPlan(n=(2,), clips=1, seed=2_000_000, frames=(5,)).clip(0)
+def with_streams(matrix, **changes):
+    """A clip of two characters with three audio streams of different levels."""
     speeches = np.stack([np.full(3200, level, np.float32) for level in (0.1, 0.2, 0.4)])
-    return replace(clip, speeches=speeches, matrix=np.array(matrix), **changes)
+    return replace(puppet_clip(2), speeches=speeches, matrix=np.array(matrix), **changes)
 
 
-def encode_speech(tmp_path, clip, parts=None):
-    with ShardWriter(tmp_path) as writer:
-        writer.write(clip)
-    return next(open_data(tmp_path, parts or encoders(), cache=tmp_path / "c").batches(1, 0))["speech"][0].float()
+def encode_speech(folder, clip, parts=None):
+    return next(open_clips(write_clips(folder, clip), folder / "c", parts).batches(1, 0))["speech"][0].float()
 
 
 def test_streams_follow_the_matrix_and_listeners_get_silence(tmp_path):
-    speech = encode_speech(tmp_path / "a", voices([[0, 1], [0, 0], [1, 0]]))
+    speech = encode_speech(tmp_path / "a", with_streams([[0, 1], [0, 0], [1, 0]]))
     assert speech.shape == (2, 9, 3, 12)
     assert torch.allclose(speech[:, 2:7].mean((1, 2, 3)), torch.tensor([0.4, 0.1]), atol=1e-3)
     assert torch.equal(speech[:, :2], torch.zeros(2, 2, 3, 12))
-    quiet = encode_speech(tmp_path / "b", voices([[0, 1], [0, 0], [0, 0]]))
-    assert float(quiet[0].abs().max()) == 0 and float(quiet[1].mean()) > 0.05
+    listener, speaker = encode_speech(tmp_path / "b", with_streams([[0, 1], [0, 0], [0, 0]]))
+    assert float(listener.abs().max()) == 0 and float(speaker.mean()) > 0.05
     with pytest.raises(InputError, match="2 audio streams for character 0"):
-        encode_speech(tmp_path / "c", voices([[1, 0], [1, 0], [0, 1]]))
+        encode_speech(tmp_path / "c", with_streams([[1, 0], [1, 0], [0, 1]]))
 
 
 def test_stored_speech_features_are_used_if_they_match(tmp_path):
     features = np.random.default_rng(0).standard_normal((3, 9, 3, 12)).astype(np.float16)
-    clip = voices(np.eye(3, 2, dtype=int), speech_features=features)
-    assert not np.array_equal(encode_speech(tmp_path / "a", clip).half(), features[:2])  # nobody says who made them
-    parts = encoders(speech=Named())
-    named = replace(clip, measured={"speech_encoder": "Named 7"})
+    clip = with_streams(np.eye(3, 2, dtype=int), speech_features=features)
+    assert not np.array_equal(encode_speech(tmp_path / "a", clip).half(), features[:2])  # of an unknown encoder
+    parts = encoders()
+    parts.speech.version = "7"
+    named = replace(clip, measured={"speech_encoder": "FakeSpeech 7"})
     assert np.array_equal(encode_speech(tmp_path / "b", named, parts).half(), features[:2])
-    alone = replace(clip, speeches=clip.speeches[:, :0], measured={})
-    assert np.array_equal(encode_speech(tmp_path / "c", alone).half(), features[:2])
-
-
-class Named(FakeSpeech):
-    version = "7"
+    features_only = replace(clip, speeches=clip.speeches[:, :0], measured={})
+    assert np.array_equal(encode_speech(tmp_path / "c", features_only).half(), features[:2])
 
 
 def test_native_length_limits_clips(tmp_path):
-    folder = written(tmp_path, "puppets:n=1,clips=1,seed=2000000,frames=21")
     bundle = fake_bundle()
-    data = open_data(folder, bundle)
+    data = open_data(write_clips(tmp_path, puppet_clip(1, 21)), bundle)
     assert data.clips == 2 and next(data.batches(1, 0))["latents"].shape[1] == (bundle.native.num_frames - 1) // 4 + 1
 
 
-class Many:
-    """Clips of which only the sizes are asked."""
+class ShapeSource:
+    """A source of clip sizes without content."""
 
     def __init__(self, clips):
         self.clips = clips
@@ -412,27 +357,27 @@ class Many:
 
 
 def test_memory_per_clip_is_small():
-    """What is held of a clip are a few numbers: at most 100 bytes."""
+    """At most 100 bytes."""
 
-    def held(clips):
+    def traced(clips):
         tracemalloc.start()
-        data = EncodedClips(Many(clips), ClipEncoder(encoders()))
+        data = EncodedClips(ShapeSource(clips), ClipEncoder(encoders()))
         data._chosen(16, 0, 0)
         size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         return size
 
-    assert held(12_000) - held(2_000) < 1_000_000
+    assert traced(12_000) - traced(2_000) < 1_000_000
 
 
 def test_stage_three_trains_from_shards(shards, tmp_path):
-    """A few steps; the same data from a warm cache gives the same losses."""
+    """Losses are the same with cached features."""
     stage = load_recipe("toy").stages[3]
     stage = replace(stage, batch_size=3, optimizer=replace(stage.optimizer, name="adamw", lr_schedule="constant"))
 
     def losses(name, steps):
         model = fake_transformer()
-        data = open_data(shards, encoders(), cache=tmp_path / "cache")
+        data = open_clips(shards, tmp_path / "cache")
         summary = train(model, data, replace(stage, steps=steps), RunSettings(tmp_path / name, logging_steps=1))
         lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
         assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -444,9 +389,6 @@ def test_stage_three_trains_from_shards(shards, tmp_path):
 
 
 def test_no_emphasis_without_mouths(tmp_path):
-    clip = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(5,)).clip(0)
-    with ShardWriter(tmp_path) as writer:
-        writer.write(replace(clip, mouths=None))
-    assert isinstance(clip, ClipSample)
-    batch = next(open_data(tmp_path, encoders()).batches(1, 0))
+    clip = replace(puppet_clip(1), mouths=None)
+    batch = next(open_clips(write_clips(tmp_path, clip)).batches(1, 0))
     assert int(batch["emphasis"].max()) == 0

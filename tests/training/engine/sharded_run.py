@@ -1,7 +1,6 @@
 """A run with FSDP2 on CPUs: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS [bf16]`.
 
-accelerate's launcher offers FSDP2 on GPUs only, torch shards on CPUs as well. So the plugin of the committed
-configuration is put into a CPU accelerator here.
+accelerate offers FSDP2 on GPUs only, so the plugin of the committed configuration is set on a CPU accelerator here.
 """
 
 from __future__ import annotations
@@ -36,14 +35,15 @@ class ForwardCallback:
     def __call__(self, step, means, model):
         faces = model.encode_faces(torch.zeros(1, 2, 8), torch.zeros(1, 2, 5, 3, 8))
         output = model(torch.zeros(1, 2, 12, 4, 6), torch.zeros(1, 4, 8), torch.tensor([500]), face_tokens=faces)
-        self.tracker.log({"seen": float(output.sample.square().mean())}, step, "validation")
+        self.tracker.log({"power": float(output.sample.square().mean())}, step, "validation")
 
 
 def main(recipe: str, data: str, output: str, steps: str, precision: Literal["no", "bf16"] = "no") -> None:
     torch.set_num_threads(1)
     init = str(Path(recipe).parent / "init")
-    plain = RunSettings(Path(output), logging_steps=1, checkpointing_steps=4, report_to=())
-    settings = replace(plain, init=init, mixed_precision=precision)
+    settings = RunSettings(
+        Path(output), logging_steps=1, checkpointing_steps=4, report_to=(), init=init, mixed_precision=precision
+    )
     accelerator = build_accelerator(settings)
     config = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
     plugin = FullyShardedDataParallelPlugin(

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from bya_core.errors import InputError
 from training.engine import losses
 from training.engine.teacher_forcing import TeacherConfig, paper_teacher_masks, released_teacher_masks
 
@@ -112,10 +111,3 @@ def test_released_teacher_masks_are_static_with_corrupted_targets() -> None:
     share = (rough.target != clean.target).float().mean()
     assert 0.08 < share < 0.12
     assert (rough.forced.flatten(2).amax(-1) == 0).any()
-
-
-def test_teacher_config_is_validated() -> None:
-    with pytest.raises(InputError, match="token_dropout"):
-        TeacherConfig(token_dropout=1.5)
-    with pytest.raises(InputError, match="noise"):
-        TeacherConfig(noise_std=-1)

@@ -24,7 +24,7 @@ def recipe(**changes):
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_trace_matches_a_real_step(number):
-    """Counted without content, and once more with it."""
+    """The trace of fake tensors against a step with real ones."""
     stage, network = recipe().stages[number], small_model()
     trace = trace_sample(SMALL, stage, dtype=None)
     select_trainable(network, stage.trainable, unused_prefixes(stage))
@@ -48,9 +48,9 @@ def test_trace_matches_a_real_step(number):
     assert sum(blocks) > 0 and len(blocks) == 3
     assert outside + sum(blocks) == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
     assert trace.tokens == 2 * 2 * 3 + 4
-    # torch's counter does not see the attention of a processor: two products of [tokens x tokens x 32] in each block
+    # torch's counter misses attention on the CPU: two products of [tokens x tokens x 32] per block
     assert 0 <= trace.forward - real.get_total_flops() < 0.2 * trace.forward
-    # where everything learns, backwards is about twice forwards; where little does, little
+    # the backward pass costs twice the forward pass if everything is trained
     assert trace.backward > 1.5 * trace.forward if number == 1 else 0 < trace.backward < trace.forward
     assert total.requires_grad
 
@@ -59,27 +59,26 @@ def test_memory_with_sharding_and_gradient_checkpointing():
     stage = recipe().stages[1]
     trace = trace_sample(SMALL, stage)
 
-    def memory(**machine):
-        return _persistent_memory(trace, stage, Hardware(**machine))
+    def memory(**hardware):
+        return _persistent_memory(trace, stage, Hardware(**hardware))
 
     alone, zero, full = memory(), memory(devices=4, sharding="zero2"), memory(devices=4, sharding="full")
-    learn = trace.trained
-    assert alone["trained weights"] == alone["gradients"] == 4 * learn and alone["optimizer state"] == 8 * learn
-    assert zero["optimizer state"] == full["optimizer state"] == 2 * learn
-    assert zero["trained weights"] == 2 * learn + learn  # half precision here, a quarter of the float32 copy
-    assert full["trained weights"] == full["gradients"] == learn
+    trained = trace.trained
+    assert alone["trained weights"] == alone["gradients"] == 4 * trained and alone["optimizer state"] == 8 * trained
+    assert zero["optimizer state"] == full["optimizer state"] == 2 * trained
+    assert zero["trained weights"] == 2 * trained + trained  # half precision, and a quarter of the float32 copy
+    assert full["trained weights"] == full["gradients"] == trained
     assert full["frozen weights"] == alone["frozen weights"] / 4
     assert "gathered weights" in full and "gathered weights" not in zero
-    assert memory(devices=4) == alone | {"gradients": 8 * learn}  # and the buckets they are sent from
-    assert memory(use_8bit_adam=True)["optimizer state"] == 2 * learn
+    assert memory(devices=4) == alone | {"gradients": 8 * trained}  # with the communication buckets
+    assert memory(use_8bit_adam=True)["optimizer state"] == 2 * trained
     assert memory(cast_frozen_weights=True)["frozen weights"] == alone["frozen weights"] / 2
     everything = plan(recipe(), 1, Hardware()).memory["activations"]
     outside, blocks = trace.saved
     assert everything == outside + sum(blocks)
-    again = plan(recipe(), 1, Hardware(gradient_checkpointing=True, gradient_accumulation_steps=4)).memory[
-        "activations"
-    ]
-    assert again == 4 * (outside + trace.inputs + max(blocks)) < 4 * everything
+    hardware = Hardware(gradient_checkpointing=True, gradient_accumulation_steps=4)
+    recomputed = plan(recipe(), 1, hardware).memory["activations"]
+    assert recomputed == 4 * (outside + trace.inputs + max(blocks)) < 4 * everything
 
 
 def test_lora_parameters_are_counted_separately():
@@ -87,12 +86,8 @@ def test_lora_parameters_are_counted_separately():
     trace = trace_sample(SMALL, stage)
     assert trace.parameters["LoRA"] == (3 * 2 * 2 * 4 * 32, 0)
     assert trace.parameters["transformer_blocks"][0] == 0
-    assert set(name for name, (learns, _) in trace.parameters.items() if learns) == {
-        "LoRA",
-        "router",
-        "perceiver_cross_attention",
-        "audio_model",
-    }
+    trained = {name for name, (count, _) in trace.parameters.items() if count}
+    assert trained == {"LoRA", "router", "perceiver_cross_attention", "audio_model"}
 
 
 def test_step_costs_do_not_depend_on_the_devices():
@@ -125,18 +120,19 @@ def test_plan_accepts_the_options_of_a_run(capsys):
     text = capsys.readouterr().out
     assert "toy, stage 3 (paper flavour)" in text and "fits in 24 GB" in text
     assert "ignored options: --output runs/x" in text
-    learned = sum(p.numel() for p in small_model(**load_recipe("toy").model).parameters())
-    assert f"{learned / 1e6:,.2f} M" in text  # all of it learns
+    parameters = sum(p.numel() for p in small_model(**load_recipe("toy").model).parameters())
+    assert f"{parameters / 1e6:,.2f} M" in text  # all of them are trained
 
 
 @pytest.mark.slow
 def test_published_size_has_known_parameters_and_flops():
-    """Totals of the released model (TFLOP of a pass of two samples), counted on the unmodified code, less what is
-    computed once here for all characters: queries and outputs of face and speech attention, queries of the router."""
-    found = plan(
-        load_recipe("cogvideox5b_official"), 3, Hardware(gradient_checkpointing=True, cast_frozen_weights=True)
-    )
-    parts = {name: (learns + frozen) / 1e6 for name, (learns, frozen) in found.trace.parameters.items()}
+    """TFLOP of two samples in the released code, minus what is computed once here for all characters.
+
+    These are the queries and outputs of face and speech attention and the queries of the router.
+    """
+    hardware = Hardware(gradient_checkpointing=True, cast_frozen_weights=True)
+    found = plan(load_recipe("cogvideox5b_official"), 3, hardware)
+    parts = {name: sum(pair) / 1e6 for name, pair in found.trace.parameters.items()}
     known = {"audio_model": 2236.1, "local_facial_extractor": 151.4, "perceiver_cross_attention": 440.6, "LoRA": 66.1}
     assert {name: parts[name] for name in known} == pytest.approx(known, abs=0.06)
     base = ("transformer_blocks", "patch_embed", "time_embedding", "norm_out", "norm_final", "proj_out")

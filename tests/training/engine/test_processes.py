@@ -13,26 +13,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("clips") / "data")
-
-
-@pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    # no dropout: its random numbers belong to a process
+    # without dropout, whose random numbers depend on the process
     return write_recipe(tmp_path_factory.mktemp("recipe") / "small.yaml", dropout=0.0)
 
 
 @pytest.fixture(scope="module")
 def expected(data, recipe, tmp_path_factory):
-    """One process with twice the gradient_accumulation_steps."""
+    """Losses of one process with two accumulation steps."""
     output = tmp_path_factory.mktemp("one") / "run"
-    finish(command(recipe, data, output, "--gradient_accumulation_steps", "2"))
+    finish(command(recipe, data, output, "--gradient-accumulation-steps", "2"))
     return losses(output)
 
 
 def finish_in_two(arguments: list[str]) -> None:
-    """Run to the end, by two processes that know of each other."""
+    """Run to the end and check that two processes were connected."""
     assert "2 processes (MULTI_CPU)" in finish(arguments)
 
 
@@ -54,14 +49,14 @@ def test_resume_with_another_number_of_processes(data, recipe, expected, tmp_pat
 
 
 def test_steps_with_unused_parameters(tmp_path):
-    """Nothing joins the voices of later latent frames where there are none, so their weights get no gradient.
+    """Clips of one latent frame do not use the speech projection of later frames, whose weights get no gradient.
 
-    AdamW makes whole steps of rounding errors where the true gradient is zero; a tenth of the rate keeps them small.
+    The learning rate is low because AdamW turns rounding errors of zero gradients into full steps.
     """
     slow = {"lr": 0.001, "warmup_steps": 3, "ema_decay": 0.9, "lr_schedule": "constant"}
     recipe = write_recipe(tmp_path / "small.yaml", dropout=0.0, optimizer=slow, trainable=["*"], lora=None)
     data = write_data(tmp_path / "data", ((2, 1), (2, 3)))
-    finish(command(recipe, data, tmp_path / "one", "--gradient_accumulation_steps", "2"))
+    finish(command(recipe, data, tmp_path / "one", "--gradient-accumulation-steps", "2"))
     finish_in_two(command(recipe, data, tmp_path / "two", processes=2))
     assert_same(losses(tmp_path / "two"), losses(tmp_path / "one"))
 
@@ -69,11 +64,11 @@ def test_steps_with_unused_parameters(tmp_path):
 def test_fsdp2_matches_and_resumes_with_one_process(data, recipe, expected, tmp_path):
     output, launcher = tmp_path / "run", [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = str(ROOT / "tests" / "training" / "engine" / "sharded_run.py")
-    finish([*launcher, "--nproc_per_node", "2", script, str(recipe), str(data), str(output), "6"])
-    finish([*launcher, "--nproc_per_node", "2", script, str(recipe), str(data), str(output), "9"])
+    for steps in ("6", "9"):
+        finish([*launcher, "--nproc_per_node", "2", script, str(recipe), str(data), str(output), steps])
     finish(command(recipe, data, output))
     assert_same(losses(output), expected)
-    looked = [line for line in lines(output) if line.get("kind") == "validation"]
-    assert [line["step"] for line in looked] == [4, 8] and all(line["seen"] > 0 for line in looked)
+    validations = [line for line in lines(output) if line.get("kind") == "validation"]
+    assert [line["step"] for line in validations] == [4, 8] and all(line["power"] > 0 for line in validations)
     weights = load_file(output / "final" / "diffusion_pytorch_model.safetensors")
     assert weights.keys() == load_file(recipe.parent / "init" / "diffusion_pytorch_model.safetensors").keys()

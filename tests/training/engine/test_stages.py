@@ -20,10 +20,11 @@ from training.engine.objective import (
 )
 from training.engine.optim import select_trainable
 from training.engine.stages import CONDITIONS, PUBLISHED, RELEASED, ConditionDropout, load_recipe
+from training.engine.teacher_forcing import TeacherConfig
 
 
 class CallRecorder:
-    """Stands before a model and keeps what it was called with."""
+    """Records the calls of a model."""
 
     def __init__(self, model):
         self.model, self.calls = model, []
@@ -40,11 +41,6 @@ def stage(number, **changes):
     return replace(load_recipe("toy").stages[number], **changes)
 
 
-def slices(batch, parts):
-    chunks = zip(*(tensor.chunk(parts) for tensor in batch.values()), strict=True)
-    return [dict(zip(batch, values, strict=True)) for values in chunks]
-
-
 @pytest.mark.parametrize("flavour", ["paper", "official"])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_mean_over_micro_batches_is_the_loss_of_the_batch(number, flavour):
@@ -52,7 +48,8 @@ def test_mean_over_micro_batches_is_the_loss_of_the_batch(number, flavour):
     settings = stage(number, flavour=flavour, scheduled_sampling_warmup=0, copies=2)
     loss, batch = StageLoss(settings, seed=5), small_batch(4, characters=1 if number == 3 else 2)
     whole, parts = loss(network, batch, 7)
-    sliced = [loss(network, part, 7, offset=2 * k, count=4)[0] for k, part in enumerate(slices(batch, 2))]
+    halves = [{name: tensor[k : k + 2] for name, tensor in batch.items()} for k in (0, 2)]
+    sliced = [loss(network, half, 7, offset=k, count=4)[0] for k, half in zip((0, 2), halves, strict=True)]
     assert torch.isclose(torch.stack(sliced).mean(), whole, rtol=1e-5)
     assert not torch.isclose(sliced[0], sliced[1], rtol=1e-3)
     again = loss(network, batch, 7)[1]
@@ -61,56 +58,59 @@ def test_mean_over_micro_batches_is_the_loss_of_the_batch(number, flavour):
     assert not torch.isclose(StageLoss(settings, seed=6)(network, batch, 7)[0], whole)
 
 
-def test_micro_batch_outside_its_batch_is_rejected():
+def test_micro_batch_outside_its_batch_raises():
     with pytest.raises(InputError, match="samples 3..6 of 4"):
         StageLoss(stage(1))(small_model(), small_batch(4), 0, offset=3, count=4)
 
 
 def test_condition_dropout_probabilities():
-    condition_dropout = ConditionDropout(0.2, 0.0, 0.0, joint={"speech+identity": 0.3, "first_frame+text": 0.2})
-    loss = StageLoss(stage(2, condition_dropout=condition_dropout))
+    dropout = ConditionDropout(0.2, 0.0, 0.0, joint={"speech+identity": 0.3, "first_frame+text": 0.2})
     batch = {name: torch.ones(4000, 1) for keys in CONDITIONS.values() for name in keys}
-    kept = loss._drop_conditions(batch, SampleRandom(0, 0, 0, 4000))
-    gone = {name: kept[name][:, 0] == 0 for name in batch}
-    assert abs(gone["canvas"].float().mean() - 0.2) < 0.03
-    assert abs(gone["speech"].float().mean() - 0.3) < 0.03
-    assert abs(gone["text"].float().mean() - 0.2) < 0.03
-    assert torch.equal(gone["speech"], gone["identity"]) and torch.equal(gone["identity"], gone["hidden"])
-    assert torch.equal(gone["first_frame"], gone["text"])
-    assert not (gone["speech"] & gone["text"]).any()
-    assert abs((gone["canvas"] & gone["speech"]).float().mean() - 0.06) < 0.02
+    result = StageLoss(stage(2, condition_dropout=dropout))._drop_conditions(batch, SampleRandom(0, 0, 0, 4000))
+    dropped = {name: result[name][:, 0] == 0 for name in batch}
+    for name, probability in (("canvas", 0.2), ("speech", 0.3), ("text", 0.2)):
+        assert abs(dropped[name].float().mean() - probability) < 0.03
+    assert torch.equal(dropped["speech"], dropped["identity"]) and torch.equal(dropped["identity"], dropped["hidden"])
+    assert torch.equal(dropped["first_frame"], dropped["text"])
+    assert not (dropped["speech"] & dropped["text"]).any()
+    assert abs((dropped["canvas"] & dropped["speech"]).float().mean() - 0.06) < 0.02
 
 
 def test_first_frame_condition_replaces_the_first_latent_frame():
-    latents, picture = torch.randn(2, 3, 4, 4, 6), torch.randn(2, 4, 4, 6)
-    picture[1] = 0.0  # dropped
-    made = with_first_frame(latents, picture)
-    assert torch.equal(made[0, 0], picture[0]) and torch.equal(made[1], latents[1])
-    assert torch.equal(made[0, 1:], latents[0, 1:])
+    latents, first_frame = torch.randn(2, 3, 4, 4, 6), torch.randn(2, 4, 4, 6)
+    first_frame[1] = 0.0  # dropped
+    result = with_first_frame(latents, first_frame)
+    assert torch.equal(result[0, 0], first_frame[0]) and torch.equal(result[0, 1:], latents[0, 1:])
+    assert torch.equal(result[1], latents[1])
 
 
 def test_timestep_bias_applies_without_first_frame_only():
     recorder, batch = CallRecorder(small_model()), small_batch(256)
-    for lean, share in ((1.0, 0.15), (3.0, 1 - 0.85**3)):
-        settings = stage(3, copies=1, condition_dropout=ConditionDropout(0.0, 0.5, 0.0), timestep_bias=lean)
+    for bias, share in ((1.0, 0.15), (3.0, 1 - 0.85**3)):
+        settings = stage(3, copies=1, condition_dropout=ConditionDropout(0.0, 0.5, 0.0), timestep_bias=bias)
         StageLoss(settings)(recorder, batch, 0)
         arguments, _ = recorder.calls[-1]
-        pictures, timestep = arguments[0][:, 0, -4:], arguments[2]
-        without = ~pictures.flatten(1).any(1)
-        assert 90 < without.sum() < 166, "half of them have none"
+        first_frame, timestep = arguments[0][:, 0, -4:], arguments[2]
+        without = ~first_frame.flatten(1).any(1)
+        assert 90 < without.sum() < 166
         assert abs((timestep[without] > 850).float().mean() - share) < 0.1
         assert abs((timestep[~without] > 850).float().mean() - 0.15) < 0.1
 
 
-def test_invalid_stage_values_are_rejected():
-    with pytest.raises(InputError, match="voice"):
-        ConditionDropout(joint={"voice+text": 0.1})
-    with pytest.raises(InputError, match="add up"):
-        ConditionDropout(joint={"speech+text": 0.6, "reference+text": 0.6})
-    with pytest.raises(InputError, match="at most 1"):
-        ConditionDropout(reference=1.5)
-    with pytest.raises(InputError, match="timestep_bias"):
-        stage(3, timestep_bias=0.0)
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: ConditionDropout(joint={"voice+text": 0.1}), "voice"),
+        (lambda: ConditionDropout(joint={"speech+text": 0.6, "reference+text": 0.6}), "add up"),
+        (lambda: ConditionDropout(reference=1.5), "at most 1"),
+        (lambda: stage(3, timestep_bias=0.0), "timestep_bias"),
+        (lambda: TeacherConfig(token_dropout=1.5), "token_dropout"),
+        (lambda: TeacherConfig(noise_std=-1), "noise"),
+    ],
+)
+def test_invalid_values_raise(build, words):
+    with pytest.raises(InputError, match=words):
+        build()
 
 
 def test_single_characters_are_replicated_with_one_random_active_slot():
@@ -122,25 +122,25 @@ def test_single_characters_are_replicated_with_one_random_active_slot():
     assert (active.sum(1) == 1).all() and torch.equal(many["masks"].sum(1, keepdim=True), batch["masks"])
     assert (active.sum(0) > 40).all()
     recorder = CallRecorder(small_model())
-    StageLoss(stage(3, copies=2))(recorder, small_batch(2, characters=1), 0)
-    assert recorder.calls[0][1]["face_tokens"].shape[1] == recorder.calls[0][1]["audio_tokens"].shape[1] == 2
-    StageLoss(stage(3, copies=2))(recorder, small_batch(2, characters=2), 0)
-    assert recorder.calls[1][1]["face_tokens"].shape[1] == 2
+    for characters in (1, 2):
+        StageLoss(stage(3, copies=2))(recorder, small_batch(2, characters), 0)
+        arguments = recorder.calls[-1][1]
+        assert arguments["face_tokens"].shape[1] == arguments["audio_tokens"].shape[1] == 2
 
 
 def test_teacher_forcing_has_augmented_masks_and_clean_targets():
-    """Appendix B: what acts is forced, noisy and partly dropped; what the router shall say is the truth."""
+    """Appendix B: masks in cross-attention are noisy and partly dropped, targets of the router are not."""
     settings = replace(PUBLISHED[3], teacher=replace(PUBLISHED[3].teacher, noise_std=0.2, token_dropout=0.3))
     recorder, batch = CallRecorder(small_model()), small_batch(16)
     before = batch["masks"].clone()
     _, parts = StageLoss(settings)(recorder, batch, 0)
-    given = recorder.calls[0][1]
-    assert given["mask_override_strength"] is None and given["run_router"]
-    forced = given["mask_override"]
+    arguments, options = recorder.calls[0]
+    assert options["mask_override_strength"] is None and options["run_router"]
+    forced = options["mask_override"]
     inside = forced[:, batch["masks"] == 1]
     assert inside.std() > 0.1 and abs((inside < 0.05).float().mean() - 0.3) < 0.15
     assert torch.equal(batch["masks"], before)
-    output = recorder.model(*recorder.calls[0][0], **given)
+    output = recorder.model(*arguments, **options)
     log_p = output.router_logits.log_softmax(2)
     clean = torch.cat([before, 1 - before.sum(1, keepdim=True)], 1)
     assert torch.isclose(parts["cross_entropy"], -(clean * log_p).sum(2).mean(), rtol=1e-5)
@@ -168,8 +168,7 @@ def test_static_masks_are_the_union_over_time():
     batch = small_batch(2)
     batch["masks"][:, 0, 1] = 0
     recorder = CallRecorder(small_model())
-    rough = replace(PUBLISHED[3].teacher, noise_std=0.0, token_dropout=0.0)
-    StageLoss(stage(3, static_masks=True, teacher=rough))(recorder, batch, 0)
+    StageLoss(stage(3, static_masks=True, teacher=TeacherConfig(0.0, 0.0)))(recorder, batch, 0)
     forced = recorder.calls[0][1]["mask_override"]
     assert torch.equal(forced[0, :, 0, 1], forced[0, :, 0, 0]) and forced[0, :, 0, 1].any()
 
@@ -183,7 +182,7 @@ def test_official_flavour_uses_the_released_terms_and_teacher():
     assert torch.isclose(total, parts["diffusion"] + sum(getattr(weights, name) * parts[name] for name in terms))
     teacher = StageLoss(RELEASED[3])._teacher_masks(batch["masks"], 2, SampleRandom(0, 0, 0, 3))
     wrong = (teacher.target != batch["masks"]).float().mean()
-    assert 0.02 < wrong < 0.25  # a tenth of what the router is asked for is random there
+    assert 0.02 < wrong < 0.25  # a tenth of the targets is random
     output = recorder.model(*recorder.calls[0][0], **recorder.calls[0][1])
     assert router_loss_official(output.masks, batch["masks"])["router"] != parts["router"]
 
@@ -196,16 +195,13 @@ def test_labels_of_overlapping_masks():
 def test_mask_iou_ignores_absent_characters():
     truth = torch.zeros(2, 2, 1, 1, 4)
     truth[0, 0, ..., :2] = 1
-    said = truth.clone()
-    said[0, 0, ..., 1] = 0
-    assert torch.isclose(mask_iou(said[None], truth), torch.tensor((0.5 + 1.0) / 2))
+    predicted = truth.clone()
+    predicted[0, 0, ..., 1] = 0
+    assert torch.isclose(mask_iou(predicted[None], truth), torch.tensor((0.5 + 1.0) / 2))
 
 
 def test_loss_weights_of_samples_with_and_without_mask_loss():
-    loss, batch = (
-        StageLoss(stage(1, mask_loss_probability=0.5, background_weight=0.25, emphasis_weight=2.0)),
-        small_batch(2),
-    )
+    loss, batch = StageLoss(stage(1, background_weight=0.25, emphasis_weight=2.0)), small_batch(2)
     weights = loss._loss_weights(batch, torch.tensor([True, False])) - 2.0 * batch["emphasis"][:, :, None]
     assert torch.allclose(weights[1], torch.ones(()))
     assert torch.allclose(weights[0, ..., :4], torch.ones(()))
@@ -215,25 +211,18 @@ def test_loss_weights_of_samples_with_and_without_mask_loss():
 def test_published_stages_are_those_of_the_paper():
     one, two, three = (PUBLISHED[k] for k in (1, 2, 3))
     assert [s.steps for s in (one, two, three)] == [10_000, 40_000, 10_000]
-    assert (
-        not one.speech
-        and one.condition_dropout.first_frame == 0.5
-        and one.mask_loss_probability == 0.5
-        and one.lora is None
-    )
+    assert not one.speech and one.lora is None
+    assert one.condition_dropout.first_frame == one.mask_loss_probability == 0.5
     for s in (two, three):
         assert s.lora.rank == 128 and s.lora.targets == ("attn1.to_q", "attn1.to_k")
-        assert (s.condition_dropout.reference, s.condition_dropout.first_frame, s.condition_dropout.speech) == (
-            0.05,
-            0.05,
-            0.05,
-        )
+        dropout = s.condition_dropout
+        assert dropout.reference == dropout.first_frame == dropout.speech == 0.05
         assert (s.batch_size, s.optimizer.lr, s.optimizer.name) == (16, 1e-5, "adamw")
     assert two.condition_dropout.joint and not two.router and three.router and three.copies == 2
     assert (three.router_weights.smoothness, three.router_weights.layer_variance) == (0.001, 8.0)
 
 
-def test_published_stages_train_the_parts_the_paper_names():
+def test_trainable_components_are_those_of_the_paper():
     network = small_model()
 
     def parts(number):
@@ -247,12 +236,16 @@ def test_published_stages_train_the_parts_the_paper_names():
     assert parts(3) == {"router", "perceiver_cross_attention", "audio_model.layers"}
 
 
-def test_published_recipes_select_a_flavour(tmp_path):
+def test_recipes_of_the_published_model(tmp_path):
     paper, official = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_official")
     assert paper.model["flavour"] == paper.stages[3].flavour == "paper" and paper.stages[3].scheduled_sampling == 0.5
     assert official.model == paper.model | {"flavour": "official"}
     assert official.stages[3] == RELEASED[3]
     assert paper.stages[1] == PUBLISHED[1] and paper.stages[2] == PUBLISHED[2]
+    one_gpu = load_recipe("cogvideox5b_one_gpu")
+    assert one_gpu.model == paper.model and [one_gpu.stages[k] for k in (2, 3)] == [paper.stages[k] for k in (2, 3)]
+    assert one_gpu.stages[1].lora.rank == 128 and "*" not in one_gpu.stages[1].trainable
+    assert replace(one_gpu.stages[1], lora=None, trainable=("*",)) == paper.stages[1]
     path = tmp_path / "mine.yaml"
     path.write_text("extends: toy\nflavour: own\n")
     with pytest.raises(InputError, match='"paper" or "official"'):
@@ -269,10 +262,3 @@ def test_sigmoid_router_has_no_background_class():
     p, y = output.masks, batch["masks"]
     assert torch.isclose(parts["cross_entropy"], -(y * p.log() + (1 - y) * (1 - p).log()).mean(), rtol=1e-4)
     assert "background" not in str([name for name, _ in network.named_parameters()])
-
-
-def test_one_gpu_recipe_changes_stage_one_only():
-    whole, one = load_recipe("cogvideox5b"), load_recipe("cogvideox5b_one_gpu")
-    assert one.model == whole.model and one.stages[2] == whole.stages[2] and one.stages[3] == whole.stages[3]
-    assert one.stages[1].lora.rank == 128 and "*" not in one.stages[1].trainable
-    assert replace(one.stages[1], lora=None, trainable=("*",)) == whole.stages[1]
