@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bya_core.errors import InputError
-from training.data.clip import SAMPLE_RATE, ClipSample
+from training.data.clip import ClipSample, resampled_length
 
 Fit = Literal["cover", "letterbox"]
 
@@ -90,11 +90,6 @@ def resample_frames(sample: ClipSample, fps: float) -> ClipSample:
     )
 
 
-def resampled_length(frames: int, fps: float, target: float) -> int:
-    """Number of frames of a clip at another frame rate."""
-    return frames if abs(fps - target) < 1e-3 else max(1, round(frames * target / fps))
-
-
 @dataclass(frozen=True)
 class Crop:
     """A crop rectangle; parts outside of the image are black.
@@ -162,8 +157,3 @@ def resize_frames(frames: np.ndarray, crop: Crop, bucket: Bucket) -> Tensor:
             image = F.interpolate(image[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 255)
         video[:, index] = image
     return (video / 127.5 - 1.0)[None]
-
-
-def silence(frames: int, fps: float) -> np.ndarray:
-    """A silent waveform of the given length, [S] float32."""
-    return np.zeros(round(frames / fps * SAMPLE_RATE), np.float32)

@@ -1,14 +1,16 @@
-"""A training clip before encoding: frames, speech, masks, portraits and curation data."""
+"""Training clips before encoding: frames, speech, masks, portraits and curation data, in memory or loaded on demand."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bya_core.errors import InputError
+from training.data.cache import digest
 
 SAMPLE_RATE = 16_000
 FORBIDDEN = re.compile(r"[./\\\x00-\x1f\x7f]")
@@ -89,3 +91,50 @@ class ClipSample:
 def safe_key(name: str) -> str:
     """A valid key: characters that keys must not contain become underscores."""
     return FORBIDDEN.sub("_", name).strip() or "clip"
+
+
+def resampled_length(frames: int, fps: float, target: float) -> int:
+    """Number of frames of a clip at another frame rate."""
+    return frames if abs(fps - target) < 1e-3 else max(1, round(frames * target / fps))
+
+
+@dataclass(frozen=True)
+class LazyClip:
+    """A clip that is decoded on demand.
+
+    Args:
+        key: unique name.
+        header: `frames`, `height`, `width`, `fps`, `characters`, `speeches` ([M,S]), `caption`, `matrix`, `measured`.
+        digests: digest of each file, by the extensions of `training.data.shards.members`.
+        load: decodes the clip.
+    """
+
+    key: str
+    header: Mapping[str, Any]
+    digests: Mapping[str, str]
+    load: Callable[[], ClipSample]
+
+    @staticmethod
+    def of(sample: ClipSample) -> LazyClip:
+        """A clip in memory."""
+        header = {
+            "frames": len(sample.frames), "height": sample.frames.shape[1], "width": sample.frames.shape[2],
+            "fps": sample.fps, "characters": len(sample.masks), "speeches": list(sample.speeches.shape),
+            "caption": sample.caption, "matrix": sample.matrix.tolist(), "measured": sample.measured,
+        }  # fmt: skip
+        digests = {"mp4": digest(sample.frames), "masks.npz": digest(sample.masks)}
+        digests |= {f"portrait{k}.png": digest(portrait) for k, portrait in enumerate(sample.portraits)}
+        digests |= {f"speech{m}.wav": digest(speech) for m, speech in enumerate(sample.speeches) if len(speech)}
+        if sample.speech_features is not None or sample.mouths is not None:
+            digests["features.safetensors"] = digest(sample.speech_features, sample.mouths)
+        return LazyClip(sample.key, header, digests, lambda: sample)
+
+    @property
+    def seed(self) -> int:
+        """The "seed" in `measured`, or a number derived from the key."""
+        seed = self.header["measured"].get("seed")
+        return seed if type(seed) is int else int(digest(self.key)[:15], 16)
+
+    def length(self, fps: float) -> int:
+        """Number of frames at a frame rate."""
+        return resampled_length(self.header["frames"], self.header["fps"], fps)

@@ -16,7 +16,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +27,10 @@ from torch import Tensor
 
 from bya_core.encoders.domains import CanvasLayout
 from bya_core.errors import InputError
-from training.data.buckets import Bucket, Fit, Window, choose_bucket, native_bucket, resampled_length, window_starts
+from training.data.buckets import Bucket, Fit, Window, choose_bucket, native_bucket, window_starts
 from training.data.cache import FeatureCache
-from training.data.encode import FPS, ClipEncoder, Encoders, LazyClip, lazy_clip, load_encoders
+from training.data.clip import resampled_length
+from training.data.encode import FPS, ClipEncoder, Encoders, load_encoders
 from training.data.puppet_plan import PuppetPlan
 from training.data.shards.index import ShardIndex
 from training.data.shards.reader import OnBroken, list_files
@@ -93,28 +94,22 @@ def open_data(
     Raises:
         InputError: no data, no encoders, or no clip fits a bucket.
     """
-    puppets = str(source).partition(":")[0] == "puppets" and not Path(source).is_dir()
-    if not puppets and Path(source).is_dir() and not list_files(source, ".tar") and list_files(source, ".safetensors"):
-        return ClipFolder(source)
+    folder = Path(source)
+    puppets = str(source).partition(":")[0] == "puppets" and not folder.is_dir()
+    if not puppets and not list_files(folder, ".tar") and list_files(folder, ".safetensors"):
+        return ClipFolder(folder)
     if encoders is None and not puppets:
         problem = f"raw clips in {str(source)!r} without encoders"
         raise InputError(problem, "the encoders of the model", "name the model, such as toy or official")
     if encoders is None or isinstance(encoders, str | Path):
         encoders = load_encoders(encoders or "toy")
-    folder = Path(source) if not puppets else None
-    feature_cache = FeatureCache(
-        cache or (None if folder is None else (folder if folder.is_dir() else folder.parent) / "cache")
-    )
-    skipped: list[str] = []
-    clips: _PuppetSource | ShardIndex
-    clips = (
-        _PuppetSource(PuppetPlan.parse(str(source)))
-        if folder is None
-        else ShardIndex(folder, feature_cache, on_broken, skipped)
-    )
-    wanted = [Bucket.parse(b) if isinstance(b, str) else b for b in buckets]
-    encoder = ClipEncoder(encoders, feature_cache, patch, fit, device, canvas)
-    return EncodedClips(clips, encoder, wanted, on_broken, skipped)
+    if cache is None and not puppets:
+        cache = (folder if folder.is_dir() else folder.parent) / "cache"
+    features, skipped = FeatureCache(cache), list[str]()
+    clips = PuppetPlan.parse(str(source)) if puppets else ShardIndex(folder, features, on_broken, skipped)
+    encoder = ClipEncoder(encoders, features, patch, fit, device, canvas)
+    chosen = [Bucket.parse(bucket) if isinstance(bucket, str) else bucket for bucket in buckets]
+    return EncodedClips(clips, encoder, chosen, on_broken, skipped)
 
 
 class ClipFolder:
@@ -134,18 +129,18 @@ class ClipFolder:
         for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:
-                    count, frames, _, height, width = file.get_slice("latents").get_shape()
+                    clips, frames, _, height, width = file.get_slice("latents").get_shape()
                     characters = file.get_slice("masks").get_shape()[1]
             except (SafetensorError, OSError, ValueError) as error:
                 problem = f"{path} cannot be read ({error})"
                 raise InputError(problem, "encoded clips", "create it again or remove it") from error
-            self.groups.setdefault((characters, frames, height, width), []).append((path, count))
+            self.groups.setdefault((characters, frames, height, width), []).append((path, clips))
         self._open = lru_cache(MAX_OPEN_FILES)(lambda path: safe_open(path, framework="pt"))
 
     @property
     def clips(self) -> int:
         """Number of clips."""
-        return sum(count for files in self.groups.values() for _, count in files)
+        return sum(clips for files in self.groups.values() for _, clips in files)
 
     def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `Clips`. Groups are sampled in proportion to their latent cells, clips with replacement.
@@ -153,42 +148,23 @@ class ClipFolder:
         Characters are not shuffled: the data must not tie slots to positions.
         """
         keys = sorted(self.groups)
-        ends = {key: list(accumulate(count for _, count in self.groups[key])) for key in keys}
+        ends = {key: list(accumulate(clips for _, clips in self.groups[key])) for key in keys}
         cells = {key: math.prod(key[1:]) for key in keys}
         smallest = min(cells.values())
         weights = torch.tensor([ends[key][-1] * cells[key] for key in keys], dtype=torch.float64)
-        number = start
-        while True:
+        for number in count(start):
             rng = torch.Generator().manual_seed(seed * 1_000_003 + number)
             key = keys[int(torch.multinomial(weights, 1, generator=rng))]
-            count = max(1, round(size * smallest / cells[key]))
-            chosen = torch.randint(ends[key][-1], (count,), generator=rng).tolist()
+            samples = max(1, round(size * smallest / cells[key]))
+            chosen = torch.randint(ends[key][-1], (samples,), generator=rng).tolist()
             yield _stack([self._clip(key, ends[key], clip) for clip in _local(chosen, rank, world_size)])
-            number += 1
 
     def _clip(self, key: Group, ends: list[int], number: int) -> Batch:
         """The tensors of one clip of a group."""
         index = bisect_right(ends, number)
-        path, count = self.groups[key][index]
-        row = number - (ends[index] - count)
-        file = self._open(path)
+        path, clips = self.groups[key][index]
+        row, file = number - (ends[index] - clips), self._open(path)
         return {name: file.get_slice(name)[row : row + 1][0] for name in file.keys()}  # noqa: SIM118 - not a dict
-
-
-class _PuppetSource:
-    """Puppet clips as a source of `EncodedClips`."""
-
-    def __init__(self, plan: PuppetPlan) -> None:
-        self.plan = plan
-
-    def __len__(self) -> int:
-        return self.plan.clips
-
-    def shape(self, number: int) -> tuple[int, int, int, int, float]:
-        return (*self.plan.shape(number), FPS)
-
-    def content(self, number: int) -> LazyClip:
-        return lazy_clip(self.plan.clip(number))
 
 
 class EncodedClips:
@@ -210,7 +186,7 @@ class EncodedClips:
 
     def __init__(
         self,
-        source: _PuppetSource | ShardIndex,
+        source: PuppetPlan | ShardIndex,
         encoder: ClipEncoder,
         buckets: Sequence[Bucket] = (),
         on_broken: OnBroken = "error",
@@ -220,8 +196,7 @@ class EncodedClips:
         self.skipped = [] if skipped is None else skipped
         self.cache = encoder.cache
         codec = encoder.encoders.codec
-        native = getattr(encoder.encoders, "native", None)
-        longest = None if native is None else int(native.num_frames)
+        longest = getattr(getattr(encoder.encoders, "native", None), "num_frames", None)
         unit = encoder.patch * codec.space_factor
         windows: dict[tuple[int, Bucket], list[tuple[int, int]]] = {}
         too_small = 0
@@ -254,11 +229,9 @@ class EncodedClips:
 
     def batches(self, size: int, seed: int, start: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `Clips`."""
-        number = start
-        while True:
+        for number in count(start):
             key, chosen = self._chosen(size, seed, number)
             yield _stack([self._clip(key, int(view)) for view in _local(chosen, rank, world_size)])
-            number += 1
 
     def encode_all(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, int]]:
         """Encode every clip of a part once, to fill the cache; yields (done, total) after each."""
@@ -281,10 +254,9 @@ class EncodedClips:
         smallest = min(cells.values())
         batches = []
         for key, views in self.groups.items():
-            count = max(1, round(size * smallest / cells[key]))
-            order = rng.permutation(len(views))
-            order = np.resize(order, -(-len(order) // count) * count)
-            batches += [(key, chosen) for chosen in order.reshape(-1, count)]
+            samples = max(1, round(size * smallest / cells[key]))
+            order = np.resize(rng.permutation(len(views)), (-(-len(views) // samples), samples))
+            batches += [(key, chosen) for chosen in order]
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _clip(self, key: tuple[int, Bucket], number: int) -> Batch:

@@ -6,8 +6,8 @@ that windows share it), the canvas, and the masks. A clip whose parts are all ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,19 +26,9 @@ from bya_core.grid import TokenGrid
 from bya_core.weights.loader import load_bundle
 from bya_core.weights.official import load_official
 from bya_core.weights.registry import MODELS
-from training.data.buckets import (
-    Crop,
-    Fit,
-    Window,
-    find_crop,
-    needs_crop,
-    resample_frames,
-    resampled_length,
-    resize_frames,
-    silence,
-)
-from training.data.cache import FeatureCache, Tensors, digest, encoder_version
-from training.data.clip import ClipSample
+from training.data.buckets import Crop, Fit, Window, find_crop, needs_crop, resample_frames, resize_frames
+from training.data.cache import FeatureCache, Tensors, encoder_version
+from training.data.clip import SAMPLE_RATE, ClipSample, LazyClip
 
 FPS = 25.0  # frame rate of the models, which is also the rate of their speech features
 VERSION = 1  # part of all cache keys; incremented when the encoding changes
@@ -57,38 +47,6 @@ class Encoders(Protocol):
     def speech(self) -> SpeechEncoder: ...
     @property
     def codec(self) -> VideoCodec: ...
-
-
-@dataclass(frozen=True)
-class LazyClip:
-    """A clip that is decoded on demand.
-
-    Args:
-        key: unique name.
-        header: `frames`, `height`, `width`, `fps`, `characters`, `speeches` ([M,S]), `caption`, `matrix`, `measured`.
-        digests: digest of each file, by the extensions of `training.data.shards.members`.
-        load: decodes the clip.
-    """
-
-    key: str
-    header: Mapping[str, Any]
-    digests: Mapping[str, str]
-    load: Callable[[], ClipSample]
-
-
-def lazy_clip(sample: ClipSample) -> LazyClip:
-    """A `LazyClip` of a clip in memory."""
-    header = {
-        "frames": len(sample.frames), "height": sample.frames.shape[1], "width": sample.frames.shape[2],
-        "fps": sample.fps, "characters": len(sample.masks), "speeches": list(sample.speeches.shape),
-        "caption": sample.caption, "matrix": sample.matrix.tolist(), "measured": sample.measured,
-    }  # fmt: skip
-    digests = {"mp4": digest(sample.frames), "masks.npz": digest(sample.masks)}
-    digests |= {f"portrait{k}.png": digest(portrait) for k, portrait in enumerate(sample.portraits)}
-    digests |= {f"speech{m}.wav": digest(speech) for m, speech in enumerate(sample.speeches) if len(speech)}
-    if sample.speech_features is not None or sample.mouths is not None:
-        digests["features.safetensors"] = digest(sample.speech_features, sample.mouths)
-    return LazyClip(sample.key, header, digests, lambda: sample)
 
 
 class ClipEncoder:
@@ -145,16 +103,14 @@ class ClipEncoder:
             "identity": torch.stack([face["identity"] for face in faces]),
             "hidden": torch.stack([face["hidden"] for face in faces]),
             "speech": self._speech(clip, window, load),
-            "seed": torch.tensor(clip_seed(clip)),
+            "seed": torch.tensor(clip.seed),
         }
 
     @torch.no_grad()
     def first_frame(self, clip: LazyClip, window: Window) -> Tensor:
         """The encoded first frame of a window, [C,H,W]."""
-        bucket = replace(window.bucket, frames=1)
-        return self._video(clip, replace(window, bucket=bucket), cache(lambda: resample_frames(clip.load(), FPS)))[
-            "first_frame"
-        ]
+        single = replace(window, bucket=replace(window.bucket, frames=1))
+        return self._video(clip, single, cache(lambda: resample_frames(clip.load(), FPS)))["first_frame"]
 
     def version(self, part: str) -> str:
         """Version of an encoder ("text", "face", "speech", "codec"), see `encoder_version`."""
@@ -163,15 +119,15 @@ class ClipEncoder:
         return self._versions[part]
 
     def _video(self, clip: LazyClip, window: Window, load: Callable[[], ClipSample]) -> Tensors:
-        def make() -> Tensors:
+        def compute() -> Tensors:
             sample = load()
             crop = self._crop(sample, window)
-            shown = sample.frames[window.start : window.start + window.bucket.frames]
-            video = resize_frames(shown, crop, window.bucket).to(self.device)
+            frames = sample.frames[window.start : window.start + window.bucket.frames]
+            video = resize_frames(frames, crop, window.bucket).to(self.device)
             return {"latents": self._latents(video), "first_frame": self._latents(video[:, :, :1])[0]}
 
         key = (VERSION, self.version("codec"), clip.digests["mp4"], *self._pixel_key(clip, window))
-        return self.cache.get("video", key, make)
+        return self.cache.get("video", key, compute)
 
     def _latents(self, video: Tensor) -> Tensor:
         """[1,3,F,height,width] in -1..1 -> [T,C,H,W] float16, one clip at a time for reproducibility."""
@@ -191,7 +147,7 @@ class ClipEncoder:
         return window.start, bucket.frames, bucket.height, bucket.width, clip.header["fps"], *cropping
 
     def _masks(self, clip: LazyClip, window: Window, grid: TokenGrid, load: Callable[[], ClipSample]) -> Tensors:
-        def make() -> Tensors:
+        def compute() -> Tensors:
             sample = load()
             crop = self._crop(sample, window)
             span = slice(window.start, window.start + window.bucket.frames)
@@ -207,45 +163,43 @@ class ClipEncoder:
         digests = clip.digests["masks.npz"], clip.digests.get("features.safetensors", "")
         shape = self.patch, grid.space_factor, grid.time_factor
         key = (VERSION, *digests, clip.header["height"], clip.header["width"], *shape, *self._pixel_key(clip, window))
-        return self.cache.get("masks", key, make)
+        return self.cache.get("masks", key, compute)
 
     def _text(self, clip: LazyClip) -> Tensor:
         key = (VERSION, self.version("text"), clip.header["caption"])
-        made = self.cache.get(
-            "text", key, lambda: {"text": self.encoders.text.encode([clip.header["caption"]])[0].half()}
-        )
-        return made["text"]
+        text = self.encoders.text
+        return self.cache.get("text", key, lambda: {"text": text.encode([clip.header["caption"]])[0].half()})["text"]
 
     def _face(self, clip: LazyClip, k: int, load: Callable[[], ClipSample]) -> Tensors:
-        def make() -> Tensors:
-            picture = torch.from_numpy(load().portraits[k]).permute(2, 0, 1).float() / 255.0
-            face = self.encoders.face.encode(picture.to(self.device))
+        def compute() -> Tensors:
+            portrait = torch.from_numpy(load().portraits[k]).permute(2, 0, 1).float() / 255.0
+            face = self.encoders.face.encode(portrait.to(self.device))
             return {"identity": face.identity.half(), "hidden": face.hidden.half(), "portrait": face.portrait.half()}
 
-        return self.cache.get("face", (VERSION, self.version("face"), clip.digests[f"portrait{k}.png"]), make)
+        return self.cache.get("face", (VERSION, self.version("face"), clip.digests[f"portrait{k}.png"]), compute)
 
     def _canvas(self, clip: LazyClip, window: Window, faces: list[Tensors]) -> Tensor:
-        def make() -> Tensors:
-            size = window.bucket.height, window.bucket.width
+        size = window.bucket.height, window.bucket.width
+
+        def compute() -> Tensors:
             canvas = reference_canvas([face["portrait"].float() for face in faces], *size, self.canvas)
             return {"canvas": self._latents(canvas[None, :, None].to(self.device) * 2.0 - 1.0)[0]}
 
-        who = [clip.digests[f"portrait{k}.png"] for k in range(len(faces))]
-        size = window.bucket.height, window.bucket.width
-        key = (VERSION, self.version("codec"), self.version("face"), self.canvas, *size, *who)
-        return self.cache.get("canvas", key, make)["canvas"]
+        portraits = [clip.digests[f"portrait{k}.png"] for k in range(len(faces))]
+        key = (VERSION, self.version("codec"), self.version("face"), self.canvas, *size, *portraits)
+        return self.cache.get("canvas", key, compute)["canvas"]
 
     def _speech(self, clip: LazyClip, window: Window, load: Callable[[], ClipSample]) -> Tensor:
         """[N,F+4,blocks,channels]: stream k belongs to character k; characters without speech get encoded silence."""
         matrix = np.asarray(clip.header["matrix"], float).reshape(clip.header["speeches"][0], clip.header["characters"])
         streams = []
         for k in range(matrix.shape[1]):
-            own = np.flatnonzero(matrix[:, k] > 0.5)
-            if len(own) > 1:
-                problem = f"clip {clip.key!r} with {len(own)} audio streams for character {k}"
+            assigned = np.flatnonzero(matrix[:, k] > 0.5)
+            if len(assigned) > 1:
+                problem = f"clip {clip.key!r} with {len(assigned)} audio streams for character {k}"
                 raise InputError(problem, "at most one per character", "mix them first")
-            whole = self._stream(clip, int(own[0]), load) if len(own) else self._silence(clip)
-            streams.append(whole[window.start : window.start + window.bucket.frames + 4])
+            stream = self._stream(clip, int(assigned[0]), load) if len(assigned) else self._silence(clip)
+            streams.append(stream[window.start : window.start + window.bucket.frames + 4])
         return torch.stack(streams)
 
     def _stream(self, clip: LazyClip, m: int, load: Callable[[], ClipSample]) -> Tensor:
@@ -258,23 +212,20 @@ class ClipEncoder:
             if not clip.header["speeches"][1]:
                 problem = f"clip {clip.key!r} has neither speech nor its features at {FPS:g} fps"
                 raise InputError(problem, "one of them", "store the clip with its speech")
-        key = (VERSION, self.version("speech"), clip.digests[f"speech{m}.wav"], self._frames(clip))
-        return self._encode_speech(key, lambda: load().speeches[m], clip)
+        return self._encode_speech(clip, clip.digests[f"speech{m}.wav"], lambda: load().speeches[m])
 
     def _silence(self, clip: LazyClip) -> Tensor:
-        frames = self._frames(clip)
-        key = (VERSION, self.version("speech"), "silence", frames)
-        return self._encode_speech(key, lambda: silence(frames, FPS), clip)
+        return self._encode_speech(clip, "silence", lambda: np.zeros(round(clip.length(FPS) / FPS * SAMPLE_RATE), "f4"))
 
-    def _encode_speech(self, key: tuple[Any, ...], waveform: Callable[[], np.ndarray], clip: LazyClip) -> Tensor:
-        def make() -> Tensors:
+    def _encode_speech(self, clip: LazyClip, content: str, waveform: Callable[[], np.ndarray]) -> Tensor:
+        """Cached features of a stream that is identified by `content`."""
+        frames = clip.length(FPS)
+
+        def compute() -> Tensors:
             audio = torch.from_numpy(waveform()).to(self.device)
-            return {"speech": self.encoders.speech.encode(audio, self._frames(clip)).half()}
+            return {"speech": self.encoders.speech.encode(audio, frames).half()}
 
-        return self.cache.get("speech", key, make)["speech"]
-
-    def _frames(self, clip: LazyClip) -> int:
-        return resampled_length(clip.header["frames"], clip.header["fps"], FPS)
+        return self.cache.get("speech", (VERSION, self.version("speech"), content, frames), compute)["speech"]
 
 
 def mouth_emphasis(masks: Tensor, mouths: np.ndarray | None, grid: TokenGrid) -> Tensor:
@@ -286,7 +237,7 @@ def mouth_emphasis(masks: Tensor, mouths: np.ndarray | None, grid: TokenGrid) ->
         grid: token grid of the window.
     """
     height, width = grid.height * grid.patch, grid.width * grid.patch
-    total = torch.zeros(masks.shape[1], height, width)
+    emphasis = torch.zeros(masks.shape[1], height, width)
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     wide, high = (spread * height / 16 for spread in MOUTH_SIGMA)
     for mask, centers in zip(masks, [] if mouths is None else torch.from_numpy(mouths).float(), strict=False):
@@ -294,14 +245,8 @@ def mouth_emphasis(masks: Tensor, mouths: np.ndarray | None, grid: TokenGrid) ->
         dx = x - centers[:, 0, None, None] / grid.space_factor
         dy = y - centers[:, 1, None, None] / grid.space_factor
         near = torch.exp(-(dx**2 / (2 * wide**2) + dy**2 / (2 * high**2)))
-        total = torch.maximum(total, torch.nan_to_num(near) * visible)
-    return (grid.frames_to_latent(total, dim=0) * 255.0).round().to(torch.uint8)
-
-
-def clip_seed(clip: LazyClip) -> int:
-    """The "seed" in `measured`, or a number derived from the key."""
-    seed = clip.header["measured"].get("seed")
-    return seed if type(seed) is int else int(digest(clip.key)[:15], 16)
+        emphasis = torch.maximum(emphasis, torch.nan_to_num(near) * visible)
+    return (grid.frames_to_latent(emphasis, dim=0) * 255.0).round().to(torch.uint8)
 
 
 def load_encoders(name: str | Path = "toy") -> Encoders:

@@ -20,12 +20,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from bya_core.errors import InputError
@@ -67,21 +69,13 @@ class Annotation:
     def name(self) -> str:
         return self.video.stem
 
-    @property
-    def annotated_frames(self) -> float:
-        """Annotated length in frames."""
-        return float(self.item.get("fps") or 0) * float(self.item.get("duration") or 0)
-
     @cached_property
     def tracks(self) -> dict[str, Path]:
         """Folder of mask images by character id."""
-        tracks = {}
+        tracks, folder = {}, self.base / "track_masks_data" / self.name / "tracking_mask_results"
         for person, kinds in self._json("track_masks_data", self.name, "corresponding_data.json").items():
-            track = next((kinds[kind] for kind in ("face", "head", "person") if kind in kinds), None)
-            if track is not None and ("face" in kinds or "head" in kinds):
-                tracks[person] = (
-                    self.base / "track_masks_data" / self.name / "tracking_mask_results" / os.path.basename(str(track))
-                )
+            if (track := kinds.get("face", kinds.get("head"))) is not None:
+                tracks[person] = folder / os.path.basename(str(track))
         if not 1 <= len(tracks) <= 2:
             raise unusable(f"{len(tracks)} characters with a face or head", "1 or 2")
         return tracks
@@ -93,22 +87,17 @@ class Annotation:
             UnusableVideo: there is none.
         """
         valid = self._json("track_masks_data", self.name, "valid_frame.json")
-        usable: set[int] | None = None
-        for person, folder in self.tracks.items():
-            frames = {int(f) for f in valid.get(person, {}).get("face", [])}
-            frames &= {f for f in frames if _mask_file(folder, f).is_file()}
-            usable = frames if usable is None else usable & frames
-        runs: list[tuple[int, int]] = []
-        for frame in sorted(usable or ()):
-            if runs and frame == runs[-1][1] + 1:
-                runs[-1] = runs[-1][0], frame
-            else:
-                runs.append((frame, frame))
-        longest = max((last - first + 1 for first, last in runs), default=0)
+        usable = [
+            {f for f in map(int, valid.get(person, {}).get("face", [])) if _mask_file(folder, f).is_file()}
+            for person, folder in self.tracks.items()
+        ]
+        frames = np.array(sorted(set.intersection(*usable)), int)
+        runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
+        longest = max(map(len, runs))
         if longest < min_frames:
             problem = f"at most {longest} consecutive frames in which every character has a face and a mask"
             raise unusable(problem, f"at least {min_frames}")
-        return [run for run in runs if run[1] - run[0] + 1 >= min_frames]
+        return [(int(run[0]), int(run[-1])) for run in runs if len(run) >= min_frames]
 
     @cached_property
     def speech_features(self) -> torch.Tensor:
@@ -129,8 +118,8 @@ class Annotation:
             if streams[-1].ndim != 3:
                 raise unusable(f"speech features of shape {tuple(streams[-1].shape)}", "[frames, blocks, channels]")
         length = max(len(stream) for stream in streams)
-        padded = [torch.nn.functional.pad(v, (0, 0, 0, 0, 0, length - len(v))) for v in streams]
-        if len({v.shape for v in padded}) > 1:
+        padded = [F.pad(stream, (0, 0, 0, 0, 0, length - len(stream))) for stream in streams]
+        if len({stream.shape for stream in padded}) > 1:
             raise unusable("two streams with features of different sizes", "equal sizes")
         return torch.stack(padded)
 
@@ -140,19 +129,18 @@ class Annotation:
         Raises:
             UnusableVideo: with two characters, the side of the first one in frame 0 is ambiguous.
         """
-        characters, streams = len(self.tracks), len(self.speech_features)
-        if characters == 1:
+        streams = len(self.speech_features)
+        if len(self.tracks) == 1:
             return np.eye(streams, 1, dtype=np.float32)
         side = self.item.get("speaker") or "left"
-        first = next(iter(self.tracks.values()))
-        mask = read_mask(_mask_file(first, 0))
+        mask = read_mask(_mask_file(next(iter(self.tracks.values())), 0))
         middle = mask.shape[1] // 2
         left, right = int(mask[:, :middle].sum()), int(mask[:, middle:].sum())
         if side not in ("left", "right") or left == right:
             problem = f"speaker {side!r}, and {left} and {right} mask pixels of character 1 on the left and right"
             raise unusable(problem, "left or right, and a character on one side")
-        own = 0 if (left > right) == (side == "left") else 1
-        return np.eye(2, dtype=np.float32)[[own, 1 - own][:streams]]
+        speaker = 0 if (left > right) == (side == "left") else 1
+        return np.eye(2, dtype=np.float32)[[speaker, 1 - speaker][:streams]]
 
     def box(self, frame: int, person: str) -> tuple[int, int, int, int]:
         """Head (or face) box of a character in a frame: x1, y1, x2, y2. Raises UnusableVideo if there is none."""
@@ -169,8 +157,9 @@ class Annotation:
         Raises:
             UnusableVideo: missing or inconsistent annotations.
         """
-        if self.annotated_frames < min_frames:
-            raise unusable(f"a length of {self.annotated_frames:g} frames", f"at least {min_frames}")
+        length = float(self.item.get("fps") or 0) * float(self.item.get("duration") or 0)
+        if length < min_frames:
+            raise unusable(f"a length of {length:g} frames", f"at least {min_frames}")
         if not self.video.is_file():
             raise unusable(f"no video {self.video.name}", "an mp4 in the video folder")
         pieces = []
@@ -178,7 +167,7 @@ class Annotation:
             start, end = first + CONTEXT, last - CONTEXT + 1
             parts = min(-(-(end - start) // max_frames), (end - start) // min_frames)
             edges = [start + i * (end - start) // parts for i in range(parts + 1)]
-            pieces += [(a, min(b, a + max_frames)) for a, b in zip(edges, edges[1:], strict=False)]
+            pieces += [(a, min(b, a + max_frames)) for a, b in pairwise(edges)]
         matrix = self.matrix()
         for (start, end), frames in zip(pieces, read_frames(self.video, pieces), strict=True):
             yield self._clip(start, end, frames, matrix)
@@ -193,11 +182,10 @@ class Annotation:
                     raise unusable(f"a mask of {mask.shape} for frames of {frames.shape[1:3]}", "the same size")
                 masks[k, index] = mask
             portraits.append(portrait(frames[0], self.box(start, person)))
-        features = self.speech_features[:, max(0, start - CONTEXT) : end + CONTEXT]
+        features = self.speech_features[:, start - CONTEXT : end + CONTEXT]
         if not features.shape[1]:
             raise unusable(f"speech features that end before frame {start}", "features for the whole video")
-        length = end - start + 2 * CONTEXT
-        features = torch.nn.functional.pad(features, (0, 0, 0, 0, 0, length - features.shape[1]))
+        features = F.pad(features, (0, 0, 0, 0, 0, end - start + 2 * CONTEXT - features.shape[1]))
         return ClipSample(
             key=safe_key(f"{self.name}_{start:06d}"),
             frames=frames,
@@ -253,27 +241,23 @@ def read_frames(path: Path, pieces: list[tuple[int, int]]) -> Iterator[np.ndarra
     Raises:
         UnusableVideo: the video cannot be decoded or is too short.
     """
-    remaining = list(pieces)
-    frames: list[np.ndarray] = []
+    number = 0
     try:
         with av.open(os.fspath(path)) as container:
             rate = float(container.streams.video[0].average_rate or FPS)
             if abs(rate / FPS - 1) > 0.01:
                 raise unusable(f"a video at {rate:g} fps", f"{FPS:g} fps, the rate of its speech features")
-            for number, picture in enumerate(container.decode(video=0)):
-                if remaining and remaining[0][0] <= number < remaining[0][1]:
-                    frames.append(picture.to_ndarray(format="rgb24"))
-                if remaining and number == remaining[0][1] - 1:
-                    remaining.pop(0)
-                    yield np.stack(frames)
-                    frames = []
-                if not remaining:
-                    return
+            images = container.decode(video=0)
+            for start, end in pieces:
+                frames = [image.to_ndarray(format="rgb24") for image in islice(images, start - number, end - number)]
+                if len(frames) < end - start:
+                    raise unusable(f"a video that ends before frame {pieces[-1][1]}", "as many frames as masks")
+                number = end
+                yield np.stack(frames)
     except UnusableVideo:
         raise
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise unusable(f"a video that cannot be decoded ({error})", "h264 in an mp4") from error
-    raise unusable(f"a video that ends before frame {remaining[-1][1]}", "as many frames as masks")
 
 
 def read_mask(path: Path) -> np.ndarray:

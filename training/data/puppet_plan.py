@@ -12,11 +12,12 @@ import numpy as np
 
 from bya_core.errors import InputError
 from training.command_line import OutputPath, run_command
-from training.data.clip import ClipSample
+from training.data.clip import ClipSample, LazyClip
 from training.data.shards.writer import ShardWriter
 from training.puppets.world import Motion, PuppetClip, Talk, make_clip
 
 EVALUATION_SEEDS = range(1_000_000, 1_001_000)
+FPS = 25.0
 
 
 def puppet_sample(clip: PuppetClip) -> ClipSample:
@@ -85,27 +86,24 @@ class PuppetPlan:
                 raise InputError(problem, "numbers, as in n=1-4,frames=17/49,size=64x96", "check the value") from error
         return PuppetPlan(**values)
 
-    def shape(self, number: int) -> tuple[int, int, int, int]:
-        """(characters, frames, height, width) of a clip, without drawing it."""
+    def __len__(self) -> int:
+        return self.clips
+
+    def shape(self, number: int) -> tuple[int, int, int, int, float]:
+        """(characters, frames, height, width, fps) of a clip, without drawing it."""
         rng = np.random.default_rng([self.seed + number, 0x5EED])
         n, frames = (int(rng.choice(choices)) for choices in (self.n, self.frames))
-        return n, frames, *self.size[int(rng.integers(len(self.size)))]
+        return n, frames, *self.size[int(rng.integers(len(self.size)))], FPS
 
     def clip(self, number: int) -> ClipSample:
         """Draw clip `number`, deterministically."""
-        n, frames, height, width = self.shape(number)
-        return puppet_sample(
-            make_clip(
-                self.seed + number,
-                n,
-                height,
-                width,
-                frames,
-                motion=self.motion,
-                talk=self.talk,
-                portrait_size=self.portrait,
-            )  # fmt: skip
-        )
+        n, frames, height, width, _ = self.shape(number)
+        options: dict[str, Any] = {"motion": self.motion, "talk": self.talk, "portrait_size": self.portrait}
+        return puppet_sample(make_clip(self.seed + number, n, height, width, frames, **options))
+
+    def content(self, number: int) -> LazyClip:
+        """Clip `number` as a source of `EncodedClips`."""
+        return LazyClip.of(self.clip(number))
 
 
 def _value(name: str, text: str) -> Any:

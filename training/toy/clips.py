@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,12 @@ from bya_core.io.atomic import atomic_write
 from bya_core.toy.bundle import load_toy_encoders
 from training.command_line import OutputPath, run_command
 from training.data.buckets import Bucket, Window
-from training.data.encode import ClipEncoder, lazy_clip
-from training.data.puppet_plan import puppet_sample
+from training.data.clip import LazyClip
+from training.data.encode import ClipEncoder
+from training.data.puppet_plan import EVALUATION_SEEDS, puppet_sample
 from training.puppets.world import Motion, make_clip
 
 log = logging.getLogger(__name__)
-EVALUATION_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,17 @@ def main(settings: Arguments) -> None:
     Raises:
         InputError: seeds reserved for evaluation.
     """
-    if settings.seed + settings.clips > EVALUATION_SEEDS:
-        raise InputError(
-            f"seeds up to {settings.seed + settings.clips}",
-            f"seeds below {EVALUATION_SEEDS}",
-            "use a lower seed: higher ones are for evaluation",
-        )
+    if (end := settings.seed + settings.clips) > EVALUATION_SEEDS.start:
+        problem, expected = f"seeds up to {end}", f"seeds below {EVALUATION_SEEDS.start}"
+        raise InputError(problem, expected, "use a lower seed: higher ones are for evaluation")
     settings.output.mkdir(parents=True, exist_ok=True)
     jobs = [(settings, start, n) for start, n in _plan(settings)]
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(settings.processes, initializer=_limit_threads) as pool:
         for done, _ in enumerate(pool.imap_unordered(_write_one, jobs), 1):
             if done % 10 == 0 or done == len(jobs):
-                log.info(
-                    "%d of %d files, %.1f clips/s",
-                    done,
-                    len(jobs),
-                    done * settings.per_file / (time.monotonic() - started),
-                )
+                rate = done * settings.per_file / (time.monotonic() - started)
+                log.info("%d of %d files, %.1f clips/s", done, len(jobs), rate)
 
 
 def _plan(settings: Arguments) -> list[tuple[int, int]]:
@@ -113,10 +105,15 @@ def _write_one(job: tuple[Arguments, int, int]) -> None:
 
 def _encoded(settings: Arguments, encoder: ClipEncoder, seed: int, n: int, window: Window) -> dict[str, torch.Tensor]:
     """The tensors of one clip; only the first-frame condition is affected by `random_first_mouths`."""
-    draw = partial(make_clip, seed, n, settings.height, settings.width, settings.frames, motion=settings.motion)
-    tensors = encoder.encode(lazy_clip(puppet_sample(draw())), window)
+    size = settings.height, settings.width, settings.frames
+
+    def draw(random_first_mouths: bool = False) -> LazyClip:
+        clip = make_clip(seed, n, *size, motion=settings.motion, random_first_mouths=random_first_mouths)
+        return LazyClip.of(puppet_sample(clip))
+
+    tensors = encoder.encode(draw(), window)
     if settings.random_first_mouths:
-        tensors["first_frame"] = encoder.first_frame(lazy_clip(puppet_sample(draw(random_first_mouths=True))), window)
+        tensors["first_frame"] = encoder.first_frame(draw(random_first_mouths=True), window)
     return tensors
 
 

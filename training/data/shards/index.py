@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from training.data.cache import FeatureCache, Tensors
-from training.data.clip import ClipSample
-from training.data.encode import LazyClip
+from training.data.clip import ClipSample, LazyClip
 from training.data.shards.members import BrokenClip, check_header, unpack
 from training.data.shards.reader import OnBroken, find_shards, handle_broken, iterate_members, split_name
 
