@@ -18,9 +18,10 @@ import tyro
 
 from bya_core.io.media import write_video
 from training.curation.record import FPS
+from training.puppets.conversation import conversation
 from training.puppets.draw import Canvas, Pose, draw_puppet
 from training.puppets.looks import Look, draw_look, rgb
-from training.puppets.voice import conversation, random_voice, synthesize, voice_for
+from training.puppets.voice import random_voice, synthesize, voice_for
 
 SAMPLE_RATE = 16_000
 _CHUNK = 25  # frames drawn at once

@@ -18,9 +18,9 @@ import tyro
 from PIL import Image
 
 from bya_core.errors import InputError
-from bya_core.io.media import read_audio, resample_mono, write_video
+from bya_core.io.media import write_video
 from training.command_line import run_command
-from training.puppets.voice import opening_from_recording
+from training.puppets.recordings import load_recordings
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
 
@@ -52,21 +52,6 @@ class Arguments:
     talk: Literal["turns", "overlap", "one", "mixed"] = "mixed"
     first_frame: bool = True
     recordings: tuple[Path, ...] = ()
-
-
-def load_recordings(paths: tuple[Path, ...], num_frames: int, fps: int = 25) -> tuple[np.ndarray, np.ndarray]:
-    """Mouth opening [N,F] from the loudness of each recording, and the recordings [N,S] at 16 kHz, at clip length.
-
-    Raises:
-        InputError: a missing file, or a file without audio.
-    """
-    length = round(num_frames / fps * SAMPLE_RATE)
-    openings, speeches = [], []
-    for path in paths:
-        waveform = resample_mono(*read_audio(path), SAMPLE_RATE).numpy()
-        speeches.append(np.pad(waveform[:length], (0, max(0, length - len(waveform)))))
-        openings.append(opening_from_recording(speeches[-1], SAMPLE_RATE, num_frames, fps))
-    return np.stack(openings), np.stack(speeches)
 
 
 def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Path:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
 from bya_core.errors import InputError
-from bya_core.io.loudness import loudness_track
 
 SAMPLE_RATE = 16_000
 PITCH_RANGE = (80.0, 320.0)
@@ -27,7 +25,7 @@ RATE_RANGE = (2.4, 3.2)  # latent frames have a rate of 6.25 Hz, which limits ho
 NEUTRAL_SHAPE = 0.5
 
 Span = tuple[float, float]
-Mode = Literal["turns", "overlap", "one", "silent", "mixed"]
+"""Start and end in seconds."""
 
 _WINDOW, _HOP, _FFT = 400, 200, 512  # samples: 25 ms, 12.5 ms, and padding for the filter response
 _LEVEL = 0.16  # RMS of a fully open vowel
@@ -76,24 +74,23 @@ class Syllables:
     burst: np.ndarray  # loudness of the consonant before the vowel, 0..1
 
 
-def voice_for(look: np.ndarray) -> VoiceSpec:
-    """The voice of a look by a fixed rule.
+def voice_for(traits: np.ndarray) -> VoiceSpec:
+    """The voice for the traits of a puppet (see `Look.voice_traits`).
 
     Args:
-        look: at least 3 numbers in 0..1. look[0] sets the pitch (80 ... 320 Hz, linear in octaves), look[1] the formant
-            scale (0.8 ... 1.3), look[2] the breathiness (0.05 ... 0.6), and the fractional part of
-            look[0] + 2 look[1] + 4 look[2] the rate (2.4 ... 3.2 syllables per second).
+        traits: at least 3 numbers a, b, c in 0..1: a sets the pitch (80 ... 320 Hz, linear in octaves), b the formant
+            scale (0.8 ... 1.3), c the breathiness (0.05 ... 0.6), and the fractional part of a + 2 b + 4 c the rate
+            (2.4 ... 3.2 syllables per second).
     """
-    numbers = np.clip(np.asarray(look, dtype=np.float64).ravel(), 0.0, 1.0)
+    numbers = np.clip(np.asarray(traits, dtype=np.float64).ravel(), 0.0, 1.0)
     if numbers.size < 3:
-        raise InputError(f"a look of {numbers.size} numbers", "at least 3", "add the missing ones")
+        raise InputError(f"{numbers.size} voice traits", "at least 3", "add the missing ones")
     a, b, c = (float(v) for v in numbers[:3])
-    turn = (a + 2.0 * b + 4.0 * c) % 1.0
     return VoiceSpec(
         pitch=PITCH_RANGE[0] * (PITCH_RANGE[1] / PITCH_RANGE[0]) ** a,
-        formant_scale=_mix(FORMANT_RANGE, b),
-        breathiness=_mix(BREATH_RANGE, c),
-        rate=_mix(RATE_RANGE, turn),
+        formant_scale=_interpolate(FORMANT_RANGE, b),
+        breathiness=_interpolate(BREATH_RANGE, c),
+        rate=_interpolate(RATE_RANGE, (a + 2.0 * b + 4.0 * c) % 1.0),
     )
 
 
@@ -108,7 +105,6 @@ def synthesize(
     duration: float,
     fps: float = 25.0,
     rng: np.random.Generator | None = None,
-    sample_rate: int = SAMPLE_RATE,
     num_frames: int | None = None,
 ) -> Spoken:
     """Synthesize speech in the given spans and silence elsewhere.
@@ -119,16 +115,13 @@ def synthesize(
         duration: length in seconds.
         fps: frame rate of the mouth tracks.
         rng: random generator of the syllables.
-        sample_rate: only 16 kHz.
         num_frames: F; default: `round(duration * fps)`.
     """
-    if sample_rate != SAMPLE_RATE:
-        raise InputError(f"a sample rate of {sample_rate}", str(SAMPLE_RATE), "resample the result")
     rng = rng or np.random.default_rng(0)
     syllables = draw_syllables(voice, spans, rng)
     frames = num_frames if num_frames is not None else round(duration * fps)
     opening, shape, _ = mouth_track(syllables, np.arange(frames) / fps)
-    waveform = _synthesize(voice, syllables, round(duration * sample_rate), rng)
+    waveform = _synthesize(voice, syllables, round(duration * SAMPLE_RATE), rng)
     return Spoken(waveform, opening.astype(np.float32), shape.astype(np.float32))
 
 
@@ -178,100 +171,31 @@ def formants(opening: np.ndarray, shape: np.ndarray, scale: float) -> tuple[np.n
     spread_f2, open_f2, round_f2 = 2250.0, 1350.0, 780.0
     lips = spread_f2 * (round_f2 / spread_f2) ** shape
     second = lips ** (1.0 - 0.35 * opening) * open_f2 ** (0.35 * opening)
-    frequency = np.stack(
-        [
-            270.0 + 530.0 * opening,
-            second,
-            np.maximum(2900.0 - 600.0 * shape, second + 350.0),
-            np.full_like(second, 3700.0),
-        ],
-        axis=-1,
-    )
+    third = np.maximum(2900.0 - 600.0 * shape, second + 350.0)
+    frequency = np.stack([270.0 + 530.0 * opening, second, third, np.full_like(second, 3700.0)], axis=-1)
     bandwidth = np.array([70.0, 90.0, 130.0, 200.0]) + np.zeros_like(frequency)
     return np.minimum(frequency * scale, 7400.0), bandwidth
 
 
-def conversation(
-    count: int, duration: float, rng: np.random.Generator, mode: Mode = "mixed", pad: float = 1.0
-) -> list[list[Span]]:
-    """Random speaking turns: a list of spans (seconds) for each character.
-
-    Args:
-        count: number of characters.
-        duration: length of the clip in seconds.
-        rng: random generator.
-        mode: "turns" = one after the other in a fixed order with short pauses; "overlap" = independent phrases of all
-            characters; "one" = one speaks, the others listen; "silent" = no speech; "mixed" = one of the first three.
-        pad: the conversation extends about this long before and after the clip, so that clips can start with open
-            mouths.
-    """
-    if mode == "mixed":
-        mode = ("turns", "overlap", "one")[rng.choice(3, p=[0.3, 0.5, 0.2])]
-    spans: list[list[Span]] = [[] for _ in range(count)]
-    first, last = -pad * float(rng.uniform(0.2, 1.0)), duration + pad
-    if mode == "turns":
-        longest = float(np.clip(duration * 0.7, 0.6, 2.0))
-        time, order = first, rng.permutation(count)
-        turn = 0
-        while time < last:
-            length = float(rng.uniform(0.5, 1.0)) * longest
-            spans[order[turn % count]].append((time, time + length))
-            time += length + float(rng.uniform(0.04, 0.25))
-            turn += 1
-    elif mode == "overlap":
-        for turns in spans:
-            time = -pad * float(rng.uniform(0.2, 1.0))
-            while time < last:
-                length = float(rng.uniform(0.8, 2.5))
-                turns.append((time, time + length))
-                time += length + float(rng.uniform(0.1, 0.4))
-    elif mode == "one":
-        spans[int(rng.integers(count))].append((first, last))
-    elif mode != "silent":
-        raise InputError(f"a conversation mode {mode!r}", "turns, overlap, one, silent or mixed", "choose one of them")
-    return spans
-
-
-def opening_from_recording(
-    waveform: np.ndarray, sample_rate: int, num_frames: int | None = None, fps: float = 25.0
-) -> np.ndarray:
-    """Mouth opening [F] in 0..1 from the loudness of a recording, [samples] or [channels, samples].
-
-    Loudness is relative to the 95th percentile; 30 dB below it, and digital silence, give exactly 0.
-    """
-    wave = np.asarray(waveform, dtype=np.float64)
-    wave = wave.mean(axis=0) if wave.ndim > 1 else wave
-    frames = num_frames if num_frames is not None else round(wave.shape[-1] / sample_rate * fps)
-    loud = loudness_track(wave, sample_rate, frames, fps, window=1.5 / fps)
-    reference = float(np.percentile(loud, 95)) if frames else 0.0
-    if reference < 1e-4:
-        return np.zeros(frames, dtype=np.float32)
-    relative = loud / reference
-    opening = np.clip((relative - 0.03) / 0.97, 0.0, 1.0) ** 0.8
-    return opening.astype(np.float32)
-
-
-def _mix(ends: tuple[float, float], share: float) -> float:
+def _interpolate(ends: tuple[float, float], share: float) -> float:
     return ends[0] + (ends[1] - ends[0]) * share
 
 
 def _synthesize(voice: VoiceSpec, syllables: Syllables, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Audio of the syllables, float32 [samples]; exactly 0 outside of syllables."""
-    silent = np.zeros(samples, dtype=np.float32)
     coarse = np.arange(0, samples + _HOP, _HOP // 4) / SAMPLE_RATE  # mouths move slowly: 3 ms steps are sufficient
     opening, shape, index = mouth_track(syllables, coarse)
     if not (index >= 0).any():
-        return silent
+        return np.zeros(samples, dtype=np.float32)
     accent = np.where(index >= 0, syllables.accent[index], 0.0)
     octaves = accent + 0.10 * (opening - 0.4)
     pulses = _pulses(voice.pitch * 2.0 ** np.interp(np.arange(samples) / SAMPLE_RATE, coarse, octaves))
     noise = rng.standard_normal(samples).astype(np.float32)
     source = pulses * np.float32(np.sqrt(1.0 - voice.breathiness**2)) + noise * np.float32(voice.breathiness)
 
-    centers = _frame_centers(samples)
-    middle = np.minimum(np.maximum(centers, 0), samples) / SAMPLE_RATE
-    at, lips, _ = mouth_track(syllables, middle)
-    vowel = _equalize_loudness(_filter_frames(source, _vowel_response(at, lips, voice.formant_scale)))
+    centers = np.minimum(np.arange(-(-samples // _HOP) + 1) * _HOP, samples) / SAMPLE_RATE
+    response = _vowel_response(*mouth_track(syllables, centers)[:2], voice.formant_scale)
+    vowel = _equalize_loudness(_filter_frames(source, response))
 
     # consonants: noise that fades out while the mouth opens, at most a sixth of the vowel
     phase = np.where(index >= 0, (coarse - syllables.start[index]) / syllables.length[index], 1.0)
@@ -297,10 +221,6 @@ def _pulses(pitch: np.ndarray) -> np.ndarray:
     return out[:-1]
 
 
-def _frame_centers(samples: int) -> np.ndarray:
-    return np.arange(-(-samples // _HOP) + 1) * _HOP
-
-
 def _filter_frames(source: np.ndarray, response: np.ndarray) -> np.ndarray:
     """Filter `source` [samples] with one response [frames, bins] per frame, by overlap-add."""
     frames = response.shape[0]
@@ -316,7 +236,7 @@ def _filter_frames(source: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def _equalize_loudness(sound: np.ndarray) -> np.ndarray:
-    """Remove slow loudness changes, so that a harmonic that crosses a formant does not look like an opening mouth."""
+    """Remove slow loudness changes, which harmonics that cross a formant cause without a mouth opening."""
     hops = -(-sound.size // _HOP)
     energy = np.zeros(hops * _HOP)
     energy[: sound.size] = sound**2

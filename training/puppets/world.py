@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
+from training.puppets.conversation import conversation
 from training.puppets.draw import Canvas, Pose, blend, draw_puppet
 from training.puppets.looks import Look, add_article, color_name, draw_look, rgb
-from training.puppets.voice import conversation, synthesize, voice_for
+from training.puppets.voice import synthesize, voice_for
 
-SAMPLE_RATE = 16_000
 Motion = Literal["still", "moving", "crossing", "mixed"]
 Talk = Literal["turns", "overlap", "one", "mixed"]
 POSITIONS = {1: ("in the middle",), 2: ("on the left", "on the right")}
@@ -152,11 +152,8 @@ def _paths(
     time = np.arange(num_frames, dtype=np.float32) / fps
     slot = width / n
     radius = min(0.27 * height, 0.40 * slot)
-    pan = (
-        rng.uniform(-0.10, 0.10) * width * (time - time.mean())
-        if motion != "still" and rng.random() < 0.5
-        else 0.0 * time
-    )
+    moving_camera = motion != "still" and rng.random() < 0.5
+    pan = rng.uniform(-0.10, 0.10) * width * (time - time.mean()) if moving_camera else 0.0 * time
     homes = (np.arange(n) + 0.5) * slot
     crossing = rng.permutation(n)[:2] if motion == "crossing" and n > 1 else np.zeros(0, int)
     progress = 1.0 / (1.0 + np.exp(-(time - time.mean()) * rng.uniform(2.5, 4.0)))
@@ -172,16 +169,9 @@ def _paths(
         tilt = rng.uniform(-0.10, 0.10) + (0.03 if motion == "still" else 0.14) * _sway(rng, time, 0.3, 1.0)
         blink_at = rng.uniform(0.0, 3.0)
         blink = np.exp(-(((time - blink_at) / 0.08) ** 2))
-        paths.append(
-            {
-                "x": x.astype(np.float32),
-                "y": y.astype(np.float32),
-                "tilt": tilt.astype(np.float32),
-                "radius": (radius * rng.uniform(0.90, 1.05) * np.ones(num_frames)).astype(np.float32),
-                "blink": blink.astype(np.float32),
-                "gaze": _sway(rng, time, 0.2, 0.8).astype(np.float32),
-            }  # fmt: skip
-        )
+        scale, gaze = radius * rng.uniform(0.90, 1.05) * np.ones(num_frames), _sway(rng, time, 0.2, 0.8)
+        path = {"x": x, "y": y, "tilt": tilt, "radius": scale, "blink": blink, "gaze": gaze}
+        paths.append({name: track.astype(np.float32) for name, track in path.items()})
     return paths
 
 
@@ -194,18 +184,15 @@ def _sway(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -
 
 def _voices(
     rng: np.random.Generator, looks: tuple[Look, ...], num_frames: int, fps: int, talk: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
+    """Opening [N,F], shape [N,F] and waveform [N,S] of all characters."""
     duration = num_frames / fps
     spans = conversation(len(looks), duration, rng, mode=talk)
     spoken = [
-        synthesize(voice_for(look.voice_traits), spans[k], duration, fps=fps, rng=rng, sample_rate=SAMPLE_RATE)
-        for k, look in enumerate(looks)
+        synthesize(voice_for(look.voice_traits), turns, duration, fps=fps, rng=rng)
+        for look, turns in zip(looks, spans, strict=True)
     ]
-    return (
-        np.stack([s.opening[:num_frames] for s in spoken]).astype(np.float32),
-        np.stack([s.shape[:num_frames] for s in spoken]).astype(np.float32),
-        np.stack([s.waveform for s in spoken]).astype(np.float32),
-    )
+    return tuple(np.stack([getattr(s, name) for s in spoken]) for name in ("opening", "shape", "waveform"))
 
 
 def _background(
@@ -216,9 +203,8 @@ def _background(
     wall = rgb(hue, rng.uniform(0.08, 0.35), rng.uniform(0.55, 0.9))
     floor = wall * rng.uniform(0.75, 0.95)
     down = np.linspace(0.0, 1.0, height, dtype=np.float32)[None, :, None, None]
-    planes = np.broadcast_to(
-        np.moveaxis(wall * (1 - down) + floor * down, -1, 0), (3, num_frames, height, width)
-    ).copy()
+    vertical = np.moveaxis(wall * (1 - down) + floor * down, -1, 0)
+    planes = np.broadcast_to(vertical, (3, num_frames, height, width)).copy()
     x = (np.arange(width, dtype=np.float32) + 0.5) / width
     y = (np.arange(height, dtype=np.float32) + 0.5) / height
     time = np.arange(num_frames, dtype=np.float32) / fps
@@ -246,5 +232,5 @@ def _prompt(looks: tuple[Look, ...], positions: np.ndarray, wall: np.ndarray) ->
     words = POSITIONS.get(n) or tuple(
         ("far left", "left", "right", "far right")[i] if n == 4 else ("left", "middle", "right")[i] for i in range(n)
     )
-    people = "; ".join(f"{words[position]} {looks[k].describe()}" for position, k in enumerate(order))
-    return f"{names.get(n, f'{n} puppets')} before {add_article(color_name(wall))} wall: {people}."
+    characters = "; ".join(f"{words[position]} {looks[k].describe()}" for position, k in enumerate(order))
+    return f"{names.get(n, f'{n} puppets')} before {add_article(color_name(wall))} wall: {characters}."

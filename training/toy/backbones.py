@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from bya_core.toy.encoders import FaceNetwork, SpeechNetwork, network_config
 from training.command_line import OutputPath, run_command
+from training.puppets.conversation import conversation
 from training.puppets.looks import draw_look
-from training.puppets.voice import conversation, random_voice, synthesize
+from training.puppets.voice import random_voice, synthesize
 from training.puppets.world import draw_portrait
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def voices(rng: np.random.Generator, count: int, num_frames: int = 50) -> tuple[
     for _ in range(count):
         duration = num_frames / 25
         spans = conversation(1, duration, rng, mode="mixed")[0]
-        spoken = synthesize(random_voice(rng), spans, duration, fps=25, rng=rng, sample_rate=16_000)
+        spoken = synthesize(random_voice(rng), spans, duration, rng=rng)
         sound = spoken.waveform + 10 ** rng.uniform(-4.5, -2.2) * rng.standard_normal(len(spoken.waveform))
         tone = rng.uniform(-0.4, 0.4)
         sound = sound + tone * np.roll(sound, 1)

@@ -11,8 +11,9 @@ import soundfile
 from bya_core.errors import InputError
 from bya_core.scene.schema import read_scene_file
 from training.puppets import MOUTH_RGB, make_clip
-from training.puppets.__main__ import Arguments, load_recordings, main
+from training.puppets.__main__ import Arguments, main
 from training.puppets.looks import draw_look
+from training.puppets.recordings import load_recordings
 from training.puppets.world import draw_portrait
 
 
@@ -32,7 +33,7 @@ def test_any_number_size_and_length(n, height, width, frames):
     assert clip.masks.shape == (n, frames, height, width)
     assert clip.opening.shape == clip.shape.shape == (n, frames)
     assert len(clip.portraits) == n == len(clip.looks)
-    assert clip.masks.any((2, 3)).mean() > 0.9, "people should be in the picture"
+    assert clip.masks.any((2, 3)).mean() > 0.9  # visible
 
 
 def test_masks_do_not_overlap():
@@ -48,13 +49,11 @@ def test_crossing_characters_change_sides():
 
 
 def _mouth_area(clip, k):
-    """Pixels near the mouth colour around the mouth of character k, per frame."""
+    """Pixels of the mouth color around the mouth of character k, per frame."""
     y, x = np.mgrid[0 : clip.frames.shape[1], 0 : clip.frames.shape[2]]
-    near = np.abs(clip.frames / 255.0 - np.array(MOUTH_RGB)).sum(-1) < 0.25
-    area = []
-    for f, (cx, cy) in enumerate(clip.mouth_centers[k]):
-        area.append((near[f] & (np.hypot(x - cx, y - cy) < 24)).sum())
-    return np.array(area, float)
+    similar = np.abs(clip.frames / 255.0 - np.array(MOUTH_RGB)).sum(-1) < 0.25
+    cx, cy = clip.mouth_centers[k].T[:, :, None, None]
+    return (similar & (np.hypot(x - cx, y - cy) < 24)).sum((1, 2)).astype(float)
 
 
 def test_mouth_pixels_follow_the_opening_track():
@@ -67,10 +66,10 @@ def test_mouth_pixels_follow_the_opening_track():
 
 
 def test_random_first_mouths_change_the_first_frame_only():
-    usual, free = make_clip(2_000_017, 3), make_clip(2_000_017, 3, random_first_mouths=True)
-    assert np.array_equal(usual.frames[1:], free.frames[1:]) and np.array_equal(usual.speeches, free.speeches)
-    assert not np.array_equal(usual.frames[0], free.frames[0])
-    assert np.array_equal(usual.masks, free.masks)
+    clip, changed = make_clip(2_000_017, 3), make_clip(2_000_017, 3, random_first_mouths=True)
+    assert np.array_equal(clip.frames[1:], changed.frames[1:]) and np.array_equal(clip.speeches, changed.speeches)
+    assert not np.array_equal(clip.frames[0], changed.frames[0])
+    assert np.array_equal(clip.masks, changed.masks)
 
 
 def test_tracks_drive_the_mouth():
@@ -80,17 +79,16 @@ def test_tracks_drive_the_mouth():
     assert area[opening[0] > 0].min() > 2 * area[opening[0] == 0].max()
 
 
-def test_portraits_show_the_same_person_differently():
+def test_portraits_vary_but_identify_the_puppet():
     rng = np.random.default_rng(1)
     looks = [draw_look(rng) for _ in range(12)]
-    first = np.stack([draw_portrait(look, rng) for look in looks]).astype(float)
-    second = np.stack([draw_portrait(look, rng) for look in looks]).astype(float)
-    assert np.abs(first - second).mean((1, 2, 3)).min() > 1, "pose and light differ"
+    first, second = (np.stack([draw_portrait(look, rng) for look in looks]).astype(float) for _ in range(2))
+    assert np.abs(first - second).mean((1, 2, 3)).min() > 1  # pose and light differ
 
-    def colours(portraits):
+    def histograms(portraits):
         return np.stack([np.histogramdd(p.reshape(-1, 3), bins=6, range=[(0, 250)] * 3)[0].ravel() for p in portraits])
 
-    a, b = colours(first), colours(second)
+    a, b = histograms(first), histograms(second)
     nearest = np.abs(a[:, None] - b[None]).sum(-1).argmin(1)
     assert (nearest == np.arange(12)).mean() > 0.8
 
@@ -103,7 +101,7 @@ def test_prompt_describes_positions():
 
 
 def test_drawing_speed():
-    """On a core of its own: of many short rounds the best counts, as other work can only slow them down."""
+    """The fastest of many short rounds, as other processes slow some of them down."""
     make_clip(0, 2)
     best = 0.0
     for _ in range(60):
@@ -116,7 +114,7 @@ def test_drawing_speed():
     assert best >= 30, f"{best:.0f} clips/s"
 
 
-def test_command_line_drives_a_puppet_by_a_recording(tmp_path):
+def test_command_draws_a_puppet_with_a_recording(tmp_path):
     sound = np.zeros(16_000, np.float32)
     sound[4_000:9_000] = 0.3 * np.sin(np.arange(5_000) * 0.06)
     soundfile.write(tmp_path / "voice.wav", sound, 16_000)
@@ -129,7 +127,7 @@ def test_command_line_drives_a_puppet_by_a_recording(tmp_path):
         main(Arguments(output=tmp_path / "clip.mp4", recordings=(tmp_path / "voice.wav",), characters=2))
 
 
-def test_command_line_writes_a_scene_that_loads(tmp_path):
+def test_command_writes_a_scene_that_loads(tmp_path):
     main(Arguments(seed=1_000_007, scene=tmp_path / "scene", characters=3, height=64, width=96, frames=9))
     entries = read_scene_file(tmp_path / "scene" / "scene.json")
     assert [c.name for c in entries.characters] == ["puppet A", "puppet B", "puppet C"] and entries.length == 9
