@@ -23,28 +23,28 @@ from training.benchmark.validation import (
 
 
 class FakeTracker:
-    """Keeps what it is log_lines."""
+    """Stores metrics and images."""
 
     active = True
 
     def __init__(self, output):
-        self.output, self.figures, self.images = output, {}, {}
+        self.output, self.metrics, self.images = output, {}, {}
 
     def log(self, values, step, group):
-        self.figures[step] = dict(values)
+        self.metrics[step] = dict(values)
 
     def log_image(self, name, image, step):
         self.images[step, name] = image
 
 
 class OracleTarget:
-    """A subject that finds what was drawn, and in the second half of its points the other character."""
+    """Predicts the drawn masks with a first frame, and those of the other character without."""
 
     def __init__(self, bundle, held):
         self.grid = bundle.grid(held.num_frames, bundle.native.height, bundle.native.width)
         self.points = [type("Point", (), {"share": share}) for share in held.noise_levels]
 
-    def find(self, scene, point, first_frame):
+    def predict_masks(self, scene, point, first_frame):
         drawn = self.grid.pixels_to_tokens(torch.from_numpy(scene.clip.masks)).numpy()
         return np.stack([drawn if first_frame else drawn[::-1]] * 2)
 
@@ -58,13 +58,13 @@ SMALL_CONFIG = ValidationConfig(masks=3, videos=1, num_frames=5, steps=2, noise_
 
 
 def test_validation_is_due_when_a_multiple_was_passed():
-    look = Validation(100, config=SMALL_CONFIG)
-    assert [step for step in range(25, 426, 25) if look.due(step)] == [100, 200, 300, 400]
+    validation = Validation(100, config=SMALL_CONFIG)
+    assert [step for step in range(25, 426, 25) if validation.due(step)] == [100, 200, 300, 400]
     resumed = Validation(100, config=SMALL_CONFIG)
     assert [step for step in (230, 260, 290, 330) if resumed.due(step)] == [330]
 
 
-def test_benchmark_seeds_are_rejected():
+def test_benchmark_seeds_raise():
     assert VALIDATION_SEEDS == 2_000_000
     with pytest.raises(InputError, match="benchmark"):
         ValidationConfig(seed=1_000_000)
@@ -80,57 +80,56 @@ def test_scenes_are_held_out_and_deterministic(bundle):
 
 
 def test_mask_metrics_against_the_drawn_masks(bundle):
-    figures, shown = mask_metrics(OracleTarget(bundle, SMALL_CONFIG), SMALL_CONFIG.scenes(bundle))
-    assert figures["iou_0.9_first_frame"] == figures["iou_0.3_first_frame"] == 1.0
-    assert figures["iou_0.3_alone"] < 0.5
-    assert figures["iou"] == pytest.approx((1.0 + figures["iou_0.3_alone"]) / 2)
-    assert figures["flicker"] == pytest.approx(figures["flicker_drawn"])
-    assert len(shown) == 3 and shown[0].shape[0] == 2
+    metrics, predicted = mask_metrics(OracleTarget(bundle, SMALL_CONFIG), SMALL_CONFIG.scenes(bundle))
+    assert metrics["iou_0.9_first_frame"] == metrics["iou_0.3_first_frame"] == 1.0
+    assert metrics["iou_0.3_alone"] < 0.5
+    assert metrics["iou"] == pytest.approx((1.0 + metrics["iou_0.3_alone"]) / 2)
+    assert metrics["flicker"] == pytest.approx(metrics["flicker_drawn"])
+    assert len(predicted) == 3 and predicted[0].shape[0] == 2
 
 
 def test_validation_logs_metrics_images_and_videos_and_keeps_the_model(bundle, tmp_path):
-    model, board = bundle.transformer.train(), FakeTracker(tmp_path)
-    look = Validation(10, tracker=board, config=SMALL_CONFIG)
+    model, tracker = bundle.transformer.train(), FakeTracker(tmp_path)
+    validation = Validation(10, tracker=tracker, config=SMALL_CONFIG)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    assert look(9, {}, model) == {} and not board.figures
-    figures = look(10, {}, model)
+    assert validation(9, {}, model) == {} and not tracker.metrics
+    metrics = validation(10, {}, model)
     assert torch.equal(torch.rand(3), expected) and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert board.figures[10] == figures
-    assert {"iou", "iou_0.9_alone", "flicker", "binding", "own_voice", "iou_generated"} <= set(figures)
-    assert {name for _, name in board.images} == {f"puppets_{seed}" for seed in (2_000_000, 2_000_001, 2_000_002)}
-    made, found = board.images[10, "puppets_2000000"], board.images[10, "puppets_2000001"]
-    assert made.width == found.width and made.height > found.height  # one row more: the video
-    films = list(tmp_path.rglob("*.mp4"))
-    assert [film.name for film in films] == ["puppets_2000000.mp4"] and films[0].stat().st_size > 1000
+    assert tracker.metrics[10] == metrics
+    assert {"iou", "iou_0.9_alone", "flicker", "binding", "own_voice", "iou_generated"} <= set(metrics)
+    assert {name for _, name in tracker.images} == {f"puppets_{seed}" for seed in (2_000_000, 2_000_001, 2_000_002)}
+    generated, predicted = tracker.images[10, "puppets_2000000"], tracker.images[10, "puppets_2000001"]
+    assert generated.width == predicted.width and generated.height > predicted.height  # one more row: the video
+    (video,) = tmp_path.rglob("*.mp4")
+    assert video.name == "puppets_2000000.mp4" and video.stat().st_size > 1000
     bundle.transformer.eval()
     again = validation_metrics(model, SMALL_CONFIG, bundle)
-    assert {name: figures[name] for name in again} == pytest.approx(again)
+    assert {name: metrics[name] for name in again} == pytest.approx(again)
 
 
 def test_metrics_distinguish_a_trained_from_a_new_router(bundle):
-    """A router that was just made finds nobody; the trained one does."""
     settings = replace(SMALL_CONFIG, videos=0, num_frames=17, noise_levels=(0.3,))
     torch.manual_seed(0)
-    fresh = type(bundle.transformer)(**bundle.transformer.config)
-    fresh.load_state_dict(
+    untrained = type(bundle.transformer)(**bundle.transformer.config)
+    untrained.load_state_dict(
         {k: v for k, v in bundle.transformer.state_dict().items() if "router." not in k}, strict=False
     )
     trained = validation_metrics(bundle.transformer, settings, bundle)["iou"]
-    assert trained > 0.5 > validation_metrics(fresh, settings, bundle)["iou"]
+    assert trained > 0.5 > validation_metrics(untrained, settings, bundle)["iou"]
 
 
 def test_scene_files_are_generated_without_metrics(bundle, tmp_path):
     Image.fromarray(SMALL_CONFIG.scenes(bundle)[0].clip.portraits[0]).save(tmp_path / "face.png")
     scene = '{"prompt": "a puppet", "characters": [{"name": "A", "image": "face.png"}]'
     (tmp_path / "alone.json").write_text(scene + ', "length": 5, "steps": 2}')
-    board = FakeTracker(tmp_path)
-    figures = Validation(1, scenes=[tmp_path / "alone.json"], tracker=board)(1, {}, bundle.transformer)
-    assert set(figures) == {"validation_seconds"} and list(board.images) == [(1, "alone")]
+    tracker = FakeTracker(tmp_path)
+    metrics = Validation(1, scenes=[tmp_path / "alone.json"], tracker=tracker)(1, {}, bundle.transformer)
+    assert set(metrics) == {"validation_seconds"} and list(tracker.images) == [(1, "alone")]
     assert (tmp_path / "images" / "step-00000001" / "alone.mp4").is_file()
 
 
@@ -140,13 +139,13 @@ def test_contact_sheet_tints_frames_with_their_masks():
     masks[0, 1, :, 0] = 1.0
     pixels = np.asarray(contact_sheet([("row", frames, masks)], grid, "title"))[60:]
     wide = pixels.shape[1] // 5
-    assert pixels[:150, 10 : wide // 3].max() == 0  # the first frame is a latent frame of its own
+    assert pixels[:150, 10 : wide // 3].max() == 0  # the first frame has its own latent frame
     assert pixels[:150, 4 * wide + 10 : 4 * wide + wide // 3].max() > 100
     assert pixels[:150, -wide // 3 : -10].max() < 40  # bilinear masks fade out
 
 
-def test_unusable_scene_is_a_warning(bundle, tmp_path, caplog):
-    board = FakeTracker(tmp_path)
-    look = Validation(1, scenes=[tmp_path / "missing.json"], tracker=board)
-    assert look(1, {}, bundle.transformer) == {} and not board.figures
+def test_missing_scene_is_a_warning(bundle, tmp_path, caplog):
+    tracker = FakeTracker(tmp_path)
+    validation = Validation(1, scenes=[tmp_path / "missing.json"], tracker=tracker)
+    assert validation(1, {}, bundle.transformer) == {} and not tracker.metrics
     assert "validation at step 1 skipped" in caplog.text and "missing.json" in caplog.text

@@ -45,24 +45,29 @@ def test_no_folder_disables_the_cache():
     assert cache.counts == {"text miss": 2}
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "garbage"])
-def test_damaged_file_is_recomputed(tmp_path, harm):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-3],
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),  # a bit that safetensors does not check
+        lambda content: b"",
+        lambda content: os.urandom(300),
+    ],
+    ids=["truncated", "flipped", "empty", "random"],
+)
+def test_damaged_file_is_recomputed(tmp_path, damage):
     cache = FeatureCache(tmp_path)
     cache.get("text", (1,), make)
     (path,) = files(tmp_path)
-    content = bytearray(path.read_bytes())
-    if harm == "flip":
-        content[-1] ^= 1  # one bit of the numbers, which safetensors itself does not see
-    harmed = {"cut": content[:-3], "flip": content, "empty": b"", "garbage": os.urandom(300)}[harm]
-    path.write_bytes(harmed)
+    path.write_bytes(damage(path.read_bytes()))
     assert equal(cache.get("text", (1,), make), make())
     assert cache.counts["text damaged"] == 1 and cache.counts["text miss"] == 2
     assert equal(cache.get("text", (1,), lambda: 1 / 0), make()) and len(files(tmp_path)) == 1
 
 
 def test_unwritable_folder_disables_the_cache(tmp_path, caplog):
-    (tmp_path / "file").write_text("in the way")
-    cache = FeatureCache(tmp_path / "file" / "cache")  # also for root nothing can be written here
+    (tmp_path / "file").write_text("")
+    cache = FeatureCache(tmp_path / "file" / "cache")  # not writable for root either
     for _ in range(2):
         assert equal(cache.get("text", (1,), make), make())
     assert cache.counts == {"text miss": 2, "unwritten": 2}
@@ -73,8 +78,8 @@ def test_unwritable_folder_disables_the_cache(tmp_path, caplog):
 def test_full_disk_leaves_no_temporary_files(tmp_path, monkeypatch, kind):
     def full(tensors, path, metadata=None):
         Path(path).write_bytes(b"half")
-        words = os.strerror(errno.ENOSPC)
-        raise OSError(errno.ENOSPC, words) if kind is OSError else SafetensorError(words)
+        message = os.strerror(errno.ENOSPC)
+        raise OSError(errno.ENOSPC, message) if kind is OSError else SafetensorError(message)
 
     monkeypatch.setattr("training.data.cache.save_file", full)
     cache = FeatureCache(tmp_path)
@@ -108,10 +113,10 @@ class Network(nn.Module):
 
 
 class Encoder:
-    """As wrappers are: a network, a setting, and something made on first use."""
+    """A wrapper with a network, a setting and a lazily loaded attribute."""
 
     def __init__(self, network, gain=1.0):
-        self.network, self.gain, self.device, self._late = network, gain, torch.device("cpu"), None
+        self.network, self.gain, self.device, self._lazy = network, gain, torch.device("cpu"), None
 
 
 def network(**changes):
@@ -131,9 +136,9 @@ def test_encoder_version_changes_with_state():
     ]  # fmt: skip
     versions = {encoder_version(encoder) for encoder in changed}
     assert len(versions) == len(changed) and base not in versions
-    late = Encoder(network())
-    late._late, late.device = object(), torch.device("meta")
-    assert encoder_version(late) == base
+    loaded = Encoder(network())
+    loaded._lazy, loaded.device = object(), torch.device("meta")
+    assert encoder_version(loaded) == base
     assert encoder_version(FakeText()) != encoder_version(FakeCodec())
 
 
@@ -155,9 +160,9 @@ def test_encoder_with_explicit_version():
         version = "base-960h"
 
         def __init__(self):
-            self.me = self  # would go round in circles otherwise
+            self.me = self  # recursion stops here
 
     assert encoder_version(Named()) == encoder_version(Named())
     assert encoder_version(Named()).endswith("Named base-960h")
-    Named.version = None  # now it is looked into
+    Named.version = None  # digest of the attributes
     assert encoder_version(Named()) == encoder_version(Named())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ BLOCKS, CHANNELS = 3, 12
 
 
 class Layout:
-    """Writes videos of grey frames with their annotations, as the released loader expects them."""
+    """Writes videos of gray frames with annotations in the released layout."""
 
     def __init__(self, folder: Path) -> None:
         self.videos, self.base, self.items = folder / "videos", folder / "annotations", []
@@ -32,9 +33,9 @@ class Layout:
         self.videos.mkdir(parents=True)
 
     def add(self, name, people=2, frames=FRAMES, valid=None, dual=True, speaker=None, sound=None, first_left=True):
-        """A video whose person k is a square of its own; frame f has the grey value 5 * f."""
-        pictures = (np.full((HEIGHT, WIDTH, 3), 5 * f, np.uint8) for f in range(frames))
-        write_video(self.videos / f"{name}.mp4", pictures, 25)
+        """Add a video in which each character is a square; frame f has the gray value 5 * f."""
+        images = (np.full((HEIGHT, WIDTH, 3), 5 * f, np.uint8) for f in range(frames))
+        write_video(self.videos / f"{name}.mp4", images, 25)
         tracks = self.base / "track_masks_data" / name
         ids = [str(k + 1) for k in range(people)]
         for k in range(people):
@@ -59,7 +60,7 @@ class Layout:
             path = self.base / "audio_emb" / side / f"{name}.pt"
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(values.expand(-1, BLOCKS, CHANNELS).half().clone(), path)
-        item = {"path": f"/somewhere/else/{name}", "cap": f"words of {name}", "fps": 25, "duration": frames / 25}
+        item = {"path": f"/somewhere/else/{name}", "cap": f"caption of {name}", "fps": 25, "duration": frames / 25}
         self.items.append(item | ({} if speaker is None else {"speaker": speaker}))
         return self
 
@@ -71,18 +72,18 @@ class Layout:
         self.write(self.json, self.items)
         self.list.write_text(f"{self.videos},{self.json},{self.base}\n\n")
         rejected = convert(Arguments(self.list, output, **{"min_frames": 9, **changes}))
-        return list(read_shards(output)), {Path(path).stem: why for path, why in rejected.items()}
+        return list(read_shards(output)), {Path(path).stem: reason for path, reason in rejected.items()}
 
 
 @pytest.fixture
 def layout(tmp_path):
-    return Layout(tmp_path / "made of ü and space")
+    return Layout(tmp_path / "with ü and space")
 
 
 def test_two_characters_and_two_streams(layout, tmp_path):
     (clip,), rejected = layout.add("talk").convert(tmp_path / "out")
-    assert rejected == {} and clip.key == "talk_000002" and clip.caption == "words of talk"
-    assert len(clip.frames) == FRAMES - 4  # two frames of sound on each side
+    assert rejected == {} and clip.key == "talk_000002" and clip.caption == "caption of talk"
+    assert len(clip.frames) == FRAMES - 4  # two frames of audio context on each side
     assert abs(clip.frames[0].mean() - 10) < 2.5 and abs(clip.frames[-1].mean() - 85) < 2.5
     assert clip.masks.shape == (2, 16, HEIGHT, WIDTH)
     assert clip.masks[0, 0, 10:30, 6:22].all() and clip.masks[0, 0].sum() == 320
@@ -131,89 +132,67 @@ def test_short_features_are_padded(layout, tmp_path):
     assert clip.speech_features[1, :, 0, 0].tolist() == [*range(100, 112), *[0] * 8]
 
 
-def invalid_videos(layout):
-    """One good video, and one of each kind that cannot be used; {name: words of the reason}."""
-    tracks = layout.base / "track_masks_data"
-    sounds = layout.base / "audio_emb"
-    layout.add("good")
-    layout.add("no_video")
-    (layout.videos / "no_video.mp4").unlink()
-    layout.add("broken_video")
-    (layout.videos / "broken_video.mp4").write_bytes(b"no video")
-    layout.add("video_ends")
-    write_video(layout.videos / "video_ends.mp4", iter(np.zeros((10, HEIGHT, WIDTH, 3), np.uint8)), 25)
-    layout.add("fast")
-    write_video(layout.videos / "fast.mp4", iter(np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.uint8)), 30)
-    layout.add("short", frames=8)
-    layout.add("short_run", valid=range_list(0, 9) + range_list(11, 18))
-    layout.add("masks_gone")
-    for f in (3, 9, 15):
-        (tracks / "masks_gone" / "tracking_mask_results" / "11" / f"annotated_frame_{f:05d}.png").unlink()
-    layout.add("mask_broken")
-    (tracks / "mask_broken" / "tracking_mask_results" / "10" / "annotated_frame_00007.png").write_bytes(b"PNG")
-    layout.add("mask_size")
-    Image.new("L", (9, 9), 1).save(tracks / "mask_size" / "tracking_mask_results" / "10" / "annotated_frame_00007.png")
-    layout.add("no_left_sound")
-    (sounds / "left_audio" / "no_left_sound.pt").unlink()
-    layout.add("no_sound")
-    (sounds / "left_audio" / "no_sound.pt").unlink()
-    (sounds / "right_audio" / "no_sound.pt").unlink()
-    layout.add("bad_sound")
-    (sounds / "right_audio" / "bad_sound.pt").write_bytes(b"\x80\x02no tensor")
-    layout.add("three", people=3)
-    layout.add("nobody", people=0)
-    layout.add("no_boxes")
-    (layout.base / "refine_bbox_jsons" / "no_boxes.json").write_text("{}")
-    layout.add("bad_json")
-    (tracks / "bad_json" / "valid_frame.json").write_text("[1, 2")
-    layout.add("both_sides")
-    everywhere = tracks / "both_sides" / "tracking_mask_results" / "10" / "annotated_frame_00000.png"
-    Image.new("L", (WIDTH, HEIGHT), 1).save(everywhere)
-    return {
-        "no_video": "no video",
-        "broken_video": "cannot be decoded",
-        "video_ends": "ends before frame",
-        "fast": "30 fps",
-        "short": "length of 8 frames",
-        "short_run": "consecutive",
-        "masks_gone": "consecutive",
-        "mask_broken": "cannot be read",
-        "mask_size": "same size",
-        "no_left_sound": "left_audio/no_left_sound.pt",
-        "no_sound": "right_audio/no_sound.pt",
-        "bad_sound": "bad_sound.pt",
-        "three": "3 characters",
-        "nobody": "0 characters",
-        "no_boxes": "no box of character 1",
-        "bad_json": "valid_frame.json",
-        "both_sides": "left or right",
-    }
+def _track(layout, name, character, frame):
+    folder = layout.base / "track_masks_data" / name / "tracking_mask_results" / str(10 + character)
+    return folder / f"annotated_frame_{frame:05d}.png"
 
 
-def range_list(first, last):
-    return list(range(first, last + 1))
+def _features(layout, name, side):
+    return layout.base / "audio_emb" / f"{side}_audio" / f"{name}.pt"
+
+
+def _black_video(layout, name, frames, fps):
+    write_video(layout.videos / f"{name}.mp4", iter(np.zeros((frames, HEIGHT, WIDTH, 3), np.uint8)), fps)
+
+
+INVALID = {
+    "no_video": ({}, lambda d, n: (d.videos / f"{n}.mp4").unlink(), "no video"),
+    "broken_video": ({}, lambda d, n: (d.videos / f"{n}.mp4").write_bytes(b"no video"), "cannot be decoded"),
+    "short_video": ({}, lambda d, n: _black_video(d, n, 10, 25), "ends before frame"),
+    "fast_video": ({}, lambda d, n: _black_video(d, n, FRAMES, 30), "30 fps"),
+    "short": ({"frames": 8}, None, "length of 8 frames"),
+    "short_run": ({"valid": [*range(10), *range(11, 19)]}, None, "consecutive"),
+    "missing_masks": ({}, lambda d, n: [_track(d, n, 1, f).unlink() for f in (3, 9, 15)], "consecutive"),
+    "broken_mask": ({}, lambda d, n: _track(d, n, 0, 7).write_bytes(b"PNG"), "cannot be read"),
+    "mask_size": ({}, lambda d, n: Image.new("L", (9, 9), 1).save(_track(d, n, 0, 7)), "same size"),
+    "no_left_audio": ({}, lambda d, n: _features(d, n, "left").unlink(), "left_audio/no_left_audio.pt"),
+    "no_audio": ({}, lambda d, n: [_features(d, n, s).unlink() for s in ("left", "right")], "right_audio/no_audio.pt"),
+    "broken_audio": ({}, lambda d, n: _features(d, n, "right").write_bytes(b"\x80\x02no tensor"), "broken_audio.pt"),
+    "three": ({"people": 3}, None, "3 characters"),
+    "empty": ({"people": 0}, None, "0 characters"),
+    "no_boxes": ({}, lambda d, n: (d.base / "refine_bbox_jsons" / f"{n}.json").write_text("{}"), "no box of character 1"),
+    "broken_json": (
+        {}, lambda d, n: (d.base / "track_masks_data" / n / "valid_frame.json").write_text("[1, 2"), "valid_frame.json",
+    ),
+    "both_sides": ({}, lambda d, n: Image.new("L", (WIDTH, HEIGHT), 1).save(_track(d, n, 0, 0)), "left or right"),
+}  # fmt: skip
+"""Name: options of `Layout.add`, damage, words of the reason."""
 
 
 def test_invalid_videos_are_rejected_with_a_reason(layout, tmp_path):
-    expected = invalid_videos(layout)
+    layout.add("good")
+    for name, (options, damage, _) in INVALID.items():
+        layout.add(name, **options)
+        if damage is not None:
+            damage(layout, name)
     clips, rejected = layout.convert(tmp_path / "out")
     assert [clip.key for clip in clips] == ["good_000002"]
-    assert rejected.keys() == expected.keys()
-    assert [name for name, words in expected.items() if words not in rejected[name]] == []
+    assert rejected.keys() == INVALID.keys()
+    assert [name for name, (_, _, words) in INVALID.items() if words not in rejected[name]] == []
     report = json.loads((tmp_path / "out" / "convert-clips.json").read_text())
     assert report["videos"] == 18 and report["clips"] == 1 and len(report["rejected"]) == 17
     with pytest.raises(InputError, match="no_video"):
         layout.convert(tmp_path / "strict", strict=True)
 
 
-def test_duplicate_names_are_kept(layout, tmp_path):
+def test_duplicate_names_get_distinct_keys(layout, tmp_path):
     layout.add("same")
     layout.items.append(layout.items[0])
     clips, rejected = layout.convert(tmp_path / "out")
     assert [clip.key for clip in clips] == ["same_000002", "same_000002_2"] and rejected == {}
 
 
-def test_invalid_entry_lists_are_errors(layout, tmp_path):
+def test_invalid_entry_lists_raise(layout, tmp_path):
     for content in ("only one part\n", "a,b,c\n"):
         layout.list.write_text(content)
         with pytest.raises(InputError, match="VIDEO_FOLDER"):
@@ -233,17 +212,17 @@ def test_converted_clips_become_batches(layout, tmp_path, capsys):
     assert "0 videos rejected" in capsys.readouterr().out
     data = open_data(tmp_path / "out", encoders(), buckets=["9x32x48"])
     assert data.clips == 2
-    by_people = {b["masks"].shape[1]: b for b, _ in zip(data.batches(1, 0), range(2), strict=False)}
-    assert by_people[2]["speech"][0, :, :, 0, 0].tolist() == [list(range(13)), list(range(100, 113))]
-    assert by_people[1]["speech"].shape == (1, 1, 13, BLOCKS, CHANNELS)
+    batches = {batch["masks"].shape[1]: batch for batch in islice(data.batches(1, 0), 2)}
+    assert batches[2]["speech"][0, :, :, 0, 0].tolist() == [list(range(13)), list(range(100, 113))]
+    assert batches[1]["speech"].shape == (1, 1, 13, BLOCKS, CHANNELS)
 
 
 def test_portrait_is_a_square_around_the_head():
     frame = np.zeros((100, 200, 3), np.uint8)
     frame[30:70, 50:90] = 255  # 40 pixels wide; 8 more on each side
-    picture = portrait(frame, (50, 30, 90, 70))
-    assert picture.shape == (480, 480, 3)
-    bright = np.flatnonzero(picture[240, :, 0] > 127)
+    image = portrait(frame, (50, 30, 90, 70))
+    assert image.shape == (480, 480, 3)
+    bright = np.flatnonzero(image[240, :, 0] > 127)
     assert abs(bright[0] - 480 * 8 / 56) < 4 and abs(bright[-1] - 480 * 48 / 56) < 4
     assert portrait(frame, (-10, -10, 30, 20)).shape == portrait(frame, (150, 0, 260, 100)).shape == (480, 480, 3)
     with pytest.raises(InputError, match="inside the frame"):

@@ -31,51 +31,60 @@ def clip(number=0, **changes):
     return replace(sample, key=f"clip_{number}", **changes)
 
 
+def write(folder, *clips, **options):
+    """Write clips and return the shards."""
+    with ShardWriter(folder, **options) as writer:
+        for sample in clips:
+            writer.write(sample)
+    assert writer.clips == len(clips)
+    return writer.shards
+
+
+def write_numbered(folder, count=4):
+    return write(folder, *map(clip, range(count)), per_shard=2)
+
+
 def same(a: ClipSample, b: ClipSample) -> bool:
-    """All but the video is equal, to the last bit and kind of number."""
-    for f in fields(ClipSample):
-        x, y = getattr(a, f.name), getattr(b, f.name)
-        if f.name == "frames":
-            continue
-        if isinstance(x, np.ndarray):
-            if not (isinstance(y, np.ndarray) and x.dtype == y.dtype and np.array_equal(x, y, equal_nan=True)):
-                return False
-        elif f.name == "portraits":
-            if len(x) != len(y) or not all(np.array_equal(p, q) for p, q in zip(x, y, strict=True)):
-                return False
-        elif x != y:
+    """Whether all fields except the video are identical, including dtypes."""
+    for name in (f.name for f in fields(ClipSample) if f.name != "frames"):
+        x, y = getattr(a, name), getattr(b, name)
+        if name == "portraits":
+            equal = len(x) == len(y) and all(map(np.array_equal, x, y))
+        elif isinstance(x, np.ndarray):
+            equal = isinstance(y, np.ndarray) and x.dtype == y.dtype and np.array_equal(x, y, equal_nan=True)
+        else:
+            equal = x == y
+        if not equal:
             return False
     return True
 
 
 def psnr(a: ClipSample, b: ClipSample) -> float:
-    """Signal to noise in dB."""
+    """PSNR of the video in dB."""
     assert a.frames.shape == b.frames.shape and b.frames.dtype == np.uint8
     return float(10 * np.log10(255**2 / np.mean((a.frames.astype(float) - b.frames) ** 2)))
 
 
 def test_round_trip_is_lossless_except_video(tmp_path):
     rng = np.random.default_rng(0)
-    given = [
+    measured = {"sync": 1 / 3, "boxes": [[1, 2.5]], "none": None, "text": "ä ❤", "flag": True}
+    clips = [
         clip(0),
         clip(1, speech_features=rng.standard_normal((len(clip(1).speeches), 13, 3, 5)).astype(np.float16)),
         clip(
             2,
-            measured={"sync": 1 / 3, "boxes": [[1, 2.5]], "why": None, "text": "ä ❤", "flag": True},
+            measured={"sync": 1 / 3, "boxes": [[1, 2.5]], "none": None, "text": "ä ❤", "flag": True},
             fps=24_000 / 1001,
         ),
         clip(3, caption="Zwei Füße — “quoted”\n", mouths=None),
     ]
-    with ShardWriter(tmp_path / "with space ü", per_shard=3) as writer:
-        for sample in given:
-            writer.write(sample)
-    assert [path.name for path in writer.shards] == ["clips-000000.tar", "clips-000001.tar"] and writer.clips == 4
-    read = list(read_shards(tmp_path / "with space ü"))
+    folder = tmp_path / "with space ü"
+    assert [path.name for path in write(folder, *clips, per_shard=3)] == ["clips-000000.tar", "clips-000001.tar"]
+    read = list(read_shards(folder))
     assert [sample.key for sample in read] == [f"clip_{k}" for k in range(4)]
-    assert all(same(a, b) for a, b in zip(given, read, strict=True))
-    index = ShardIndex(tmp_path / "with space ü", FeatureCache(None))
+    assert all(same(a, b) and psnr(a, b) > 28 for a, b in zip(clips, read, strict=True))
+    index = ShardIndex(folder, FeatureCache(None))
     assert [index.content(k).header["fps"] for k in range(4)] == [index.shape(k)[4] for k in range(4)]
-    assert min(psnr(a, b) for a, b in zip(given, read, strict=True)) > 28
 
 
 def test_round_trip_of_unusual_clips(tmp_path):
@@ -92,8 +101,7 @@ def test_round_trip_of_unusual_clips(tmp_path):
         speech_features=rng.standard_normal((3, 7, 2, 4)),
         mouths=np.full((2, 3, 2), np.nan, np.float32),
     )
-    with ShardWriter(tmp_path) as writer:
-        writer.write(sample)
+    write(tmp_path, sample)
     (read,) = read_shards(tmp_path)
     assert same(sample, read) and read.frames.shape == sample.frames.shape
     assert np.abs(read.frames.astype(int) - 90).max() <= 2
@@ -104,27 +112,22 @@ def test_round_trip_of_unusual_clips(tmp_path):
 def test_round_trip_with_features_only(tmp_path):
     sample = clip(0, speech_features=np.ones((len(PLAN.clip(0).masks), 13, 2, 3), np.float32))
     sample = replace(sample, speeches=sample.speeches[:, :0])
-    with ShardWriter(tmp_path) as writer:
-        writer.write(sample)
+    write(tmp_path, sample)
     assert same(next(read_shards(tmp_path)), sample)
 
 
 def test_writing_is_deterministic(tmp_path):
-    for folder in ("a", "b"):
-        with ShardWriter(tmp_path / folder, per_shard=2) as writer:
-            for number in range(3):
-                writer.write(clip(number))
-    for path in sorted((tmp_path / "a").iterdir()):
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    a, b = (write(tmp_path / name, *map(clip, range(3)), per_shard=2) for name in "ab")
+    assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
 
 
 def test_masks_are_compact():
-    """Two people of 720x480 over 25 frames in at most 2 kB a frame: 1/340 of the bytes in memory."""
+    """At most 2 kB per frame for two characters at 720x480, 1/340 of the memory."""
     masks = np.zeros((2, 25, 480, 720), bool)
     y, x = np.mgrid[:480, :720]
     for f in range(25):
-        for k, middle in enumerate((200 + 2 * f, 520)):
-            masks[k, f] = ((x - middle) / 90) ** 2 + ((y - 240 - f) / 160) ** 2 < 1
+        for k, center in enumerate((200 + 2 * f, 520)):
+            masks[k, f] = ((x - center) / 90) ** 2 + ((y - 240 - f) / 160) ** 2 < 1
     sample = ClipSample(
         "large", np.zeros((25, 480, 720, 3), np.uint8), 25, np.zeros((0, 0), np.float32), masks,
         (np.zeros((4, 4, 3), np.uint8),) * 2, "", np.zeros((0, 2)),
@@ -150,22 +153,23 @@ def test_masks_are_compact():
         ({"speech_features": np.zeros((1, 9, 3, 2))}, "speech_features"),
     ],
 )
-def test_inconsistent_clips_are_rejected(changes, words):
-    alone = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(9,)).clip(0)
+def test_inconsistent_clips_raise(changes, words):
+    single = PuppetPlan(n=(1,), clips=1, seed=2_000_000, frames=(9,)).clip(0)
     with pytest.raises(InputError, match=words):
-        replace(alone, **changes)
+        replace(single, **changes)
+
+
+def test_safe_key():
     assert safe_key("a.b/c d\x00") == "a_b_c d_"
 
 
-def test_invalid_metadata_and_duplicate_keys_are_rejected(tmp_path):
-    with pytest.raises(InputError, match="remove the value"), ShardWriter(tmp_path) as writer:
-        writer.write(clip(0, measured={"loss": float("nan")}))
-    with pytest.raises(InputError, match="second clip"), ShardWriter(tmp_path) as writer:
-        writer.write(clip(0))
-        writer.write(clip(0))
+def test_invalid_metadata_and_duplicate_keys_raise(tmp_path):
+    with pytest.raises(InputError, match="remove the value"):
+        write(tmp_path, clip(0, measured={"loss": float("nan")}))
+    with pytest.raises(InputError, match="second clip"):
+        write(tmp_path, clip(0), clip(0))
     assert not list(tmp_path.iterdir())
-    with ShardWriter(tmp_path) as writer:
-        writer.write(clip(0, measured={"numpy": np.float32(0.5), "list": np.arange(3)}))
+    write(tmp_path, clip(0, measured={"numpy": np.float32(0.5), "list": np.arange(3)}))
     assert next(read_shards(tmp_path)).measured == {"numpy": 0.5, "list": [0, 1, 2]}
 
 
@@ -179,72 +183,54 @@ def test_shards_are_atomic(tmp_path):
         assert find_shards(tmp_path) == [tmp_path / "clips-000000.tar"]
         raise Stop
     assert [p.name for p in tmp_path.iterdir()] == ["clips-000000.tar"]
-    with ShardWriter(tmp_path) as writer:  # goes on after what is there
-        writer.write(clip(2))
+    write(tmp_path, clip(2))  # continues the numbers
     assert [p.name for p in find_shards(tmp_path)] == ["clips-000000.tar", "clips-000001.tar"]
     assert [sample.key for sample in read_shards(tmp_path)] == ["clip_0", "clip_1", "clip_2"]
 
 
 def test_max_bytes_closes_a_shard(tmp_path):
-    with ShardWriter(tmp_path, max_bytes=1) as writer:
-        for number in range(2):
-            writer.write(clip(number))
-    assert len(writer.shards) == 2
+    assert len(write(tmp_path, clip(0), clip(1), max_bytes=1)) == 2
 
 
-def test_full_disk_is_an_error_and_keeps_complete_shards(tmp_path, monkeypatch):
+def test_full_disk_raises_and_complete_shards_remain(tmp_path, monkeypatch):
     real = os.fsync
-    left = [1]
+    calls = []
 
     def full(handle):
-        if not left:
+        calls.append(handle)
+        if len(calls) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        left.pop()
         real(handle)
 
     fake = SimpleNamespace(fsync=full, replace=os.replace, getpid=os.getpid, listdir=os.listdir)
     monkeypatch.setattr("training.data.shards.writer.os", fake)
-    with pytest.raises(InputError, match="No space left"), ShardWriter(tmp_path, per_shard=1) as writer:
-        writer.write(clip(0))
-        writer.write(clip(1))
+    with pytest.raises(InputError, match="No space left"):
+        write(tmp_path, clip(0), clip(1), per_shard=1)
     assert [p.name for p in tmp_path.iterdir()] == ["clips-000000.tar"]
     with pytest.raises(InputError, match="cannot be written"):
         ShardWriter(tmp_path / "clips-000000.tar")
 
 
-def shards(folder, clips=4, per_shard=2):
-    with ShardWriter(folder, per_shard=per_shard) as writer:
-        for number in range(clips):
-            writer.write(clip(number))
-    return writer.shards
-
-
 def damage(path, what):
-    content = bytearray(path.read_bytes())
-    if what == "cut":
-        content = content[: len(content) // 3]
-    elif what == "empty":
-        content = bytearray()
-    elif what == "text":
-        content = bytearray(b"this is no tar file" * 100)
-    elif what == "flip":  # inside the first video
-        at = bytes(content).index(b"mdat") + 400
-        content[at] ^= 255
-    path.write_bytes(content)
+    content = path.read_bytes()
+    at = content.index(b"mdat") + 400  # inside the first video
+    flipped = content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
+    damaged = {"cut": content[: len(content) // 3], "empty": b"", "text": b"this is no tar file" * 100, "flip": flipped}
+    path.write_bytes(damaged[what])
 
 
-@pytest.mark.parametrize(("what", "kept"), [("cut", 2), ("empty", 2), ("text", 2), ("flip", 3)])
-def test_broken_shards_are_errors_or_skipped(tmp_path, what, kept):
-    first, _ = shards(tmp_path)
+@pytest.mark.parametrize(("what", "clips"), [("cut", 2), ("empty", 2), ("text", 2), ("flip", 3)])
+def test_broken_shards_raise_or_are_skipped(tmp_path, what, clips):
+    first, _ = write_numbered(tmp_path)
     damage(first, what)
     with pytest.raises(BrokenClip, match=r"clips-000000\.tar"):
         list(read_shards(tmp_path))
     skipped: list[str] = []
-    assert len(list(read_shards(tmp_path, "skip", skipped))) == kept
+    assert len(list(read_shards(tmp_path, "skip", skipped))) == clips
     assert len(skipped) == 1 and "clips-000000.tar" in skipped[0]
 
 
-def test_missing_members_are_errors(tmp_path):
+def test_missing_members_raise(tmp_path):
     members = pack(clip(0))
     for ending in ("json", "mp4", "portrait0.png", "masks.npz"):
         with pytest.raises(BrokenClip, match=ending):
@@ -254,30 +240,28 @@ def test_missing_members_are_errors(tmp_path):
         unpack("x", {**members, "json": newer})
 
 
-def test_missing_shards_are_an_error(tmp_path):
-    for nothing in (tmp_path, tmp_path / "missing", [tmp_path / "a.tar"]):
+def test_missing_shards_raise(tmp_path):
+    for source in (tmp_path, tmp_path / "missing", [tmp_path / "a.tar"]):
         with pytest.raises(InputError, match="shards"):
-            next(read_shards(nothing))
+            next(read_shards(source))
 
 
 def test_index_finds_clips_and_skips_broken_shards(tmp_path):
-    long_name = "k" * 150  # longer than a plain tar header holds
-    with ShardWriter(tmp_path / "data", per_shard=3) as writer:
-        for number in range(5):
-            writer.write(replace(clip(number), key=f"{long_name}_{number}"))
+    long_name = "k" * 150  # longer than the name field of a tar header
+    clips = [replace(clip(number), key=f"{long_name}_{number}") for number in range(5)]
+    first, _ = write(tmp_path / "data", *clips, per_shard=3)
     cache = FeatureCache(tmp_path / "cache")
     index = ShardIndex(tmp_path / "data", cache)
     assert len(index) == 5 and cache.counts == {"index miss": 2}
     for number in (4, 0, 2):
         content = index.content(number)
-        assert content.key == f"{long_name}_{number}" and content.header["measured"]["seed"] == 2_000_000 + number
-        assert same(replace(content.load(), key="x"), replace(clip(number), key="x"))
-        n, frames, height, width, fps = index.shape(number)
-        assert (n, frames, height, width, fps) == (len(clip(number).masks), 9, 64, 96, 25.0)
+        assert content.key == clips[number].key and content.header["measured"]["seed"] == 2_000_000 + number
+        assert same(content.load(), clips[number])
+        assert index.shape(number) == (len(clips[number].masks), 9, 64, 96, 25.0)
     again = FeatureCache(tmp_path / "cache")
     ShardIndex(tmp_path / "data", again)
     assert again.counts == {"index hit": 2}
-    damage(writer.shards[0], "cut")
+    damage(first, "cut")
     with pytest.raises(BrokenClip, match="clips-000000"):
         ShardIndex(tmp_path / "data", again)
     skipped: list[str] = []
@@ -287,8 +271,8 @@ def test_index_finds_clips_and_skips_broken_shards(tmp_path):
 
 
 def test_repacked_shards_are_readable(tmp_path):
-    """Names in another order, behind "./", with folders between them and another owner."""
-    (path,) = shards(tmp_path / "a", clips=2)
+    """With names in another order and with "./", and with a folder."""
+    (path,) = write_numbered(tmp_path / "a", 2)
     with tarfile.open(path) as tar:
         tar.extractall(tmp_path / "files", filter="data")
     (tmp_path / "b").mkdir()
@@ -309,11 +293,11 @@ def test_repacked_shards_are_readable(tmp_path):
         {"measured": None}, {"caption": 7}, {"sha256": {}}, {"sha256": None}, {"speeches": [1]}, None, [],
     ],
 )  # fmt: skip
-def test_invalid_json_is_an_error(tmp_path, change):
+def test_invalid_json_raises(tmp_path, change):
     members = pack(clip(0))
-    head = {**json.loads(members["json"]), **change} if isinstance(change, dict) else change
+    header = {**json.loads(members["json"]), **change} if isinstance(change, dict) else change
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for ending, content in {**members, "json": json.dumps(head).encode()}.items():
+        for ending, content in {**members, "json": json.dumps(header).encode()}.items():
             entry = tarfile.TarInfo(f"odd.{ending}")
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
@@ -324,18 +308,16 @@ def test_invalid_json_is_an_error(tmp_path, change):
 
 
 def test_replaced_shard_is_detected(tmp_path):
-    (path,) = shards(tmp_path, clips=1)
+    (path,) = write_numbered(tmp_path, 1)
     index = ShardIndex(tmp_path, FeatureCache(None))
-    with ShardWriter(tmp_path, first=0) as writer:
-        writer.write(replace(clip(0), fps=24.0))
-    assert writer.shards == [path]
+    assert write(tmp_path, replace(clip(0), fps=24.0), first=0) == [path]
     with pytest.raises(BrokenClip, match="shard has changed"):
         index.content(0)
 
 
 def test_webdataset_reads_the_shards(tmp_path):
     webdataset = pytest.importorskip("webdataset")
-    paths = shards(tmp_path, clips=2)
+    paths = write_numbered(tmp_path, 2)
     read = list(webdataset.WebDataset([str(p) for p in paths], shardshuffle=False).decode("pil"))
     assert [sample["__key__"] for sample in read] == ["clip_0", "clip_1"]
     assert read[0]["json"]["caption"] == clip(0).caption
@@ -358,13 +340,13 @@ def test_puppet_plan_command(tmp_path, capsys):
     "text",
     ["puppets:x=1", "puppets:n=none", "puppets:clips=0", "puppets:motion=up", "puppets:seed=999990", "puppets:size=64"],
 )
-def test_invalid_puppet_plans_are_rejected(text):
+def test_invalid_puppet_plans_raise(text):
     with pytest.raises(InputError):
         PuppetPlan.parse(text)
 
 
 def test_check_command(tmp_path, capsys):
-    first, _ = shards(tmp_path)
+    first, _ = write_numbered(tmp_path)
     assert check.main(check.Arguments(tmp_path)) == 0
     output = capsys.readouterr().out
     assert "4 clips in 2 shards, 36 frames" in output and "0 broken" in output and "mp4" in output
@@ -375,7 +357,7 @@ def test_check_command(tmp_path, capsys):
 
 
 def test_caches_and_hidden_files_are_ignored(tmp_path):
-    shards(tmp_path / "data" / "deeper")
+    write_numbered(tmp_path / "data" / "deeper")
     for name in ("data/cache/x.tar", "data/.hidden/x.tar", "data/.x.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")

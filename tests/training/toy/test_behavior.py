@@ -1,4 +1,4 @@
-"""The shipped weights: every mouth follows its own speech, also when speeches are swapped."""
+"""Shipped weights: mouths follow their own speech, also with swapped speeches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 10
 @pytest.fixture(scope="module")
 def bundle():
     if not MODELS["toy"].available:
-        pytest.skip("the toy model's weights are not here")
+        pytest.skip("no weights of the toy model")
     return load_bundle("toy")
 
 
@@ -33,14 +33,14 @@ def report(bundle):
 def test_router_masks(report):
     assert report["router"]["headline_iou"] >= 0.6
     by_noise = [point["with_first_frame"] for point in report["router"]["points"]]
-    assert by_noise[-1] > by_noise[0], "less noise, better masks"
+    assert by_noise[-1] > by_noise[0]
 
 
 @pytest.mark.parametrize("matrix", ["binding", "binding_swapped"])
 def test_mouths_follow_their_speech(report, matrix):
-    figures = report["generated"][matrix]
-    assert figures["accuracy"] >= 0.6
-    assert figures["own"] > figures["other"] + 0.2
+    metrics = report["generated"][matrix]
+    assert metrics["accuracy"] >= 0.6
+    assert metrics["own"] > metrics["other"] + 0.2
 
 
 def test_identity(report):
@@ -49,17 +49,17 @@ def test_identity(report):
 
 
 def test_first_frame_and_speech(bundle):
-    """Also where the voices are swapped, and the picture shows other mouths than they want."""
+    """Mouths follow swapped speeches although the first frame shows other mouths."""
     target = ModelTarget(bundle, SETTINGS, (), STEPS)
-    made, shown, wanted = [], [], []
+    generated, drawn, expected = [], [], []
     for scene in (suite_scene(SETTINGS, index) for index in (0, 2, 4)):
         frames = target.generate(scene, [scene.swapped])[0].frames
         difference = frames[0].astype(float) - scene.clip.frames[0]
-        assert 10 * np.log10(255**2 / np.mean(difference**2)) > 25, "decibels"
+        assert 10 * np.log10(255**2 / np.mean(difference**2)) > 25  # dB
         regions = segment_characters(frames, scene.clip.portraits, shared_rgb=MOUTH_RGB)
-        made.append(mouth_opening(frames, regions, MOUTH_RGB)[:, 3:])
-        shown.append(scene.clip.opening[:, 3:])
-        wanted.append(redrawn(scene, SETTINGS, scene.swapped).opening[:, 3:])
-    mouths, voices, before = (np.concatenate(tracks).ravel() for tracks in (made, wanted, shown))
-    follows, keeps = (np.corrcoef(mouths, tracks)[0, 1] for tracks in (voices, before))
-    assert follows > 0.7 and follows > keeps + 0.4, (follows, keeps)
+        generated.append(mouth_opening(frames, regions, MOUTH_RGB)[:, 3:])
+        drawn.append(scene.clip.opening[:, 3:])
+        expected.append(redrawn(scene, SETTINGS, scene.swapped).opening[:, 3:])
+    mouths, swapped, original = (np.concatenate(tracks).ravel() for tracks in (generated, expected, drawn))
+    correlation, other = (np.corrcoef(mouths, tracks)[0, 1] for tracks in (swapped, original))
+    assert correlation > 0.7 and correlation > other + 0.4, (correlation, other)

@@ -16,7 +16,7 @@ INSIDE = torch.tensor(MOUTH_RGB).view(1, 3, 1, 1, 1) * 2 - 1
 
 
 def mouths_open(rows: list[int]) -> tuple[Tensor, Tensor]:
-    """A face whose mouth is so many rows high in each frame [1,3,F,16,16], and where the mouth is [1,F,16,16]."""
+    """Faces with mouths of the given heights per frame [1,3,F,16,16], and the weights of the mouth [1,F,16,16]."""
     video = torch.full((1, 3, len(rows), 16, 16), 0.6)
     for frame, height in enumerate(rows):
         video[:, :, frame, 8 : 8 + height, 5:11] = INSIDE[:, :, 0]
@@ -32,10 +32,10 @@ def test_opening_error_compares_mouth_areas() -> None:
     torch.testing.assert_close(opening_error(moved, video, near), torch.tensor(0.0))
     shut, late = (mouths_open(rows)[0] for rows in ([0, 0, 0, 0], [2, 0, 2, 4]))
     torch.testing.assert_close(opening_error(shut, video, near), torch.tensor(1.0), atol=0.02, rtol=0)
-    assert opening_error(late, video, near) > 0.9, "as open on the whole, but not at the right time"
+    assert opening_error(late, video, near) > 0.9  # the same mean opening at other times
     elsewhere = video.clone()
     elsewhere[..., :3, :] = INSIDE
-    assert opening_error(elsewhere, video, near) == 0, "only about mouths"
+    assert opening_error(elsewhere, video, near) == 0
     wrong = (video + 0.2).requires_grad_()
     opening_error(wrong, video, near).backward()
     assert wrong.grad is not None and wrong.grad.abs().sum() > 0
@@ -47,18 +47,8 @@ def test_decoder_training_keeps_the_encoder(tmp_path: Path, opening: float) -> N
     torch.manual_seed(0)
     AutoencoderKLCogVideoX(**{**TOY_VAE, **sizes}).save_pretrained(tmp_path)
     before = AutoencoderKLCogVideoX.from_pretrained(tmp_path)
-    metrics = train(
-        Arguments(
-            tmp_path,
-            minutes=0.05,
-            crop=16,
-            frames=9,
-            batch_size=2,
-            resume=True,
-            decoder_only=True,
-            opening_weight=opening,
-        )
-    )
+    options = {"minutes": 0.05, "crop": 16, "frames": 9, "batch_size": 2, "opening_weight": opening}
+    metrics = train(Arguments(tmp_path, resume=True, decoder_only=True, **options))
     assert metrics["steps"] > 0 and metrics["error"] > 0 and metrics["opening"] > 0
     after = AutoencoderKLCogVideoX.from_pretrained(tmp_path)
     pairs = [(name, old, after.state_dict()[name]) for name, old in before.state_dict().items()]
