@@ -10,6 +10,7 @@ import numpy as np
 from training.puppets.conversation import conversation
 from training.puppets.draw import Canvas, Pose, blend, draw_puppet
 from training.puppets.looks import Look, add_article, color_name, draw_look, rgb
+from training.puppets.voice import SAMPLE_RATE as SAMPLE_RATE
 from training.puppets.voice import synthesize, voice_for
 
 Motion = Literal["still", "moving", "crossing", "mixed"]

@@ -71,11 +71,7 @@ def test_round_trip_is_lossless_except_video(tmp_path):
     clips = [
         clip(0),
         clip(1, speech_features=rng.standard_normal((len(clip(1).speeches), 13, 3, 5)).astype(np.float16)),
-        clip(
-            2,
-            measured={"sync": 1 / 3, "boxes": [[1, 2.5]], "none": None, "text": "ä ❤", "flag": True},
-            fps=24_000 / 1001,
-        ),
+        clip(2, fps=24_000 / 1001, measured=measured),
         clip(3, caption="Zwei Füße — “quoted”\n", mouths=None),
     ]
     folder = tmp_path / "with space ü"
