@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from bya_core.encoders.domains import canvas_layout
 from bya_core.errors import InputError
@@ -40,22 +40,12 @@ from training.benchmark.contact_sheet import contact_sheet
 from training.benchmark.puppet_suite import evaluate_clip
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.targets import GeneratedVideo, ModelTarget
+from training.engine.trackers import MetricLog
 
 log = logging.getLogger(__name__)
 
 VALIDATION_SEEDS = 2_000_000
 """First seed of the validation scenes."""
-
-
-class ImageTracker(Protocol):
-    """The part of `training.engine.trackers.MetricLog` that is used here."""
-
-    output: Path
-    active: bool
-
-    def log(self, values: Mapping[str, float], step: int, group: str = "train") -> None: ...
-
-    def log_image(self, name: str, image: Image.Image, step: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -170,10 +160,15 @@ def evaluate_scenes(
 
 def validation_metrics(model: Any, config: ValidationConfig, bundle: ModelBundle) -> dict[str, float]:
     """Metrics of a transformer with the encoders of a bundle."""
+    with evaluation_mode(model):
+        return evaluate_scenes(with_transformer(bundle, model), config)[0]
+
+
+def with_transformer(bundle: ModelBundle, model: Any) -> ModelBundle:
+    """The bundle with another transformer."""
     bundle = replace(bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
     bundle.to(bundle.device)
-    with evaluation_mode(model):
-        return evaluate_scenes(bundle, config)[0]
+    return bundle
 
 
 class Validation:
@@ -196,7 +191,7 @@ class Validation:
         seed: int = VALIDATION_SEEDS,
         *,
         bundle: ModelBundle | str = "toy",
-        tracker: ImageTracker | None = None,
+        tracker: MetricLog | None = None,
         config: ValidationConfig | None = None,
     ) -> None:
         if every < 1:
@@ -236,53 +231,49 @@ class Validation:
     def _validate(self, model: nn.Module, step: int) -> dict[str, float]:
         if isinstance(self.bundle, str):
             self.bundle = load_bundle(self.bundle)
-        bundle = replace(self.bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
-        bundle.to(bundle.device)
-        metrics = self._validate_puppets(bundle, step) if self.config is not None else {}
+        bundle = with_transformer(self.bundle, model)
+        metrics = self._validate_puppets(bundle, self.config, step) if self.config is not None else {}
         self._generate_files(bundle, step)
         return metrics
 
-    def _validate_puppets(self, bundle: ModelBundle, step: int) -> dict[str, float]:
-        assert self.config is not None
-        metrics, scenes, predicted, videos = evaluate_scenes(bundle, self.config)
-        grid = bundle.grid(self.config.num_frames, bundle.native.height, bundle.native.width)
+    def _validate_puppets(self, bundle: ModelBundle, config: ValidationConfig, step: int) -> dict[str, float]:
+        metrics, scenes, predicted, videos = evaluate_scenes(bundle, config)
+        grid = bundle.grid(config.num_frames, bundle.native.height, bundle.native.width)
         for k, scene in enumerate(scenes):
-            drawn = grid.pixels_to_tokens(torch.from_numpy(scene.clip.masks))
+            clip, name = scene.clip, f"puppets_{scene.clip.seed}"
             rows = [
-                ("drawn", scene.clip.frames, drawn),
-                ("predicted at half noise", scene.clip.frames, torch.from_numpy(predicted[k])),
+                ("drawn", clip.frames, grid.pixels_to_tokens(torch.from_numpy(clip.masks))),
+                ("predicted at half noise", clip.frames, torch.from_numpy(predicted[k])),
             ]
             if k < len(videos):
-                rows.append(("generated, with its masks", videos[k].frames, torch.from_numpy(videos[k].masks)))
+                frames, masks = videos[k].frames, torch.from_numpy(videos[k].masks)
+                rows.append(("generated, with its masks", frames, masks))
+                self._log_video(name, frames, masks, grid, clip.fps, step)
             title = "with first frame" if scene.first_frame else "without first frame"
-            self._log_image(f"puppets_{scene.clip.seed}", contact_sheet(rows, grid, title), step)
-            if k < len(videos):
-                video = videos[k]
-                self._log_video(f"puppets_{scene.clip.seed}", video.frames, video.masks, grid, scene.clip.fps, step)
+            self._log_image(name, contact_sheet(rows, grid, title), step)
         return metrics
 
     def _generate_files(self, bundle: ModelBundle, step: int) -> None:
         for path in self.files:
             scene = load_scene(path, bundle.defaults)
             video = generate(scene, bundle)
-            row = ("generated, with its masks", video.frames.numpy(), video.masks)
-            self._log_image(path.stem, contact_sheet([row], video.grid, path.stem), step)
-            self._log_video(path.stem, video.frames.numpy(), video.masks.numpy(), video.grid, scene.fps, step)
+            frames, masks = video.frames.numpy(), video.masks
+            sheet = contact_sheet([("generated, with its masks", frames, masks)], video.grid, path.stem)
+            self._log_image(path.stem, sheet, step)
+            self._log_video(path.stem, frames, masks, video.grid, scene.fps, step)
 
     def _log_image(self, name: str, image: Image.Image, step: int) -> None:
         if self.tracker is not None:
             self.tracker.log_image(name, image, step)
 
-    def _log_video(
-        self, name: str, frames: np.ndarray, masks: np.ndarray, grid: TokenGrid, fps: float, step: int
-    ) -> None:
+    def _log_video(self, name: str, frames: np.ndarray, masks: Tensor, grid: TokenGrid, fps: float, step: int) -> None:
         """Write the video with overlaid masks beside the images of the tracker."""
         if self.tracker is None or not self.tracker.active:
             return
         folder = self.tracker.output / "images" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         labels = [f"character {n + 1}" for n in range(len(masks))]
-        write_video(folder / f"{name}.mp4", render_overlay(frames, torch.from_numpy(masks), grid, labels), fps)
+        write_video(folder / f"{name}.mp4", render_overlay(frames, masks, grid, labels), fps)
 
 
 @contextmanager

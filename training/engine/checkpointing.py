@@ -257,9 +257,8 @@ def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
             parameter.copy_(_like_parameter(weights[name], parameter))
         saved = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
         if len(saved) != len(run.optimizers):
-            raise InputError(
-                f"checkpoint {folder} has other optimizers", "the same ones", "choose another output folder"
-            )
+            problem = f"checkpoint {folder} has {len(saved)} optimizers"
+            raise InputError(problem, f"the {len(run.optimizers)} of this stage", "choose another output folder")
         for optimizer, states in zip(run.optimizers, saved, strict=True):
             for name, state in states.items():
                 p = trainable[name]
@@ -278,11 +277,8 @@ def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
     if len(random_states["processes"]) == run.accelerator.num_processes:
         set_random_state(random_states["processes"][run.accelerator.process_index])
     else:
-        log.warning(
-            "the checkpoint was written by %d processes, this run has %d: same batches, different rounding",
-            len(random_states["processes"]),
-            run.accelerator.num_processes,
-        )
+        text = "the checkpoint was written by %d processes, this run has %d: same batches, different rounding"
+        log.warning(text, len(random_states["processes"]), run.accelerator.num_processes)
 
 
 def _check_identity(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,5 @@ def write_model(
     run: dict[str, Any] = dict(info)
     if lora is not None:
         save_file(lora_weights(model, state, lora), folder / LORA_FILE)
-        run["lora"] = {
-            "file": LORA_FILE,
-            "merged": False,
-            "scale": 1.0,
-            "rank": lora.rank,
-            "alpha": lora.alpha,
-            "targets": list(lora.targets),
-        }
+        run["lora"] = {"file": LORA_FILE, "merged": False, "scale": 1.0, **asdict(lora)}
     (folder / "run.json").write_text(json.dumps(run, indent=1, default=str))

@@ -15,17 +15,17 @@ Encoders and VAE are not included: their features come from the cache (docs/refe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
 import tyro
 
 from bya_core.errors import InputError
+from training.engine.distributed import HALF_PRECISION
 from training.engine.stages import Recipe, Stage, load_recipe
 from training.engine.trace import Trace, trace_sample
 
-HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESERVE = 1.5e9
 
 
@@ -199,10 +199,8 @@ def _persistent_memory(trace: Trace, stage: Stage, hardware: Hardware) -> dict[s
 
 def _quantity(value: float, unit: str) -> str:
     """With SI prefix and three significant digits: 1.63 GB, 829 TFLOP."""
-    for prefix in ("", "k", "M", "G", "T", "P", "E"):
-        if value < 1000 or prefix == "E":
-            break
-        value /= 1000
+    exponent = min(6, int(math.log10(max(value, 1.0)) / 3 + 1e-9))
+    value, prefix = value / 1000**exponent, ("", "k", "M", "G", "T", "P", "E")[exponent]
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {prefix}{unit}"
 
 

@@ -7,6 +7,7 @@ targets of the router stay clean. In the released code one kind of noise also re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import torch
@@ -52,8 +53,8 @@ def paper_teacher_masks(
     """
     config = config or TeacherConfig()
     target = repeat(masks.float(), "b n t h w -> r b n t h w", r=layers)
-    keep = _uniform(target.shape, target, generator) >= config.token_dropout
-    forced = (target * keep + config.noise_std * _normal(target.shape, target, generator)).clamp(0, 1)
+    keep = _random(torch.rand, target.shape, target, generator) >= config.token_dropout
+    forced = (target * keep + config.noise_std * _random(torch.randn, target.shape, target, generator)).clamp(0, 1)
     return TeacherMasks(_drop_layers(forced, config.layer_dropout, generator), target)
 
 
@@ -85,25 +86,21 @@ def released_teacher_masks(
     union = rearrange(one_hot, "b t h w n -> b n t h w").float().amax(dim=2, keepdim=True)
     static = union.expand(-1, -1, labels.shape[1], -1, -1)
     target = repeat(static, "b n t h w -> r b n t h w", r=layers).contiguous()
-    corrupted = _uniform(target.shape, target, generator) < corruption
-    target = torch.where(corrupted, _uniform(target.shape, target, generator), target)
-    forced = (target + noise_std * _normal(target.shape, target, generator)).clamp(0, 1)
+    corrupted = _random(torch.rand, target.shape, target, generator) < corruption
+    target = torch.where(corrupted, _random(torch.rand, target.shape, target, generator), target)
+    forced = (target + noise_std * _random(torch.randn, target.shape, target, generator)).clamp(0, 1)
     return TeacherMasks(_drop_layers(forced, layer_dropout, generator), target)
 
 
-def _uniform(shape: torch.Size, like: Tensor, generator: Generator | None) -> Tensor:
+def _random(function: Callable[..., Tensor], shape: torch.Size, like: Tensor, generator: Generator | None) -> Tensor:
+    """`torch.rand` or `torch.randn` on the device of the generator, moved to that of `like`."""
     device = generator.device if generator is not None else like.device
-    return torch.rand(shape, generator=generator, device=device).to(like.device)
-
-
-def _normal(shape: torch.Size, like: Tensor, generator: Generator | None) -> Tensor:
-    device = generator.device if generator is not None else like.device
-    return torch.randn(shape, generator=generator, device=device).to(like.device)
+    return function(shape, generator=generator, device=device).to(like.device)
 
 
 def _drop_layers(forced: Tensor, probability: float, generator: Generator | None) -> Tensor:
     """Set whole [N, T, h, w] masks to zero, independently per layer and sample."""
     if probability == 0:
         return forced
-    keep = _uniform(forced.shape[:2], forced, generator) >= probability
+    keep = _random(torch.rand, forced.shape[:2], forced, generator) >= probability
     return forced * keep[:, :, None, None, None, None]

@@ -33,9 +33,9 @@ class RunTimer:
         now = torch.tensor([(time.monotonic() - self.started) / 60], dtype=torch.float32, device=accelerator.device)
         if accelerator.num_processes > 1:
             now = accelerator.reduce(now * accelerator.is_main_process, "sum")
-        self.state.step, self.state.minutes, self.state.samples = (
-            self.state.step + 1, float(now), self.state.samples + samples,
-        )  # fmt: skip
+        self.state.step += 1
+        self.state.samples += samples
+        self.state.minutes = float(now)
 
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint should be written now."""

@@ -7,9 +7,10 @@ activations are the tensors that autograd saves with CPU kernels, which differ f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,9 +108,19 @@ def trace_sample(
                 saved[current[0]] += storage.nbytes()
             return tensor
 
+        def enter(index: int, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            current[0] = index
+            streams = [*args, kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")]
+            inputs[index] += sum(x.nbytes for x in streams if isinstance(x, Tensor))
+
+        def leave(index: int, _: Any, args: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            current[0] = -1
+            if any(tensor.requires_grad for tensor in output):
+                needs_grad.add(index)
+
         for index, block in enumerate(model.transformer_blocks):
-            block.register_forward_pre_hook(_before_block(index, current, inputs), with_kwargs=True)
-            block.register_forward_hook(_after_block(index, current, needs_grad))
+            block.register_forward_pre_hook(partial(enter, index), with_kwargs=True)
+            block.register_forward_hook(partial(leave, index))
         loss, batch = StageLoss(stage), _fake_batch(model, characters, frames)
         with FlopCounterMode(display=False, custom_mapping=_cpu_attention_flops()) as counter:
             autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
@@ -207,24 +218,6 @@ def _fake_batch(model: BindYourAvatarTransformer3DModel, characters: int, frames
         "hidden": torch.empty(1, n, c.lfe_num_scale, FACE_FEATURE_TOKENS, c.lfe_vit_dim),
         "speech": torch.empty(1, n, frames + c.audio_window - 1, c.audio_blocks, c.audio_channels),
     }
-
-
-def _before_block(index: int, current: list[int], inputs: Counter[int]) -> Callable[..., None]:
-    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        current[0] = index
-        streams = [*args, kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")]
-        inputs[index] += sum(x.numel() * x.element_size() for x in streams if isinstance(x, Tensor))
-
-    return hook
-
-
-def _after_block(index: int, current: list[int], needs_grad: set[int]) -> Callable[..., None]:
-    def hook(_: Any, args: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        current[0] = -1
-        if any(tensor.requires_grad for tensor in output):
-            needs_grad.add(index)
-
-    return hook
 
 
 def _cpu_attention_flops() -> dict[Any, Any]:

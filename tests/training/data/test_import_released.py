@@ -160,7 +160,7 @@ INVALID = {
     "broken_audio": ({}, lambda d, n: _features(d, n, "right").write_bytes(b"\x80\x02no tensor"), "broken_audio.pt"),
     "three": ({"people": 3}, None, "3 characters"),
     "empty": ({"people": 0}, None, "0 characters"),
-    "no_boxes": ({}, lambda d, n: (d.base / "refine_bbox_jsons" / f"{n}.json").write_text("{}"), "no box of character 1"),
+    "no_boxes": ({}, lambda d, n: (d.base / "refine_bbox_jsons" / f"{n}.json").write_text("{}"), "no box"),
     "broken_json": (
         {}, lambda d, n: (d.base / "track_masks_data" / n / "valid_frame.json").write_text("[1, 2"), "valid_frame.json",
     ),
