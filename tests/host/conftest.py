@@ -1,3 +1,3 @@
-"""Checks that run inside ComfyUI's own Python are started by test_in_host.py."""
+"""The checks in `inside` are run by test_in_host.py."""
 
 collect_ignore = ["inside"]

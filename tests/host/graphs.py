@@ -1,4 +1,4 @@
-"""The pack's workflows as graphs for the server, changed a little, and what came of them read back."""
+"""API graphs of the workflows: changing them and reading their results."""
 
 from __future__ import annotations
 
@@ -23,53 +23,63 @@ REAL = "02-two-talkers-real-weights"
 
 
 def load(name: str) -> Graph:
-    """A workflow's graph, by its name or the number it starts with."""
+    """Graph of a workflow, by name or leading number."""
     (path,) = GRAPHS.glob(f"{name}*.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def of_class(graph: Graph, kind: str) -> list[str]:
-    """Ids of the nodes of a class, in order."""
+def nodes_of(graph: Graph, kind: str) -> list[str]:
+    """Ids of the nodes of a class."""
     return [number for number, node in graph.items() if node["class_type"] == kind]
 
 
-def changed(graph: Graph, kind: str, index: int | None = None, **inputs: Any) -> Graph:
-    """A copy in which nodes of a class have other inputs: all of them, or the one with that index."""
+def with_inputs(graph: Graph, kind: str, index: int | None = None, **inputs: Any) -> Graph:
+    """A copy with other inputs of the nodes of a class: all of them, or the one with that index."""
     graph = copy.deepcopy(graph)
-    numbers = of_class(graph, kind)
+    numbers = nodes_of(graph, kind)
     for number in numbers if index is None else [numbers[index]]:
         graph[number]["inputs"].update(inputs)
     return graph
 
 
-def quick(graph: Graph, frames: int = 17, steps: int = 6, seed: int = 0) -> Graph:
-    """A copy that takes seconds."""
-    return changed(graph, "BYA_Scene", frames=frames, steps=steps, seed=seed)
+def shorten(graph: Graph, frames: int = 17, steps: int = 6, seed: int = 0) -> Graph:
+    """A copy with fewer frames and steps."""
+    return with_inputs(graph, "BYA_Scene", frames=frames, steps=steps, seed=seed)
 
 
 def without(graph: Graph, *kinds: str) -> Graph:
-    """A copy without the nodes of these classes, and without what hangs on them."""
+    """A copy without the nodes of these classes and all nodes that depend on them."""
     graph = {number: node for number, node in copy.deepcopy(graph).items() if node["class_type"] not in kinds}
-    while lost := [number for number, node in graph.items() if any(_gone(v, graph) for v in node["inputs"].values())]:
-        for number in lost:
+
+    def is_missing(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == 2 and str(value[0]) not in graph
+
+    while broken := [number for number, node in graph.items() if any(map(is_missing, node["inputs"].values()))]:
+        for number in broken:
             del graph[number]
     return graph
 
 
-def _gone(value: Any, graph: Graph) -> bool:
-    return isinstance(value, list) and len(value) == 2 and str(value[0]) not in graph
-
-
-def added(graph: Graph, kind: str, **inputs: Any) -> tuple[Graph, str]:
-    """A copy with one node more, and its id."""
+def with_node(graph: Graph, kind: str, **inputs: Any) -> tuple[Graph, str]:
+    """A copy with another node, and its id."""
     graph = copy.deepcopy(graph)
     number = str(max(map(int, graph)) + 1)
     graph[number] = {"class_type": kind, "inputs": inputs}
     return graph, number
 
 
-def bring_own_inputs(server: Server) -> None:
-    """Pictures and recordings under the names that the workflow for real people asks for."""
+def load_runnable(name: str, server: Server) -> Graph:
+    """Graph of a workflow; the one for the released weights runs the toy model instead."""
+    graph = load(name)
+    if name == REAL:
+        copy_inputs(server)
+        graph = with_inputs(graph, "BYA_Loader", model="toy", dtype="default")
+        graph = with_inputs(graph, "BYA_Preflight", model="toy")
+    return graph
+
+
+def copy_inputs(server: Server) -> None:
+    """Copy the images and recordings that the workflow for the released weights loads."""
     for letter in "AB":
         for kind in ("png", "wav"):
             target = server.folder / "input" / f"person_{letter}.{kind}"
@@ -77,14 +87,14 @@ def bring_own_inputs(server: Server) -> None:
 
 
 @dataclass(frozen=True)
-class Film:
+class SavedVideo:
     """A saved video.
 
     Args:
         frames: uint8 [F, H, W, 3].
-        fps: frames a second.
-        seconds: of its sound, 0 where it has none.
-        peak: of its sound.
+        fps: Frames per second.
+        seconds: Duration of the audio; 0 without audio.
+        peak: Peak of the audio.
     """
 
     frames: np.ndarray
@@ -93,28 +103,28 @@ class Film:
     peak: float
 
 
-def read_film(path: Path) -> Film:
-    """A video file."""
+def read_video(path: Path) -> SavedVideo:
+    """Read a video file."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        fps, heard = float(stream.average_rate or 0), bool(container.streams.audio)
+        fps, has_audio = float(stream.average_rate or 0), bool(container.streams.audio)
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    if not heard:
-        return Film(frames, fps, 0.0, 0.0)
-    sound, rate = read_audio(path)
-    return Film(frames, fps, sound.shape[1] / rate, float(sound.abs().max()))
+    if not has_audio:
+        return SavedVideo(frames, fps, 0.0, 0.0)
+    audio, rate = read_audio(path)
+    return SavedVideo(frames, fps, audio.shape[1] / rate, float(audio.abs().max()))
 
 
-def films(server: Server, run: Run, graph: Graph) -> dict[str, Film]:
-    """Every video a run saved, by the prefix of its name."""
-    found = {}
-    for number in of_class(graph, "SaveVideo"):
+def saved_videos(server: Server, run: Run, graph: Graph) -> dict[str, SavedVideo]:
+    """Videos saved by a run, by file name prefix."""
+    videos = {}
+    for number in nodes_of(graph, "SaveVideo"):
         prefix = Path(graph[number]["inputs"]["filename_prefix"]).name
         (path,) = server.files(run, number)
-        found[prefix] = read_film(path)
-    return found
+        videos[prefix] = read_video(path)
+    return videos
 
 
-def pictures(server: Server, run: Run, number: str) -> np.ndarray:
-    """uint8 [B, H, W, 3] that a node shows."""
+def shown_images(server: Server, run: Run, number: str) -> np.ndarray:
+    """Images [B, H, W, 3] (uint8) shown by a node."""
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in server.files(run, number)])

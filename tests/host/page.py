@@ -1,7 +1,7 @@
-"""ComfyUI's real page in a real browser, driven by tests/host/page.js.
+"""ComfyUI's page in Chromium, controlled by tests/host/page.js.
 
-It needs node, npm (once, for playwright-core, which is kept in the cache folder) and Chromium
-(`apt-get install chromium`); where one is missing, tests of the page skip and say which.
+Requires node, npm (to install playwright-core into the cache folder) and Chromium; otherwise the tests of the page are
+skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.host.setup import NoHost, cache_folder, locked
+from tests.host.setup import HostUnavailable, cache_folder, locked
 
 DRIVER = Path(__file__).resolve().parent / "page.js"
 PLAYWRIGHT = "playwright-core@1"
@@ -24,18 +24,18 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 Step = Mapping[str, Any]
 
 
-class PageFailed(Exception):
-    """The page did not do what was asked; the message is what the driver said."""
+class PageError(Exception):
+    """A step failed, or the page raised errors."""
 
 
-def play(url: str, *steps: Step, seconds: float = 300, viewport: tuple[int, int] = (1600, 900)) -> list[Any]:
-    """Open the page and do the steps; returns an answer for each (see `actions` in host_page.js).
+def run_steps(url: str, *steps: Step, seconds: float = 300, viewport: tuple[int, int] = (1600, 900)) -> list[Any]:
+    """Open the page and run steps; returns the answer of each, see `actions` in page.js.
 
     Raises:
-        NoHost: no browser, or nothing to drive it with.
-        PageFailed: a step failed, or an error was thrown in the page.
+        HostUnavailable: The browser or node is missing.
+        PageError: A step failed, or the page raised errors.
     """
-    node, browser, modules = tools()
+    node, browser, modules = find_tools()
     job = {
         "modules": str(modules),
         "browser": browser,
@@ -48,22 +48,22 @@ def play(url: str, *steps: Step, seconds: float = 300, viewport: tuple[int, int]
         path.write_text(json.dumps(job, default=str), encoding="utf-8")
         done = subprocess.run([node, str(DRIVER), str(path)], capture_output=True, text=True, timeout=seconds)
     if done.returncode:
-        raise PageFailed(done.stderr.strip()[-2000:])
-    said = json.loads(done.stdout)
-    if said["errors"]:
-        raise PageFailed(f"errors in the page: {said['errors'][:3]}")
-    return said["answers"]
+        raise PageError(done.stderr.strip()[-2000:])
+    result = json.loads(done.stdout)
+    if result["errors"]:
+        raise PageError(f"errors in the page: {result['errors'][:3]}")
+    return result["answers"]
 
 
 @cache
-def tools() -> tuple[str, str, Path]:
-    """node, the browser, and the folder that holds playwright-core. Raises NoHost."""
+def find_tools() -> tuple[str, str, Path]:
+    """Paths of node, the browser and the folder with playwright-core. Raises HostUnavailable."""
     node = shutil.which("node")
     if node is None:
-        raise NoHost("no node here: the page cannot be driven")
+        raise HostUnavailable("node is not installed")
     browser = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        raise NoHost("no browser here: install Chromium (apt-get install chromium), or name one in BROWSER_PATH")
+        raise HostUnavailable("no browser found: install chromium, or set BROWSER_PATH")
     folder = cache_folder() / "page"
     folder.mkdir(parents=True, exist_ok=True)
     modules = folder / "node_modules"
@@ -76,8 +76,8 @@ def tools() -> tuple[str, str, Path]:
 def _install(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise NoHost("no npm here: playwright-core cannot be installed")
+        raise HostUnavailable("npm is not installed, which is needed to install playwright-core")
     command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), PLAYWRIGHT]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise NoHost(f"playwright-core could not be installed: {done.stderr.strip().splitlines()[-1:]}")
+        raise HostUnavailable(f"playwright-core could not be installed: {done.stderr.strip().splitlines()[-1:]}")

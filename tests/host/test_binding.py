@@ -1,6 +1,6 @@
-"""Who is driven is decided in the graph: by the matrix, and by masks that were edited in it.
+"""Audio assignment and edited masks select the mouth that moves.
 
-Only puppet A has a voice. Its mouth is watched where puppet A stands (left) and where puppet B stands (right).
+Only puppet A, on the left, has a voice; puppet B is on the right.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ REFINE = {
 }  # fmt: skip
 
 
-def movement(server: Server, graph: Graph) -> np.ndarray:
-    """How much the mouths on the left and on the right open and close, [2].
+def mouth_movement(server: Server, graph: Graph) -> np.ndarray:
+    """Standard deviation of the mouth opening on the left and on the right.
 
-    The given first frame shows puppet B with an open mouth, whoever talks afterwards: its moment is left out.
+    The first frames are skipped, since the given first frame shows puppet B with an open mouth.
     """
-    (sampler,) = graphs.of_class(graph, "BYA_Sampler")
-    graph, shown = graphs.added(graph, "PreviewImage", images=[sampler, 0])
+    (sampler,) = graphs.nodes_of(graph, "BYA_Sampler")
+    graph, shown = graphs.with_node(graph, "PreviewImage", images=[sampler, 0])
     run = server.run(graph)
     assert run.ended == "execution_success", run.error
-    frames = graphs.pictures(server, run, shown)
+    frames = graphs.shown_images(server, run, shown)
     halves = np.zeros((2, *frames.shape[:3]))
     halves[LEFT, :, :, : frames.shape[2] // 2] = 1
     halves[RIGHT, :, :, frames.shape[2] // 2 :] = 1
@@ -39,37 +39,37 @@ def movement(server: Server, graph: Graph) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def one_talker() -> Graph:
-    graph = graphs.quick(graphs.load("06"), frames=33, steps=10)
+def one_speaker() -> Graph:
+    graph = graphs.shorten(graphs.load("06"), frames=33, steps=10)
     return graphs.without(graph, "BYA_BindingReport", "BYA_MaskOverlay")
 
 
-def test_the_voice_moves_its_own_mouth(one_talker: Graph, server: Server) -> None:
-    moved = movement(server, one_talker)
+def test_own_voice(one_speaker: Graph, server: Server) -> None:
+    moved = mouth_movement(server, one_speaker)
     assert moved[LEFT] > 2 * moved[RIGHT], moved
 
 
-def test_a_swapped_matrix_moves_the_other_mouth(one_talker: Graph, server: Server) -> None:
+def test_swapped_matrix(one_speaker: Graph, server: Server) -> None:
     for change in ({"audio_assignment": "swapped"}, {"audio_character_matrix": "0 1; 1 0"}):
-        moved = movement(server, graphs.changed(one_talker, "BYA_EmbeddingRouter", **change))
+        moved = mouth_movement(server, graphs.with_inputs(one_speaker, "BYA_EmbeddingRouter", **change))
         assert moved[RIGHT] > 2 * moved[LEFT], (change, moved)
 
 
-def test_masks_edited_in_the_graph_change_who_is_driven(one_talker: Graph, server: Server) -> None:
-    """Puppet A's mask is put where puppet B stands, and the other way round, by core nodes and Mask Refine."""
-    graph = one_talker
-    (router,), (sampler,) = (graphs.of_class(graph, f"BYA_{kind}") for kind in ("EmbeddingRouter", "Sampler"))
-    graph, black = graphs.added(graph, "SolidMask", value=0.0, width=96, height=64)
-    graph, white = graphs.added(graph, "SolidMask", value=1.0, width=48, height=64)
+def test_swapped_masks(one_speaker: Graph, server: Server) -> None:
+    """Masks made with nodes of ComfyUI are exchanged between the puppets with BYA Mask Refine."""
+    graph = one_speaker
+    (router,), (sampler,) = (graphs.nodes_of(graph, f"BYA_{kind}") for kind in ("EmbeddingRouter", "Sampler"))
+    graph, black = graphs.with_node(graph, "SolidMask", value=0.0, width=96, height=64)
+    graph, white = graphs.with_node(graph, "SolidMask", value=1.0, width=48, height=64)
     routing = [router, 0]
     for name, x in (("puppet A", 48), ("puppet B", 0)):
-        graph, half = graphs.added(
+        graph, half = graphs.with_node(
             graph, "MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"
         )
-        graph, refined = graphs.added(
+        graph, refined = graphs.with_node(
             graph, "BYA_MaskRefine", routing=routing, override_mask=[half, 0], character=name, **REFINE
         )
         routing = [refined, 0]
     graph[sampler]["inputs"]["routing"] = routing
-    moved = movement(server, graph)
+    moved = mouth_movement(server, graph)
     assert moved[RIGHT] > 1.5 * moved[LEFT], moved

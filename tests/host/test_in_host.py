@@ -1,8 +1,4 @@
-"""Runs the checks in `inside/` with ComfyUI's own Python, in one process with ComfyUI.
-
-They are pytest files of another name, so that they are not collected here. The host's environment stays as it is:
-pytest is lent to it for the run.
-"""
+"""Runs the pytest files in `inside/` with ComfyUI's Python, with pytest on PYTHONPATH instead of installed."""
 
 from __future__ import annotations
 
@@ -16,23 +12,23 @@ import pytest
 from tests.host.setup import ROOT, Host
 
 INSIDE = Path(__file__).resolve().parent / "inside"
-LENT = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")
+PYTEST_PACKAGES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")
 
 
 @pytest.mark.host
 @pytest.mark.parametrize("name", sorted(path.name for path in INSIDE.glob("check_*.py")))
 def test_inside_comfyui(host: Host, name: str, tmp_path: Path) -> None:
-    lent = tmp_path / "lent"
-    lent.mkdir()
-    for package in LENT:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for package in PYTEST_PACKAGES:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
-            place = Path(spec.origin)
-            place = place.parent if place.name == "__init__.py" else place
-            (lent / place.name).symlink_to(place, target_is_directory=place.is_dir())
+            path = Path(spec.origin)
+            path = path.parent if path.name == "__init__.py" else path
+            (packages / path.name).symlink_to(path, target_is_directory=path.is_dir())
     environment = {
         **os.environ,
-        "PYTHONPATH": str(lent),
+        "PYTHONPATH": str(packages),
         "COMFYUI_DIR": str(host.root),
         "BYA_PACK": str(ROOT),
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -1,6 +1,6 @@
-"""The pack in ComfyUI's real page: workflows load as they were drawn, run, and show what they made.
+"""The pack in ComfyUI's page: loading and running workflows, templates, help.
 
-Screenshots go into the folder named by BYA_SCREENSHOTS, else into pytest's own.
+Screenshots are saved in the folder BYA_SCREENSHOTS, by default in a temporary one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from tests.host import graphs
-from tests.host.page import play, tools
+from tests.host.page import find_tools, run_steps
 from tests.host.server import PACK, Server
-from tests.host.setup import ROOT, NoHost
+from tests.host.setup import ROOT, HostUnavailable
 
 pytestmark = pytest.mark.host
 FILES = sorted((ROOT / "workflows").glob("*.json"))
@@ -26,10 +26,10 @@ FILES = sorted((ROOT / "workflows").glob("*.json"))
 
 @pytest.fixture(scope="module")
 def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go; skips where there is no browser."""
+    """Folder for screenshots; skips without a browser."""
     try:
-        tools()
-    except NoHost as problem:
+        find_tools()
+    except HostUnavailable as problem:
         pytest.skip(str(problem))
     if given := os.environ.get("BYA_SCREENSHOTS"):
         folder = Path(given).resolve()
@@ -44,41 +44,41 @@ def _overlap(one: list[float], other: list[float]) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
-    """A screenshot of a page, and not of an empty one."""
+    """Whether a screenshot is not empty."""
     pixels = np.asarray(Image.open(path).convert("RGB").resize((64, 64))).reshape(-1, 3)
     return len(np.unique(pixels, axis=0)) > 50
 
 
-def test_workflows_load_as_drawn(server: Server, shots: Path) -> None:
-    """Every node is known, nothing overlaps, and the page queues the very graph that the server tests run."""
-    graphs.bring_own_inputs(server)  # else the page marks the nodes whose files are missing
+def test_workflows_load(server: Server, shots: Path) -> None:
+    """All nodes are known and do not overlap, and the page queues the graph in graphs_api."""
+    graphs.copy_inputs(server)  # the page marks nodes whose files are missing
     steps: list[dict[str, Any]] = []
     for path in FILES:
         picture = shots / f"{path.stem}.png"
         steps += [{"do": "load", "workflow": path}, {"do": "prompt"}, {"do": "shot", "file": picture, "fit": True}]
-    answers = play(server.url, *steps, viewport=(1900, 1100))
+    answers = run_steps(server.url, *steps, viewport=(1900, 1100))
     for index, path in enumerate(FILES):
         nodes, prompt = answers[3 * index], answers[3 * index + 1]
         assert len(nodes) == len(json.loads(path.read_text(encoding="utf-8"))["nodes"])
         assert not [node["type"] for node in nodes if not node["known"]], path.stem
-        lying = [
+        overlapping = [
             (one["type"], other["type"])
             for number, one in enumerate(nodes)
             for other in nodes[number + 1 :]
             if _overlap(one["box"], other["box"])
         ]
-        assert not lying, f"{path.stem}: over each other"
+        assert not overlapping, path.stem
         queued = {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in prompt.items()}
         assert queued == graphs.load(path.stem), path.stem
         assert _is_picture(shots / f"{path.stem}.png")
 
 
-def test_toy_workflow_runs_and_shows(server: Server, shots: Path) -> None:
-    """A click on Run: the report's picture, and two videos that play: the scene, and the masks over it."""
+def test_run_in_the_page(server: Server, shots: Path) -> None:
+    """Runs the toy workflow; the page shows the report and two videos."""
     path, graph = FILES[0], graphs.load(FILES[0].stem)
-    (scene,) = graphs.of_class(graph, "BYA_Scene")
+    (scene,) = graphs.nodes_of(graph, "BYA_Scene")
     picture = shots / "two-talkers-done.png"
-    _, _, ended, shown, _ = play(
+    _, _, ended, shown, _ = run_steps(
         server.url,
         {"do": "load", "workflow": path},
         {"do": "set", "values": {scene: {"frames": 17, "steps": 6}}},
@@ -87,12 +87,12 @@ def test_toy_workflow_runs_and_shows(server: Server, shots: Path) -> None:
         {"do": "shot", "file": picture, "fit": True},
     )
     assert ended["kind"] == "execution_success", ended["detail"].get("exception_message")
-    (report,) = graphs.of_class(graph, "PreviewImage")
+    (report,) = graphs.nodes_of(graph, "PreviewImage")
     ((width, _),) = shown["nodes"][report]["pictures"]
     assert width > 300
-    found = {video["source"].partition("filename=")[2].partition("_0")[0]: video for video in shown["videos"]}
-    assert set(found) == {"two_talkers", "two_talkers_overlay"}
-    for video in found.values():
+    videos = {video["source"].partition("filename=")[2].partition("_0")[0]: video for video in shown["videos"]}
+    assert set(videos) == {"two_talkers", "two_talkers_overlay"}
+    for video in videos.values():
         assert video["seconds"] == pytest.approx(17 / 25, abs=0.1)
         assert video["width"] >= 96
     assert _is_picture(picture)
@@ -100,17 +100,16 @@ def test_toy_workflow_runs_and_shows(server: Server, shots: Path) -> None:
 
 def test_template_browser_lists_the_pack(server: Server, shots: Path) -> None:
     picture = shots / "templates.png"
-    (answer,) = play(server.url, {"do": "templates", "pack": PACK, "file": picture})
+    (answer,) = run_steps(server.url, {"do": "templates", "pack": PACK, "file": picture})
     for path in FILES:
         assert path.stem in answer["text"]
     thumbnails = Counter(Image.open(path.with_suffix(".jpg")).width for path in FILES)
-    assert thumbnails <= Counter(answer["widths"]), "all of them are shown"
+    assert thumbnails <= Counter(answer["widths"])
     assert _is_picture(picture)
 
 
-def test_help_is_shown_in_the_page(server: Server, shots: Path) -> None:
-    """The help page of a node is drawn in the side bar, its picture included."""
-    answer = play(
+def test_help_page(server: Server, shots: Path) -> None:
+    answer = run_steps(
         server.url,
         {"do": "load", "workflow": FILES[0]},
         {"do": "help", "type": "BYA_EmbeddingRouter", "file": shots / "help.png"},

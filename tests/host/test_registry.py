@@ -1,4 +1,4 @@
-"""Ready for ComfyUI's registry and Manager: metadata, what is published, and that installing changes nothing."""
+"""Publication in ComfyUI's registry: metadata, published files, requirements."""
 
 from __future__ import annotations
 
@@ -24,28 +24,26 @@ def test_metadata() -> None:
     comfy = PROJECT["tool"]["comfy"]
     assert comfy["DisplayName"] and comfy["requires-comfyui"].startswith(">=")
     assert "__version__" in (ROOT / comfy["version"]["path"]).read_text(encoding="utf-8")
-    assert "comfyui" not in PROJECT["project"]["name"].lower(), "the registry refuses that"
+    assert "comfyui" not in PROJECT["project"]["name"].lower()
     icon = Image.open(ROOT / "docs" / "images" / "icon.png")
-    assert icon.size == (400, 400), "what the registry shows at most"
+    assert icon.size == (400, 400)
 
 
-def test_what_is_published() -> None:
-    """Tests and training stay out; what the nodes need does not."""
-    left_out = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
-    assert {"tests/", "training/"} <= set(left_out)
-    assert not {"bya_core/", "nodes/", "web/", "locales/", "workflows/", "demo/"} & set(left_out)
+def test_published_files() -> None:
+    ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
+    assert {"tests/", "training/"} <= set(ignored)
+    assert not {"bya_core/", "nodes/", "web/", "locales/", "workflows/", "demo/"} & set(ignored)
 
 
-def test_requirements_pin_nothing_and_own_nothing_of_the_host() -> None:
+def test_requirements_do_not_conflict_with_the_host() -> None:
     wanted = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert "==" not in wanted and "<" not in wanted.replace("<!--", "")
     assert not _names(wanted) & {"torchvision", "torchaudio", "xformers", "onnxruntime-gpu", "opencv-python"}
-    assert "torch" in wanted.split(), "without a version: the host's own"
+    assert "torch" in wanted.split()  # without a version
 
 
 @pytest.mark.host
-def test_installing_changes_no_package_of_the_host(host: Host, tmp_path: Path) -> None:
-    """Packages of a fresh ComfyUI keep their versions, and a further install would change nothing either."""
+def test_installation_changes_no_package_of_the_host(host: Host, tmp_path: Path) -> None:
     now = host.packages()
     if host.fresh is not None:
         assert {name: now.get(name) for name in host.fresh} == host.fresh
@@ -55,4 +53,4 @@ def test_installing_changes_no_package_of_the_host(host: Host, tmp_path: Path) -
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     planned = {entry["metadata"]["name"].lower() for entry in json.loads(report.read_text())["install"]}
-    assert not planned & set(now), "packages that would change"
+    assert not planned & set(now)

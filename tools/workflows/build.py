@@ -29,7 +29,7 @@ def measured(name: str) -> str:
     return figures.get(name, "")
 
 
-def built(infos: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def build(infos: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Name -> (workflow file, API graph)."""
     drawn = {name: draw(name, infos, measured(name)) for name in WORKFLOWS}
     return {name: (workflow, to_api(workflow, infos)) for name, workflow in drawn.items()}
@@ -41,13 +41,13 @@ def text(data: Any) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as base, Server(find_host(), Path(base)) as server:
         infos = server.get("/object_info")
-    for place in (FOLDER, GRAPHS):
-        place.mkdir(exist_ok=True)
-        for old in place.glob("*.json"):
+    for folder in (FOLDER, GRAPHS):
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.json"):
             old.unlink()
-    for name, (workflow, graph) in built(infos).items():
+    for name, (workflow, graph) in build(infos).items():
         (FOLDER / f"{name}.json").write_text(text(workflow), encoding="utf-8")
         (GRAPHS / f"{name}.json").write_text(text(graph), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""A workflow file as the graph that the server runs: what the page does when a person clicks on Run."""
+"""Conversion of workflow files to the API format, as done by ComfyUI's page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ BYPASSED = 4
 
 
 def to_api(workflow: dict[str, Any], infos: dict[str, NodeInfo]) -> dict[str, dict[str, Any]]:
-    """API format of a workflow: notes and muted nodes left out, widgets by name, wires as [node, slot].
+    """API format of a workflow, without notes and muted nodes.
 
     Raises:
-        ValueError: a bypassed node, or widget values that do not fit the class.
+        ValueError: A bypassed node, or widget values that do not fit the class.
     """
     origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph: dict[str, dict[str, Any]] = {}
@@ -29,12 +29,12 @@ def to_api(workflow: dict[str, Any], infos: dict[str, NodeInfo]) -> dict[str, di
     for node in graph.values():
         for name, value in list(node["inputs"].items()):
             if isinstance(value, list) and value[0] not in graph:
-                del node["inputs"][name]  # it came from a muted node
+                del node["inputs"][name]  # output of a muted node
     return graph
 
 
 def _inputs(node: dict[str, Any], info: NodeInfo, origin: dict[int, list[Any]]) -> dict[str, Any]:
-    wired = {entry["name"]: origin[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
+    connected = {entry["name"]: origin[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
     values = iter(node["widgets_values"])
     inputs: dict[str, Any] = {}
     for name, kind, options in described_inputs(info):
@@ -45,9 +45,9 @@ def _inputs(node: dict[str, Any], info: NodeInfo, origin: dict[int, list[Any]]) 
                 raise ValueError(f"node {node['id']} ({node['type']}) has no value for {name}") from end
             if options.get("control_after_generate"):
                 next(values)
-        if name in wired:
-            inputs[name] = wired[name]
+        if name in connected:
+            inputs[name] = connected[name]
     left = list(values)
     if left and node["type"] != "LoadImage":
-        raise ValueError(f"node {node['id']} ({node['type']}) has values that belong to no widget: {left}")
+        raise ValueError(f"node {node['id']} ({node['type']}) has more values than widgets: {left}")
     return inputs

@@ -2,7 +2,7 @@
 
     python -m tools.workflows.build         # writes workflows/*.json, and the graphs they run to tests/host/graphs_api
 
-Shared parts first, then each workflow from its inputs to the saved video.
+Shared groups of nodes first, then the workflows.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def cast(sheet: Sheet, pictures: Sequence[Wire], voices: Sequence[Wire | None], 
     faces: list[Node] = []
     speeches: list[Node] = []
     for picture, voice, name in zip(pictures, voices, names, strict=True):
-        given: dict[str, Any] = {"image": picture, "name": name}
+        inputs: dict[str, Any] = {"image": picture, "name": name}
         if voice is not None:
             speeches.append(sheet.add("BYA_AudioEncode", f"Voice of {name}", audio=voice))
-            given["speech"] = speeches[-1]["speech"]
+            inputs["speech"] = speeches[-1]["speech"]
         if faces:
-            given["cast"] = faces[-1]["cast"]
-        faces.append(sheet.add("BYA_FaceEncode", f"Face of {name}", **given))
+            inputs["cast"] = faces[-1]["cast"]
+        faces.append(sheet.add("BYA_FaceEncode", f"Face of {name}", **inputs))
     return Cast(faces, speeches, faces[-1]["cast"])
 
 
@@ -58,18 +58,6 @@ def puppets(sheet: Sheet, demo: Node, count: int, silent: Sequence[int] = ()) ->
     )
 
 
-def demo_scene(sheet: Sheet, model: Node, demo: Node, people: Cast, **given: Any) -> Node:
-    """BYA Scene with prompt and first frame of the demo."""
-    return sheet.add(
-        "BYA_Scene",
-        model=model["model"],
-        cast=people.out,
-        prompt=demo["prompt"],
-        first_frame=demo["first_frame"],
-        **given,
-    )
-
-
 def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
     """Sampler and Save Video; returns the sampler and both."""
     sampler = sheet.add("BYA_Sampler", routing=routing)
@@ -77,58 +65,86 @@ def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
     return sampler, [sampler, saved]
 
 
-def found_masks(sheet: Sheet, routing: Wire, title: str) -> list[Node]:
+def preview_masks(sheet: Sheet, routing: Wire, title: str) -> list[Node]:
     """Masks over the first frame, before anything is sampled."""
     overlay = sheet.add("BYA_MaskOverlay", routing=routing)
     one = sheet.add("ImageFromBatch", "One frame", image=overlay["images"], batch_index=24)
     return [overlay, one, sheet.add("PreviewImage", title, wide=360, high=300, images=one["IMAGE"])]
 
 
-def acted_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list[Node]:
+def used_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list[Node]:
     """The video with the masks that were used, saved."""
     overlay = sheet.add("BYA_MaskOverlay", routing=routing, images=sampler["frames"], masks=sampler["masks"])
     joined = sheet.add("CreateVideo", images=overlay["images"], fps=sampler["fps"], audio=sampler["audio"])
-    saved = sheet.add(
-        "SaveVideo", "Masks", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_overlay"
-    )
+    saved = sheet.add("SaveVideo", "Masks", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_overlay")
     return [overlay, joined, saved]
 
 
 def report(sheet: Sheet, routing: Wire, sampler: Node) -> Group:
     """Binding report with its image and text."""
-    made = sheet.add("BYA_BindingReport", routing=routing, frames=sampler["frames"], masks=sampler["masks"])
-    picture = sheet.add("PreviewImage", "Binding report", wide=480, high=330, images=made["image"])
-    text = sheet.add("PreviewAny", "Report text", wide=480, high=260, source=made["report"])
-    return Group("Check", [[made], [picture], [text]], "grey")
+    binding = sheet.add("BYA_BindingReport", routing=routing, frames=sampler["frames"], masks=sampler["masks"])
+    picture = sheet.add("PreviewImage", "Binding report", wide=480, high=330, images=binding["image"])
+    text = sheet.add("PreviewAny", "Report text", wide=480, high=260, source=binding["report"])
+    return Group("Check", [[binding], [picture], [text]], "grey")
 
 
-def box(sheet: Sheet, size: tuple[int, int], at: tuple[int, int], inside: tuple[int, int]) -> tuple[Node, list[Node]]:
-    """A mask that is white in a box; `size` of the mask, `inside` of the box."""
+def box(
+    sheet: Sheet, size: tuple[int, int], position: tuple[int, int], inside: tuple[int, int]
+) -> tuple[Node, list[Node]]:
+    """A mask [size] with a white box [inside] at `position`; returns its last node and all nodes."""
     black = sheet.add("SolidMask", "Black", wide=240, value=0.0, width=size[0], height=size[1])
     white = sheet.add("SolidMask", "White box", wide=240, value=1.0, width=inside[0], height=inside[1])
-    made = sheet.add(
-        "MaskComposite", "Box", wide=260, destination=black["MASK"], source=white["MASK"], x=at[0], y=at[1],
+    mask = sheet.add(
+        "MaskComposite", "Box", wide=260, destination=black["MASK"], source=white["MASK"], x=position[0], y=position[1],
         operation="add",
     )  # fmt: skip
-    return made, [black, white, made]
+    return mask, [black, white, mask]
 
 
-def two_talkers_toy(sheet: Sheet) -> None:
-    """Two puppets talk, each with its own voice."""
+@dataclass
+class ToyScene:
+    """Nodes that all workflows of the toy model begin with."""
+
+    note: Node
+    inputs: Group
+    people: Cast
+    scene: Node
+
+
+def toy_scene(sheet: Sheet, count: int = 2, silent: Sequence[int] = (), **demo_inputs: Any) -> ToyScene:
+    """Note, model, demo, cast and scene."""
     note = sheet.read_me()
     model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo")
-    people = puppets(sheet, demo, 2)
-    scene = demo_scene(sheet, model, demo, people)
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
-    sampler, made = result(sheet, router["routing"], "two_talkers")
-    masks = acted_masks(sheet, router["routing"], sampler, "two_talkers")
-    sheet.lay_out([
-        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
-        [Group("2 Characters", [people.voices, people.faces], "green")],
-        [Group("3 Scene and router", [[scene], [router]], "purple")],
-        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
-    ])  # fmt: skip
+    demo = sheet.add("BYA_LoadDemo", **demo_inputs)
+    people = puppets(sheet, demo, count, silent)
+    scene = sheet.add(
+        "BYA_Scene",
+        model=model["model"],
+        cast=people.out,
+        prompt=demo["prompt"],
+        first_frame=demo["first_frame"],
+    )
+    return ToyScene(note, Group("1 Model and inputs", [[model, demo]], "green"), people, scene)
+
+
+def toy_video(
+    prefix: str, count: int = 2, silent: Sequence[int] = (), demo: str | None = None, **router_inputs: Any
+) -> Callable[[Sheet], None]:
+    """A workflow of the toy model from the inputs to the saved video."""
+
+    def build(sheet: Sheet) -> None:
+        start = toy_scene(sheet, count, silent, **({} if demo is None else {"demo": demo}))
+        router = sheet.add("BYA_EmbeddingRouter", scene=start.scene["scene"], **router_inputs)
+        sampler, saved = result(sheet, router["routing"], prefix)
+        masks = used_masks(sheet, router["routing"], sampler, prefix)
+        sheet.arrange([
+            [Group("Read me", [[start.note]], "grey"), start.inputs],
+            [Group("2 Characters", [start.people.voices, start.people.faces], "green")],
+            [Group("3 Scene and router", [[start.scene], [router]], "purple")],
+            [Group("4 Video", [saved, masks], "orange"), report(sheet, router["routing"], sampler)],
+        ])  # fmt: skip
+
+    return build
 
 
 def two_talkers_real_weights(sheet: Sheet) -> None:
@@ -149,58 +165,51 @@ def two_talkers_real_weights(sheet: Sheet) -> None:
     prompt = "Two people sit side by side on a sofa and talk: on the left a woman, on the right a man."
     scene = sheet.add("BYA_Scene", model=model["model"], cast=check["cast"], prompt=prompt)
     router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
-    sampler, made = result(sheet, router["routing"], "two_people")
-    masks = acted_masks(sheet, router["routing"], sampler, "two_people")
-    sheet.lay_out([
+    sampler, saved = result(sheet, router["routing"], "two_people")
+    masks = used_masks(sheet, router["routing"], sampler, "two_people")
+    sheet.arrange([
         [Group("Read me", [[note]], "grey")],
         [Group("1 Your inputs", [pictures, sounds], "green"),
          Group("2 Characters", [people.voices, people.faces], "green")],
         [Group("3 Check", [[check], [faces, text]], "blue"),
          Group("4 Scene and router", [[model, scene], [router]], "purple")],
-        [Group("5 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
+        [Group("5 Video", [saved, masks], "orange"), report(sheet, router["routing"], sampler)],
     ])  # fmt: skip
 
 
 def mask_preview_and_edit(sheet: Sheet) -> None:
     """Preview the masks, edit one, resume."""
-    note = sheet.read_me()
-    model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo")
-    people = puppets(sheet, demo, 2)
-    scene = demo_scene(sheet, model, demo, people)
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
-    found = found_masks(sheet, router["routing"], "Router masks")
-    cleaned = sheet.add("BYA_MaskRefine", "Refine all masks", routing=router["routing"])
-    picked = sheet.add("BYA_SelectCharacterMask", routing=cleaned["routing"], character="puppet A")
+    start = toy_scene(sheet)
+    router = sheet.add("BYA_EmbeddingRouter", scene=start.scene["scene"])
+    predicted = preview_masks(sheet, router["routing"], "Router masks")
+    refined = sheet.add("BYA_MaskRefine", "Refine all masks", routing=router["routing"])
+    picked = sheet.add("BYA_SelectCharacterMask", routing=refined["routing"], character="puppet A")
     grown = sheet.add("GrowMask", mask=picked["mask"], expand=4)
     shown = sheet.add("MaskPreview", "Edited mask of puppet A", wide=320, mask=grown["MASK"])
     edited = sheet.add(
         "BYA_MaskRefine",
         "Override with the edited mask",
-        routing=cleaned["routing"],
+        routing=refined["routing"],
         refine=False,
         override_mask=grown["MASK"],
         character="puppet A",
     )
-    after = found_masks(sheet, edited["routing"], "Edited masks")
-    sampler, made = result(sheet, edited["routing"], "edited_masks")
-    acted = acted_masks(sheet, edited["routing"], sampler, "edited_masks")
-    sheet.lay_out([
-        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
-        [Group("1 Characters", [people.voices, people.faces], "green"), Group("1 Scene", [[scene]], "green")],
-        [Group("2 Probe", [[router], found], "purple")],
-        [Group("3 Edit", [[cleaned, picked, grown], [shown], [edited], after], "blue"),
-         Group("4 Video", [made, acted], "orange")],
+    after = preview_masks(sheet, edited["routing"], "Edited masks")
+    sampler, saved = result(sheet, edited["routing"], "edited_masks")
+    used = used_masks(sheet, edited["routing"], sampler, "edited_masks")
+    sheet.arrange([
+        [Group("Read me", [[start.note]], "grey"), start.inputs],
+        [Group("1 Characters", [start.people.voices, start.people.faces], "green"),
+         Group("1 Scene", [[start.scene]], "green")],
+        [Group("2 Probe", [[router], predicted], "purple")],
+        [Group("3 Edit", [[refined, picked, grown], [shown], [edited], after], "blue"),
+         Group("4 Video", [saved, used], "orange")],
     ])  # fmt: skip
 
 
 def hand_painted_masks(sheet: Sheet) -> None:
     """Masks from the user only."""
-    note = sheet.read_me()
-    model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo")
-    people = puppets(sheet, demo, 2)
-    scene = demo_scene(sheet, model, demo, people)
+    start = toy_scene(sheet)
     left, left_nodes = box(sheet, (96, 64), (0, 4), (44, 60))
     right, right_nodes = box(sheet, (96, 64), (52, 4), (44, 60))
     pictures = [sheet.add("MaskToImage", "Mask to image", wide=220, mask=mask["MASK"]) for mask in (left, right)]
@@ -211,100 +220,42 @@ def hand_painted_masks(sheet: Sheet) -> None:
         sheet.add("LoadImage", f"Paint here: puppet {letter}", image="example.png", muted=True, wide=240)
         for letter in "AB"
     ]
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], mode="manual", masks=masks["MASK"])
-    given = found_masks(sheet, router["routing"], "Given masks")
-    sampler, made = result(sheet, router["routing"], "painted_masks")
-    sheet.lay_out([
-        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
-        [Group("2 Characters and scene", [people.voices, people.faces, [scene]], "green"),
+    router = sheet.add("BYA_EmbeddingRouter", scene=start.scene["scene"], mode="manual", masks=masks["MASK"])
+    given = preview_masks(sheet, router["routing"], "Given masks")
+    sampler, saved = result(sheet, router["routing"], "painted_masks")
+    sheet.arrange([
+        [Group("Read me", [[start.note]], "grey"), start.inputs],
+        [Group("2 Characters and scene", [start.people.voices, start.people.faces, [start.scene]], "green"),
          Group("Paint instead of boxes (muted)", [[painted[0]], [painted[1]]], "grey")],
         [Group("3 Masks", [left_nodes, right_nodes, [*pictures, both, masks]], "blue")],
-        [Group("4 Router and video", [[router], given, made], "orange"), report(sheet, router["routing"], sampler)],
-    ])  # fmt: skip
-
-
-def three_characters(sheet: Sheet) -> None:
-    """Three characters, three voices."""
-    note = sheet.read_me()
-    model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo", demo="three puppets")
-    people = puppets(sheet, demo, 3)
-    scene = demo_scene(sheet, model, demo, people)
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"], max_percent=0.5)
-    sampler, made = result(sheet, router["routing"], "three_characters")
-    masks = acted_masks(sheet, router["routing"], sampler, "three_characters")
-    sheet.lay_out([
-        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
-        [Group("2 Characters", [people.voices, people.faces], "green")],
-        [Group("3 Scene and router", [[scene], [router]], "purple")],
-        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
-    ])  # fmt: skip
-
-
-def one_talker_one_listener(sheet: Sheet) -> None:
-    """One speaker, one silent listener."""
-    note = sheet.read_me()
-    model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo")
-    people = puppets(sheet, demo, 2, silent=(2,))
-    scene = demo_scene(sheet, model, demo, people)
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
-    sampler, made = result(sheet, router["routing"], "one_talker")
-    masks = acted_masks(sheet, router["routing"], sampler, "one_talker")
-    sheet.lay_out([
-        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
-        [Group("2 Characters", [people.voices, people.faces], "green")],
-        [Group("3 Scene and router", [[scene], [router]], "purple")],
-        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
-    ])  # fmt: skip
-
-
-def long_dialogue(sheet: Sheet) -> None:
-    """A long video, generated in windows."""
-    note = sheet.read_me()
-    model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo", demo="dialogue")
-    people = puppets(sheet, demo, 2)
-    scene = demo_scene(sheet, model, demo, people)
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
-    sampler, made = result(sheet, router["routing"], "long_dialogue")
-    masks = acted_masks(sheet, router["routing"], sampler, "long_dialogue")
-    sheet.lay_out([
-        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
-        [Group("2 Characters", [people.voices, people.faces], "green")],
-        [Group("3 Scene and router", [[scene], [router]], "purple")],
-        [Group("4 Video", [made, masks], "orange"), report(sheet, router["routing"], sampler)],
+        [Group("4 Router and video", [[router], given, saved], "orange"), report(sheet, router["routing"], sampler)],
     ])  # fmt: skip
 
 
 def pre_intra_post(sheet: Sheet) -> None:
     """The three routers compared."""
-    note = sheet.read_me()
-    model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo")
-    people = puppets(sheet, demo, 2)
-    scene = demo_scene(sheet, model, demo, people)
+    start = toy_scene(sheet)
     rows = []
     for mode, color in (("pre", "blue"), ("intra", "purple"), ("post", "orange")):
-        router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", scene=scene["scene"], mode=mode)
-        sampler, made = result(sheet, router["routing"], f"router_{mode}")
-        masks = acted_masks(sheet, router["routing"], sampler, f"router_{mode}")
-        rows.append(Group(mode, [[router], made, masks], color))
-    sheet.lay_out([
-        [Group("Read me", [[note]], "grey"), Group("1 Model and inputs", [[model, demo]], "green")],
-        [Group("2 Characters and scene", [people.voices, people.faces, [scene]], "green")],
+        router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", scene=start.scene["scene"], mode=mode)
+        sampler, saved = result(sheet, router["routing"], f"router_{mode}")
+        masks = used_masks(sheet, router["routing"], sampler, f"router_{mode}")
+        rows.append(Group(mode, [[router], saved, masks], color))
+    sheet.arrange([
+        [Group("Read me", [[start.note]], "grey"), start.inputs],
+        [Group("2 Characters and scene", [start.people.voices, start.people.faces, [start.scene]], "green")],
         rows,
     ])  # fmt: skip
 
 
 WORKFLOWS: dict[str, Callable[[Sheet], None]] = {
-    "01-two-talkers-toy": two_talkers_toy,
+    "01-two-talkers-toy": toy_video("two_talkers"),
     "02-two-talkers-real-weights": two_talkers_real_weights,
     "03-mask-preview-and-edit": mask_preview_and_edit,
     "04-hand-painted-masks": hand_painted_masks,
-    "05-three-characters": three_characters,
-    "06-one-talker-one-listener": one_talker_one_listener,
-    "07-long-dialogue": long_dialogue,
+    "05-three-characters": toy_video("three_characters", count=3, demo="three puppets", max_percent=0.5),
+    "06-one-talker-one-listener": toy_video("one_talker", silent=(2,)),
+    "07-long-dialogue": toy_video("long_dialogue", demo="dialogue"),
     "08-pre-intra-post": pre_intra_post,
 }
 
@@ -314,4 +265,4 @@ def draw(name: str, infos: dict[str, NodeInfo], measured: str = "") -> dict[str,
     note = (NOTES / f"{name}.md").read_text(encoding="utf-8")
     sheet = Sheet(name, infos, note.replace("{measured}", measured).strip())
     WORKFLOWS[name](sheet)
-    return sheet.drawn()
+    return sheet.to_json()

@@ -1,7 +1,7 @@
 """Run every workflow once: thumbnails, images of the help pages, CPU time and memory.
 
-    python -m tools.workflows.measure [NUMBER ...]      # all workflows, or those whose names start with a number
-    python -m tools.workflows.build                     # writes the figures into the notes
+python -m tools.workflows.measure [NUMBER ...]      # all workflows, or those whose names start with a number
+python -m tools.workflows.build                     # writes the figures into the notes
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from tests.host import graphs
 from tests.host.graphs import Graph
@@ -33,27 +33,23 @@ class Meter:
     """CPU time and peak memory of a server process since creation."""
 
     def __init__(self, server: Server) -> None:
-        self.place = Path(f"/proc/{server.process.pid}")
-        (self.place / "clear_refs").write_text("5")  # resets the peak
+        self.process = Path(f"/proc/{server.process.pid}")
+        (self.process / "clear_refs").write_text("5")  # resets the peak
         self.start = self._seconds()
 
     def _seconds(self) -> float:
-        fields = (self.place / "stat").read_text().rpartition(")")[2].split()
+        fields = (self.process / "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def read(self) -> tuple[float, float]:
         """(CPU time in seconds, peak memory in GB) since the start."""
-        peak = (self.place / "status").read_text().partition("VmHWM:")[2].split()[0]
+        peak = (self.process / "status").read_text().partition("VmHWM:")[2].split()[0]
         return self._seconds() - self.start, int(peak) * 1024 / 1e9
 
 
 def tile(frame: np.ndarray, size: tuple[int, int] = TILE) -> Image.Image:
     """A frame, cropped and resized to `size`."""
-    picture = Image.fromarray(frame)
-    factor = max(size[0] / picture.width, size[1] / picture.height)
-    grown = picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC)
-    left, top = (grown.width - size[0]) // 2, 0
-    return grown.crop((left, top, left + size[0], top + size[1]))
+    return ImageOps.fit(Image.fromarray(frame), size, Image.Resampling.BICUBIC, centering=(0.5, 0))
 
 
 def mosaic(rows: list[list[np.ndarray]], size: tuple[int, int] = TILE) -> Image.Image:
@@ -88,16 +84,16 @@ def thumbnail(name: str, server: Server, run: Run, graph: Graph) -> Image.Image:
     """Frames of the video, with the masks between them."""
     if name == graphs.REAL:
         return silhouettes()
-    found = graphs.films(server, run, graph)
-    videos = [film.frames for prefix, film in found.items() if not prefix.endswith("_overlay")]
-    masks = [film.frames for prefix, film in found.items() if prefix.endswith("_overlay")]
+    saved = graphs.saved_videos(server, run, graph)
+    videos = [video.frames for prefix, video in saved.items() if not prefix.endswith("_overlay")]
+    masks = [video.frames for prefix, video in saved.items() if prefix.endswith("_overlay")]
     if len(videos) > 1:  # side by side: one column each
         narrow = (THUMBNAIL[0] // len(videos), THUMBNAIL[0] // len(videos) * 2 // 3)
         moments = [(which, share) for share in (0.3, 0.8) for which in (videos, masks)]
         return mosaic([[frames[int(len(frames) * share)] for frames in row] for row, share in moments], narrow)
     if not masks:
-        number = graphs.of_class(graph, "PreviewImage")[0]
-        masks = [np.repeat(graphs.pictures(server, run, number), 5, axis=0)]
+        number = graphs.nodes_of(graph, "PreviewImage")[0]
+        masks = [np.repeat(graphs.shown_images(server, run, number), 5, axis=0)]
     seen = spread(videos[0], 4)
     return mosaic([seen[:2], spread(masks[0], 2), seen[2:]])
 
@@ -110,25 +106,25 @@ def save(picture: Image.Image, path: Path) -> None:
 
 def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
     """Images of the help pages."""
-    found = graphs.films(server, run, graph)
-    shown = graphs.of_class(graph, "PreviewImage")
+    videos = graphs.saved_videos(server, run, graph)
+    shown = graphs.nodes_of(graph, "PreviewImage")
     wide = (240, 160)
     if name.startswith("01"):
-        save(mosaic([spread(found["two_talkers"].frames, 3)], wide), PICTURES / "scene.jpg")
-        save(mosaic([spread(found["two_talkers_overlay"].frames, 3)], wide), PICTURES / "masks.jpg")
+        save(mosaic([spread(videos["two_talkers"].frames, 3)], wide), PICTURES / "scene.jpg")
+        save(mosaic([spread(videos["two_talkers_overlay"].frames, 3)], wide), PICTURES / "masks.jpg")
         (number,) = shown
-        save(Image.fromarray(graphs.pictures(server, run, number)[0]), PICTURES / "report.jpg")
+        save(Image.fromarray(graphs.shown_images(server, run, number)[0]), PICTURES / "report.jpg")
     elif name == graphs.REAL:
-        checks = graphs.of_class(graph, "BYA_Preflight")
+        checks = graphs.nodes_of(graph, "BYA_Preflight")
         (number,) = [number for number in shown if graph[number]["inputs"]["images"][0] in checks]
-        save(Image.fromarray(graphs.pictures(server, run, number)[0]), PICTURES / "faces.jpg")
+        save(Image.fromarray(graphs.shown_images(server, run, number)[0]), PICTURES / "faces.jpg")
     elif name.startswith("03"):
-        rows = [graphs.pictures(server, run, number)[:1] for number in shown]
+        rows = [graphs.shown_images(server, run, number)[:1] for number in shown]
         save(mosaic([[row[0] for row in rows]], (360, 260)), PICTURES / "refined.jpg")
-        (number,) = graphs.of_class(graph, "MaskPreview")
-        save(mosaic([spread(graphs.pictures(server, run, number), 3)], wide), PICTURES / "single.jpg")
+        (number,) = graphs.nodes_of(graph, "MaskPreview")
+        save(mosaic([spread(graphs.shown_images(server, run, number), 3)], wide), PICTURES / "single.jpg")
     elif name.startswith("05"):
-        save(mosaic([spread(found["three_characters_overlay"].frames, 3)], wide), PICTURES / "three.jpg")
+        save(mosaic([spread(videos["three_characters_overlay"].frames, 3)], wide), PICTURES / "three.jpg")
     demo = [np.asarray(Image.open(graphs.DEMO / f"{part}.png").convert("RGB")) for part in ("puppet_A", "puppet_B")]
     first = np.asarray(Image.open(graphs.DEMO / "first_frame.png").convert("RGB"))
     save(mosaic([[*demo, first]], (200, 200)), PICTURES / "demo.jpg")
@@ -140,11 +136,7 @@ def main(wanted: list[str]) -> None:
         if wanted and not name.startswith(tuple(wanted)):
             continue
         with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
-            graph = graphs.load(name)
-            if name == graphs.REAL:
-                graphs.bring_own_inputs(server)
-                graph = graphs.changed(graph, "BYA_Loader", model="toy", dtype="default")
-                graph = graphs.changed(graph, "BYA_Preflight", model="toy")
+            graph = graphs.load_runnable(name, server)
             meter = Meter(server)
             run = server.run(graph, seconds=1200)
             seconds, peak = meter.read()
@@ -153,7 +145,7 @@ def main(wanted: list[str]) -> None:
             save(thumbnail(name, server, run, graph), WORKFLOWS / f"{name}.jpg")
             help_pictures(name, server, run, graph)
             if name != graphs.REAL:
-                frames = len(next(iter(graphs.films(server, run, graph).values())).frames)
+                frames = len(next(iter(graphs.saved_videos(server, run, graph).values())).frames)
                 figures[name] = (
                     f"**Measured** {frames} frames: {seconds:.0f} s of CPU time, {peak:.1f} GB peak memory "
                     "including ComfyUI, without GPU, from loading the model to saving the video "

@@ -22,7 +22,7 @@ FROZEN = ROOT / "tests" / "host" / "frozen_schema.json"
 START, END = "<!-- generated from the tooltips -->", "<!-- end -->"
 
 
-def ours(infos: dict[str, NodeInfo]) -> dict[str, NodeInfo]:
+def own_nodes(infos: dict[str, NodeInfo]) -> dict[str, NodeInfo]:
     """This pack's nodes."""
     return {name: info for name, info in sorted(infos.items()) if name.startswith("BYA_")}
 
@@ -33,10 +33,10 @@ def lists(info: NodeInfo) -> str:
     lines = ["## Inputs", ""]
     for name, kind, options in described_inputs(info):
         if is_widget(kind, options):
-            aside = f" *({_shown(options['default'])})*" if options.get("default", "") != "" else ""
+            note = f" *({_shown(options['default'])})*" if options.get("default", "") != "" else ""
         else:
-            aside = " *(optional)*" if name in optional else ""
-        lines.append(f"- **{name}**{aside}: {options['tooltip']}")
+            note = " *(optional)*" if name in optional else ""
+        lines.append(f"- **{name}**{note}: {options['tooltip']}")
     lines += ["", "## Outputs", ""]
     for name, tooltip in zip(info["output_name"], info["output_tooltips"], strict=True):
         lines.append(f"- **{name}**: {tooltip}")
@@ -56,26 +56,26 @@ def page(text: str, info: NodeInfo) -> str:
     return f"{before}{START}\n{lists(info)}\n{END}{after}"
 
 
-def english(infos: dict[str, NodeInfo]) -> dict[str, Any]:
+def english_locale(infos: dict[str, NodeInfo]) -> dict[str, Any]:
     """Names and tooltips in ComfyUI's locale format."""
-    made = {}
-    for name, info in ours(infos).items():
+    entries: dict[str, Any] = {}
+    for name, info in own_nodes(infos).items():
         inputs = {field: {"name": field, "tooltip": options["tooltip"]} for field, _, options in described_inputs(info)}
         outputs = {
             str(slot): {"name": output, "tooltip": tooltip}
             for slot, (output, tooltip) in enumerate(zip(info["output_name"], info["output_tooltips"], strict=True))
         }
-        made[name] = {"display_name": info["display_name"], "description": info["description"]}
-        made[name] |= {"inputs": inputs, "outputs": outputs}
-    return made
+        entries[name] = {"display_name": info["display_name"], "description": info["description"]}
+        entries[name] |= {"inputs": inputs, "outputs": outputs}
+    return entries
 
 
-def frozen(infos: dict[str, NodeInfo]) -> dict[str, Any]:
-    """What saved workflows depend on: ids, inputs and their types, the order of widgets and outputs."""
-    made = {}
-    for name, info in ours(infos).items():
+def frozen_schema(infos: dict[str, NodeInfo]) -> dict[str, Any]:
+    """Node properties that saved workflows depend on: ids, inputs with types, order of widgets and outputs."""
+    entries: dict[str, Any] = {}
+    for name, info in own_nodes(infos).items():
         described = list(described_inputs(info))
-        made[name] = {
+        entries[name] = {
             "inputs": {field: kind for field, kind, _ in described},
             "widgets": [
                 [field, bool(options.get("control_after_generate"))]
@@ -84,7 +84,7 @@ def frozen(infos: dict[str, NodeInfo]) -> dict[str, Any]:
             ],
             "outputs": [list(pair) for pair in zip(info["output_name"], info["output"], strict=True)],
         }
-    return made
+    return entries
 
 
 def text(data: Any) -> str:
@@ -95,11 +95,11 @@ def text(data: Any) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
         infos = server.get("/object_info")
-    for name, info in ours(infos).items():
+    for name, info in own_nodes(infos).items():
         path = DOCS / f"{name}.md"
         path.write_text(page(path.read_text(encoding="utf-8"), info), encoding="utf-8")
-    ENGLISH.write_text(text(english(infos)), encoding="utf-8")
-    FROZEN.write_text(text(frozen(infos)), encoding="utf-8")
+    ENGLISH.write_text(text(english_locale(infos)), encoding="utf-8")
+    FROZEN.write_text(text(frozen_schema(infos)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Drawing a workflow: nodes, wires, groups and notes, placed so that nothing overlaps, in ComfyUI's file format."""
+"""Builder of workflow files: nodes, connections, groups and notes, arranged without overlap."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-GAP, COLUMN_GAP, GROUP_GAP = 50, 60, 60  # pixels between nodes of a column, columns and groups
-TITLE, PADDING, GROUP_TITLE = 30, 20, 50  # of a node's bar, inside a group, of a group's heading
-SLOT, WIDGET, TEXT, PICTURE = 20, 24, 100, 230  # height of a socket, a widget, a text box, a shown picture
+GAP, COLUMN_GAP, GROUP_GAP = 50, 60, 60  # pixels between nodes of a column, columns, groups
+TITLE, PADDING, GROUP_TITLE = 30, 20, 50  # title bar of a node, padding and title of a group
+SLOT, WIDGET, TEXT, PICTURE = 20, 24, 100, 230  # heights of a socket, a widget, a text box, an image
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 MUTED = 2
 COLORS = {"blue": "#3f5f8a", "green": "#3f7a5a", "purple": "#6a4f8a", "orange": "#8a6a3f", "grey": "#555555"}
 NOTE_COLORS = {"color": "#2b3648", "bgcolor": "#1f2836"}
 SHOWS = {"PreviewImage": PICTURE, "MaskPreview": PICTURE, "SaveVideo": PICTURE + 30, "PreviewAny": 160,
          "LoadImage": PICTURE + 20, "LoadAudio": 60,
-         "BYA_EmbeddingRouter": PICTURE, "BYA_Sampler": PICTURE}  # fmt: skip  # live previews make them grow
+         "BYA_EmbeddingRouter": PICTURE, "BYA_Sampler": PICTURE}  # fmt: skip  # the latter two show previews
 NodeInfo = dict[str, Any]
 
 
@@ -33,24 +33,24 @@ class Node:
     """One node of a sheet.
 
     Args:
-        number: its id.
-        kind: class name in ComfyUI, "MarkdownNote" for a note.
-        info: what the server says of that class; empty for a note.
-        given: input -> `Wire` or the value of a widget.
-        title: shown in place of the class's name.
-        width, height: pixels; the height without the title bar.
-        mode: 0 = runs, `MUTED` = does not.
+        number: Node id.
+        kind: Node class, "MarkdownNote" for a note.
+        info: Definition of the class from the server; empty for a note.
+        inputs: Input -> `Wire` or widget value; others keep their defaults.
+        title: Title; `None` is the name of the class.
+        width, height: Size in pixels without the title bar.
+        mode: 0, or `MUTED`.
     """
 
     number: int
     kind: str
     info: NodeInfo
-    given: dict[str, Any]
+    inputs: dict[str, Any]
     title: str | None
     width: int
     height: int
     mode: int = 0
-    place: tuple[int, int] = (0, 0)
+    position: tuple[int, int] = (0, 0)
 
     def __getitem__(self, name: str) -> Wire:
         """The output of that name."""
@@ -77,7 +77,7 @@ def is_widget(kind: str, options: dict[str, Any]) -> bool:
 
 @dataclass
 class Group:
-    """Nodes that belong together, in columns from left to right, each from top to bottom."""
+    """A titled group of nodes in columns."""
 
     title: str
     columns: Sequence[Sequence[Node]]
@@ -87,12 +87,12 @@ class Group:
 
 @dataclass
 class Sheet:
-    """A workflow being drawn.
+    """A workflow.
 
     Args:
-        name: its file, without ending.
-        infos: class name -> what the server says of it (`GET /object_info`).
-        note: what a person should read first, in Markdown.
+        name: File name without extension.
+        infos: Node class -> definition (`GET /object_info`).
+        note: Text of its note, in Markdown.
     """
 
     name: str
@@ -102,57 +102,56 @@ class Sheet:
     groups: list[Group] = field(default_factory=list)
 
     def add(
-        self, kind: str, title: str | None = None, *, wide: int = 320, high: int = 0, muted: bool = False, **given: Any
+        self, kind: str, title: str | None = None, *, wide: int = 320, high: int = 0, muted: bool = False, **inputs: Any
     ) -> Node:
-        """A node; inputs that are not given keep their defaults."""
+        """Add a node; missing inputs keep their defaults."""
         info = self.infos[kind]
         known = {name for name, _, _ in described_inputs(info)}
-        if unknown := set(given) - known:
+        if unknown := set(inputs) - known:
             raise ValueError(f"{kind} has no input {sorted(unknown)}")
         mode = MUTED if muted else 0
-        node = Node(len(self.nodes) + 1, kind, info, given, title, wide, high or _height(info, kind), mode)
+        node = Node(len(self.nodes) + 1, kind, info, inputs, title, wide, high or _height(info, kind), mode)
         self.nodes.append(node)
         return node
 
     def read_me(self, *, wide: int = 420) -> Node:
-        """The note, in a node of its own."""
+        """Add the note."""
         lines = sum(1 + len(line) * 6 // wide for line in self.note.splitlines())
         info: NodeInfo = {"output": [], "output_name": [], "input_order": {}, "input": {}}
-        given = {"": self.note}
-        node = Node(len(self.nodes) + 1, "MarkdownNote", info, given, "Read me", wide, 100 + 14 * lines)
+        node = Node(len(self.nodes) + 1, "MarkdownNote", info, {"": self.note}, "Read me", wide, 100 + 14 * lines)
         self.nodes.append(node)
         return node
 
-    def lay_out(self, strips: Sequence[Sequence[Group]]) -> None:
-        """Place groups in strips from left to right, in each strip from top to bottom."""
+    def arrange(self, columns: Sequence[Sequence[Group]]) -> None:
+        """Place groups in columns from left to right."""
         x = 0
-        for strip in strips:
+        for column in columns:
             y, widest = 0, 0
-            for group in strip:
+            for group in column:
                 width, height = _place(group, x, y)
                 self.groups.append(group)
                 y += height + GROUP_GAP
                 widest = max(widest, width)
             x += widest + GROUP_GAP
 
-    def drawn(self) -> dict[str, Any]:
-        """The workflow in ComfyUI's file format (0.4)."""
+    def to_json(self) -> dict[str, Any]:
+        """The workflow in ComfyUI's file format 0.4."""
         links: list[list[Any]] = []
         inputs: dict[int, list[dict[str, Any]]] = {}
         for node in self.nodes:
             inputs[node.number] = []
             for name, kind, options in node.described():
-                value, widget = node.given.get(name), is_widget(kind, options)
-                wired = isinstance(value, Wire)
-                if widget and not wired:
+                value, widget = node.inputs.get(name), is_widget(kind, options)
+                connected = isinstance(value, Wire)
+                if widget and not connected:
                     continue
                 entry: dict[str, Any] = {"name": name, "type": kind, "link": None}
                 if widget:
                     entry["widget"] = {"name": name}
-                if wired:
+                if connected:
                     entry["link"] = len(links) + 1
-                    slot, carried = len(inputs[node.number]), value.node.info["output"][value.slot]
-                    links.append([entry["link"], value.node.number, value.slot, node.number, slot, carried])
+                    slot, type_ = len(inputs[node.number]), value.node.info["output"][value.slot]
+                    links.append([entry["link"], value.node.number, value.slot, node.number, slot, type_])
                 inputs[node.number].append(entry)
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"bind-your-avatar/workflows/{self.name}")),
@@ -175,12 +174,12 @@ class Sheet:
     def _node(order: int, node: Node, inputs: list[dict[str, Any]], links: list[list[Any]]) -> dict[str, Any]:
         outputs = []
         for slot, (name, kind) in enumerate(zip(node.info["output_name"], node.info["output"], strict=True)):
-            leaving = [link[0] for link in links if link[1:3] == [node.number, slot]]
-            outputs.append({"name": name, "type": kind, "links": leaving or None})
-        made: dict[str, Any] = {
+            connected = [link[0] for link in links if link[1:3] == [node.number, slot]]
+            outputs.append({"name": name, "type": kind, "links": connected or None})
+        entry: dict[str, Any] = {
             "id": node.number,
             "type": node.kind,
-            "pos": list(node.place),
+            "pos": list(node.position),
             "size": [node.width, node.height],
             "flags": {},
             "order": order,
@@ -191,29 +190,29 @@ class Sheet:
             "widgets_values": list(_widget_values(node)),
         }
         if node.title is not None:
-            made["title"] = node.title
+            entry["title"] = node.title
         if node.kind == "MarkdownNote":
-            made |= {"properties": {}, **NOTE_COLORS}
-        return made
+            entry |= {"properties": {}, **NOTE_COLORS}
+        return entry
 
 
 def _widget_values(node: Node) -> Iterator[Any]:
     if node.kind == "MarkdownNote":
-        yield node.given[""]
+        yield node.inputs[""]
         return
     for name, kind, options in node.described():
         if not is_widget(kind, options):
             continue
-        value = node.given.get(name)
+        value = node.inputs.get(name)
         yield default_of(kind, options, node.info, name) if value is None or isinstance(value, Wire) else value
         if options.get("control_after_generate"):
             yield "fixed"
     if node.kind == "LoadImage":
-        yield "image"  # which of its folders the upload button uses
+        yield "image"  # upload folder
 
 
 def default_of(kind: str, options: dict[str, Any], info: NodeInfo, name: str) -> Any:
-    """What a widget holds at first."""
+    """Default value of a widget."""
     if "default" in options:
         return options["default"]
     if kind == "COMFY_DYNAMICCOMBO_V3":
@@ -224,7 +223,7 @@ def default_of(kind: str, options: dict[str, Any], info: NodeInfo, name: str) ->
 
 
 def _height(info: NodeInfo, kind: str) -> int:
-    """What the page needs for a node, without its title bar."""
+    """Height of a node without its title bar."""
     sockets = widgets = texts = 0
     for _, type_, options in described_inputs(info):
         if not is_widget(type_, options):
@@ -238,12 +237,12 @@ def _height(info: NodeInfo, kind: str) -> int:
 
 
 def _place(group: Group, x: int, y: int) -> tuple[int, int]:
-    """Give a group and its nodes their places; returns its width and height."""
+    """Position a group and its nodes; returns its width and height."""
     left, bottom = x + PADDING, y
     for column in group.columns:
         top = y + GROUP_TITLE
         for node in column:
-            node.place = (left, top + TITLE)
+            node.position = (left, top + TITLE)
             top += TITLE + node.height + GAP
         bottom = max(bottom, top - GAP)
         left += max(node.width for node in column) + COLUMN_GAP

@@ -1,4 +1,4 @@
-"""What holds for the nodes' source whether or not there is a ComfyUI."""
+"""Rules for the source of the nodes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ FILES = sorted(NODES.glob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_only_the_host_files_touch_comfyui(path: Path) -> None:
-    """Everybody may use the public API; its inner parts are for host.py and host_model.py alone."""
+def test_internals_of_comfyui_are_imported_by_host_files_only(path: Path) -> None:
     for module in _imported(path):
         top = module.partition(".")[0]
         if path.name not in ("host.py", "host_model.py"):
@@ -22,14 +21,14 @@ def test_only_the_host_files_touch_comfyui(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_execute_is_thin(path: Path) -> None:
+def test_execute_is_short(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name == "execute":
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 25, f"{path.name}:{node.lineno}"
 
 
-def test_the_core_knows_nothing_of_comfyui() -> None:
+def test_core_does_not_import_comfyui() -> None:
     for path in (NODES.parent / "bya_core").rglob("*.py"):
         tops = {module.partition(".")[0] for module in _imported(path)}
         assert not tops & {"comfy", "comfy_api", "folder_paths", "nodes"}, path
@@ -37,10 +36,10 @@ def test_the_core_knows_nothing_of_comfyui() -> None:
 
 def _imported(path: Path) -> list[str]:
     """Modules imported by absolute name anywhere in a file."""
-    found = []
+    modules = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.append(node.module)
-    return found
+            modules.append(node.module)
+    return modules
