@@ -111,18 +111,18 @@ class EmbeddingRouter(io.ComfyNode):
 
         values = {field: options.pop(name) for name, field in PROBE.items()}
         probe = ProbeConfig(**values, steps=options.pop("probe_steps") or None)
-        router = RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
+        config = RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
         model = scene.model
         with host.cancellable():
-            whole = set_router(scene.scene, router, model.bundle, audio_assignment, audio_character_matrix, masks)
+            whole = set_router(scene.scene, config, model.bundle, audio_assignment, audio_character_matrix, masks)
         window = first_window(whole, model.bundle)
         with host.running(model, window):
             tracker = ProgressTracker(host.progress_callback(model, window))
             prepared = prepare(window, model.bundle, tracker)
             routing = route(prepared, model.bundle, tracker)
-        in_windows = window is not whole
-        value = types.RoutingValue(model, host.to_cpu(prepared), host.to_cpu(routing), whole if in_windows else None)
-        return io.NodeOutput(value, value.mask_images, routing_summary(value.scene, routing, in_windows))
+        complete = None if window is whole else whole
+        value = types.RoutingValue(model, host.to_cpu(prepared), host.to_cpu(routing), complete)
+        return io.NodeOutput(value, value.mask_images, routing_summary(value.scene, routing, complete is not None))
 
 
 class MaskRefine(io.ComfyNode):

@@ -7,6 +7,7 @@ original weights are kept and restored at the end of the run.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,13 +60,30 @@ def _restore(layers: list[nn.Linear], weights: list[nn.Parameter]) -> None:
 
 def _quantize(layers: list[nn.Linear]) -> bool:
     try:
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-        quantize_(nn.ModuleList(layers), Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
-    except ImportError:
+        with _silent():
+            from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+    except ModuleNotFoundError:
         log.warning("float8 is not used: torchao is not installed (pip install torchao)")
         return False
+    except Exception as error:  # builds for another version of torch fail in various ways
+        log.warning("float8 is not used: torchao cannot be imported (%s)", error)
+        return False
+    try:
+        quantize_(nn.ModuleList(layers), Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # how torchao reports unsupported hardware
         log.warning("float8 is not used: %s", error)
         return False
     return True
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Suppress warnings and log messages; torchao reports each extension that it cannot load."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
