@@ -1,7 +1,7 @@
 """Random access to the clips of a folder of tar shards.
 
-A table of 56 bytes per clip locates each clip, so that reading one takes a single seek. Tables are stored in the
-feature cache, keyed by path, size and modification time of the shard.
+A table of 56 bytes per clip has its byte range and size, so that reading one takes a single seek. Tables are stored in
+the feature cache, keyed by path, size and modification time of the shard.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,28 +21,13 @@ from training.data.clip import ClipSample, LazyClip
 from training.data.shards.members import BrokenClip, check_header, unpack
 from training.data.shards.reader import OnBroken, find_shards, handle_broken, iterate_members, split_name
 
-READ_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
-VERSION = 1  # incremented when the table format changes
+READ_ERRORS = (
+    tarfile.TarError, OSError, EOFError, StopIteration, ValueError, KeyError, TypeError, AttributeError,
+)  # fmt: skip
+VERSION = 2  # incremented when the table format changes
 SIZES = ("characters", "frames", "height", "width", "fps")
-
-
-@dataclass(frozen=True)
-class ClipLocation:
-    """Location and size of a clip.
-
-    Args:
-        offset, length: byte range of its files in the shard.
-        frames, height, width, characters: size of the clip.
-        fps: frames per second.
-    """
-
-    offset: int
-    length: int
-    frames: int
-    height: int
-    width: int
-    characters: int
-    fps: float
+ROW = np.dtype([("offset", "i8"), ("length", "i8"), *((name, "f8" if name == "fps" else "i8") for name in SIZES)])
+"""A row of the table; `offset` and `length` are the byte range of the files of a clip in its shard."""
 
 
 class ShardIndex:
@@ -73,22 +57,16 @@ class ShardIndex:
                 handle_broken(
                     BrokenClip(problem, "intact shards", "create it again or skip it"), path, on_broken, skipped
                 )
-            tables.append(entry["table"].numpy())
+            tables.append(entry["table"].numpy().view(ROW))
         self.table = np.concatenate(tables)
         self.shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def location(self, number: int) -> ClipLocation:
-        """Location and size of clip `number`."""
-        offset, length, frames, height, width, characters, fps = (int(value) for value in self.table[number])
-        return ClipLocation(offset, length, frames, height, width, characters, float(np.int64(fps).view(np.float64)))
-
     def shape(self, number: int) -> tuple[int, int, int, int, float]:
         """(characters, frames, height, width, fps) of clip `number`."""
-        location = self.location(number)
-        return location.characters, location.frames, location.height, location.width, location.fps
+        return self.table[list(SIZES)][number].item()
 
     def content(self, number: int) -> LazyClip:
         """Clip `number` without decoding it; only its JSON is read.
@@ -96,50 +74,39 @@ class ShardIndex:
         Raises:
             BrokenClip: it cannot be read.
         """
-        location, path = self.location(number), self.paths[self.shard[number]]
+        path, offset, length = self.paths[self.shard[number]], *self.table[["offset", "length"]][number].item()
         try:
             with path.open("rb") as file:
-                key, header = _header(file, location.offset)
+                file.seek(offset)
+                key, text, *_ = next(_headers(file))
+            header = json.loads(text)
             check_header(header)
             if self.shape(number) != tuple(header[name] for name in SIZES):
                 raise ValueError("the shard has changed")
-            return LazyClip(key, header, header["sha256"], lambda: _load(path, location))
+            return LazyClip(key, header, header["sha256"], lambda: _load(path, offset, length))
         except READ_ERRORS as error:
-            problem = f"clip {number} of {path} cannot be read ({error})"
-            raise BrokenClip(
-                problem, "the shard as it was when the run started", "do not modify shards during training"
-            ) from error
+            raise _changed(f"clip {number} of {path} cannot be read ({error})") from error
 
 
-def _load(path: Path, location: ClipLocation) -> ClipSample:
+def _changed(problem: str) -> BrokenClip:
+    return BrokenClip(problem, "the shard as it was when the run started", "do not modify shards during training")
+
+
+def _load(path: Path, offset: int, length: int) -> ClipSample:
     """Decode a clip. Raises BrokenClip."""
     try:
         with path.open("rb") as file:
-            file.seek(location.offset)
-            content = io.BytesIO(file.read(location.length))
+            file.seek(offset)
+            content = io.BytesIO(file.read(length))
         return next(unpack(key, members) for key, members in iterate_members(content))
     except BrokenClip as error:
         raise BrokenClip(f"{path.name}: {error.problem}", error.expected, error.hint) from error
     except (OSError, StopIteration) as error:
-        raise BrokenClip(
-            f"{path} cannot be read ({error})", "the shard as it was", "do not modify shards during training"
-        ) from error
-
-
-def _header(file: BinaryIO, start: int) -> tuple[str, dict]:
-    """(key, JSON) of the clip at a byte offset."""
-    file.seek(start)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for entry in tar:
-            name, extension = split_name(entry.name)
-            content = tar.extractfile(entry)
-            if extension == "json" and content is not None:
-                return name, json.loads(content.read())
-    raise ValueError("no JSON")
+        raise _changed(f"{path} cannot be read ({error})") from error
 
 
 def _headers(file: BinaryIO) -> Iterator[tuple[str, bytes, int, int]]:
-    """(key, JSON, offset, length) of the clips of a shard; the last clip of a truncated shard is omitted."""
+    """(key, JSON, offset, length) of the clips from the current position on, without a truncated last one."""
     key, header, offset = "", b"", 0
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for entry in tar:
@@ -164,23 +131,14 @@ def _tabulate(path: Path) -> Tensors:
         with path.open("rb") as file:
             for key, text, offset, length in _headers(file):
                 try:
-                    rows.append([offset, length, *_sizes(json.loads(text))])
+                    header = json.loads(text)
+                    check_header(header)
+                    rows.append((offset, length, *(header[name] for name in SIZES)))
                 except READ_ERRORS as error:
                     problems.append(f"clip {key!r} has invalid JSON ({error})")
     except (tarfile.TarError, OSError, EOFError) as error:
         problems.append(f"unreadable after {len(rows)} clips ({error})")
     return {
-        "table": torch.tensor(rows, dtype=torch.int64).reshape(-1, 7),
+        "table": torch.from_numpy(np.array(rows, ROW).view(np.uint8)),
         "problems": torch.tensor(list(json.dumps(problems).encode()), dtype=torch.uint8),
     }
-
-
-def _sizes(header: dict) -> list[int]:
-    """The size columns of the table. Raises one of READ_ERRORS."""
-    check_header(header)
-    return [header["frames"], header["height"], header["width"], header["characters"], _bits(header["fps"])]
-
-
-def _bits(number: float) -> int:
-    """A float64 as the int64 with the same bits."""
-    return int(np.float64(number).view(np.int64))

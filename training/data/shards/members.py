@@ -26,6 +26,9 @@ from bya_core.io.media import write_video
 from training.data.clip import SAMPLE_RATE, ClipSample
 
 FORMAT = 1
+DECODE_ERRORS = (
+    KeyError, ValueError, TypeError, AttributeError, OSError, SyntaxError, zipfile.BadZipFile, av.error.FFmpegError,
+)  # fmt: skip
 
 
 class BrokenClip(InputError):
@@ -66,10 +69,8 @@ def pack(sample: ClipSample) -> dict[str, bytes]:
     try:
         text = json.dumps(header, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
-        problem = f"`measured` of clip {sample.key!r} cannot be stored ({error})"
-        raise InputError(
-            problem, "numbers (no NaN), strings, lists and dicts", "remove the value or use None"
-        ) from error
+        problem, expected = f"`measured` of clip {sample.key!r} cannot be stored ({error})", "finite JSON values"
+        raise InputError(problem, expected, "remove the value or use None") from error
     return {"json": text.encode(), **members}
 
 
@@ -121,22 +122,9 @@ def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
             speech_features=extra.get("speech"),
             mouths=extra.get("mouths"),
         )
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OSError,
-        SyntaxError,
-        zipfile.BadZipFile,
-        av.error.FFmpegError,
-    ) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise BrokenClip(
-            f"clip {key!r} cannot be read ({what})",
-            "the files docs/reference/shards.md lists",
-            "write it again or skip it",
-        ) from error
+    except DECODE_ERRORS as error:
+        problem = f"clip {key!r} cannot be read ({f'no {error}' if isinstance(error, KeyError) else error})"
+        raise BrokenClip(problem, "the files docs/reference/shards.md lists", "write it again or skip it") from error
 
 
 def _plain(value: Any) -> Any:
