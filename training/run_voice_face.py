@@ -47,6 +47,11 @@ log = logging.getLogger(__name__)
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "bya_core/toy/weights/voice_face.safetensors"
 SECONDS = 2.0  # of speech per training puppet
 MIN_SECONDS = 0.5  # of the excerpt used in a training step
+SCENE_KINDS: tuple[tuple[int, int, Talk], ...] = (
+    (2, 49, "overlap"), (2, 49, "turns"), (2, 49, "one"), (2, 17, "overlap"), (2, 98, "overlap"), (3, 49, "overlap"),
+    (4, 49, "overlap"),
+)  # fmt: skip
+"""Characters, frames and conversation pattern of the evaluated scenes."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,7 @@ def train(arguments: Arguments) -> tuple[VoiceFaceNetwork, dict[str, float]]:
     rng = np.random.default_rng(arguments.seed + 1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps)),
+        optimizer, lambda step: min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
     )
     for step in range(arguments.steps):
         loss = contrastive_loss(network(*draw_batch(puppets, arguments.batch_size, rng)))
@@ -202,17 +206,8 @@ def evaluate_scene(
 
 def evaluate(arguments: Arguments, voice_face: VoiceFace) -> dict[str, Any]:
     """Accuracy by number of characters, length and conversation pattern."""
-    kinds: list[tuple[int, int, Talk]] = [
-        (2, 49, "overlap"),
-        (2, 49, "turns"),
-        (2, 49, "one"),
-        (2, 17, "overlap"),
-        (2, 98, "overlap"),
-        (3, 49, "overlap"),
-        (4, 49, "overlap"),
-    ]
     rows = []
-    for count, frames, talk in kinds:
+    for count, frames, talk in SCENE_KINDS:
         trials = [
             evaluate_scene(voice_face, arguments.seed_base + k, count, frames, talk, arguments.activity)
             for k in range(arguments.scenes)

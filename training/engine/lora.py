@@ -82,15 +82,14 @@ def load_lora(model: BindYourAvatarTransformer3DModel, content: Mapping[str, Ten
         InputError: the file has other modules or another rank.
     """
     pairs = lora_pairs(content)
-    wanted = {
+    expected = {
         name.replace(".lora_A.default.weight", ".weight"): len(parameter)
         for name, parameter in model.named_parameters()
         if name.endswith(".lora_A.default.weight")
     }
-    if {name: len(a) for name, (a, _) in pairs.items()} != wanted:
-        raise InputError(
-            "a LoRA file with other modules or another rank", f"{len(wanted)} of rank {lora.rank}", "check the recipe"
-        )
+    if {name: len(a) for name, (a, _) in pairs.items()} != expected:
+        problem = "a LoRA file with other modules or another rank"
+        raise InputError(problem, f"{len(expected)} modules of rank {lora.rank}", "check the recipe")
     scale = lora.alpha / lora.rank
     state: dict[str, Tensor] = {}
     for name, (a, b) in pairs.items():
@@ -128,14 +127,13 @@ def add_adapters(
     model: BindYourAvatarTransformer3DModel, found: Mapping[str, Tensor], lora: Lora | None
 ) -> BindYourAvatarTransformer3DModel:
     """Add the adapters of a stage: those `found` if they match, else new ones after merging `found`."""
-    if lora is None or not _matches(found, lora):
-        if found:
-            merge_lora_into(model, found)
-        if lora is not None:
-            add_lora(model, lora)
-        return model
-    add_lora(model, lora)
-    load_lora(model, found, lora)
+    matching = lora is not None and _matches(found, lora)
+    if found and not matching:
+        merge_lora_into(model, found)
+    if lora is not None:
+        add_lora(model, lora)
+        if matching:
+            load_lora(model, found, lora)
     return model
 
 

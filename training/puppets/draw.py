@@ -8,6 +8,7 @@ allocation would dominate the run time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from training.puppets.looks import MOUTH_RGB, Look
 
 Array = np.ndarray
+Composite = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def _body(canvas: Canvas, owner: int, look: Look, pose: Pose, height: int, width
     canvas.composite(owner, (rows, cols), cover(shoulders, scale), colors)
 
 
-def _hair(look: Look, u: Array, v: Array, head: Array, scale: Array, shade: Array, composite) -> None:
+def _hair(look: Look, u: Array, v: Array, head: Array, scale: Array, shade: Array, composite: Composite) -> None:
     if look.hair_style == "bald":
         return
     line = {"short": -0.50, "long": -0.42, "curly": -0.46}[look.hair_style]
@@ -225,7 +227,7 @@ def _hair(look: Look, u: Array, v: Array, head: Array, scale: Array, shade: Arra
     composite(cover(cap, scale), shaded(look.hair, shade))
 
 
-def _eyes(look: Look, pose: Pose, frame: HeadFrame, composite) -> None:
+def _eyes(look: Look, pose: Pose, frame: HeadFrame, composite: Composite) -> None:
     size, apart = look.eye_size, 0.40 * look.face_width
     lid = size * np.maximum(1.0 - pose.blink, 0.12)
     for side in (-1.0, 1.0):
@@ -246,7 +248,7 @@ def _eyes(look: Look, pose: Pose, frame: HeadFrame, composite) -> None:
         composite(cover(bridge, frame.scale), np.array([0.12, 0.12, 0.14], np.float32), where)
 
 
-def _mouth(look: Look, pose: Pose, frame: HeadFrame, composite) -> None:
+def _mouth(look: Look, pose: Pose, frame: HeadFrame, composite: Composite) -> None:
     half_width = (0.52 - 0.22 * pose.shape) * look.face_width + 0.02
     half_height = 0.035 + 0.34 * pose.opening * (0.85 + 0.15 * pose.shape)
     where, du, dv = frame.part(0.0, 0.50 + 0.10 * pose.opening, 0.72)
@@ -257,7 +259,7 @@ def _mouth(look: Look, pose: Pose, frame: HeadFrame, composite) -> None:
     composite(inner * np.minimum(pose.opening * 6.0, 1.0)[:, None, None], np.array(MOUTH_RGB, np.float32), where)
 
 
-def _hat(look: Look, u: Array, v: Array, scale: Array, composite) -> None:
+def _hat(look: Look, u: Array, v: Array, scale: Array, composite: Composite) -> None:
     if look.hat == "none":
         return
     wide = look.face_width

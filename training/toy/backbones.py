@@ -92,8 +92,7 @@ def voices(rng: np.random.Generator, count: int, num_frames: int = 50) -> tuple[
         spoken = synthesize(random_voice(rng), spans, duration, rng=rng)
         sound = spoken.waveform + 10 ** rng.uniform(-4.5, -2.2) * rng.standard_normal(len(spoken.waveform))
         tone = rng.uniform(-0.4, 0.4)
-        sound = sound + tone * np.roll(sound, 1)
-        sounds.append(sound * 10 ** rng.uniform(-1.0, 0.5))
+        sounds.append((sound + tone * np.roll(sound, 1)) * 10 ** rng.uniform(-1.0, 0.5))
         mouths.append(np.stack([spoken.opening[:num_frames], spoken.shape[:num_frames]], -1))
     return torch.from_numpy(np.stack(sounds).astype(np.float32)), torch.from_numpy(np.stack(mouths).astype(np.float32))
 

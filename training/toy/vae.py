@@ -92,9 +92,9 @@ class Crops(IterableDataset):
             seed += 1
             height, width = clip.frames.shape[1:3]
             y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-            people = clip.masks.any(0).astype(np.float32)
-            away = (x - clip.mouth_centers[..., 0, None, None]) ** 2 + (y - clip.mouth_centers[..., 1, None, None]) ** 2
-            mouths = np.exp(-away / (2 * 5.0**2)).sum(0).astype(np.float32)
+            characters = clip.masks.any(0).astype(np.float32)
+            cx, cy = np.moveaxis(clip.mouth_centers[..., None, None], 2, 0)
+            mouths = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 5.0**2)).sum(0).astype(np.float32)
             high, wide = min(self.crop, height), min(self.crop, width)
             for k in range(1 if (high, wide) == (height, width) else 3):
                 if k % 2 == 0:
@@ -105,11 +105,11 @@ class Crops(IterableDataset):
                 y0 = int(np.clip(cy - high / 2, 0, height - high))
                 box = (slice(None), slice(y0, y0 + high), slice(x0, x0 + wide))
                 pixels = torch.from_numpy(clip.frames[box]).permute(3, 0, 1, 2).float() / 127.5 - 1.0
-                yield pixels, torch.from_numpy(people[box]), torch.from_numpy(mouths[box])
+                yield pixels, torch.from_numpy(characters[box]), torch.from_numpy(mouths[box])
 
 
 def vae_loss(
-    model: AutoencoderKLCogVideoX, video: Tensor, people: Tensor, mouths: Tensor, settings: Arguments
+    model: AutoencoderKLCogVideoX, video: Tensor, characters: Tensor, mouths: Tensor, settings: Arguments
 ) -> tuple[Tensor, dict[str, float]]:
     """(total loss, metrics) of video [B,3,F,H,W] with weights of characters and mouths [B,F,H,W], see `Crops`.
 
@@ -122,8 +122,8 @@ def vae_loss(
     if settings.decoder_only:  # generated latents are never exact, so the decoder must tolerate noise
         latents = latents + LATENT_NOISE * posterior.mean.std((0, 2, 3, 4), keepdim=True) * torch.randn_like(latents)
     rebuilt = model.decode(latents).sample.float()
-    away, weight = rebuilt - video, 1.0 + 1.5 * people + 8.0 * mouths
-    error = ((away.abs() + away**2) * weight[:, None]).mean() / weight.mean()
+    difference, weight = rebuilt - video, 1.0 + 1.5 * characters + 8.0 * mouths
+    error = ((difference.abs() + difference**2) * weight[:, None]).mean() / weight.mean()
     opening = opening_error(rebuilt, video, mouths)
     total = error + settings.opening_weight * opening
     if not settings.decoder_only:
@@ -151,13 +151,10 @@ def opening_error(rebuilt: Tensor, video: Tensor, mouths: Tensor) -> Tensor:
 def train(settings: Arguments) -> dict:
     """Train, save to `settings.output`, and return the metrics."""
     torch.manual_seed(settings.seed)
-    if settings.resume:
-        model = AutoencoderKLCogVideoX.from_pretrained(settings.output)
-    else:
-        model = AutoencoderKLCogVideoX(**TOY_VAE)
-    loader = iter(
-        DataLoader(Crops(settings.crop, settings.frames, settings.seed), batch_size=settings.batch_size, num_workers=1)
-    )
+    kind = AutoencoderKLCogVideoX
+    model = kind.from_pretrained(settings.output) if settings.resume else kind(**TOY_VAE)
+    crops = Crops(settings.crop, settings.frames, settings.seed)
+    loader = iter(DataLoader(crops, batch_size=settings.batch_size, num_workers=1))
     module = model.decoder if settings.decoder_only else model
     optimizer = torch.optim.AdamW(module.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     start, step = time.monotonic(), 0
@@ -183,13 +180,9 @@ def train(settings: Arguments) -> dict:
         mean, std = latent_statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
     model.save_pretrained(settings.output)
-    measured = {
-        "steps": step,
-        **averages,
-        "settings": {k: str(v) for k, v in asdict(settings).items()},
-    }
-    (settings.output / "training.json").write_text(json.dumps(measured, indent=1))
-    return measured
+    metrics = {"steps": step, **averages, "settings": {k: str(v) for k, v in asdict(settings).items()}}
+    (settings.output / "training.json").write_text(json.dumps(metrics, indent=1))
+    return metrics
 
 
 @torch.no_grad()
