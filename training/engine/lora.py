@@ -56,14 +56,9 @@ def has_lora(model: torch.nn.Module) -> bool:
     return any(".lora_A." in name for name, _ in model.named_parameters())
 
 
-def plain_name(name: str) -> str:
-    """Name of a parameter without adapters."""
-    return name.replace(".base_layer.", ".")
-
-
 def base_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of a model with adapters -> base weights with their original names."""
-    return {plain_name(name): value for name, value in state.items() if ".lora_" not in name}
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
 
 
 def lora_weights(model: BindYourAvatarTransformer3DModel, state: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:

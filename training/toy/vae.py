@@ -93,8 +93,8 @@ class Crops(IterableDataset):
             height, width = clip.frames.shape[1:3]
             y, x = np.mgrid[0:height, 0:width].astype(np.float32)
             characters = clip.masks.any(0).astype(np.float32)
-            cx, cy = np.moveaxis(clip.mouth_centers[..., None, None], 2, 0)
-            mouths = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 5.0**2)).sum(0).astype(np.float32)
+            mouth_x, mouth_y = np.moveaxis(clip.mouth_centers[..., None, None], 2, 0)
+            mouths = np.exp(-((x - mouth_x) ** 2 + (y - mouth_y) ** 2) / (2 * 5.0**2)).sum(0).astype(np.float32)
             high, wide = min(self.crop, height), min(self.crop, width)
             for k in range(1 if (high, wide) == (height, width) else 3):
                 if k % 2 == 0:
