@@ -1,6 +1,6 @@
 """The animation of the README: the frames of the demo next to the same frames with their masks.
 
-    make demo && .venv/bin/python tools/demo_picture.py
+make demo && .venv/bin/python tools/demo_picture.py
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ if __package__ in (None, ""):  # started as a script: make the packages beside i
 
 from bya_core.encoders.domains import canvas_layout
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.sampling.acceleration import compiled
 from training.command_line import report_input_errors, run_command
 from training.data.dataset import open_data
 from training.engine.distributed import build_accelerator
@@ -47,8 +49,13 @@ class Arguments:
         run: options of the run.
         recipe: name in training/recipes, or a .yaml file.
         steps: number of training steps; replaces that of the recipe.
+        batch_size: samples per step; replaces that of the recipe.
         encoders: model whose encoders are used for shards; default for puppets: the toy model.
         buckets: lengths and sizes to train at, such as 49x480x720; default: the size of each clip.
+        length_fractions: fraction of the batches by number of video frames, as "1 0.4 17 0.6", for encoded clips;
+            default: in proportion to the data.
+        in_memory: load all encoded clips at the start, for large batches.
+        compile: compile the transformer blocks.
         skip_broken: skip and count unusable clips instead of ending with an error.
         validate_every: steps between validations on held-out puppets (masks, binding, images); 0 = never.
         validation_scenes: number of validation scenes.
@@ -61,8 +68,12 @@ class Arguments:
     run: Annotated[RunSettings, tyro.conf.arg(name="")]
     recipe: str = "toy"
     steps: int | None = None
+    batch_size: int | None = None
     encoders: str | None = None
     buckets: tuple[str, ...] = ()
+    length_fractions: dict[int, float] = field(default_factory=dict)
+    in_memory: bool = False
+    compile: bool = False
     skip_broken: bool = False
     validate_every: int = 0
     validation_scenes: int = 6
@@ -78,6 +89,8 @@ def main(arguments: Arguments) -> None:
     stage = recipe.stages[arguments.stage]
     if arguments.steps is not None:
         stage = replace(stage, steps=arguments.steps)
+    if arguments.batch_size is not None:
+        stage = replace(stage, batch_size=arguments.batch_size)
     accelerator = build_accelerator(settings)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
@@ -90,6 +103,9 @@ def main(arguments: Arguments) -> None:
         patch=model.config.patch_size,
         device=accelerator.device,
         canvas=canvas_layout(model.config.flavour),
+        length_fractions=arguments.length_fractions,
+        in_memory=arguments.in_memory,
+        text_multiple=recipe.text_encoder.get("pad_to_multiple_of"),
     )
     callback: Any = None
     if arguments.validate_every:
@@ -97,7 +113,8 @@ def main(arguments: Arguments) -> None:
 
         scenes = arguments.validation_files or arguments.validation_scenes
         callback = Validation(arguments.validate_every, scenes, bundle=arguments.encoders or "toy")
-    summary = train(model, clips, stage, settings, accelerator, callback)
+    with compiled(model) if arguments.compile else nullcontext():
+        summary = train(model, clips, stage, settings, accelerator, callback, recipe.scheduler)
     if accelerator.is_main_process:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 

@@ -23,6 +23,11 @@ except ImportError:  # diffusers < 0.35
     dispatch_attention_fn: Any = None  # type: ignore[no-redef]
 
 
+MAX_EXPLICIT_LENGTH = 512
+"""Longest key sequence for which training on a CPU computes attention as two matrix products and a softmax.
+
+torch's CPU flash kernel is optimized for long sequences; its backward pass over 130 tokens takes five times as long.
+"""
 MAX_GRID_SIZE = 65_535
 """Limit of the second and third axis of a CUDA grid, to which attention kernels map batch and heads."""
 
@@ -39,6 +44,9 @@ def dispatch_attention(query: Tensor, key: Tensor, value: Tensor, backend: Any =
             return torch.cat([dispatch_attention(q, k, v, backend, parallel) for q, k, v in parts], dim=axis)
     if dispatch_attention_fn is None or (backend is None and parallel is None and query.device.type == "cpu"):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        if q.device.type == "cpu" and q.requires_grad and k.shape[-2] <= MAX_EXPLICIT_LENGTH:
+            weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1)
+            return (weights.to(v.dtype) @ v).transpose(1, 2)
         if torch.is_autocast_enabled("cpu"):  # bfloat16 attention is several times slower on a CPU
             with torch.autocast("cpu", enabled=False):
                 return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2)

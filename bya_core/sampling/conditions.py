@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bya_core.errors import InputError
@@ -144,6 +145,8 @@ def build_branch_inputs(
     """
     dropped = [drop_identity and not branch.prompt for branch in branches]
     texts = [conditions.text if b.prompt else _required(conditions, "negative_text") for b in branches]
+    longest = max(text.shape[1] for text in texts)
+    texts = [F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts]
     kwargs: dict[str, Any] = {
         "encoder_hidden_states": torch.cat(texts).to(device, dtype),
         "face_tokens": None,

@@ -38,9 +38,11 @@ class ToyEncoders(NamedTuple):
 
 
 def load_toy_encoders(folder: Path) -> ToyEncoders:
-    """Load `face.safetensors`, `speech.safetensors` and `vae/` from `folder`."""
+    """Load `face.safetensors`, `speech.safetensors` and `vae/` from `folder`, and `text_encoder` of `bundle.json`."""
+    bundle = folder / "bundle.json"
+    settings = json.loads(bundle.read_text()) if bundle.is_file() else {}
     return ToyEncoders(
-        ToyTextEncoder(),
+        ToyTextEncoder(**settings.get("text_encoder", {})),
         ToyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
         ToySpeechEncoder(_load(SpeechNetwork, folder / "speech.safetensors")),
         CogVideoXCodec(AutoencoderKLCogVideoX.from_pretrained(folder / "vae")),
@@ -51,8 +53,9 @@ def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None 
     """Load the model in float32 on the CPU.
 
     Args:
-        folder: Folder with the encoders, `transformer/` and `bundle.json` (native size and sampling settings).
-            `voice_face.safetensors` is optional; without it, voices cannot be matched to faces.
+        folder: Folder with the encoders, `transformer/` and `bundle.json` (native size, sampling settings, and entries
+            of the text encoder and the noise schedule that differ from the defaults). `voice_face.safetensors` is
+            optional; without it, voices cannot be matched to faces.
         transformer: Transformer to use instead of the one in `folder`.
     """
     settings = json.loads((folder / "bundle.json").read_text())
@@ -67,7 +70,7 @@ def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None 
         face=encoders.face,
         speech=encoders.speech,
         codec=encoders.codec,
-        scheduler_config=COGVIDEOX_SCHEDULE,
+        scheduler_config={**COGVIDEOX_SCHEDULE, **settings.get("scheduler", {})},
         native=NativeSize(**settings["native"]),
         sampling=SamplingConfig(**settings["sampling"]),
         max_characters=settings["max_characters"],

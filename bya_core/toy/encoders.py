@@ -35,17 +35,24 @@ class ToyTextEncoder:
 
     Args:
         dim: Width of a token.
-        max_words: Number of tokens L, without stop words. Longer prompts are truncated and shorter ones zero-padded.
+        max_words: Maximum number of tokens, without stop words. Longer prompts are truncated.
+        pad_to_multiple_of: Prompts are zero-padded to the longest one, rounded up to a multiple of this; None = to
+            `max_words`.
     """
 
-    def __init__(self, dim: int = 64, max_words: int = 48) -> None:
-        self.dim, self.max_words = dim, max_words
+    def __init__(self, dim: int = 64, max_words: int = 48, pad_to_multiple_of: int | None = None) -> None:
+        self.dim, self.max_words, self.pad_to_multiple_of = dim, max_words, pad_to_multiple_of
 
     def encode(self, prompts: list[str]) -> Tensor:
         """Text tokens [B, L, dim] float32 of B prompts."""
-        tokens = np.zeros((len(prompts), self.max_words, self.dim), np.float32)
-        for row, prompt in enumerate(prompts):
-            for token, (phrase, place, word) in enumerate(_words(prompt)[: self.max_words]):
+        prompt_words = [_words(prompt)[: self.max_words] for prompt in prompts]
+        length = self.max_words
+        if self.pad_to_multiple_of is not None:
+            longest = max([1, *map(len, prompt_words)])
+            length = math.ceil(longest / self.pad_to_multiple_of) * self.pad_to_multiple_of
+        tokens = np.zeros((len(prompts), length, self.dim), np.float32)
+        for row, words in enumerate(prompt_words):
+            for token, (phrase, place, word) in enumerate(words):
                 position = self._vector(f"phrase {phrase}") + self._vector(f"place {place}")
                 tokens[row, token] = self._word(word) + 0.5 * position
         return torch.from_numpy(tokens)

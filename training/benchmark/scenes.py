@@ -30,6 +30,7 @@ class SceneSettings:
         height, width: pixels.
         num_frames: number of frames F.
         references: number of portraits among which an identity is retrieved, including its own.
+        describe_motion: prompts describe the motion, for models that were trained with such prompts.
     """
 
     scenes: int = 64
@@ -39,6 +40,7 @@ class SceneSettings:
     width: int = 96
     num_frames: int = 17
     references: int = 8
+    describe_motion: bool = False
 
     def __post_init__(self) -> None:
         largest = MAX_MIXED if self.characters == "mixed" else self.characters
@@ -142,6 +144,7 @@ def draw(
         motion=motion,
         talk=talk,
         tracks=tracks,
+        describe_motion=settings.describe_motion,
     )
 
 

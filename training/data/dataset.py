@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, count
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bya_core.encoders.domains import CanvasLayout
@@ -74,6 +75,9 @@ def open_data(
     patch: int = 2,
     device: torch.device | str = "cpu",
     canvas: CanvasLayout = "row",
+    length_fractions: Mapping[int, float] | None = None,
+    in_memory: bool = False,
+    text_multiple: int | None = None,
 ) -> Clips:
     """Open training data.
 
@@ -90,6 +94,7 @@ def open_data(
         patch: patch size of the model.
         device: device of the encoders.
         canvas: "released" for a model of the official flavour.
+        length_fractions, in_memory, text_multiple: see `ClipFolder`; ignored for raw clips and puppets.
 
     Raises:
         InputError: no data, no encoders, or no clip fits a bucket.
@@ -97,7 +102,7 @@ def open_data(
     folder = Path(source)
     puppets = str(source).partition(":")[0] == "puppets" and not folder.is_dir()
     if not puppets and not list_files(folder, ".tar") and list_files(folder, ".safetensors"):
-        return ClipFolder(folder)
+        return ClipFolder(folder, length_fractions, in_memory, text_multiple)
     if encoders is None and not puppets:
         problem = f"raw clips in {str(source)!r} without encoders"
         raise InputError(problem, "the encoders of the model", "name the model, such as toy or official")
@@ -117,24 +122,53 @@ class ClipFolder:
 
     All clips of a file have the same shapes. Files are memory-mapped, and only the clips of a batch are read.
 
+    Args:
+        folder: folder of the files.
+        length_fractions: fraction of the batches by number of video frames; other lengths are ignored. Empty = in
+            proportion to the latent cells.
+        in_memory: load all clips at once.
+        text_multiple: trim the zero padding of prompts to a multiple of this length, as the toy text encoder does with
+            `pad_to_multiple_of`.
+
     Raises:
-        InputError: no such file, or an unreadable one.
+        InputError: no such file, an unreadable one, or a length without clips.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        length_fractions: Mapping[int, float] | None = None,
+        in_memory: bool = False,
+        text_multiple: int | None = None,
+    ) -> None:
         paths = list_files(folder, ".safetensors")
         if not paths:
             raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "create them first")
         self.groups: dict[Group, list[tuple[Path, int]]] = {}
+        fractions = {length: fraction for length, fraction in (length_fractions or {}).items() if fraction > 0}
+        lengths: dict[int, int] = {}  # latent frames -> video frames
         for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:
                     clips, frames, _, height, width = file.get_slice("latents").get_shape()
                     characters = file.get_slice("masks").get_shape()[1]
+                    if fractions:
+                        lengths[frames] = file.get_slice("speech").get_shape()[2] - 4
             except (SafetensorError, OSError, ValueError) as error:
                 problem = f"{path} cannot be read ({error})"
                 raise InputError(problem, "encoded clips", "create it again or remove it") from error
-            self.groups.setdefault((characters, frames, height, width), []).append((path, clips))
+            if not fractions or lengths[frames] in fractions:
+                self.groups.setdefault((characters, frames, height, width), []).append((path, clips))
+        if missing := fractions.keys() - set(lengths.values()):
+            problem = f"length_fractions with clips of {min(missing)} frames"
+            known = ", ".join(map(str, sorted(set(lengths.values()))))
+            raise InputError(problem, f"one of the lengths in {str(folder)!r}: {known}", "create such clips first")
+        self._fractions = {frames: fractions[length] for frames, length in lengths.items() if length in fractions}
+        self._text_multiple = text_multiple
+        self._loaded: dict[Group, Batch] = {}
+        for key, files in self.groups.items() if in_memory else ():
+            parts = [load_file(path) for path, _ in files]
+            self._loaded[key] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self._open = lru_cache(MAX_OPEN_FILES)(lambda path: safe_open(path, framework="pt"))
 
     @property
@@ -152,12 +186,21 @@ class ClipFolder:
         cells = {key: math.prod(key[1:]) for key in keys}
         smallest = min(cells.values())
         weights = torch.tensor([ends[key][-1] * cells[key] for key in keys], dtype=torch.float64)
+        for frames, fraction in self._fractions.items():
+            same_length = torch.tensor([key[1] == frames for key in keys])
+            weights[same_length] *= fraction / weights[same_length].sum()
         for number in count(start):
             rng = torch.Generator().manual_seed(seed * 1_000_003 + number)
             key = keys[int(torch.multinomial(weights, 1, generator=rng))]
             samples = max(1, round(size * smallest / cells[key]))
-            chosen = torch.randint(ends[key][-1], (samples,), generator=rng).tolist()
-            yield _stack([self._clip(key, ends[key], clip) for clip in _local(chosen, rank, world_size)])
+            chosen = _local(torch.randint(ends[key][-1], (samples,), generator=rng).tolist(), rank, world_size)
+            if self._loaded and chosen:
+                batch = {name: tensor[torch.tensor(chosen)] for name, tensor in self._loaded[key].items()}
+            else:
+                batch = _stack([self._clip(key, ends[key], clip) for clip in chosen])
+            if self._text_multiple is not None and batch:
+                batch["text"] = trim_padding(batch["text"], self._text_multiple)
+            yield batch
 
     def _clip(self, key: Group, ends: list[int], number: int) -> Batch:
         """The tensors of one clip of a group."""
@@ -284,6 +327,13 @@ def _local(items: Any, rank: int, world_size: int) -> Any:
 def _stack(clips: Sequence[Batch]) -> Batch:
     """Stack clips of equal shape to a batch, which is empty for no clips."""
     return {name: torch.stack([clip[name] for clip in clips]) for name in (clips[0] if clips else ())}
+
+
+def trim_padding(text: Tensor, multiple: int) -> Tensor:
+    """Remove the zeros after the longest prompt of [B, L, C]; the length is rounded up to a multiple of `multiple`."""
+    used = text.abs().amax((0, 2)).nonzero()
+    longest = int(used.amax()) + 1 if len(used) else 1
+    return text[:, : math.ceil(longest / multiple) * multiple]
 
 
 def as_float(batch: Batch, device: torch.device | str = "cpu") -> Batch:

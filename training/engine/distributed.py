@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
 from bya_core.errors import InputError
 from training.data.dataset import Batch, Clips, as_float
@@ -28,6 +29,8 @@ from training.engine.stages import Stage
 from training.engine.trackers import available_trackers
 
 HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BF16_WEIGHTS = "bf16-weights"
+"""Value of `RunSettings.mixed_precision` that is not one of accelerate's."""
 
 
 class ForwardWrapper(nn.Module):
@@ -35,15 +38,20 @@ class ForwardWrapper(nn.Module):
 
     Args:
         model: the transformer.
-        precision: "no", "bf16" or "fp16".
+        precision: "no", "bf16", "fp16" or "bf16-weights" (see `RunSettings.mixed_precision`).
     """
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
         self.model, self.autocast_dtype = model, HALF_PRECISION.get(precision)
+        # in a tuple, so that its parameters are not registered twice
+        self._functional = (ForwardWrapper(model, "no"),) if precision == BF16_WEIGHTS else ()
 
     def forward(self, function: Callable[[nn.Module], Any]) -> Any:
-        """Call `function` with the model, under autocast."""
+        """Call `function` with the model, under autocast or with weights in bfloat16."""
+        if self._functional:
+            weights = {f"model.{name}": p.to(torch.bfloat16) for name, p in self.model.named_parameters()}
+            return functional_call(self._functional[0], weights, (function,))
         device = next(self.model.parameters()).device.type
         with torch.autocast(device, self.autocast_dtype) if self.autocast_dtype is not None else nullcontext():
             return function(self.model)
@@ -105,9 +113,12 @@ def local_batches(accelerator: Accelerator, data: Clips, size: int, seed: int, s
         yield LocalBatch(placeholder, samples, rank * global_size // world_size, global_size)
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, optimizers: list[Any]) -> tuple[nn.Module, list[Any]]:
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizers: list[Any], settings: RunSettings
+) -> tuple[nn.Module, list[Any]]:
     """The wrapped model and its optimizers, distributed as accelerate is configured."""
-    precision = accelerator.mixed_precision
+    bf16_weights = settings.mixed_precision == BF16_WEIGHTS
+    precision = BF16_WEIGHTS if bf16_weights else accelerator.mixed_precision
     if accelerator.is_fsdp2 and precision in HALF_PRECISION:
         # Blocks compute in half precision; gradients are reduced, and losses returned, in float32.
         policy = MixedPrecisionPolicy(param_dtype=HALF_PRECISION[precision], reduce_dtype=torch.float32)
@@ -133,7 +144,7 @@ def build_accelerator(settings: RunSettings) -> Accelerator:
     """An accelerator with the precision, accumulation and trackers of the run; the rest comes from the launcher."""
     return Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision=settings.mixed_precision,
+        mixed_precision="no" if settings.mixed_precision == BF16_WEIGHTS else settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False
         ),
@@ -162,6 +173,8 @@ def check_configuration(stage: Stage, settings: RunSettings, accelerator: Accele
     sharded = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP2"}.get(kind)
     if stage.optimizer.name == "muon" and (sharded or accelerator.mixed_precision == "fp16"):
         raise InputError(f"Muon with {sharded or 'fp16'}", "AdamW", "change optimizer.name in the recipe")
+    if settings.mixed_precision == BF16_WEIGHTS and sharded:
+        raise InputError(f"--mixed-precision {BF16_WEIGHTS} with {sharded}", '"bf16"', "change one of them")
     if settings.use_8bit_adam and sharded:
         raise InputError(f"--use-8bit-adam with {sharded}", "one of them", "remove one")
     if kind is DistributedType.DEEPSPEED:

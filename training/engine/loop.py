@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -60,6 +60,7 @@ def train(
     settings: RunSettings,
     accelerator: Accelerator | None = None,
     callback: Callable[[int, dict[str, float], nn.Module], Any] | None = None,
+    scheduler: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train one stage, resuming from the latest checkpoint in `settings.output` if there is one.
 
@@ -74,6 +75,7 @@ def train(
         callback: called as (step, averages, model) every `callback.every` steps (default `logging_steps`) in all
             processes, with the averaged weights in the model. If it has an attribute `tracker` that is None, it is set
             to the `MetricLog` of the run.
+        scheduler: entries of the noise schedule that differ from `COGVIDEOX_SCHEDULE`, see `Recipe`.
 
     Returns:
         Final metrics: steps, minutes, samples per second, skipped steps and clips, smoothed losses.
@@ -94,7 +96,7 @@ def train(
         model.enable_gradient_checkpointing()
     model.to(accelerator.device).train()
     optimizers = build_optimizers(model, stage.optimizer, settings.use_8bit_adam)
-    wrapper, optimizers = prepare(accelerator, model, optimizers)
+    wrapper, optimizers = prepare(accelerator, model, optimizers, settings)
     model = accelerator.unwrap_model(wrapper).model
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = stage.optimizer.ema_decay
@@ -105,7 +107,8 @@ def train(
     set_seed(settings.seed, device_specific=True)
     state = checkpoints.resume(run)
     batches = local_batches(accelerator, data, stage.batch_size, settings.seed, state.step)
-    loss, timer = StageLoss(stage, settings.seed), RunTimer(stage, settings, state)
+    loss = StageLoss(stage, settings.seed, scheduler, settings.batched_random)
+    timer = RunTimer(stage, settings, state)
     log.info(
         "stage %d from step %d: %d clips, %.2f M trainable parameters, %d processes (%s)",
         stage.number,
@@ -155,6 +158,7 @@ def train(
         ema.copy_to(parameters)
     weights = {name: unsharded(value) for name, value in model.state_dict().items()}
     info = {"stage": asdict(stage), "steps": state.step, "init": settings.init, "trained": list(run.trainable())}
+    info["scheduler"] = dict(scheduler or {})
     with shared_atomic_folder(output / "final", accelerator, "the final weights", checkpoints) as folder:
         if main:
             write_model(folder, model, weights, stage.lora, info)

@@ -7,6 +7,7 @@ same loss as a whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,27 @@ class SampleRandom:
         return torch.stack([torch.randint(end, (), generator=g) for g in self.generators])
 
 
-def _generator(seed: int, step: int, sample: int) -> Generator:
+class BatchRandom(SampleRandom):
+    """The same with a single generator on the device, for all samples together."""
+
+    def __init__(self, seed: int, step: int, first: int, count: int, device: torch.device) -> None:
+        self.generators = [_generator(seed, step, first, device)]
+        self.count, self.device = count, device
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand((self.count, *shape), generator=self.generators[0], device=self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn((self.count, *shape), generator=self.generators[0], device=self.device)
+
+    def integers(self, end: int) -> Tensor:
+        return torch.randint(end, (self.count,), generator=self.generators[0], device=self.device)
+
+
+def _generator(seed: int, step: int, sample: int, device: torch.device | str = "cpu") -> Generator:
     """A generator that is independent of that of any other seed, step or sample."""
     state = np.random.SeedSequence([seed, step, sample]).generate_state(1, np.uint64)[0]
-    return Generator().manual_seed(int(state >> np.uint64(1)))
+    return Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
 class StageLoss:
@@ -63,11 +81,19 @@ class StageLoss:
     Args:
         stage: configuration of the stage.
         seed: random seed; sample i of step k always gets the same random numbers.
+        scheduler: entries of the noise schedule that differ from `COGVIDEOX_SCHEDULE`.
+        batched_random: draw the random numbers of a micro-batch together, see `RunSettings`.
     """
 
-    def __init__(self, stage: Stage, seed: int = 0) -> None:
-        self.stage, self.seed = stage, seed
-        self.alpha_bar = build_scheduler().alphas_cumprod.float()
+    def __init__(
+        self,
+        stage: Stage,
+        seed: int = 0,
+        scheduler: Mapping[str, Any] | None = None,
+        batched_random: bool = False,
+    ) -> None:
+        self.stage, self.seed, self.batched_random = stage, seed, batched_random
+        self.alpha_bar = build_scheduler(config=scheduler).alphas_cumprod.float()
 
     def __call__(
         self, model: Any, batch: Batch, step: int, offset: int = 0, count: int | None = None
@@ -93,13 +119,14 @@ class StageLoss:
             raise InputError(
                 f"samples {offset}..{offset + size - 1} of {count}", "a part of the batch", "check the offset"
             )
-        random = SampleRandom(self.seed, step, offset, size)
+        key = self.seed, step, offset, size
+        random = BatchRandom(*key, device) if self.batched_random else SampleRandom(*key)
         timestep = random.integers(len(self.alpha_bar))
         noise = random.normal(*clean.shape[1:]).to(device)
         batch = self._drop_conditions(batch, random)
-        without_first_frame = ~has_first_frame(batch["first_frame"]).cpu()
+        without_first_frame = ~has_first_frame(batch["first_frame"]).to(timestep.device)
         timestep = bias_timesteps(timestep, len(self.alpha_bar), without_first_frame, stage.timestep_bias)
-        alpha_bar = self.alpha_bar[timestep].to(device)
+        alpha_bar = self.alpha_bar.to(timestep.device)[timestep].to(device)
         clean = with_first_frame(batch["latents"], batch["first_frame"])
         noisy = add_noise(clean, noise, alpha_bar)
         choices = random.uniform(2).to(device)
@@ -110,6 +137,7 @@ class StageLoss:
             masks = masks.amax(dim=2, keepdim=True).expand_as(masks)
 
         inner = getattr(model, "module", model)
+        dtype = next(inner.parameters()).dtype  # bfloat16 only with `mixed_precision: bf16-weights`
         images = torch.cat([batch["canvas"], batch["first_frame"]], 1)
         images = F.pad(images[:, None], (0, 0, 0, 0, 0, 0, 0, clean.shape[1] - 1))
         teacher = self._teacher_masks(masks, inner.schedule.face_layers, random)
@@ -118,11 +146,11 @@ class StageLoss:
             fraction = stage.scheduled_sampling * min(1.0, (step + 1) / max(1, stage.scheduled_sampling_warmup))
             weight = (choices[:, 0] >= fraction).float().view(-1, 1, 1, 1, 1)
         out = model(
-            torch.cat([noisy, images], dim=2),
-            batch["text"],
+            torch.cat([noisy, images], dim=2).to(dtype),
+            batch["text"].to(dtype),
             timestep.to(device),
-            face_tokens=inner.encode_faces(batch["identity"], batch["hidden"]),
-            audio_tokens=inner.encode_speech(batch["speech"]) if stage.speech else None,
+            face_tokens=inner.encode_faces(batch["identity"].to(dtype), batch["hidden"].to(dtype)),
+            audio_tokens=inner.encode_speech(batch["speech"].to(dtype)) if stage.speech else None,
             mask_override=teacher.forced,
             mask_override_strength=weight,
             run_router=stage.router,
@@ -155,9 +183,10 @@ class StageLoss:
         return result
 
     def _teacher_masks(self, masks: Tensor, layers: int, random: SampleRandom) -> TeacherMasks:
-        """Teacher masks of the flavour, augmented with the generator of each sample."""
+        """Teacher masks of the flavour, augmented with the generator of each sample, or that of the batch."""
         config, samples = self.stage.teacher, []
-        for mask, generator in zip(masks.split(1), random.generators, strict=True):
+        per_generator = len(masks) // len(random.generators)
+        for mask, generator in zip(masks.split(per_generator), random.generators, strict=True):
             if self.stage.flavour == "paper":
                 samples.append(paper_teacher_masks(mask, layers, config, generator))
             else:

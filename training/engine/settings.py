@@ -22,12 +22,15 @@ class RunSettings:
         checkpoints_total_limit: number of checkpoints to keep.
         logging_steps: steps between log lines.
         mixed_precision: precision of the forward pass: "no" (float32), "bf16" or "fp16"; None uses the accelerate
-            configuration. Trained weights are kept in float32 (with DeepSpeed: inside its optimizer).
+            configuration. Trained weights are kept in float32 (with DeepSpeed: inside its optimizer). "bf16-weights"
+            computes with bfloat16 copies of the weights, made once per step, without autocast: faster on CPUs.
         cast_frozen_weights: also store frozen matrices in that precision. Halves their memory; `final` stores them
             cast.
         gradient_accumulation_steps: micro-batches per process and step. Changes the memory, not the result: the global
             batch size is `stage.batch_size`.
         gradient_checkpointing: recompute block activations in the backward pass.
+        batched_random: draw noise and dropout for whole micro-batches on the device, which is faster for large batches;
+            they then depend on how the global batch is split.
         use_8bit_adam: keep the optimizer state in 8 bits (bitsandbytes).
         max_skipped_steps: end the run after this many consecutive steps with a non-finite loss or gradient.
         report_to: experiment trackers. `log.jsonl` is always written.
@@ -42,10 +45,11 @@ class RunSettings:
     checkpointing_steps: int | None = None
     checkpoints_total_limit: int = 2
     logging_steps: int = 25
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    mixed_precision: Literal["no", "bf16", "fp16", "bf16-weights"] | None = None
     cast_frozen_weights: bool = False
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
+    batched_random: bool = False
     use_8bit_adam: bool = False
     max_skipped_steps: int = 25
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)

@@ -230,11 +230,15 @@ class Recipe:
         name: name of the recipe file.
         model: arguments of `BindYourAvatarTransformer3DModel`.
         stages: stage configurations by number.
+        scheduler: entries of the noise schedule that differ from `COGVIDEOX_SCHEDULE`; part of the model bundle.
+        text_encoder: arguments of the toy text encoder that differ from its defaults; part of the model bundle.
     """
 
     name: str
     model: dict[str, Any]
     stages: dict[int, Stage]
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    text_encoder: dict[str, int] = field(default_factory=dict)
 
 
 @validated
@@ -246,12 +250,15 @@ class RecipeFile:
         flavour: the published stages to start from, see `FLAVOURS`.
         all_stages: values to override in every stage.
         stages: values to override by stage number.
+        scheduler, text_encoder: see `Recipe`.
     """
 
     model: dict[str, Any]
     flavour: Flavour = "paper"
     all_stages: dict[str, Any] = field(default_factory=dict)
     stages: dict[int, dict[str, Any]] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    text_encoder: dict[str, int] = field(default_factory=dict)
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -268,7 +275,7 @@ def load_recipe(name: str | Path) -> Recipe:
     for number, published in FLAVOURS[recipe.flavour].items():
         stage = override(published, recipe.all_stages, f"{path.name}: all_stages")
         stages[number] = override(stage, recipe.stages.get(number, {}), f"{path.name}: stage {number}")
-    return Recipe(path.stem, recipe.model, stages)
+    return Recipe(path.stem, recipe.model, stages, recipe.scheduler, recipe.text_encoder)
 
 
 def override(stage: Stage, changes: dict[str, Any], where: str) -> Stage:

@@ -15,6 +15,8 @@ from training.puppets.voice import synthesize, voice_for
 
 Motion = Literal["still", "moving", "crossing", "mixed"]
 Talk = Literal["turns", "overlap", "one", "mixed"]
+MAX_UNDESCRIBED_DRIFT = 0.02
+"""Slower common drift, in picture widths per second, is not described in the prompt."""
 POSITIONS = {1: ("in the middle",), 2: ("on the left", "on the right")}
 
 
@@ -24,7 +26,7 @@ class PuppetClip:
 
     Shapes: frames [F,H,W,3] uint8; masks [N,F,H,W] bool, visible part of each character; opening, shape [N,F] in 0..1;
     speeches [N,S] and mix [S] float32 at 16 kHz; portraits [N,P,P,3] uint8 on white; matrix [N,N] (streams,
-    characters); mouth_centers [N,F,2] (x, y in pixels).
+    characters); mouth_centers [N,F,2] (x, y in pixels); poses: one per character, with fields [F].
     """
 
     seed: int
@@ -41,11 +43,22 @@ class PuppetClip:
     mouth_centers: np.ndarray
     fps: int
     motion: str
+    poses: tuple[Pose, ...]
 
     @property
     def first_frame(self) -> np.ndarray:
         """[H,W,3] uint8."""
         return self.frames[0]
+
+    @property
+    def eye_centers(self) -> np.ndarray:
+        """Left and right eye of each character [N,F,2,2], (x, y) in pixels."""
+        return np.stack(
+            [
+                np.stack([_head_point(pose, side * 0.40 * look.face_width, -0.18) for side in (-1, 1)], axis=1)
+                for look, pose in zip(self.looks, self.poses, strict=True)
+            ]
+        )
 
 
 def make_clip(
@@ -61,6 +74,7 @@ def make_clip(
     tracks: tuple[np.ndarray, np.ndarray] | None = None,
     draw_video: bool = True,
     random_first_mouths: bool = False,
+    describe_motion: bool = False,
 ) -> PuppetClip:
     """Draw the scene of a seed; deterministic across machines.
 
@@ -76,6 +90,7 @@ def make_clip(
         tracks: (opening [N,F], speeches [N,S] at 16 kHz) of recordings that replace the synthetic voices.
         draw_video: False leaves frames and masks empty, for data that needs only portraits or speech.
         random_first_mouths: randomize the mouths of the first frame independently of the speech, as in a photo.
+        describe_motion: add the motion of every character and of all together to the prompt.
     """
     rng = np.random.default_rng([seed, 0xB1AD])
     if n is None:
@@ -86,7 +101,7 @@ def make_clip(
     if motion == "mixed":
         motion = str(rng.choice(["still", "moving", "crossing"], p=[0.35, 0.5, 0.15]))  # type: ignore[assignment]
     positions = rng.permutation(n)
-    paths = _paths(rng, n, positions, height, width, num_frames, fps, motion)
+    paths, drift, crossing = _paths(rng, n, positions, height, width, num_frames, fps, motion)
 
     if tracks is None:
         opening, shape, speeches = _voices(rng, looks, num_frames, fps, talk)
@@ -102,19 +117,26 @@ def make_clip(
     light = float(rng.uniform(-1.0, 1.0))
     background, wall = _background(rng, num_frames, height, width, fps)
     frames, masks = np.zeros((0, height, width, 3), np.uint8), np.zeros((n, 0, height, width), bool)
+    order = rng.permutation(n)  # the last one is in front
     if draw_video:
         canvas = Canvas(background, n)
-        for k in rng.permutation(n):  # the last one is in front
+        for k in order:
             draw_puppet(canvas, int(k), looks[k], poses[k], light)
         frames = np.ascontiguousarray((canvas.pixels * 255.0 + 0.5).astype(np.uint8))
         masks = canvas.coverage > 0.5
-    centers = np.stack([_mouth_center(pose) for pose in poses])
+    centers = np.stack([_head_point(pose, 0.0, 0.50 + 0.10 * pose.opening) for pose in poses])
     portraits = np.stack(
         [draw_portrait(look, np.random.default_rng([seed, k, 7]), portrait_size) for k, look in enumerate(looks)]
     )
+    motions, common_motion = ("",) * n, ""
+    if describe_motion:
+        motions = _motion_phrases(str(motion), positions, order, crossing)
+        if abs(drift) > MAX_UNDESCRIBED_DRIFT:
+            common_motion = " drifting to the left" if drift < 0 else " drifting to the right"
     return PuppetClip(
         seed, frames, masks, opening, shape, speeches, speeches.sum(0) / max(1.0, np.sqrt(n)), portraits,
-        _prompt(looks, positions, wall), np.eye(n, dtype=np.float32), looks, centers, fps, str(motion),
+        _prompt(looks, positions, wall, motions, common_motion), np.eye(n, dtype=np.float32), looks, centers, fps,
+        str(motion), tuple(poses),
     )  # fmt: skip
 
 
@@ -148,13 +170,17 @@ def _paths(
     num_frames: int,
     fps: int,
     motion: str,
-) -> list[dict[str, np.ndarray]]:
-    """Head motion per character: keyword arguments of `Pose` without the mouth."""
+) -> tuple[list[dict[str, np.ndarray]], float, np.ndarray]:
+    """Head motion per character (arguments of `Pose` without the mouth), common drift, and the crossing characters.
+
+    The drift is in picture widths per second; two characters cross, or none.
+    """
     time = np.arange(num_frames, dtype=np.float32) / fps
     slot = width / n
     radius = min(0.27 * height, 0.40 * slot)
     moving_camera = motion != "still" and rng.random() < 0.5
-    pan = rng.uniform(-0.10, 0.10) * width * (time - time.mean()) if moving_camera else 0.0 * time
+    drift = float(rng.uniform(-0.10, 0.10)) if moving_camera else 0.0
+    pan = drift * width * (time - time.mean())
     homes = (np.arange(n) + 0.5) * slot
     crossing = rng.permutation(n)[:2] if motion == "crossing" and n > 1 else np.zeros(0, int)
     progress = 1.0 / (1.0 + np.exp(-(time - time.mean()) * rng.uniform(2.5, 4.0)))
@@ -173,7 +199,7 @@ def _paths(
         scale, gaze = radius * rng.uniform(0.90, 1.05) * np.ones(num_frames), _sway(rng, time, 0.2, 0.8)
         path = {"x": x, "y": y, "tilt": tilt, "radius": scale, "blink": blink, "gaze": gaze}
         paths.append({name: track.astype(np.float32) for name, track in path.items()})
-    return paths
+    return paths, drift, crossing
 
 
 def _sway(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -221,17 +247,32 @@ def _background(
     return np.moveaxis(np.clip(planes, 0.0, 1.0), 0, -1), wall
 
 
-def _mouth_center(pose: Pose) -> np.ndarray:
-    v = 0.50 + 0.10 * pose.opening
-    return np.stack([pose.x - pose.radius * np.sin(pose.tilt) * v, pose.y + pose.radius * np.cos(pose.tilt) * v], -1)
+def _head_point(pose: Pose, u: float, v: float | np.ndarray) -> np.ndarray:
+    """Pixel coordinates [F,2] of the point (u, v) of a head, in head radii from its center."""
+    cos, sin = np.cos(pose.tilt), np.sin(pose.tilt)
+    return np.stack([pose.x + pose.radius * (cos * u - sin * v), pose.y + pose.radius * (sin * u + cos * v)], -1)
 
 
-def _prompt(looks: tuple[Look, ...], positions: np.ndarray, wall: np.ndarray) -> str:
+def _motion_phrases(motion: str, positions: np.ndarray, order: np.ndarray, crossing: np.ndarray) -> tuple[str, ...]:
+    """Motion of each character in words; `order` is the drawing order, with the character in front last."""
+    default = {"still": " keeps still", "moving": " sways", "crossing": " sways slightly"}[motion]
+    phrases = [default] * len(positions)
+    depth = np.argsort(order)
+    for k, other in zip(crossing, crossing[::-1], strict=True):
+        side = "right" if positions[other] > positions[k] else "left"
+        phrases[k] = f" walks to the {side}, {'in front' if depth[k] > depth[other] else 'behind'}"
+    return tuple(phrases)
+
+
+def _prompt(
+    looks: tuple[Look, ...], positions: np.ndarray, wall: np.ndarray, motions: tuple[str, ...], common_motion: str
+) -> str:
     n = len(looks)
     names = {1: "One puppet", 2: "Two puppets", 3: "Three puppets", 4: "Four puppets"}
     order = np.argsort(positions)
     words = POSITIONS.get(n) or tuple(
         ("far left", "left", "right", "far right")[i] if n == 4 else ("left", "middle", "right")[i] for i in range(n)
     )
-    characters = "; ".join(f"{words[position]} {looks[k].describe()}" for position, k in enumerate(order))
-    return f"{names.get(n, f'{n} puppets')} before {add_article(color_name(wall))} wall: {characters}."
+    characters = "; ".join(f"{words[position]} {looks[k].describe()}{motions[k]}" for position, k in enumerate(order))
+    wall_phrase = f"before {add_article(color_name(wall))} wall"
+    return f"{names.get(n, f'{n} puppets')}{common_motion} {wall_phrase}: {characters}."
