@@ -9,6 +9,7 @@ r"""Evaluate a model.
     python training/evaluate.py --suite byab --data BENCHMARK --model official --output results
     python training/evaluate.py --suite folder --data VIDEOS --output results
     python training/evaluate.py --suite refinement --model toy --json refinement.json
+    python training/evaluate.py --suite pictures --model toy --json pictures.json --characters mixed
     python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --work-dir windows
 
 The models "truth" and "shuffled" return the ground truth of the same and of other scenes. They validate the metrics:
@@ -43,6 +44,7 @@ from bya_core.weights.loader import load_bundle
 from training.benchmark import byab, video_suite
 from training.benchmark.gallery import Cell, VideoStore, write_gallery
 from training.benchmark.long_suite import LongSettings, long_report, long_table
+from training.benchmark.picture_suite import LENGTHS, PictureEvaluator, picture_report, picture_table
 from training.benchmark.puppet_report import (
     REFERENCE_TARGETS,
     Measurements,
@@ -72,31 +74,33 @@ class EvaluateOptions:
         suite: "puppets" = router, binding and identity on puppet scenes; "routers" = comparison of router variants;
             "baselines" = comparison with baselines; "byab" = Bind-Your-Avatar benchmark (docs/how-to/benchmark.md);
             "folder" = videos of any system; "refinement" = masks before and after refinement; "long" = videos of
-            20 seconds, each window evaluated separately.
+            20 seconds, each window evaluated separately; "pictures" = image quality of stills and videos.
         model: Name of a model (see `bya models`), folder of toy weights, "truth" or "shuffled".
         output: Folder for results.json, table.md, videos and index.html with all videos side by side.
-        json: JSON report; none = results.json in `output`. The suites puppets, routers and baselines update it after
-            every scene and resume from it.
+        json: JSON report; none = results.json in `output`. The suites puppets, pictures, routers and baselines
+            update it after every scene and resume from it.
         data: Folder of the benchmark (byab), or of videos in one subfolder per system (folder).
         scenes_dir: Folder of scene files, if they are not next to the videos (folder).
         real: Folder of real videos with the same names, for FID and FVD (byab, folder).
         length: Frames of a video; none = length of the speech (byab).
         scenes: Number of held-out scenes, or pairs; use 64 or more for published figures.
         seed_base: Seed of the first scene.
-        characters: Characters per scene; "mixed" = 1 to 4 in turn (puppets).
+        characters: Characters per scene; "mixed" = 1 to 4 in turn (puppets, pictures).
         frames: Video frames per scene; 0 = native length of the model.
         steps: Number of sampling steps; none = default of the model.
         generate: Generate the scenes, which takes most of the time; otherwise only the router is evaluated.
         router: Evaluate the router masks on held-out clips.
         codec: Evaluate the ground truth reconstructed by the VAE, the upper bound for the transformer.
         variants: Variants with this name or prefix (routers, baselines); none = all of the suite.
+        lengths: Numbers of frames in which each scene is generated (pictures).
+        describe_motion: Describe the motion in the prompts, for models trained with such prompts.
         work_dir: Folder that keeps the windows, so that an interrupted evaluation can be resumed (long).
         device: "auto" = GPU if available.
         threads: CPU threads; 0 = all, or 1 with several processes.
-        processes: Parallel processes (puppets); one per core is fastest for the toy model.
+        processes: Parallel processes (puppets, pictures); one per core is fastest for the toy model.
     """
 
-    suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long"] = "puppets"
+    suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long", "pictures"] = "puppets"
     model: str = "toy"
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     json: Path | None = None
@@ -113,6 +117,8 @@ class EvaluateOptions:
     router: bool = True
     codec: bool = False
     variants: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = LENGTHS
+    describe_motion: bool = False
     work_dir: Path | None = None
     device: str = "auto"
     threads: int = 0
@@ -150,12 +156,23 @@ def _evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback) -> tu
     bundle = None if options.model in REFERENCE_TARGETS else _load(options.model, options.device)
     size = {} if bundle is None else {"height": bundle.native.height, "width": bundle.native.width}
     frames = options.frames or (SceneSettings.num_frames if bundle is None else bundle.native.num_frames)
-    settings = SceneSettings(options.scenes, options.seed_base, options.characters, num_frames=frames, **size)
+    settings = SceneSettings(
+        options.scenes,
+        options.seed_base,
+        options.characters,
+        num_frames=frames,
+        describe_motion=options.describe_motion,
+        **size,
+    )
     videos = None if options.output is None else VideoStore(options.output)
     cells: dict[str, dict[int, Cell]] = {}
     if options.suite == "puppets":
         report = evaluate_puppets(bundle, settings, options, videos, callback)
         text, cells = table(report), gallery_cells(report)
+    elif options.suite == "pictures":
+        report = evaluate_pictures(bundle, settings, options, videos)
+        text = picture_table(report)
+        cells = {f"{frames} frames": {} for frames in options.lengths}
     elif bundle is None:
         raise InputError(f"--model {options.model}", "a model with a router", 'choose one, or use --suite "puppets"')
     elif options.suite == "long":
@@ -171,7 +188,7 @@ def _evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback) -> tu
             if "failed" not in row:
                 cells.setdefault(row["way"], {})[row["seed"]] = gallery_cell(row)
     report |= {"model": options.model, "versions": versions()}
-    seeds = list(dict.fromkeys(seed for by_seed in cells.values() for seed in by_seed))
+    seeds = list(dict.fromkeys(seed for by_seed in cells.values() for seed in by_seed)) or report.get("seeds", ())
     return report, text, [] if videos is None else videos.rows(seeds, cells)
 
 
@@ -233,6 +250,26 @@ def evaluate_puppets(
 
 def _create_evaluator(model: str, device: str, arguments: tuple[Any, ...]) -> SceneEvaluator:
     return SceneEvaluator.create(None if model in REFERENCE_TARGETS else _load(model, device), *arguments)
+
+
+def evaluate_pictures(
+    bundle: ModelBundle | None, settings: SceneSettings, options: EvaluateOptions, videos: VideoStore | None = None
+) -> dict[str, Any]:
+    """Run the picture suite; resumes the report at `options.json` of the same model."""
+    arguments = (settings, options.lengths, options.steps, options.model, options.codec, videos)
+    create = functools.partial(_create_picture_evaluator, options.model, options.device, arguments)
+    evaluator = PictureEvaluator.create(bundle, *arguments)
+    previous, save = _previous_report(options.json, "pictures")
+    source = in_processes(create, options.processes, options.threads or 1) if options.processes > 1 else None
+    with _progress_bar() as callback:
+        return picture_report(
+            evaluator, options.model, previous=previous, save=save, callback=callback, row_source=source
+        )
+
+
+def _create_picture_evaluator(model: str, device: str, arguments: tuple[Any, ...]) -> PictureEvaluator:
+    bundle = None if model in REFERENCE_TARGETS else _load(model, device)
+    return PictureEvaluator.create(bundle, *arguments)
 
 
 def evaluate_routers(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -128,7 +128,7 @@ def puppet_report(
     fixed = {"points": SHARES, "list": settings.version, "measure": MEASURE}
     described = {**asdict(settings), **fixed, **target.describe()}
     known: dict[int, dict[str, Any]] = {}
-    if previous is not None and _comparable(previous["settings"]) == _comparable(described):
+    if previous is not None and comparable(previous["settings"]) == comparable(described):
         known = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
     complete = evaluator.measurements.keys
     rows = {index: known[index] for index in range(settings.scenes) if complete <= known.get(index, {}).keys()}
@@ -157,17 +157,23 @@ def puppet_report(
     return report()
 
 
-def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without the number of scenes, with lists for tuples as in JSON."""
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in settings.items() if key != "scenes"
     }
 
 
-_evaluator: SceneEvaluator | None = None
+class RowEvaluator(Protocol):
+    """Evaluates scenes by index."""
+
+    def row(self, index: int) -> dict[str, Any]: ...
 
 
-def _init_worker(create: Callable[[], SceneEvaluator], threads: int) -> None:
+_evaluator: RowEvaluator | None = None
+
+
+def _init_worker(create: Callable[[], RowEvaluator], threads: int) -> None:
     global _evaluator
     torch.set_num_threads(threads)
     _evaluator = create()
@@ -178,7 +184,7 @@ def _worker_row(index: int) -> dict[str, Any]:
     return _evaluator.row(index)
 
 
-def in_processes(create: Callable[[], SceneEvaluator], processes: int, threads: int = 1) -> RowSource:
+def in_processes(create: Callable[[], RowEvaluator], processes: int, threads: int = 1) -> RowSource:
     """Evaluate scenes in several processes, which is faster than threads for small models.
 
     Args:
