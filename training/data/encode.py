@@ -7,7 +7,6 @@ that windows share it), the canvas, and the masks. A clip whose parts are all ca
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,12 +104,6 @@ class ClipEncoder:
             "speech": self._speech(clip, window, load),
             "seed": torch.tensor(clip.seed),
         }
-
-    @torch.no_grad()
-    def first_frame(self, clip: LazyClip, window: Window) -> Tensor:
-        """The encoded first frame of a window, [C,H,W]."""
-        single = replace(window, bucket=replace(window.bucket, frames=1))
-        return self._video(clip, single, cache(lambda: resample_frames(clip.load(), FPS)))["first_frame"]
 
     def version(self, part: str) -> str:
         """Version of an encoder ("text", "face", "speech", "codec"), see `encoder_version`."""
