@@ -40,22 +40,21 @@ MAX_DEPTH = 64  # nesting of a file
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
 def validated(cls: type[T]) -> type[T]:
     """Make a frozen dataclass whose constructor raises `InputError` for values that its annotations do not allow."""
-    made = cast(type[T], pydantic_dataclass(frozen=True, config=CONFIG)(cls))
-    construct = made.__init__
+    checked = cast(type[T], pydantic_dataclass(frozen=True, config=CONFIG)(cls))
+    construct = checked.__init__
 
     @functools.wraps(construct)
     def __init__(self: T, *args: Any, **kwargs: Any) -> None:
-        named = dict(zip(_fields(made), args, strict=False))
+        named = dict(zip(_fields(checked), args, strict=False))
         if len(named) < len(args) or named.keys() & kwargs.keys():
-            raise TypeError(f"{made.__name__} got too many positional arguments, or one of them twice")
-        given = named | kwargs
+            raise TypeError(f"{checked.__name__} got too many positional arguments, or one of them twice")
         try:
-            construct(self, **given)
+            construct(self, **named | kwargs)
         except ValidationError as error:
-            raise _input_error(error, given, "", made) from None
+            raise _input_error(error, named | kwargs, "", checked) from None
 
-    setattr(made, "__init__", __init__)  # noqa: B010
-    return made
+    setattr(checked, "__init__", __init__)  # noqa: B010
+    return checked
 
 
 def from_mapping(kind: type[T], data: Any, where: str) -> T:
@@ -123,7 +122,7 @@ def _depth(data: Any) -> int:
 
 @dataclass(frozen=True)
 class Option:
-    """What a field accepts.
+    """What a field accepts: the source of node widgets, command line help and documentation.
 
     Args:
         name: The field.
@@ -154,10 +153,7 @@ def options(kind: type) -> dict[str, Option]:
 
 
 def option(kind: type, name: str) -> Option:
-    """One field of a class made with `validated`: type, default, range, choices and description.
-
-    It is the source of node widgets, command line help and the option tables of the documentation.
-    """
+    """One field of a class made with `validated`."""
     return options(kind)[name]
 
 
@@ -195,7 +191,7 @@ def _option(name: str, info: FieldInfo, default: Any) -> Option:
 
 # Messages
 
-NAMES = {
+TYPES = {
     "string_type": "a string",
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -210,6 +206,13 @@ NAMES = {
     "dataclass_type": "an object",
     "dataclass_exact_type": "an object",
 }
+RANGES = {
+    "greater_than_equal": ("at least {ge:g}", "use a larger value"),
+    "greater_than": ("more than {gt:g}", "use a larger value"),
+    "less_than_equal": ("at most {le:g}", "use a smaller value"),
+    "less_than": ("less than {lt:g}", "use a smaller value"),
+    "finite_number": ("a finite number", "correct the value"),
+}
 
 
 def _input_error(error: ValidationError, data: Any, where: str, kind: type) -> InputError:
@@ -222,7 +225,7 @@ def _input_error(error: ValidationError, data: Any, where: str, kind: type) -> I
     path = max((each[0] for each in related), key=len)
     chosen = [each for at, each in related if at == path]
     place = _join(where, path)
-    precise = next((each for each in chosen if each["type"] not in NAMES | {"literal_error": ""}), None)
+    precise = next((each for each in chosen if each["type"] not in (*TYPES, "literal_error")), None)
     if precise is None:
         expected = list(dict.fromkeys(_expected(each) for each in chosen))
         return InputError(f"{place} is {_shown(chosen[0]['input'])}", " or ".join(expected), "correct the value")
@@ -241,25 +244,17 @@ def _sentence(error: Any, place: str, parent: str, path: tuple[Any, ...], kind: 
         return InputError(f'{parent} has the unknown key "{_cut(str(path[-1]))}"', f"one of {', '.join(known)}", hint)
     if name == "missing":
         return InputError(f'{parent} has no "{path[-1]}"', "a value for it", f'add "{path[-1]}"')
-    if name in ("greater_than_equal", "greater_than"):
-        expected = f"at least {context['ge']:g}" if "ge" in context else f"more than {context['gt']:g}"
-        return InputError(f"{place} is {_shown(value)}", expected, "use a larger value")
-    if name in ("less_than_equal", "less_than"):
-        expected = f"at most {context['le']:g}" if "le" in context else f"less than {context['lt']:g}"
-        return InputError(f"{place} is {_shown(value)}", expected, "use a smaller value")
     if name == "too_short":
         count, least = context["actual_length"], context["min_length"]
         return InputError(f"{place} has {count} entries", f"at least {least}", "add the missing entries")
-    if name == "finite_number":
-        return InputError(f"{place} is {_shown(value)}", "a finite number", "correct the value")
-    said = error["msg"].rstrip(".")
-    return InputError(f"{place} is {_shown(value)}", f"a valid value ({said[:1].lower()}{said[1:]})", "correct it")
+    expected, hint = RANGES.get(name, (f"a valid value ({error['msg']})", "correct the value"))
+    return InputError(f"{place} is {_shown(value)}", expected.format(**context) if name in RANGES else expected, hint)
 
 
 def _expected(error: Any) -> str:
     if error["type"] == "literal_error":
         return str(error["ctx"]["expected"]).replace("'", '"').replace(", ", " or ")
-    return NAMES[error["type"]]
+    return TYPES[error["type"]]
 
 
 def _path(location: Sequence[Any], data: Any, kind: str) -> tuple[Any, ...]:

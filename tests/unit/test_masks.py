@@ -1,4 +1,4 @@
-"""Mask algebra."""
+"""Character masks, audio masks and mask control."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ from bya_core.errors import InputError
 GRID = (3, 4, 5)
 
 
-def some(characters: int, batch: int = 2) -> torch.Tensor:
+def random_masks(characters: int, batch: int = 2) -> torch.Tensor:
     return torch.rand(batch, characters, *GRID, generator=torch.Generator().manual_seed(characters))
 
 
 def test_audio_masks_follow_the_matrix():
-    given = some(2)
+    given = random_masks(2)
     swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).expand(2, 2, 2)
     assert torch.equal(masks.audio_masks(given, None, inflate=False), given)
     assert torch.equal(masks.audio_masks(given, swap, inflate=False), given.flip(1))
 
 
-def test_inflated_masks_leave_out_only_the_others():
-    """For two streams: one minus the other's mask; for one stream: everywhere; three: minus the sum."""
-    given = some(2)
+def test_inflated_masks_exclude_the_other_streams():
+    given = random_masks(2)
     assert torch.allclose(masks.audio_masks(given, None, inflate=True), 1 - given.flip(1))
-    assert torch.equal(masks.audio_masks(some(1), None, inflate=True), torch.ones(2, 1, *GRID))
-    three = some(3)
+    assert torch.equal(masks.audio_masks(random_masks(1), None, inflate=True), torch.ones(2, 1, *GRID))
+    three = random_masks(3)
     got = masks.audio_masks(three, None, inflate=True)
     assert torch.allclose(got[:, 0], (1 - three[:, 1] - three[:, 2]).clamp(0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("characters", [2, 3])
-def test_inflation_of_two_streams_is_the_released_rule(characters):
-    """Released code: A = matrix masks; the two columns are swapped and taken from one. Any matrix, also uneven ones."""
-    given = some(characters)
+def test_inflation_matches_released_code(characters):
+    """Released code: the masks of the two streams are swapped and subtracted from one."""
+    given = random_masks(characters)
     draw = torch.Generator().manual_seed(7)
     for matrix in (torch.rand(2, 2, characters, generator=draw), torch.zeros(2, 2, characters)):
-        heard = torch.einsum("bmn,bn...->bm...", matrix, given)
-        released = (1 - heard.flip(1)).clamp(0, 1)
+        masks_of_streams = torch.einsum("bmn,bn...->bm...", matrix, given)
+        released = (1 - masks_of_streams.flip(1)).clamp(0, 1)
         assert torch.allclose(masks.audio_masks(given, matrix, inflate=True), released, atol=1e-6)
 
 
 @pytest.mark.parametrize("characters", [1, 2, 3, 4])
-def test_inflated_or_not_background_hears_all_or_nobody_and_people_their_own(characters):
+def test_inflation_affects_the_background_only(characters):
     owner = torch.randint(-1, characters, (1, *GRID), generator=torch.Generator().manual_seed(3))
     given = torch.stack([(owner == n).float() for n in range(characters)], 1)
     plain, inflated = (masks.audio_masks(given, None, inflate=inflate) for inflate in (False, True))
-    nobody = (owner == -1).unsqueeze(1).expand_as(given)
-    assert nobody.any() and (plain[nobody] == 0).all() and (inflated[nobody] == 1).all()
-    assert torch.equal(plain[~nobody], given[~nobody]) and torch.equal(inflated[~nobody], given[~nobody])
+    background = (owner == -1).unsqueeze(1).expand_as(given)
+    assert background.any() and (plain[background] == 0).all() and (inflated[background] == 1).all()
+    assert torch.equal(plain[~background], given[~background]) and torch.equal(
+        inflated[~background], given[~background]
+    )
 
 
 def test_boxes():
@@ -66,48 +67,48 @@ def test_boxes():
 
 
 def test_more_streams_than_characters():
-    given, matrix = some(1), torch.tensor([[[1.0], [0.0]]]).expand(2, 2, 1)
+    given, matrix = random_masks(1), torch.tensor([[[1.0], [0.0]]]).expand(2, 2, 1)
     got = masks.audio_masks(given, matrix, inflate=False)
     assert torch.equal(got[:, :1], given) and got[:, 1].abs().max() == 0
 
 
 def test_blend():
-    router, forced = some(2), some(2).flip(0)
+    router, override = random_masks(2), random_masks(2).flip(0)
     assert torch.equal(masks.blend_masks(router, None, 0.5), router)
-    assert torch.equal(masks.blend_masks(router, forced, None), forced)
-    assert torch.allclose(masks.blend_masks(router, forced, 0.0), router)
-    assert torch.allclose(masks.blend_masks(router, forced, 1.0), forced)
+    assert torch.equal(masks.blend_masks(router, override, None), override)
+    assert torch.allclose(masks.blend_masks(router, override, 0.0), router)
+    assert torch.allclose(masks.blend_masks(router, override, 1.0), override)
     per_character = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1)
-    got = masks.blend_masks(router, forced, per_character)
-    assert torch.allclose(got[:, 0], router[:, 0]) and torch.allclose(got[:, 1], forced[:, 1])
+    got = masks.blend_masks(router, override, per_character)
+    assert torch.allclose(got[:, 0], router[:, 0]) and torch.allclose(got[:, 1], override[:, 1])
 
 
-def test_time_union_is_static_and_covers():
-    given = some(2)
+def test_time_union():
+    given = random_masks(2)
     union = masks.time_union(given)
     assert union.shape == given.shape and (union >= given).all()
     assert torch.equal(union[:, :, 0], union[:, :, -1])
 
 
-def test_mask_control_accepts_scalars_and_acts_in_its_range():
-    control = masks.MaskControl(some(2)[0], end_percent=torch.tensor([0.5, 1.0]))
+def test_mask_control_range():
+    control = masks.MaskControl(random_masks(2)[0], end_percent=torch.tensor([0.5, 1.0]))
     assert control.is_active and control.strength.tolist() == [1, 1] and control.start_percent.tolist() == [0, 0]
     early, late = control.at(0.25), control.at(0.75)
     assert early is not None and early[1] is None
     assert late is not None and late[1].flatten().tolist() == [0, 1]
-    off = masks.MaskControl(some(2)[0], torch.tensor(0.0))
+    off = masks.MaskControl(random_masks(2)[0], torch.tensor(0.0))
     assert not off.is_active and off.at(0.5) is None
 
 
 def test_mask_control_per_latent_frame():
-    control = masks.MaskControl(some(2)[0], torch.tensor([1.0, 0.0, 0.0]).expand(2, 3))
+    control = masks.MaskControl(random_masks(2)[0], torch.tensor([1.0, 0.0, 0.0]).expand(2, 3))
     assert control.at(0.0)[1].shape == (2, 3, 1, 1)
     assert control.latent_frames(slice(1, 3)).at(0.0) is None
     assert control.latent_frames(slice(0, 1)).at(0.0)[1] is None
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"masks": torch.zeros(3, 4, 5)}, "masks of shape"),
         ({"masks": torch.full((2, 3, 4, 5), torch.nan)}, "masks with values outside"),
@@ -117,6 +118,6 @@ def test_mask_control_per_latent_frame():
         ({"start_percent": torch.tensor(0.5), "end_percent": torch.tensor(0.5)}, "start_percent < end_percent"),
     ],
 )
-def test_mask_control_is_validated(values, words):
-    with pytest.raises(InputError, match=words):
+def test_mask_control_is_validated(values, message):
+    with pytest.raises(InputError, match=message):
         masks.MaskControl(**{"masks": torch.zeros(2, 3, 4, 5)} | values)
