@@ -190,7 +190,7 @@ def _fixed_properties(prepared: Prepared) -> dict[str, Any]:
         "size": f"{width}x{height}",
         "frames": prepared.grid.video_frames,
         "characters": [character.name for character in scene.characters],
-        "voices": len(scene.speeches),
+        "speech streams": len(scene.speeches),
         "steps": scene.sampling.steps,
         "scheduler": scene.sampling.scheduler,
         "seed": scene.sampling.seed,
@@ -204,12 +204,12 @@ def _shown(value: Any) -> str:
 
 def _changeable_inputs(scene: Scene) -> dict[str, str]:
     """Hashes of the inputs that may change when a run is resumed."""
-    voices = [part for s in scene.speeches for part in (_speech_parts(s) if s else ("silent",))]
+    speeches = [part for s in scene.speeches for part in (_speech_parts(s) if s else ("silent",))]
     fit = () if scene.first_frame_fit == "crop" else (scene.first_frame_fit,)
     return {
         "prompts": _hash(scene.prompt, scene.negative_prompt, *map(repr, scene.prompts)),
-        "pictures": _hash(*(character.image for character in scene.characters), scene.first_frame, *fit),
-        "voices": _hash(*voices, scene.speech_strength),
+        "images": _hash(*(character.image for character in scene.characters), scene.first_frame, *fit),
+        "speech": _hash(*speeches, scene.speech_strength),
         MATRIX: _hash(scene.matrix),
         "guidance": _hash(
             scene.sampling.guidance_scale, scene.sampling.audio_guidance_scale, scene.sampling.drop_identity

@@ -1,4 +1,4 @@
-"""Counting what a transformer is asked."""
+"""Recording the calls of a transformer."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch import Tensor
 
 @dataclass
 class Calls:
-    """Args: latents: noisy latents [K, T, C, H, W] of each call; timesteps: of each call; given: its other inputs."""
+    """Latents [K, T, C, H, W], timestep and all keyword arguments of each call."""
 
     latents: list[Tensor] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
-    given: list[dict[str, Any]] = field(default_factory=list)
+    kwargs: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def clear(self) -> None:
-        for record in (self.latents, self.timesteps, self.given):
-            record.clear()
+        for values in (self.latents, self.timesteps, self.kwargs):
+            values.clear()
 
 
 @contextmanager
-def counted(transformer: torch.nn.Module) -> Iterator[Calls]:
-    """Every call of the transformer inside the block."""
+def record_calls(transformer: torch.nn.Module) -> Iterator[Calls]:
+    """Record all calls inside the context."""
     calls = Calls()
 
-    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def record(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         calls.latents.append(kwargs["hidden_states"].clone())
         calls.timesteps.append(int(kwargs["timestep"][0]))
-        calls.given.append(kwargs)
+        calls.kwargs.append(kwargs)
 
-    handle = transformer.register_forward_pre_hook(note, with_kwargs=True)
+    handle = transformer.register_forward_pre_hook(record, with_kwargs=True)
     try:
         yield calls
     finally:

@@ -1,19 +1,22 @@
-"""A drawn scene of validation seeds for the shipped toy model."""
+"""Synthetic scenes with validation seeds for the toy model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from einops import rearrange
 
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
+from bya_core.weights.registry import MODELS
 from training.puppets import PuppetClip, make_clip
 from training.puppets.world import SAMPLE_RATE
 
 VALIDATION = 2_000_000
+needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="no weights of the toy model")
 
 
 def picture(pixels: np.ndarray) -> torch.Tensor:
@@ -24,7 +27,7 @@ def picture(pixels: np.ndarray) -> torch.Tensor:
 def puppet_scene(
     bundle: ModelBundle, clip: PuppetClip, steps: int, first_frame: bool = True, **sampling: object
 ) -> Scene:
-    """What would be asked for to get the clip."""
+    """Scene whose ideal video is the clip."""
     frames, height, width = clip.frames.shape[:3]
     return Scene(
         prompt=clip.prompt,
@@ -39,5 +42,5 @@ def puppet_scene(
 
 
 def two_puppets(seed: int = VALIDATION, num_frames: int = 9, motion: str = "still") -> PuppetClip:
-    """Two people who both talk."""
+    """Clip of two characters who both talk."""
     return make_clip(seed, 2, 64, 96, num_frames, motion=motion, talk="overlap")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The post router: a first pass in silence, who is where in it, and a second pass with that forced."""
+"""The post router: a first pass without speech, masks from it, and a second pass with these masks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from bya_core.pipelines.generate import generate, prepare, sample
 from bya_core.progress import ProgressTracker
 from bya_core.routing import post
 from bya_core.routing.route import route
+from bya_core.sampling import build_scheduler, denoise
 from bya_core.weights.loader import load_bundle
-from bya_core.weights.registry import MODELS
 from tests.fakes import fake_bundle
 from tests.torchvision_shim import importable
-from tests.unit.routing.calls import counted
-from tests.unit.routing.puppet_scene import VALIDATION, puppet_scene, two_puppets
+from tests.unit.routing.calls import record_calls
+from tests.unit.routing.puppet_scene import VALIDATION, needs_toy, puppet_scene, two_puppets
 
 STEPS = 5
 LATENTS = torch.randn(1, 3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
 
 
 @pytest.fixture(scope="module")
@@ -34,96 +33,84 @@ def fake():
     return fake_bundle()
 
 
-def asking_for(prepared, **routing):
+def with_post_router(prepared, **routing):
     return replace(prepared, scene=replace(prepared.scene, routing=RouterConfig(mode="post", **routing)))
 
 
 @pytest.fixture(scope="module")
 def prepared(fake):
     scene = puppet_scene(fake, two_puppets(), STEPS, guidance_scale=2.0, audio_guidance_scale=3.0)
-    return asking_for(prepare(scene, fake))
+    return with_post_router(prepare(scene, fake))
 
 
-def test_first_pass_is_silent_and_second_one_forced(fake, prepared):
+def test_two_passes(fake, prepared):
     silence, speech = prepared.conditions.silent_audio_tokens, prepared.conditions.audio_tokens
-    with counted(fake.transformer) as calls:
-        found = route(prepared, fake)
-        assert len(calls) == found.calls == STEPS + 1, "the last one reads the masks"
-        for given in calls.given:
-            heard = given["audio_tokens"]
-            assert torch.equal(heard, silence.expand_as(heard))
-            assert given.get("mask_override") is None
-        assert {len(latents) for latents in calls.latents[:-1]} == {2}, "no branch is computed twice"
-        start = calls.latents[0][:1, :, :3]
+    with record_calls(fake.transformer) as calls:
+        routing = route(prepared, fake)
+        assert len(calls) == routing.calls == STEPS + 1  # the last call predicts the masks
+        for call in calls.kwargs:
+            assert torch.equal(call["audio_tokens"], silence.expand_as(call["audio_tokens"]))
+            assert call.get("mask_override") is None
+        assert {len(latents) for latents in calls.latents[:-1]} == {2}  # no branch is computed twice
+        noise = calls.latents[0][:1, :, :3]
         calls.clear()
 
-        video = sample(prepared, found, fake)
-        assert len(calls) == STEPS, "from noise again"
-        assert torch.equal(calls.latents[0][:1, :, :3], start), "the same noise"
-        for given in calls.given:
-            assert torch.equal(given["audio_tokens"][-1:], speech)
-            assert (
-                torch.equal(given["mask_override"][:1], found.masks[None]) and given["mask_override_strength"] is None
-            )
-    assert found.origin == "post" and found.state is None and (found.control.strength == 1).all()
-    assert torch.equal(video.masks, found.masks)
+        video = sample(prepared, routing, fake)
+        assert len(calls) == STEPS
+        assert torch.equal(calls.latents[0][:1, :, :3], noise)
+        for call in calls.kwargs:
+            assert torch.equal(call["audio_tokens"][-1:], speech) and call["mask_override_strength"] is None
+            assert torch.equal(call["mask_override"][:1], routing.masks[None])
+    assert routing.origin == "post" and routing.state is None and (routing.control.strength == 1).all()
+    assert torch.equal(video.masks, routing.masks)
 
 
-def test_with_silent_branches_one_scale_is_all_there_is(fake, prepared):
-    """Leaving out the branch that differs in speech only is exact: it hears the same silence."""
-    from bya_core.sampling import build_scheduler, denoise
-
-    sampling = prepared.scene.sampling
-    made = [
+def test_first_pass_needs_no_speech_branch(fake, prepared):
+    conditions, sampling = post.without_speech(prepared.conditions), prepared.scene.sampling
+    latents = [
         denoise(
-            fake.transformer,
-            build_scheduler("dpm"),
-            post.without_speech(prepared.conditions),
-            replace(sampling, audio_guidance_scale=scale),
+            fake.transformer, build_scheduler("dpm"), conditions, replace(sampling, audio_guidance_scale=scale)
         ).latents
         for scale in (sampling.audio_guidance_scale, sampling.guidance_scale)
     ]
-    assert torch.allclose(*made, atol=1e-3)
+    assert torch.allclose(*latents, atol=1e-3)
 
 
-def test_reading_the_masks_goes_past_a_step_cache(prepared):
-    """A cache that skips as many blocks as it can must not answer with what it saw in the last step."""
+def test_router_masks_reset_step_caches(prepared):
     hooks = pytest.importorskip("diffusers.hooks")
     if not hasattr(hooks, "FirstBlockCacheConfig"):
-        pytest.skip("this diffusers has no first-block cache")
+        pytest.skip("diffusers < 0.35 has no First-Block Cache")
     bundle = fake_bundle()
     plain = post.router_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle)
     bundle.transformer.enable_cache(hooks.FirstBlockCacheConfig(threshold=1e9))
     first = post.route_post(prepared, bundle, ProgressTracker())
-    assert torch.equal(post.route_post(prepared, bundle, ProgressTracker()).masks, first.masks), (
-        "nor with another run's"
-    )
+    assert torch.equal(post.route_post(prepared, bundle, ProgressTracker()).masks, first.masks)
     assert torch.allclose(post.router_masks(LATENTS, prepared.conditions, prepared.scene.sampling, bundle), plain)
 
 
-def test_masks_given_by_a_person_act_in_the_first_pass_too(fake, prepared):
+def test_mask_control_acts_in_the_first_pass(fake, prepared):
     given = torch.rand(2, *prepared.grid.shape)
     scene = replace(prepared.scene, mask_control=MaskControl(given, torch.tensor([1.0, 0.0])))
-    with counted(fake.transformer) as calls:
+    with record_calls(fake.transformer) as calls:
         found = route(replace(prepared, scene=scene), fake)
-    assert all(torch.equal(call["mask_override"][0, 0], given[0]) for call in calls.given[:-1])
-    assert calls.given[-1].get("mask_override") is None, "reading is left to the router"
+    assert all(torch.equal(call["mask_override"][0, 0], given[0]) for call in calls.kwargs[:-1])
+    assert calls.kwargs[-1].get("mask_override") is None  # the prediction of masks
     assert torch.equal(found.masks[0], given[0]) and not torch.equal(found.masks[1], given[1])
 
 
 @needs_toy
-def test_own_masks_lie_on_the_people():
-    """Masks read from a finished drawn clip, and from a first pass: both on the people who are there."""
+def test_router_masks_cover_the_characters():
+    """Masks predicted for an encoded synthetic clip and for a first pass."""
     bundle = load_bundle("toy")
     clip = two_puppets(VALIDATION + 5, 9)
-    prepared = asking_for(prepare(puppet_scene(bundle, clip, STEPS), bundle))
+    prepared = with_post_router(prepare(puppet_scene(bundle, clip, STEPS), bundle))
     truth = prepared.grid.pixels_to_tokens(torch.from_numpy(clip.masks))
     video = (torch.from_numpy(clip.frames).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
-    drawn = post.router_masks(bundle.codec.encode(video), prepared.conditions, prepared.scene.sampling, bundle)
+    encoded = post.router_masks(bundle.codec.encode(video), prepared.conditions, prepared.scene.sampling, bundle)
     found = post.route_post(prepared, bundle, ProgressTracker())
-    for masks in (drawn, found.masks):
-        assert (overlap(masks, truth) > 0.6).all(), "each on its own person"
-        assert (overlap(masks, truth.flip(0)) < 0.2).all(), "and not on the other one"
+    for masks in (encoded, found.masks):
+        assert (overlap(masks, truth) > 0.6).all()
+        assert (overlap(masks, truth.flip(0)) < 0.2).all()
     assert (found.confidence > 0.6).all()
 
 
@@ -136,8 +123,8 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 # --- SAM 2
 
 
-class Told:
-    """A segmenter that finds a box in every frame where it was told to look."""
+class BoxSegmenter:
+    """Returns the boxes as masks of every frame."""
 
     def segment(self, frames: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         self.frames, self.boxes = frames, boxes
@@ -147,22 +134,22 @@ class Told:
         return masks
 
 
-def test_a_segmenter_sees_the_silent_video_and_the_boxes_of_the_people(fake, prepared, monkeypatch):
-    segmenter, asked = Told(), []
+def test_segmenter_receives_video_and_character_boxes(fake, prepared, monkeypatch):
+    segmenter, images = BoxSegmenter(), []
     boxes = torch.tensor([[0.0, 0, 48, 64], [48, 32, 96, 64]])
 
     def character_boxes(frame, scene, bundle):
-        asked.append(frame)
+        images.append(frame)
         return boxes
 
     monkeypatch.setattr(post, "load_sam2", lambda *_: segmenter)
     monkeypatch.setitem(sys.modules, "bya_core.routing.pre", SimpleNamespace(character_boxes=character_boxes))
-    with counted(fake.transformer) as calls:
-        found = route(asking_for(prepared, segmenter="sam2"), fake)
+    with record_calls(fake.transformer) as calls:
+        found = route(with_post_router(prepared, segmenter="sam2"), fake)
     assert len(calls) == found.calls == STEPS
     assert segmenter.frames.shape == (9, 64, 96, 3) and segmenter.frames.dtype == torch.uint8
-    assert asked[0].shape == (3, 64, 96)
-    assert torch.allclose(asked[0].permute(1, 2, 0) * 255, segmenter.frames[0].float(), atol=0.51)
+    assert images[0].shape == (3, 64, 96)
+    assert torch.allclose(images[0].permute(1, 2, 0) * 255, segmenter.frames[0].float(), atol=0.51)
     assert torch.equal(segmenter.boxes, boxes)
     expected = torch.zeros(2, 3, 4, 6)
     expected[0, :, :, :3], expected[1, :, 2:, 3:] = 1, 1
@@ -174,10 +161,10 @@ SIDE = 128
 
 @pytest.fixture(scope="module")
 def sam2() -> Sam2Segmenter:
-    """The real classes with a small configuration and random weights."""
+    """SAM 2 of transformers with a small configuration and random weights."""
     pytest.importorskip("transformers", minversion="4.56")
     if not importable():
-        pytest.skip("torchvision cannot be imported here")
+        pytest.skip("torchvision cannot be imported")
     from transformers import (
         Sam2HieraDetConfig,
         Sam2VideoConfig,
@@ -233,66 +220,58 @@ FRAMES = torch.randint(0, 256, (3, 64, 96, 3), generator=torch.Generator().manua
 BOXES = torch.tensor([[10.0, 10, 40, 50], [50, 16, 90, 64]])
 
 
-def test_sam2_follows_boxes(sam2, monkeypatch):
+def test_sam2_prompts_and_masks(sam2, monkeypatch):
     sessions = []
     start = sam2.processor.init_video_session
     monkeypatch.setattr(sam2.processor, "init_video_session", lambda **k: sessions.append(start(**k)) or sessions[-1])
     assert isinstance(sam2, Segmenter)
     masks = sam2.segment(FRAMES, BOXES)
     assert masks.shape == (2, 3, 64, 96) and set(masks.unique().tolist()) <= {0.0, 1.0}
-    assert masks.sum(0).max() <= 1, "a pixel has one owner"
+    assert masks.sum(0).max() <= 1
     point = sessions[0].point_inputs_per_obj[1][0]
     corners = torch.tensor([[50 * SIDE / 96, 16 * SIDE / 64], [90 * SIDE / 96, 64 * SIDE / 64]])
     assert torch.allclose(point["point_coords"].float().reshape(2, 2), corners, atol=0.01)
-    assert point["point_labels"].flatten().tolist() == [2, 3], "the corners of a box"
-    assert torch.equal(sam2.segment(FRAMES, BOXES.flip(0)), masks.flip(0)), "in the order of the boxes"
+    assert point["point_labels"].flatten().tolist() == [2, 3]  # corners of a box
+    assert torch.equal(sam2.segment(FRAMES, BOXES.flip(0)), masks.flip(0))
     with pytest.raises(InputError, match="boxes of shape"):
         sam2.segment(FRAMES, BOXES[0])
 
 
-def test_sam2_from_a_folder(sam2, tmp_path):
-    sam2.model.save_pretrained(tmp_path)
-    sam2.processor.save_pretrained(tmp_path)
-    loaded = load_sam2(str(tmp_path))
-    assert torch.equal(loaded.segment(FRAMES, BOXES), sam2.segment(FRAMES, BOXES))
-    assert load_sam2(str(tmp_path)) is loaded
-    half = load_sam2(str(tmp_path), dtype=torch.bfloat16)
-    assert half.model.dtype == torch.bfloat16 and half.segment(FRAMES, BOXES).shape == (2, 3, 64, 96)
-
-
-@pytest.mark.parametrize(
-    ("weights", "words"), [(SAM2_WEIGHTS, f"hf download {SAM2_WEIGHTS}"), ("/no/such/folder", "no usable weights")]
-)
-def test_without_weights_one_sentence_says_how_to_get_them(weights, words, monkeypatch, tmp_path):
-    if not importable():
-        pytest.skip("torchvision cannot be imported here")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("nothing is downloaded"))
-    with pytest.raises(InputError, match=words) as raised:
-        load_sam2(weights)
-    assert '"self"' in str(raised.value) and str(raised.value).count(". ") == 0
-
-
-def test_sam2_from_the_cache(sam2, tmp_path, monkeypatch):
-    """As `hf download` leaves it."""
+def test_sam2_from_a_folder_and_from_the_download_cache(sam2, tmp_path, monkeypatch):
     repository = tmp_path / "models--some--sam2"
     snapshot = repository / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
+    (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")
     sam2.model.save_pretrained(snapshot)
     sam2.processor.save_pretrained(snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert torch.equal(load_sam2("some/sam2").segment(FRAMES, BOXES), sam2.segment(FRAMES, BOXES))
+    expected = sam2.segment(FRAMES, BOXES)
+    loaded = load_sam2(str(snapshot))
+    assert torch.equal(loaded.segment(FRAMES, BOXES), expected) and load_sam2(str(snapshot)) is loaded
+    assert torch.equal(load_sam2("some/sam2").segment(FRAMES, BOXES), expected)
+    half = load_sam2(str(snapshot), dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16 and half.segment(FRAMES, BOXES).shape == (2, 3, 64, 96)
 
 
-def test_without_torchvision_the_other_segmenter_is_named(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("weights", "text"), [(SAM2_WEIGHTS, f"hf download {SAM2_WEIGHTS}"), ("/no/such/folder", "no usable weights")]
+)
+def test_missing_weights_raise(weights, text, monkeypatch, tmp_path):
+    if not importable():
+        pytest.skip("torchvision cannot be imported")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("tried to download"))
+    with pytest.raises(InputError, match=text):
+        load_sam2(weights)
+
+
+def test_missing_torchvision_raises(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(InputError, match='torchvision, or choose the segmenter "self"'):
+    with pytest.raises(InputError, match="torchvision"):
         load_sam2(str(tmp_path))
 
 
-def test_missing_weights_are_told_before_the_first_pass(fake, prepared, monkeypatch):
-    with counted(fake.transformer) as calls, pytest.raises(InputError, match="SAM 2"):
-        generate(asking_for(prepared, segmenter="sam2", segmenter_weights="/no/such/folder").scene, fake)
+def test_missing_weights_raise_before_the_first_pass(fake, prepared, monkeypatch):
+    with record_calls(fake.transformer) as calls, pytest.raises(InputError, match="SAM 2"):
+        generate(with_post_router(prepared, segmenter="sam2", segmenter_weights="/no/such/folder").scene, fake)
     assert len(calls) == 0

@@ -1,4 +1,4 @@
-"""The pre router: faces of the first frame, each to its character."""
+"""The pre router: faces of the first frame are assigned to characters."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.unit.routing.puppet_scene import VALIDATION, picture, puppet_scene
 from training.puppets import make_clip
 
 
-class Seen:
-    """A finder that has seen what the test says."""
+class StubFinder:
+    """Detects faces with this similarity [K, 2] to the references."""
 
     threshold = 0.5
 
@@ -43,7 +43,7 @@ class Seen:
         return DetectedCharacters(face + left * across, body + left * across, self.likeness)
 
 
-def two_people(first_frame: bool = True) -> Scene:
+def two_characters(first_frame: bool = True) -> Scene:
     return Scene(
         prompt="Ada and Bo",
         characters=[Character("Ada", torch.rand(3, 32, 32)), Character("Bo", torch.rand(3, 32, 32))],
@@ -56,72 +56,65 @@ def two_people(first_frame: bool = True) -> Scene:
     )
 
 
-def routed(likeness: list[list[float]], scene: Scene | None = None):
-    bundle = replace(fake_bundle(), character_finder=Seen(likeness))
-    return route_pre(prepare(scene or two_people(), bundle), bundle, ProgressTracker())
+def route_with(likeness: list[list[float]], scene: Scene | None = None):
+    bundle = replace(fake_bundle(), character_finder=StubFinder(likeness))
+    return route_pre(prepare(scene or two_characters(), bundle), bundle, ProgressTracker())
 
 
-def test_the_assignment_with_the_most_likeness_wins():
-    routing = routed([[0.9, 0.8], [0.85, 0.1]])  # the first face suits Ada best, yet only Bo can have it
+def test_assignment_maximizes_total_similarity():
+    routing = route_with([[0.9, 0.8], [0.85, 0.1]])  # Bo is similar to the first face only
     left, right = slice(0, 2), slice(3, 5)
     assert routing.masks[1, 0, :, left].sum() > 0 == routing.masks[1, 0, :, right].sum()
     assert routing.masks[0, 0, :, right].sum() > 0 == routing.masks[0, 0, :, left].sum()
-    assert routing.notices == ()
-
-
-def test_masks_are_static_forced_and_exclusive():
-    routing = routed([[0.9, 0.1], [0.1, 0.9]])
-    assert routing.origin == "pre" and routing.calls == 0 and routing.state is None
-    assert routing.control.strength.tolist() == [1.0, 1.0]
+    assert routing.origin == "pre" and routing.calls == 0 and routing.state is None and routing.notices == ()
+    assert routing.control.strength.tolist() == [1.0, 1.0] and routing.masks.sum(0).max() <= 1.0 + 1e-6
     assert torch.equal(routing.masks, routing.masks[:, :1].expand_as(routing.masks))
-    assert routing.masks.sum(0).max() <= 1.0 + 1e-6 and routing.notices == ()
 
 
-def test_faces_of_others_are_left_alone():
-    routing = routed([[0.0, 0.1], [0.9, 0.2], [0.1, 0.8]])
-    assert routing.masks[..., :2].sum() == 0, "nobody is where the stranger is"
+def test_other_faces_have_no_mask():
+    assert route_with([[0.0, 0.1], [0.9, 0.2], [0.1, 0.8]]).masks[..., :2].sum() == 0
 
 
-def test_low_likeness_is_a_notice_that_names_who():
-    (notice,) = routed([[0.9, 0.1], [0.1, 0.2]]).notices
+def test_low_similarity_gives_a_notice():
+    (notice,) = route_with([[0.9, 0.1], [0.1, 0.2]]).notices
     assert "Bo" in notice and "Ada" not in notice and "0.20" in notice
 
 
-def test_no_first_frame_is_one_clear_sentence():
-    with pytest.raises(InputError, match='"pre" without a first frame'):
-        routed([[0.9, 0.1], [0.1, 0.9]], two_people(first_frame=False))
+def test_missing_first_frame_raises():
+    with pytest.raises(InputError, match="without a first frame"):
+        route_with([[0.9, 0.1], [0.1, 0.9]], two_characters(first_frame=False))
 
 
-def test_a_character_that_is_not_found_is_named():
-    with pytest.raises(InputError, match=r"^Bo not found in the first frame \(1 face found, 2 characters\)"):
-        routed([[0.9, 0.1]])
-    with pytest.raises(InputError, match=r"^Ada and Bo not found .* \(0 faces found"):
-        routed([])
+@pytest.mark.parametrize(("likeness", "names"), [([[0.9, 0.1]], "Bo"), ([], "Ada and Bo")])
+def test_missing_faces_raise(likeness, names):
+    with pytest.raises(InputError) as raised:
+        route_with(likeness)
+    assert raised.value.problem.startswith(f"{names} not found in the first frame")
 
 
 @pytest.mark.parametrize("likeness", [[[0.9, 0.8]], [[0.9, 0.8], [0.1, 0.2]]])
-def test_two_characters_on_one_face_are_named(likeness):
+def test_two_characters_with_the_same_face_raise(likeness):
     with pytest.raises(InputError, match="Ada and Bo both match the same one of"):
-        routed(likeness)
+        route_with(likeness)
 
 
-def test_box_holds_the_person_and_head_leaves_the_corners_out():
+def test_regions():
     found = LocatedCharacters(torch.tensor([[40.0, 20.0, 56.0, 38.0]]), torch.tensor([[28.0, 12.0, 68.0, 64.0]]))
     box, head = draw_regions(found, (64, 96), "box")[0], draw_regions(found, (64, 96), "head")[0]
     assert box.sum() == (68 - 28) * (64 - 12) and box[12:64, 28:68].all()
-    assert head[29, 48] and head[60, 32] and head[60, 64], "face and both shoulders"
-    assert not head[14, 30] and not head[14, 66], "beside the hair is nobody"
+    assert head[29, 48] and head[60, 32] and head[60, 64]  # face and both shoulders
+    assert not head[14, 30] and not head[14, 66]  # beside the hair
 
 
-def test_neighbours_share_no_pixel_and_a_head_comes_before_a_body():
+def test_overlapping_regions():
     faces = torch.tensor([[20.0, 20.0, 36.0, 38.0], [44.0, 30.0, 60.0, 48.0]])
     bodies = torch.tensor([[4.0, 10.0, 56.0, 64.0], [30.0, 20.0, 78.0, 64.0]])
     both = draw_regions(LocatedCharacters(faces, bodies), (64, 96), "head")
     assert both.sum(0).max() == 1
-    assert both[1, 40, 46] == 1, "the second one's cheek lies on the first one's shoulder"
+    assert both[1, 40, 46] == 1  # a face in front of a shoulder
 
 
-class Detects:
+class StubDetector:
     name = "test"
 
     def __init__(self, *boxes: tuple[float, float, float, float]) -> None:
@@ -131,24 +124,24 @@ class Detects:
         return self.faces
 
 
-class MeanColour:
-    """A face encoder that knows people by their colour, and sees no face in black."""
+class MeanColor:
+    """The identity is the mean color; black images have no face."""
 
     def encode(self, image: Tensor) -> FaceFeatures:
         if float(image.max()) == 0:
-            raise InputError("black", "a face", "turn on the light")
+            raise InputError("a black image", "a face", "use another image")
         return FaceFeatures(image.mean((1, 2)), image[None, None, 0, 0], image)
 
 
-def test_real_people_are_matched_by_what_the_face_encoder_says():
+def test_face_finder_compares_identities():
     frame = torch.zeros(3, 60, 120)
     frame[0, 10:40, 10:40], frame[1, 10:40, 80:110] = 1.0, 1.0
-    finder = FaceFinder(Detects((15, 15, 35, 35), (85, 15, 105, 35), (50, 20, 54, 24)), MeanColour())
+    finder = FaceFinder(StubDetector((15, 15, 35, 35), (85, 15, 105, 35), (50, 20, 54, 24)), MeanColor())
     assert isinstance(finder, CharacterFinder)
     green, red = torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)
     green[1], red[0] = 1.0, 1.0
     seen = finder.find(frame, [green, red])
-    assert len(seen.faces) == 2, "where the encoder sees no face there is none"
+    assert len(seen.faces) == 2  # the encoder found no face in the third box
     assert seen.likeness.argmax(1).tolist() == [1, 0]
     assert (seen.bodies[:, 3] > seen.faces[:, 3]).all() and (seen.bodies[:, 0] < seen.faces[:, 0]).all()
 
@@ -156,12 +149,12 @@ def test_real_people_are_matched_by_what_the_face_encoder_says():
 @pytest.fixture(scope="module")
 def toy():
     if not MODELS["toy"].available:
-        pytest.skip("the toy model's weights are not here")
+        pytest.skip("no weights of the toy model")
     return load_bundle("toy")
 
 
-@pytest.mark.parametrize(("count", "least"), [(1, 0.75), (2, 0.7), (3, 0.7), (4, 0.7)])
-def test_puppets_are_found_where_they_were_drawn(toy, count, least):
+@pytest.mark.parametrize(("count", "min_iou"), [(1, 0.75), (2, 0.7), (3, 0.7), (4, 0.7)])
+def test_masks_of_puppets(toy, count, min_iou):
     ious = []
     for seed in range(VALIDATION + 100, VALIDATION + 103):
         clip = make_clip(seed, count, 64, 96, 9, motion="still")
@@ -170,39 +163,26 @@ def test_puppets_are_found_where_they_were_drawn(toy, count, least):
         truth = grid.pixels_to_tokens(torch.from_numpy(clip.masks)).numpy() >= 0.5
         masks = route_pre(prepare(scene, toy), toy, ProgressTracker()).masks
         ious.append(mean_iou(to_labels(masks.numpy()), truth))
-    assert np.mean(ious) >= least
+    assert np.mean(ious) >= min_iou
 
 
-def test_order_of_characters_is_that_of_the_scene(toy):
-    clip = make_clip(VALIDATION + 1, 2, 64, 96, 9, motion="still")
-    scene = puppet_scene(toy, clip, steps=1)
-    turned = replace(scene, characters=scene.characters[::-1], speeches=scene.speeches[::-1])
-    assert torch.equal(
-        character_boxes(scene.first_frame, scene, toy).flip(0), character_boxes(scene.first_frame, turned, toy)
-    )
-
-
-def test_boxes_of_puppets_hold_them(toy):
+def test_boxes_of_puppets(toy):
     clip = make_clip(VALIDATION + 2, 2, 64, 96, 9, motion="still")
-    boxes = character_boxes(picture(clip.first_frame), puppet_scene(toy, clip, steps=1), toy)
-    for (x0, y0, x1, y1), mask in zip(boxes.round().int().tolist(), clip.masks[:, 0], strict=True):
-        assert mask[y0:y1, x0:x1].sum() >= 0.9 * mask.sum()
-        assert mask[y0:y1, x0:x1].mean() >= 0.5, "and not much else"
-
-
-def test_a_puppet_that_is_not_in_the_picture_is_named(toy):
-    clip = make_clip(VALIDATION + 1, 2, 64, 96, 9, motion="still")
-    stranger = make_clip(VALIDATION + 500_001, 1, draw_video=False)
     scene = puppet_scene(toy, clip, steps=1)
-    other = Character("Cyd", picture(stranger.portraits[0]))
+    boxes = character_boxes(scene.first_frame, scene, toy)
+    for (x0, y0, x1, y1), mask in zip(boxes.round().int().tolist(), clip.masks[:, 0], strict=True):
+        assert mask[y0:y1, x0:x1].sum() >= 0.9 * mask.sum() and mask[y0:y1, x0:x1].mean() >= 0.5
+    flipped = replace(scene, characters=scene.characters[::-1], speeches=scene.speeches[::-1])
+    assert torch.equal(boxes.flip(0), character_boxes(scene.first_frame, flipped, toy))
+    stranger = Character("Cyd", picture(make_clip(VALIDATION + 500_001, 1, draw_video=False).portraits[0]))
     with pytest.raises(InputError, match="Cyd"):
-        character_boxes(scene.first_frame, replace(scene, characters=[scene.characters[0], other]), toy)
+        character_boxes(scene.first_frame, replace(scene, characters=[scene.characters[0], stranger]), toy)
 
 
-def test_the_sampler_goes_on_from_it(toy):
+def test_sampling_with_pre_masks(toy):
     scene = puppet_scene(toy, make_clip(VALIDATION + 3, 2, 64, 96, 9, motion="still"), steps=2)
     prepared = prepare(scene, toy)
     routing = route_pre(prepared, toy, ProgressTracker())
     video = sample(prepared, routing, toy)
     assert video.frames.shape == (9, 64, 96, 3)
-    assert torch.allclose(video.masks, routing.masks, atol=1e-5), "the forced masks are those that acted"
+    assert torch.allclose(video.masks, routing.masks, atol=1e-5)

@@ -12,21 +12,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bya_core.config import RouterSchedule, SamplingConfig
+from bya_core.masks import MaskControl
 from bya_core.sampling import build_scheduler, denoise
 from bya_core.sampling.acceleration import PRESETS, Acceleration
 from bya_core.sampling.cfg_parallel import set_guidance_mode
 from tests.unit.sampling.test_denoise_small_model import _conditions, build
 
-OVERRIDE = {
-    "mask_override": torch.linspace(0, 1, 24).view(1, 2, 2, 2, 3),
-    "mask_override_strength": torch.full((1, 1, 1, 1, 1), 0.5),
-}
+CONTROL = MaskControl(torch.linspace(0, 1, 24).view(2, 2, 2, 3), torch.tensor(0.5))
 RUNS: dict[str, dict[str, Any]] = {
     "joint": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0},
     "joint, ddim": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "scheduler": "ddim"},
     "apart": {"guidance_scale": 3.0, "audio_guidance_scale": 6.0},
     "none": {"guidance_scale": 1.0, "audio_guidance_scale": 1.0},
-    "override": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "drop_identity": True, "conditions": OVERRIDE},
+    "mask control": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "drop_identity": True, "conditions": {"mask_control": CONTROL}},
 }
 """With one or three branches, two processes compute one branch twice."""
 
