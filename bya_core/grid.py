@@ -61,19 +61,13 @@ class TokenGrid:
         unit = patch * space_factor
         for name, size in (("height", height), ("width", width)):
             if size < unit or size % unit:
-                near = max(unit, round(size / unit) * unit)
-                raise InputError(f"{name} of {size} pixels", f"a multiple of {unit}", f"use {near}")
+                nearest = max(unit, round(size / unit) * unit)
+                raise InputError(f"{name} of {size} pixels", f"a multiple of {unit}", f"use {nearest}")
         if num_frames < 1 or (num_frames - 1) % time_factor:
-            near = max(0, round((num_frames - 1) / time_factor)) * time_factor + 1
-            raise InputError(f"{num_frames} frames", f"1 + a multiple of {time_factor}", f"use {near}")
-        return cls(
-            (num_frames - 1) // time_factor + 1,
-            height // unit,
-            width // unit,
-            patch,
-            space_factor,
-            time_factor,
-        )
+            nearest = max(0, round((num_frames - 1) / time_factor)) * time_factor + 1
+            raise InputError(f"{num_frames} frames", f"1 + a multiple of {time_factor}", f"use {nearest}")
+        frames = (num_frames - 1) // time_factor + 1
+        return cls(frames, height // unit, width // unit, patch, space_factor, time_factor)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -45,8 +45,8 @@ class MaskControl:
             object.__setattr__(self, name, value.expand(count) if value.ndim == 0 else value)
             shapes = ((count,), (count, frames)) if name == "strength" else ((count,),)
             if tuple(getattr(self, name).shape) not in shapes:
-                came = f"mask {name} of shape {list(value.shape)}"
-                raise InputError(came, f"[{count}], one value per character", f"correct {name}")
+                problem = f"mask {name} of shape {list(value.shape)}"
+                raise InputError(problem, f"[{count}], one value per character", f"correct {name}")
         for name in ("masks", "strength", "start_percent", "end_percent"):
             value = getattr(self, name)
             if not bool(((value >= 0) & (value <= 1)).all()):
@@ -55,8 +55,8 @@ class MaskControl:
         if bool((self.start_percent >= self.end_percent).any()):
             pairs = zip(self.start_percent.tolist(), self.end_percent.tolist(), strict=True)
             start, end = next((start, end) for start, end in pairs if start >= end)
-            came = f"a mask that acts from {start:g} to {end:g} of the run"
-            raise InputError(came, "start_percent < end_percent", "correct them")
+            problem = f"a mask that acts from {start:g} to {end:g} of the run"
+            raise InputError(problem, "start_percent < end_percent", "correct them")
 
     @property
     def is_active(self) -> bool:
@@ -93,8 +93,8 @@ class MaskControl:
             InputError: masks of another shape.
         """
         if other.masks.shape != self.masks.shape:
-            came = f"masks of shape {list(other.masks.shape)}"
-            raise InputError(came, f"{list(self.masks.shape)}", "provide masks at the resolution of the token grid")
+            problem = f"masks of shape {list(other.masks.shape)}"
+            raise InputError(problem, f"{list(self.masks.shape)}", "provide masks at the resolution of the token grid")
         before = self.strength * (1 - other.strength)
         strength = torch.where(other.strength == 1, 1.0, before + other.strength)
         acts = other.strength > 0
@@ -154,15 +154,12 @@ def to_boxes(masks: Tensor, threshold: float = 0.5) -> Tensor:
     """
     own = masks > threshold
     rows, columns = own.any(dim=-1, keepdim=True), own.any(dim=-2, keepdim=True)
-    for_rows, for_columns = (_between(line, axis) for line, axis in ((rows, -2), (columns, -1)))
-    return (for_rows & for_columns).to(masks.dtype)
+    return (_between(rows, -2) & _between(columns, -1)).to(masks.dtype)
 
 
 def _between(line: Tensor, axis: int) -> Tensor:
     """True from the first to the last true value along `axis`."""
-    ahead = line.long().cumsum(axis) > 0
-    behind = line.flip(axis).long().cumsum(axis).flip(axis) > 0
-    return ahead & behind
+    return (line.cumsum(axis) > 0) & (line.flip(axis).cumsum(axis).flip(axis) > 0)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,19 +52,19 @@ def assign_audio(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | N
         matrix = scene.matrix
         return AudioAssignment(matrix, torch.zeros_like(matrix), torch.ones(matrix.shape[0]))
     if bundle.voice_face is None:
-        came = f'binding "auto", but the model "{bundle.name}" cannot match voices to faces'
-        raise InputError(came, 'binding "given"', "omit it, or provide the audio-character matrix")
+        problem = f'binding "auto", but the model "{bundle.name}" cannot match voices to faces'
+        raise InputError(problem, 'binding "given"', "omit it, or provide the audio-character matrix")
     names = [character.name for character in scene.characters]
     voices = [m for m, speech in enumerate(scene.speeches) if is_audible(speech)]
     if len(voices) > len(names):
-        came = f"{len(voices)} voices ({_listed(stream_name(m) for m in voices)}) for {len(names)} characters"
-        do = f"remove a speech, or add a character to {_listed(names)}"
-        raise InputError(came, "at most one voice per character", do)
+        problem = f"{len(voices)} voices ({', '.join(map(stream_name, voices))}) for {len(names)} characters"
+        hint = f"remove a speech, or add a character to {', '.join(names)}"
+        raise InputError(problem, "at most one voice per character", hint)
     activity = load_voice_activity()
     with (tracker or ProgressTracker()).stage("Matching voices to faces"):
         images = [character.image for character in scene.characters]
-        found = match_voices(scene.speeches, images, bundle.voice_face, activity)
-    return replace(found, notices=tuple(_notices(found, voices, names, activity)))
+        assignment = match_voices(scene.speeches, images, bundle.voice_face, activity)
+    return replace(assignment, notices=tuple(_notices(assignment, voices, names, activity)))
 
 
 def with_audio_assignment(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Scene:
@@ -74,9 +74,9 @@ def with_audio_assignment(scene: Scene, bundle: ModelBundle, tracker: ProgressTr
     """
     if scene.bind == "given":
         return scene
-    found = assign_audio(scene, bundle, tracker)
-    notices = (*scene.notices, *found.notices)
-    return replace(scene, audio_character_matrix=found.matrix, bind="given", notices=notices)
+    assignment = assign_audio(scene, bundle, tracker)
+    notices = (*scene.notices, *assignment.notices)
+    return replace(scene, audio_character_matrix=assignment.matrix, bind="given", notices=notices)
 
 
 def match_voices(
@@ -97,19 +97,15 @@ def match_voices(
 
     matrix, confidence = torch.zeros(len(speeches), len(images)), torch.ones(len(speeches))
     scores = torch.zeros_like(matrix)
-    voices = [m for m, speech in enumerate(speeches) if is_audible(speech)]
-    for m in voices:
-        speech = speeches[m]
-        assert speech is not None  # audible
-        scores[m] = voice_scores(speech, images, voice_face, activity)
+    voices = {m: speech for m, speech in enumerate(speeches) if speech is not None and is_audible(speech)}
     free = list(range(len(images)))
     if voices:
-        heard = scores[voices].double().numpy()
-        rows, columns = linear_sum_assignment(heard, maximize=True)
-        sure = pair_confidence(heard)
-        for row, n in zip(rows.tolist(), columns.tolist(), strict=True):
-            matrix[voices[row], n] = 1.0
-            confidence[voices[row]] = float(sure[row])
+        rows = list(voices)
+        scores[rows] = torch.stack([voice_scores(voices[m], images, voice_face, activity) for m in rows])
+        log_odds = scores[rows].double().numpy()
+        confidence[rows] = torch.from_numpy(pair_confidence(log_odds)).float()
+        for row, n in zip(*linear_sum_assignment(log_odds, maximize=True), strict=True):
+            matrix[rows[row], n] = 1.0
             free.remove(n)
     for m, n in zip((m for m in range(len(speeches)) if m not in voices), free, strict=False):
         matrix[m, n] = 1.0
@@ -122,20 +118,19 @@ def voice_scores(speech: Speech, images: Sequence[Tensor], voice_face: VoiceFace
     mono = resample_mono(speech.waveform, speech.sample_rate, rate)
     seconds = mono.shape[0] / rate
     spans = activity.spans(mono, rate) or [(0.0, seconds)]  # no speech detected: use the whole stream
-    pieces = [mono[round(start * rate) : round(end * rate)] for start, end in split_spans(spans)]
-    length = torch.tensor([float(piece.shape[0]) for piece in pieces])
-    votes = voice_face.scores(pieces, images)
-    return (votes * (length / length.sum())[:, None]).sum(0)
+    segments = [mono[round(start * rate) : round(end * rate)] for start, end in split_spans(spans)]
+    lengths = torch.tensor([float(len(segment)) for segment in segments])
+    return lengths / lengths.sum() @ voice_face.scores(segments, images)
 
 
 def split_spans(spans: Sequence[Span], longest: float = MAX_SEGMENT_SECONDS) -> list[Span]:
     """Split spans longer than `longest` seconds into equal parts."""
-    pieces: list[Span] = []
+    parts: list[Span] = []
     for start, end in spans:
         count = max(1, math.ceil((end - start) / longest - 1e-6))
         step = (end - start) / count
-        pieces += [(start + k * step, start + (k + 1) * step) for k in range(count)]
-    return pieces
+        parts += [(start + k * step, start + (k + 1) * step) for k in range(count)]
+    return parts
 
 
 def pair_confidence(scores: np.ndarray) -> np.ndarray:
@@ -154,16 +149,16 @@ def pair_confidence(scores: np.ndarray) -> np.ndarray:
 
     rows, columns = linear_sum_assignment(scores, maximize=True)
     best = scores[rows, columns].sum()
-    sure = np.ones(scores.shape[0])
+    confidence = np.ones(scores.shape[0])
     if scores.shape[1] == 1:
-        return sure
-    worst = np.abs(scores).sum() + 1.0
+        return confidence
+    penalty = 4.0 * (np.abs(scores).sum() + 1.0)  # worse than any alternative
     for row, column in zip(rows, columns, strict=True):
         without = scores.copy()
-        without[row, column] -= 4.0 * worst  # worse than any alternative
+        without[row, column] -= penalty
         other = linear_sum_assignment(without, maximize=True)
-        sure[row] = 1.0 / (1.0 + np.exp(-(best - without[other].sum())))
-    return sure
+        confidence[row] = 1.0 / (1.0 + np.exp(-(best - without[other].sum())))
+    return confidence
 
 
 def stream_name(index: int) -> str:
@@ -175,27 +170,21 @@ def matrix_text(matrix: Tensor, names: Sequence[str]) -> str:
     """Format a matrix [M, N], such as "speech 1 -> Ben, speech 2 -> Anna; matrix [[0, 1], [1, 0]]"."""
     pairs = []
     for m, row in enumerate(matrix.tolist()):
-        moved = [name for name, weight in zip(names, row, strict=True) if weight > 0]
-        pairs.append(f"{stream_name(m)} -> {' + '.join(moved) or 'no character'}")
+        driven = [name for name, weight in zip(names, row, strict=True) if weight > 0]
+        pairs.append(f"{stream_name(m)} -> {' + '.join(driven) or 'no character'}")
     rows = ", ".join("[" + ", ".join(f"{weight:g}" for weight in row) + "]" for row in matrix.tolist())
     return f"{', '.join(pairs)}; matrix [{rows}]"
 
 
-def _notices(found: AudioAssignment, voices: list[int], names: list[str], activity: VoiceActivity) -> list[str]:
-    shown = matrix_text(found.matrix, names)
-    notices = [f"Voices were matched to faces ({shown}), speech found by {activity.name}."]
-    doubtful = [m for m in voices if found.confidence[m] < CONFIDENCE_THRESHOLD]
-    if doubtful:
-        sure = _listed(f"{stream_name(m)} {100 * float(found.confidence[m]):.0f} %" for m in doubtful)
-        notices.append(
-            f"Low confidence in the assignment of voices to faces ({sure}): check {shown}, or provide the matrix."
-        )
-    heard = found.matrix[voices].sum(0) if voices else torch.zeros(len(names))
-    listeners = [name for name, weight in zip(names, heard, strict=True) if weight == 0]
-    if listeners:
-        notices.append(f"No voice was assigned to {_listed(listeners)}: treated as listeners.")
-    return notices
-
-
-def _listed(parts: Iterable[str]) -> str:
-    return ", ".join(parts)
+def _notices(
+    assignment: AudioAssignment, voices: list[int], names: list[str], activity: VoiceActivity
+) -> Iterator[str]:
+    pairs = matrix_text(assignment.matrix, names)
+    yield f"Voices were matched to faces ({pairs}), speech found by {activity.name}."
+    confidence = {stream_name(m): float(assignment.confidence[m]) for m in voices}
+    low = ", ".join(f"{name} {100 * value:.0f} %" for name, value in confidence.items() if value < CONFIDENCE_THRESHOLD)
+    if low:
+        yield f"Low confidence in the assignment of voices to faces ({low}): check {pairs}, or provide the matrix."
+    driven = assignment.matrix[voices].sum(0).tolist()
+    if listeners := [name for name, weight in zip(names, driven, strict=True) if weight == 0]:
+        yield f"No voice was assigned to {', '.join(listeners)}: treated as listeners."

@@ -20,13 +20,12 @@ from bya_core.sampling.cfg_parallel import cache_context, reset_step_cache
 from bya_core.sampling.conditions import build_branch_inputs
 from bya_core.sampling.guidance import guidance_branches
 from bya_core.sampling.prepared import Prepared
-from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.cache import downloaded_folder
 
-READ_TIMESTEP = 0.2
-"""Noise level at which the router reads finished latents, as a fraction of the training timesteps. It hardly matters
-for the toy model: mask IoU 0.696 at 0.06, 0.709 at 0.2, 0.712 at 0.44 (validation seeds)."""
+PREDICTION_TIMESTEP = 0.2
+"""Noise level at which the router predicts masks of clean latents, as a fraction of the training timesteps. It hardly
+matters for the toy model: mask IoU 0.696 at 0.06, 0.709 at 0.2, 0.712 at 0.44 (validation seeds)."""
 
 
 @torch.no_grad()
@@ -38,7 +37,9 @@ def route_post(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker
         Cancelled: the progress callback cancelled.
     """
     scene = prepared.scene
-    segmenter = None if scene.routing.segmenter == "self" else _sam2(scene, bundle)  # may raise
+    segmenter: Segmenter | None = None
+    if scene.routing.segmenter == "sam2":  # raises before the first pass if it is not available
+        segmenter = load_sam2(downloaded_folder(scene.routing.segmenter_weights), str(bundle.device), bundle.dtype)
     conditions = without_speech(prepared.conditions)
     # With silence in every branch, equal scales give the same prediction with one branch less.
     sampling = replace(scene.sampling, audio_guidance_scale=scene.sampling.guidance_scale)
@@ -59,7 +60,7 @@ def without_speech(conditions: Conditions) -> Conditions:
 
 
 def router_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConfig, bundle: ModelBundle) -> Tensor:
-    """Masks [N, T, h, w] that the router predicts for finished latents (segmenter "self"), with one transformer call.
+    """Masks [N, T, h, w] that the router predicts for clean latents (segmenter "self"), with one transformer call.
 
     Args:
         latents: clean, [1, T, C, H, W].
@@ -69,7 +70,7 @@ def router_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConf
     """
     device, dtype = bundle.device, bundle.dtype
     scheduler = build_scheduler(sampling.scheduler, bundle.scheduler_config)
-    timestep = round(READ_TIMESTEP * scheduler.config.num_train_timesteps)
+    timestep = round(PREDICTION_TIMESTEP * scheduler.config.num_train_timesteps)
     noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(sampling.seed))
     noisy = scheduler.add_noise(latents.float().cpu(), noise, torch.tensor([timestep]))
     inputs = build_branch_inputs(
@@ -83,10 +84,6 @@ def router_masks(latents: Tensor, conditions: Conditions, sampling: SamplingConf
             **inputs.kwargs,
         )
     return output.used_masks[0]
-
-
-def _sam2(scene: Scene, bundle: ModelBundle) -> Segmenter:
-    return load_sam2(downloaded_folder(scene.routing.segmenter_weights), str(bundle.device), bundle.dtype)
 
 
 def segmented_masks(latents: Tensor, prepared: Prepared, bundle: ModelBundle, segmenter: Segmenter) -> Tensor:

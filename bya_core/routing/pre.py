@@ -7,7 +7,7 @@ largest total similarity is used, and a region is drawn around each face. Masks 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,11 +27,7 @@ from bya_core.weights.bundle import ModelBundle
 log = logging.getLogger(__name__)
 
 # Region of a head: an ellipse around face and hair, plus neck and shoulders; in units of face width and height.
-_HEAD_WIDTH, _HEAD_HEIGHT, _HEAD_OFFSET = (
-    0.60,
-    0.68,
-    0.10,
-)  # half sizes, upward offset of the center
+_HEAD_WIDTH, _HEAD_HEIGHT, _HEAD_OFFSET = 0.60, 0.68, 0.10  # half sizes, upward offset of the center
 _NECK_WIDTH = 0.25  # half width
 _SHOULDER_OFFSET = 0.15  # below the chin
 _SHOULDER_RADIUS = 0.40  # of the rounded corners
@@ -56,15 +52,15 @@ def route_pre(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker)
     """
     scene, grid = prepared.scene, prepared.grid
     if scene.first_frame is None:
-        came = 'router mode "pre" without a first frame'
-        raise InputError(came, "a first frame", 'provide one, or use router mode "intra"')
+        problem = 'router mode "pre" without a first frame'
+        raise InputError(problem, "a first frame", 'provide one, or use router mode "intra"')
     with tracker.stage("Predicting masks"):
         frame = first_frame(scene)
         assert frame is not None
-        found = locate_characters(frame, scene, bundle)
-        regions = draw_regions(found, grid.pixels, scene.routing.region)
+        located = locate_characters(frame, scene, bundle)
+        regions = draw_regions(located, grid.pixels, scene.routing.region)
         masks = replace(grid, frames=1).pixels_to_tokens(regions[:, None]).expand(-1, grid.frames, -1, -1)
-    return Routing.of("pre", masks.clone(), scene.matrix, strength=1.0, notices=found.notices)
+    return Routing.of("pre", masks.clone(), scene.matrix, strength=1.0, notices=located.notices)
 
 
 @torch.no_grad()
@@ -74,66 +70,60 @@ def character_boxes(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Tensor:
     Raises:
         InputError: a character was not found.
     """
-    found = locate_characters(frame, scene, bundle)
-    for notice in found.notices:
+    located = locate_characters(frame, scene, bundle)
+    for notice in located.notices:
         log.warning(notice)
     height, width = frame.shape[1:]
-    return torch.minimum(found.bodies.clamp(min=0), torch.tensor([width, height, width, height]))
+    return torch.minimum(located.bodies.clamp(min=0), torch.tensor([width, height, width, height]))
 
 
 def locate_characters(frame: Tensor, scene: Scene, bundle: ModelBundle) -> LocatedCharacters:
     """Locate each character in `frame` [3, H, W]. Raises InputError as `character_boxes` does."""
     finder: CharacterFinder = bundle.character_finder or FaceFinder(find_detector(), bundle.face)
     portraits = [character.image.to(bundle.device) for character in scene.characters]
-    seen = finder.find(frame.to(bundle.device), portraits)
+    detected = finder.find(frame.to(bundle.device), portraits)
     names = [character.name for character in scene.characters]
-    mine = assign_faces(seen, names, finder.threshold)
-    notices = tuple(_match_notices(seen, mine, names, finder.threshold))
-    return LocatedCharacters(seen.faces[mine], seen.bodies[mine], notices)
+    faces = assign_faces(detected, names, finder.threshold)
+    similarities = [float(detected.likeness[face, n]) for n, face in enumerate(faces)]
+    notices = tuple(
+        f"The face assigned to {name} in the first frame has a low similarity to the reference image "
+        f"({similarity:.2f}, below {finder.threshold:.2f}): check the masks."
+        for name, similarity in zip(names, similarities, strict=True)
+        if similarity < finder.threshold
+    )
+    return LocatedCharacters(detected.faces[faces], detected.bodies[faces], notices)
 
 
-def assign_faces(seen: DetectedCharacters, names: Sequence[str], sure: float) -> list[int]:
-    """Which of K sightings each of N characters is: the assignment with the most likeness in all.
+def assign_faces(detected: DetectedCharacters, names: Sequence[str], threshold: float) -> list[int]:
+    """Face of each of N characters among K detections: the assignment with the largest total similarity.
 
     Raises:
         InputError: fewer faces than characters, or two characters match the same face.
     """
     from scipy.optimize import linear_sum_assignment
 
-    likeness = seen.likeness.double().cpu().numpy()
-    rows, columns = linear_sum_assignment(-likeness)
-    owner = dict(zip(columns.tolist(), rows.tolist(), strict=True))
-    count = len(likeness)
+    similarity = detected.likeness.double().cpu().numpy()
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    assigned = dict(zip(columns.tolist(), rows.tolist(), strict=True))
+    count = len(similarity)
     faces = f"{count} {'face' if count == 1 else 'faces'}"
-    for n, name in enumerate(names):
-        best = int(likeness[:, n].argmax()) if count else -1
-        if owner.get(n) == best and count:
-            continue
-        rival = next((other for other, face in owner.items() if face == best and other != n), None)
-        unsure = n not in owner or likeness[owner[n], n] < sure
-        if rival is not None and unsure and likeness[best, n] >= sure:
-            came = f"{names[rival]} and {name} both match the same one of {faces} found in the first frame"
-            do = "use reference images that differ more, a first frame that shows both, or masks"
-            raise InputError(came, "one face per character", do)
-    lost = [name for n, name in enumerate(names) if n not in owner]
-    if lost:
-        came = f"{' and '.join(lost)} not found in the first frame ({faces} found, {len(names)} characters)"
-        do = 'use a first frame that shows all characters, provide masks, or use router mode "intra"'
-        raise InputError(came, "a face similar to each reference image", do)
-    return [owner[n] for n in range(len(names))]
+    for n, name in enumerate(names if count else ()):
+        best = int(similarity[:, n].argmax())
+        rival = next((other for other, face in assigned.items() if face == best and other != n), None)
+        unsure = n not in assigned or similarity[assigned[n], n] < threshold
+        if rival is not None and unsure and similarity[best, n] >= threshold:
+            problem = f"{names[rival]} and {name} both match the same one of {faces} found in the first frame"
+            hint = "use reference images that differ more, a first frame that shows both, or masks"
+            raise InputError(problem, "one face per character", hint)
+    missing = [name for n, name in enumerate(names) if n not in assigned]
+    if missing:
+        problem = f"{' and '.join(missing)} not found in the first frame ({faces} found, {len(names)} characters)"
+        hint = 'use a first frame that shows all characters, provide masks, or use router mode "intra"'
+        raise InputError(problem, "a face similar to each reference image", hint)
+    return [assigned[n] for n in range(len(names))]
 
 
-def _match_notices(seen: DetectedCharacters, mine: Sequence[int], names: Sequence[str], sure: float) -> Iterator[str]:
-    for n, name in enumerate(names):
-        likeness = float(seen.likeness[mine[n], n])
-        if likeness < sure:
-            yield (
-                f"The face assigned to {name} in the first frame has a low similarity to the reference image "
-                f"({likeness:.2f}, below {sure:.2f}): check the masks."
-            )
-
-
-def draw_regions(found: LocatedCharacters, size: tuple[int, int], region: Region) -> Tensor:
+def draw_regions(located: LocatedCharacters, size: tuple[int, int], region: Region) -> Tensor:
     """Regions of the characters in an image of `size` (H, W): binary, disjoint masks [N, H, W].
 
     Args:
@@ -142,32 +132,30 @@ def draw_regions(found: LocatedCharacters, size: tuple[int, int], region: Region
     """
     height, width = size
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    claims = []
-    for face, body in zip(found.faces, found.bodies, strict=True):
+    priorities = []
+    for face, body in zip(located.faces, located.bodies, strict=True):
         x0, y0, x1, y1 = face.tolist()
-        across, down = max(x1 - x0, 1.0), max(y1 - y0, 1.0)
-        u, v = (x - (x0 + x1) / 2) / across, (y - (y0 + y1) / 2) / down
+        face_width, face_height = max(x1 - x0, 1.0), max(y1 - y0, 1.0)
+        u, v = (x - (x0 + x1) / 2) / face_width, (y - (y0 + y1) / 2) / face_height
         head = (u / _HEAD_WIDTH) ** 2 + ((v + _HEAD_OFFSET) / _HEAD_HEIGHT) ** 2 < 1
         left, top, right, bottom = body.tolist()
-        within = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        box = (x >= left) & (x < right) & (y >= top) & (y < bottom)
         if region == "box":
-            inside, head = within, head & within
+            inside, head = box, head & box
         else:
-            shoulders = within & _rounded(x, y, left, right, y1 + _SHOULDER_OFFSET * down, _SHOULDER_RADIUS * across)
-            neck = (
-                (u.abs() < _NECK_WIDTH) & (v > 0) & (y < min(bottom, y1 + (_SHOULDER_OFFSET + _SHOULDER_RADIUS) * down))
-            )
-            inside = head | neck | shoulders
-        nearness = 1 / (1 + (u**2 + v**2).sqrt())
-        claims.append(torch.where(inside, nearness + head.float(), torch.zeros_like(nearness)))
-    strength = torch.stack(claims)
-    winner = strength.argmax(0)
-    return torch.stack([(winner == n) & (claim > 0) for n, claim in enumerate(strength)]).float()
+            neck_end = min(bottom, y1 + (_SHOULDER_OFFSET + _SHOULDER_RADIUS) * face_height)
+            neck = (u.abs() < _NECK_WIDTH) & (v > 0) & (y < neck_end)
+            shoulders = _rounded(x, y, left, right, y1 + _SHOULDER_OFFSET * face_height, _SHOULDER_RADIUS * face_width)
+            inside = head | neck | (box & shoulders)
+        priorities.append(inside * (head.float() + 1 / (1 + torch.hypot(u, v))))
+    priority = torch.stack(priorities)
+    winner = priority.argmax(0)
+    return torch.stack([(winner == n) & (own > 0) for n, own in enumerate(priority)]).float()
 
 
 def _rounded(x: Tensor, y: Tensor, left: float, right: float, top: float, radius: float) -> Tensor:
     """Area between `left` and `right` and below `top`, with rounded upper corners."""
-    radius = min(radius, (right - left) / 2)
-    aside = ((left + radius - x).clamp(min=0) + (x - right + radius).clamp(min=0)) / max(radius, 1e-6)
-    above = (top + radius - y).clamp(min=0) / max(radius, 1e-6)
-    return (x >= left) & (x < right) & (aside**2 + above**2 < 1)
+    radius = max(min(radius, (right - left) / 2), 1e-6)
+    dx = ((left + radius - x).clamp(min=0) + (x - right + radius).clamp(min=0)) / radius
+    dy = (top + radius - y).clamp(min=0) / radius
+    return (x >= left) & (x < right) & (dx**2 + dy**2 < 1)

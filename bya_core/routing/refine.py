@@ -40,17 +40,17 @@ def refine(routing: Routing, config: RefineConfig) -> Routing:
     masks = refine_masks(routing.masks, config)
     own = (masks > 0.5).float()
     count = own.sum((-3, -2, -1))
-    sure = (routing.masks.float() * own).sum((-3, -2, -1)) / count.clamp(min=1)
+    confidence = (routing.masks.float() * own).sum((-3, -2, -1)) / count.clamp(min=1)
     empty = tuple(
         f"The refined mask of character {n + 1} is empty: its face and speech will have no effect."
         for n in range(masks.shape[0])
         if count[n] == 0
     )
-    return replace(routing.with_masks(masks), confidence=sure, notices=(*routing.notices, *empty))
+    return replace(routing.with_masks(masks), confidence=confidence, notices=(*routing.notices, *empty))
 
 
 def refine_masks(masks: Tensor, config: RefineConfig) -> Tensor:
-    """Cleaned masks; each step of `config` can be left out, and without any the masks come back as they are.
+    """Refine masks; each step is optional, and without any the masks are returned unchanged.
 
     The result does not depend on the order of the characters. With `config.exclusive` it is binary; otherwise each
     character is refined separately and masks may overlap.
@@ -66,8 +66,8 @@ def refine_masks(masks: Tensor, config: RefineConfig) -> Tensor:
         InputError: another number of axes.
     """
     if masks.ndim != 4 or 0 in masks.shape:
-        came = f"masks of shape {tuple(masks.shape)}"
-        raise InputError(came, "[characters, latent frames, rows, columns]", "give one mask for each character")
+        problem = f"masks of shape {list(masks.shape)}"
+        raise InputError(problem, "[characters, latent frames, rows, columns]", "provide one mask per character")
     array = np.clip(np.nan_to_num(masks.detach().float().cpu().numpy()), 0.0, 1.0)
     if config.exclusive:
         refined = _refine(array, config)
@@ -127,13 +127,13 @@ def _temporally_consistent(one_hot: np.ndarray) -> np.ndarray:
     if one_hot.shape[1] == 1:
         return np.ones(one_hot.shape[1:], dtype=bool)
     same = (one_hot[:, 1:] & one_hot[:, :-1]).any(axis=0)
-    steady = np.zeros(one_hot.shape[1:], dtype=bool)
-    steady[1:] |= same
-    steady[:-1] |= same
+    consistent = np.zeros(one_hot.shape[1:], dtype=bool)
+    consistent[1:] |= same
+    consistent[:-1] |= same
     if one_hot.shape[1] > 2:  # the first and last frame have two neighbors on one side
         for end, inner in ((0, 2), (-1, -3)):
-            steady[end] |= (one_hot[:, end] & one_hot[:, inner]).any(axis=0)
-    return steady
+            consistent[end] |= (one_hot[:, end] & one_hot[:, inner]).any(axis=0)
+    return consistent
 
 
 def _spatially_consistent(one_hot: np.ndarray) -> np.ndarray:

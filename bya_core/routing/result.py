@@ -83,6 +83,6 @@ class Routing:
 
 
 def confidences(masks: Tensor) -> Tensor:
-    """[N, T, h, w] -> [N]: mean of each mask over the tokens it claims; 0 where it claims none."""
+    """[N, T, h, w] -> [N]: mean of each mask over the tokens where it exceeds 0.5; 0 if there are none."""
     own = masks > 0.5
     return (masks * own).sum((-3, -2, -1)) / own.sum((-3, -2, -1)).clamp(min=1)

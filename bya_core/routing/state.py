@@ -46,8 +46,8 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
     control = routing.control
     tensors = {name: getattr(control, name) for name in ("masks", "strength", "start_percent", "end_percent")}
     tensors["matrix"] = routing.matrix
-    facts: dict[str, Any] = {
-        "made_by": bya_core.__version__,
+    metadata: dict[str, Any] = {
+        "version": bya_core.__version__,
         "origin": routing.origin,
         "calls": routing.calls,
         "notices": routing.notices,
@@ -55,16 +55,16 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
         "conditions": _changeable_inputs(prepared.scene),
     }
     if (state := routing.state) is not None:
-        facts["step"] = state.step
+        metadata["step"] = state.step
         tensors |= {"latents": state.latents, "generator": state.generator}
         if state.previous_x0 is not None:
             tensors["previous_x0"] = state.previous_x0
         if state.step_cache is not None:
-            facts["step_cache"] = _pack_step_cache(state.step_cache, tensors)
+            metadata["step_cache"] = _pack_step_cache(state.step_cache, tensors)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        about = {"format": FORMAT, "facts": json.dumps(facts, ensure_ascii=False)}
-        temporary.write_bytes(save(plain, about))  # `save_file` sets owner-only permissions
+        header = {"format": FORMAT, "metadata": json.dumps(metadata, ensure_ascii=False)}
+        temporary.write_bytes(save(plain, header))  # `save_file` sets owner-only permissions
 
 
 def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
@@ -77,13 +77,13 @@ def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
         InputError: a missing, damaged or unrelated file, or one of another scene.
     """
     path = existing_file(path, "the state")
-    tensors, facts = _read(path)
-    _check_scene(path, facts, prepared)
+    tensors, metadata = _read(path)
+    _check_scene(path, metadata, prepared)
     try:
-        routing = _routing(tensors, facts, prepared)
+        routing = _routing(tensors, metadata, prepared)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path) from error
-    saved, current = facts["conditions"], _changeable_inputs(prepared.scene)
+    saved, current = metadata["conditions"], _changeable_inputs(prepared.scene)
     changed = " and ".join(name for name, value in current.items() if saved.get(name) != value)
     if not changed:
         return routing
@@ -94,22 +94,24 @@ def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
-        facts = json.loads(about["facts"]) if about.get("format") == FORMAT else None
+        metadata = json.loads(header["metadata"]) if header.get("format") == FORMAT else None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _damaged(path) from error
-    if not isinstance(facts, dict) or not all(isinstance(facts.get(key), dict) for key in ("scene", "conditions")):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(metadata.get(key), dict) for key in ("scene", "conditions")
+    ):
         raise _damaged(path)
-    return tensors, facts
+    return tensors, metadata
 
 
 def _damaged(path: Path) -> InputError:
-    came = f"{path} is damaged or not a routing state"
-    return InputError(came, "a file saved by `bya probe --output`", "create it again")
+    problem = f"{path} is damaged or not a routing state"
+    return InputError(problem, "a file saved by `bya probe --output`", "create it again")
 
 
-def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: Prepared) -> Routing:
+def _routing(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], prepared: Prepared) -> Routing:
     """Routing from the content of a file. Raises KeyError, TypeError, ValueError or RuntimeError if invalid."""
     scene, shape = prepared.scene, (1, *prepared.conditions.latent_shape)
     count = len(scene.characters)
@@ -117,29 +119,29 @@ def _routing(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], prepared: 
     matrix = _validated(tensors["matrix"], tuple(scene.matrix.shape), unit=True)
     state = None
     if "latents" in tensors:
-        total, step, generator = scene.sampling.steps, int(facts["step"]), tensors["generator"]
+        total, step, generator = scene.sampling.steps, int(metadata["step"]), tensors["generator"]
         if not 0 <= step <= total:
             raise ValueError(step)
         torch.Generator("cpu").set_state(generator)  # raises if invalid
         previous_x0 = tensors.get("previous_x0")
         previous_x0 = None if previous_x0 is None else _validated(previous_x0, shape)
         step_cache = None
-        if "step_cache" in facts:
-            step_cache = _unpack_step_cache(facts["step_cache"], tensors, shape, tuple(masks.shape))
+        if "step_cache" in metadata:
+            step_cache = _unpack_step_cache(metadata["step_cache"], tensors, shape, tuple(masks.shape))
             if not all(0 <= full.step < step for full in step_cache.full_steps):
                 raise ValueError(step)
         state = DenoiseState(step, total, _validated(tensors["latents"], shape), previous_x0, generator, step_cache)
     controls = [_validated(tensors[name], (count,), unit=True) for name in ("strength", "start_percent", "end_percent")]
-    if facts["origin"] not in get_args(RouterMode):
-        raise ValueError(facts["origin"])
+    if metadata["origin"] not in get_args(RouterMode):
+        raise ValueError(metadata["origin"])
     return Routing(
-        origin=facts["origin"],
+        origin=metadata["origin"],
         control=MaskControl(masks, *controls),
         confidence=confidences(masks),
-        matrix=matrix if facts["conditions"].get(MATRIX) == _hash(scene.matrix) else scene.matrix,
+        matrix=matrix if metadata["conditions"].get(MATRIX) == _hash(scene.matrix) else scene.matrix,
         state=state,
-        calls=int(facts["calls"]),
-        notices=tuple(str(notice) for notice in facts["notices"]),
+        calls=int(metadata["calls"]),
+        notices=tuple(str(notice) for notice in metadata["notices"]),
     )
 
 
@@ -152,17 +154,17 @@ def _pack_step_cache(state: StepCacheState, tensors: dict[str, Tensor]) -> dict[
 
 
 def _unpack_step_cache(
-    facts: Mapping[str, Any], tensors: Mapping[str, Tensor], latents: tuple[int, ...], masks: tuple[int, ...]
+    metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], latents: tuple[int, ...], masks: tuple[int, ...]
 ) -> StepCacheState:
     """Inverse of `_pack_step_cache`; `latents` and `masks` are expected shapes. Raises as `_routing` does."""
     full_steps = [
         FullStep(str(branches), int(step), _validated(tensors[f"step_cache_latents_{k}"], latents))
-        for k, (branches, step) in enumerate(facts["full_steps"])
+        for k, (branches, step) in enumerate(metadata["full_steps"])
     ]
     router = tensors.get("step_cache_masks")
     if router is not None:
         router = _validated(router, (*router.shape[:2], *masks), unit=True)
-    return StepCacheState(router, bool(facts["converged"]), tuple(full_steps))
+    return StepCacheState(router, bool(metadata["converged"]), tuple(full_steps))
 
 
 def _validated(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Tensor:
@@ -174,10 +176,10 @@ def _validated(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Te
     return tensor
 
 
-def _check_scene(path: Path, facts: Mapping[str, Any], prepared: Prepared) -> None:
+def _check_scene(path: Path, metadata: Mapping[str, Any], prepared: Prepared) -> None:
     """Raise InputError with the first difference if the file belongs to another scene."""
     for name, expected in _fixed_properties(prepared).items():
-        if (saved := facts["scene"].get(name)) != expected:
+        if (saved := metadata["scene"].get(name)) != expected:
             problem = f"the state {path} was saved with {name} {_shown(saved)}"
             hint = "create a new state of this scene, or restore the scene"
             raise InputError(problem, f"{_shown(expected)}, as in the scene", hint)
@@ -204,21 +206,16 @@ def _shown(value: Any) -> str:
 
 def _changeable_inputs(scene: Scene) -> dict[str, str]:
     """Hashes of the inputs that may change when a run is resumed."""
-    speeches = [part for s in scene.speeches for part in (_speech_parts(s) if s else ("silent",))]
+    speeches = [(s.waveform, s.sample_rate, s.offset, s.gain) if s else ("silent",) for s in scene.speeches]
     fit = () if scene.first_frame_fit == "crop" else (scene.first_frame_fit,)
+    sampling = scene.sampling
     return {
-        "prompts": _hash(scene.prompt, scene.negative_prompt, *map(repr, scene.prompts)),
+        "prompts": _hash(scene.prompt, scene.negative_prompt, *scene.prompts),
         "images": _hash(*(character.image for character in scene.characters), scene.first_frame, *fit),
-        "speech": _hash(*speeches, scene.speech_strength),
+        "speech": _hash(*(part for speech in speeches for part in speech), scene.speech_strength),
         MATRIX: _hash(scene.matrix),
-        "guidance": _hash(
-            scene.sampling.guidance_scale, scene.sampling.audio_guidance_scale, scene.sampling.drop_identity
-        ),
+        "guidance": _hash(sampling.guidance_scale, sampling.audio_guidance_scale, sampling.drop_identity),
     }
-
-
-def _speech_parts(speech: Any) -> tuple[Any, ...]:
-    return speech.waveform, speech.sample_rate, speech.offset, speech.gain
 
 
 def _hash(*parts: Any) -> str:

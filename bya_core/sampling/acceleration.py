@@ -111,15 +111,11 @@ class BlockMonitor:
 
     Args:
         caching: whether blocks may be skipped.
-        runs: for each call since `begin`, whether all blocks ran; empty if caching is off.
+        runs: for each call since it was last cleared, whether all blocks ran; empty if caching is off.
     """
 
     caching: bool = False
     runs: list[bool] = field(default_factory=list)
-
-    def begin(self) -> None:
-        """Start recording the calls of one step."""
-        self.runs.clear()
 
 
 @contextmanager
@@ -182,19 +178,13 @@ def _first_block_cache(transformer: Any, threshold: float, monitor: BlockMonitor
         yield
         return
 
-    def first(forward: BlockForward) -> BlockForward:
-        def run(*args: Any) -> tuple[Tensor, Tensor]:
-            monitor.runs.append(False)
-            return forward(*args)
+    def first(forward: BlockForward, *args: Any) -> tuple[Tensor, Tensor]:
+        monitor.runs.append(False)
+        return forward(*args)
 
-        return run
-
-    def last(forward: BlockForward) -> BlockForward:
-        def run(*args: Any) -> tuple[Tensor, Tensor]:
-            monitor.runs[-1] = True
-            return forward(*args)
-
-        return run
+    def last(forward: BlockForward, *args: Any) -> tuple[Tensor, Tensor]:
+        monitor.runs[-1] = True
+        return forward(*args)
 
     transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
     try:
@@ -209,8 +199,7 @@ def _first_block_cache(transformer: Any, threshold: float, monitor: BlockMonitor
 @contextmanager
 def compiled(transformer: Any, backend: str = "inductor") -> Iterator[None]:
     """Compile the blocks, sharing one graph; face and speech conditioning stay outside of it."""
-    run = _compiled(backend)
-    with _wrapped(transformer.transformer_blocks, lambda forward: functools.partial(run, forward)):
+    with _wrapped(transformer.transformer_blocks, _compiled(backend)):
         yield
 
 
@@ -242,16 +231,14 @@ def attention(transformer: Any, backend: str) -> Iterator[None]:
 
 
 @contextmanager
-def _wrapped(blocks: Iterable[Any], wrap: Callable[[BlockForward], BlockForward]) -> Iterator[None]:
-    """Replace `base_forward` of some blocks by `wrap(base_forward)`."""
-    changed = [(block, vars(block).get("base_forward")) for block in blocks]
-    try:
-        for block, _ in changed:
-            block.base_forward = wrap(block.base_forward)
-        yield
-    finally:
-        for block, before in changed:
-            if before is None:
-                vars(block).pop("base_forward", None)
+def _wrapped(blocks: Iterable[Any], wrapper: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Replace `base_forward` of some blocks by `wrapper(base_forward, ...)`."""
+    with ExitStack() as stack:
+        for block in blocks:
+            previous = vars(block).get("base_forward")
+            if previous is None:
+                stack.callback(delattr, block, "base_forward")
             else:
-                block.base_forward = before
+                stack.callback(setattr, block, "base_forward", previous)
+            block.base_forward = functools.partial(wrapper, block.base_forward)
+        yield

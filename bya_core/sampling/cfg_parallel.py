@@ -10,7 +10,7 @@ Step caches of diffusers keep one state per named context; branches evaluated se
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -46,10 +46,6 @@ class Prediction:
         return Prediction(self.sample.to(device), *parts)
 
 
-Predict = Callable[[Any, Tensor, int, BranchInputs, dict[str, Tensor | None]], Prediction]
-"""(transformer, latents [1, T, C, H, W], timestep, inputs, mask override of this step) -> all branches."""
-
-
 def set_guidance_mode(transformer: Any, mode: GuidanceMode) -> None:
     """Set how the guidance branches of this transformer are evaluated.
 
@@ -66,39 +62,53 @@ def set_guidance_mode(transformer: Any, mode: GuidanceMode) -> None:
     transformer.guidance_mode = mode
 
 
-def predictor(transformer: Any) -> Predict:
-    """Prediction function for the guidance mode of this transformer."""
-    modes: dict[str, Predict] = {
-        "batch": predict_batched_if_possible,
-        "sequential": predict_sequential,
-        "distributed": predict_distributed,
-    }
-    return modes[getattr(transformer, "guidance_mode", "batch")]
-
-
-def predict_batched_if_possible(
+def predict(
     transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
 ) -> Prediction:
-    """One batch; sequential from the first out-of-memory error on. See `Predict`."""
-    if getattr(transformer, "guidance_mode", "batch") == "batch":
+    """Predict all branches in the guidance mode of the transformer.
+
+    Args:
+        transformer: the denoiser.
+        x: latents [1, T, C, H, W].
+        timestep: timestep of the step.
+        inputs: inputs of the branches.
+        override: arguments `mask_override` and `mask_override_strength` of the transformer in this step.
+    """
+    mode, count = getattr(transformer, "guidance_mode", "batch"), len(inputs.names)
+    if mode == "batch":
         try:
             return predict_batched(transformer, x, timestep, inputs, override)
         except torch.OutOfMemoryError:
-            if len(inputs.names) == 1:
+            if count == 1:
                 raise
-            log.warning("Not enough memory for %d guidance branches at once; running sequentially", len(inputs.names))
+            log.warning("Not enough memory for %d guidance branches at once; running sequentially", count)
             set_guidance_mode(transformer, "sequential")
             if inputs.kwargs.get("kv_cache") is not None:
                 inputs.kwargs["kv_cache"].clear()  # each branch has its own cache from now on
-    if x.device.type == "cuda":
-        torch.cuda.empty_cache()  # tensors of the failed attempt
-    return predict_sequential(transformer, x, timestep, inputs, override)
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()  # tensors of the failed attempt
+
+    def predict_branch(k: int) -> Prediction:
+        own = {name: select_branch(value, k) for name, value in override.items()}
+        return predict_batched(transformer, x, timestep, inputs.per_branch[k], own)
+
+    if mode != "distributed":
+        return _concatenate([predict_branch(k) for k in range(count)])
+    import torch.distributed as dist
+
+    # With more processes than branches, the last branch is evaluated more than once and all use the first result.
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    parts: list[Prediction] = []
+    for first in range(0, count, world_size):
+        own = predict_branch(min(first + rank, count - 1))
+        parts += [part.to(x.device) for part in _all_gather(own.to("cpu"))]
+    return _concatenate(parts[:count])
 
 
 def predict_batched(
     transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
 ) -> Prediction:
-    """One call of the transformer for all branches. See `Predict`."""
+    """Predict all branches in one call of the transformer. Arguments as in `predict`."""
     count = inputs.image_latents.shape[0]
     noisy = x.to(inputs.image_latents).expand(count, -1, -1, -1, -1)
     expanded = {name: _expand_branches(value, inputs.image_latents, count) for name, value in override.items()}
@@ -110,31 +120,6 @@ def predict_batched(
             **expanded,
         )
     return Prediction(output.sample, output.used_masks, output.masks)
-
-
-def predict_sequential(
-    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
-) -> Prediction:
-    """One call of the transformer per branch. See `Predict`."""
-    branches = range(len(inputs.names))
-    return _concatenate([_predict_one(k, transformer, x, timestep, inputs, override) for k in branches])
-
-
-def predict_distributed(
-    transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
-) -> Prediction:
-    """One process per branch, followed by an all-gather. See `Predict`.
-
-    With more processes than branches, the last branch is evaluated more than once and the first result is used by all.
-    """
-    import torch.distributed as dist
-
-    count, rank, world_size = len(inputs.names), dist.get_rank(), dist.get_world_size()
-    parts: list[Prediction] = []
-    for first in range(0, count, world_size):
-        own = _predict_one(min(first + rank, count - 1), transformer, x, timestep, inputs, override)
-        parts += [part.to(x.device) for part in _all_gather(own.to("cpu"))]
-    return _concatenate(parts[:count])
 
 
 def gather_block_runs(transformer: Any, own: list[bool], count: int) -> list[bool]:
@@ -156,14 +141,6 @@ def _all_gather(own: Any) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, own)
     return parts
-
-
-def _predict_one(
-    k: int, transformer: Any, x: Tensor, timestep: int, inputs: BranchInputs, override: dict[str, Tensor | None]
-) -> Prediction:
-    """Prediction of branch `k` alone."""
-    own = {name: select_branch(value, k) for name, value in override.items()}
-    return predict_batched(transformer, x, timestep, inputs.per_branch[k], own)
 
 
 def _concatenate(parts: list[Prediction]) -> Prediction:

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
@@ -58,20 +58,15 @@ class Conditions:
         for name in ("canvas_latents", "first_frame_latents", "known_latents"):
             latents = getattr(self, name)
             if latents is not None and tuple(latents.shape) != (1, *self.latent_shape):
-                raise InputError(
-                    f"{name} of shape {tuple(latents.shape)}",
-                    f"{(1, *self.latent_shape)}",
-                    "encode it at the size of the video",
-                )
+                problem = f"{name} of shape {list(latents.shape)}"
+                raise InputError(problem, f"{[1, *self.latent_shape]}", "encode it at the size of the video")
         matrix = self.audio_character_matrix
         if matrix is not None and self.face_tokens is not None and self.audio_tokens is not None:
             expected = (1, self.audio_tokens.shape[1], self.face_tokens.shape[1])
             if tuple(matrix.shape) != expected:
-                raise InputError(
-                    f"audio-character matrix of shape {tuple(matrix.shape[1:])}",
-                    f"{expected[1:]} (speech streams, characters)",
-                    "give one row per speech stream and one column per character",
-                )
+                problem = f"audio-character matrix of shape {list(matrix.shape[1:])}"
+                hint = "provide one row per speech stream and one column per character"
+                raise InputError(problem, f"{list(expected[1:])} (speech streams, characters)", hint)
 
     @property
     def has_speech(self) -> bool:
@@ -143,26 +138,25 @@ def build_branch_inputs(
     Raises:
         InputError: a condition that a branch needs is missing.
     """
-    dropped = [drop_identity and not branch.prompt for branch in branches]
-    texts = [conditions.text if b.prompt else _required(conditions, "negative_text") for b in branches]
-    longest = max(text.shape[1] for text in texts)
-    texts = [F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts]
+    prompt, speech = [branch.prompt for branch in branches], [branch.speech for branch in branches]
+    identity = [branch.prompt or not drop_identity for branch in branches]
+
+    texts = [_required(conditions, "text" if own else "negative_text")[0] for own in prompt]  # may differ in length
+
+    def stack(name: str, fallback: str, present: list[bool]) -> Tensor | None:
+        if getattr(conditions, name) is None:
+            return None
+        return torch.cat([_required(conditions, name if own else fallback) for own in present]).to(device, dtype)
+
     kwargs: dict[str, Any] = {
-        "encoder_hidden_states": torch.cat(texts).to(device, dtype),
-        "face_tokens": None,
-        "audio_tokens": None,
+        "encoder_hidden_states": pad_sequence(texts, batch_first=True).to(device, dtype),
+        "face_tokens": stack("face_tokens", "dropped_face_tokens", identity),
+        "audio_tokens": stack("audio_tokens", "silent_audio_tokens", speech),
         "audio_character_matrix": None,
         "kv_cache": KVCache(),
     }
-    if conditions.face_tokens is not None:
-        faces = [_required(conditions, "dropped_face_tokens") if d else conditions.face_tokens for d in dropped]
-        kwargs["face_tokens"] = torch.cat(faces).to(device, dtype)
     if conditions.audio_tokens is not None:
-        audio = [
-            conditions.audio_tokens if b.speech else _required(conditions, "silent_audio_tokens") for b in branches
-        ]
-        kwargs["audio_tokens"] = torch.cat(audio).to(device, dtype)
-        kwargs["audio_character_matrix"] = _matrices(conditions, dropped, device)
+        kwargs["audio_character_matrix"] = _matrices(conditions, identity, device)
         if conditions.speech_strength is not None:
             kwargs["speech_strength"] = conditions.speech_strength.to(device).expand(len(branches), -1)
         if conditions.inflate_audio_masks is not None:
@@ -170,21 +164,19 @@ def build_branch_inputs(
     zeros = torch.zeros(1, *conditions.latent_shape)
     canvas = zeros if conditions.canvas_latents is None else conditions.canvas_latents
     frame = zeros if conditions.first_frame_latents is None else conditions.first_frame_latents
-    canvases = torch.cat([torch.zeros_like(canvas) if d else canvas for d in dropped])
+    canvases = torch.cat([canvas if own else torch.zeros_like(canvas) for own in identity])
     image_latents = torch.cat([canvases, frame.to(canvases).expand_as(canvases)], dim=2)
     return BranchInputs(image_latents.to(device, dtype), kwargs, tuple(branch.name for branch in branches))
 
 
-def _matrices(conditions: Conditions, dropped: list[bool], device: torch.device) -> Tensor | None:
+def _matrices(conditions: Conditions, identity: list[bool], device: torch.device) -> Tensor | None:
     """Audio-character matrix of each branch [K, M, N]; zeros where the identity is dropped."""
     matrix = conditions.audio_character_matrix
     if matrix is None:
-        if not any(dropped):
+        if all(identity):
             return None
-        assert conditions.audio_tokens is not None
-        matrix = torch.eye(conditions.audio_tokens.shape[1], conditions.characters)[None]
-    matrix = matrix.float()
-    return torch.cat([torch.zeros_like(matrix) if d else matrix for d in dropped]).to(device)
+        matrix = torch.eye(_required(conditions, "audio_tokens").shape[1], conditions.characters)[None]
+    return torch.cat([matrix.float() * own for own in identity]).to(device)
 
 
 def _required(conditions: Conditions, name: str) -> Tensor:

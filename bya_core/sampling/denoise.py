@@ -154,7 +154,9 @@ def _initial_state(conditions: Conditions, latents: Tensor | None, generator: Ge
     if latents is None:
         latents = torch.randn(shape, generator=generator)
     elif tuple(latents.shape) != shape:
-        raise InputError(f"latents of shape {tuple(latents.shape)}", f"{shape}", "draw them for the size of the video")
+        raise InputError(
+            f"latents of shape {list(latents.shape)}", f"{list(shape)}", "draw them at the size of the video"
+        )
     return DenoiseState(0, total, latents, None, generator.get_state())
 
 

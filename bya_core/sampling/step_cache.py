@@ -18,8 +18,8 @@ from bya_core.sampling.acceleration import Acceleration, BlockMonitor
 from bya_core.sampling.cfg_parallel import (
     Prediction,
     gather_block_runs,
+    predict,
     predict_batched,
-    predictor,
     reset_step_cache,
     select_branch,
 )
@@ -82,7 +82,6 @@ class GuidedPredictor:
         self._device, self._dtype = parameter.device, parameter.dtype
         self._transformer, self._conditions, self._config = transformer, conditions, config
         self._timesteps, self._acceleration, self._monitor = timesteps, acceleration, monitor
-        self._predict = predictor(transformer)
         self._inputs: dict[tuple[Branch, ...], BranchInputs] = {}
         self._router_masks: Tensor | None = None
         self._converged = False
@@ -119,9 +118,9 @@ class GuidedPredictor:
         self._full_steps = {name: full for name, full in self._full_steps.items() if name in names}
         if self._monitor.caching and not self._may_skip(step):
             reset_step_cache(self._transformer)
-        self._monitor.begin()
+        self._monitor.runs.clear()
         override = self._mask_override(step, inputs.names)
-        prediction = self._predict(self._transformer, x, self._timesteps[step], inputs, override)
+        prediction = predict(self._transformer, x, self._timesteps[step], inputs, override)
         runs = [True]
         if self._monitor.caching:
             runs = gather_block_runs(self._transformer, self._monitor.runs, len(inputs.names))
@@ -149,7 +148,7 @@ class GuidedPredictor:
             latents, timestep = full.latents.to(self._device), self._timesteps[full.step]
             override = self._mask_override(full.step, inputs.names)
             if full.branches == "+".join(inputs.names) == "+".join(names):
-                prediction = self._predict(self._transformer, latents, timestep, inputs, override)
+                prediction = predict(self._transformer, latents, timestep, inputs, override)
             elif full.branches in names and full.branches in inputs.names:
                 k = inputs.names.index(full.branches)
                 own = {name: select_branch(value, k) for name, value in override.items()}
@@ -167,11 +166,7 @@ class GuidedPredictor:
             branches = (replace(branches[-1], weight=1.0),)
         if branches not in self._inputs:
             inputs = build_branch_inputs(
-                self._conditions,
-                branches,
-                drop_identity=config.drop_identity,
-                device=self._device,
-                dtype=self._dtype,
+                self._conditions, branches, drop_identity=config.drop_identity, device=self._device, dtype=self._dtype
             )
             self._inputs[branches] = replace(inputs, kwargs={**inputs.kwargs, **self._acceleration.arguments})
         return branches, self._inputs[branches]
@@ -213,7 +208,7 @@ class GuidedPredictor:
         masks, before = self._for_face_layers(prediction.masks), self._router_masks
         tenths = 10 * (full.step - previous) / self._config.steps
         threshold = self._acceleration.mask_change * tenths
-        self._converged = before is not None and self._relative_change(before, masks) < threshold
+        self._converged = before is not None and _relative_change(before, masks) < threshold
         self._router_masks = masks
 
     def _for_face_layers(self, predicted: Tensor) -> Tensor:
@@ -222,14 +217,12 @@ class GuidedPredictor:
         latest = [min(layer // every, len(predicted) - 1) for layer in range(layers)]
         return predicted[latest]
 
-    @staticmethod
-    def _relative_change(before: Tensor, now: Tensor) -> float:
-        """Change of the masks [R, K, N, T, h, w] of the fully conditioned branch, relative to their sum."""
-        before, now = before[:, -1].float(), now[:, -1].float()
-        return float((now - before).abs().sum() / torch.maximum(before.sum(), now.sum()).clamp_min(1e-6))
+
+def _relative_change(before: Tensor, now: Tensor) -> float:
+    """Change of the masks [R, K, N, T, h, w] of the fully conditioned branch, relative to their sum."""
+    before, now = before[:, -1].float(), now[:, -1].float()
+    return float((now - before).abs().sum() / torch.maximum(before.sum(), now.sum()).clamp_min(1e-6))
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one is other or torch.equal(one, other)
+    return one is other or (one is not None and other is not None and torch.equal(one, other))

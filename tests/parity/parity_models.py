@@ -1,4 +1,4 @@
-"""Modules of this project in the sizes that the parity fixtures ask for."""
+"""Models of this project in the sizes of the parity fixtures."""
 
 from __future__ import annotations
 
@@ -10,41 +10,18 @@ from torch import Tensor
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 
 COPIED = [
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "out_channels",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "time_embed_dim",
-    "text_embed_dim",
-    "num_layers",
-    "dropout",
-    "attention_bias",
-    "sample_width",
-    "sample_height",
-    "sample_frames",
-    "patch_size",
-    "temporal_compression_ratio",
-    "max_text_seq_length",
-    "activation_fn",
-    "timestep_activation_fn",
-    "norm_elementwise_affine",
-    "norm_eps",
-    "spatial_interpolation_scale",
-    "temporal_interpolation_scale",
-    "use_rotary_positional_embeddings",
-    "use_learned_positional_embeddings",
-    "cross_attn_interval",
-    "local_face_scale",
-    "audio_attn_interval",
-]
+    "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "flip_sin_to_cos", "freq_shift",
+    "time_embed_dim", "text_embed_dim", "num_layers", "dropout", "attention_bias", "sample_width", "sample_height",
+    "sample_frames", "patch_size", "temporal_compression_ratio", "max_text_seq_length", "activation_fn",
+    "timestep_activation_fn", "norm_elementwise_affine", "norm_eps", "spatial_interpolation_scale",
+    "temporal_interpolation_scale", "use_rotary_positional_embeddings", "use_learned_positional_embeddings",
+    "cross_attn_interval", "local_face_scale", "audio_attn_interval",
+]  # fmt: skip
 
 
 def face_extractor_settings(lfe: dict[str, int]) -> dict[str, int]:
-    """The fixtures' knobs of the face extractor under our names."""
-    renamed = {"hid": "hidden_dim"}
-    return {renamed.get(key, key): value for key, value in lfe.items()}
+    """Arguments of our face extractor."""
+    return {"hidden_dim" if key == "hid" else key: value for key, value in lfe.items()}
 
 
 def transformer_settings(fixture: dict[str, Any], **changes: Any) -> dict[str, Any]:

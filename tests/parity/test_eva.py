@@ -58,27 +58,27 @@ def test_pooled_feature_and_hidden_states(tower, config, tensors) -> None:
     assert_close(hidden, theirs, atol=5e-4, rtol=0)
 
 
-def test_whole_published_files_load_too(tower, config, tensors) -> None:
+def test_whole_clip_files_load(tower, config, tensors) -> None:
     whole = {f"visual.{key}": value for key, value in _published(config).items()}
     whole |= {"text.token_embedding.weight": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
     tower.load_published(whole)
 
 
-def test_a_file_of_another_size_is_refused(tower, config) -> None:
+def test_other_sizes_raise(tower, config) -> None:
     wrong = _published(config)
     wrong["norm.weight"] = torch.zeros(3)
     with pytest.raises(InputError, match="does not fit"):
         tower.load_published(wrong)
 
 
-def test_every_published_name_and_shape_is_taken(manifest) -> None:
-    """The real file's names, by the manifest, without its weights."""
+def test_published_names_and_shapes(manifest) -> None:
+    """Those of the published file, from the manifest."""
     entries = next(value for name, value in manifest["files"].items() if name.startswith("EVA02_CLIP_L_336"))
     from timm.models.eva import checkpoint_filter_fn
 
     with init_empty_weights():
         model = EvaVision()
     state = {key: torch.empty(shape, device="meta") for key, (shape, _) in entries.items()}
-    taken = checkpoint_filter_fn(state, model.tower)
+    renamed = checkpoint_filter_fn(state, model.tower)
     ours = {key: tuple(value.shape) for key, value in model.tower.state_dict().items()}
-    assert {key: tuple(value.shape) for key, value in taken.items()} == ours
+    assert {key: tuple(value.shape) for key, value in renamed.items()} == ours

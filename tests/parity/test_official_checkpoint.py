@@ -33,7 +33,7 @@ def released_model(manifest) -> BindYourAvatarTransformer3DModel:
         return BindYourAvatarTransformer3DModel(**official.model_arguments(manifest["config"]))
 
 
-def test_every_released_name_and_shape_is_ours(manifest, released_model) -> None:
+def test_released_names_and_shapes(manifest, released_model) -> None:
     files = {name: _meta(entries) for name, entries in manifest["files"].items()}
     given = dict(files["transformer"])
     given |= official.map_audio(files["audio_modules.pt"])
@@ -48,7 +48,7 @@ def test_every_released_name_and_shape_is_ours(manifest, released_model) -> None
     assert sum(v.numel() for v in ours.values()) == sum(n for part, n in counts.items() if part != "lora")
 
 
-def test_our_names_go_back_into_the_released_files(manifest, released_model) -> None:
+def test_export_to_released_names(manifest, released_model) -> None:
     back = official.to_released(released_model.state_dict())
     for path, content in back.items():
         theirs = _meta(manifest["files"][Path(path).name])
@@ -59,7 +59,7 @@ def test_our_names_go_back_into_the_released_files(manifest, released_model) -> 
     ]
 
 
-def test_the_released_lora_fits(manifest, released_model) -> None:
+def test_released_lora_names_and_shapes(manifest, released_model) -> None:
     lora = _meta(manifest["files"]["pytorch_lora_weights.safetensors"])
     ours = released_model.state_dict()
     pairs = lora_pairs(lora)
@@ -86,7 +86,7 @@ def test_lora_at_scale_one(settings, tensors, prefix: str) -> None:
     assert_close(out.sample, tensors("lora_output")["out"], atol=5e-5, rtol=1e-5)
 
 
-def test_a_written_config_has_the_released_entries(manifest, released_model) -> None:
+def test_released_config(manifest, released_model) -> None:
     written = convert._released_config(released_model)
     assert written == manifest["config"] and official.model_arguments(written) == official.model_arguments(
         manifest["config"]

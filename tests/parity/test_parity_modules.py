@@ -1,4 +1,4 @@
-"""Parts of the model against recorded results of the released modules (float32, CPU)."""
+"""Modules of the model against recorded results of the released ones (float32, CPU)."""
 
 from __future__ import annotations
 
@@ -64,23 +64,12 @@ def test_router(settings, tensors):
 
 
 def audio_model(config):
-    a = config["audio"]
-    model = AudioModel(
-        dim=a["dim"],
-        audio_dim=a["audio_dim"],
-        heads=a["num_attention_heads"],
-        dim_head=a["attention_head_dim"],
-        num_layers=a["num_layers"],
-        window=a["proj"]["seq_len"],
-        blocks=a["proj"]["blocks"],
-        channels=a["proj"]["channels"],
-        hidden_dim=a["proj"]["intermediate_dim"],
-        context_tokens=a["proj"]["context_tokens"],
-        temporal_ratio=4,
-        released=True,
-    )
-    fill(model, config["salt"] + "audio:")
-    return model
+    a, projection = config["audio"], config["audio"]["proj"]
+    sizes = {key: projection[key] for key in ("blocks", "channels", "context_tokens")}
+    sizes |= {"window": projection["seq_len"], "hidden_dim": projection["intermediate_dim"]}
+    sizes |= {"heads": a["num_attention_heads"], "dim_head": a["attention_head_dim"]}
+    sizes |= {key: a[key] for key in ("dim", "audio_dim", "num_layers")}
+    return fill(AudioModel(**sizes, temporal_ratio=4, released=True), config["salt"] + "audio:")
 
 
 @torch.no_grad()
@@ -120,11 +109,11 @@ def test_rotary_table(settings, tensors):
 
 
 def test_full_position_table(settings):
-    told = settings("full_config")["pos_emb"]
-    table = position_table(tuple(told["shape"][:3]), told["shape"][3])
-    assert table.double().sum().item() == pytest.approx(told["sum"], abs=2.0)
-    assert table.double().abs().sum().item() == pytest.approx(told["abs_sum"], abs=2.0)
-    for index, value in told["samples"].items():
+    recorded = settings("full_config")["pos_emb"]
+    table = position_table(tuple(recorded["shape"][:3]), recorded["shape"][3])
+    assert table.double().sum().item() == pytest.approx(recorded["sum"], abs=2.0)
+    assert table.double().abs().sum().item() == pytest.approx(recorded["abs_sum"], abs=2.0)
+    for index, value in recorded["samples"].items():
         assert table[tuple(int(i) for i in index.split(","))].item() == pytest.approx(value, abs=1e-6)
 
 
@@ -132,19 +121,9 @@ def test_full_position_table(settings):
 def test_full_face_extractor(settings, tensors):
     salt, expected = settings("full_config")["salt"] + "lfe:", tensors("full_lfe_out")["out"]
     with torch.device("meta"):
-        model = LocalFacialExtractor(
-            dim=1024,
-            depth=10,
-            dim_head=64,
-            heads=16,
-            num_id_token=5,
-            num_queries=32,
-            output_dim=2048,
-            ff_mult=4,
-            vit_dim=1024,
-            id_dim=1280,
-            hidden_dim=1024,
-        )
+        sizes = {"dim": 1024, "depth": 10, "dim_head": 64, "heads": 16, "num_id_token": 5, "num_queries": 32}
+        sizes |= {"output_dim": 2048, "ff_mult": 4, "vit_dim": 1024, "id_dim": 1280, "hidden_dim": 1024}
+        model = LocalFacialExtractor(**sizes)
     fill(model.to_empty(device="cpu"), salt)
     identity = input_tensor("id_cond", (1, 1280), salt)
     hidden = torch.stack([input_tensor(f"vit_{scale}", (1, 577, 1024), salt) for scale in range(5)], dim=1)

@@ -7,9 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from bya_core.masks import time_union
-from bya_core.models.input_checks import latent_grid
 from tests.parity.parity_models import build_transformer, face_tokens, masks
-from tests.parity.weight_rule import fill, input_tensor
+from tests.parity.weight_rule import fill
 
 LOOSE = {"atol": 5e-5, "rtol": 1e-5}
 
@@ -54,8 +53,8 @@ def call(model, inputs, audio=None, **conditions):
     )
 
 
-def forced(inputs, config):
-    """Masks as the released code forces them: union over time, the same for all of the batch."""
+def override(inputs, config):
+    """Masks as in the released code: union over time, the same for the whole batch."""
     given = time_union(masks(inputs["forced"], config["grid"]))
     return given.expand(len(inputs["timestep"]), *given.shape[1:])
 
@@ -72,7 +71,7 @@ def test_variant(name, model, config, inputs, outputs):
     kinds = ("zero", "eye") if name == "af_zero_uncond" else ("swap",) if name.endswith("swap") else ("eye",)
     conditions = {"audio_character_matrix": None if audio is None else matrix(inputs, *kinds)}
     if name.startswith("forced"):
-        conditions["mask_override"] = forced(inputs, config)
+        conditions["mask_override"] = override(inputs, config)
     out = call(model, inputs, audio, **conditions)
     assert_close(out.sample, outputs[name], **LOOSE)
     assert (out.masks is None) == name.startswith("forced")
@@ -80,7 +79,7 @@ def test_variant(name, model, config, inputs, outputs):
 
 @torch.no_grad()
 def test_single_stream_with_learned_silence(model, inputs, outputs):
-    """One voice for two people: the second hears the released mute tokens."""
+    """One stream for two characters: the second one receives the released mute tokens."""
     features = model.config.temporal_compression_ratio * inputs["hidden_states"].shape[1] + 1
     mute = model.encode_speech(inputs["ae_mute"][None, None, :features])[0]
     assert_close(mute, outputs["mute_context_tokens"], atol=2e-5, rtol=1e-5)
@@ -91,7 +90,7 @@ def test_single_stream_with_learned_silence(model, inputs, outputs):
 
 
 @torch.no_grad()
-def test_bfloat16_stays_near(config, inputs, outputs):
+def test_bfloat16(config, inputs, outputs):
     model = fill(build_transformer(config), config["salt"]).to(torch.bfloat16)
     half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()}
     half |= {key: inputs[key] for key in ("rope_cos", "rope_sin")}
@@ -102,9 +101,9 @@ def test_bfloat16_stays_near(config, inputs, outputs):
 
 @torch.no_grad()
 def test_intermediates(model, config, inputs, tensors):
-    """Every recorded station of the `intra` call."""
+    """All recorded intermediate tensors of the `intra` call."""
     wanted, seen = tensors("transformer_intermediates"), {}
-    joints = [
+    hooks = [
         model.patch_embed.register_forward_hook(lambda _, __, out: seen.setdefault("patch_embed.0", out)),
         model.time_embedding.register_forward_hook(lambda _, __, out: seen.setdefault("temb.0", out)),
         model.norm_out.register_forward_hook(lambda _, __, out: seen.setdefault("norm_out.0", out)),
@@ -128,7 +127,7 @@ def test_intermediates(model, config, inputs, tensors):
     face, speech = model.perceiver_cross_attention, model.audio_model.layers
     for kind, layers in (("face_feat", face), ("audio_feat", speech)):
         for layer in layers:
-            joints.append(
+            hooks.append(
                 layer.register_forward_hook(
                     lambda module, args, _, kind=kind: contributions[kind].append((module, args))
                 )
@@ -137,8 +136,8 @@ def test_intermediates(model, config, inputs, tensors):
         audio = model.encode_speech(inputs["audio"])
         out = call(model, inputs, audio, audio_character_matrix=matrix(inputs, "eye"))
     finally:
-        for joint in joints:
-            joint.remove()
+        for hook in hooks:
+            hook.remove()
         for block in blocks:
             del block.forward
 
@@ -161,68 +160,3 @@ def test_intermediates(model, config, inputs, tensors):
     assert set(wanted) <= set(seen)
     for name, expected in wanted.items():
         assert_close(seen[name], expected, **LOOSE, msg=lambda text, name=name: f"{name}: {text}")
-
-
-@torch.no_grad()
-def test_teacher_forced_tiny(model, config, inputs, tensors):
-    """Masks forced per face layer while the router predicts all the same, as in training."""
-    data, batch = tensors("train_tiny"), len(inputs["timestep"])
-    layers = sorted({int(key.split(".")[1][len("layer") :]) for key in data if key.startswith("noisy_mask")})
-    given = torch.stack(
-        [
-            torch.cat([masks(data[f"noisy_mask.layer{i}.batch{b}"], config["grid"]) for b in range(batch)])
-            for i in layers
-        ]
-    )
-    out = call(
-        model,
-        inputs,
-        model.encode_speech(inputs["audio"]),
-        audio_character_matrix=matrix(inputs, "eye"),
-        mask_override=given,
-        run_router=True,
-    )
-    assert_close(out.sample, data["model_output"], **LOOSE)
-    for layer, predicted in enumerate(out.masks):
-        for b in range(batch):
-            expected = data[f"router_pred.ca{layer}.batch{b}"]
-            assert_close(predicted[b : b + 1].flatten(2).transpose(1, 2), expected, **LOOSE)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_true_grid(config, tensors):
-    """The released token grid, where rows and columns matter to the router; teacher forcing."""
-    data, salt = tensors("train_true_grid"), config["salt"] + "true:"
-    table = data["pos_emb_sum_t"]
-    model = build_transformer(config, sample_width=90, sample_height=60, sample_frames=49, router_grid=(13, 45, 30))
-    fill(model, salt)
-    assert_close(model.router.pos_emb.double().sum((1, 2)).float(), table, atol=1e-2, rtol=1e-4)
-    c = model.config
-    audio_shape = (1, 2, c.sample_frames + c.audio_window - 1, c.audio_blocks, c.audio_channels)
-    shapes = {
-        "hidden_states": (1, 13, c.in_channels, 60, 90),
-        "encoder_hidden_states": (1, c.max_text_seq_length, c.text_embed_dim),
-        "audio": audio_shape,
-    }
-    for k in range(2):
-        shapes[f"id_cond_{k}"] = (1, c.lfe_id_dim)
-        shapes |= {f"id_vit_{k}_{s}": (1, config["nvit"], c.lfe_vit_dim) for s in range(c.lfe_num_scale)}
-    given = {name: input_tensor(name, shape, salt) for name, shape in shapes.items()}
-    given["timestep"] = torch.tensor([601])
-    given["rope_cos"], given["rope_sin"] = model.rotary(latent_grid(given["hidden_states"], model.config))
-    grid = {"T": 13, "H": 30, "W": 45}
-    layers = sorted(int(key[len("noisy_mask.layer") :]) for key in data if key.startswith("noisy_mask"))
-    noisy = torch.stack([masks(data[f"noisy_mask.layer{i}"].unsqueeze(0), grid) for i in layers])
-    out = call(
-        model,
-        given,
-        model.encode_speech(given["audio"]),
-        audio_character_matrix=matrix(given, "eye"),
-        mask_override=noisy,
-        run_router=True,
-    )
-    assert_close(out.sample[:, ::3, :, ::7, ::9], data["out_slice"], **LOOSE)
-    for layer, predicted in enumerate(out.masks):
-        expected = data[f"router_pred.ca{layer}"]
-        assert_close(predicted.flatten(2).transpose(1, 2), expected, **LOOSE)

@@ -1,4 +1,4 @@
-"""Our denoising loop against three-step runs of the released pipeline."""
+"""The denoising loop against three-step runs of the released pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ATOL = 5e-4
 
 
 def _image_latents(raw: Tensor, scaling: float, frames: int) -> Tensor:
-    """One encoded picture [1, C, 1, H, W] -> [1, T, C, H, W], zeros after the first latent frame."""
+    """One encoded image [1, C, 1, H, W] -> [1, T, C, H, W], zeros after the first latent frame."""
     first = raw.transpose(1, 2) * scaling
     return torch.cat([first, first.new_zeros(1, frames - 1, *first.shape[2:])], dim=1)
 
@@ -49,7 +49,7 @@ def conditions(model, stored, config, settings, tensors) -> Callable[[str], Cond
     """Conditions of a run: the second half of the transformer's inputs, and the pipeline's own tensors."""
     grid = settings("transformer_config")["grid"]
     inputs = {name: value[1:] for name, value in tensors("transformer_inputs").items()}
-    nobody = {name: torch.zeros_like(value) for name, value in inputs.items()}
+    zeros = {name: torch.zeros_like(value) for name, value in inputs.items()}
     scaling, shape = config["vae_scaling_factor"], tuple(stored["noise.0"].shape[1:])
     with torch.no_grad():
         common = {
@@ -57,9 +57,9 @@ def conditions(model, stored, config, settings, tensors) -> Callable[[str], Cond
             "negative_text": stored["negative_prompt_embeds"],
             "latent_shape": shape,
             "face_tokens": face_tokens(model, inputs),
-            "dropped_face_tokens": face_tokens(model, nobody),
+            "dropped_face_tokens": face_tokens(model, zeros),
             "audio_tokens": model.encode_speech(inputs["audio"]),
-            "silent_audio_tokens": model.encode_speech(nobody["audio"]),
+            "silent_audio_tokens": model.encode_speech(zeros["audio"]),
             "canvas_latents": _image_latents(stored["canvas_latent_raw"], scaling, shape[0]),
         }
     frame = _image_latents(stored["bg_latent_raw"], scaling, shape[0])
@@ -101,7 +101,7 @@ def check(model, stored, config, conditions) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_the_seed_alone_gives_the_released_latents(check, run: str) -> None:
+def test_seed_gives_the_released_latents(check, run: str) -> None:
     check(run)
 
 
@@ -113,4 +113,4 @@ def test_stored_noise_gives_the_released_latents(check, stored, run: str, monkey
         "diffusers.schedulers.scheduling_dpm_cogvideox.randn_tensor", lambda *args, **kwargs: next(left)
     )
     check(run, latents=stored["noise.0"])
-    assert next(left, None) is None, "every stored draw is used"
+    assert next(left, None) is None

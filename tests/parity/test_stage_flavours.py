@@ -1,4 +1,4 @@
-"""Stage 3 in its official flavour scores a training step as the released code does."""
+"""The losses of stage 3 in the official flavour equal those of the released code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.engine.stages import load_recipe
 from training.engine.teacher_forcing import TeacherMasks
 
 
-def test_official_stage_gives_the_released_loss_on_the_released_teacher(settings, tensors) -> None:
+def test_official_stage_loss(settings, tensors) -> None:
     config, stored = settings("train_config")["tiny"], tensors("train_tiny")
     fixture, inputs = settings("transformer_config"), tensors("transformer_inputs")
     grid, batch = fixture["grid"], len(inputs["timestep"])
@@ -26,7 +26,7 @@ def test_official_stage_gives_the_released_loss_on_the_released_teacher(settings
     diffusion = (output.sample - stored["target"]).square().mean()
     assert (diffusion + losses["total"]).item() == pytest.approx(config["total"], rel=1e-5)
     assert vars(official.official_weights) == pytest.approx(settings("train_config")["loss_weights"])
-    # the other flavour scores the same prediction by the paper's three terms
+    # the paper flavour has three terms
     assert set(StageLoss(paper)._router_loss(output, target[0], TeacherMasks(used, target))) == {
         "cross_entropy",
         "smoothness",

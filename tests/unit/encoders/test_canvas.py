@@ -100,7 +100,7 @@ def test_how_a_frame_is_fitted_is_part_of_what_a_stored_probe_was_made_from() ->
 
     plain = scene(image(90, 90))
     facts = [_may_change(replace(plain, first_frame_fit=fit)) for fit in ("crop", "pad")]
-    assert facts[0]["pictures"] != facts[1]["pictures"] and facts[0]["voices"] == facts[1]["voices"]
+    assert facts[0]["images"] != facts[1]["images"] and facts[0]["speech"] == facts[1]["speech"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

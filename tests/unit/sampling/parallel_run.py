@@ -24,7 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "joint, ddim": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "scheduler": "ddim"},
     "apart": {"guidance_scale": 3.0, "audio_guidance_scale": 6.0},
     "none": {"guidance_scale": 1.0, "audio_guidance_scale": 1.0},
-    "mask control": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "drop_identity": True, "conditions": {"mask_control": CONTROL}},
+    "mask control": {"guidance_scale": 3.0, "audio_guidance_scale": 3.0, "drop_identity": True, "control": CONTROL},
 }
 """With one or three branches, two processes compute one branch twice."""
 
@@ -57,9 +57,9 @@ def results(mode: Any, runs: dict[str, dict[str, Any]] = RUNS) -> dict[str, Tens
     for name, settings in runs.items():
         model = build()
         set_guidance_mode(model, mode)
-        chosen = {"steps": 3} | {key: value for key, value in settings.items() if key != "conditions"}
+        chosen = {"steps": 3} | {key: value for key, value in settings.items() if key != "control"}
         config = SamplingConfig(seed=5, **chosen)
-        conditions = _conditions(model, 2, **settings.get("conditions", {}))
+        conditions = _conditions(model, 2, mask_control=settings.get("control"))
         made = denoise(model, build_scheduler(config.scheduler), conditions, config)
         assert made.masks is not None
         parts = {"latents": made.latents, "masks": made.masks, "generator": made.state.generator}

@@ -151,7 +151,7 @@ def test_memory_plan_sets_the_guidance_mode(model: Model) -> None:
     part = SimpleNamespace()
     bundle = ModelBundle("small", model, part, part, part, part, {}, NativeSize(32, 48, 5))  # type: ignore[arg-type]
     apply_memory_plan(bundle, MemoryPlan("", offload_components=False, sequential_guidance=True), "cpu")
-    assert parallel.predictor(model) is parallel.predict_sequential
+    assert model.guidance_mode == "sequential"
 
 
 def test_unknown_guidance_mode_raises(model: Model) -> None:
