@@ -138,7 +138,7 @@ def apply_preset(transformer: Any, acceleration: Acceleration) -> Iterator[Block
 
 def _gpu_contexts(
     transformer: Any, acceleration: Acceleration, dtype: torch.dtype
-) -> Iterator[AbstractContextManager[None]]:
+) -> Iterator[AbstractContextManager[Any]]:
     half = dtype in (torch.float16, torch.bfloat16)
     hooked = any(_has_layer_hooks(block) for block in transformer.transformer_blocks)
     if acceleration.attention is not None and half and _installed(ATTENTION_PACKAGES.get(acceleration.attention)):

@@ -52,7 +52,7 @@ def fp8_matmul(layers: list[nn.Linear]) -> Iterator[bool]:
         _restore(layers, original)
 
 
-def _restore(layers: list[nn.Linear], weights: list[nn.Parameter]) -> None:
+def _restore(layers: list[nn.Linear], weights: Iterable[Any]) -> None:
     for layer, weight in zip(layers, weights, strict=True):
         layer.weight = weight
         vars(layer).pop("extra_repr", None)  # set by torchao

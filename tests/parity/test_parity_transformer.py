@@ -84,8 +84,8 @@ def test_single_stream_with_learned_silence(model, inputs, outputs):
     mute = model.encode_speech(inputs["ae_mute"][None, None, :features])[0]
     assert_close(mute, outputs["mute_context_tokens"], atol=2e-5, rtol=1e-5)
     mute = mute + model.audio_model.mute_learnable_tokens
-    voice = model.encode_speech(inputs["audio"][:, :1])
-    audio = torch.cat([voice, mute.expand(len(voice), 1, -1, -1, -1)], dim=1)
+    speech = model.encode_speech(inputs["audio"][:, :1])
+    audio = torch.cat([speech, mute.expand(len(speech), 1, -1, -1, -1)], dim=1)
     assert_close(call(model, inputs, audio).sample, outputs["single_stream"], **LOOSE)
 
 

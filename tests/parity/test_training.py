@@ -133,8 +133,8 @@ def test_teacher_mask_statistics(settings, tensors, name: str) -> None:
     for drawn in (target, drawn_masks.target):
         assert abs((drawn != clean).float().mean() - 0.1) < tolerance
     used = _masks(stored, "noisy_mask.layer", grid, batch)
-    for forced, said in ((used, target), (drawn_masks.forced, drawn_masks.target)):
-        alive = (forced.flatten(2).amax(-1) > 0)[..., None, None, None, None]
-        inside = alive & (said > 0.35) & (said < 0.65)
+    for forced, expected in ((used, target), (drawn_masks.forced, drawn_masks.target)):
+        present = (forced.flatten(2).amax(-1) > 0)[..., None, None, None, None]
+        inside = present & (expected > 0.35) & (expected < 0.65)
         if inside.sum() > 200:
-            assert abs((forced - said)[inside].std() - 0.1) < 0.02
+            assert abs((forced - expected)[inside].std() - 0.1) < 0.02

@@ -53,13 +53,13 @@ def test_folded_keys_give_the_same_output(flavour: str) -> None:
         folds = model.should_fold(GRID.tokens, characters)
         assert folds == (characters < 4)
         for layer in (0, 1):
-            plainly = model(query, key, layer, GRID)  # with gradients: not folded
+            unfolded = model(query, key, layer, GRID)  # with gradients: not folded
             with torch.no_grad():
                 (prepared,) = model.prepare_keys(key, layer, GRID.tokens)
                 assert prepared.dim() == (3 if folds else 4)
                 found = model(query, key, layer, GRID)
                 again = model(query, key, layer, GRID, (prepared,))
-            for one, other, repeated in zip(plainly, found, again, strict=True):
+            for one, other, repeated in zip(unfolded, found, again, strict=True):
                 torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
                 assert torch.equal(other, repeated)
 
@@ -105,20 +105,20 @@ def test_transformer_with_folded_router_equals_naive() -> None:
     sizes = {"cross_attn_dim_head": 16, "lfe_num_queries": 4, "sample_height": 12, "sample_width": 16}
     model = build("official", num_layers=2, **sizes)
     assert model.router.should_fold(3 * 6 * 8, 2)
-    given_inputs = given(model)
+    call = given(model)
     noisy = torch.randn(2, 3, 6, 12, 16, generator=torch.Generator().manual_seed(7))
-    made = model(**given_inputs | {"hidden_states": noisy})
+    made = model(**call | {"hidden_states": noisy})
     kv_cache = KVCache()
     for _ in range(2):
-        same = model(**given_inputs | {"hidden_states": noisy}, kv_cache=kv_cache)
+        same = model(**call | {"hidden_states": noisy}, kv_cache=kv_cache)
         assert torch.equal(same.sample, made.sample) and torch.equal(same.masks, made.masks)
     with naive():
-        plainly = model(**given_inputs | {"hidden_states": noisy})
-    torch.testing.assert_close(plainly.masks, made.masks, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(plainly.sample, made.sample, atol=1e-4, rtol=1e-4)
+        unfolded = model(**call | {"hidden_states": noisy})
+    torch.testing.assert_close(unfolded.masks, made.masks, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(unfolded.sample, made.sample, atol=1e-4, rtol=1e-4)
     # cached for one video size, used for another
-    small = model(**given_inputs, kv_cache=kv_cache)
-    torch.testing.assert_close(small.masks, model(**given_inputs).masks, atol=1e-5, rtol=1e-5)
+    small = model(**call, kv_cache=kv_cache)
+    torch.testing.assert_close(small.masks, model(**call).masks, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("characters", [1, 2, 3, 4, 5])

@@ -132,8 +132,8 @@ def test_scores_are_weighted_by_length():
     high, low, pause = speech_at(800, 1.5).waveform, speech_at(200, 0.5).waveform, torch.zeros(1, RATE // 2)
     speech = Speech(torch.cat([high, pause, low], 1), RATE)
     matcher = PitchFace()
-    votes = voice_scores(speech, [face(0.2), face(0.8)], matcher, LoudnessActivity())
-    assert matcher.calls == 2 and votes[1] > votes[0]
+    scores = voice_scores(speech, [face(0.2), face(0.8)], matcher, LoudnessActivity())
+    assert matcher.calls == 2 and scores[1] > scores[0]
 
 
 def test_long_speech_is_matcherd_in_pieces():
@@ -168,8 +168,8 @@ def test_training_writes_a_checkpoint_that_loads(tmp_path):
     path = tmp_path / "matcher.safetensors"
     main(Arguments(path, puppets=24, steps=2, batch_size=8))
     matcher = VoiceFaceMatcher.load(path)
-    trial = evaluate_scene(matcher, VALIDATION, 2, 25, "overlap", "loudness")
-    assert 0.5 <= trial.confidence <= 1.0
+    result = evaluate_scene(matcher, VALIDATION, 2, 25, "overlap", "loudness")
+    assert 0.5 <= result.confidence <= 1.0
     assert [entry.name for entry in tmp_path.iterdir()] == ["matcher.safetensors"]
     with pytest.raises(InputError, match="higher seeds are for evaluation"):
         main(Arguments(path, seed=1_000_000))
@@ -179,8 +179,8 @@ def test_training_writes_a_checkpoint_that_loads(tmp_path):
 def test_shipped_matcher():
     """12 scenes of validation seeds; docs/explanation/audio-assignment.md has results on 200 held-out scenes."""
     matcher = VoiceFaceMatcher.load(SHIPPED_WEIGHTS)
-    trials = [evaluate_scene(matcher, VALIDATION + 100 + k, 2, 49, "overlap", "loudness") for k in range(12)]
-    assert sum(trial.correct for trial in trials) >= 10
+    results = [evaluate_scene(matcher, VALIDATION + 100 + k, 2, 49, "overlap", "loudness") for k in range(12)]
+    assert sum(result.correct for result in results) >= 10
     assert SHIPPED_WEIGHTS.stat().st_size < 1_000_000
 
 

@@ -165,54 +165,33 @@ def sam2() -> Sam2Segmenter:
     pytest.importorskip("transformers", minversion="4.56")
     if not importable():
         pytest.skip("torchvision cannot be imported")
-    from transformers import (
-        Sam2HieraDetConfig,
-        Sam2VideoConfig,
-        Sam2VideoModel,
-        Sam2VideoProcessor,
-        Sam2VideoVideoProcessor,
-        Sam2VisionConfig,
-    )
+    import transformers
+    from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VideoProcessor, Sam2VisionConfig
 
-    try:
-        from transformers import Sam2ImageProcessor
-    except ImportError:  # its name before transformers 5
-        from transformers import Sam2ImageProcessorFast as Sam2ImageProcessor
-
+    # renamed in transformers 5
+    image_processor = getattr(transformers, "Sam2ImageProcessor", None) or transformers.Sam2ImageProcessorFast
     torch.manual_seed(0)
     backbone = Sam2HieraDetConfig(
-        hidden_size=16,
-        image_size=[SIDE, SIDE],
-        blocks_per_stage=[1, 1, 2, 1],
-        embed_dim_per_stage=[16, 32, 64, 128],
-        num_attention_heads_per_stage=[1, 1, 2, 2],
-        window_size_per_stage=[4, 4, 4, 4],
-        global_attention_blocks=[3],
+        hidden_size=16, image_size=[SIDE, SIDE], blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[16, 32, 64, 128],
+        num_attention_heads_per_stage=[1, 1, 2, 2], window_size_per_stage=[4, 4, 4, 4], global_attention_blocks=[3],
         window_positional_embedding_background_size=[4, 4],
-    )
+    )  # fmt: skip
+    vision = Sam2VisionConfig(
+        backbone_config=backbone, backbone_channel_list=[128, 64, 32, 16],
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]], fpn_hidden_size=128,
+    )  # fmt: skip
     config = Sam2VideoConfig(
-        vision_config=Sam2VisionConfig(
-            backbone_config=backbone,
-            backbone_channel_list=[128, 64, 32, 16],
-            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
-            fpn_hidden_size=128,
-        ),
+        vision_config=vision,
         prompt_encoder_config={"hidden_size": 128, "image_size": SIDE, "mask_input_channels": 8},
         mask_decoder_config={"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
-        image_size=SIDE,
-        memory_attention_hidden_size=128,
-        memory_attention_num_layers=1,
-        memory_attention_feed_forward_hidden_size=32,
-        memory_attention_rope_feat_sizes=[8, 8],
-        memory_encoder_hidden_size=128,
-        mask_downsampler_embed_dim=128,
-        memory_fuser_embed_dim=128,
-        memory_fuser_intermediate_dim=32,
-        memory_fuser_num_layers=1,
-    )
+        image_size=SIDE, memory_attention_hidden_size=128, memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=128, mask_downsampler_embed_dim=128, memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=32, memory_fuser_num_layers=1,
+    )  # fmt: skip
     size = {"height": SIDE, "width": SIDE}
-    image = Sam2ImageProcessor(size=size, mask_size={"height": SIDE // 4, "width": SIDE // 4})
-    processor = Sam2VideoProcessor(image, Sam2VideoVideoProcessor(size=size))
+    image = image_processor(size=size, mask_size={"height": SIDE // 4, "width": SIDE // 4})
+    processor = Sam2VideoProcessor(image, transformers.Sam2VideoVideoProcessor(size=size))
     return Sam2Segmenter(Sam2VideoModel(config), processor)
 
 

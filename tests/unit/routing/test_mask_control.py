@@ -60,12 +60,12 @@ def test_resize_masks_averages_area_and_frames():
 @pytest.mark.parametrize(
     ("masks", "problem"),
     [
-        (torch.zeros(3, 64, 96), "3 masks"),
-        (torch.zeros(2, 5, 64, 96), "masks with 5 frames"),
-        (torch.zeros(64, 96), "masks of shape 64 x 96"),
-        (torch.zeros(2, 0, 64, 96), "masks of shape 2 x 0 x 64 x 96"),
-        (torch.full((2, 64, 96), 255.0), "masks with values outside 0..1"),
-        (torch.full((2, 64, 96), torch.nan), "masks with values outside 0..1"),
+        (torch.zeros(3, 64, 96), "the masks of shape 3 x 64 x 96"),
+        (torch.zeros(2, 5, 64, 96), "the masks with 5 frames"),
+        (torch.zeros(64, 96), "the masks of shape 64 x 96"),
+        (torch.zeros(2, 0, 64, 96), "the masks of shape 2 x 0 x 64 x 96"),
+        (torch.full((2, 64, 96), 255.0), "the masks with values outside 0..1"),
+        (torch.full((2, 64, 96), torch.nan), "the masks with values outside 0..1"),
     ],
 )
 def test_invalid_masks_raise(masks, problem):
