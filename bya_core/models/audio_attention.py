@@ -116,7 +116,10 @@ class AudioModel(nn.Module):
     """Audio projection shared by all layers, and one cross-attention per layer.
 
     Args:
+        dim, audio_dim: widths of video tokens and audio tokens.
+        temporal_ratio: video frames per latent frame.
         released: also create the two unused parameters of the published files.
+        projection: window, blocks, channels, hidden_dim and context_tokens of `AudioProjection`.
     """
 
     def __init__(
@@ -127,28 +130,17 @@ class AudioModel(nn.Module):
         heads: int,
         dim_head: int,
         num_layers: int,
-        window: int,
-        blocks: int,
-        channels: int,
-        hidden_dim: int,
-        context_tokens: int,
         temporal_ratio: int,
         released: bool,
+        **projection: int,
     ) -> None:
         super().__init__()
-        self.window, self.blocks, self.channels, self.temporal_ratio = window, blocks, channels, temporal_ratio
+        self.temporal_ratio = temporal_ratio
+        self.window, self.blocks, self.channels = (projection[name] for name in ("window", "blocks", "channels"))
         if released:
             self.learnable_scale = nn.Parameter(torch.zeros(1))
-            self.mute_learnable_tokens = nn.Parameter(torch.zeros(1, context_tokens, audio_dim))
-        self.audio_proj_model = AudioProjection(
-            window=window,
-            blocks=blocks,
-            channels=channels,
-            hidden_dim=hidden_dim,
-            dim=audio_dim,
-            context_tokens=context_tokens,
-            halvings=temporal_ratio.bit_length() - 1,
-        )
+            self.mute_learnable_tokens = nn.Parameter(torch.zeros(1, projection["context_tokens"], audio_dim))
+        self.audio_proj_model = AudioProjection(dim=audio_dim, halvings=temporal_ratio.bit_length() - 1, **projection)
         self.layers = nn.ModuleList([AudioCrossAttention(dim, audio_dim, heads, dim_head) for _ in range(num_layers)])
 
     def encode(self, features: Tensor) -> Tensor:

@@ -112,26 +112,16 @@ class OfficialRouter(_Router):
     """Router of the released weights: unscaled scores, additive positions, a sigmoid per character.
 
     Args:
-        dim_head, heads, num_queries: of the face attention.
-        st_heads: heads of the spatio-temporal layers.
+        st_heads, num_blocks: heads and number of the spatio-temporal layers.
         grid: (T, a, b) of the stored position table.
+        attention: num_layers, heads, dim_head and num_queries of the face attention.
     """
 
     # As trained: heads innermost before the norm, but outermost in the projected keys.
     key_order = "(d h)"
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        heads: int,
-        dim_head: int,
-        num_queries: int,
-        st_heads: int,
-        num_blocks: int,
-        grid: tuple[int, int, int],
-    ) -> None:
-        super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
+    def __init__(self, *, st_heads: int, num_blocks: int, grid: tuple[int, int, int], **attention: int) -> None:
+        super().__init__(**attention)
         dim = self.features
         self.pos_emb: Tensor
         self.register_buffer("pos_emb", position_table(grid, dim))
@@ -139,10 +129,7 @@ class OfficialRouter(_Router):
         self.final_proj = nn.Sequential(nn.Linear(dim, 1))
         # Unused parameters of the published files.
         self.layer_merge = nn.ModuleList(
-            [
-                nn.Sequential(nn.Linear(dim + 3, 256), nn.ReLU(), nn.Linear(256, 128, bias=False))
-                for _ in range(num_layers)
-            ]
+            [nn.Sequential(nn.Linear(dim + 3, 256), nn.ReLU(), nn.Linear(256, 128, bias=False)) for _ in self.to_q]
         )
 
     def positions(self, grid: TokenGrid) -> Tensor:
@@ -179,13 +166,13 @@ class PaperRouter(_Router):
     """Router of the paper: 3D rotary embedding, softmax over characters and a background class.
 
     Args:
-        dim_head, heads, num_queries: of the face attention.
         dim: width of the router, divisible by st_heads into even heads.
         reads_tokens: use the video query as an additional input (in the paper: the scores alone).
         temperature: of the softmax or sigmoid that yields the masks; below 1 they are sharper. The router loss uses the
             unscaled logits.
         activation: "softmax" over characters and background, as in the paper, or "sigmoid" per character without a
             background class.
+        others: as in `OfficialRouter`.
     """
 
     key_order = "(h d)"
@@ -193,22 +180,19 @@ class PaperRouter(_Router):
     def __init__(
         self,
         *,
-        num_layers: int,
-        heads: int,
-        dim_head: int,
-        num_queries: int,
         dim: int,
         st_heads: int,
         num_blocks: int,
         reads_tokens: bool,
         temperature: float = 1.0,
         activation: Literal["softmax", "sigmoid"] = "softmax",
+        **attention: int,
     ) -> None:
-        super().__init__(num_layers=num_layers, heads=heads, dim_head=dim_head, num_queries=num_queries)
-        self.scale, self.rotary_dim = dim_head**-0.5, dim // st_heads
+        super().__init__(**attention)
+        self.scale, self.rotary_dim = (self.inner // self.heads) ** -0.5, dim // st_heads
         self.temperature = temperature
         self.proj_in = nn.Linear(self.features, dim)
-        self.token_in = nn.Linear(heads * dim_head, dim) if reads_tokens else None
+        self.token_in = nn.Linear(self.inner, dim) if reads_tokens else None
         self.spatial_temporal_layers = nn.ModuleList([SpatioTemporalLayer(dim, st_heads) for _ in range(num_blocks)])
         self.norm_out = nn.LayerNorm(dim)
         self.final_proj = nn.Linear(dim, 1)

@@ -124,7 +124,7 @@ def denoise(
     generator.set_state(state.generator)
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
-    known = _KnownFrames.of(conditions, config.seed, device)
+    known = _known_frames(conditions, config.seed, device)
     masks, completed = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     if state.step == 0:
@@ -135,10 +135,15 @@ def denoise(
         if state.step_cache is not None:
             predictor.resume(state.step_cache, state.step)
         for i in range(state.step, last):
-            x = known.add_noise(x, scheduler, timesteps[i])
+            if known is not None:
+                clean, noise, fixed = known
+                noisy = scheduler.add_noise(clean, noise, torch.tensor([timesteps[i]], device=device))
+                x = torch.where(fixed, noisy, x)
             velocity, masks = predictor.predict(x, i)
             x, x0 = schedulers.step(scheduler, velocity, x, timesteps, i, x0, generator)
-            x, x0 = (known.replace(x) if i + 1 == config.steps else x), known.replace(x0)
+            if known is not None:
+                x0 = torch.where(fixed, clean, x0)
+                x = torch.where(fixed, clean, x) if i + 1 == config.steps else x
             info = StepInfo(i + 1, config.steps, x0, masks, timesteps[i], x)
             if callback is not None and callback(Progress("Denoising", info.step, info.total, info)) is False:
                 raise Cancelled(f"cancelled after step {i + 1} of {config.steps}")
@@ -160,37 +165,13 @@ def _initial_state(conditions: Conditions, latents: Tensor | None, generator: Ge
     return DenoiseState(0, total, latents, None, generator.get_state())
 
 
-@dataclass(frozen=True)
-class _KnownFrames:
-    """Latent frames with known clean latents. In each step they are replaced by these, noised to the current timestep.
+def _known_frames(conditions: Conditions, seed: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Clean latents [1, T, C, H, W], their noise and the fixed frames, bool [T, 1, 1, 1]; None without known frames.
 
-    Their noise depends on the seed alone, so that runs can be interrupted and resumed.
-
-    Args:
-        latents: clean latents [1, T, C, H, W]; None = no known frames.
-        noise: same shape.
-        frames: bool [T, 1, 1, 1].
+    The noise depends on the seed alone, so that runs can be interrupted and resumed.
     """
-
-    latents: Tensor | None = None
-    noise: Tensor | None = None
-    frames: Tensor | None = None
-
-    @classmethod
-    def of(cls, conditions: Conditions, seed: int, device: torch.device) -> _KnownFrames:
-        if conditions.known_latents is None or conditions.known_mask is None:
-            return cls()
-        latents = conditions.known_latents.to(device, torch.float32)
-        noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(seed)).to(device)
-        return cls(latents, noise, conditions.known_mask.to(device)[:, None, None, None])
-
-    def add_noise(self, x: Tensor, scheduler: schedulers.Scheduler, timestep: int) -> Tensor:
-        """Latents with the known frames replaced by noised ones."""
-        if self.latents is None or self.noise is None or self.frames is None:
-            return x
-        noisy = scheduler.add_noise(self.latents, self.noise, torch.tensor([timestep], device=x.device))
-        return torch.where(self.frames, noisy, x)
-
-    def replace(self, x: Tensor) -> Tensor:
-        """Latents with the known frames replaced by clean ones."""
-        return x if self.latents is None or self.frames is None else torch.where(self.frames, self.latents, x)
+    if conditions.known_latents is None or conditions.known_mask is None:
+        return None
+    latents = conditions.known_latents.to(device, torch.float32)
+    noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(seed)).to(device)
+    return latents, noise, conditions.known_mask.to(device)[:, None, None, None]
