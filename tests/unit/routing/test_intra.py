@@ -59,18 +59,18 @@ def info(masks: torch.Tensor) -> StepInfo:
 
 
 @pytest.mark.parametrize(
-    ("areas", "options", "seeds", "best"),
+    ("areas", "num_seeds", "first_frame", "best", "notice"),
     [
-        ({7: (6, 0), 8: (5, 4)}, {}, [7, 8], (5, 4)),
-        ({7: (6, 1)}, {}, [7], (6, 1)),  # both characters have a region
-        ({7: (6, 0), 8: (0, 6)}, {"num_seeds": 2}, [7, 8], (6, 0)),  # none is better: the first one
-        ({7: (6, 0)}, {"num_seeds": 1}, [7], (6, 0)),
-        ({7: (6, 0)}, {"first_frame": True}, [7], (6, 0)),  # the first frame fixes the layout
-        ({7: (0, 0)}, {}, [7], (0, 0)),  # all masks are empty: another seed would not help
+        ({7: (6, 0), 8: (5, 4)}, 3, False, 8, "Seed 8 was used"),
+        ({7: (6, 1)}, 3, False, 7, None),  # both characters have a region
+        ({7: (6, 0), 8: (0, 6)}, 2, False, 7, "No region was assigned to puppet 2"),  # none is better: the first one
+        ({7: (6, 0)}, 1, False, 7, "No region was assigned to puppet 2"),
+        ({7: (6, 0)}, 3, True, 7, None),  # the first frame fixes the layout
+        ({7: (0, 0)}, 3, False, 7, None),  # all masks are empty: another seed would not help
     ],
 )
-def test_further_seeds(monkeypatch, prepared, areas, options, seeds, best):
-    """With masks of these areas (tokens of 12 per character) for each seed."""
+def test_further_seeds(monkeypatch, prepared, areas, num_seeds, first_frame, best, notice):
+    """`areas`: tokens (of 12) in the mask of each character, for each seed."""
     used = []
 
     def denoised(transformer, scheduler, conditions, sampling, **_):
@@ -82,15 +82,13 @@ def test_further_seeds(monkeypatch, prepared, areas, options, seeds, best):
 
     monkeypatch.setattr("bya_core.routing.intra.denoise", denoised)
     scene = replace(prepared.scene, sampling=replace(prepared.scene.sampling, seed=7))
-    first_frame = prepared.conditions.canvas_latents if options.get("first_frame") else None
-    conditions = replace(prepared.conditions, first_frame_latents=first_frame)
-    prepared = with_probe(replace(prepared, scene=scene, conditions=conditions), num_seeds=options.get("num_seeds", 3))
+    frame = prepared.conditions.canvas_latents if first_frame else None
+    conditions = replace(prepared.conditions, first_frame_latents=frame)
+    prepared = with_probe(replace(prepared, scene=scene, conditions=conditions), num_seeds=num_seeds)
     routing = probe(prepared, SimpleNamespace(transformer=None, scheduler_config={}), ProgressTracker())
-    assert used == seeds and routing.calls == 2 * len(seeds)
-    assert tuple(routing.masks.sum((1, 2, 3)).tolist()) == best
-    text = " ".join(routing.notices)
-    assert ("Seed 8 was used" in text) == (best == (5, 4))
-    assert (f"No region was assigned to {scene.characters[1].name}" in text) == (best == (6, 0) and first_frame is None)
+    assert used == list(areas) and routing.calls == 2 * len(areas)
+    assert tuple(routing.masks.sum((1, 2, 3)).tolist()) == areas[best]
+    assert len(routing.notices) == (notice is not None) and all(text.startswith(notice) for text in routing.notices)
 
 
 @pytest.mark.parametrize(
