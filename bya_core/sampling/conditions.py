@@ -140,7 +140,6 @@ def build_branch_inputs(
     """
     prompt, speech = [branch.prompt for branch in branches], [branch.speech for branch in branches]
     identity = [branch.prompt or not drop_identity for branch in branches]
-
     texts = [_required(conditions, "text" if own else "negative_text")[0] for own in prompt]  # may differ in length
 
     def stack(name: str, fallback: str, present: list[bool]) -> Tensor | None:

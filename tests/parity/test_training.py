@@ -128,7 +128,7 @@ def test_teacher_mask_statistics(settings, tensors, name: str) -> None:
     target = _masks(stored, "loss_target.layer", grid, batch)
     layers, characters = len(target), target.shape[2]
     drawn_masks = released_teacher_masks(labels, characters, layers, generator=torch.Generator().manual_seed(0))
-    clean = released_teacher_masks(labels, characters, layers, noise=0, corrupt=0, layer_dropout=0).target
+    clean = released_teacher_masks(labels, characters, layers, noise_std=0, corruption=0, layer_dropout=0).target
     tolerance = 4 * (0.09 / clean.numel()) ** 0.5
     for drawn in (target, drawn_masks.target):
         assert abs((drawn != clean).float().mean() - 0.1) < tolerance
