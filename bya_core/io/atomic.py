@@ -38,8 +38,8 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: 
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        came = f"{what} was to be written to {path}, but that fails ({error.strerror})"
-        raise InputError(came, "a folder that can be written to", "choose another one") from error
+        problem = f"{what} was to be written to {path}, but that fails ({error.strerror})"
+        raise InputError(problem, "a folder that can be written to", "choose another one") from error
     if path.exists() and not os.access(path, os.W_OK):
         raise InputError(f"{what} was to be written to {path}", "a file that may be replaced", "choose another name")
     return path

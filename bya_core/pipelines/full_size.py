@@ -32,8 +32,8 @@ VAE: dict[str, Any] = {
     "scaling_factor": 0.7,
 }
 NATIVE = NativeSize(480, 720, 49)
-CHARACTERS, CLIP_TOKENS = 2, 577  # tokens of a feature map of EVA02-CLIP at 336 pixels
-STEPS = 50  # of the schedule from which the steps are taken
+CHARACTERS, CLIP_TOKENS = 2, 577  # tokens of EVA02-CLIP at 336 pixels
+STEPS = 50  # length of the schedule
 ENCODER_BYTES = {"text": 9_524_000_000, "face": 900_000_000, "speech": 190_000_000}
 """Encoders of the released model: T5-XXL; face recognition and EVA02-CLIP; wav2vec2."""
 
@@ -97,7 +97,7 @@ def build_full_size(
 
 
 class _NoEncoder:
-    """Placeholder of an encoder."""
+    """Placeholder for an encoder."""
 
     sample_rate = 16000
 
@@ -160,7 +160,7 @@ def run_steps(
     """The first steps of a run of 50 at the native resolution.
 
     Args:
-        bundle: Bundle made by `build_full_size`.
+        bundle: Result of `build_full_size`.
         branches: Guidance branches, 1 or 2.
         tracker: Measures the stages.
         steps: Number of steps.

@@ -161,9 +161,9 @@ def sample_windows(scene: Scene, model: ModelBundle, folder: Path, callback: Pro
         folder: for the windows, in a subfolder per scene that is deleted once the video is complete.
         callback: as in `generate`.
     """
-    made = generate_long(scene, model, folder / fingerprint(scene, model)[:16], callback)
-    video = made.load()
-    made.files.remove(len(made.windows))
+    result = generate_long(scene, model, folder / fingerprint(scene, model)[:16], callback)
+    video = result.load()
+    result.files.remove(len(result.windows))
     return video
 
 

@@ -27,12 +27,11 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.grid import TokenGrid
 from bya_core.io.media import mix_speeches
 from bya_core.masks import MaskControl
 from bya_core.pipelines.prepare import prepare, speech_features
-from bya_core.pipelines.sample import Video, decode_latents, denoise_latents, model_notices
-from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerprint
+from bya_core.pipelines.sample import decode_latents, denoise_latents, model_notices
+from bya_core.pipelines.window_files import LongVideo, StoredFrames, StoredWindow, WindowFolder, fingerprint
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.route import route
@@ -43,53 +42,6 @@ from bya_core.weights.bundle import ModelBundle
 
 OVERRIDE_END = 0.3
 """Fraction of the steps during which the masks of the previous window override the router in the shared frames."""
-
-
-@dataclass(frozen=True)
-class LongVideo:
-    """Result of `generate_long`. Like `Video`, but the frames are read from disk while iterating.
-
-    Args:
-        frames: uint8 [H, W, 3] each; can be iterated repeatedly.
-        masks: character masks [N, T, h, w] in 0..1, those of the last denoising step of each window.
-        grid: token grid of the masks.
-        audio, matrix, notices, seconds: as in `Video`.
-        windows: frames, seed and number of earlier versions of each window.
-        files: the saved windows; `files.remove(len(windows))` deletes them.
-    """
-
-    frames: StoredFrames
-    masks: Tensor
-    grid: TokenGrid
-    audio: tuple[Tensor, int] | None
-    matrix: Tensor
-    notices: tuple[str, ...]
-    seconds: dict[str, float]
-    windows: tuple[dict[str, Any], ...]
-    files: WindowFolder
-    fps: float = 25.0
-
-    def load(self) -> Video:
-        """The video with all frames in memory."""
-        frames = torch.stack(list(self.frames))
-        return Video(frames, self.masks, self.grid, self.audio, self.matrix, self.notices, self.seconds, self.fps)
-
-
-@dataclass(frozen=True)
-class StoredFrames:
-    """Frames of a long video, read and joined window by window."""
-
-    files: WindowFolder
-    plan: tuple[Window, ...]
-
-    def __len__(self) -> int:
-        return self.plan[-1].stop
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """uint8 [H, W, 3] each."""
-        joiner = WindowJoiner()
-        for window in self.plan:
-            yield from joiner.add(self.files.read_one(window.index, "frames"), window.lead, window.tail)
 
 
 def plan(scene: Scene, model: ModelBundle) -> tuple[Window, ...]:
@@ -130,7 +82,7 @@ def generate_long(
     notices = [*job.scene.notices, *model_notices(scene, model)]
     for window, stored, fresh in job.run(regenerate, regenerate_seed):
         span = [window.start, window.stop]
-        rows.append({"frames": span, "seed": stored.seed, "take": stored.take, "made_now": fresh})
+        rows.append({"frames": span, "seed": stored.seed, "take": stored.take, "generated": fresh})
         joined = joiner.add(stored.masks.movedim(1, 0), window.latent_lead, window.latent_tail)
         masks.append(joined.movedim(0, 1))
         notices += [f"Window {window.index + 1}: {notice}" for notice in stored.notices]
@@ -191,7 +143,7 @@ class _Job:
         routing = route(prepared, self.model, tracker)
         latents, masks = denoise_latents(prepared, routing, self.model, tracker)
         if self.scene.windows.match_colors and self.colors is not None:
-            latents = _with_statistics(latents, self.colors)
+            latents = _match_statistics(latents, self.colors)
         frames = decode_latents(latents, self.model, tracker)
         return StoredWindow(frames, latents.float().cpu(), masks, routing.matrix, seed, take, routing.notices)
 
@@ -290,7 +242,7 @@ def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def _with_statistics(latents: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+def _match_statistics(latents: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
     mean, deviation = _statistics(latents)
     return (latents - mean) / deviation.clamp(min=1e-6) * target[1].to(latents) + target[0].to(latents)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,11 +26,30 @@ from bya_core.sampling.prepared import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
-_Planned = tuple[Path | None, tuple[str, ...], str]
+
+class _OutputPaths:
+    """Base of dataclasses whose fields are output paths; None = not written."""
+
+    suffixes: ClassVar[dict[str, tuple[str, ...]]]
+
+    @property
+    def wanted(self) -> list[Path]:
+        """All paths that are written."""
+        return [path for name in self.suffixes if (path := getattr(self, name)) is not None]
+
+    def check(self, inputs: Sequence[Path] = ()) -> None:
+        """Check all paths before a run. Raises InputError if a file cannot be written or would replace an input."""
+        for name, suffixes in self.suffixes.items():
+            if (path := getattr(self, name)) is not None:
+                check_output(path, suffixes, f"the {name}")
+        resolved = [path.resolve() for path in (*self.wanted, *inputs)]
+        for path in resolved:
+            if resolved.count(path) > 1:
+                raise InputError(f"{path} was given twice", "a separate file for each output", "rename one of them")
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Outputs(_OutputPaths):
     """Output files of `generate`.
 
     Args:
@@ -45,19 +64,7 @@ class Outputs:
     overlay: Path | None = None
     report: Path | None = None
 
-    @property
-    def wanted(self) -> list[Path]:
-        return [path for path in (self.video, self.masks, self.overlay, self.report) if path is not None]
-
-    def check(self, inputs: Sequence[Path] = ()) -> None:
-        """Check all paths before a run. Raises InputError if a file cannot be written or would replace an input."""
-        _check(
-            (self.video, (".mp4",), "the video"),
-            (self.masks, (".npz",), "the masks"),
-            (self.overlay, (".mp4",), "the overlay"),
-            (self.report, (".json",), "the report"),
-            inputs=inputs,
-        )
+    suffixes = {"video": (".mp4",), "masks": (".npz",), "overlay": (".mp4",), "report": (".json",)}
 
     def write(self, scene: Scene, video: MadeVideo, report: dict[str, Any]) -> None:
         """Write all files; they appear together once all are complete."""
@@ -75,7 +82,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class RoutingOutputs:
+class RoutingOutputs(_OutputPaths):
     """Output files of `probe`.
 
     Args:
@@ -88,18 +95,7 @@ class RoutingOutputs:
     masks: Path | None = None
     overlay: Path | None = None
 
-    @property
-    def wanted(self) -> list[Path]:
-        return [path for path in (self.state, self.masks, self.overlay) if path is not None]
-
-    def check(self, inputs: Sequence[Path] = ()) -> None:
-        """Check all paths before a run. Raises InputError if a file cannot be written or would replace an input."""
-        _check(
-            (self.state, (".safetensors",), "the state"),
-            (self.masks, (".npz",), "the masks"),
-            (self.overlay, (".png", ".mp4"), "the overlay"),
-            inputs=inputs,
-        )
+    suffixes = {"state": (".safetensors",), "masks": (".npz",), "overlay": (".png", ".mp4")}
 
     def write(self, found: Routing, refined: Routing, prepared: Prepared, bundle: ModelBundle) -> None:
         """Write all files; they appear together once all are complete.
@@ -145,13 +141,3 @@ def preview_frames(routing: Routing, prepared: Prepared, bundle: ModelBundle) ->
 
 def _save_masks(path: Path, masks: Tensor, names: list[str]) -> None:
     np.savez_compressed(path, masks=masks.numpy(), names=np.array(names))
-
-
-def _check(*planned: _Planned, inputs: Iterable[Path]) -> None:
-    wanted = [(path, suffixes, what) for path, suffixes, what in planned if path is not None]
-    for path, suffixes, what in wanted:
-        check_output(path, suffixes, what)
-    resolved = [path.resolve() for path in (*(path for path, _, _ in wanted), *inputs)]
-    for path in resolved:
-        if resolved.count(path) > 1:
-            raise InputError(f"{path} was given twice", "a separate file for each output", "rename one of them")

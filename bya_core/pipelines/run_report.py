@@ -52,20 +52,20 @@ def mask_notices(scene: Scene, masks: Tensor) -> list[str]:
 
 
 def peak_ram() -> int | None:
-    """Most memory this process ever held, in bytes; None where the system does not tell."""
+    """Peak resident memory of this process in bytes; None if the operating system does not report it."""
     status = Path("/proc/self/status")
-    # rather than ru_maxrss, which on Linux a process takes over from the one that started it
-    if status.is_file() and (told := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return 1024 * int(told[1])
-    if sys.platform == "win32":  # which has no such module
+    # on Linux, ru_maxrss includes the peak of the parent process
+    if status.is_file() and (match := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(match[1])
+    if sys.platform == "win32":  # has no module `resource`
         return None
     resource = importlib.import_module("resource")
-    unit = 1 if sys.platform == "darwin" else 1024  # what the system counts in
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def peak_memory() -> dict[str, float]:
-    """Most memory held so far, in GB."""
+    """Peak memory of this process and of the GPU, in GB."""
     peak: dict[str, float] = {}
     if (ram := peak_ram()) is not None:
         peak["ram_gb"] = round(ram / 1e9, 3)
@@ -82,14 +82,17 @@ def build_report(
     seconds: dict[str, float],
     files: list[Path],
 ) -> dict[str, Any]:
-    """Everything worth keeping about one run, ready for JSON.
+    """The report of a run, ready for JSON.
 
     Args:
-        seconds: of the work around `generate`, such as loading; joined to the parts of `video.seconds`.
-        files: what was written.
+        scene: the scene.
+        scene_path: its file.
+        bundle: the model.
+        video: the result.
+        seconds: duration of stages outside of `generate`, such as loading; added to those of `video.seconds`.
+        files: the output files.
     """
-    figures = mask_statistics(video.masks)
-    parts = {**seconds, **video.seconds}
+    seconds = {**seconds, **video.seconds}
     return {
         "scene": {
             "file": str(scene_path),
@@ -110,10 +113,12 @@ def build_report(
         "sampling": asdict(scene.sampling),
         "router": asdict(scene.routing),
         "characters": [
-            {"name": character.name, "speech_of": _heard(scene, video.matrix, index), "mask": asdict(figure)}
-            for index, (character, figure) in enumerate(zip(scene.characters, figures, strict=True))
+            {"name": character.name, "speech_of": _assigned(scene, video.matrix, index), "mask": asdict(statistics)}
+            for index, (character, statistics) in enumerate(
+                zip(scene.characters, mask_statistics(video.masks), strict=True)
+            )
         ],
-        "seconds": {**parts, "total": round(sum(parts.values()), 3)},
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "peak_memory": peak_memory(),
         "machine": {
             "device": str(bundle.device),
@@ -126,9 +131,9 @@ def build_report(
     }
 
 
-def _heard(scene: Scene, matrix: Tensor, index: int) -> list[str]:
-    """Whose speech moves that character; empty = a silent listener."""
+def _assigned(scene: Scene, matrix: Tensor, index: int) -> list[str]:
+    """Names of the speeches assigned to character `index`; empty = listener."""
     names = [character.name for character in scene.characters]
     names += [f"speech {i + 1}" for i in range(len(names), len(scene.speeches))]
-    driving = zip(names, scene.speeches, matrix[:, index], strict=False)
-    return [name for name, speech, weight in driving if speech is not None and weight > 0]
+    streams = zip(names, scene.speeches, matrix[:, index], strict=False)
+    return [name for name, speech, weight in streams if speech is not None and weight > 0]

@@ -62,7 +62,7 @@ def check_toy_model(device: torch.device | str | None = None) -> SelfTestResult:
         InputError: The toy model is missing.
         RuntimeError: The result is not a video.
     """
-    from bya_core.io.media import write_video
+    from bya_core.io.media import read_video, write_video
     from bya_core.pipelines.generate import generate
     from bya_core.pipelines.load import load_model
     from bya_core.scene.types import Character, Scene, Speech
@@ -86,7 +86,7 @@ def check_toy_model(device: torch.device | str | None = None) -> SelfTestResult:
     with tracker.stage("Saving"), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "selftest.mp4"
         write_video(file, (frame.numpy() for frame in video.frames), scene.fps, video.audio)
-        decoded = _count_frames(file)
+        decoded = len(read_video(file)[0])
     flat = video.frames.float().std() < 1 or not video.masks.isfinite().all()
     if video.frames.shape != (frames, size.height, size.width, 3) or decoded != frames or flat:
         raise RuntimeError(
@@ -105,13 +105,6 @@ def _draw_head(color: tuple[float, float, float]) -> Tensor:
     image[:, (rows + 0.2) ** 2 + (columns.abs() - 0.3) ** 2 < 0.015] = 0.0
     image[:, ((rows - 0.35) ** 2 * 4 + columns**2) < 0.06] = 0.1
     return image
-
-
-def _count_frames(file: Path) -> int:
-    import av
-
-    with av.open(str(file)) as container:
-        return sum(1 for _ in container.decode(video=0))
 
 
 def check_full_size(

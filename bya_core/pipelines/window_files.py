@@ -1,4 +1,4 @@
-"""Windows of a long video on disk, with everything that the next window needs."""
+"""Windows of a long video on disk, with everything that the next window needs, and the video joined from them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from torch import Tensor
 
 import bya_core
 from bya_core.errors import InputError
+from bya_core.grid import TokenGrid
 from bya_core.io.atomic import atomic_write
+from bya_core.pipelines.sample import Video
 from bya_core.scene.types import Scene
+from bya_core.scene.windows import Window, WindowJoiner
 from bya_core.weights.bundle import ModelBundle
 
 
@@ -77,22 +80,21 @@ class WindowFolder:
 
     def read(self, index: int) -> StoredWindow:
         """Read a window. Raises InputError if it is unreadable or of another scene or model."""
-        with self._opened(self.path(index)) as file:
-            about = file.metadata()
+        with self._open(self.path(index)) as file:
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in TENSORS}
-        return StoredWindow(
-            **tensors, seed=int(about["seed"]), take=int(about["take"]), notices=tuple(json.loads(about["notices"]))
-        )
+        notices = tuple(json.loads(metadata["notices"]))
+        return StoredWindow(**tensors, seed=int(metadata["seed"]), take=int(metadata["take"]), notices=notices)
 
     def read_one(self, index: int, name: str) -> Tensor:
         """Read one tensor of a window, such as "frames". Raises as `read` does."""
-        with self._opened(self.path(index)) as file:
+        with self._open(self.path(index)) as file:
             return file.get_tensor(name)
 
     def write(self, index: int, window: StoredWindow) -> None:
         """Save or replace a window."""
-        about = {"seed": str(window.seed), "take": str(window.take), "notices": json.dumps(window.notices)}
-        self._save(self.path(index), {name: getattr(window, name) for name in TENSORS}, about)
+        metadata = {"seed": str(window.seed), "take": str(window.take), "notices": json.dumps(window.notices)}
+        self._save(self.path(index), {name: getattr(window, name) for name in TENSORS}, metadata)
 
     def write_speech(self, features: Tensor) -> None:
         """Save speech features [M, F + 4, blocks, channels] of the whole video."""
@@ -100,7 +102,7 @@ class WindowFolder:
 
     def read_speech(self, start: int, stop: int) -> Tensor:
         """Features of the video frames start to stop with two more on each side."""
-        with self._opened(self.speech_path) as file:
+        with self._open(self.speech_path) as file:
             return file.get_slice("features")[:, start : stop + 4]
 
     def remove(self, windows: int) -> None:
@@ -110,14 +112,14 @@ class WindowFolder:
         with suppress(OSError):  # not empty
             self.folder.rmdir()
 
-    def _save(self, path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    def _save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(whole, temporary, metadata={**about, "fingerprint": self.fingerprint})
+            contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            save_file(contiguous, temporary, metadata={**metadata, "fingerprint": self.fingerprint})
 
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:
+    def _open(self, path: Path) -> Iterator[Any]:
         try:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("fingerprint") != self.fingerprint:
@@ -128,6 +130,53 @@ class WindowFolder:
         except (SafetensorError, OSError) as error:
             problem = f"{path} cannot be read ({error})"
             raise InputError(problem, "an intact window", "delete the file to generate it again") from error
+
+
+@dataclass(frozen=True)
+class StoredFrames:
+    """Frames of a long video, read and joined window by window."""
+
+    files: WindowFolder
+    plan: tuple[Window, ...]
+
+    def __len__(self) -> int:
+        return self.plan[-1].stop
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """uint8 [H, W, 3] each."""
+        joiner = WindowJoiner()
+        for window in self.plan:
+            yield from joiner.add(self.files.read_one(window.index, "frames"), window.lead, window.tail)
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """Result of `generate_long`. Like `Video`, but the frames are read from disk while iterating.
+
+    Args:
+        frames: uint8 [H, W, 3] each; can be iterated repeatedly.
+        masks: character masks [N, T, h, w] in 0..1, those of the last denoising step of each window.
+        grid: token grid of the masks.
+        audio, matrix, notices, seconds: as in `Video`.
+        windows: frames, seed and number of earlier versions of each window.
+        files: the saved windows; `files.remove(len(windows))` deletes them.
+    """
+
+    frames: StoredFrames
+    masks: Tensor
+    grid: TokenGrid
+    audio: tuple[Tensor, int] | None
+    matrix: Tensor
+    notices: tuple[str, ...]
+    seconds: dict[str, float]
+    windows: tuple[dict[str, Any], ...]
+    files: WindowFolder
+    fps: float = 25.0
+
+    def load(self) -> Video:
+        """The video with all frames in memory."""
+        frames = torch.stack(list(self.frames))
+        return Video(frames, self.masks, self.grid, self.audio, self.matrix, self.notices, self.seconds, self.fps)
 
 
 def fingerprint(scene: Scene, bundle: ModelBundle) -> str:

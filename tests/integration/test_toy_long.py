@@ -78,7 +78,7 @@ def test_people_who_crossed_keep_their_masks(toy: ModelBundle, tmp_path: Path) -
     files.write(0, StoredWindow(drawn, latents, masks[:, : latents.shape[1]], torch.eye(2), seed))
 
     made = generate_long(scene, toy, tmp_path)
-    assert [row["made_now"] for row in made.windows] == [False, True]
+    assert [row["generated"] for row in made.windows] == [False, True]
     across = torch.linspace(0, 1, masks.shape[-1])
 
     def place(mask: torch.Tensor) -> float:

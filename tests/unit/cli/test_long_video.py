@@ -77,7 +77,7 @@ def test_kept_windows_can_be_made_again(scene: Path, tmp_path: Path, capsys: pyt
     assert len(list(work.glob("window_*"))) == 4
     assert cli.main([*command, "--regenerate", "2"]) == 0
     windows = json.loads(report.read_text())["windows"]
-    assert [row["made_now"] for row in windows] == [False, True, False, False]
+    assert [row["generated"] for row in windows] == [False, True, False, False]
     assert (tmp_path / "a.mp4").read_bytes() != first
     capsys.readouterr()
     assert cli.main([*command, "--regenerate", "5"]) == cli.BAD_INPUT

@@ -1,4 +1,4 @@
-"""Face networks with weights drawn by rule from their names, so that tests and their references have the same ones."""
+"""Face networks with weights derived from their names, so that tests and recorded references use the same ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tests.parity.weight_rule import input_tensor, weight
 
 SALT = "faces:"
-SHRUNK = ("ClassHead", "BboxHead", "LandmarkHead")  # so that boxes stay in the picture and scores apart
+SHRUNK = ("ClassHead", "BboxHead", "LandmarkHead")  # scaled down so that boxes stay inside the image
 
-# eyes, nose, corners of the mouth in the sample photos, as MTCNN (facenet-pytorch 2.6.0, its own weights) finds them
+# eyes, nose and mouth corners in the sample photos, detected by MTCNN of facenet-pytorch 2.6.0
 POINTS = {
     "001/face_1": ((359.9, 276.3), (634.4, 363.2), (547.4, 551.8), (232.5, 653.9), (462.3, 717.3)),
     "001/face_2": ((78.4, 231.4), (289.4, 187.0), (238.8, 293.7), (142.4, 423.9), (339.0, 377.8)),
@@ -24,27 +24,32 @@ POINTS = {
 
 
 def drawn(module: nn.Module, salt: str = SALT) -> dict[str, Tensor]:
-    """A state dict for `module`, every value from its name alone."""
-    made = {}
+    """A state dict for `module` with values derived from the parameter names."""
+    state = {}
     for key, value in module.state_dict().items():
         if key.endswith("num_batches_tracked"):
-            made[key] = value.clone()
+            state[key] = value.clone()
         elif key.endswith("running_var"):
-            made[key] = 1.0 + weight(key, tuple(value.shape), salt).abs()
+            state[key] = 1.0 + weight(key, tuple(value.shape), salt).abs()
         else:
-            made[key] = weight(key, tuple(value.shape), salt) * (0.02 if key.startswith(SHRUNK) else 1.0)
-    return made
+            state[key] = weight(key, tuple(value.shape), salt) * (0.02 if key.startswith(SHRUNK) else 1.0)
+    return state
 
 
 def picture(height: int, width: int, name: str = "picture") -> np.ndarray:
-    """Smooth colours, uint8 [height, width, 3]."""
+    """Smooth random colors, uint8 [height, width, 3]."""
     coarse = input_tensor(name, (1, 3, 6, 8), SALT)
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)[0]
     return ((smooth * 60 + 128).clamp(0, 255).round().byte().permute(1, 2, 0)).numpy()
 
 
+def image(height: int, width: int, name: str = "picture") -> Tensor:
+    """`picture` as a float tensor [3, height, width] in [0, 1]."""
+    return torch.from_numpy(picture(height, width, name)).permute(2, 0, 1).float() / 255
+
+
 def write_scrfd(path: Path, batched: bool = False) -> None:
-    """A detector with the outputs of SCRFD: scores, boxes, points of three levels, two answers per place."""
+    """Write a detector with the outputs of SCRFD: scores, boxes and points of three levels with two anchors."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     nodes, constants, outputs = [], [], []
@@ -69,13 +74,13 @@ def write_scrfd(path: Path, batched: bool = False) -> None:
                 nodes.append(helper.make_node("Sigmoid", [f"{name}.r"], [name]))
             shape = [1, None, values] if batched else [None, values]
             outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    given = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 640, 640])
-    graph = helper.make_graph(nodes, "scrfd", [given], outputs, constants)
+    inputs = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 640, 640])
+    graph = helper.make_graph(nodes, "scrfd", [inputs], outputs, constants)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
 
 
 def write_arcface(path: Path) -> None:
-    """A recognizer with the input and output of glintr100: [1, 3, 112, 112] -> [1, 512]."""
+    """Write a recognizer with the input and output of glintr100: [1, 3, 112, 112] -> [1, 512]."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     constants = [
@@ -88,7 +93,7 @@ def write_arcface(path: Path) -> None:
         helper.make_node("Flatten", ["a"], ["f"]),
         helper.make_node("Gemm", ["f", "fc.w"], ["683"], transB=1),
     ]
-    given = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [None, 3, 112, 112])
-    made = helper.make_tensor_value_info("683", TensorProto.FLOAT, [None, 512])
-    graph = helper.make_graph(nodes, "arcface", [given], [made], constants)
+    inputs = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [None, 3, 112, 112])
+    output = helper.make_tensor_value_info("683", TensorProto.FLOAT, [None, 512])
+    graph = helper.make_graph(nodes, "arcface", [inputs], [output], constants)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))

@@ -1,4 +1,4 @@
-"""The encoders on a GPU give what they give on the CPU."""
+"""Encoders on a GPU match those on the CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from bya_core.encoders.face.parsing import BiSeNet, FaceParser
 from bya_core.encoders.face.retinaface import RetinaFace, RetinaFaceDetector
 from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
-from tests.unit.encoders.networks import drawn, picture
+from tests.unit.encoders.networks import drawn, image
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,13 +29,13 @@ def test_speech(tmp_path) -> None:
 
 
 def test_face_detector_and_parser() -> None:
-    image = torch.from_numpy(picture(150, 200)).permute(2, 0, 1).float() / 255
+    photo = image(150, 200)
     detector, parser = RetinaFace(), BiSeNet()
     detector.load_state_dict(drawn(detector))
     parser.load_state_dict(drawn(parser))
     finder, labels = RetinaFaceDetector(detector, min_score=0.55), FaceParser(parser)
-    here, parsed = finder.detect(image), labels.parse(image)
-    there = finder.to("cuda").detect(image.cuda())
+    here, parsed = finder.detect(photo), labels.parse(photo)
+    there = finder.to("cuda").detect(photo.cuda())
     assert abs(len(here) - len(there)) <= 1
     assert_close(torch.tensor(there[0].box), torch.tensor(here[0].box), atol=0.5, rtol=0)
-    assert (labels.to("cuda").parse(image.cuda()).cpu() == parsed).float().mean() > 0.98
+    assert (labels.to("cuda").parse(photo.cuda()).cpu() == parsed).float().mean() > 0.98

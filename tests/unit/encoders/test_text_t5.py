@@ -1,4 +1,4 @@
-"""The text encoder against diffusers' own way of reading prompts, and embeddings that come from elsewhere."""
+"""T5 text encoder against the diffusers pipeline, and precomputed embeddings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = "two puppets talk before a wall the left one sings and the right one lis
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A narrow T5 of the published kind (v1.1, gated) and a SentencePiece tokenizer, as diffusers lays them out."""
+    """A small T5 v1.1 and a SentencePiece tokenizer in the folder layout of diffusers."""
     sentencepiece = pytest.importorskip("sentencepiece")
     path = tmp_path_factory.mktemp("cogvideox")
     (path / "tokenizer").mkdir()
@@ -43,37 +43,37 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def test_prompts_are_read_as_diffusers_reads_them(folder):
+def test_encode_matches_diffusers(folder):
     prompts = [WORDS, "", "two puppets"]
     text = T5TextEncoder(folder, dtype=torch.float32)
     assert isinstance(text, TextEncoder)
-    made = text.encode(prompts)
+    result = text.encode(prompts)
     pipeline = types.SimpleNamespace(
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
         text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder").float(),
         _execution_device=torch.device("cpu"),
     )
     with torch.no_grad():
-        theirs = CogVideoXImageToVideoPipeline._get_t5_prompt_embeds(pipeline, prompts, max_sequence_length=226)
-    assert made.shape == (3, 226, 32)
-    assert_close(made, theirs, atol=1e-6, rtol=1e-6)
-    assert (made[0] - made[1]).abs().max() > 0.1 and bool(made[1].any())  # an empty prompt is not zeros
+        expected = CogVideoXImageToVideoPipeline._get_t5_prompt_embeds(pipeline, prompts, max_sequence_length=226)
+    assert result.shape == (3, 226, 32)
+    assert_close(result, expected, atol=1e-6, rtol=1e-6)
+    assert (result[0] - result[1]).abs().max() > 0.1 and bool(result[1].any()), "an empty prompt is not zero"
 
 
-def test_words_of_a_prompt_reach_padding_too(folder):
-    """No mask: what stands behind the words depends on them, as the released model was trained."""
-    made = T5TextEncoder(folder, dtype=torch.float32).encode(["two puppets", "two listens"])
-    assert (made[0, -1] - made[1, -1]).abs().max() > 1e-4
+def test_padding_is_not_masked(folder):
+    """Embeddings of padding depend on the prompt, as in the training of the released model."""
+    result = T5TextEncoder(folder, dtype=torch.float32).encode(["two puppets", "two listens"])
+    assert (result[0, -1] - result[1, -1]).abs().max() > 1e-4
 
 
-def test_too_long_prompts_are_cut_and_told(folder, caplog):
+def test_long_prompts_are_truncated_with_a_warning(folder, caplog):
     text = T5TextEncoder(folder, dtype=torch.float32, max_tokens=8)
     with caplog.at_level(logging.WARNING):
-        made = text.encode([WORDS])
-    assert made.shape == (1, 8, 32) and "truncated to 8" in caplog.text
+        result = text.encode([WORDS])
+    assert result.shape == (1, 8, 32) and "truncated to 8" in caplog.text
 
 
-def test_nothing_is_loaded_before_it_is_needed_nor_after_release(folder):
+def test_model_is_loaded_lazily_and_released(folder):
     text = T5TextEncoder(folder, dtype=torch.bfloat16)
     assert text._model is None
     first = text.encode(["two puppets"])
@@ -83,31 +83,26 @@ def test_nothing_is_loaded_before_it_is_needed_nor_after_release(folder):
     assert torch.equal(text.encode(["two puppets"]), first)
 
 
-def test_a_missing_text_encoder_says_what_is_needed(tmp_path):
+def test_missing_text_encoder_raises(tmp_path):
     with pytest.raises(InputError, match="T5-XXL v1.1, 9.5 GB"):
         T5TextEncoder(tmp_path)
 
 
-def test_embeddings_from_elsewhere_take_the_encoders_place(folder, caplog):
-    own = T5TextEncoder(folder, dtype=torch.float32)
+def test_precomputed_embeddings(folder, caplog):
     prompts = ["two puppets", ""]
-    encoded = own.encode(prompts)
-    given = PrecomputedTextEncoder(
-        {prompt: tokens[None] for prompt, tokens in zip(prompts, encoded, strict=True)}, dim=32
-    )
-    assert isinstance(given, TextEncoder)
-    assert torch.equal(given.encode(prompts), encoded) and not caplog.records
+    encoded = T5TextEncoder(folder, dtype=torch.float32).encode(prompts)
+    table = {prompt: tokens[None] for prompt, tokens in zip(prompts, encoded, strict=True)}
+    text = PrecomputedTextEncoder(table, dim=32)
+    assert isinstance(text, TextEncoder)
+    assert torch.equal(text.encode(prompts), encoded) and not caplog.records
     with pytest.raises(InputError, match="no text embedding for the prompt"):
-        given.encode(["something else"])
+        text.encode(["something else"])
 
 
-def test_embeddings_of_another_length_are_fitted_and_of_another_width_refused(caplog):
-    given = PrecomputedTextEncoder({"a": torch.ones(1, 300, 4096), "b": torch.ones(100, 4096)})
-    made = given.encode(["a", "b"])
-    assert made.shape == (2, 226, 4096) and made[1, 100:].abs().max() == 0 and made[0].min() == 1
-    assert [record.getMessage().split("; ")[1] for record in caplog.records] == [
-        "it is truncated.",
-        "it is padded with zeros.",
-    ]
+def test_precomputed_embeddings_of_other_sizes(caplog):
+    text = PrecomputedTextEncoder({"a": torch.ones(1, 300, 4096), "b": torch.ones(100, 4096)})
+    result = text.encode(["a", "b"])
+    assert result.shape == (2, 226, 4096) and result[1, 100:].abs().max() == 0 and result[0].min() == 1
+    assert ["truncated" in caplog.messages[0], "padded" in caplog.messages[1]] == [True, True]
     with pytest.raises(InputError, match='type "cogvideox"'):
         PrecomputedTextEncoder({"a": torch.ones(1, 77, 768)})

@@ -1,4 +1,4 @@
-"""When somebody speaks: both finders on drawn voices, real recordings where there are any, and spans per character."""
+"""Voice activity detection on synthetic voices and sample recordings, and speaking spans of characters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", ROOT.parent / "shared" / "samples"))
 RECORDINGS = sorted(SAMPLES.glob("*/mix.wav"))
 SILERO = importlib.util.find_spec("silero_vad") is not None
-FINDERS = ["loudness", pytest.param("silero", marks=pytest.mark.skipif(not SILERO, reason="no silero-vad"))]
+DETECTORS = ["loudness", pytest.param("silero", marks=pytest.mark.skipif(not SILERO, reason="no silero-vad"))]
 
 
 def voice(spans, seconds: float = 3.0, noise: float = 0.0) -> torch.Tensor:
@@ -40,33 +40,33 @@ def voice(spans, seconds: float = 3.0, noise: float = 0.0) -> torch.Tensor:
     return torch.from_numpy(sound + noise * rng.standard_normal(sound.size).astype(np.float32))
 
 
-@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("noise", [0.0, 0.003])
-def test_drawn_voices_are_found(finder, noise):
-    found = load_voice_activity(finder).spans(voice([(0.5, 1.2), (2.0, 2.8)], noise=noise), RATE)
+def test_synthetic_voices(detector, noise):
+    found = load_voice_activity(detector).spans(voice([(0.5, 1.2), (2.0, 2.8)], noise=noise), RATE)
     assert len(found) == 2
     np.testing.assert_allclose(found, [(0.5, 1.2), (2.0, 2.8)], atol=0.2)
 
 
-@pytest.mark.parametrize("finder", FINDERS)
-def test_silence_and_nothing_have_no_speech(finder):
-    found = load_voice_activity(finder)
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_silence(detector):
+    found = load_voice_activity(detector)
     assert isinstance(found, VoiceActivity)
     assert found.spans(torch.zeros(RATE), RATE) == [] and found.spans(torch.zeros(0), RATE) == []
 
 
-@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.skipif(not RECORDINGS, reason=f"no recordings in {SAMPLES} (set BYA_SAMPLES_DIR)")
-def test_recordings_of_people_are_found(finder):
+def test_sample_recordings(detector):
     for path in RECORDINGS:
         waveform, rate = read_audio(path)
-        spans = speaking_spans(Speech(waveform, rate), load_voice_activity(finder))
+        spans = speaking_spans(Speech(waveform, rate), load_voice_activity(detector))
         seconds = waveform.shape[1] / rate
         assert 0.6 * seconds < sum(end - start for start, end in spans) <= seconds, path
 
 
 @pytest.mark.skipif(not SILERO, reason="no silero-vad")
-def test_silero_is_taken_where_it_is_and_leaves_the_threads_alone():
+def test_silero_is_the_default_and_keeps_thread_settings():
     code = (
         "import torch, sys; torch.set_num_threads(3); from bya_core.encoders.vad import load_voice_activity; "
         "assert 'silero_vad' not in sys.modules; assert load_voice_activity().name == 'silero'; "
@@ -75,7 +75,7 @@ def test_silero_is_taken_where_it_is_and_leaves_the_threads_alone():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_without_silero_loudness_says_its_name(monkeypatch):
+def test_loudness_is_the_fallback(monkeypatch):
     monkeypatch.setattr(activity.importlib.util, "find_spec", lambda name: None)
     load_voice_activity.cache_clear()
     try:
@@ -88,7 +88,7 @@ def test_without_silero_loudness_says_its_name(monkeypatch):
         load_voice_activity("ears")  # type: ignore[arg-type]
 
 
-def test_spans_are_in_seconds_of_the_video():
+def test_spans_are_relative_to_the_video():
     wave = voice([(0.5, 1.2), (2.0, 2.8)])[None]
     later = speaking_spans(Speech(wave, RATE, offset=1.0), LoudnessActivity())
     np.testing.assert_allclose(later, [(1.5, 2.2), (3.0, 3.8)], atol=0.1)
@@ -98,7 +98,7 @@ def test_spans_are_in_seconds_of_the_video():
     assert speaking_spans(Speech(wave * 1e-4, RATE), LoudnessActivity()) == []
 
 
-def test_characters_speak_as_the_matrix_says_and_listen_in_between():
+def test_spans_follow_the_audio_character_matrix():
     streams = [Speech(voice([(0.2, 0.8)])[None], RATE), None, Speech(voice([(0.6, 2.9)])[None], RATE)]
     characters = [Character(name, torch.rand(3, 8, 8)) for name in ("Anna", "Ben", "Cleo")]
     matrix = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
@@ -107,9 +107,9 @@ def test_characters_speak_as_the_matrix_says_and_listen_in_between():
     assert silent == []
     np.testing.assert_allclose(both, [(0.2, scene.seconds)], atol=0.1)
     np.testing.assert_allclose(one, [(0.6, scene.seconds)], atol=0.1)
-    assert both[0][1] == one[0][1] == scene.seconds, "cut at the end of the video"
+    assert both[0][1] == one[0][1] == scene.seconds, "truncated at the end of the video"
 
 
-def test_joined():
+def test_merge_spans():
     assert merge_spans([(2.0, 3.0), (0.0, 1.0), (1.1, 1.5)]) == [(0.0, 1.5), (2.0, 3.0)]
     assert merge_spans([(0.0, 2.0), (0.5, 1.0)], 0.0) == [(0.0, 2.0)]

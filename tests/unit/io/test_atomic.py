@@ -1,4 +1,4 @@
-"""Output files and folders appear complete or not at all, also where writers nest."""
+"""Output files and folders appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_files_appear_together(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.txt", "b.txt"]
 
 
-def test_an_atomic_writer_inside_another_adds_no_second_temporary_file(tmp_path: Path) -> None:
+def test_nested_writers_share_one_temporary_file(tmp_path: Path) -> None:
     with AtomicFiles() as files:
         outer = files.at(tmp_path / "a.txt")
         with atomic_write(outer) as inner:
@@ -37,7 +37,7 @@ def test_an_atomic_writer_inside_another_adds_no_second_temporary_file(tmp_path:
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_folder_appears_complete(tmp_path: Path, earlier: bool) -> None:
+def test_atomic_folder(tmp_path: Path, earlier: bool) -> None:
     target = tmp_path / "run"
     if earlier:
         target.mkdir()
@@ -53,7 +53,7 @@ def test_a_folder_appears_complete(tmp_path: Path, earlier: bool) -> None:
     assert names(tmp_path) == ["run"] and names(target) == ["new.txt"]
 
 
-def test_other_processes_of_a_job_only_wait(tmp_path: Path) -> None:
+def test_other_processes_only_wait(tmp_path: Path) -> None:
     waited = []
     (tmp_path / ".run.part").mkdir()  # created by the main process
     with atomic_folder(tmp_path / "run", main=False, wait=lambda: waited.append(1)) as folder:
@@ -61,6 +61,6 @@ def test_other_processes_of_a_job_only_wait(tmp_path: Path) -> None:
     assert len(waited) == 2 and names(tmp_path) == [".run.part"]
 
 
-def test_check_output_leaves_nothing(tmp_path: Path) -> None:
+def test_check_output_leaves_no_file(tmp_path: Path) -> None:
     assert check_output(tmp_path / "a.MP4", (".mp4",), "the video") == tmp_path / "a.MP4"
     assert names(tmp_path) == []

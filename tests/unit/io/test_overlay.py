@@ -1,4 +1,4 @@
-"""Mask overlays, and the reference canvas."""
+"""Mask overlays."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from bya_core.encoders.canvas import reference_canvas
-from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.overlay import character_color, legend, render_overlay, render_sheet, tint_frame
 
@@ -18,7 +16,7 @@ def test_colors_are_distinct() -> None:
     assert distance.min() > 30
 
 
-def test_tint_lies_where_the_mask_is() -> None:
+def test_tint_frame() -> None:
     frame = torch.full((4, 12, 3), 100, dtype=torch.uint8)
     masks = torch.zeros(2, 4, 12)
     masks[0, :, :2] = 1.0
@@ -33,24 +31,24 @@ def test_tint_lies_where_the_mask_is() -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (480, 720), (34, 50)])
 @pytest.mark.parametrize("count", [1, 3])
-def test_overlay_has_even_size_and_every_frame(size: tuple[int, int], count: int) -> None:
+def test_render_overlay(size: tuple[int, int], count: int) -> None:
     frames = torch.randint(0, 256, (5, *size, 3), dtype=torch.uint8)
     masks, grid = torch.rand(count, 2, 3, 4), TokenGrid(2, 3, 4)
-    made = list(render_overlay(iter(frames), masks, grid, [f"character {i}" for i in range(count)]))
-    assert len(made) == 5 and len({frame.shape for frame in made}) == 1
-    assert made[0].dtype == np.uint8
-    assert made[0].shape[0] % 2 == 0 and made[0].shape[1] % 2 == 0
-    assert made[0].shape[1] >= 384
+    overlay = list(render_overlay(iter(frames), masks, grid, [f"character {i}" for i in range(count)]))
+    assert len(overlay) == 5 and len({frame.shape for frame in overlay}) == 1
+    assert overlay[0].dtype == np.uint8
+    assert overlay[0].shape[0] % 2 == 0 and overlay[0].shape[1] % 2 == 0
+    assert overlay[0].shape[1] >= 384
 
 
-def test_each_frame_has_the_masks_of_its_latent_frame() -> None:
+def test_overlay_uses_the_masks_of_the_latent_frame() -> None:
     frames, masks = torch.zeros(5, 384, 384, 3, dtype=torch.uint8), torch.zeros(1, 2, 3, 4)
     masks[:, 1] = 1
-    made = list(render_overlay(frames, masks, TokenGrid(2, 3, 4)))
-    assert [bool(frame.any()) for frame in made] == [False, True, True, True, True]
+    overlay = list(render_overlay(frames, masks, TokenGrid(2, 3, 4)))
+    assert [bool(frame.any()) for frame in overlay] == [False, True, True, True, True]
 
 
-def test_a_sheet_has_one_legend() -> None:
+def test_render_sheet() -> None:
     frames, masks = torch.zeros(5, 384, 400, 3, dtype=torch.uint8), torch.zeros(2, 2, 3, 4)
     sheet = render_sheet(frames, masks, TokenGrid(2, 3, 4), ["Ada", "Bo"], columns=3)
     bare = render_sheet(frames, masks, TokenGrid(2, 3, 4), columns=3)
@@ -58,32 +56,8 @@ def test_a_sheet_has_one_legend() -> None:
     assert np.array_equal(sheet[384:], legend(["Ada", "Bo"], masks, 1200))
 
 
-def test_legend_shows_each_color_and_shortens_long_names() -> None:
+def test_legend() -> None:
     bar = legend(["Ada", "x" * 200], torch.zeros(2, 1, 1, 1), 400)
     assert bar.shape[:2] == (50, 400)
     for index in range(2):
         assert (bar == np.array(character_color(index))).all(axis=-1).any()
-
-
-def test_canvas_of_two_squares_lies_as_in_the_released_code() -> None:
-    canvas = reference_canvas([torch.zeros(3, 512, 512), torch.full((3, 512, 512), 0.5)], 480, 720)
-    assert canvas.shape == (3, 480, 720)
-    assert canvas[:, 60:420, :360].max() < 1e-3
-    torch.testing.assert_close(canvas[:, 60:420, 360:], torch.full((3, 360, 360), 0.5))
-    assert canvas[:, :60].min() == 1 and canvas[:, 420:].min() == 1
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_canvas_gives_each_its_own_cell(count: int) -> None:
-    portraits = [torch.full((3, 30, 20), i / 10) for i in range(count)]
-    canvas = reference_canvas(portraits, 64, 96)
-    for i in range(count):
-        middle = round((i + 0.5) * 96 / count)
-        assert float(canvas[0, 32, middle]) == pytest.approx(i / 10, abs=1e-5)
-
-
-def test_canvas_needs_room() -> None:
-    with pytest.raises(InputError):
-        reference_canvas([], 64, 96)
-    with pytest.raises(InputError):
-        reference_canvas([torch.zeros(3, 10, 100)] * 200, 64, 96)

@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
     assert len(kept) == int(where[7]) - 1
     assert not list(tmp_path.glob(".*")), "no half-written file"
     resumed = generate_long(long_scene(), bundle, tmp_path)
-    assert [row["made_now"] for row in resumed.windows] == [index >= len(kept) for index in range(4)]
+    assert [row["generated"] for row in resumed.windows] == [index >= len(kept) for index in range(4)]
     assert torch.equal(frames_of(resumed), frames_of(whole))
     assert torch.equal(resumed.masks, whole.masks)
 
@@ -89,7 +89,7 @@ def test_one_window_is_made_again_and_fits_its_neighbours(
     again = generate_long(scene, bundle, tmp_path, regenerate=2)
     changed = {path.name for path in tmp_path.iterdir() if path.read_bytes() != files[path.name]}
     assert changed == {"window_0002.safetensors"}
-    assert [row["made_now"] for row in again.windows] == [False, True, False, False]
+    assert [row["generated"] for row in again.windows] == [False, True, False, False]
     assert again.windows[1]["take"] == 1 and again.windows[1]["seed"] != before.windows[1]["seed"]
     window, new, made = plan(scene, bundle)[1], frames_of(again), again.files.read(1)
     assert torch.equal(new[: window.start], frames[: window.start])
