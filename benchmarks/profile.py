@@ -162,7 +162,7 @@ def profile_full_size(
     branches = 2 if cuda else 1
     tracker = StageProfiler(device)
     with tracker.stage("Loading model"):
-        bundle = build_full_size(layers, dtype, codec=cuda, deterministic=False, branches=0 if cuda else 1)
+        bundle = build_full_size(layers, dtype, codec=cuda, branches=0 if cuda else 1)
         plan = plan_memory(vram, component_sizes(bundle) | ENCODER_BYTES) if cuda and vram else MEMORY_PLANS[0]
         apply_memory_plan(bundle, plan, device)
     run_steps(bundle, branches, preset=preset)

@@ -166,14 +166,7 @@ def manage_model(bundle: ModelBundle, low_memory: bool = False, vram: str = "aut
     """
     bundle = _fit_host_components(bundle)
     plan = _select_plan(bundle, vram)
-    if plan.sequential_guidance:
-        from bya_core.sampling.cfg_parallel import set_guidance_mode
-
-        set_guidance_mode(bundle.transformer, "sequential")
-    if plan.fp8_storage:
-        planner.store_in_fp8(bundle.transformer)
-    if plan.vae_tiling:
-        planner.enable_tiled_decoding(bundle.codec)
+    planner.apply_compute_options(bundle, plan)
     slot, replaced, managed = DeviceSlot(), dict[str, Any](), list[ManagedComponent]()
     for name in ("text", "face", "speech", "codec"):
         component = getattr(bundle, name)

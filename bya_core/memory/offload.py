@@ -112,7 +112,7 @@ class HostWeights:
         self._inference = any(t.is_inference() for t in self._tensors)
         with torch.inference_mode(self._inference):
             self._host = [t.data if pool is None else pool.copy(t.data) for t in self._tensors]
-        self._assign(self._host)
+        self.use(self._host)
 
     @property
     def bytes(self) -> int:
@@ -124,18 +124,15 @@ class HostWeights:
         with torch.inference_mode(self._inference):
             return [t.to(device, non_blocking=True, copy=True) for t in self._host]
 
-    def use(self, copies: Sequence[Tensor]) -> None:
-        """Let the modules use these device copies."""
-        self._assign(copies)
-
-    def offload(self) -> None:
-        """Let the modules use the host tensors, which frees the device copies."""
-        self._assign(self._host)
-
-    def _assign(self, values: Sequence[Tensor]) -> None:
+    def use(self, values: Sequence[Tensor]) -> None:
+        """Let the modules use these copies."""
         with torch.inference_mode(self._inference):
             for tensor, value in zip(self._tensors, values, strict=True):
                 tensor.data = value
+
+    def offload(self) -> None:
+        """Let the modules use the host tensors, which frees the device copies."""
+        self.use(self._host)
 
 
 class ModuleOffload:
@@ -242,20 +239,20 @@ class BlockOffload:
 
 def onload_before(slot: DeviceSlot, offloadable: Offloadable | None, component: Any, methods: Sequence[str]) -> None:
     """Acquire the slot for `offloadable` whenever one of these methods of `component` is called."""
+
+    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            slot.acquire(offloadable)
+            return method(*args, **kwargs)
+
+        return call
+
     for name in methods:
         if hasattr(component, name):
-            setattr(component, name, _acquiring(slot, offloadable, getattr(component, name)))
+            setattr(component, name, wrap(getattr(component, name)))
 
 
 def onload_before_forward(slot: DeviceSlot, offloadable: Offloadable | None, module: nn.Module) -> None:
     """Acquire the slot for `offloadable` whenever a module is called."""
     module.register_forward_pre_hook(lambda *_: slot.acquire(offloadable))
-
-
-def _acquiring(slot: DeviceSlot, offloadable: Offloadable | None, method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        slot.acquire(offloadable)
-        return method(*args, **kwargs)
-
-    return call

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -118,7 +119,7 @@ def _usable(free: int | str) -> float:
 
 def required_memory(plan: MemoryPlan, sizes: Mapping[str, int]) -> dict[str, int]:
     """Device bytes needed in each stage; the maximum decides."""
-    size = _Sizes(sizes)
+    size = Counter(sizes)  # missing sizes are 0
     blocks = size["blocks"] - (size["fp8_blocks"] // 2 if plan.fp8_storage else 0)
     block = size["block"] - (size["fp8_block"] // 2 if plan.fp8_storage else 0)
     on_device = {"resident": blocks, "streamed": 2 * block, "sequential": size["layer"]}[plan.blocks]
@@ -140,13 +141,8 @@ def required_memory(plan: MemoryPlan, sizes: Mapping[str, int]) -> dict[str, int
 
 def required_pinned_memory(plan: MemoryPlan, sizes: Mapping[str, int]) -> int:
     """Bytes of pinned host memory needed."""
-    size = _Sizes(sizes)
+    size = Counter(sizes)
     return size["blocks"] - (size["fp8_blocks"] // 2 if plan.fp8_storage else 0) if plan.blocks == "streamed" else 0
-
-
-class _Sizes(dict[str, int]):
-    def __missing__(self, key: str) -> int:
-        return 0
 
 
 def place_model(bundle: ModelBundle, vram: str | None = None, device: torch.device | str | None = None) -> MemoryPlan:
@@ -176,15 +172,8 @@ def apply_memory_plan(bundle: ModelBundle, plan: MemoryPlan, device: torch.devic
         plan: Plan to apply.
         device: Device to compute on; `None` selects the first GPU, or the CPU if there is none.
     """
-    from bya_core.sampling.cfg_parallel import set_guidance_mode
-
-    if plan.sequential_guidance:
-        set_guidance_mode(bundle.transformer, "sequential")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if plan.fp8_storage:
-        store_in_fp8(bundle.transformer)
-    if plan.vae_tiling:
-        enable_tiled_decoding(bundle.codec)
+    apply_compute_options(bundle, plan)
     if not plan.offload_components:
         bundle.to(device)
         return
@@ -198,6 +187,18 @@ def apply_memory_plan(bundle: ModelBundle, plan: MemoryPlan, device: torch.devic
             if name == "face" and bundle.character_finder is not None:  # it may share the weights of the encoder
                 onload_before(slot, offload, bundle.character_finder, ("find",))
     place_transformer(bundle.transformer, plan, device, slot)
+
+
+def apply_compute_options(bundle: ModelBundle, plan: MemoryPlan) -> None:
+    """Apply the options of a plan other than placement: float8 storage, tiling, sequential guidance."""
+    from bya_core.sampling.cfg_parallel import set_guidance_mode
+
+    if plan.sequential_guidance:
+        set_guidance_mode(bundle.transformer, "sequential")
+    if plan.fp8_storage:
+        store_in_fp8(bundle.transformer)
+    if plan.vae_tiling:
+        enable_tiled_decoding(bundle.codec)
 
 
 def place_transformer(transformer: Any, plan: MemoryPlan, device: torch.device, slot: DeviceSlot) -> None:

@@ -5,7 +5,6 @@ Weights are drawn by `weights.random_weights`. Time and memory are those of the 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ def build_full_size(
     config: dict[str, Any] | None = None,
     codec: bool = True,
     native: NativeSize = NATIVE,
-    deterministic: bool = True,
     branches: int = 0,
 ) -> ModelBundle:
     """Build the released architecture with random weights on the CPU, without encoders.
@@ -55,7 +53,6 @@ def build_full_size(
         config: Arguments of the transformer that replace the published ones.
         codec: Also build the video codec (with the random initialization of diffusers).
         native: Resolution and length.
-        deterministic: Draw weights by `random_weights`; otherwise use a faster initialization.
         branches: Guidance branches of a step that will run on the CPU; memory for it is checked as well.
 
     Raises:
@@ -79,10 +76,7 @@ def build_full_size(
         activations += max(sizes) * dtype.itemsize
     what = f"{sum(sizes) / 1e9:.2f} billion weights of {dtype.itemsize} bytes" + (" and one step" if branches else "")
     _check_host_memory(sum(sizes) * dtype.itemsize + activations, what)
-    if deterministic:
-        fill_random(transformer, SALT, dtype)
-    else:
-        _fill_fast(transformer, dtype)
+    fill_random(transformer, SALT, dtype)
     return ModelBundle(
         name="full size, random weights",
         transformer=transformer,
@@ -122,21 +116,6 @@ def _build_vae(dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     vae: Any = AutoencoderKLCogVideoX(**VAE)
     return vae.to(dtype).requires_grad_(False)
-
-
-def _fill_fast(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Initialize with repeated random values, which is faster than drawing all of them."""
-    from accelerate.utils import set_module_tensor_to_device
-
-    pool = torch.randn(2**20).to(dtype)
-    for name, old in [*module.named_parameters(), *module.named_buffers()]:
-        if old.device.type != "meta":
-            value = old.to(dtype)
-        else:
-            scale = 1 / math.sqrt(math.prod(old.shape[1:])) if old.dim() > 1 else 0.1
-            value = (pool * scale).repeat(-(-old.numel() // len(pool)))[: old.numel()].view(old.shape).contiguous()
-        set_module_tensor_to_device(module, name, "cpu", value=value, dtype=dtype)
-    module.requires_grad_(False).eval()
 
 
 def _check_host_memory(size: int, what: str) -> None:

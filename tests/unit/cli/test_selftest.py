@@ -84,7 +84,7 @@ def test_full_size_in_a_small_config(layers: int | None) -> None:
 
 
 def test_with_guidance_and_fast_weights() -> None:
-    options = {"codec": False, "native": SIZE, "deterministic": False}
+    options = {"codec": False, "native": SIZE}
     bundle = full_size.build_full_size(2, torch.float32, SMALL, **options)  # type: ignore[arg-type]
     made = full_size.run_steps(bundle, branches=2, steps=2)
     assert made.shape == (1, 3, 16, 8, 12) and made.isfinite().all() and made.std() > 0

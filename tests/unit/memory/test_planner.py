@@ -110,7 +110,7 @@ def nan_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(f"{group}.offload_", offload)
     monkeypatch.setattr(f"{group}.onload_", onload)
     monkeypatch.setattr(
-        HostWeights, "offload", lambda self: self._assign([torch.full_like(t, torch.nan) for t in self._host])
+        HostWeights, "offload", lambda self: self.use([torch.full_like(t, torch.nan) for t in self._host])
     )
     init = HostWeights.__init__
 
