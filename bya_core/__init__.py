@@ -12,6 +12,7 @@ Names are imported on first access, so that `import bya_core` is fast.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ _MODULES = {
     "load_model": "bya_core.pipelines.load",
     "load_scene": "bya_core.scene.loader",
 }
+
+# diffusers imports torchao if it is installed; a build for another torch logs warnings, but only disables float8
+for _name in ("torchao", "diffusers.quantizers", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

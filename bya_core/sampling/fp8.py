@@ -7,7 +7,6 @@ original weights are kept and restored at the end of the run.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,8 +59,7 @@ def _restore(layers: list[nn.Linear], weights: Iterable[Any]) -> None:
 
 def _quantize(layers: list[nn.Linear]) -> bool:
     try:
-        with _silent():
-            from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
     except ModuleNotFoundError:
         log.warning("float8 is not used: torchao is not installed (pip install torchao)")
         return False
@@ -74,16 +72,3 @@ def _quantize(layers: list[nn.Linear]) -> bool:
         log.warning("float8 is not used: %s", error)
         return False
     return True
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Suppress warnings and log messages; torchao reports each extension that it cannot load."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

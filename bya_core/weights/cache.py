@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.weights.components import Component
+
+log = logging.getLogger(__name__)
 
 ENVIRONMENT = "BYA_MODELS_DIR"
 MANIFEST = "downloads.json"
@@ -101,12 +105,29 @@ def missing_files(component: Component, root: Path) -> list[str]:
 def changed_files(component: Component, root: Path) -> list[str]:
     """Downloaded files whose SHA-256 differs from the manifest. Reads all of them."""
     entry = read_manifest(root).get(component.name, {"files": {}})
-    folder = root / component.folder
-    return [
-        (Path(component.folder) / name).as_posix()
-        for name, file in entry["files"].items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != file["sha256"]
-    ]
+    paths = {(Path(component.folder) / name).as_posix(): file["sha256"] for name, file in entry["files"].items()}
+    return [path for path, sha256 in paths.items() if not (root / path).is_file() or sha256_of(root / path) != sha256]
+
+
+def check_disk_space(folder: Path, size: int, hint: str) -> None:
+    """Raise an `InputError` if fewer than `size` bytes are free in a folder."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise InputError(f"{free / 1e9:.1f} GB free in {folder}", f"{size / 1e9:.1f} GB", hint)
+
+
+def repair_nested_folder(root: Path) -> None:
+    """Move models out of antelopev2/antelopev2, where antelopev2.zip unpacks them."""
+    outer = root / "face_encoder" / "models" / "antelopev2"
+    inner = outer / "antelopev2"
+    if not inner.is_dir():
+        return
+    for model in sorted(inner.glob("*.onnx")):
+        if not (outer / model.name).exists():
+            model.rename(outer / model.name)
+            log.warning("moved %s out of its nested folder", model.name)
+    if not any(inner.iterdir()):
+        inner.rmdir()
 
 
 def sha256_of(path: Path) -> str:
@@ -121,7 +142,7 @@ def _example(patterns: tuple[str, ...]) -> str:
 
 
 def _exists(folder: Path, pattern: str) -> bool:
-    """Whether a file exists, also if its archive was unpacked one folder too deep (`loader` repairs that)."""
+    """Whether a file exists, also if its archive was unpacked into a nested folder, see `repair_nested_folder`."""
     path = Path(pattern)
     return any(folder.glob(pattern)) or any(folder.glob(str(path.parent / path.parent.name / path.name)))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,15 @@ from typing import Any
 
 from bya_core.errors import InputError
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
-from bya_core.weights.cache import MANIFEST, is_downloaded, read_manifest, sha256_of, write_manifest
+from bya_core.weights.cache import (
+    MANIFEST,
+    check_disk_space,
+    is_downloaded,
+    read_manifest,
+    repair_nested_folder,
+    sha256_of,
+    write_manifest,
+)
 from bya_core.weights.components import Component
 
 log = logging.getLogger(__name__)
@@ -178,7 +185,9 @@ def download(
         return []
     plans = {component.name: _plan(component, root, hub) for component in todo}
     every = [file for _, files in plans.values() for file in files]
-    _check_disk_space(root, sum(file.remaining for file in every))
+    root.mkdir(parents=True, exist_ok=True)
+    hint = "free some space, choose another disk with --models-dir, or select fewer --components"
+    check_disk_space(root, sum(file.remaining for file in every) + RESERVE, hint)
     total = sum(file.size for file in every)
     done = total - sum(file.remaining for file in every)
     downloaded: list[Path] = []
@@ -209,20 +218,6 @@ def download(
             )
         write_manifest(root, component, commit, entries)
     return downloaded
-
-
-def repair_nested_folder(root: Path) -> None:
-    """Move models out of antelopev2/antelopev2, where antelopev2.zip unpacks them."""
-    outer = root / "face_encoder" / "models" / "antelopev2"
-    inner = outer / "antelopev2"
-    if not inner.is_dir():
-        return
-    for model in sorted(inner.glob("*.onnx")):
-        if not (outer / model.name).exists():
-            model.rename(outer / model.name)
-            log.warning("moved %s out of its nested folder", model.name)
-    if not any(inner.iterdir()):
-        inner.rmdir()
 
 
 def _plan(component: Component, root: Path, hub: Hub) -> tuple[str, list[_RemoteFile]]:
@@ -267,16 +262,6 @@ def _select(component: Component, commit: str, listing: Mapping[str, Any]) -> li
             raise InputError(problem, f"the {component.purpose}", f"check {component.url}; the files may have moved")
         selected |= dict.fromkeys(found)
     return list(selected)
-
-
-def _check_disk_space(root: Path, needed: int) -> None:
-    """Create the folder. Raises `InputError` if the disk is too small."""
-    root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free
-    if needed + RESERVE > free:
-        hint = "free some space, choose another disk with --models-dir, or select fewer --components"
-        expected = f"{(needed + RESERVE) / 1e9:.1f} GB for the remaining files"
-        raise InputError(f"{free / 1e9:.1f} GB free for {root}", expected, hint)
 
 
 def _is_present(file: _RemoteFile, earlier: set[str]) -> bool:

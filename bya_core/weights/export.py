@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from bya_core import __version__
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_folder, atomic_write, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.weights.cache import check_disk_space
 from bya_core.weights.components import OFFICIAL_SETTINGS
 from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve
 from bya_core.weights.registry import MODELS
@@ -101,11 +101,11 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
         "domain": model_source.domain or ("photos" if encoders == "official" else "puppets"),
         "canvas_layout": model_source.canvas_layout,
         "settings": json.dumps(model_source.settings or _encoder_settings(encoders)),
-        "sources": json.dumps([_describe(path) for path in source.paths]),
+        "sources": json.dumps([{"file": "/".join(p.parts[-2:]), "bytes": p.stat().st_size} for p in source.paths]),
         "lora": f"{len(source.lora)} updates merged",
     }
     size = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items() if name in dtypes)
-    _check_disk_space(out.absolute().parent, size)
+    check_disk_space(out.absolute().parent, size, "choose another disk")
     # float8 weights are rounded once, from float32
     dtype = torch.float32 if precision == "fp8" else PRECISIONS.get(precision)
     weights = iter_weights(shapes, source.files, dtype=dtype, lora=source.lora, widen=PATCH_PROJECTION)
@@ -229,10 +229,6 @@ def _encoder_settings(encoders: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    return {"file": "/".join(path.parts[-2:]), "bytes": path.stat().st_size}
-
-
 def _released_config(model: Any) -> dict[str, Any]:
     """config.json of the released code, plus those of our arguments that differ from its behavior."""
     released_names = {ours: theirs for theirs, ours in RENAMED_ARGUMENTS.items()}
@@ -255,9 +251,3 @@ def _released_lora(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtyp
         for side, half in (("A", a), ("B", b)):
             content[f"transformer.{module}.lora_{side}.weight"] = half.to(dtype or half.dtype).contiguous()
     return content
-
-
-def _check_disk_space(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise InputError(f"{free / 1e9:.1f} GB free in {folder}", f"{size / 1e9:.1f} GB", "choose another disk")

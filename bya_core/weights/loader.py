@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.scene.types import SceneDefaults
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files
-from bya_core.weights.components import OFFICIAL, RELEASE, Component
+from bya_core.weights.components import OFFICIAL, RELEASE
 from bya_core.weights.official import check_components, load_official, read_settings
 from bya_core.weights.registry import MODELS, ModelEntry, find_model, find_path
 from bya_core.weights.single_file import read_metadata
@@ -33,17 +33,16 @@ from bya_core.weights.weight_files import WeightFile
 
 RUN_LORA = "pytorch_lora_weights.safetensors"
 """LoRA of a training run, next to its weights and with scale 1."""
-ENCODER_ARGUMENTS = (
-    "text_embed_dim",
-    "out_channels",
-    "lfe_id_dim",
-    "lfe_vit_dim",
-    "lfe_num_scale",
-    "audio_blocks",
-    "audio_channels",
-)
+OFFICIAL_ENCODER_ARGUMENTS = {
+    "text_embed_dim": 4096,
+    "out_channels": 16,
+    "lfe_id_dim": 1280,
+    "lfe_vit_dim": 1024,
+    "lfe_num_scale": 5,
+    "audio_blocks": 12,
+    "audio_channels": 768,
+}
 """Arguments of the transformer that are determined by its encoders."""
-OFFICIAL_ENCODER_ARGUMENTS = (4096, 16, 1280, 1024, 5, 12, 768)
 COGVIDEOX_SIZE_UNIT, COGVIDEOX_TIME_FACTOR = 16, 4
 """Pixels per token and side (VAE 8, patch 2), and video frames per latent frame, of CogVideoX."""
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
@@ -117,10 +116,9 @@ def resolve(name_or_path: str | Path) -> ModelSource:
         is_entry = path.name in MODELS and MODELS[path.name].folder == path
         name = path.name if is_entry else str(path.absolute())
         source = _diffusers_source(path / "transformer")
-        return ModelSource(source, name, _read_json(path / "bundle.json"), canvas_layout=_canvas_layout(source))
+        return replace(source, encoders=name, settings=_read_json(path / "bundle.json"))
     if (path / "config.json").is_file():
-        source = _diffusers_source(path)
-        return ModelSource(source, canvas_layout=_canvas_layout(source))
+        return _diffusers_source(path)
     expected = "a converted file, or a folder with bundle.json, config.json (training run) or the released layout"
     raise InputError(f"{path} is not a model", expected, "see the documentation on models")
 
@@ -183,14 +181,14 @@ def encoders_for(arguments: Mapping[str, Any]) -> str:
         InputError: No registered model matches.
     """
     model = default_arguments() | dict(arguments)
-    wanted = tuple(model[name] for name in ENCODER_ARGUMENTS)
-    if wanted == OFFICIAL_ENCODER_ARGUMENTS:
+    sizes = {name: model[name] for name in OFFICIAL_ENCODER_ARGUMENTS}
+    if sizes == OFFICIAL_ENCODER_ARGUMENTS:
         return "official"
     toy = _read_json(MODELS["toy"].path / "transformer" / "config.json")
-    if wanted == tuple(toy[name] for name in ENCODER_ARGUMENTS):
+    if sizes.items() <= toy.items():
         return "toy"
-    sizes = ", ".join(f"{name} {value}" for name, value in zip(ENCODER_ARGUMENTS, wanted, strict=True))
-    problem = f"a transformer whose sizes match the encoders of no known model ({sizes})"
+    listed = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    problem = f"a transformer whose sizes match the encoders of no known model ({listed})"
     raise InputError(problem, "those of toy or official", "name its model: bya convert --encoders FOLDER")
 
 
@@ -232,7 +230,8 @@ def _load_source(
     official = encoders == "official"
     if official:
         needed = [c for c in OFFICIAL if c is not RELEASE and c.name not in components]
-        folder = path if path.is_dir() and _is_complete(needed, path) else MODELS["official"].path
+        complete = path.is_dir() and not any(missing_files(c, path) for c in needed if c.required)
+        folder = path if complete else MODELS["official"].path
         check_components(needed, folder)  # before the transformer is read
     dtype = dtype if dtype is not None else PRECISIONS.get(source.precision or "")
     if official and dtype is None:
@@ -264,10 +263,6 @@ def _convert(bundle: ModelBundle, dtype: torch.dtype | None, device: torch.devic
     return bundle if device is None else bundle.to(device)
 
 
-def _is_complete(components: Sequence[Component], folder: Path) -> bool:
-    return not any(missing_files(component, folder) for component in components if component.required)
-
-
 def _encoder_folder(encoders: str) -> Path:
     folder = MODELS[encoders].path if encoders in MODELS else Path(encoders)
     if not (folder / "bundle.json").is_file():
@@ -289,8 +284,11 @@ def _single_file_source(path: Path) -> ModelSource:
     )
 
 
-def _diffusers_source(folder: Path) -> TransformerSource:
-    """Weights next to a config.json of our transformer, with the LoRA of a training run if there is one."""
+def _diffusers_source(folder: Path) -> ModelSource:
+    """Weights next to a config.json of our transformer, with the LoRA of a training run if there is one.
+
+    The canvas layout is that of the training of its flavour.
+    """
     if not (folder / "config.json").is_file():
         raise InputError(f"no config.json in {folder}", "the arguments of the transformer", "copy the complete folder")
     arguments = {name: value for name, value in _read_json(folder / "config.json").items() if not name.startswith("_")}
@@ -298,12 +296,8 @@ def _diffusers_source(folder: Path) -> TransformerSource:
     if not files:
         raise InputError(f"no weights in {folder}", "*.safetensors next to config.json", "copy the complete folder")
     shards = [WeightFile(path, rename=map_transformer_name) for path in files]
-    return transformer_source(arguments, shards, [], folder / RUN_LORA)
-
-
-def _canvas_layout(source: TransformerSource) -> CanvasLayout:
-    """Canvas layout of a model whose files do not state it: that of its training."""
-    return canvas_layout((default_arguments() | source.arguments)["flavour"])
+    layout = canvas_layout((default_arguments() | arguments)["flavour"])
+    return ModelSource(transformer_source(arguments, shards, [], folder / RUN_LORA), canvas_layout=layout)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.weights.bundle import ModelBundle, NativeSize
-from bya_core.weights.cache import missing_files
+from bya_core.weights.cache import missing_files, repair_nested_folder
 from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, Component
-from bya_core.weights.download import repair_nested_folder
 from bya_core.weights.state_dict_adapter import load_released
 
 FACES = Path("face_encoder")

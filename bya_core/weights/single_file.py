@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.weights.weight_files import READ_ERRORS, SCALE_SUFFIX, Shapes
+from bya_core.weights.weight_files import DTYPES, READ_ERRORS, SCALE_SUFFIX, Shapes
 
 FORMAT = "2"
 FP8 = torch.float8_e4m3fn
@@ -30,14 +30,7 @@ FP8_MAX = torch.finfo(FP8).max
 NOT_FP8 = ("patch_embed", "norm", "pos_emb", "embedding", "latents", "proj_out", "tokens")
 """Substrings of the names of matrices that are not stored in float8: small, or on the path of every token."""
 
-_DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    FP8: "F8_E4M3",
-}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def is_stored_in_fp8(name: str, shape: tuple[int, ...]) -> bool:

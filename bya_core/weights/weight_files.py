@@ -115,7 +115,7 @@ class WeightFile:
         return _attach_scales({n: tensor for n, tensor in ours if self.exclude is None or self.exclude not in n})
 
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -128,7 +128,7 @@ _DTYPES = {
 def _from_safetensors(opened: Any, name: str) -> StoredTensor:
     view = opened.get_slice(name)
     shape = tuple(view.get_shape())
-    dtype = _DTYPES.get(view.get_dtype())
+    dtype = DTYPES.get(view.get_dtype())
     if dtype is None:
         dtype = opened.get_tensor(name).dtype
     if not shape:
@@ -272,8 +272,7 @@ def _materialize(
 
 
 def _is_narrower(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    same = stored[:1] + stored[2:] == wanted[:1] + wanted[2:]
-    return len(stored) == len(wanted) > 1 and stored[1] < wanted[1] and same
+    return len(stored) == len(wanted) > 1 and stored[1] < wanted[1] and stored == (wanted[0], stored[1], *wanted[2:])
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -238,6 +238,11 @@ class Server:
             if isinstance(entry, dict) and "filename" in entry
         ]
 
+    def cpu_seconds(self) -> float:
+        """CPU time of the process."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> int:
         """Resident memory of the process in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()

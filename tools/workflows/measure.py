@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import sys
 import tempfile
@@ -27,24 +26,6 @@ WORKFLOWS = ROOT / "workflows"
 PICTURES = ROOT / "web" / "docs" / "pictures"
 THUMBNAIL, TILE = (512, 513), (256, 171)
 log = logging.getLogger(__name__)
-
-
-class Meter:
-    """CPU time and peak memory of a server process since creation."""
-
-    def __init__(self, server: Server) -> None:
-        self.process = Path(f"/proc/{server.process.pid}")
-        (self.process / "clear_refs").write_text("5")  # resets the peak
-        self.start = self._seconds()
-
-    def _seconds(self) -> float:
-        fields = (self.process / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def read(self) -> tuple[float, float]:
-        """(CPU time in seconds, peak memory in GB) since the start."""
-        peak = (self.process / "status").read_text().partition("VmHWM:")[2].split()[0]
-        return self._seconds() - self.start, int(peak) * 1024 / 1e9
 
 
 def tile(frame: np.ndarray, size: tuple[int, int] = TILE) -> Image.Image:
@@ -137,9 +118,11 @@ def main(wanted: list[str]) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
             graph = graphs.load_runnable(name, server)
-            meter = Meter(server)
+            process, started = Path(f"/proc/{server.process.pid}"), server.cpu_seconds()
+            (process / "clear_refs").write_text("5")  # resets the peak memory
             run = server.run(graph, seconds=1200)
-            seconds, peak = meter.read()
+            seconds = server.cpu_seconds() - started
+            peak = int((process / "status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
             if run.ended != "execution_success":
                 raise SystemExit(f"{name}: {run.error}")
             save(thumbnail(name, server, run, graph), WORKFLOWS / f"{name}.jpg")

@@ -20,11 +20,17 @@ import pytest
 from bya_core.cli import main as cli
 from bya_core.errors import Cancelled, InputError
 from bya_core.progress import Progress
-from bya_core.weights import download as module
 from bya_core.weights import registry
-from bya_core.weights.cache import MANIFEST, changed_files, downloaded_folder, is_downloaded, missing_files
+from bya_core.weights.cache import (
+    MANIFEST,
+    changed_files,
+    downloaded_folder,
+    is_downloaded,
+    missing_files,
+    repair_nested_folder,
+)
 from bya_core.weights.components import OFFICIAL, Component, KnownFile
-from bya_core.weights.download import DownloadInterrupted, download, repair_nested_folder
+from bya_core.weights.download import RESERVE, DownloadInterrupted, download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1000  # bytes from which a file is stored in LFS
@@ -261,7 +267,7 @@ def test_manifest_pins_commit_and_hashes(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_full_disk_raises(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=module.RESERVE + len(WEIGHTS)))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=RESERVE + len(WEIGHTS)))
     with pytest.raises(InputError, match=r"0.2 GB free .* expected 0.2 GB .* --models-dir"):
         download([COMPONENT], tmp_path)
     assert not any("/resolve/" in path for path, _ in hub.requests)

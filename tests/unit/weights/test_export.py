@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,12 +224,8 @@ def test_convert_to_released_rejects_other_flavours_and_fp8(tmp_path: Path) -> N
 
 @needs_toy
 def test_failed_conversion_leaves_no_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from bya_core.weights import export as module
-
     with monkeypatch.context() as patch:
-        patch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
         with pytest.raises(InputError, match="GB free in"):
             convert(run, tmp_path / "a.safetensors")
     shard = sorted(run.glob("diffusion*"))[0]
