@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bya_core.config import Preset
     from bya_core.grid import TokenGrid
     from bya_core.routing import Routing as CoreRouting
-    from bya_core.sampling.prepared import Prepared
+    from bya_core.sampling.conditions import Prepared
     from bya_core.scene.types import Scene as CoreScene
 
     from .host import HostModel

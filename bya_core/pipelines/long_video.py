@@ -35,7 +35,7 @@ from bya_core.pipelines.window_files import LongVideo, StoredFrames, StoredWindo
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.route import route
-from bya_core.sampling.prepared import Prepared
+from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene, prompt_at
 from bya_core.scene.windows import Window, WindowJoiner, plan_windows
 from bya_core.weights.bundle import ModelBundle

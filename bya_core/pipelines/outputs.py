@@ -22,7 +22,7 @@ from bya_core.io.overlay import render_overlay, render_sheet
 from bya_core.pipelines.run_report import MadeVideo
 from bya_core.routing.result import Routing
 from bya_core.routing.state import save_routing
-from bya_core.sampling.prepared import Prepared
+from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 

@@ -13,7 +13,7 @@ from bya_core.config import ProbeConfig
 from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
 from bya_core.sampling import StepInfo, build_scheduler, denoise
-from bya_core.sampling.prepared import Prepared
+from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 

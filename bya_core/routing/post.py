@@ -17,9 +17,8 @@ from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
 from bya_core.sampling import Conditions, build_scheduler, denoise
 from bya_core.sampling.cfg_parallel import cache_context, reset_step_cache
-from bya_core.sampling.conditions import build_branch_inputs
+from bya_core.sampling.conditions import Prepared, build_branch_inputs
 from bya_core.sampling.guidance import guidance_branches
-from bya_core.sampling.prepared import Prepared
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.cache import downloaded_folder
 

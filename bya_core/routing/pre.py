@@ -20,7 +20,7 @@ from bya_core.encoders.face.matching import CharacterFinder, DetectedCharacters,
 from bya_core.errors import InputError
 from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
-from bya_core.sampling.prepared import Prepared
+from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 

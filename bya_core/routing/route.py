@@ -9,7 +9,7 @@ import torch
 from bya_core.progress import ProgressTracker
 from bya_core.routing.intra import probe
 from bya_core.routing.result import Routing, confidences
-from bya_core.sampling.prepared import Prepared
+from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 

@@ -23,7 +23,7 @@ from bya_core.io.media import existing_file
 from bya_core.masks import MaskControl
 from bya_core.routing.result import Routing, confidences
 from bya_core.sampling import DenoiseState
-from bya_core.sampling.prepared import Prepared
+from bya_core.sampling.conditions import Prepared
 from bya_core.sampling.step_cache import FullStep, StepCacheState
 from bya_core.scene.types import Scene
 

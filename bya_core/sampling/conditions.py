@@ -1,4 +1,4 @@
-"""Encoded conditions of a denoising run, and their batch of guidance branches."""
+"""Encoded conditions of a denoising run, the prepared scene, and the batch of guidance branches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bya_core.errors import InputError
+from bya_core.grid import TokenGrid
 from bya_core.masks import MaskControl
 from bya_core.models.kv_cache import KVCache
 from bya_core.sampling.guidance import Branch
+from bya_core.scene.types import Scene
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,21 @@ class Conditions:
             "mask_override": None if masks is None else masks[None],
             "mask_override_strength": None if strength is None else strength[None],
         }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An encoded scene, shared by router and sampler.
+
+    Args:
+        scene: the scene, with its final audio-character matrix.
+        grid: token grid of the video.
+        conditions: encoded inputs of the denoiser, without masks.
+    """
+
+    scene: Scene
+    grid: TokenGrid
+    conditions: Conditions
 
 
 PER_BRANCH = frozenset(

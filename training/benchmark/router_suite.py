@@ -28,7 +28,7 @@ from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.routing.refine import refine
 from bya_core.routing.result import Routing
 from bya_core.routing.route import predict_masks
-from bya_core.sampling.prepared import Prepared
+from bya_core.sampling.conditions import Prepared
 from training.benchmark.baselines import Baseline, generate_baseline
 from training.benchmark.gallery import VideoStore
 from training.benchmark.puppet_suite import binding_score, evaluate_clip
