@@ -55,23 +55,24 @@ def test_resize_masks_averages_area_and_frames():
     video = torch.zeros(1, 9, 64, 96)
     video[:, 1:3] = 1  # two of the four video frames of latent frame 1
     assert resize_masks(video, GRID, 1)[0, :, 0, 0].tolist() == [0.0, 0.5, 0.0]
+    latent = torch.eye(3)[2].view(1, 3, 1, 1).expand(1, 3, 64, 96)  # the last of three latent frames
+    assert resize_masks(latent, GRID, 1)[0, :, 0, 0].tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("masks", "problem"),
+    "masks",
     [
-        (torch.zeros(3, 64, 96), "the masks of shape 3 x 64 x 96"),
-        (torch.zeros(2, 5, 64, 96), "the masks with 5 frames"),
-        (torch.zeros(64, 96), "the masks of shape 64 x 96"),
-        (torch.zeros(2, 0, 64, 96), "the masks of shape 2 x 0 x 64 x 96"),
-        (torch.full((2, 64, 96), 255.0), "the masks with values outside 0..1"),
-        (torch.full((2, 64, 96), torch.nan), "the masks with values outside 0..1"),
+        torch.zeros(3, 64, 96),  # one mask too many
+        torch.zeros(2, 5, 64, 96),  # neither 3 latent nor 9 video frames
+        torch.zeros(64, 96),
+        torch.zeros(2, 0, 64, 96),
+        torch.full((2, 64, 96), 255.0),
+        torch.full((2, 64, 96), torch.nan),
     ],
 )
-def test_invalid_masks_raise(masks, problem):
-    with pytest.raises(InputError) as raised:
+def test_invalid_masks_raise(masks):
+    with pytest.raises(InputError, match="^the masks"):
         resize_masks(masks, GRID, 2)
-    assert raised.value.problem.startswith(problem)
 
 
 @pytest.fixture
@@ -138,20 +139,9 @@ def test_static(predicted):
     assert (predicted.static().control.strength == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"masks": torch.zeros(2, 3, 4, 5)}, "masks of shape"),
-        ({"masks": torch.full((2, 3, 4, 6), 2.0)}, "masks with values outside"),
-        ({"strength": torch.ones(3)}, "mask strength of shape"),
-        ({"strength": torch.full((2,), -0.1)}, "mask strength with values outside"),
-        ({"start_percent": torch.ones(2), "end_percent": torch.zeros(2)}, "a mask that acts from 1 to 0"),
-    ],
-)
-def test_invalid_mask_control_raises(predicted, change, problem):
-    with pytest.raises(InputError) as raised:
-        predicted.override(MaskControl(**{"masks": torch.zeros(2, 3, 4, 6)} | change))
-    assert raised.value.problem.startswith(problem)
+def test_override_of_other_shape_raises(predicted):
+    with pytest.raises(InputError, match="masks of shape"):
+        predicted.override(MaskControl(torch.zeros(2, 3, 4, 5)))
 
 
 def test_mask_control_acts_from_the_first_step_of_the_probe(fake, prepared):
