@@ -1,15 +1,14 @@
 """Validated dataclasses: options declared once, read from files, described to users.
 
-A class made with `validated` is a frozen pydantic dataclass. Types are strict, NaN and infinity are refused, unknown
-fields are refused, and every violation is one `InputError`, however an instance is created: by its constructor, by
-`dataclasses.replace`, or from a file with `from_mapping`.
+A class decorated with `validated` is a frozen pydantic dataclass. Types are strict; NaN, infinity and unknown fields
+raise. Every violation is one `InputError`, from the constructor, `dataclasses.replace` and `from_mapping` alike.
 
     @validated
     class Settings:
         steps: Annotated[int, Field(ge=1, le=1000, description="Number of denoising steps.")] = 50
 
-    settings = from_mapping(Settings, json.load(file), "settings.json")  # "settings.json: steps is 0; expected ..."
-    option(Settings, "steps").description
+    settings = from_mapping(Settings, json.load(file), "settings.json")
+    option(Settings, "steps").maximum
 """
 
 from __future__ import annotations
@@ -58,16 +57,16 @@ def validated(cls: type[T]) -> type[T]:
 
 
 def from_mapping(kind: type[T], data: Any, where: str) -> T:
-    """Read parsed JSON, YAML or TOML into a class made with `validated`.
+    """Convert parsed JSON, YAML or TOML to a validated class.
 
     Args:
-        kind: The class. Nested classes, lists, unions and `pathlib.Path` are allowed in its annotations.
+        kind: A class decorated with `validated`.
         data: A mapping of JSON types.
         where: Start of every message, usually the name of the file.
 
     Raises:
-        InputError: An unknown key (with the closest known one), a missing key, a wrong type, or a value out of range.
-            The message names the path of the value, such as `router.probe.steps` or `characters[1].gain`.
+        InputError: An unknown or missing key, a wrong type, or a value out of range. The message names its path, such
+            as `characters[1].gain`.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"{where} is {_shown(data)}", "an object", "correct the value")
@@ -125,13 +124,13 @@ class Option:
     """What a field accepts: the source of node widgets, command line help and documentation.
 
     Args:
-        name: The field.
-        type: Its Python type without None, such as `int`; the type of its choices where it has some.
-        default: Its default; `dataclasses.MISSING` if it is required.
-        optional: Whether it may be None.
-        minimum, maximum: Its range; None if unlimited.
-        choices: Its allowed values; empty if free.
-        description: What it does, in one or two sentences.
+        name: Name of the field.
+        type: Python type without None; for choices, their type.
+        default: Default; `dataclasses.MISSING` if it is required.
+        optional: Whether None is valid.
+        minimum, maximum: Range; None if unlimited.
+        choices: Allowed values; empty if free.
+        description: Help text.
     """
 
     name: str
@@ -146,14 +145,14 @@ class Option:
 
 @functools.cache
 def options(kind: type) -> dict[str, Option]:
-    """All fields of a class made with `validated`, by name."""
+    """All fields of a validated class by name."""
     fields: dict[str, FieldInfo] = kind.__pydantic_fields__  # type: ignore[attr-defined]
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     return {name: _option(name, info, defaults[name]) for name, info in fields.items()}
 
 
 def option(kind: type, name: str) -> Option:
-    """One field of a class made with `validated`."""
+    """One field of a validated class."""
     return options(kind)[name]
 
 

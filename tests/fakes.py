@@ -1,4 +1,4 @@
-"""A whole model of random weights, small enough to run in a second, and makers of input files."""
+"""A small model with random weights, and functions that write input files."""
 
 from __future__ import annotations
 
@@ -61,45 +61,15 @@ class FakeCodec:
 def fake_transformer() -> BindYourAvatarTransformer3DModel:
     torch.manual_seed(0)
     model = BindYourAvatarTransformer3DModel(
-        flavour="paper",
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=9,
-        out_channels=3,
-        time_embed_dim=16,
-        text_embed_dim=TEXT,
-        num_layers=2,
-        sample_width=12,
-        sample_height=8,
-        sample_frames=9,
-        use_learned_positional_embeddings=False,
-        cross_attn_interval=1,
-        cross_attn_dim_head=8,
-        cross_attn_num_heads=2,
-        lfe_dim=16,
-        lfe_depth=SCALES,
-        lfe_dim_head=8,
-        lfe_heads=2,
-        lfe_num_id_token=2,
-        lfe_num_queries=4,
-        lfe_output_dim=16,
-        lfe_ff_mult=1,
-        lfe_vit_dim=VIT,
-        lfe_id_dim=IDENTITY,
-        lfe_hidden_dim=16,
-        lfe_num_scale=SCALES,
-        router_dim=16,
-        router_heads=2,
-        router_blocks=1,
-        audio_dim=8,
-        audio_heads=2,
-        audio_dim_head=8,
-        audio_blocks=BLOCKS,
-        audio_channels=SOUND,
-        audio_hidden_dim=8,
-        audio_context_tokens=2,
-    )
-    for parameter in model.parameters():  # training starts from silent injections; here they must act
+        flavour="paper", num_attention_heads=2, attention_head_dim=16, in_channels=9, out_channels=3,
+        time_embed_dim=16, text_embed_dim=TEXT, num_layers=2, sample_width=12, sample_height=8, sample_frames=9,
+        use_learned_positional_embeddings=False, cross_attn_interval=1, cross_attn_dim_head=8,
+        cross_attn_num_heads=2, lfe_dim=16, lfe_depth=SCALES, lfe_dim_head=8, lfe_heads=2, lfe_num_id_token=2,
+        lfe_num_queries=4, lfe_output_dim=16, lfe_ff_mult=1, lfe_vit_dim=VIT, lfe_id_dim=IDENTITY, lfe_hidden_dim=16,
+        lfe_num_scale=SCALES, router_dim=16, router_heads=2, router_blocks=1, audio_dim=8, audio_heads=2,
+        audio_dim_head=8, audio_blocks=BLOCKS, audio_channels=SOUND, audio_hidden_dim=8, audio_context_tokens=2,
+    )  # fmt: skip
+    for parameter in model.parameters():  # some layers are initialized to zero
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -136,6 +106,6 @@ def tone(seconds: float, hertz: float = 220.0, rate: int = RATE) -> np.ndarray:
 
 
 def write_picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> None:
-    """A picture of noise, (width, height)."""
+    """An image of noise of size (width, height)."""
     rng = np.random.default_rng(seed)
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)

@@ -46,14 +46,30 @@ def stream_notices(names: Sequence[str], speeches: Sequence[Speech | None], file
     return notices
 
 
-def length_notices(names: Sequence[str], speeches: Sequence[Speech | None], seconds: float) -> list[str]:
-    """Speech that is longer than a video of `seconds`."""
-    return [
-        f"The speech of {name} ends at {speech.end:.2f} s, the video at {seconds:.2f} s: "
-        f"the last {speech.end - seconds:.2f} s of speech are cut."
-        for name, speech in zip(names, speeches, strict=True)
-        if speech is not None and speech.end > seconds + 0.02
-    ]
+def scene_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
+    """Cut speech, windows longer than the training clips, and timed prompts that no window uses.
+
+    Raises:
+        InputError: Invalid window lengths.
+    """
+    for name, speech in zip(scene.names, scene.speeches, strict=False):
+        if speech is not None and speech.end > scene.seconds + 0.02:
+            yield (
+                f"The speech of {name} ends at {speech.end:.2f} s, the video at {scene.seconds:.2f} s: "
+                f"the last {speech.end - scene.seconds:.2f} s of speech are cut."
+            )
+    frames, fps, trained = scene.windows.frames or defaults.max_frames, scene.fps, defaults.max_frames
+    if min(frames, scene.num_frames) > trained:
+        yield f"A window of {frames} frames, the model was trained with {trained}: expect reduced quality."
+    windows = plan_windows(scene.num_frames, frames, scene.windows.overlap, defaults.time_factor)
+    used = {prompt_at(scene, window.start / fps, window.stop / fps) for window in windows}
+    for span in scene.prompts:
+        prompt = f"The prompt from {span.start:g} to {span.end:g} s"
+        if span.start >= scene.seconds:
+            yield f"{prompt} starts after the end of the video ({scene.seconds:.2f} s)."
+        elif span.prompt not in used:
+            where = "the video, which is one window" if len(windows) == 1 else f"each of the {len(windows)} windows"
+            yield f"{prompt} is not used: it covers less than half of {where}."
 
 
 def turn_notices(names: Sequence[str], speeches: Sequence[Speech | None], turns: Sequence[Turn]) -> list[str]:
@@ -80,34 +96,6 @@ def turn_notices(names: Sequence[str], speeches: Sequence[Speech | None], turns:
         if speeches[i] is None and any(turn.speaker == name for turn in turns):
             notices.append(f"{name} has turns in the timeline but no recording, and is treated as a listener.")
     return notices
-
-
-def prompt_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
-    """Timed prompts that no window uses. Raises InputError for invalid window lengths."""
-    frames, fps = scene.windows.frames or defaults.max_frames, scene.fps
-    windows = plan_windows(scene.num_frames, frames, scene.windows.overlap, defaults.time_factor)
-    used = {prompt_at(scene, window.start / fps, window.stop / fps) for window in windows}
-    for span in scene.prompts:
-        prompt = f"The prompt from {span.start:g} to {span.end:g} s"
-        if span.start >= scene.seconds:
-            yield f"{prompt} starts after the end of the video ({scene.seconds:.2f} s)."
-        elif span.prompt not in used:
-            where = "the video, which is one window" if len(windows) == 1 else f"each of the {len(windows)} windows"
-            yield f"{prompt} is not used: it covers less than half of {where}."
-
-
-def window_notices(num_frames: int, frames: int | None, defaults: SceneDefaults) -> list[str]:
-    """Windows longer than the training clips of the model.
-
-    Args:
-        num_frames: Frames of the video.
-        frames: Frames per window; None for the model's.
-        defaults: Defaults of the model.
-    """
-    window, trained = min(frames or defaults.max_frames, num_frames), defaults.max_frames
-    if window <= trained:
-        return []
-    return [f"A window of {window} frames, the model was trained with {trained}: expect reduced quality."]
 
 
 def speech_frames(speeches: Sequence[Speech | None], fps: float, time_factor: int) -> int:

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.errors import InputError
-from bya_core.grid import TokenGrid
-from bya_core.scene.checks import length_notices, prompt_notices, speech_frames, stream_notices, window_notices
+from bya_core.scene.checks import scene_notices, speech_frames, stream_notices
 from bya_core.scene.types import Character, FrameFit, PromptSpan, Scene, SceneDefaults, Speech, check_names
-
-MAX_AREA = 16  # times the area that a model was trained with
 
 
 @dataclass(frozen=True)
@@ -80,15 +77,7 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
     names, speeches = [member.name for member in members], [member.speech for member in members]
     frames = options.frames or speech_frames(speeches, Scene.fps, defaults.time_factor)
     height, width = options.height or defaults.height, options.width or defaults.width
-    TokenGrid.from_pixels(
-        frames, height, width, patch=1, space_factor=defaults.size_unit, time_factor=defaults.time_factor
-    )
-    if height * width > MAX_AREA * defaults.height * defaults.width:  # attention is quadratic in the area
-        raise InputError(
-            f"{width}x{height} pixels",
-            f"at most {MAX_AREA} times the area of the model's {defaults.width}x{defaults.height}",
-            "use a smaller width and height, or 0 for the model's",
-        )
+    defaults.grid(frames, height, width)
     strengths = torch.tensor([member.speech_strength for member in members])
     scene = Scene(
         prompt=options.prompt,
@@ -105,13 +94,8 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
         windows=WindowConfig(options.window_frames or None, options.overlap_frames or None),
         speech_strength=None if bool((strengths == 1).all()) else strengths,
     )
-    notices = (
-        *stream_notices(names, speeches, [None] * len(names)),
-        *length_notices(names, speeches, scene.seconds),
-        *prompt_notices(scene, defaults),
-        *window_notices(frames, scene.windows.frames, defaults),
-    )
-    return replace(scene, notices=notices)
+    streams = stream_notices(names, speeches, [None] * len(names))
+    return replace(scene, notices=(*streams, *scene_notices(scene, defaults)))
 
 
 def matrix_rows(text: str) -> list[list[float]]:
@@ -158,12 +142,11 @@ def parse_prompts(text: str) -> tuple[PromptSpan, ...]:
         found = re.fullmatch(r"([\d.]+)\s*(?:-|to)\s*([\d.]+)\s*s?\s*:\s*(.+)", line)
         try:
             start, end, prompt = found.groups() if found else ("", "", "")
-            spans.append(PromptSpan(float(start), float(end), prompt))
-        except InputError:
-            raise
+            times = float(start), float(end)
         except ValueError as error:
             expected = "seconds and a prompt, such as 2.5 - 4: Ada laughs"
             raise InputError(f'the timed prompt "{line}"', expected, "use one line per part") from error
+        spans.append(PromptSpan(*times, prompt))
     return tuple(spans)
 
 

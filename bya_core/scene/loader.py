@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +11,12 @@ from torch import Tensor
 
 from bya_core.config import Preset, SamplingConfig
 from bya_core.errors import InputError
-from bya_core.grid import TokenGrid
 from bya_core.io.media import existing_file, read_image
-from bya_core.scene.checks import length_notices, prompt_notices, speech_frames, window_notices
+from bya_core.scene.checks import scene_notices, speech_frames
 from bya_core.scene.mask_files import read_masks
 from bya_core.scene.schema import SceneFile, read_scene_file
 from bya_core.scene.speech import read_speeches
-from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, Speech, rotate_speeches
+from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, rotate_speeches
 
 
 class HasDefaults(Protocol):
@@ -53,11 +50,14 @@ def load_scene(
     path = existing_file(path, "the scene")
     given, folder = read_scene_file(path), path.parent
     voices = read_speeches(given, folder)
-    names = [character.name for character in given.characters]
     height, width = given.height or defaults.height, given.width or defaults.width
-    num_frames = _num_frames(given, voices.speeches, defaults)
-    grid = _grid(path, num_frames, height, width, defaults)
-    masks = read_masks(given, folder, grid)
+    num_frames = given.length
+    if num_frames == "auto":
+        num_frames = speech_frames(voices.speeches, given.fps, defaults.time_factor)
+    try:
+        grid = defaults.grid(num_frames, height, width)
+    except InputError as error:
+        raise InputError(f"{path.name}: {error.problem}", error.expected, error.hint) from error
     strengths = torch.tensor([character.speech_strength for character in given.characters])
     matrix = given.audio_character_matrix
     scene = Scene(
@@ -65,7 +65,7 @@ def load_scene(
         negative_prompt=given.negative_prompt,
         characters=tuple(Character(c.name, read_image(folder / c.image)) for c in given.characters),
         speeches=voices.speeches,
-        audio_character_matrix=matrix_of(matrix, len(names)),
+        audio_character_matrix=matrix_of(matrix, len(given.characters)),
         first_frame=read_image(folder / given.first_frame) if given.first_frame else None,
         first_frame_fit=given.first_frame_fit,
         height=height,
@@ -74,55 +74,28 @@ def load_scene(
         fps=float(given.fps),
         sampling=_sampling(given, defaults.sampling, steps, seed, preset),
         routing=given.router.config(),
-        mask_control=masks,
+        mask_control=read_masks(given, folder, grid),
         bind="auto" if matrix == "auto" else "given",
         speech_strength=None if bool((strengths == 1).all()) else strengths,
         prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in given.prompts),
         windows=given.windows,
         sound=voices.sound,
     )
-    notices = (
-        *voices.notices,
-        *window_notices(num_frames, given.windows.frames, defaults),
-        *length_notices(names, voices.speeches, scene.seconds),
-        *prompt_notices(scene, defaults),
-    )
-    return replace(scene, notices=notices)
-
-
-def _num_frames(given: SceneFile, speeches: Sequence[Speech | None], defaults: SceneDefaults) -> int:
-    if given.length == "auto":
-        return speech_frames(speeches, given.fps, defaults.time_factor)
-    return given.length
+    return replace(scene, notices=(*voices.notices, *scene_notices(scene, defaults)))
 
 
 def matrix_of(given: list[list[float]] | str | None, count: int) -> Tensor | None:
     """Audio-character matrix [M, N] of a scene file; None assigns each speech to its own character."""
     if isinstance(given, list):
         if not given or len({len(row) for row in given}) != 1:
-            raise InputError(
-                "an audio-character matrix with rows of different length", "rows of equal length", "correct it"
-            )
+            problem = "an audio-character matrix with rows of different length"
+            raise InputError(problem, "rows of equal length", "correct it")
         return torch.tensor(given, dtype=torch.float32).reshape(len(given), -1)
     if given == "swapped":
         if count < 2:
             raise InputError('audio_character_matrix "swapped" with 1 character', "at least 2", "remove it")
         return rotate_speeches(torch.eye(count))
     return None
-
-
-def _grid(path: Path, num_frames: int, height: int, width: int, defaults: SceneDefaults) -> TokenGrid:
-    try:
-        return TokenGrid.from_pixels(
-            num_frames,
-            height,
-            width,
-            patch=1,
-            space_factor=defaults.size_unit,
-            time_factor=defaults.time_factor,
-        )
-    except InputError as error:
-        raise InputError(f"{path.name}: {error.problem}", error.expected, error.hint) from error
 
 
 def _sampling(

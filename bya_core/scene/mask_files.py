@@ -39,10 +39,6 @@ def read_masks(given: SceneFile, folder: Path, grid: TokenGrid) -> MaskControl |
             masks[index] = _mask_of(character, index, folder / character.mask, grid)
             strength[index] = character.mask_strength
             start[index], end[index] = character.mask_start_percent, character.mask_end_percent
-            if character.mask_start_percent >= character.mask_end_percent:
-                start_percent, end_percent = character.mask_start_percent, character.mask_end_percent
-                problem = f"the mask of {character.name} applies from {start_percent:g} to {end_percent:g}"
-                raise InputError(problem, "mask_start_percent below mask_end_percent", "correct them")
         elif router.masks is None and router.mode == "manual":
             problem = f'router mode "manual", but {character.name} has no mask'
             raise InputError(problem, "a mask for each character", "add one, or choose another mode")

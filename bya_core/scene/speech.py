@@ -115,7 +115,7 @@ def _dialogue(
             raise InputError(problem, "one of them", f'remove "speech" of {character.name}, or the turns')
         if character.speech is None and (character.offset or character.gain):
             problem = f"{character.name} has an offset or a gain, but its speech is part of the dialogue"
-            raise InputError(problem, "them with a separate speech only", "remove them")
+            raise InputError(problem, "offset and gain of a separate speech", "remove them")
         if piece is None and recording is None:
             notices.append(f"{character.name} has no turns in the timeline and is treated as a listener.")
         speeches.append(piece if recording is None else recording)

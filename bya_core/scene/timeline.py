@@ -6,8 +6,10 @@ import difflib
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -94,12 +96,10 @@ def parse_rttm(text: str, where: str = "the timeline") -> list[Turn]:
             continue
         try:
             start, seconds, name = float(parts[3]), float(parts[4]), parts[7]
-            turns.append(Turn(name, start, start + seconds))
         except (IndexError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
             problem = f"line {number} of {where} is {line.strip()[:60]!r}"
             raise InputError(problem, "SPEAKER file 1 start seconds <NA> <NA> name", "correct it") from error
+        turns.append(Turn(name, start, start + seconds))
     return turns
 
 
@@ -273,15 +273,13 @@ def split_dialogue(
 
 def overlap_notices(turns: Sequence[Turn]) -> list[str]:
     """Overlapping turns, which one recording cannot separate."""
-    together: dict[tuple[str, str], float] = {}
-    for i, turn in enumerate(turns):
-        for other in turns[i + 1 :]:
-            shared = min(turn.end, other.end) - max(turn.start, other.start)
-            if shared > FADE and other.speaker != turn.speaker:
-                pair = (turn.speaker, other.speaker)
-                pair = pair if pair[::-1] not in together else pair[::-1]
-                together[pair] = together.get(pair, 0.0) + shared
+    overlaps: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for turn, other in combinations(turns, 2):
+        shared = min(turn.end, other.end) - max(turn.start, other.start)
+        if shared > FADE and other.speaker != turn.speaker:
+            one, two = sorted((turn.speaker, other.speaker))
+            overlaps[one, two] += shared
     return [
-        f"The turns of {one} and {other} overlap for {seconds:.2f} s: both are driven by the mixed speech there."
-        for (one, other), seconds in together.items()
+        f"The turns of {one} and {two} overlap for {seconds:.2f} s: both are driven by the mixed speech there."
+        for (one, two), seconds in overlaps.items()
     ]

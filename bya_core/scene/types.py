@@ -12,9 +12,11 @@ from torch import Tensor
 
 from bya_core.config import RouterConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
+from bya_core.grid import TokenGrid
 from bya_core.masks import MaskControl
 
 FrameFit = Literal["crop", "pad", "stretch"]
+MAX_AREA = 16  # times the area that a model was trained with; attention is quadratic in the area
 SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
 
 
@@ -229,3 +231,17 @@ class SceneDefaults:
     size_unit: int
     time_factor: int
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def grid(self, num_frames: int, height: int, width: int) -> TokenGrid:
+        """Token grid of a video.
+
+        Raises:
+            InputError: A size or length that the model does not support.
+        """
+        grid = TokenGrid.from_pixels(
+            num_frames, height, width, patch=1, space_factor=self.size_unit, time_factor=self.time_factor
+        )
+        if height * width > MAX_AREA * self.height * self.width:
+            expected = f"at most {MAX_AREA} times the area of the model's {self.width}x{self.height}"
+            raise InputError(f"{width}x{height} pixels", expected, "use a smaller width and height")
+        return grid

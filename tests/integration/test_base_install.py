@@ -1,9 +1,10 @@
-"""The base dependencies alone: they resolve, nothing else is needed for the toy model, and the lists agree."""
+"""The base dependencies suffice for the toy model, and every listed package is used."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -32,9 +33,7 @@ NOT_IMPORTED = {
 
 def name_of(requirement: str) -> str:
     """The distribution name of a requirement."""
-    for mark in "[<>=!~;":
-        requirement = requirement.split(mark)[0]
-    return requirement.strip().lower()
+    return re.split(r"[\[<>=!~; ]", requirement)[0].lower()
 
 
 def imported_modules(*folders: str) -> set[str]:
@@ -57,17 +56,11 @@ def imported_modules(*folders: str) -> set[str]:
 
 def test_requirements_equal_the_base_dependencies() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line and not line.startswith("#")] == sorted_like(PROJECT["dependencies"], lines)
-
-
-def sorted_like(requirements: list[str], lines: list[str]) -> list[str]:
-    """The requirements in the order of the lines; those that are missing there come last."""
-    return sorted(requirements, key=lambda entry: lines.index(entry) if entry in lines else len(lines))
+    assert sorted(line for line in lines if line and not line.startswith("#")) == sorted(PROJECT["dependencies"])
 
 
 @pytest.mark.parametrize("group", [None, *sorted(set(PROJECT["optional-dependencies"]) - {"dev", "docs"})])
 def test_every_listed_package_is_imported(group: str | None) -> None:
-    """A dependency that no product code imports is not listed."""
     requirements = PROJECT["dependencies"] if group is None else PROJECT["optional-dependencies"][group]
     imported = imported_modules("bya_core", "nodes", *(("training",) if group else ()))
     for requirement in requirements:
@@ -90,7 +83,7 @@ def base_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_base_installs_and_runs_the_toy_model(base_python: Path, tmp_path: Path) -> None:
+def test_base_install_runs_the_toy_model(base_python: Path, tmp_path: Path) -> None:
     bya = base_python.with_name("bya")
     scene = json.loads((ROOT / "demo" / "scene.json").read_text(encoding="utf-8")) | {"length": 9, "steps": 4}
     for entry in scene["characters"]:
@@ -116,7 +109,7 @@ def test_the_base_installs_and_runs_the_toy_model(base_python: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["official", "train", "data", "eval"])
 def test_every_group_resolves(base_python: Path, group: str) -> None:
-    """Together with the base and the pinned versions (nothing is installed)."""
+    """With the base dependencies and the pinned versions; nothing is installed."""
     pip = [base_python, "-m", "pip", "install", "--dry-run", "--quiet", "-c", ROOT / "constraints.txt"]
     done = subprocess.run([*pip, f"{ROOT}[{group}]"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

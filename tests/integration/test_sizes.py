@@ -1,4 +1,4 @@
-"""Any size that the model's units divide: landscape, portrait, square, smaller and larger than it was trained at."""
+"""Video sizes: landscape, portrait, square, smaller and larger than the training size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = [(64, 64), (96, 64), (80, 128), (40, 56), (128, 72)]
 @pytest.fixture(scope="module")
 def toy():
     if not MODELS["toy"].available:
-        pytest.skip("the toy model's weights are not here")
+        pytest.skip("the weights of the toy model are missing")
     return load_bundle("toy")
 
 
@@ -27,7 +27,7 @@ def scene_of(bundle, height, width, steps=1):
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_video_and_masks_have_the_size_asked_for(toy, height, width):
+def test_video_and_masks_have_the_requested_size(toy, height, width):
     video = generate(scene_of(toy, height, width), toy)
     unit = toy.defaults.size_unit
     assert video.frames.shape == (5, height, width, 3)
@@ -37,18 +37,18 @@ def test_video_and_masks_have_the_size_asked_for(toy, height, width):
     assert f"{width}x{height}" in notice and "trained at 96x64" in notice
 
 
-def test_no_word_about_the_trained_size(toy):
+def test_trained_size_has_no_notice(toy):
     assert not [notice for notice in generate(scene_of(toy, 64, 96), toy).notices if "pixels" in notice]
 
 
 @pytest.mark.parametrize(("height", "width", "near"), [(68, 96, 64), (64, 100, 96), (4, 96, 8)])
-def test_a_size_that_does_not_fit_names_the_nearest_that_does(toy, height, width, near):
+def test_invalid_size_suggests_the_nearest(toy, height, width, near):
     with pytest.raises(InputError, match=f"a multiple of 8; use {near}"):
         toy.grid(5, height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 720), (720, 480), (512, 512), (768, 1360)])
-def test_sizes_of_the_real_weights_are_multiples_of_16(height, width):
+def test_sizes_of_the_released_model(height, width):
     grid = TokenGrid.from_pixels(49, height, width)
     assert grid.shape == (13, height // 16, width // 16) and grid.pixels == (height, width)
     with pytest.raises(InputError, match="a multiple of 16"):

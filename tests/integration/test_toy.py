@@ -1,4 +1,4 @@
-"""The shipped toy model through the command line: the demo, and real human speech in a puppet's mouth."""
+"""The shipped toy model on the command line: the demo, automatic audio assignment, human speech."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ DEMO = ROOT / "demo"
 SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", ROOT.parent / "shared" / "samples"))
 RECORDINGS = sorted(SAMPLES.glob("*/mix.wav"))
 
-needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here yet")
+needs_toy = pytest.mark.skipif(not MODELS["toy"].available, reason="the weights of the toy model are missing")
 
 
 def generate(scene: Path, folder: Path, *options: str) -> dict[str, Any]:
-    """Run the command; returns the report. Writes talk.mp4 and masks.mp4 into `folder`."""
+    """Save talk.mp4 and masks.mp4 to `folder` and return the report."""
     outputs = ["-o", folder / "talk.mp4", "--overlay", folder / "masks.mp4", "--json", folder / "report.json"]
     command = [sys.executable, "-m", "bya_core", "generate", scene, *outputs, *options]
     done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
@@ -58,8 +58,7 @@ def test_demo_inputs_are_small_and_complete() -> None:
 
 
 @needs_toy
-def test_voices_handed_over_the_wrong_way_round_find_their_faces(tmp_path: Path) -> None:
-    """ "auto" from the scene file to the report, which tells the matrix that acted."""
+def test_swapped_speech_is_assigned_automatically(tmp_path: Path) -> None:
     scene = json.loads((DEMO / "scene.json").read_text())
     one, other = scene["characters"]
     one["speech"], other["speech"] = other["speech"], one["speech"]
@@ -75,7 +74,7 @@ def test_voices_handed_over_the_wrong_way_round_find_their_faces(tmp_path: Path)
 
 @needs_toy
 def test_demo(tmp_path: Path) -> None:
-    """What `make demo` runs: within 120 s and 4 GB."""
+    """`make demo`, within 120 s and 4 GB."""
     report = generate(DEMO / "scene.json", tmp_path)
     assert report["seconds"]["total"] < 120
     assert report["peak_memory"]["ram_gb"] < 4
@@ -92,13 +91,8 @@ def test_demo(tmp_path: Path) -> None:
 @needs_toy
 @pytest.mark.skipif(not RECORDINGS, reason=f"no recordings in {SAMPLES} (set BYA_SAMPLES_DIR)")
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.parent.name)
-def test_human_speech(
-    recording: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
-) -> None:
-    """A real recording as the first puppet's voice, the second one listens. Reports how the mouth follows."""
+def test_human_speech(recording: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """A real recording as the speech of the first puppet; the second one listens."""
     scene = json.loads((DEMO / "scene.json").read_text())
     for character in scene["characters"]:
         shutil.copy(DEMO / character["image"], tmp_path)
@@ -120,9 +114,6 @@ def test_human_speech(
     loudness = loudness_track(waveform.numpy(), rate, len(frames))[None]
     speaker, listener = correlations(opening, loudness)[:, 0]
     assert speaker > 0.2 and speaker > listener + 0.1, (speaker, listener)
-    line = f"{recording.parent.name}: mouth to loudness {speaker:+.2f}, the listener's {listener:+.2f}"
-    record_property("mouth_to_loudness", line)
-    with capsys.disabled():
-        print(f"\n  {line}")
+    record_property("mouth_to_loudness", {"speaker": speaker, "listener": listener})
     sound, sound_rate = read_audio(tmp_path / "talk.mp4")
     assert (sound.shape[0], sound_rate) == (waveform.shape[0], rate)

@@ -1,4 +1,4 @@
-"""One recording of two puppets and a timeline: each mouth moves in its own turns, in the video that is written."""
+"""One recording of two puppets and a timeline: each mouth moves in its own turns."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from training.puppets import make_clip
 from training.puppets.looks import MOUTH_RGB
 
 
-@pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
-def test_a_dialogue_moves_each_mouth_in_its_turns(tmp_path: Path) -> None:
+@pytest.mark.skipif(not MODELS["toy"].available, reason="the weights of the toy model are missing")
+def test_dialogue(tmp_path: Path) -> None:
     clip = make_clip(VALIDATION + 3, 2, 64, 96, 33, motion="still", talk="turns")
     whole = clip.speeches.sum(axis=0)
     speaking = [np.flatnonzero(np.abs(speech) > 0.02) / RATE for speech in clip.speeches]
@@ -54,5 +54,5 @@ def test_a_dialogue_moves_each_mouth_in_its_turns(tmp_path: Path) -> None:
     found = correlations(mouth_opening(frames, regions, MOUTH_RGB), clip.opening)
     own, other = np.diag(found), found[[0, 1], [1, 0]]
     assert own.min() > 0.5 and (own > other + 0.4).all(), found
-    heard, rate = read_audio(out)
-    assert heard.abs().max() == pytest.approx(np.abs(whole[: len(heard[0])]).max(), rel=0.1)
+    sound, rate = read_audio(out)
+    assert sound.abs().max() == pytest.approx(np.abs(whole[: len(sound[0])]).max(), rel=0.1)

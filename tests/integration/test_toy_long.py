@@ -1,4 +1,4 @@
-"""What the shipped toy model does over several windows."""
+"""The shipped toy model over several windows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.benchmark.targets import as_video
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
-pytestmark = pytest.mark.skipif(not MODELS["toy"].available, reason="the toy model's weights are not here")
+pytestmark = pytest.mark.skipif(not MODELS["toy"].available, reason="the weights of the toy model are missing")
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +48,20 @@ def scene_of(clip: PuppetClip, bundle: ModelBundle, num_frames: int, steps: int)
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 5, 6])
-def test_latents_of_any_length_decode_to_their_frames(toy: ModelBundle, latent_frames: int) -> None:
-    """Even numbers too, and the last frames of both lengths are the same ones."""
+def test_codec_of_any_length(toy: ModelBundle, latent_frames: int) -> None:
     frames = 4 * (latent_frames - 1) + 1
     video = as_video(make_clip(2_000_003, 2, num_frames=21))[:, :, :frames]
     latents = toy.codec.encode(video)
     assert latents.shape[1] == latent_frames
-    seen = toy.codec.decode(latents).clamp(-1, 1)
-    assert seen.shape[2] == frames
+    decoded = toy.codec.decode(latents).clamp(-1, 1)
+    assert decoded.shape[2] == frames
     for frame in (0, frames // 2, frames - 1):
-        error = (seen[:, :, frame] - video[:, :, frame]).square().mean() / 4
-        assert -10 * float(error.log10()) > 20, "PSNR: the same moment"
+        error = (decoded[:, :, frame] - video[:, :, frame]).square().mean() / 4
+        assert -10 * float(error.log10()) > 20  # PSNR in dB
 
 
-def test_people_who_crossed_keep_their_masks(toy: ModelBundle, tmp_path: Path) -> None:
-    """Window 1 is drawn: two puppets change places in it. Window 2 goes on although the prompt says who stood where.
-
-    They have all but done so where it begins; in the middle of it the shipped weights may lose them (model card).
-    """
+def test_masks_persist_after_characters_cross(toy: ModelBundle, tmp_path: Path) -> None:
+    """Window 1 is drawn: two puppets change places. Window 2 continues, although the prompt has the first positions."""
     seed = 2_000_000
     clip = make_clip(seed, 2, num_frames=49, motion="crossing")
     scene = scene_of(clip, toy, 89, steps=toy.sampling.steps)
@@ -77,25 +73,25 @@ def test_people_who_crossed_keep_their_masks(toy: ModelBundle, tmp_path: Path) -
     drawn = torch.from_numpy(clip.frames[:first])
     files.write(0, StoredWindow(drawn, latents, masks[:, : latents.shape[1]], torch.eye(2), seed))
 
-    made = generate_long(scene, toy, tmp_path)
-    assert [row["generated"] for row in made.windows] == [False, True]
+    video = generate_long(scene, toy, tmp_path)
+    assert [row["generated"] for row in video.windows] == [False, True]
     across = torch.linspace(0, 1, masks.shape[-1])
 
     def place(mask: torch.Tensor) -> float:
-        """Where a mask [h, w] is, 0 = left edge .. 1 = right edge."""
+        """Horizontal center of a mask [h, w], 0 = left .. 1 = right."""
         return float((mask.sum(0) * across).sum() / mask.sum())
 
     started = [place(mask[0]) for mask in masks]
     ended = [place(mask[latents.shape[1] - 1]) for mask in masks]
-    assert (started[0] < started[1]) != (ended[0] < ended[1]), "they did cross"
-    owned = torch.from_numpy(to_labels(made.masks.numpy())).float()
-    for frame in range(latents.shape[1], made.grid.frames):
+    assert (started[0] < started[1]) != (ended[0] < ended[1])
+    owned = torch.from_numpy(to_labels(video.masks.numpy())).float()
+    for frame in range(latents.shape[1], video.grid.frames):
         now = [place(mask) for mask in owned[:, frame]]
         assert (now[0] < now[1]) == (ended[0] < ended[1]), f"latent frame {frame}"
 
 
 @pytest.mark.slow
-def test_a_word_in_second_seven_moves_the_mouth_in_second_seven(toy: ModelBundle, tmp_path: Path) -> None:
+def test_speech_at_7_seconds_moves_the_mouth_at_7_seconds(toy: ModelBundle, tmp_path: Path) -> None:
     clip = make_clip(2_000_002, 2, num_frames=201, motion="still", talk="overlap")
     word = clip.speeches[0][SAMPLE_RATE : 2 * SAMPLE_RATE]
     scene = scene_of(clip, toy, 201, steps=8)

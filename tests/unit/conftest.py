@@ -1,4 +1,4 @@
-"""A scene on disk and a model to make it with."""
+"""A scene on disk and a small model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bundle() -> ModelBundle:
 
 @pytest.fixture
 def registered(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """`--model toy` gives the fake bundle."""
+    """`--model toy` loads the fake bundle."""
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "weights").touch()
@@ -39,7 +39,7 @@ SceneMaker = Callable[..., Path]
 
 @pytest.fixture
 def make_scene(tmp_path: Path) -> SceneMaker:
-    """A folder with two faces and two voices, and a scene file in it; keyword arguments go into the file."""
+    """Write a scene of two characters to tmp_path/scene; keyword arguments are keys of the scene file."""
     folder = tmp_path / "scene"
     folder.mkdir()
     for index, name in enumerate(("ada", "bo")):

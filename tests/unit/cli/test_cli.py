@@ -1,8 +1,9 @@
-"""The command line: what it writes, says and returns, and that nothing is left where it fails."""
+"""The command line: outputs, exit codes, and no partial files after an error."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from bya_core.cli import main as cli
 from bya_core.errors import InputError
@@ -35,7 +37,7 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-def test_generate_writes_all_four(
+def test_generate_writes_all_outputs(
     make_scene: SceneMaker,
     out: Path,
     registered: ModuleType,
@@ -57,92 +59,70 @@ def test_generate_writes_all_four(
     assert report["seconds"]["Denoising"] > 0 and report["peak_memory"]["ram_gb"] > 0
     with np.load(out / "masks.npz") as saved:
         assert saved["masks"].shape == (2, 3, 4, 6) and saved["names"].tolist() == ["Ada", "Bo"]
-    said = capsys.readouterr()
-    assert all(str(out / name) in said.out for name in names.values())
-    assert "Denoising: step 3/3" in said.err and "left" in said.err
+    printed = capsys.readouterr()
+    assert all(str(out / name) in printed.out for name in names.values())
+    assert "Denoising: step 3/3" in printed.err and "left" in printed.err
 
 
-def test_written_masks_can_be_given_back(
-    make_scene: SceneMaker, out: Path, registered: ModuleType, tmp_path: Path
-) -> None:
-    masks = tmp_path / "scene" / "masks.npz"
+def test_saved_masks_can_be_loaded(make_scene: SceneMaker, out: Path, registered: ModuleType, tmp_path: Path) -> None:
+    masks, copy = tmp_path / "scene" / "masks.npz", out / "copy.npz"
     assert cli.main(["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--masks", str(masks)]) == 0
-    again = make_scene(router={"mode": "manual", "masks": "masks.npz"})
-    kept = out / "again.npz"
-    assert cli.main(["generate", str(again), "-o", str(out / "b.mp4"), "--masks", str(kept)]) == 0
-    with np.load(masks) as first, np.load(kept) as second:
+    scene = make_scene(router={"mode": "manual", "masks": "masks.npz"})
+    assert cli.main(["generate", str(scene), "-o", str(out / "b.mp4"), "--masks", str(copy)]) == 0
+    with np.load(masks) as first, np.load(copy) as second:
         np.testing.assert_allclose(first["masks"], second["masks"], atol=1e-6)
 
 
-def test_warnings_are_seen_and_kept(
-    make_scene: SceneMaker,
-    out: Path,
-    registered: ModuleType,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+def test_warnings_are_printed_and_reported(
+    make_scene: SceneMaker, out: Path, registered: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     write_wav(tmp_path / "scene" / "ada.wav", tone(2.0))
     write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
     report = out / "r.json"
     assert cli.main(["generate", str(make_scene(length=9)), "-o", str(out / "a.mp4"), "--json", str(report)]) == 0
-    said = capsys.readouterr().err
-    kept = json.loads(report.read_text())["warnings"]
-    assert any("1.64 s of speech are cut" in notice for notice in kept)
-    assert any("silent" in notice for notice in kept)
-    for notice in kept:
-        assert said.count(f"warning: {notice}") == 1
+    printed = capsys.readouterr().err
+    warnings = json.loads(report.read_text())["warnings"]
+    assert any("1.64 s of speech are cut" in warning for warning in warnings)
+    assert any("silent" in warning for warning in warnings)
+    assert all(printed.count(f"warning: {warning}") == 1 for warning in warnings)
 
 
-def test_timeline_draws_and_warns(
-    make_scene: SceneMaker,
-    out: Path,
-    registered: ModuleType,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+def test_timeline(
+    make_scene: SceneMaker, out: Path, registered: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from PIL import Image
-
     write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
     assert cli.main(["timeline", str(make_scene()), "-o", str(out / "t.png")]) == 0
-    assert [path.name for path in out.iterdir()] == ["t.png"]
     with Image.open(out / "t.png") as picture:
         assert picture.size[0] == 1440 and picture.size[1] > 300
-    said = capsys.readouterr()
-    assert "warning: The speech of Bo (bo.wav) is silent" in said.err and str(out / "t.png") in said.out
-    for arguments in ([str(out / "t.jpg")], [str(out / "no" / "t.png")]):
-        assert cli.main(["timeline", str(make_scene()), "-o", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert "warning: The speech of Bo (bo.wav) is silent" in printed.err and str(out / "t.png") in printed.out
+    assert cli.main(["timeline", str(make_scene()), "-o", str(out / "t.jpg")]) == 2
     assert cli.main(["timeline", str(make_scene(dialogue="no.wav")), "-o", str(out / "u.png")]) == 2
     assert [path.name for path in out.iterdir()] == ["t.png"]
 
 
-BAD: dict[str, dict[str, Any]] = {
-    "unknown key": {"colour": "red"},
-    "no characters": {"characters": []},
-    "missing image": {"characters": [{"name": "Ada", "image": "no.png"}]},
-    "missing speech": {"characters": [{"name": "Ada", "image": "ada.png", "speech": "no.wav"}]},
-    "broken speech": {"characters": [{"name": "Ada", "image": "ada.png", "speech": "ada.png"}]},
-    "empty speech": {"characters": [{"name": "Ada", "image": "ada.png", "speech": "empty.wav"}]},
-    "flat image": {"characters": [{"name": "Ada", "image": "flat.png", "speech": "ada.wav"}]},
-    "matrix": {"audio_character_matrix": [[1, 0]]},
-    "size": {"width": 100},
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_scenes_end_with_code_2_and_no_output(
-    name: str,
+@pytest.mark.parametrize(
+    "scene",
+    [
+        {"colour": "red"},
+        {"characters": [{"name": "Ada", "image": "no.png"}]},
+        {"characters": [{"name": "Ada", "image": "ada.png", "speech": "ada.png"}]},
+        {"characters": [{"name": "Ada", "image": "ada.png", "speech": "empty.wav"}]},
+        {"characters": [{"name": "Ada", "image": "flat.png", "speech": "ada.wav"}]},
+    ],
+)
+def test_invalid_scene_returns_2(
+    scene: dict[str, Any],
     make_scene: SceneMaker,
     out: Path,
     registered: ModuleType,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    from PIL import Image
-
     write_wav(tmp_path / "scene" / "empty.wav", np.zeros(0))
     Image.new("RGB", (8, 8), "red").save(tmp_path / "scene" / "flat.png")
     options = ["-o", str(out / "a.mp4"), "--json", str(out / "r.json")]
-    assert cli.main(["generate", str(make_scene(**BAD[name])), *options]) == 2
+    assert cli.main(["generate", str(make_scene(**scene)), *options]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].endswith(".")
     assert list(out.iterdir()) == []
@@ -151,25 +131,24 @@ def test_bad_scenes_end_with_code_2_and_no_output(
 @pytest.mark.parametrize(
     "options",
     [
-        ["-o", "nowhere/a.mp4"],
-        ["-o", "a.mp4", "--json", "nowhere/r.json"],
-        ["-o", "a.mp4", "--overlay", "nowhere/o.mp4"],
-        ["-o", "a.mp4", "--masks", "nowhere/m.npz"],
-        ["-o", "a.gif"],
-        ["-o", "a.mp4", "--masks", "m.txt"],
-        ["-o", "a.mp4", "--overlay", "a.mp4"],
-        ["-o", "a.mp4", "--overlay", "./sub/../a.mp4"],
-        ["-o", "a.mp4", "--json", "scene.json"],
-        ["-o", "folder.mp4"],
-        ["-o", "a.mp4", "--model", "tinny"],
-        ["-o", "a.mp4", "--model", "official"],
-        ["-o", "a.mp4", "--steps", "0"],
-        ["-o", "a.mp4", "--steps", "5000"],
-        ["-o", "a.mp4", "--seed", "-1"],
+        "-o nowhere/a.mp4",
+        "-o a.mp4 --json nowhere/r.json",
+        "-o a.mp4 --overlay nowhere/o.mp4",
+        "-o a.mp4 --masks nowhere/m.npz",
+        "-o a.gif",
+        "-o a.mp4 --masks m.txt",
+        "-o a.mp4 --overlay a.mp4",
+        "-o a.mp4 --overlay ./sub/../a.mp4",
+        "-o a.mp4 --json scene.json",
+        "-o folder.mp4",
+        "-o a.mp4 --model unknown",
+        "-o a.mp4 --model official",
+        "-o a.mp4 --steps 0",
+        "-o a.mp4 --seed -1",
     ],
 )
-def test_bad_options_end_with_code_2_and_no_output(
-    options: list[str],
+def test_invalid_options_return_2(
+    options: str,
     make_scene: SceneMaker,
     registered: ModuleType,
     capsys: pytest.CaptureFixture[str],
@@ -180,44 +159,41 @@ def test_bad_options_end_with_code_2_and_no_output(
     (folder / "sub").mkdir()
     (folder / "folder.mp4").mkdir()
     before = sorted(folder.rglob("*"))
-    assert cli.main(["generate", "scene.json", *options]) == 2
+    assert cli.main(["generate", "scene.json", *options.split()]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
     assert sorted(folder.rglob("*")) == before
     assert json.loads((folder / "scene.json").read_text())["prompt"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write to")
-def test_a_folder_that_cannot_be_written(
-    make_scene: SceneMaker, registered: ModuleType, capsys: pytest.CaptureFixture[str]
+def test_missing_scene_and_read_only_folder_return_2(
+    make_scene: SceneMaker, out: Path, registered: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["generate", str(make_scene()), "-o", "/proc/a.mp4"]) == 2
     assert "a folder that can be written to" in capsys.readouterr().err
-
-
-def test_a_missing_scene(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", str(out / "no.json"), "-o", str(out / "a.mp4")]) == 2
     assert "no.json does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["generate"], ["dance"], ["generate", "s.json"], ["generate", "-x"]])
-def test_bad_usage_ends_with_code_2(arguments: list[str]) -> None:
+def test_invalid_usage_returns_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left on device")])
-def test_a_stop_or_a_failure_leaves_nothing(
+def test_failure_while_saving_leaves_no_files(
     error: Any, make_scene: SceneMaker, out: Path, registered: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes while the second video is written, when the first one is complete."""
+    """The overlay fails after the video has been written."""
     import bya_core.pipelines.outputs as output
 
-    def breaking(*_: object) -> Any:
+    def failing(*_: object) -> Any:
         raise error
         yield
 
-    monkeypatch.setattr(output, "render_overlay", breaking)
+    monkeypatch.setattr(output, "render_overlay", failing)
     (out / "a.mp4").write_bytes(b"older")
     arguments = ["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--overlay", str(out / "b.mp4")]
     if error is RuntimeError:
@@ -231,66 +207,58 @@ def test_a_stop_or_a_failure_leaves_nothing(
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_running_process(number: int, make_scene: SceneMaker, out: Path) -> None:
-    """Ctrl-C in the middle of denoising."""
-    program = (
-        "import sys, time, dataclasses, pathlib\n"
-        "from tests import fakes\n"
-        "from tests.unit import conftest\n"
-        "from bya_core.weights import registry\n"
-        "from bya_core.cli import main as cli\n"
-        "from tests.fakes import fake_bundle\n"
-        "bundle = fake_bundle()\n"
-        "forward = bundle.transformer.forward\n"
-        "def slow(**given):\n"
-        "    time.sleep(0.2)\n"
-        "    return forward(**given)\n"
-        "bundle.transformer.forward = slow\n"
-        "folder = pathlib.Path(sys.argv[1]).parent\n"
-        "registry.MODELS['toy'] = dataclasses.replace(\n"
-        "    registry.MODELS['toy'], folder=folder, loader=lambda _: bundle, required_files=())\n"
-        "sys.exit(cli.main(['generate', sys.argv[1], '-o', sys.argv[2], '--steps', '500']))\n"
-    )
+def test_signal_cancels_denoising(number: int, make_scene: SceneMaker, out: Path) -> None:
+    program = """
+import dataclasses, pathlib, sys, time
+from bya_core.cli import main as cli
+from bya_core.weights import registry
+from tests.fakes import fake_bundle
+bundle = fake_bundle()
+forward = bundle.transformer.forward
+def slow(**inputs):
+    time.sleep(0.2)
+    return forward(**inputs)
+bundle.transformer.forward = slow
+folder = pathlib.Path(sys.argv[1]).parent
+registry.MODELS["toy"] = dataclasses.replace(
+    registry.MODELS["toy"], folder=folder, loader=lambda _: bundle, required_files=())
+sys.exit(cli.main(["generate", sys.argv[1], "-o", sys.argv[2], "--steps", "500"]))
+"""
     command = [sys.executable, "-c", program, str(make_scene()), str(out / "a.mp4")]
-    # whoever runs the tests in the background ignores Ctrl-C, and its children would too
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    # background processes ignore SIGINT, and so would their children
+    reset = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=reset)
     assert process.stderr is not None
-    said = ""
-    limit = time.monotonic() + 120
-    while "step 1/500" not in said and time.monotonic() < limit:
-        said += process.stderr.read(1)
+    printed, limit = "", time.monotonic() + 120
+    while "step 1/500" not in printed and time.monotonic() < limit:
+        printed += process.stderr.read(1)
     process.send_signal(number)
     rest = process.stderr.read()
-    assert process.wait(60) == 130, said + rest
+    assert process.wait(60) == 130, printed + rest
     assert "nothing was saved" in rest
     assert list(out.iterdir()) == []
 
 
-def test_models_lists_every_entry(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for entry in registry.MODELS.values():
-        assert all(text in said for text in (entry.name, entry.purpose, entry.size, entry.license))
+        assert all(text in printed for text in (entry.name, entry.purpose, entry.size, entry.license))
 
 
-def test_doctor_tells_people_and_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["healthy"] and report["machine"]["device"]
-    states = {finding["name"]: finding["state"] for finding in report["findings"]}
-    assert states["torch"] == states["python"] == states["video writing"] == "ok"
-    assert all(f["advice"] for f in report["findings"] if f["state"] != "ok")
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
-
-
-def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import importlib.util
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    states = {finding["name"]: finding["state"] for finding in report["findings"]}
+    assert report["healthy"] and report["machine"]["device"]
+    assert states["torch"] == states["python"] == states["video writing"] == "ok"
+    assert all(finding["advice"] for finding in report["findings"] if finding["state"] != "ok")
 
     find = importlib.util.find_spec
-    gone = ("av", "timm", "torch")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in gone else find(name, *rest))
+    missing = ("av", "timm", "torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
     assert cli.main(["doctor", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     states = {finding["name"]: finding["state"] for finding in report["findings"]}
@@ -298,7 +266,7 @@ def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert not report["healthy"]
 
 
-def test_registry_is_honest(bundle: ModelBundle, registered: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_model_raises(bundle: ModelBundle, registered: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader.load_bundle("toy") is bundle
     with pytest.raises(InputError, match="use --model toy"):
         registry.find_model("toyy")
@@ -312,7 +280,15 @@ def test_registry_is_honest(bundle: ModelBundle, registered: ModuleType, monkeyp
         loader.load_bundle("toy")
 
 
-def test_help_and_listing_need_no_torch() -> None:
-    """They answer at once."""
+def test_help_does_not_import_torch() -> None:
     program = "import sys; from bya_core.cli import main as cli; cli.main(['models']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"• {kind.__name__.lower()}" in printed for kind in cli.COMMANDS)
+    assert max(map(len, printed.splitlines())) <= 100

@@ -1,4 +1,4 @@
-"""Long videos from the command line: streamed to the file, stopped and gone on with, a window made again."""
+"""Videos of several windows: outputs, resuming, regenerating."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SceneMaker = Callable[..., Path]
 
 @pytest.fixture
 def scene(make_scene: SceneMaker, tmp_path: Path, registered: ModuleType) -> Path:  # noqa: F811
-    """33 frames (1.3 s of speech, length auto) in windows of 9 that share 1: four of them."""
+    """33 frames (1.3 s of speech, automatic length) in four windows of 9 that overlap by 1."""
     for name in ("ada", "bo"):
         write_wav(tmp_path / "scene" / f"{name}.wav", tone(1.3))
     return make_scene()
@@ -34,12 +34,12 @@ def count_frames(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_a_long_scene_is_made_in_windows(scene: Path, tmp_path: Path) -> None:
+def test_long_scene_is_generated_in_windows(scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     arguments = ["-o", out / "a.mp4", "--overlay", out / "o.mp4", "--masks", out / "m.npz", "--json", out / "r.json"]
     assert cli.main(["generate", str(scene), *map(str, arguments)]) == 0
-    assert {path.name for path in out.iterdir()} == {"a.mp4", "o.mp4", "m.npz", "r.json"}, "windows are cleared away"
+    assert {path.name for path in out.iterdir()} == {"a.mp4", "o.mp4", "m.npz", "r.json"}
     assert count_frames(out / "a.mp4") == count_frames(out / "o.mp4") == 33
     sound, rate = read_audio(out / "a.mp4")
     assert sound.shape[1] / rate == pytest.approx(33 / 25, abs=0.1)
@@ -49,7 +49,7 @@ def test_a_long_scene_is_made_in_windows(scene: Path, tmp_path: Path) -> None:
     assert not any("cut" in warning for warning in report["warnings"])
 
 
-def test_a_stopped_run_says_where_it_goes_on(
+def test_interrupted_run_is_resumed(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4")]
@@ -64,12 +64,12 @@ def test_a_stopped_run_says_where_it_goes_on(
     assert f"2 finished windows kept in {tmp_path / 'a.windows'}" in capsys.readouterr().err
     assert not (tmp_path / "a.mp4").exists()
     assert cli.main(command) == 0
-    said = capsys.readouterr().err
-    assert "Window 3 of 4" in said and "Window 2 of 4" not in said
+    printed = capsys.readouterr().err
+    assert "Window 3 of 4" in printed and "Window 2 of 4" not in printed
     assert count_frames(tmp_path / "a.mp4") == 33 and not (tmp_path / "a.windows").exists()
 
 
-def test_kept_windows_can_be_made_again(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_window_is_regenerated(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work, report = tmp_path / "work", tmp_path / "r.json"
     command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4"), "--work-dir", str(work), "--json", str(report)]
     assert cli.main(command) == 0

@@ -1,4 +1,4 @@
-"""`bya report`: the drawn truth passes, swapped and shifted voices do not; real faces."""
+"""`bya report` on drawn ground truth, and on faces that detection and SyncNet are replaced for."""
 
 from __future__ import annotations
 
@@ -32,67 +32,67 @@ def clip() -> PuppetClip:
 
 @pytest.fixture(scope="module")
 def folder(clip: PuppetClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn video and scene files: as it was drawn, with the voices swapped, and with the sound 200 ms late."""
+    """A drawn video and scene files: with the original speech, swapped speech, and speech delayed by 200 ms."""
     soundfile = pytest.importorskip("soundfile")
-    place = tmp_path_factory.mktemp("report")
-    write_video(place / "talk.mp4", clip.frames, clip.fps, (torch.from_numpy(clip.mix)[None], SAMPLE_RATE))
+    path = tmp_path_factory.mktemp("report")
+    write_video(path / "talk.mp4", clip.frames, clip.fps, (torch.from_numpy(clip.mix)[None], SAMPLE_RATE))
     for n, (portrait, speech) in enumerate(zip(clip.portraits, clip.speeches, strict=True)):
-        Image.fromarray(portrait).save(place / f"{n}.png")
-        soundfile.write(place / f"{n}.wav", speech, SAMPLE_RATE)
+        Image.fromarray(portrait).save(path / f"{n}.png")
+        soundfile.write(path / f"{n}.wav", speech, SAMPLE_RATE)
     for name, order, offset in (("right", (0, 1), 0.0), ("swapped", (1, 0), 0.0), ("late", (0, 1), 0.2)):
         people = [
             {"name": "ABCD"[n], "image": f"{n}.png", "speech": f"{voice}.wav", "offset": offset}
             for n, voice in enumerate(order)
         ]
-        (place / f"{name}.json").write_text(json.dumps({"prompt": "two", "characters": people, "length": 73}))
-    np.savez(place / "masks.npz", masks=clip.masks[:, ::4].astype(np.float32)[::-1], names=np.array(["B", "A"]))
-    return place
+        (path / f"{name}.json").write_text(json.dumps({"prompt": "two", "characters": people, "length": 73}))
+    np.savez(path / "masks.npz", masks=clip.masks[:, ::4].astype(np.float32)[::-1], names=np.array(["B", "A"]))
+    return path
 
 
-def asked(folder: Path, scene: str, *more: str) -> tuple[int, dict]:
+def run_report(folder: Path, scene: str, *more: str) -> tuple[int, dict]:
     code = main(["report", str(folder / "talk.mp4"), "--scene", str(folder / f"{scene}.json"), *more])
     return code, json.loads((folder / "talk.binding.json").read_text())
 
 
-def test_the_drawn_truth_passes(folder, capsys):
-    code, made = asked(folder, "right")
-    assert code == 0 and made["passed"] is True and made["verdicts"] == ["own", "own"]
-    assert made["offset"] == [0, 0] and not made["follows_another"] and made["failed"] == [[], []]
-    assert made["identity"]["colors"]["correct"] == [True, True] and min(made["identity"]["colors"]["mean"]) > 0.8
-    assert any(end - start > 0.5 for start, end in made["listening"][0]), "people take turns"
+def test_ground_truth_passes(folder, capsys):
+    code, report = run_report(folder, "right")
+    assert code == 0 and report["passed"] is True and report["verdicts"] == ["own", "own"]
+    assert report["offset"] == [0, 0] and not report["follows_another"] and report["failed"] == [[], []]
+    assert report["identity"]["colors"]["correct"] == [True, True] and min(report["identity"]["colors"]["mean"]) > 0.8
+    assert any(end - start > 0.5 for start, end in report["listening"][0])
     assert "Binding: passed" in capsys.readouterr().out
     with Image.open(folder / "talk.binding.png") as picture:
         assert picture.size[0] == 1152
 
 
-def test_swapped_voices_do_not_pass(folder, capsys):
-    code, made = asked(folder, "swapped")
-    assert code == NOT_BOUND and made["passed"] is False and made["verdicts"] == ["wrong", "wrong"]
-    assert {row["voice"] for row in made["follows_another"]} == {"A", "B"}
-    assert all(made["failed"]) and "FAILED" in capsys.readouterr().out
+def test_swapped_speech_fails(folder, capsys):
+    code, report = run_report(folder, "swapped")
+    assert code == NOT_BOUND and report["passed"] is False and report["verdicts"] == ["wrong", "wrong"]
+    assert {row["voice"] for row in report["follows_another"]} == {"A", "B"}
+    assert all(report["failed"]) and "FAILED" in capsys.readouterr().out
 
 
-def test_200_milliseconds_show_as_5_frames(folder):
-    code, made = asked(folder, "late")
-    assert code == NOT_BOUND and made["verdicts"] == ["shifted", "shifted"]
-    assert made["offset"] == [-5, -5] and "5 frames (200 ms) early" in made["text"][0]
+def test_delayed_speech_fails(folder):
+    code, report = run_report(folder, "late")
+    assert code == NOT_BOUND and report["verdicts"] == ["shifted", "shifted"]
+    assert report["offset"] == [-5, -5] and "5 frames (200 ms) early" in report["text"][0]
 
 
-def test_masks_of_a_run_are_used_by_name(folder):
-    code, made = asked(folder, "right", "--masks", str(folder / "masks.npz"))
-    assert code == 0 and made["verdicts"] == ["own", "own"]
+def test_masks_are_matched_by_name(folder):
+    code, report = run_report(folder, "right", "--masks", str(folder / "masks.npz"))
+    assert code == 0 and report["verdicts"] == ["own", "own"]
     np.savez(folder / "short.npz", masks=np.zeros((2, 3, 4, 4)))
-    assert asked(folder, "right", "--masks", str(folder / "short.npz"))[0] == 2
+    assert run_report(folder, "right", "--masks", str(folder / "short.npz"))[0] == 2
 
 
-def test_video_that_is_none(tmp_path):
+def test_invalid_video_raises(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match="cannot be read"):
         read_video(tmp_path / "a.mp4")
 
 
 class Detector:
-    """Sees two faces at fixed places."""
+    """Detects faces at fixed positions."""
 
     name = "two boxes"
 
@@ -104,7 +104,7 @@ class Detector:
 
 
 class Embedder:
-    """Lips as brightness of the crop, voices as loudness: enough to bind."""
+    """Lips are the brightness of the crop, speech is its power."""
 
     def lips(self, crops: np.ndarray) -> np.ndarray:
         light = crops.reshape(len(crops), -1).mean(axis=1)[:-5]
@@ -115,17 +115,17 @@ class Embedder:
         return np.stack([(power - power.mean()) / max(power.std(), 1e-9), np.zeros_like(power)], axis=1)
 
 
-class Colour:
-    """Who a face is: its mean colour."""
+class MeanColor:
+    """Identity features: the mean color."""
 
-    name, size = "colour", 8
+    name, size = "color", 8
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1, 3).mean(axis=1) - 100.0
 
 
 def people() -> tuple[torch.Tensor, list[Speech], list[torch.Tensor]]:
-    """A red and a blue face that get brighter with their voices, the blue one on the left."""
+    """A red and a blue face whose brightness follows their speech; the blue one is on the left."""
     rng = np.random.default_rng(0)
     power = rng.uniform(0, 1, (2, 40))
     frames = np.full((40, 48, 96, 3), 90, dtype=np.uint8)
@@ -138,27 +138,27 @@ def people() -> tuple[torch.Tensor, list[Speech], list[torch.Tensor]]:
     return torch.from_numpy(frames), speeches, portraits
 
 
-def test_real_faces_are_followed_and_told_apart():
+def test_faces_are_tracked_and_identified():
     frames, speeches, portraits = people()
     boxes = [(10.0, 10.0, 34.0, 34.0), (60.0, 10.0, 84.0, 34.0)]
-    tools = FaceTools(Detector(boxes), Embedder(), [Colour()], ("a part is missing.",))
+    tools = FaceTools(Detector(boxes), Embedder(), [MeanColor()], ("a part is missing.",))
     seen = measure_faces(frames, speeches, 25.0, portraits, tools)
-    assert np.allclose(seen.boxes[0, 7], boxes[1]), "the first character is red, and red is on the right"
-    assert seen.identity["colour"].correct.all() and seen.sync.correct.all() and not seen.sync.failing
+    assert np.allclose(seen.boxes[0, 7], boxes[1])
+    assert seen.identity["color"].correct.all() and seen.sync.correct.all() and not seen.sync.failing
     crossed = measure_faces(frames, speeches[::-1], 25.0, portraits, tools)
     assert not crossed.sync.correct.any() and len(crossed.sync.failing) >= 2
     masks = np.zeros((2, 40, 48, 96), dtype=bool)
     masks[0, :, :, :48], masks[1, :, :, 48:] = True, True
     swapped = measure_faces(
-        frames, speeches, 25.0, portraits, FaceTools(Detector(boxes), None, [Colour()]), masks=masks
+        frames, speeches, 25.0, portraits, FaceTools(Detector(boxes), None, [MeanColor()]), masks=masks
     )
-    assert not swapped.identity["colour"].correct.any(), "where masks say who is where, a swapped identity shows"
+    assert not swapped.identity["color"].correct.any()
     order = measure_faces(frames, speeches, 25.0, portraits, FaceTools(Detector(boxes)))
     assert np.allclose(order.boxes[0, 7], boxes[0]) and "left to right" in order.notices[-1]
     assert order.sync is None and not order.identity
 
 
-def test_frame_rates_are_brought_to_that_of_syncnet():
+def test_frame_rate_is_converted():
     frames, speeches, _ = people()
     boxes = np.tile(np.array([[[60.0, 10, 84, 34]], [[10.0, 10, 34, 34]]]), (1, 40, 1))
     plain = measure_sync(frames.numpy(), boxes, speeches, 25.0, torch.eye(2), Embedder())
@@ -167,25 +167,25 @@ def test_frame_rates_are_brought_to_that_of_syncnet():
     assert np.allclose(plain.confidence, fast.confidence, atol=0.1) and plain.correct.all()
 
 
-def test_a_report_on_real_people_says_what_sync_says():
+def test_report_on_real_people():
     frames, speeches, _ = people()
     masks = torch.ones(2, 40, 4, 4)
     sync = CrossTalk(
         np.array([[6.0, 1.0], [1.2, 5.0]]), np.full((2, 2), 8.0), np.array([[0, 3], [1, -4]]), np.array([0, 1]),
         (Span(0, 1, 0.4, 0.9),),
     )  # fmt: skip
-    made = binding_report(
+    report = binding_report(
         frames, masks, speeches, 25.0, ["Ada", "Bo"], faces=FaceMetrics(sync, notices=("FID is missing.",))
     )
-    assert made.metrics["verdicts"] == ["own", "shifted"] and made.metrics["measure"] == SYNC.name
-    assert "4 frames (160 ms) early" in made.text and "FID is missing." in made.text
-    assert "From 0.40 to 0.90 s Ada follows the voice of Bo" in made.text
+    assert report.metrics["verdicts"] == ["own", "shifted"] and report.metrics["measure"] == SYNC.name
+    assert "4 frames (160 ms) early" in report.text and "FID is missing." in report.text
+    assert "From 0.40 to 0.90 s Ada follows the voice of Bo" in report.text
 
 
-def test_what_is_missing_is_told_and_the_rest_measured(folder, tmp_path, monkeypatch):
+def test_missing_weights_are_reported(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
     tools = FaceTools.load()
     assert tools.sync is None and any(SYNCNET.file in notice for notice in tools.notices)
-    blind = FaceTools(None, notices=tools.notices)
-    made = measure_file(folder / "talk.mp4", folder / "right.json", people="real", tools=blind)
-    assert made.metrics["passed"] is None and "syncnet_v2.model" in made.text and "FaceNet" in made.text
+    tools = FaceTools(None, notices=tools.notices)
+    report = measure_file(folder / "talk.mp4", folder / "right.json", people="real", tools=tools)
+    assert report.metrics["passed"] is None and "syncnet_v2.model" in report.text and "FaceNet" in report.text

@@ -1,4 +1,4 @@
-"""The self-test: weights by rule, the toy model end to end, and one step of the full size's way in a small config."""
+"""The self-test: reproducible random weights, the toy model, and the released architecture in a small config."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ SIZE = NativeSize(64, 96, 9)
     ("name", "shape"),
     [("a.weight", (7,)), ("a.bias", (7,)), ("b.proj.weight", (5, 3, 2)), ("latents", (1, 4, 6)), ("c", (3,))],
 )
-def test_weights_follow_the_rule_of_the_parity_tests(
+def test_random_weights_match_the_parity_tests(
     name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = reference.weight(name, shape, "salt")
     assert torch.equal(weight_rule.draw(name, shape, "salt"), expected)
     assert torch.equal(weight_rule.draw_input(name, shape, "salt"), reference.input_tensor(name, shape, "salt"))
-    monkeypatch.setattr(weight_rule, "DRAW_SIZE", 4)  # drawn in pieces they are the same
+    monkeypatch.setattr(weight_rule, "DRAW_SIZE", 4)  # the chunk size does not matter
     assert torch.equal(weight_rule.draw(name, shape, "salt"), expected)
     assert weight_rule.draw(name, shape, "salt", torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_a_model_without_memory_is_filled() -> None:
+def test_meta_model_is_filled() -> None:
     expected = reference.fill(BindYourAvatarTransformer3DModel(num_layers=2, **SMALL), "salt").state_dict()
     with init_empty_weights():
         model = BindYourAvatarTransformer3DModel(num_layers=2, **SMALL)
@@ -50,73 +50,69 @@ def test_a_model_without_memory_is_filled() -> None:
     assert filled.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(filled[key], value), key
-    assert float(filled["router.pos_emb"].abs().sum()) > 0  # a table, not drawn
+    assert float(filled["router.pos_emb"].abs().sum()) > 0  # computed, not random
 
 
-def test_the_toy_model_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_toy_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest"]) == 0
-    told = capsys.readouterr().out
-    assert "generated 9 frames of 96x64" in told and "Decoding" in told
-    assert "Peak RAM" in told and "crc32" in told
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("generated 9 frames of 96x64", "Decoding", "Peak RAM", "crc32"))
 
 
-def test_a_machine_that_computes_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incorrect_video_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     from bya_core.pipelines.generate import Video
 
-    grey = torch.full((9, 64, 96, 3), 128, dtype=torch.uint8)
-    made = Video(grey, torch.zeros(2, 3, 8, 12), None, None, torch.eye(2))  # type: ignore[arg-type]
-    monkeypatch.setattr("bya_core.pipelines.generate.generate", lambda *_: made)
+    gray = torch.full((9, 64, 96, 3), 128, dtype=torch.uint8)
+    video = Video(gray, torch.zeros(2, 3, 8, 12), None, None, torch.eye(2))  # type: ignore[arg-type]
+    monkeypatch.setattr("bya_core.pipelines.generate.generate", lambda *_: video)
     with pytest.raises(RuntimeError, match="incorrect results"):
         selftest.check_toy_model("cpu")
 
 
 @pytest.mark.parametrize("layers", [None, 3])
-def test_full_size_in_a_small_config(layers: int | None) -> None:
-    made = selftest.check_full_size(layers, device="cpu", config=SMALL, native=SIZE)
+def test_full_size(layers: int | None) -> None:
+    result = selftest.check_full_size(layers, device="cpu", config=SMALL, native=SIZE)
     depth = layers or 1
-    assert f"{depth} blocks" in made.lines[0]
-    assert f"Not a full run, because there is no GPU: {depth} of 42" in made.lines[2]
-    assert {"Loading model", "Encoding faces and audio", "Denoising"} <= made.seconds.keys()
-    again = selftest.check_full_size(layers, device="cpu", config=SMALL, native=SIZE)
-    assert (
-        again.checksum == made.checksum != selftest.check_full_size(2, device="cpu", config=SMALL, native=SIZE).checksum
-    )
+    assert f"{depth} blocks" in result.lines[0]
+    assert f"Not a full run, because there is no GPU: {depth} of 42" in result.lines[2]
+    assert {"Loading model", "Encoding faces and audio", "Denoising"} <= result.seconds.keys()
+    same, other = (selftest.check_full_size(n, device="cpu", config=SMALL, native=SIZE) for n in (layers, 2))
+    assert same.checksum == result.checksum != other.checksum
 
 
-def test_with_guidance_and_fast_weights() -> None:
+def test_full_size_with_guidance() -> None:
     options = {"codec": False, "native": SIZE}
     bundle = full_size.build_full_size(2, torch.float32, SMALL, **options)  # type: ignore[arg-type]
-    made = full_size.run_steps(bundle, branches=2, steps=2)
-    assert made.shape == (1, 3, 16, 8, 12) and made.isfinite().all() and made.std() > 0
+    latents = full_size.run_steps(bundle, branches=2, steps=2)
+    assert latents.shape == (1, 3, 16, 8, 12) and latents.isfinite().all() and latents.std() > 0
     with pytest.raises(InputError, match="a model with encoders"):
         bundle.text.encode(["a"])
 
 
-def test_too_little_memory_is_told_before_anything_is_built(
+def test_too_little_memory_is_reported_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(full_size, "free_host_memory", lambda: 3 * 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(full_size, "fill_random", lambda *_: pytest.fail("weights were drawn"))
+    monkeypatch.setattr(full_size, "fill_random", lambda *_: pytest.fail("weights were created"))
     assert main(["selftest", "--full-size", "--layers", "2"]) == 2
-    told = capsys.readouterr().err
-    assert "3.0 GB of memory available" in told and "and one step" in told and "--layers" in told
+    printed = capsys.readouterr().err
+    assert "3.0 GB of memory available" in printed and "and one step" in printed and "--layers" in printed
 
 
 @pytest.mark.parametrize("command", ["generate", "probe"])
-def test_memory_can_be_chosen(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is asked for reaches the ladder; a size that is none is refused by the command line."""
-    asked: list[str | None] = []
+def test_vram_budget_is_passed_on(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    budgets: list[str | None] = []
 
     def load(name: str, *, vram: str | None = None) -> None:
-        asked.append(vram)
-        raise InputError("enough seen", "nothing more", "stop")
+        budgets.append(vram)
+        raise InputError("problem", "expected", "hint")
 
     scene = Path(__file__).resolve().parents[3] / "demo" / "scene.json"
     out = str(tmp_path / ("a.mp4" if command == "generate" else "a.safetensors"))
     monkeypatch.setattr("bya_core.pipelines.load.load_model", load)
     for extra in ([], ["--vram", "12"]):
         assert main([command, str(scene), "-o", out, *extra]) == 2
-    assert asked == ["auto", "12"]
+    assert budgets == ["auto", "12"]
     with pytest.raises(SystemExit):
         main([command, str(scene), "--vram", "13"])
