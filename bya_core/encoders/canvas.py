@@ -95,7 +95,7 @@ def check_fit(fit: FrameFit, layout: CanvasLayout) -> None:
     if fit == "stretch" and layout != "released":
         raise InputError(
             'first_frame_fit "stretch" with a model that is not the released one',
-            '"crop" or "pad"; only the released weights are used with stretched pictures',
+            '"crop" or "pad"; only the released weights are trained with stretched images',
             "choose one of them",
         )
 

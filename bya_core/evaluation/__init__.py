@@ -1,1 +1,1 @@
-"""Metrics measured on finished videos, masks and sound; nothing here depends on a model."""
+"""Metrics of generated videos and masks."""

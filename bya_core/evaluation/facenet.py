@@ -131,8 +131,8 @@ class FaceNet:
         self.network, self.device, self.batch = network.to(device), torch.device(device), batch
 
     @torch.inference_mode()
-    def embed(self, pictures: np.ndarray) -> np.ndarray:
+    def embed(self, images: np.ndarray) -> np.ndarray:
         """Embed images uint8 [K, 160, 160, 3], see `face_tracks.face_crops`: normalized, float32 [K, 512]."""
-        pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         batches = ((part.to(self.device, torch.float32) - 127.5) / 128.0 for part in pixels.split(self.batch))
         return torch.cat([self.network(batch).cpu() for batch in batches]).numpy()

@@ -1,4 +1,4 @@
-"""The timeline plot: what is at which second, in which color."""
+"""Timeline plot: positions and colors of its elements."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def filled(axes: Axes) -> list[tuple[float, float, float]]:
     return found
 
 
-def test_each_speech_is_in_its_lane_at_its_time(scene: Scene) -> None:
+def test_speech_lanes(scene: Scene) -> None:
     page = timeline_page(scene, spans=[[(0.0, 1.0)], [(1.0, 2.0)], []])
     assert list(rows(page)) == ["Ada", "Bo", "Cleo"]
     for name, span in (("Ada", (0, 1)), ("Bo", (1, 2))):
@@ -61,13 +61,13 @@ def test_each_speech_is_in_its_lane_at_its_time(scene: Scene) -> None:
     assert not filled(rows(page)["Cleo"])
 
 
-def test_spans_are_found_where_none_are_given(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_default_to_voice_activity(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeline_plot, "spans_of", lambda _: [[(0.0, 1.0)], [(1.0, 2.0)], []])
-    found, given = draw_timeline(scene), draw_timeline(scene, spans=[[(0.0, 1.0)], [(1.0, 2.0)], []])
-    assert np.array_equal(np.asarray(found), np.asarray(given))
+    spans = [[(0.0, 1.0)], [(1.0, 2.0)], []]
+    assert np.array_equal(np.asarray(draw_timeline(scene)), np.asarray(draw_timeline(scene, spans=spans)))
 
 
-def test_a_swapped_matrix_swaps_the_lanes(scene: Scene) -> None:
+def test_swapped_matrix(scene: Scene) -> None:
     swapped = dataclasses.replace(scene, audio_character_matrix=torch.eye(3)[[1, 0, 2]])
     page = timeline_page(swapped, spans=[[(1.0, 2.0)], [(0.0, 1.0)], []])
     ((start, end, _),) = [each for each in filled(rows(page)["Ada"]) if each[2] == 1]
@@ -75,7 +75,7 @@ def test_a_swapped_matrix_swaps_the_lanes(scene: Scene) -> None:
     assert "voice of Bo" in {text.get_text() for text in page.figure.texts}
 
 
-def test_prompts_windows_and_notices_are_shown(scene: Scene) -> None:
+def test_prompts_windows_and_notices(scene: Scene) -> None:
     prompts = (PromptSpan(0, 1, "They talk"), PromptSpan(1.5, 2, "They laugh"))
     full = dataclasses.replace(scene, prompts=prompts, notices=("The speech of Bo is silent.",))
     page = timeline_page(full, spans=[[], [], []], windows=[(0, 1.2), (0.8, 2)])
@@ -96,7 +96,7 @@ def test_speech_after_the_end_is_marked(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 8])
-def test_long_names_stay_left_of_the_lanes(count: int) -> None:
+def test_long_names_are_shortened(count: int) -> None:
     image = torch.zeros(3, 8, 8)
     characters = [Character(f"{'Bartholomew ' * 9}{k} $x_1$", image) for k in range(count)]
     page = timeline_page(Scene("a prompt " * 80, characters, [None] * count, 64, 96, 50), spans=[[]] * count)
@@ -107,7 +107,7 @@ def test_long_names_stay_left_of_the_lanes(count: int) -> None:
     assert all(text.get_window_extent(page.canvas.get_renderer()).x1 < lane.x0 for text in names)
 
 
-def test_plots_need_no_display_and_no_home(scene: Scene) -> None:
+def test_plots_without_display_and_home(scene: Scene) -> None:
     program = (
         "import sys; import bya_core.evaluation.plots as plots; page = plots.Page(96, 96); page.text(4, 4, 'a');"
         "page.image(); sys.exit('matplotlib.pyplot' in sys.modules)"
@@ -117,7 +117,7 @@ def test_plots_need_no_display_and_no_home(scene: Scene) -> None:
     assert subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT).returncode == 0
 
 
-def test_windows_are_those_of_the_video(scene: Scene) -> None:
+def test_window_spans(scene: Scene) -> None:
     assert window_spans(dataclasses.replace(scene, num_frames=17), DEFAULTS) == [(0, 0.68)]
     long = dataclasses.replace(scene, num_frames=49, windows=WindowConfig(None, 5))
     spans = window_spans(long, DEFAULTS)

@@ -1,4 +1,4 @@
-"""A long scene for the small random model: 45 frames in windows of 17 that share 5."""
+"""A long scene for the small random model: 45 frames in windows of 17 that overlap by 5."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def bundle() -> ModelBundle:
 
 @pytest.fixture(scope="session")
 def long_scene(bundle: ModelBundle) -> LongScene:
-    """Keyword arguments replace fields of the scene."""
+    """Builds the scene; keyword arguments replace its fields."""
 
-    def make(**given: Any) -> Scene:
+    def make(**fields: Any) -> Scene:
         pictures = torch.rand(3, 3, 40, 32, generator=torch.Generator().manual_seed(1))
         scene = Scene(
             prompt="Ada talks to Bo",
@@ -39,6 +39,6 @@ def long_scene(bundle: ModelBundle) -> LongScene:
             sampling=replace(bundle.sampling, seed=5),
             windows=WindowConfig(17, 5),
         )
-        return replace(scene, **given)
+        return replace(scene, **fields)
 
     return make

@@ -1,4 +1,4 @@
-"""Scene to video with random weights: shapes, what reaches the model, what is told, what can be stopped."""
+"""Scene to video with random weights: shapes, inputs, notices, progress and cancellation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bya_core.config import RouterConfig
 from bya_core.errors import Cancelled, InputError
@@ -27,9 +28,9 @@ def voice(seconds: float, hertz: float = 200.0) -> Speech:
     return Speech(torch.from_numpy(tone(seconds, hertz)).float()[None], RATE)
 
 
-def scene_of(count: int, bundle: ModelBundle, **given: Any) -> Scene:
+def scene_of(count: int, bundle: ModelBundle, **fields: Any) -> Scene:
     torch.manual_seed(1)
-    settings: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "prompt": "some people",
         "characters": [Character(f"c{i}", torch.rand(3, 20, 24)) for i in range(count)],
         "speeches": [voice(0.3, 200.0 + 100 * i) for i in range(count)],
@@ -38,7 +39,7 @@ def scene_of(count: int, bundle: ModelBundle, **given: Any) -> Scene:
         "num_frames": 9,
         "sampling": bundle.sampling,
     }
-    return Scene(**settings | given)
+    return Scene(**defaults | fields)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -48,17 +49,16 @@ def test_any_number_of_characters(count: int, bundle: ModelBundle) -> None:
     assert video.masks.shape == (count, 3, 4, 6)
     assert video.masks.min() >= 0 and video.masks.max() <= 1
     assert video.audio is not None and video.audio[0].shape == (1, round(9 / 25 * RATE))
-    warned = [notice for notice in video.notices if "trained with at most 2" in notice]
-    assert bool(warned) == (count > 2)
+    assert any("trained with at most 2" in notice for notice in video.notices) == (count > 2)
 
 
-def test_other_sizes_and_lengths_are_made_with_a_warning(bundle: ModelBundle) -> None:
+def test_other_sizes_give_a_notice(bundle: ModelBundle) -> None:
     video = generate(scene_of(2, bundle, height=48, width=64, num_frames=5), bundle)
     assert video.frames.shape == (5, 48, 64, 3) and video.masks.shape == (2, 2, 3, 4)
     assert any("96x64" in notice for notice in video.notices)
 
 
-def test_the_seed_decides(bundle: ModelBundle) -> None:
+def test_seed(bundle: ModelBundle) -> None:
     sampling = dataclasses.replace(bundle.sampling, seed=1)
     first, again = (generate(scene_of(2, bundle, sampling=sampling), bundle) for _ in range(2))
     other = generate(scene_of(2, bundle), bundle)
@@ -82,45 +82,47 @@ def test_every_input_reaches_the_video(change: str, bundle: ModelBundle) -> None
     assert not torch.equal(generate(scene, bundle).frames, generate(scene_of(2, bundle, **changed), bundle).frames)
 
 
-def test_forced_masks_are_the_masks_that_act(bundle: ModelBundle) -> None:
+def test_mask_control(bundle: ModelBundle) -> None:
     masks = torch.zeros(2, 3, 4, 6)
     masks[0, :, :, :3], masks[1, :, :, 3:] = 1.0, 1.0
-    forced = generate(scene_of(2, bundle, routing=RouterConfig("manual"), mask_control=MaskControl(masks)), bundle)
-    torch.testing.assert_close(forced.masks, masks)
-    free = generate(scene_of(2, bundle), bundle)
-    none = scene_of(2, bundle, routing=RouterConfig("manual"), mask_control=MaskControl(masks, torch.zeros(2)))
-    torch.testing.assert_close(generate(none, bundle).masks, free.masks)
-    half = scene_of(2, bundle, routing=RouterConfig("manual"), mask_control=MaskControl(masks, torch.tensor(0.5)))
-    assert not torch.equal(generate(half, bundle).frames, forced.frames)
+
+    def controlled(strength: Tensor) -> Video:
+        control = MaskControl(masks, strength)
+        return generate(scene_of(2, bundle, routing=RouterConfig("manual"), mask_control=control), bundle)
+
+    full, half, none = (controlled(torch.full((2,), strength)) for strength in (1.0, 0.5, 0.0))
+    torch.testing.assert_close(full.masks, masks)
+    torch.testing.assert_close(none.masks, generate(scene_of(2, bundle), bundle).masks)
+    assert not torch.equal(half.frames, full.frames)
 
 
-def test_nobody_speaks(bundle: ModelBundle) -> None:
+def test_no_speech_no_audio(bundle: ModelBundle) -> None:
     assert generate(scene_of(2, bundle, speeches=[None, None]), bundle).audio is None
 
 
-def test_the_watcher_sees_every_step(bundle: ModelBundle) -> None:
-    seen: list[Progress] = []
-    generate(scene_of(2, bundle), bundle, seen.append)
-    steps = [progress for progress in seen if progress.info is not None]
+def test_callback_receives_every_step(bundle: ModelBundle) -> None:
+    received: list[Progress] = []
+    generate(scene_of(2, bundle), bundle, received.append)
+    steps = [progress for progress in received if progress.info is not None]
     assert [(progress.step, progress.total) for progress in steps] == [(1, 2), (2, 2)]
     assert steps[0].info is not None and steps[0].info.masks is not None
     assert steps[0].info.x0.shape == (1, 3, 3, 8, 12)
-    assert "Decoding" in {progress.stage for progress in seen}
+    assert "Decoding" in {progress.stage for progress in received}
 
 
 @pytest.mark.parametrize("when", ["Encoding prompt", "Denoising", "Decoding"])
-def test_the_watcher_can_stop_the_work(when: str, bundle: ModelBundle) -> None:
+def test_callback_cancels(when: str, bundle: ModelBundle) -> None:
     with pytest.raises(Cancelled):
         generate(scene_of(2, bundle), bundle, lambda progress: progress.stage != when)
 
 
-def test_guidance_apart_costs_one_more_branch(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_branches(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
     forward = bundle.transformer.forward
 
-    def counted(**given: Any) -> Any:
-        batches.append(given["hidden_states"].shape[0])
-        return forward(**given)
+    def counted(**inputs: Any) -> Any:
+        batches.append(inputs["hidden_states"].shape[0])
+        return forward(**inputs)
 
     monkeypatch.setattr(bundle.transformer, "forward", counted)
     for text, speech in ((1.0, 1.0), (2.0, 2.0), (2.0, 3.0)):
@@ -133,16 +135,16 @@ def test_mask_statistics() -> None:
     masks = torch.zeros(3, 2, 4, 4)
     masks[0, :, :2] = 0.9
     masks[1, 0, 0, 0] = 0.6
-    figures = mask_statistics(masks)
-    assert [figure.coverage for figure in figures] == pytest.approx([0.5, 1 / 32, 0.0], abs=1e-4)
-    assert [figure.confidence for figure in figures] == pytest.approx([0.9, 0.6, 0.0], abs=1e-4)
+    statistics = mask_statistics(masks)
+    assert [each.coverage for each in statistics] == pytest.approx([0.5, 1 / 32, 0.0], abs=1e-4)
+    assert [each.confidence for each in statistics] == pytest.approx([0.9, 0.6, 0.0], abs=1e-4)
 
 
-def test_report_says_what_was_made_and_how(bundle: ModelBundle) -> None:
+def test_build_report(bundle: ModelBundle) -> None:
     matrix = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     scene = scene_of(2, bundle, audio_character_matrix=matrix, speeches=[voice(0.3), None])
-    made = generate(scene, bundle)
-    video = dataclasses.replace(made, masks=torch.zeros_like(made.masks), notices=("careful",))
+    video = generate(scene, bundle)
+    video = dataclasses.replace(video, masks=torch.zeros_like(video.masks), notices=("careful",))
     report = build_report(scene, Path("scene.json"), bundle, video, {"loading": 1.0}, [Path("a.mp4")])
     assert [character["speech_of"] for character in report["characters"]] == [[], ["c0"]]
     assert report["characters"][0]["mask"] == {"coverage": 0.0, "confidence": 0.0}
@@ -153,9 +155,9 @@ def test_report_says_what_was_made_and_how(bundle: ModelBundle) -> None:
     assert report["model"]["name"] == "toy" and report["seed"] == 0 and report["files"] == ["a.mp4"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
-def test_memory_of_the_process_that_started_us_is_not_counted() -> None:
-    """Linux hands the peak of a process on to those it starts, where a report must tell its own."""
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_ram_excludes_the_parent_process() -> None:
+    """On Linux, `ru_maxrss` of a child process includes the peak of its parent."""
     held = bytearray(b"1") * 300_000_000
     script = (
         "import sys; from bya_core.pipelines.run_report import peak_ram; x = b'1' * int(sys.argv[1]); print(peak_ram())"
@@ -168,33 +170,27 @@ def test_memory_of_the_process_that_started_us_is_not_counted() -> None:
     assert peaks[1] - peaks[0] == pytest.approx(100_000_000, rel=0.1)
 
 
-def test_video_is_frozen(bundle: ModelBundle) -> None:
-    video = Video(torch.zeros(1), torch.zeros(1), bundle.grid(9, 64, 96), None, torch.eye(2))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        video.frames = torch.ones(1)  # type: ignore[misc]
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_a_gpu_it_is_about_the_same_video(bundle: ModelBundle) -> None:
-    there = fake_bundle().to("cuda")
-    assert there.device.type == "cuda"
+def test_gpu_matches_cpu(bundle: ModelBundle) -> None:
+    gpu = fake_bundle().to("cuda")
+    assert gpu.device.type == "cuda"
     masks = torch.rand(2, 3, 4, 6)
     scene = scene_of(2, bundle, first_frame=torch.rand(3, 30, 40))
     half, manual = torch.full((2,), 0.5), RouterConfig("manual")
     forced = dataclasses.replace(scene, routing=manual, mask_control=MaskControl(masks, half))
-    for given in (scene, forced):
-        expected, made = generate(given, bundle), generate(given, there)
-        assert made.frames.device.type == "cpu"
-        torch.testing.assert_close(made.masks, expected.masks, atol=1e-2, rtol=0)
-        assert (made.frames.float() - expected.frames.float()).abs().mean() < 3
+    for each in (scene, forced):
+        expected, video = generate(each, bundle), generate(each, gpu)
+        assert video.frames.device.type == "cpu"
+        torch.testing.assert_close(video.masks, expected.masks, atol=1e-2, rtol=0)
+        assert (video.frames.float() - expected.frames.float()).abs().mean() < 3
 
 
-def test_a_picture_without_a_face_is_told_with_whose_it_is(bundle: ModelBundle) -> None:
-    class Blind:
+def test_errors_of_the_face_encoder_name_the_character(bundle: ModelBundle) -> None:
+    class NoFace:
         def encode(self, image: torch.Tensor) -> None:
-            raise InputError("no face in the picture", "one face", "choose another picture")
+            raise InputError("no face detected", "one face", "use another image")
 
     scene = scene_of(2, bundle)
-    with pytest.raises(InputError, match=f"image of {scene.characters[0].name}: no face in the picture"):
-        generate(scene, dataclasses.replace(bundle, face=Blind()))
+    with pytest.raises(InputError, match=f"image of {scene.characters[0].name}: no face detected"):
+        generate(scene, dataclasses.replace(bundle, face=NoFace()))

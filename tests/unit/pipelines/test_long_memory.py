@@ -1,4 +1,4 @@
-"""A longer video takes no more memory."""
+"""The memory of a long video does not depend on its length."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.fakes import RATE, fake_bundle, tone
 
 torch.set_num_threads(1)
 bundle = fake_bundle()
-# the model takes the time and always the same memory: noise in its place
+# random masks and latents instead of the model
 long_video.route = lambda prepared, *_: Routing.of(
     "intra", torch.rand(1, *prepared.grid.shape), torch.eye(1), strength=0.0
 )
 long_video.denoise_latents = lambda prepared, routing, *_: (
     torch.rand(1, *prepared.conditions.latent_shape), routing.masks
 )
-for windows in (8, 8, 32):  # fewer would not fill the encoder's look-ahead; the first run warms everything up
+for windows in (8, 8, 32):  # enough to fill the look-ahead of the encoder; the first run is a warm-up
     frames = 8 * windows + 1
     scene = Scene(
         prompt="Ada", characters=[Character("Ada", torch.rand(3, 40, 32))],
@@ -46,12 +46,12 @@ for windows in (8, 8, 32):  # fewer would not fill the encoder's look-ahead; the
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_length() -> None:
-    """32 windows against 8, to the written files. Held in memory, their frames alone would be 127 MB more."""
-    # freed blocks go back to the system at once: what is measured is what is held, not what the allocator hoards
-    plain = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command, environment = [sys.executable, "-c", SCRIPT], {**os.environ, **plain}
+    """32 windows against 8, whose frames would need 127 MB more in memory."""
+    # make malloc return freed blocks to the system at once
+    malloc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command, environment = [sys.executable, "-c", SCRIPT], {**os.environ, **malloc}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     _, (short, few), (long, many) = (map(int, line.split()) for line in done.stdout.splitlines())

@@ -1,7 +1,8 @@
-"""Windows that go on from each other: kept, resumed, made again; speech, prompts and masks at their absolute time."""
+"""Long videos: resuming, regenerating, carry-over, and inputs at their absolute time."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,17 +36,21 @@ def whole(bundle: ModelBundle, long_scene: LongScene, tmp_path_factory: pytest.T
     return generate_long(long_scene(), bundle, tmp_path_factory.mktemp("whole"))
 
 
-def test_all_frames_and_masks_are_there(whole: LongVideo, bundle: ModelBundle, long_scene: LongScene) -> None:
+@pytest.fixture
+def copy(whole: LongVideo, tmp_path: Path) -> Path:
+    """A copy of the windows of that run."""
+    return Path(shutil.copytree(whole.files.folder, tmp_path / "copy"))
+
+
+def test_shapes(whole: LongVideo, bundle: ModelBundle, long_scene: LongScene) -> None:
     assert len(whole.windows) == len(plan(long_scene(), bundle)) == 4
     assert frames_of(whole).shape == (45, 64, 96, 3) and len(whole.frames) == 45
     assert whole.masks.shape == (2, *whole.grid.shape) and whole.grid.frames == 12
     assert whole.audio is not None and whole.audio[0].shape[1] == round(45 / 25 * RATE)
-    assert len({row["seed"] for row in whole.windows}) == 4, "windows of equal noise would repeat each other"
+    assert len({row["seed"] for row in whole.windows}) == 4, "windows have different noise"
 
 
-def test_a_scene_of_one_window_is_the_ordinary_video(
-    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
-) -> None:
+def test_single_window_equals_generate(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
     scene = long_scene(num_frames=17)
     video = generate(scene, bundle)
     made = generate_long(scene, bundle, tmp_path)
@@ -62,7 +67,7 @@ def test_generate_uses_windows_for_a_long_scene(
 
 
 @pytest.mark.parametrize("where", ["Window 1 of 4: Decoding", "Window 3 of 4: Denoising"])
-def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
+def test_cancelled_run_resumes_to_the_same_video(
     whole: LongVideo, bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, where: str
 ) -> None:
     def stop(progress: Progress) -> bool:
@@ -70,18 +75,16 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_gives_the_same_video(
 
     with pytest.raises(Cancelled):
         generate_long(long_scene(), bundle, tmp_path, stop)
-    kept = sorted(path.name for path in tmp_path.glob("window_*"))
-    assert len(kept) == int(where[7]) - 1
-    assert not list(tmp_path.glob(".*")), "no half-written file"
+    finished = len(list(tmp_path.glob("window_*")))
+    assert finished == int(where[7]) - 1
+    assert not list(tmp_path.glob(".*")), "no partial file"
     resumed = generate_long(long_scene(), bundle, tmp_path)
-    assert [row["generated"] for row in resumed.windows] == [index >= len(kept) for index in range(4)]
+    assert [row["generated"] for row in resumed.windows] == [index >= finished for index in range(4)]
     assert torch.equal(frames_of(resumed), frames_of(whole))
     assert torch.equal(resumed.masks, whole.masks)
 
 
-def test_one_window_is_made_again_and_fits_its_neighbours(
-    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
-) -> None:
+def test_regenerated_window_fits_its_neighbors(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
     scene = long_scene(windows=WindowConfig(17, 5, match_colors=False))
     before = generate_long(scene, bundle, tmp_path)
     frames, files = frames_of(before), {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -97,46 +100,38 @@ def test_one_window_is_made_again_and_fits_its_neighbours(
     middle = slice(window.start + window.lead, window.stop - window.tail)
     assert not torch.equal(new[middle], frames[middle])
     lead, tail = window.latent_lead, window.latent_tail
-    assert torch.equal(made.latents[:, -tail:], old.latents[:, -tail:]), "the next window went on from these"
+    assert torch.equal(made.latents[:, -tail:], old.latents[:, -tail:]), "the next window continues from these"
     first = again.files.read(0)
-    assert torch.equal(made.latents[:, 1:lead], first.latents[:, 1 - lead :]), "as the window before ends"
+    assert torch.equal(made.latents[:, 1:lead], first.latents[:, 1 - lead :]), "continues the previous window"
 
 
-def test_a_window_can_be_made_again_with_a_given_seed(
-    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
-) -> None:
-    generate_long(long_scene(), bundle, tmp_path)
-    made = [
-        frames_of(generate_long(long_scene(), bundle, tmp_path, regenerate=4, regenerate_seed=77)) for _ in range(2)
-    ]
-    assert torch.equal(*made)
+def test_regenerate_seed(copy: Path, bundle: ModelBundle, long_scene: LongScene) -> None:
+    first, second = (generate_long(long_scene(), bundle, copy, regenerate=4, regenerate_seed=77) for _ in range(2))
+    assert first.windows[3]["seed"] == 77 and second.windows[3]["take"] == 2
+    assert torch.equal(frames_of(first), frames_of(second))
     with pytest.raises(InputError, match="1 to 4"):
-        generate_long(long_scene(), bundle, tmp_path, regenerate=5)
+        generate_long(long_scene(), bundle, copy, regenerate=5)
 
 
-def test_a_folder_of_another_scene_is_refused(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
-    with pytest.raises(Cancelled):
-        generate_long(long_scene(), bundle, tmp_path, lambda progress: not progress.stage.startswith("Window 2"))
+@pytest.mark.parametrize("change", ["prompt", "gain"])
+def test_folder_of_another_scene_raises(copy: Path, bundle: ModelBundle, long_scene: LongScene, change: str) -> None:
     louder = [replace(speech, gain=3.0) for speech in long_scene().speeches]
-    for other in (long_scene(prompt="else"), long_scene(speeches=louder)):
-        with pytest.raises(InputError, match="another scene"):
-            generate_long(other, bundle, tmp_path)
+    other = long_scene(prompt="else") if change == "prompt" else long_scene(speeches=louder)
+    with pytest.raises(InputError, match="another scene"):
+        generate_long(other, bundle, copy)
 
 
-def test_nothing_is_deleted_that_was_not_written_here(
-    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.txt").write_text("keep")
-    made = generate_long(long_scene(), bundle, tmp_path)
-    made.files.remove(len(made.windows))
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    new = tmp_path / "new"
-    made = generate_long(long_scene(), bundle, new)
-    made.files.remove(len(made.windows))
-    assert not new.exists()
+def test_remove_keeps_other_files(copy: Path, bundle: ModelBundle, long_scene: LongScene) -> None:
+    (copy / "mine.txt").touch()
+    video = generate_long(long_scene(), bundle, copy)
+    video.files.remove(len(video.windows))
+    assert [path.name for path in copy.iterdir()] == ["mine.txt"]
+    (copy / "mine.txt").unlink()
+    video.files.remove(len(video.windows))
+    assert not copy.exists()
 
 
-def test_a_full_disk_is_told_before_any_work(
+def test_full_disk_raises_before_the_run(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_video.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
@@ -145,53 +140,53 @@ def test_a_full_disk_is_told_before_any_work(
 
 
 @pytest.fixture
-def heard(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Speech features [M, F + 4] each window was given, in order."""
-    given: list[Tensor] = []
+def received(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Speech features [M, F + 4] of each window, in order."""
+    features_of_windows: list[Tensor] = []
     original = long_video.prepare
 
     def spy(scene: Scene, model: ModelBundle, tracker: Any, features: Tensor) -> Any:
-        given.append(features[:, :, 0, 0])
+        features_of_windows.append(features[:, :, 0, 0])
         return original(scene, model, tracker, features)
 
     monkeypatch.setattr(long_video, "prepare", spy)
-    return given
+    return features_of_windows
 
 
-def test_speech_is_heard_at_its_absolute_time_with_real_neighbours(
-    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, heard: list[Tensor]
+def test_speech_is_at_its_absolute_time(
+    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, received: list[Tensor]
 ) -> None:
-    """A word from 1.00 to 1.20 s is in frames 25 .. 29 of every window that has them, or has them as neighbours."""
+    """A word from 1.00 to 1.20 s is in frames 25 to 29 of each window that contains them or has them as context."""
     word = Speech(torch.from_numpy(tone(0.2)).float()[None], RATE, offset=1.0)
     scene = long_scene(speeches=[None, word])
     generate_long(scene, bundle, tmp_path)
-    assert len(heard) == 4
+    assert len(received) == 4
     found = 0
-    for window, features in zip(plan(scene, bundle), heard, strict=True):
+    for window, features in zip(plan(scene, bundle), received, strict=True):
         assert features.shape == (2, window.frames + 4)
         frames = torch.arange(window.start - 2, window.stop + 2)
         assert torch.equal(features[1] > 0.01, (frames >= 25) & (frames < 30))
         assert not features[0].any()
         found += int((features[1] > 0.01).any())
-    assert found >= 2, "the word lies where windows meet"
+    assert found >= 2, "the word is where two windows overlap"
 
 
-def test_a_window_has_the_prompt_that_covers_most_of_it(
+def test_each_window_has_the_prompt_that_covers_most_of_it(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
 ) -> None:
-    asked: list[str] = []
+    encoded: list[str] = []
 
-    class Listening:
+    class Recorder:
         def encode(self, prompts: list[str]) -> Tensor:
-            asked.extend(prompts)
+            encoded.extend(prompts)
             return bundle.text.encode(prompts)
 
     scene = long_scene(prompts=(PromptSpan(0.9, 1.8, "now they laugh"),), negative_prompt="blur")
-    generate_long(scene, replace(bundle, text=Listening()), tmp_path)
-    assert asked == ["Ada talks to Bo", "blur", "now they laugh"], "each once, in the order of the windows"
+    generate_long(scene, replace(bundle, text=Recorder()), tmp_path)
+    assert encoded == ["Ada talks to Bo", "blur", "now they laugh"], "each once, in order"
 
 
-def test_masks_of_the_window_before_act_first_then_the_router_goes_on(
+def test_masks_of_the_previous_window_override_the_first_steps(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = long_scene(sampling=replace(long_scene().sampling, steps=6), num_frames=29)
@@ -215,16 +210,13 @@ def test_masks_of_the_window_before_act_first_then_the_router_goes_on(
     assert late["mask_override"] is None
 
 
-def test_masks_of_a_person_act_in_the_windows_they_fall_in(
-    bundle: ModelBundle, long_scene: LongScene, tmp_path: Path
-) -> None:
+def test_mask_control_is_split_into_windows(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
     masks = torch.rand(2, 12, 4, 6, generator=torch.Generator().manual_seed(3))
     scene = long_scene(mask_control=MaskControl(masks), routing=RouterConfig(mode="manual"))
     assert torch.allclose(generate_long(scene, bundle, tmp_path).masks, masks, atol=1e-6)
 
 
-def test_colours_are_held_to_the_first_window(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
-    video = generate_long(long_scene(), bundle, tmp_path)
-    means = [video.files.read(index).latents.mean(dim=(0, 1, 3, 4)) for index in range(4)]
+def test_colors_match_the_first_window(whole: LongVideo) -> None:
+    means = [whole.files.read(index).latents.mean(dim=(0, 1, 3, 4)) for index in range(4)]
     for mean in means[1:]:
         assert torch.allclose(mean, means[0], atol=1e-4)
