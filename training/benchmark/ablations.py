@@ -4,7 +4,7 @@
     python -m training.benchmark.ablations --data runs/ablations/data --output runs/ablations --variants no_layer_loss
     python -m training.benchmark.ablations --output runs/ablations --table  # finished runs only
 
-Every variant changes the recipe (`training/recipes/ablation.yaml`). It starts from given weights with a router
+Every variant changes the recipe (`training/recipes/ablation.yaml`). It starts from the weights `init` with a router
 initialized from the seed; all variants of a seed use the same clips and noise in the same order. Results are saved to
 `OUTPUT/results`, one file per variant and seed, so that an interrupted run can be resumed.
 """

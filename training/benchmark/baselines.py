@@ -62,8 +62,8 @@ def _generate(
 def _mixed(target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> GeneratedVideo:
     mixed = Speech(torch.from_numpy(scene.clip.mix)[None], SAMPLE_RATE)
     all_characters = torch.ones(1, len(scene.clip.portraits))
-    asked = target.scene(scene, matrix, scene.first_frame)
-    return _generate(target, replace(asked, speeches=[mixed], audio_character_matrix=all_characters))
+    separate = target.scene(scene, matrix, scene.first_frame)
+    return _generate(target, replace(separate, speeches=[mixed], audio_character_matrix=all_characters))
 
 
 def _halves(target: ModelTarget, scene: SuiteScene, matrix: np.ndarray) -> GeneratedVideo:

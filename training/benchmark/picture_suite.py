@@ -35,6 +35,7 @@ from training.benchmark.picture_metrics import (
 from training.benchmark.puppet_fit import fit_frame
 from training.benchmark.puppet_report import REFERENCE_TARGETS, RowSource, comparable, versions
 from training.benchmark.scenes import SceneSettings, suite_scene
+from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import EvaluationTarget, ModelTarget, ReconstructionTarget
 from training.puppets.world import PuppetClip
 
@@ -235,17 +236,14 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def picture_table(report: dict[str, Any]) -> str:
-    """Format the figures as text."""
-    lines = [f"{report['model']} on {len(report['seeds'])} held-out puppet scenes ({report['settings']['list']})"]
+    """Format the figures as text with Markdown tables."""
+    parts = [f"{report['model']} on {len(report['seeds'])} held-out puppet scenes ({report['settings']['list']})"]
     for frames, groups in report["lengths"].items():
-        lines += ["", f"{frames} frames".ljust(22) + "".join(f"{name:>14}" for name in FIGURES)]
         thirds = groups["all"]["thirds"] if frames != "1" else {}
+        rows = []
         for name, figures in {**groups, **{f"{third} third": part for third, part in thirds.items()}}.items():
-            lines.append(f"  {name:<20}" + "".join(f"{_format(figures.get(column)):>14}" for column in FIGURES))
+            rows.append([name, str(figures["faces"]), *(number(figures.get(key), 3) for key in FIGURES[1:])])
+        parts.append(markdown_table([f"{frames} frames", *FIGURES], rows))
         if required := THRESHOLDS.get(int(frames)):
-            lines.append("  required: " + ", ".join(f"{name} {value:g}" for name, value in required.items()))
-    return "\n".join(lines)
-
-
-def _format(value: float | int | None) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+            parts.append("required: " + ", ".join(f"{name} {value:g}" for name, value in required.items()))
+    return "\n\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import multiprocessing
 import platform
 import time
@@ -158,10 +159,8 @@ def puppet_report(
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the number of scenes, with lists for tuples as in JSON."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in settings.items() if key != "scenes"
-    }
+    """Settings without the number of scenes, as read from JSON and with the defaults of options added later."""
+    return json.loads(json.dumps({"describe_motion": False} | settings | {"scenes": None}))
 
 
 class RowEvaluator(Protocol):

@@ -42,7 +42,7 @@ from training.puppets.looks import MOUTH_RGB
 
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
 MEASURE = 2  # version of the metrics; since 2, a mouth is measured only while it is visible
-VIDEO_NAMES = ("voices as asked", "voices swapped")
+VIDEO_NAMES = ("assigned speeches", "swapped speeches")
 
 Rows = Sequence[dict[str, Any]]
 """Results of `scene_row`."""

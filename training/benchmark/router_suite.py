@@ -31,6 +31,7 @@ from bya_core.routing.route import predict_masks
 from bya_core.sampling.conditions import Prepared
 from training.benchmark.baselines import Baseline, generate_baseline
 from training.benchmark.gallery import VideoStore
+from training.benchmark.puppet_report import comparable
 from training.benchmark.puppet_suite import binding_score, evaluate_clip
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.tables import markdown_table, number
@@ -230,8 +231,8 @@ def router_report(
         videos: saves the videos.
     """
     settings, tracker = {**asdict(target.settings), **target.describe()}, ProgressTracker(callback)
-    comparable = previous is not None and previous["settings"] | {"scenes": 0} == settings | {"scenes": 0}
-    rows = {(row["seed"], row["way"]): row for row in (previous.get("rows", ()) if previous and comparable else ())}
+    reusable = previous is not None and comparable(previous["settings"]) == comparable(settings)
+    rows = {(row["seed"], row["way"]): row for row in (previous.get("rows", ()) if previous and reusable else ())}
     order = list(table)
 
     def report() -> dict[str, Any]:

@@ -23,8 +23,9 @@ from training.benchmark.router_suite import (
     router_table,
 )
 from training.benchmark.scenes import SceneSettings
+from training.benchmark.suites import EvaluateOptions, evaluate_routers
 from training.benchmark.targets import ModelTarget
-from training.evaluate import EvaluateOptions, evaluate_routers, main
+from training.evaluate import main
 
 SETTINGS = SceneSettings(scenes=2, seed_base=2_000_500, num_frames=9)
 

@@ -9,9 +9,9 @@ from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
 from bya_core.weights.loader import load_bundle
 from bya_core.weights.registry import MODELS
+from training.benchmark.puppet_report import Measurements, SceneEvaluator, puppet_report
 from training.benchmark.scenes import SceneSettings, redrawn, suite_scene
 from training.benchmark.targets import ModelTarget
-from training.evaluate import evaluate
 from training.puppets.looks import MOUTH_RGB
 
 SETTINGS = SceneSettings(scenes=6, seed_base=3_000_000)
@@ -27,7 +27,7 @@ def bundle():
 
 @pytest.fixture(scope="module")
 def report(bundle):
-    return evaluate(bundle, SETTINGS, steps=STEPS)
+    return puppet_report(SceneEvaluator.create(bundle, SETTINGS, Measurements(), STEPS))
 
 
 def test_router_masks(report):
