@@ -14,8 +14,7 @@ import numpy as np
 
 from training.command_line import run_command
 from training.data.puppet_plan import PuppetPlan
-from training.data.shards.members import BrokenClip, unpack
-from training.data.shards.reader import find_shards, iterate_members, read_shards
+from training.data.shards.reader import find_shards, read_members, read_shards
 
 
 @dataclass(frozen=True)
@@ -33,27 +32,15 @@ class Arguments:
 
 def check(source: Path) -> tuple[Counter[str], list[str]]:
     """(statistics, errors) after verifying every checksum and decoding every file."""
-    counts: Counter[str] = Counter()
-    broken: list[str] = []
-    for path in find_shards(source):
-        counts["shards"] += 1
-        try:
-            with path.open("rb") as file:
-                for key, members in iterate_members(file):
-                    try:
-                        clip = unpack(key, members)
-                    except BrokenClip as error:
-                        broken.append(f"{path.name}: {error.problem}")
-                        continue
-                    counts["clips"] += 1
-                    counts["frames"] += len(clip.frames)
-                    counts["milliseconds"] += round(1000 * len(clip.frames) / clip.fps)
-                    counts[f"clips with {len(clip.masks)} characters"] += 1
-                    for extension, content in members.items():
-                        kind = re.sub(r"^(portrait|speech)\d+", r"\1", extension.partition(".")[0])
-                        counts[f"bytes of {kind}"] += len(content)
-        except BrokenClip as error:
-            broken.append(f"{path.name}: {error.problem}")
+    counts, broken = Counter[str](shards=len(find_shards(source))), list[str]()
+    for clip, members in read_members(source, "skip", broken):
+        counts["clips"] += 1
+        counts["frames"] += len(clip.frames)
+        counts["milliseconds"] += round(1000 * len(clip.frames) / clip.fps)
+        counts[f"clips with {len(clip.masks)} characters"] += 1
+        for extension, content in members.items():
+            kind = re.sub(r"^(portrait|speech)\d+", r"\1", extension.partition(".")[0])
+            counts[f"bytes of {kind}"] += len(content)
     return counts, broken
 
 

@@ -63,6 +63,13 @@ def read_shards(
         InputError: no shards.
         BrokenClip: an unreadable clip, with "error".
     """
+    return (sample for sample, _ in read_members(source, on_broken, skipped))
+
+
+def read_members(
+    source: Path | str | Iterable[Path | str], on_broken: OnBroken = "error", skipped: list[str] | None = None
+) -> Iterator[tuple[ClipSample, dict[str, bytes]]]:
+    """As `read_shards`, with the files of each clip by extension."""
     for path in find_shards(source):
         try:
             with path.open("rb") as file:
@@ -71,8 +78,8 @@ def read_shards(
                         sample = unpack(key, members)
                     except BrokenClip as error:
                         handle_broken(error, path, on_broken, skipped)
-                        continue
-                    yield sample
+                    else:
+                        yield sample, members
         except BrokenClip as error:
             handle_broken(error, path, on_broken, skipped)
 
