@@ -210,7 +210,7 @@ def _sway(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -
 
 
 def _voices(
-    rng: np.random.Generator, looks: tuple[Look, ...], num_frames: int, fps: int, talk: str
+    rng: np.random.Generator, looks: tuple[Look, ...], num_frames: int, fps: int, talk: Talk
 ) -> tuple[np.ndarray, ...]:
     """Opening [N,F], shape [N,F] and waveform [N,S] of all characters."""
     duration = num_frames / fps
