@@ -32,13 +32,15 @@ class Layout:
         self.json = folder / "all.json"
         self.videos.mkdir(parents=True)
 
-    def add(self, name, people=2, frames=FRAMES, valid=None, dual=True, speaker=None, sound=None, first_left=True):
+    def add(
+        self, name, characters=2, frames=FRAMES, valid=None, streams=2, speaker=None, features=None, first_left=True
+    ):
         """Add a video in which each character is a square; frame f has the gray value 5 * f."""
         images = (np.full((HEIGHT, WIDTH, 3), 5 * f, np.uint8) for f in range(frames))
         write_video(self.videos / f"{name}.mp4", images, 25)
         tracks = self.base / "track_masks_data" / name
-        ids = [str(k + 1) for k in range(people)]
-        for k in range(people):
+        ids = [str(k + 1) for k in range(characters)]
+        for k in range(characters):
             folder = tracks / "tracking_mask_results" / str(10 + k)
             folder.mkdir(parents=True)
             for f in range(frames):
@@ -52,11 +54,11 @@ class Layout:
         self.write(tracks / "corresponding_data.json", {i: {"face": 10 + k} for k, i in enumerate(ids)})
         boxes = [
             {"new_track_id": k + 1, "box": {"x1": 4 + 30 * k, "y1": 8, "x2": 20 + 30 * k, "y2": 30}}
-            for k in range(people)
+            for k in range(characters)
         ]
         self.write(self.base / "refine_bbox_jsons" / f"{name}.json", {str(f): {"head": boxes} for f in range(frames)})
-        for k, side in enumerate(("left_audio", "right_audio") if dual else (".",)):
-            values = torch.arange(sound or frames)[:, None, None] + 100 * k
+        for k, side in enumerate(("left_audio", "right_audio") if streams == 2 else (".",)):
+            values = torch.arange(features or frames)[:, None, None] + 100 * k
             path = self.base / "audio_emb" / side / f"{name}.pt"
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(values.expand(-1, BLOCKS, CHANNELS).half().clone(), path)
@@ -105,7 +107,7 @@ def test_audio_character_matrix(layout, tmp_path, speaker, first_left, crossed):
 
 
 def test_single_stream_and_single_character(layout, tmp_path):
-    layout.add("alone", people=1, dual=False).add("two_one", dual=False, speaker="right")
+    layout.add("alone", characters=1, streams=1).add("two_one", streams=1, speaker="right")
     clips, rejected = layout.convert(tmp_path / "out")
     assert rejected == {} and [clip.matrix.tolist() for clip in clips] == [[[1]], [[0, 1]]]
     assert [len(clip.speech_features) for clip in clips] == [1, 1]
@@ -128,7 +130,7 @@ def test_long_runs_are_split(layout, tmp_path):
 
 
 def test_short_features_are_padded(layout, tmp_path):
-    (clip,), _ = layout.add("short_sound", sound=12).convert(tmp_path / "out")
+    (clip,), _ = layout.add("short_features", features=12).convert(tmp_path / "out")
     assert clip.speech_features[1, :, 0, 0].tolist() == [*range(100, 112), *[0] * 8]
 
 
@@ -158,8 +160,8 @@ INVALID = {
     "no_left_audio": ({}, lambda d, n: _features(d, n, "left").unlink(), "left_audio/no_left_audio.pt"),
     "no_audio": ({}, lambda d, n: [_features(d, n, s).unlink() for s in ("left", "right")], "right_audio/no_audio.pt"),
     "broken_audio": ({}, lambda d, n: _features(d, n, "right").write_bytes(b"\x80\x02no tensor"), "broken_audio.pt"),
-    "three": ({"people": 3}, None, "3 characters"),
-    "empty": ({"people": 0}, None, "0 characters"),
+    "three": ({"characters": 3}, None, "3 characters"),
+    "empty": ({"characters": 0}, None, "0 characters"),
     "no_boxes": ({}, lambda d, n: (d.base / "refine_bbox_jsons" / f"{n}.json").write_text("{}"), "no box"),
     "broken_json": (
         {}, lambda d, n: (d.base / "track_masks_data" / n / "valid_frame.json").write_text("[1, 2"), "valid_frame.json",
@@ -205,7 +207,7 @@ def test_invalid_entry_lists_raise(layout, tmp_path):
 
 
 def test_converted_clips_become_batches(layout, tmp_path, capsys):
-    layout.add("talk").add("alone", people=1, dual=False)
+    layout.add("talk").add("alone", characters=1, streams=1)
     layout.write(layout.json, layout.items)
     layout.list.write_text(f"{layout.videos},{layout.json},{layout.base}")
     main(Arguments(layout.list, tmp_path / "out", min_frames=9))

@@ -254,14 +254,14 @@ def test_index_finds_clips_and_skips_broken_shards(tmp_path):
         assert content.key == clips[number].key and content.header["measured"]["seed"] == 2_000_000 + number
         assert same(content.load(), clips[number])
         assert index.shape(number) == (len(clips[number].masks), 9, 64, 96, 25.0)
-    again = FeatureCache(tmp_path / "cache")
-    ShardIndex(tmp_path / "data", again)
-    assert again.counts == {"index hit": 2}
+    cached = FeatureCache(tmp_path / "cache")
+    ShardIndex(tmp_path / "data", cached)
+    assert cached.counts == {"index hit": 2}
     damage(first, "cut")
     with pytest.raises(BrokenClip, match="clips-000000"):
-        ShardIndex(tmp_path / "data", again)
+        ShardIndex(tmp_path / "data", cached)
     skipped: list[str] = []
-    assert 2 <= len(ShardIndex(tmp_path / "data", again, "skip", skipped)) < 5 and len(skipped) == 1
+    assert 2 <= len(ShardIndex(tmp_path / "data", cached, "skip", skipped)) < 5 and len(skipped) == 1
     with pytest.raises(BrokenClip, match="do not modify shards"):
         index.content(2).load()
 

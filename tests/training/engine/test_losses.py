@@ -21,8 +21,8 @@ def test_x0_loss_is_the_velocity_error_at_every_noise_level() -> None:
     noisy = losses.add_noise(clean, noise, alpha_bar)
     a = alpha_bar.view(-1, 1, 1, 1, 1)
     target = a.sqrt() * noise - (1 - a).sqrt() * clean
-    got = losses.x0_loss(velocity, noisy, clean, alpha_bar)
-    assert torch.isclose(got, (velocity - target).square().mean(), rtol=1e-4)
+    result = losses.x0_loss(velocity, noisy, clean, alpha_bar)
+    assert torch.isclose(result, (velocity - target).square().mean(), rtol=1e-4)
     assert losses.x0_loss(target, noisy, clean, alpha_bar) < 1e-5
 
 
@@ -87,15 +87,15 @@ def test_paper_teacher_masks_augment_forced_masks_only() -> None:
     masks = (torch.rand(2, 2, 3, 4, 6, generator=torch.Generator().manual_seed(3)) > 0.5).float()
     before = masks.clone()
     config = TeacherConfig(noise_std=0.1, token_dropout=0.2, layer_dropout=0.5)
-    got = paper_teacher_masks(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
+    result = paper_teacher_masks(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
     assert torch.equal(masks, before)
-    assert got.forced.shape == got.target.shape == (8, 2, 2, 3, 4, 6)
-    assert (got.target == before).all()
-    assert got.forced.min() >= 0 and got.forced.max() <= 1 and not torch.equal(got.forced, got.target)
-    dropped = got.forced.flatten(2).amax(-1) == 0
+    assert result.forced.shape == result.target.shape == (8, 2, 2, 3, 4, 6)
+    assert (result.target == before).all()
+    assert result.forced.min() >= 0 and result.forced.max() <= 1 and not torch.equal(result.forced, result.target)
+    dropped = result.forced.flatten(2).amax(-1) == 0
     assert 0 < dropped.sum() < dropped.numel()
-    again = paper_teacher_masks(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(got.forced, again.forced)
+    repeated = paper_teacher_masks(masks, layers=8, config=config, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(result.forced, repeated.forced)
     plain = paper_teacher_masks(masks, layers=1, config=TeacherConfig(0.0, 0.0, 0.0))
     assert torch.equal(plain.forced, plain.target)
 

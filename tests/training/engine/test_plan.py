@@ -32,12 +32,12 @@ def test_trace_matches_a_real_step(number):
     assert trace.trained + trace.frozen == sum(p.numel() for p in network.parameters())
 
     weights = {p.data_ptr() for p in network.parameters()}
-    kept = {}
+    saved = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
         if tensor.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
         return tensor
 
     batch = small_batch(1)
@@ -46,7 +46,7 @@ def test_trace_matches_a_real_step(number):
         total, _ = StageLoss(stage)(network, batch, 0)
     outside, blocks = trace.saved
     assert sum(blocks) > 0 and len(blocks) == 3
-    assert outside + sum(blocks) == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.02)
+    assert outside + sum(blocks) == pytest.approx(sum(storage.nbytes() for storage in saved.values()), rel=0.02)
     assert trace.tokens == 2 * 2 * 3 + 4
     # torch's counter misses attention on the CPU: two products of [tokens x tokens x 32] per block
     assert 0 <= trace.forward - real.get_total_flops() < 0.2 * trace.forward
@@ -62,17 +62,17 @@ def test_memory_with_sharding_and_gradient_checkpointing():
     def memory(**hardware):
         return _persistent_memory(trace, stage, Hardware(**hardware))
 
-    alone, zero, full = memory(), memory(devices=4, sharding="zero2"), memory(devices=4, sharding="full")
+    single, zero, full = memory(), memory(devices=4, sharding="zero2"), memory(devices=4, sharding="full")
     trained = trace.trained
-    assert alone["trained weights"] == alone["gradients"] == 4 * trained and alone["optimizer state"] == 8 * trained
+    assert single["trained weights"] == single["gradients"] == 4 * trained and single["optimizer state"] == 8 * trained
     assert zero["optimizer state"] == full["optimizer state"] == 2 * trained
     assert zero["trained weights"] == 2 * trained + trained  # half precision, and a quarter of the float32 copy
     assert full["trained weights"] == full["gradients"] == trained
-    assert full["frozen weights"] == alone["frozen weights"] / 4
+    assert full["frozen weights"] == single["frozen weights"] / 4
     assert "gathered weights" in full and "gathered weights" not in zero
-    assert memory(devices=4) == alone | {"gradients": 8 * trained}  # with the communication buckets
+    assert memory(devices=4) == single | {"gradients": 8 * trained}  # with the communication buckets
     assert memory(use_8bit_adam=True)["optimizer state"] == 2 * trained
-    assert memory(cast_frozen_weights=True)["frozen weights"] == alone["frozen weights"] / 2
+    assert memory(cast_frozen_weights=True)["frozen weights"] == single["frozen weights"] / 2
     everything = plan(recipe(), 1, Hardware()).memory["activations"]
     outside, blocks = trace.saved
     assert everything == outside + sum(blocks)
@@ -94,8 +94,8 @@ def test_step_costs_do_not_depend_on_the_devices():
     one = plan(recipe(), 3, Hardware())
     many = plan(recipe(), 3, Hardware(devices=8, gradient_accumulation_steps=1, sharding="zero2"))
     assert one.flops == many.flops and one.tokens == many.tokens == 16 * one.trace.tokens
-    again = plan(recipe(), 3, Hardware(gradient_checkpointing=True))
-    assert one.flops < again.flops < 1.5 * one.flops
+    recomputed = plan(recipe(), 3, Hardware(gradient_checkpointing=True))
+    assert one.flops < recomputed.flops < 1.5 * one.flops
     with pytest.raises(InputError, match="8 devices x 4 micro-batches for a batch of 16"):
         plan(recipe(), 3, Hardware(devices=8, gradient_accumulation_steps=4))
     with pytest.raises(InputError, match="on one device"):
@@ -131,13 +131,13 @@ def test_published_size_has_known_parameters_and_flops():
     These are the queries and outputs of face and speech attention and the queries of the router.
     """
     hardware = Hardware(gradient_checkpointing=True, cast_frozen_weights=True)
-    found = plan(load_recipe("cogvideox5b_official"), 3, hardware)
-    parts = {name: sum(pair) / 1e6 for name, pair in found.trace.parameters.items()}
+    result = plan(load_recipe("cogvideox5b_official"), 3, hardware)
+    parts = {name: sum(pair) / 1e6 for name, pair in result.trace.parameters.items()}
     known = {"audio_model": 2236.1, "local_facial_extractor": 151.4, "perceiver_cross_attention": 440.6, "LoRA": 66.1}
     assert {name: parts[name] for name in known} == pytest.approx(known, abs=0.06)
     base = ("transformer_blocks", "patch_embed", "time_embedding", "norm_out", "norm_final", "proj_out")
     assert sum(parts[name] for name in base) == pytest.approx(5571, abs=1)
     pair = 664.36 + (113.12 - 27.8 - 27.8) + (72.35 - 6.2) + (37.53 - 9.3 - 9.3) + 0.36 + 0.21 + 0.07 + 4.7
-    assert found.trace.forward / 1e12 == pytest.approx(pair / 2, rel=0.005)
-    assert found.trace.tokens == 17_550 + 226
-    assert 50e9 < found.total_memory < 70e9
+    assert result.trace.forward / 1e12 == pytest.approx(pair / 2, rel=0.005)
+    assert result.trace.tokens == 17_550 + 226
+    assert 50e9 < result.total_memory < 70e9

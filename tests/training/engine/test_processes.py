@@ -31,10 +31,10 @@ def finish_in_two(arguments: list[str]) -> None:
     assert "2 processes (MULTI_CPU)" in finish(arguments)
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for step, values in expected.items():
-        assert found[step] == pytest.approx(values, abs=1e-4), step
+        assert actual[step] == pytest.approx(values, abs=1e-4), step
 
 
 def test_two_processes_match_one_with_accumulation(data, recipe, expected, tmp_path):

@@ -47,15 +47,15 @@ def test_mean_over_micro_batches_is_the_loss_of_the_batch(number, flavour):
     network = small_model(flavour=flavour)
     settings = stage(number, flavour=flavour, scheduled_sampling_warmup=0, copies=2)
     loss, batch = StageLoss(settings, seed=5), small_batch(4, characters=1 if number == 3 else 2)
-    whole, parts = loss(network, batch, 7)
+    batch_loss, parts = loss(network, batch, 7)
     halves = [{name: tensor[k : k + 2] for name, tensor in batch.items()} for k in (0, 2)]
-    sliced = [loss(network, half, 7, offset=k, count=4)[0] for k, half in zip((0, 2), halves, strict=True)]
-    assert torch.isclose(torch.stack(sliced).mean(), whole, rtol=1e-5)
-    assert not torch.isclose(sliced[0], sliced[1], rtol=1e-3)
-    again = loss(network, batch, 7)[1]
-    assert all(torch.equal(parts[name], again[name]) for name in parts)
-    assert not torch.isclose(loss(network, batch, 8)[0], whole)
-    assert not torch.isclose(StageLoss(settings, seed=6)(network, batch, 7)[0], whole)
+    half_losses = [loss(network, half, 7, offset=k, count=4)[0] for k, half in zip((0, 2), halves, strict=True)]
+    assert torch.isclose(torch.stack(half_losses).mean(), batch_loss, rtol=1e-5)
+    assert not torch.isclose(half_losses[0], half_losses[1], rtol=1e-3)
+    repeated = loss(network, batch, 7)[1]
+    assert all(torch.equal(parts[name], repeated[name]) for name in parts)
+    assert not torch.isclose(loss(network, batch, 8)[0], batch_loss)
+    assert not torch.isclose(StageLoss(settings, seed=6)(network, batch, 7)[0], batch_loss)
 
 
 def test_micro_batch_outside_its_batch_raises():
