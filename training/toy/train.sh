@@ -46,9 +46,9 @@ SAMPLES_LONG=${SAMPLES_LONG:-1000000}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1
 selected() { [ "$ONLY" = all ] || [ "$ONLY" = "$1" ]; }
 
-draw() {  # frames, clips, first seed, further options
-  "$PYTHON" -m training.toy.clips --output "$OUT/data" --frames "$1" --clips "$2" --seed "$3" --encoders "$BASE" \
-    --processes "$DATA_PROCESSES" --device "$DEVICE" --describe-motion --max-words 80 --eye-emphasis 0.5 "${@:4}"
+draw() {  # folder, frames, clips, first seed, further options
+  "$PYTHON" -m training.toy.clips --output "$OUT/data/$1" --frames "$2" --clips "$3" --seed "$4" --encoders "$BASE" \
+    --processes "$DATA_PROCESSES" --device "$DEVICE" --describe-motion --max-words 80 --eye-emphasis 0.5 "${@:5}"
 }
 
 train() {  # name, stage, recipe, samples, seed, initial weights ("" = none), fractions of the lengths
@@ -70,9 +70,10 @@ train() {  # name, stage, recipe, samples, seed, initial weights ("" = none), fr
 }
 
 if selected data; then
-  draw 1 "$CLIPS_1" 10000000 --fractions 0.12 0.40 0.24 0.24
-  draw 17 "$CLIPS_17" 20000000 --fractions 0.10 0.50 0.22 0.18 --random-first-mouths 0.25
-  draw 49 "$CLIPS_49" 30000000 --fractions 0.10 0.50 0.22 0.18 --random-first-mouths 0.25 --per-file 32 --vae-batch 196
+  draw stills 1 "$CLIPS_1" 10000000 --fractions 0.12 0.40 0.24 0.24
+  draw clips 17 "$CLIPS_17" 20000000 --fractions 0.10 0.50 0.22 0.18 --random-first-mouths 0.25
+  draw long 49 "$CLIPS_49" 30000000 --fractions 0.10 0.50 0.22 0.18 --random-first-mouths 0.25 --per-file 32 \
+    --vae-batch 196
 fi
 train stills 1 toy_wide "$SAMPLES_STILLS" 0 "" "1 1"
 train clips 1 toy_wide_clips "$SAMPLES_CLIPS" 1 stills "1 0.35 17 0.65"
