@@ -114,7 +114,7 @@ def main(arguments: Arguments) -> None:
         scenes = arguments.validation_files or arguments.validation_scenes
         callback = Validation(arguments.validate_every, scenes, bundle=arguments.encoders or "toy")
     with compiled(model) if arguments.compile else nullcontext():
-        summary = train(model, clips, stage, settings, accelerator, callback, recipe.scheduler)
+        summary = train(model, clips, stage, settings, accelerator, callback, recipe)
     if accelerator.is_main_process:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,19 +38,21 @@ class ToyEncoders(NamedTuple):
     codec: CogVideoXCodec
 
 
-def load_toy_encoders(folder: Path) -> ToyEncoders:
-    """Load `face.safetensors`, `speech.safetensors` and `vae/` from `folder`, and `text_encoder` of `bundle.json`."""
-    bundle = folder / "bundle.json"
-    settings = json.loads(bundle.read_text()) if bundle.is_file() else {}
+def load_toy_encoders(folder: Path, text_encoder: Mapping[str, Any] | None = None) -> ToyEncoders:
+    """Load `face.safetensors`, `speech.safetensors` and `vae/` from `folder`; `text_encoder` are its arguments."""
     return ToyEncoders(
-        ToyTextEncoder(**settings.get("text_encoder", {})),
+        ToyTextEncoder(**text_encoder or {}),
         ToyFaceEncoder(_load(FaceNetwork, folder / "face.safetensors")),
         ToySpeechEncoder(_load(SpeechNetwork, folder / "speech.safetensors")),
         CogVideoXCodec(AutoencoderKLCogVideoX.from_pretrained(folder / "vae")),
     )
 
 
-def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None = None) -> ModelBundle:
+def load_toy(
+    folder: Path,
+    transformer: BindYourAvatarTransformer3DModel | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> ModelBundle:
     """Load the model in float32 on the CPU.
 
     Args:
@@ -57,9 +60,10 @@ def load_toy(folder: Path, transformer: BindYourAvatarTransformer3DModel | None 
             of the text encoder and the noise schedule that differ from the defaults). `voice_face.safetensors` is
             optional; without it, voices cannot be matched to faces.
         transformer: Transformer to use instead of the one in `folder`.
+        settings: Entries that replace those of `bundle.json`.
     """
-    settings = json.loads((folder / "bundle.json").read_text())
-    encoders = load_toy_encoders(folder)
+    settings = {**json.loads((folder / "bundle.json").read_text()), **(settings or {})}
+    encoders = load_toy_encoders(folder, settings.get("text_encoder"))
     if transformer is None:
         transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()
     voice_face = folder / "voice_face.safetensors"

@@ -100,7 +100,7 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
         "encoders": encoders,
         "domain": model_source.domain or ("photos" if encoders == "official" else "puppets"),
         "canvas_layout": model_source.canvas_layout,
-        "settings": json.dumps(model_source.settings or _encoder_settings(encoders)),
+        "settings": json.dumps({**(model_source.settings or _encoder_settings(encoders)), **model_source.training}),
         "sources": json.dumps([{"file": "/".join(p.parts[-2:]), "bytes": p.stat().st_size} for p in source.paths]),
         "lora": f"{len(source.lora)} updates merged",
     }

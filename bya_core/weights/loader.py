@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class ModelSource:
         precision: Precision stated by a converted file; `None` keeps the stored dtypes.
         domain: What the model was trained on; `None` uses that of the encoders' model.
         canvas_layout: Layout of the conditioning canvas.
+        training: Noise schedule and text encoder of the training, where they differ from those of the encoders' model.
     """
 
     transformer: TransformerSource
@@ -67,6 +68,7 @@ class ModelSource:
     precision: str | None = None
     domain: Domain | None = None
     canvas_layout: CanvasLayout = "released"
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_bundle(
@@ -118,7 +120,8 @@ def resolve(name_or_path: str | Path) -> ModelSource:
         source = _diffusers_source(path / "transformer")
         return replace(source, encoders=name, settings=_read_json(path / "bundle.json"))
     if (path / "config.json").is_file():
-        return _diffusers_source(path)
+        run = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
+        return replace(_diffusers_source(path), training=_training_settings(run))
     expected = "a converted file, or a folder with bundle.json, config.json (training run) or the released layout"
     raise InputError(f"{path} is not a model", expected, "see the documentation on models")
 
@@ -240,7 +243,7 @@ def _load_source(
     if official:
         bundle = load_official(folder, dtype=dtype, device=device, transformer=transformer, components=components)
     else:
-        bundle = MODELS["toy"].load(_encoder_folder(encoders), transformer=transformer)
+        bundle = MODELS["toy"].load(_encoder_folder(encoders), transformer=transformer, settings=source.training)
         bundle = _convert(replace(bundle, **components), None, device)
     if source.settings is not None:
         bundle = replace(
@@ -281,6 +284,7 @@ def _single_file_source(path: Path) -> ModelSource:
         precision=metadata["precision"],
         domain=metadata["domain"],  # type: ignore[arg-type]
         canvas_layout=metadata["canvas_layout"],  # type: ignore[arg-type]
+        training=_training_settings(json.loads(metadata["settings"])),
     )
 
 
@@ -298,6 +302,10 @@ def _diffusers_source(folder: Path) -> ModelSource:
     shards = [WeightFile(path, rename=map_transformer_name) for path in files]
     layout = canvas_layout((default_arguments() | arguments)["flavour"])
     return ModelSource(transformer_source(arguments, shards, [], folder / RUN_LORA), canvas_layout=layout)
+
+
+def _training_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in ("scheduler", "text_encoder") if settings.get(name)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -46,7 +46,7 @@ from training.engine.lora import add_lora, has_lora, write_model
 from training.engine.objective import StageLoss
 from training.engine.optim import build_optimizers, learning_rate, select_trainable, set_precision, unused_prefixes
 from training.engine.settings import RunSettings
-from training.engine.stages import Stage
+from training.engine.stages import Recipe, Stage
 from training.engine.timer import RunTimer
 from training.engine.trackers import MetricLog
 
@@ -60,7 +60,7 @@ def train(
     settings: RunSettings,
     accelerator: Accelerator | None = None,
     callback: Callable[[int, dict[str, float], nn.Module], Any] | None = None,
-    scheduler: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
 ) -> dict[str, float]:
     """Train one stage, resuming from the latest checkpoint in `settings.output` if there is one.
 
@@ -75,7 +75,7 @@ def train(
         callback: called as (step, averages, model) every `callback.every` steps (default `logging_steps`) in all
             processes, with the averaged weights in the model. If it has an attribute `tracker` that is None, it is set
             to the `MetricLog` of the run.
-        scheduler: entries of the noise schedule that differ from `COGVIDEOX_SCHEDULE`, see `Recipe`.
+        recipe: recipe of the model, for its noise schedule; recorded in `final/run.json`.
 
     Returns:
         Final metrics: steps, minutes, samples per second, skipped steps and clips, smoothed losses.
@@ -107,7 +107,7 @@ def train(
     set_seed(settings.seed, device_specific=True)
     state = checkpoints.resume(run)
     batches = local_batches(accelerator, data, stage.batch_size, settings.seed, state.step)
-    loss = StageLoss(stage, settings.seed, scheduler, settings.batched_random)
+    loss = StageLoss(stage, settings.seed, recipe and recipe.scheduler, settings.batched_random)
     timer = RunTimer(stage, settings, state)
     log.info(
         "stage %d from step %d: %d clips, %.2f M trainable parameters, %d processes (%s)",
@@ -158,7 +158,8 @@ def train(
         ema.copy_to(parameters)
     weights = {name: unsharded(value) for name, value in model.state_dict().items()}
     info = {"stage": asdict(stage), "steps": state.step, "init": settings.init, "trained": list(run.trainable())}
-    info["scheduler"] = dict(scheduler or {})
+    if recipe is not None:
+        info |= {"scheduler": recipe.scheduler, "text_encoder": recipe.text_encoder}
     with shared_atomic_folder(output / "final", accelerator, "the final weights", checkpoints) as folder:
         if main:
             write_model(folder, model, weights, stage.lora, info)

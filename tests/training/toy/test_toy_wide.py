@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from bya_core.models.compat import dispatch_attention
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.toy.bundle import load_toy, load_toy_encoders
 from bya_core.toy.encoders import ToyTextEncoder
+from bya_core.weights.loader import load_bundle
 from tests.training.stage_parts import small_batch, small_model
 from training.data.buckets import Bucket, Window
 from training.data.clip import LazyClip
@@ -134,11 +134,12 @@ def test_bfloat16_weights_train_like_float32(data, tmp_path, precision):
     model = BindYourAvatarTransformer3DModel(**RECIPE.model | {"num_attention_heads": 2, "num_layers": 3})
     stage = replace(RECIPE.stages[1], steps=12, batch_size=4)
     settings = RunSettings(tmp_path, mixed_precision=precision, report_to=(), logging_steps=1)
-    summary = train(model, ClipFolder(data, {1: 1.0}), stage, settings, scheduler=RECIPE.scheduler)
+    summary = train(model, ClipFolder(data, {1: 1.0}), stage, settings, recipe=RECIPE)
     assert summary["loss"] < 1.2 and summary["skipped"] == 0
     weights = load_file(next((tmp_path / "final").glob("*.safetensors")))
     assert all(value.dtype == torch.float32 for value in weights.values())
-    assert json.loads((tmp_path / "final" / "run.json").read_text())["scheduler"] == RECIPE.scheduler
+    bundle = load_bundle(tmp_path / "final")
+    assert bundle.scheduler_config["snr_shift_scale"] == 0.1 and bundle.text.max_words == 80
 
 
 def test_batched_random_numbers():
