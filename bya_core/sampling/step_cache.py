@@ -6,7 +6,7 @@ masks start or stop acting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class StepCacheState:
     full_steps: tuple[FullStep, ...] = ()
 
 
+@dataclass(eq=False)
 class GuidedPredictor:
     """Predicts the guided velocity for latents at a given step of one run.
 
@@ -69,24 +70,21 @@ class GuidedPredictor:
         monitor: see `bya_core.sampling.acceleration.apply_preset`.
     """
 
-    def __init__(
-        self,
-        transformer: Any,
-        conditions: Conditions,
-        config: SamplingConfig,
-        timesteps: list[int],
-        acceleration: Acceleration,
-        monitor: BlockMonitor,
-    ) -> None:
-        parameter = next(transformer.parameters())
+    transformer: Any
+    conditions: Conditions
+    config: SamplingConfig
+    timesteps: list[int]
+    acceleration: Acceleration
+    monitor: BlockMonitor
+    _inputs: dict[tuple[Branch, ...], BranchInputs] = field(default_factory=dict, init=False)
+    _full_steps: dict[str, FullStep] = field(default_factory=dict, init=False)
+    _router_masks: Tensor | None = field(default=None, init=False)
+    _used_masks: Tensor | None = field(default=None, init=False)
+    _converged: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        parameter = next(self.transformer.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        self._transformer, self._conditions, self._config = transformer, conditions, config
-        self._timesteps, self._acceleration, self._monitor = timesteps, acceleration, monitor
-        self._inputs: dict[tuple[Branch, ...], BranchInputs] = {}
-        self._router_masks: Tensor | None = None
-        self._converged = False
-        self._full_steps: dict[str, FullStep] = {}
-        self._used_masks: Tensor | None = None
 
     @property
     def state(self) -> StepCacheState | None:
@@ -97,7 +95,7 @@ class GuidedPredictor:
 
     @property
     def _reuses(self) -> bool:
-        return self._monitor.caching or self._acceleration.router.freeze
+        return self.monitor.caching or self.acceleration.router.freeze
 
     def predict(self, x: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         """Predict the guided velocity of one step.
@@ -116,14 +114,14 @@ class GuidedPredictor:
         together = "+".join(inputs.names)
         names = (together, *inputs.names)
         self._full_steps = {name: full for name, full in self._full_steps.items() if name in names}
-        if self._monitor.caching and not self._may_skip(step):
-            reset_step_cache(self._transformer)
-        self._monitor.runs.clear()
+        if self.monitor.caching and not self._may_skip(step):
+            reset_step_cache(self.transformer)
+        self.monitor.runs.clear()
         override = self._mask_override(step, inputs.names)
-        prediction = predict(self._transformer, x, self._timesteps[step], inputs, override)
+        prediction = predict(self.transformer, x, self.timesteps[step], inputs, override)
         runs = [True]
-        if self._monitor.caching:
-            runs = gather_block_runs(self._transformer, self._monitor.runs, len(inputs.names))
+        if self.monitor.caching:
+            runs = gather_block_runs(self.transformer, self.monitor.runs, len(inputs.names))
         if self._reuses:
             self._update(prediction, runs, inputs.names, FullStep(together, step, x))
         if runs[-1]:
@@ -138,21 +136,21 @@ class GuidedPredictor:
         """
         self._converged = state.converged
         self._router_masks = None if state.masks is None else state.masks.to(self._device)
-        if not self._monitor.caching or not self._converged:
+        if not self.monitor.caching or not self._converged:
             return
         names = self._branches(step)[1].names
         for full in state.full_steps:
             _, inputs = self._branches(full.step)
             if not self._same_override(full.step, step):
                 continue
-            latents, timestep = full.latents.to(self._device), self._timesteps[full.step]
+            latents, timestep = full.latents.to(self._device), self.timesteps[full.step]
             override = self._mask_override(full.step, inputs.names)
             if full.branches == "+".join(inputs.names) == "+".join(names):
-                prediction = predict(self._transformer, latents, timestep, inputs, override)
+                prediction = predict(self.transformer, latents, timestep, inputs, override)
             elif full.branches in names and full.branches in inputs.names:
                 k = inputs.names.index(full.branches)
                 own = {name: select_branch(value, k) for name, value in override.items()}
-                prediction = predict_batched(self._transformer, latents, timestep, inputs.per_branch[k], own)
+                prediction = predict_batched(self.transformer, latents, timestep, inputs.per_branch[k], own)
             else:
                 continue
             self._full_steps[full.branches] = replace(full, latents=latents)
@@ -160,22 +158,22 @@ class GuidedPredictor:
 
     def _branches(self, step: int) -> tuple[tuple[Branch, ...], BranchInputs]:
         """Guidance branches of a step and their inputs."""
-        config, (start, end) = self._config, self._acceleration.guidance_interval
-        branches = guidance_branches(config.guidance_scale, config.audio_guidance_scale, self._conditions.has_speech)
+        config, (start, end) = self.config, self.acceleration.guidance_interval
+        branches = guidance_branches(config.guidance_scale, config.audio_guidance_scale, self.conditions.has_speech)
         if not start <= step / config.steps < end:
             branches = (replace(branches[-1], weight=1.0),)
         if branches not in self._inputs:
             inputs = build_branch_inputs(
-                self._conditions, branches, drop_identity=config.drop_identity, device=self._device, dtype=self._dtype
+                self.conditions, branches, drop_identity=config.drop_identity, device=self._device, dtype=self._dtype
             )
-            self._inputs[branches] = replace(inputs, kwargs={**inputs.kwargs, **self._acceleration.arguments})
+            self._inputs[branches] = replace(inputs, kwargs={**inputs.kwargs, **self.acceleration.arguments})
         return branches, self._inputs[branches]
 
     def _mask_override(self, step: int, names: tuple[str, ...]) -> dict[str, Tensor | None]:
         """Given masks of a step, or frozen router masks blended with them."""
-        given = self._conditions.mask_override(step, self._config.steps)
+        given = self.conditions.mask_override(step, self.config.steps)
         masks, strength, router = given["mask_override"], given["mask_override_strength"], self._router_masks
-        frozen = self._acceleration.router.freeze and self._converged
+        frozen = self.acceleration.router.freeze and self._converged
         if (masks is not None and strength is None) or not frozen or router is None or router.shape[1] < len(names):
             return given
         blended = blend_masks(router[:, -len(names) :], masks, strength)
@@ -183,19 +181,19 @@ class GuidedPredictor:
 
     def _same_override(self, step: int, other: int) -> bool:
         """Whether the given masks are the same in two steps."""
-        total = self._config.steps
-        one, two = (self._conditions.mask_override(k, total) for k in (step, other))
+        total = self.config.steps
+        one, two = (self.conditions.mask_override(k, total) for k in (step, other))
         return all(_equal(one[name], two[name]) for name in one)
 
     def _may_skip(self, step: int) -> bool:
         """Whether First-Block Cache may skip blocks in this step."""
         last = min((full.step for full in self._full_steps.values()), default=-1)
-        return self._converged and step - last <= self._acceleration.max_skipped
+        return self._converged and step - last <= self.acceleration.max_skipped
 
     def _update(self, prediction: Prediction, runs: list[bool], names: tuple[str, ...], full: FullStep) -> None:
         """Record full steps and check the convergence of the masks."""
         previous = min((other.step for other in self._full_steps.values()), default=full.step - 1)
-        if self._monitor.caching:
+        if self.monitor.caching:
             separate = len(runs) == len(names) > 1
             for name, ran in zip(names if separate else (full.branches,), runs, strict=False):
                 if ran:
@@ -206,14 +204,14 @@ class GuidedPredictor:
             self._converged = True
             return
         masks, before = self._for_face_layers(prediction.masks), self._router_masks
-        tenths = 10 * (full.step - previous) / self._config.steps
-        threshold = self._acceleration.mask_change * tenths
+        tenths = 10 * (full.step - previous) / self.config.steps
+        threshold = self.acceleration.mask_change * tenths
         self._converged = before is not None and _relative_change(before, masks) < threshold
         self._router_masks = masks
 
     def _for_face_layers(self, predicted: Tensor) -> Tensor:
         """Repeat the predictions [R, ...] of the router layers for the face layers that reuse them."""
-        layers, every = self._transformer.schedule.face_layers, self._acceleration.router.every
+        layers, every = self.transformer.schedule.face_layers, self.acceleration.router.every
         latest = [min(layer // every, len(predicted) - 1) for layer in range(layers)]
         return predicted[latest]
 
