@@ -44,13 +44,13 @@ def latent_grid(latents: Tensor, config: Any) -> TokenGrid:
     return TokenGrid(frames, height // patch, width // patch, patch, time_factor=factor)
 
 
-def check_inputs(latents: Tensor, text: Tensor, timestep: Tensor, inputs: BlockConditioning, config: Any) -> None:
+def check_inputs(latents: Tensor, text: Tensor, timestep: Tensor, inputs: BlockConditioning) -> None:
     """Check all inputs of one call of the transformer.
 
     Raises:
         InputError: the first input that does not fit the model or the other inputs.
     """
-    batch = latents.shape[0]
+    batch, config = latents.shape[0], inputs.model.config
     check_shape("text", text, (batch, None, config.text_embed_dim))
     positions = config.use_learned_positional_embeddings or not config.use_rotary_positional_embeddings
     if positions and text.shape[1] > config.max_text_seq_length:
@@ -59,46 +59,42 @@ def check_inputs(latents: Tensor, text: Tensor, timestep: Tensor, inputs: BlockC
     check_shape("timestep", timestep, (batch,))
     if inputs.router_interval < 1:
         raise InputError(f"router_interval = {inputs.router_interval}", "an integer >= 1", "1 = in every layer")
-    characters = _check_faces(batch, inputs, config)
+    characters = _check_faces(batch, inputs)
     if inputs.audio_tokens is not None:
-        _check_speech(batch, characters, inputs, config)
-        if inputs.speech_strength is not None:
-            check_shape("speech_strength", inputs.speech_strength, (batch, characters))
+        _check_speech(batch, characters, inputs.audio_tokens, inputs)
 
 
-def _check_faces(batch: int, inputs: BlockConditioning, config: Any) -> int | None:
+def _check_faces(batch: int, inputs: BlockConditioning) -> int | None:
     """Check faces and masks; returns the number of characters, or None without either."""
-    characters = None
-    if inputs.face_tokens is not None:
-        check_path(inputs.model.perceiver_cross_attention, "face tokens", "face")
-        kv_dim = config.cross_attn_kv_dim or config.lfe_output_dim
-        check_shape("face_tokens", inputs.face_tokens, (batch, None, config.lfe_num_queries, kv_dim))
-        characters = inputs.face_tokens.shape[1]
-    if inputs.mask_override is not None:
-        layers = (inputs.model.schedule.face_layers,) if inputs.mask_override.dim() == 6 else ()
-        check_shape("mask_override", inputs.mask_override, (*layers, batch, characters, *inputs.grid.shape))
-        characters = inputs.mask_override.shape[-4]
-    elif inputs.face_tokens is not None and inputs.model.router is None:
+    characters, model, faces, masks = None, inputs.model, inputs.face_tokens, inputs.mask_override
+    if faces is not None:
+        check_path(model.perceiver_cross_attention, "face tokens", "face")
+        kv_dim = model.config.cross_attn_kv_dim or model.config.lfe_output_dim
+        check_shape("face_tokens", faces, (batch, None, model.config.lfe_num_queries, kv_dim))
+        characters = faces.shape[1]
+    if masks is not None:
+        layers = (model.schedule.face_layers,) if masks.dim() == 6 else ()
+        check_shape("mask_override", masks, (*layers, batch, characters, *inputs.grid.shape))
+        characters = masks.shape[-4]
+    elif faces is not None and model.router is None:
         raise InputError("faces without masks", "mask_override, as this model has no router", "pass masks")
     if characters == 0:
         raise InputError("0 characters", "at least one", "omit faces and masks, or add a character")
     return characters
 
 
-def _check_speech(batch: int, characters: int | None, inputs: BlockConditioning, config: Any) -> None:
-    """Check audio tokens and the audio-character matrix against faces or masks."""
-    tokens = inputs.audio_tokens
-    assert tokens is not None
+def _check_speech(batch: int, characters: int | None, tokens: Tensor, inputs: BlockConditioning) -> None:
+    """Check audio tokens, the audio-character matrix and the strength of speech against faces or masks."""
     check_path(inputs.model.audio_model, "audio tokens", "speech")
     if characters is None:
         raise InputError("speech without faces or masks", "one of them", "pass face_tokens or mask_override")
-    check_shape("audio_tokens", tokens, (batch, None, inputs.grid.frames, None, config.audio_dim))
+    check_shape("audio_tokens", tokens, (batch, None, inputs.grid.frames, None, inputs.model.config.audio_dim))
     streams = tokens.shape[1]
     if inputs.matrix is not None:
         check_shape("audio_character_matrix", inputs.matrix, (batch, streams, characters))
     elif streams != characters:
-        raise InputError(
-            f"{streams} speech streams for {characters} characters",
-            "one stream per character, or an audio-character matrix",
-            "pass silence for silent characters, or the matrix",
-        )
+        problem = f"{streams} speech streams for {characters} characters"
+        hint = "pass silence for silent characters, or the matrix"
+        raise InputError(problem, "one stream per character, or an audio-character matrix", hint)
+    if inputs.speech_strength is not None:
+        check_shape("speech_strength", inputs.speech_strength, (batch, characters))

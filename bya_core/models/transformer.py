@@ -316,7 +316,7 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
             prune_tokens=prune_tokens,
             kv_cache=kv_cache if self.use_kv_cache else None,
         )
-        check_inputs(hidden_states, encoder_hidden_states, timestep, inputs, config)
+        check_inputs(hidden_states, encoder_hidden_states, timestep, inputs)
         if image_rotary_emb is None and config.use_rotary_positional_embeddings:
             image_rotary_emb = self.rotary(grid, hidden_states.device)
 
