@@ -1,4 +1,4 @@
-"""Ablations: each variant changes one option, is run once per seed, and is reported with its spread."""
+"""Ablations of training stage 3."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def differences(name):
     return stage | {key for key in other.model if base.model.get(key) != other.model[key]}
 
 
-def test_variants_change_one_option_each():
+def test_variants():
     assert {name: differences(name) for name in VARIANTS} == {
         "base": set(),
         "no_smoothness": {"router_weights"},
@@ -58,7 +58,7 @@ def init(tmp_path):
     return tmp_path / "init"
 
 
-def test_the_router_is_initialized_from_the_seed_and_the_rest_is_loaded(init):
+def test_initialize_router(init):
     recipe = Recipe("small", SMALL | {"num_router_layers": 2}, load_recipe("ablation").stages)
     given = small_model(num_router_layers=1).state_dict()
     one, again, other = (initialize_router(init, recipe, seed).state_dict() for seed in (0, 0, 1))
@@ -72,7 +72,7 @@ def test_the_router_is_initialized_from_the_seed_and_the_rest_is_loaded(init):
         initialize_router(init, wider, 0)
 
 
-def test_runs_are_trained_evaluated_and_saved(init, tmp_path, monkeypatch):
+def test_runs_and_resume(init, tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
     batch = small_batch(6)
@@ -109,7 +109,7 @@ def result(variant, seed, iou, steps=10):
     return {"variant": variant, "seed": seed, "figures": figures, "settings": {"steps": steps}}
 
 
-def test_the_table_shows_mean_spread_and_paired_difference():
+def test_report_of_several_seeds():
     runs = [result("base", 0, 0.5), result("base", 1, 0.7), result("sigmoid", 0, 0.4), result("sigmoid", 1, 0.62)]
     summary = report([*runs, result("no_lora", 1, 0.7)])
     sigmoid = summary["variants"]["sigmoid"]
@@ -120,17 +120,14 @@ def test_the_table_shows_mean_spread_and_paired_difference():
     assert "| 2 | 0.510 ± 0.156 |" in table and "-0.090 ± 0.014 |" in table
     lora = next(line for line in table.splitlines() if "without LoRA" in line)
     assert "| 1 | 0.700 |" in lora and lora.endswith("| +0.000 |")
-
-
-def test_runs_with_different_settings_are_not_compared():
     with pytest.raises(InputError, match="different settings"):
         report([result("base", 0, 0.5), result("sigmoid", 0, 0.5, steps=20)])
 
 
-def test_invalid_names_and_missing_data_are_errors(tmp_path):
-    with pytest.raises(InputError, match="no_softmax"):
-        main(AblationOptions(tmp_path, variants=("no_softmax",)))
-    with pytest.raises(InputError, match="no --data"):
-        main(AblationOptions(tmp_path))
-    with pytest.raises(InputError, match="no finished run"):
-        main(AblationOptions(tmp_path, table=True))
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"variants": ("no_softmax",)}, "no_softmax"), ({}, "no --data"), ({"table": True}, "no finished run")],
+)
+def test_invalid_options_raise(tmp_path, options, problem):
+    with pytest.raises(InputError, match=problem):
+        main(AblationOptions(tmp_path, **options))

@@ -1,4 +1,4 @@
-"""Baselines: each generates the whole scene and differs from the model in the documented way only."""
+"""Baselines on a random model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def target(random_bundle) -> ModelTarget:
     return ModelTarget(random_bundle(2), SETTINGS, (0.5,))
 
 
-def test_halves_are_strips_from_left_to_right(target):
+def test_halves(target):
     scene = router_scene(SETTINGS, 0)
     video = baselines.generate_baseline("halves", target, scene, scene.clip.matrix)
     left, right = baselines.left_to_right(scene.clip)
@@ -35,7 +35,7 @@ def test_halves_are_strips_from_left_to_right(target):
     assert centers[0] < centers[1]
 
 
-def test_concat_generates_each_character_alone(target, monkeypatch):
+def test_concat(target, monkeypatch):
     count, scenes = 3, []
     plain = baselines._generate
 
@@ -58,7 +58,7 @@ def test_concat_generates_each_character_alone(target, monkeypatch):
         assert one.prompt.startswith("One puppet before ") and one.first_frame.shape == (3, 64, 96)
 
 
-def test_mixed_sends_one_stream_to_all_characters(target, monkeypatch):
+def test_mixed(target, monkeypatch):
     scenes = []
     monkeypatch.setattr(baselines, "_generate", lambda target, scene, given_masks=None: scenes.append(scene))
     scene = router_scene(SETTINGS, 0)
@@ -67,7 +67,7 @@ def test_mixed_sends_one_stream_to_all_characters(target, monkeypatch):
     assert torch.equal(scenes[0].speeches[0].waveform[0], torch.from_numpy(scene.clip.mix))
 
 
-def test_tokens_are_classified_independently(target):
+def test_token_classifier(target):
     torch.manual_seed(0)
     classifier = baselines.fit_classifier(target, clips=2, steps=4)
     grid = target.grid
@@ -86,14 +86,11 @@ def test_tokens_are_classified_independently(target):
 def test_all_baselines_in_one_table(target, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "FIT_CLIPS", 1)
     monkeypatch.setattr(baselines.fit_classifier, "__defaults__", (1, 3))
-    variants = {
-        name: variant for name, variant in BASELINES.items() if name not in ("boxes", "pre")
-    }  # require face detection
+    variants = {name: BASELINES[name] for name in BASELINES if name not in ("boxes", "pre")}  # without face detection
     report = router_report(target, variants, table=BASELINES, videos=VideoStore(tmp_path))
     assert report["suite"] == "baselines" and [row["way"] for row in report["rows"]] == list(variants)
-    assert json.loads(json.dumps(report["rows"]))[0]["calls"] == 2 * 2, "two characters, each alone"
+    assert json.loads(json.dumps(report["rows"]))[0]["calls"] == 2 * 2  # two characters, two steps
     table = router_table(report)
     assert "ingredients-style" in table and "likeness" in table
     assert len(list(tmp_path.glob("videos/*/*.mp4"))) == len(variants)
-    assert target.bundle.transformer.router is not None
-    assert not isinstance(target.bundle.transformer.router, baselines.TokenClassifier), "the model is unchanged"
+    assert not isinstance(target.bundle.transformer.router, baselines.TokenClassifier)

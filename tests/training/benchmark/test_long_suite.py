@@ -1,4 +1,4 @@
-"""Long suite: consistent windows pass, and color drift is detected."""
+"""Long suite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def toy() -> ModelBundle:
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.3])
-def test_color_drift_is_detected(toy, tmp_path, monkeypatch, drift):
+def test_color_drift(toy, tmp_path, monkeypatch, drift):
     """Replace the model by the VAE reconstruction of the ground truth, darkened after the first window."""
     scene, truth = long_scene(SETTINGS, 0, toy)
     masks = toy.grid(89, 64, 96).pixels_to_tokens(torch.from_numpy(truth.clip.masks))

@@ -1,4 +1,4 @@
-"""Suites of finished videos: layout of the benchmark, folders of systems, results, table and gallery."""
+"""Suites of finished videos."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_pairs_become_scene_files(benchmark, tmp_path):
+def test_scene_files_of_pairs(benchmark, tmp_path):
     first, second = byab.read_pairs(benchmark)
     assert first.first_frame is not None and second.first_frame is None and first.separate
     assert not first.swapped and second.swapped
@@ -53,7 +53,7 @@ def test_pairs_become_scene_files(benchmark, tmp_path):
     assert byab.fingerprint([first]) == byab.fingerprint([first]) != byab.fingerprint([second])
 
 
-def test_the_layout_is_checked(benchmark, tmp_path):
+def test_check_layout(benchmark, tmp_path):
     assert byab.check(benchmark) == ["2 pairs instead of 40; figures are not comparable with the benchmark's"]
     broken = tmp_path / "broken"
     shutil.copytree(benchmark, broken)
@@ -89,7 +89,7 @@ def videos(benchmark, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_systems_are_compared(videos, tmp_path, capsys, monkeypatch):
+def test_folder_suite(videos, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path / "no weights"))
     options = EvaluateOptions(suite="folder", data=videos, output=tmp_path / "results")
     main(options)
@@ -112,7 +112,7 @@ def test_systems_are_compared(videos, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
 
-def test_existing_videos_are_not_generated_again(benchmark, videos, tmp_path, monkeypatch, capsys):
+def test_byab_suite_reuses_videos(benchmark, videos, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path / "no weights"))
     output = tmp_path / "out"
     shutil.copytree(videos / "good", output / "videos" / "official")
@@ -125,7 +125,7 @@ def test_existing_videos_are_not_generated_again(benchmark, videos, tmp_path, mo
         main(EvaluateOptions(suite="byab", output=output))
 
 
-def test_videos_need_scene_files(videos, tmp_path):
+def test_missing_scene_files_raise(videos, tmp_path):
     shutil.copy(videos / "good" / "001.mp4", tmp_path / "new.mp4")
     with pytest.raises(InputError, match="new.json"):
         folder_tasks(tmp_path)
@@ -164,7 +164,7 @@ def test_frechet_distances(videos):
         _frechet(tasks, videos, models)
 
 
-def test_summary_averages_over_characters_then_videos():
+def test_summary():
     row = {"face_sim": [0.5, 0.7], "arcface_sim": None, "confidence": [4.0, 2.0]}
     row |= {"distance": [8.0, 9.0], "margin": [1.0, None]}
     rows = [row | {"passed": True, "judged": True}, row | {"passed": None, "judged": False, "face_sim": [0.8, None]}]
@@ -175,7 +175,7 @@ def test_summary_averages_over_characters_then_videos():
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples are not available")
-def test_samples_without_weights(tmp_path, monkeypatch, capsys):
+def test_samples(tmp_path, monkeypatch, capsys):
     """Real images and recordings in the layout of the benchmark, with static videos."""
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path / "no weights"))
     notices = byab.check(SAMPLES)
