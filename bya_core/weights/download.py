@@ -104,7 +104,7 @@ class _RemoteFile:
         size: Size in bytes, as reported by the hub.
         sha256: Expected SHA-256; `None` for small text files, which the hub stores without it.
         blob: Git blob SHA-1 of those.
-        known: Whether the hash was known before the hub was asked.
+        known: Whether the hash was known before the hub was queried.
     """
 
     component: Component
@@ -191,7 +191,6 @@ def download(
     total = sum(file.size for file in every)
     done = total - sum(file.remaining for file in every)
     downloaded: list[Path] = []
-
     tracker = ProgressTracker(callback)
 
     def on_write(count: int) -> None:
@@ -252,11 +251,8 @@ def _select(component: Component, commit: str, listing: Mapping[str, Any]) -> li
     """Names of the files to download."""
     selected: dict[str, None] = {}
     for patterns in component.files:
-        found: list[str] = []
-        for pattern in patterns:
-            found = [n for n in sorted(listing) if n.count("/") == pattern.count("/") and fnmatch(n, pattern)]
-            if found:
-                break
+        matches = ([n for n in sorted(listing) if n.count("/") == p.count("/") and fnmatch(n, p)] for p in patterns)
+        found = next(filter(None, matches), [])
         if not found:
             problem = f"the repository {component.repository} at {commit[:10]} has no {' or '.join(patterns)}"
             raise InputError(problem, f"the {component.purpose}", f"check {component.url}; the files may have moved")
@@ -298,8 +294,8 @@ def _fetch(file: _RemoteFile, commit: str, hub: Hub, on_write: Callable[[int], N
     received, expected = f"{size} bytes", f"{file.size}"
     if size == file.size:
         received, expected = "different contents", f"the hash {file.sha256 or file.blob}"
-    problem = f"{file.path} of {file.component.repository} arrived with {received}"
-    raise InputError(problem, expected, "run this again; if it persists, do not trust this source")
+    problem = f"{file.path} of {file.component.repository} was received with {received}"
+    raise InputError(problem, expected, "run this again; if it persists, do not use this source")
 
 
 def _shorten(names: Sequence[str]) -> str:

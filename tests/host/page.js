@@ -1,5 +1,5 @@
-// Drives ComfyUI's real page in Chromium: node host_page.js JOB.json, answers with one line of JSON.
-// The job: {modules, browser, url, viewport: [w, h], steps: [{do: "load" | "prompt" | ...}, ...]}; one answer a step.
+// Controls ComfyUI's page in Chromium: node page.js JOB.json; prints {answers, errors} as one line of JSON.
+// Job: {modules, browser, url, viewport: [w, h], steps: [{do: "load" | "prompt" | ...}, ...]}; one answer per step.
 const fs = require('fs');
 const path = require('path');
 const job = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'));
@@ -7,7 +7,7 @@ const { chromium } = require(path.join(job.modules, 'playwright-core'));
 const READY = 60000;
 
 const actions = {
-  // Opens a workflow file as if it were dropped on the page; answers which nodes it made, and where.
+  // Opens a workflow file; returns its nodes with their boxes.
   async load(page, { workflow }) {
     const data = JSON.parse(fs.readFileSync(workflow, 'utf8'));
     await page.evaluate((graph) => window.app.loadGraphData(graph), data);
@@ -21,11 +21,11 @@ const actions = {
       widgets: Object.fromEntries((node.widgets || []).map((widget) => [widget.name, widget.value])),
     })));
   },
-  // The graph the page would queue.
+  // API graph that the page would queue.
   async prompt(page) {
     return page.evaluate(async () => (await window.app.graphToPrompt()).output);
   },
-  // The workflow as the page would save it.
+  // Workflow as the page would save it.
   async saved(page) {
     return page.evaluate(() => window.app.graph.serialize());
   },
@@ -39,7 +39,7 @@ const actions = {
     }, values);
     return null;
   },
-  // Clicks on Run, so to say; answers how it ended.
+  // Queues the workflow; returns the event it ended with.
   async run(page, { seconds }) {
     const ended = page.evaluate((limit) => new Promise((resolve) => {
       const { api } = window.app;
@@ -53,9 +53,9 @@ const actions = {
     await page.waitForTimeout(2500); // pictures and videos arrive after the event
     return result;
   },
-  // What nodes show: pictures, and videos with their length.
+  // Images and videos shown by nodes.
   async shown(page) {
-    // pictures are fetched when their node is first drawn
+    // images are loaded when their node is drawn
     await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
     await page.waitForTimeout(2500);
     return page.evaluate(async () => {
@@ -70,7 +70,7 @@ const actions = {
       return { nodes: found, videos };
     });
   },
-  // A picture of the page; `fit` shows the whole graph first.
+  // Screenshot; `fit` shows the whole graph.
   async shot(page, { file, fit, quality }) {
     if (fit) {
       await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView'));
@@ -79,7 +79,7 @@ const actions = {
     await page.screenshot({ path: file, ...(file.endsWith('.jpg') ? { type: 'jpeg', quality: quality || 80 } : {}) });
     return null;
   },
-  // Selects a node and opens its help; answers its text and the widths of its pictures.
+  // Opens the help of a node; returns its text and the widths of its images.
   async help(page, { type, file }) {
     await page.evaluate((kind) => {
       const node = window.app.graph.nodes.find((one) => one.type === kind);
@@ -98,7 +98,7 @@ const actions = {
         .map((image) => image.naturalWidth),
     }));
   },
-  // Opens the template browser and the folder of this pack; answers what it lists.
+  // Opens the templates of this pack; returns text and image widths.
   async templates(page, { pack, file }) {
     await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'));
     await page.waitForTimeout(2500);
@@ -126,14 +126,14 @@ const actions = {
     const [width, height] = job.viewport || [1600, 900];
     const context = await browser.newContext({ viewport: { width, height } });
     const local = (url) => ['127.0.0.1', 'localhost'].includes(url.hostname);
-    await context.route((url) => !local(url), (route) => route.abort()); // tests meet nothing outside this machine
+    await context.route((url) => !local(url), (route) => route.abort()); // no network access
     const page = await context.newPage();
     const errors = [];
     page.on('pageerror', (error) => errors.push(error.message));
     await page.goto(job.url);
     await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph
       && Object.keys(window.LiteGraph.registered_node_types).length > 50, null, { timeout: READY });
-    // a new user's first tab opens late and would replace what was loaded
+    // the first tab of a new user opens late and would replace the loaded workflow
     await page.waitForFunction(() => window.app.extensionManager.workflow?.activeWorkflow, null, { timeout: READY });
     await page.waitForTimeout(1500);
     const answers = [];

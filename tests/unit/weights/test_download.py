@@ -231,9 +231,9 @@ def test_network_failure_can_be_resumed(hub: FakeHub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sent", "match"),
     [
-        ("old/a.bin", WEIGHTS[:-100], f"arrived with {len(WEIGHTS) - 100} bytes"),
-        ("old/a.bin", b"?" + WEIGHTS[1:], "arrived with different contents"),
-        ("config.json", b'{"b": 1}', "arrived with different contents"),
+        ("old/a.bin", WEIGHTS[:-100], f"received with {len(WEIGHTS) - 100} bytes"),
+        ("old/a.bin", b"?" + WEIGHTS[1:], "received with different contents"),
+        ("config.json", b'{"b": 1}', "received with different contents"),
     ],
 )
 def test_corrupt_file_raises(hub: FakeHub, tmp_path: Path, name: str, sent: bytes, match: str) -> None:
