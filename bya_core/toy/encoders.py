@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -92,7 +91,8 @@ class FaceNetwork(nn.Module):
 
     def __init__(self, width: int = 32, id_dim: int = 64, size: int = 48) -> None:
         super().__init__()
-        self.width, self.id_dim, self.size = width, id_dim, size
+        self.config = {"width": width, "id_dim": id_dim, "size": size}
+        self.size = size
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 2, 5, stride=2, padding=2),
             nn.GELU(),
@@ -159,7 +159,7 @@ class SpeechNetwork(nn.Module):
 
     def __init__(self, channels: int = 32, mels: int = 32) -> None:
         super().__init__()
-        self.channels, self.mels = channels, mels
+        self.config = {"channels": channels, "mels": mels}
         self.down = nn.Conv1d(mels, 64, 5, stride=2, padding=2)
         self.mix = nn.Conv1d(64, channels, 3, padding=1)
         self.last = nn.Conv1d(channels, channels, 1)
@@ -214,14 +214,3 @@ class ToySpeechEncoder:
         weight = next(self.network.parameters())
         features, _ = self.network(padded[None].to(weight))
         return features[0, : num_frames + 2 * self.context].cpu()
-
-
-def network_config(network: FaceNetwork | SpeechNetwork) -> Mapping[str, int]:
-    """Constructor arguments of a network."""
-    if isinstance(network, FaceNetwork):
-        return {
-            "width": network.width,
-            "id_dim": network.id_dim,
-            "size": network.size,
-        }
-    return {"channels": network.channels, "mels": network.mels}

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bya_core.toy.encoders import FaceNetwork, SpeechNetwork, network_config
+from bya_core.toy.encoders import FaceNetwork, SpeechNetwork
 from training.command_line import OutputPath, run_command
 from training.puppets.conversation import conversation
 from training.puppets.looks import draw_look
@@ -137,7 +137,7 @@ def _step(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) ->
 
 def save(network: FaceNetwork | SpeechNetwork, path: Path, measured: dict) -> None:
     """Write the weights with configuration and metrics in the metadata of the file."""
-    metadata = {"config": json.dumps(network_config(network)), "measured": json.dumps(measured)}
+    metadata = {"config": json.dumps(network.config), "measured": json.dumps(measured)}
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path, metadata=metadata)
 
 
