@@ -149,7 +149,7 @@ MODELS: dict[Task, dict[str, ModelEntry]] = {
         "toy": ModelEntry(_REAL + "model_speech", "speech encoder of the toy model, or of another one"),
     },
     "captioner": {
-        "qwen2vl": ModelEntry(_REAL + "QwenCaptioner", "Qwen2-VL family of transformers"),
+        "qwen2vl": ModelEntry(_REAL + "qwen_captioner", "Qwen2-VL family of transformers"),
         "puppet": ModelEntry(_PUPPET + "PuppetCaptions", "colors and positions of puppets", puppet_only=True),
     },
 }

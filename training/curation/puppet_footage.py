@@ -80,17 +80,8 @@ class Truth:
     visible: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Save as npz with packed masks."""
-        packed = {"masks": np.packbits(self.masks, axis=-1), "width": self.masks.shape[-1]}
-        np.savez_compressed(path, **{**vars(self), **packed})
-
-    @classmethod
-    def load(cls, path: Path) -> Truth:
-        """Load from npz."""
-        with np.load(path, allow_pickle=False) as file:
-            parts = dict(file)
-        masks = np.unpackbits(parts.pop("masks"), axis=-1, count=int(parts.pop("width"))).astype(bool)
-        return cls(masks=masks, **parts)
+        """Save as npz."""
+        np.savez_compressed(path, **vars(self))
 
 
 def draw_video(shots: Sequence[Shot], path: Path, height: int = 192, width: int = 288, audio: bool = True) -> Truth:

@@ -119,39 +119,30 @@ def model_speech(model: str = "toy") -> SpeechEncoder:
     return load_bundle(model).speech
 
 
+def qwen_captioner(weights: str, device: str = "cpu", dtype: str = "bfloat16") -> QwenCaptioner:
+    """Load Qwen2-VL from a folder, or by its repository name from the Hugging Face cache; nothing is downloaded."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = Path(weights).expanduser()
+    options: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(folder) if folder.is_dir() else weights,
+        "local_files_only": True,
+    }
+    try:
+        processor = AutoProcessor.from_pretrained(**options)
+        model = AutoModelForImageTextToText.from_pretrained(**options, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        hint = "run hf download Qwen/Qwen2-VL-7B-Instruct (16.6 GB, Apache-2.0), or the 2B model (4.4 GB)"
+        expected = "a folder of weights, or a repository in the Hugging Face cache"
+        raise InputError(f"no weights of the captioner {weights}", expected, hint) from error
+    return QwenCaptioner(model.to(device), processor)
+
+
 class QwenCaptioner:
-    """Captions by the Qwen2-VL family of transformers, or another image-text-to-text model with a chat template.
+    """Captions by the Qwen2-VL family of transformers, or another image-text-to-text model with a chat template."""
 
-    Args:
-        weights: folder, or repository name in the Hugging Face cache; nothing is downloaded.
-        device, dtype: device and precision.
-
-    Raises:
-        InputError: the weights are not available locally.
-    """
-
-    def __init__(self, weights: str, device: str = "cpu", dtype: str = "bfloat16") -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        folder = Path(weights).expanduser()
-        path = str(folder) if folder.is_dir() else weights
-        try:
-            processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-            model = AutoModelForImageTextToText.from_pretrained(
-                path, local_files_only=True, dtype=getattr(torch, dtype)
-            )
-        except (OSError, ValueError) as error:
-            hint = "run hf download Qwen/Qwen2-VL-7B-Instruct (16.6 GB, Apache-2.0), or the 2B model (4.4 GB)"
-            expected = "a folder of weights, or a repository in the Hugging Face cache"
-            raise InputError(f"no weights of the captioner {weights}", expected, hint) from error
-        self.model, self.processor = model.to(device).eval(), processor
-
-    @classmethod
-    def from_modules(cls, model: Any, processor: Any) -> QwenCaptioner:
-        """Wrap a loaded model and its processor."""
-        captioner = cls.__new__(cls)
-        captioner.model, captioner.processor = model.eval(), processor
-        return captioner
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model.eval(), processor
 
     @torch.no_grad()
     def caption(self, frames: np.ndarray, boxes: np.ndarray, speaking: Sequence[bool]) -> str:

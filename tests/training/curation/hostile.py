@@ -52,10 +52,8 @@ def video(
             stream.set_display_rotation(rotation)
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        seconds = frames / fps if sound is None else sound
-        audio = None
-        if seconds > 0:
-            audio = out.add_stream("aac", rate=rate, layout="mono" if channels == 1 else "stereo")
+        seconds, layout = frames / fps if sound is None else sound, "mono" if channels == 1 else "stereo"
+        audio = out.add_stream("aac", rate=rate, layout=layout) if seconds > 0 else None
         y, x = np.mgrid[0:height, 0:width] + len(path.name) + sum(path.name.encode()) % 97  # every file is different
         for k in range(frames):
             gray = (110 + 60 * np.sin((x + 2 * k) / 9) * np.cos((y - k) / 7)).astype(np.uint8)
@@ -69,7 +67,7 @@ def video(
         if audio is not None:
             samples = np.sin(np.arange(round(seconds * rate)) / rate * 2 * np.pi * 220) * noise
             piece = np.repeat(samples[None].astype(np.float32), channels, axis=0)
-            audio_frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono" if channels == 1 else "stereo")
+            audio_frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
             audio_frame.sample_rate, audio_frame.pts = rate, 0
             out.mux(audio.encode(audio_frame))
             out.mux(audio.encode(None))

@@ -17,7 +17,7 @@ from training.curation.clearvoice import ClearVoiceExtractor
 from training.curation.faces import Faces, FaceSettings
 from training.curation.masks import Masks, MaskSettings
 from training.curation.models import MODELS, ModelChoice, SpeechMixture, load_curation_model
-from training.curation.real_models import QwenCaptioner, describe_people
+from training.curation.real_models import QwenCaptioner, describe_people, qwen_captioner
 from training.curation.record import Record
 from training.curation.speech import SyncFilter, SyncSettings
 
@@ -120,7 +120,7 @@ def test_qwen2_vl_captions():
         vision_end_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     )  # fmt: skip
     torch.manual_seed(0)
-    captioner = QwenCaptioner.from_modules(Qwen2VLForConditionalGeneration(config), processor)
+    captioner = QwenCaptioner(Qwen2VLForConditionalGeneration(config), processor)
     captioner.model.generation_config.eos_token_id = None
     frames = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3)).astype(np.uint8)
     boxes = np.tile(np.array([[[60, 5, 80, 30], [10, 5, 30, 30]]], float), (3, 1, 1))
@@ -166,7 +166,7 @@ def test_describe_people():
 
 def test_missing_weights_raise(tmp_path):
     for load in (
-        lambda: QwenCaptioner(str(tmp_path)),
+        lambda: qwen_captioner(str(tmp_path)),
         lambda: ClearVoiceExtractor(str(tmp_path / "python"), str(tmp_path)),
         lambda: ClearVoiceExtractor(sys.executable, str(tmp_path)),
     ):
