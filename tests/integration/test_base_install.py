@@ -54,13 +54,13 @@ def imported_modules(*folders: str) -> set[str]:
     return found
 
 
-def test_requirements_equal_the_base_dependencies() -> None:
+def test_requirements_equal_the_base_dependencies():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert sorted(line for line in lines if line and not line.startswith("#")) == sorted(PROJECT["dependencies"])
 
 
 @pytest.mark.parametrize("group", [None, *sorted(set(PROJECT["optional-dependencies"]) - {"dev", "docs"})])
-def test_every_listed_package_is_imported(group: str | None) -> None:
+def test_every_listed_package_is_imported(group):
     requirements = PROJECT["dependencies"] if group is None else PROJECT["optional-dependencies"][group]
     imported = imported_modules("bya_core", "nodes", *(("training",) if group else ()))
     for requirement in requirements:
@@ -83,7 +83,7 @@ def base_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_base_install_runs_the_toy_model(base_python: Path, tmp_path: Path) -> None:
+def test_base_install_runs_the_toy_model(base_python, tmp_path):
     bya = base_python.with_name("bya")
     scene = json.loads((ROOT / "demo" / "scene.json").read_text(encoding="utf-8")) | {"length": 9, "steps": 4}
     for entry in scene["characters"]:
@@ -108,7 +108,7 @@ def test_base_install_runs_the_toy_model(base_python: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["official", "train", "data", "eval"])
-def test_every_group_resolves(base_python: Path, group: str) -> None:
+def test_every_group_resolves(base_python, group):
     """With the base dependencies and the pinned versions; nothing is installed."""
     pip = [base_python, "-m", "pip", "install", "--dry-run", "--quiet", "-c", ROOT / "constraints.txt"]
     done = subprocess.run([*pip, f"{ROOT}[{group}]"], capture_output=True, text=True)

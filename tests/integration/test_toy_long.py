@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def scene_of(clip: PuppetClip, bundle: ModelBundle, num_frames: int, steps: int)
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 5, 6])
-def test_codec_of_any_length(toy: ModelBundle, latent_frames: int) -> None:
+def test_codec_of_any_length(toy, latent_frames):
     frames = 4 * (latent_frames - 1) + 1
     video = as_video(make_clip(2_000_003, 2, num_frames=21))[:, :, :frames]
     latents = toy.codec.encode(video)
@@ -60,7 +59,7 @@ def test_codec_of_any_length(toy: ModelBundle, latent_frames: int) -> None:
         assert -10 * float(error.log10()) > 20  # PSNR in dB
 
 
-def test_masks_persist_after_characters_cross(toy: ModelBundle, tmp_path: Path) -> None:
+def test_masks_persist_after_characters_cross(toy, tmp_path):
     """Window 1 is drawn: two puppets change places. Window 2 continues, although the prompt has the first positions."""
     seed = 2_000_000
     clip = make_clip(seed, 2, num_frames=49, motion="crossing")
@@ -91,7 +90,7 @@ def test_masks_persist_after_characters_cross(toy: ModelBundle, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_speech_at_7_seconds_moves_the_mouth_at_7_seconds(toy: ModelBundle, tmp_path: Path) -> None:
+def test_speech_at_7_seconds_moves_the_mouth_at_7_seconds(toy, tmp_path):
     clip = make_clip(2_000_002, 2, num_frames=201, motion="still", talk="overlap")
     word = clip.speeches[0][SAMPLE_RATE : 2 * SAMPLE_RATE]
     scene = scene_of(clip, toy, 201, steps=8)

@@ -25,14 +25,14 @@ def import_node_pack() -> ModuleType:
     return module
 
 
-def test_node_pack_outside_comfyui() -> None:
+def test_node_pack_outside_comfyui():
     before = set(sys.modules)
     module = import_node_pack()
     assert module.__all__ == ["WEB_DIRECTORY"] and not hasattr(module, "comfy_entrypoint")
     assert set(sys.modules) == before
 
 
-def test_public_names() -> None:
+def test_public_names():
     assert {"load_model", "load_scene", "generate", "Scene", "Character", "Speech", "Video"} == set(bya_core.__all__)
     assert set(bya_core.__all__) <= set(dir(bya_core))
     for name in bya_core.__all__:
@@ -41,7 +41,7 @@ def test_public_names() -> None:
         bya_core.load_modle  # noqa: B018
 
 
-def test_import_is_fast() -> None:
+def test_import_is_fast():
     program = "import sys; before = set(sys.modules); import bya_core; print(len(set(sys.modules) - before))"
     durations = []
     for _ in range(3):
@@ -54,7 +54,7 @@ def test_import_is_fast() -> None:
     assert min(durations) < 0.2 and int(done.stdout) < 20
 
 
-def test_readme_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_example(tmp_path, monkeypatch, capsys):
     """The Python example of the README, with 2 steps."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     example = text.split("```python\n")[1].split("```")[0]

@@ -10,5 +10,5 @@ PAGES = dict(pages())
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_page_is_current(path) -> None:
+def test_page_is_current(path):
     assert path.read_text(encoding="utf-8") == PAGES[path], "run: python -m tools.reference"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import jsonschema
 import pytest
@@ -58,7 +58,7 @@ WORD = "audio_character_matrix"
         ({"windows": {"frames": 5, "overlap": 9}}, "windows of 5 frames with", "an overlap", "increase"),
     ],
 )  # fmt: skip
-def test_message(given: dict[str, Any], problem: str, expected: str, hint: str) -> None:
+def test_message(given, problem, expected, hint):
     with pytest.raises(InputError) as caught:
         from_mapping(SceneFile, SCENE | given, "scene.json")
     error = caught.value
@@ -82,7 +82,7 @@ def test_message(given: dict[str, Any], problem: str, expected: str, hint: str) 
         ("{}", 'no "prompt"'),
     ],
 )
-def test_invalid_json(text: str, problem: str) -> None:
+def test_invalid_json(text, problem):
     with pytest.raises(InputError, match=problem):
         from_mapping(SceneFile, parse_json(text, "scene.json"), "scene.json")
 
@@ -93,7 +93,7 @@ class Settings:
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
-def test_constructor_and_replace_are_checked() -> None:
+def test_constructor_and_replace_are_checked():
     assert Settings(3, ratio=0.25) == dataclasses.replace(Settings(3), ratio=0.25)
     for name, value, expected in (("count", 9, "at most 8"), ("ratio", 0.0, "more than 0"), ("ratio", 1.0, "less")):
         with pytest.raises(InputError, match=f"{name} is {value}; expected {expected}"):
@@ -104,7 +104,7 @@ def test_constructor_and_replace_are_checked() -> None:
         Settings(1, 0.5, 3)  # type: ignore[call-arg]
 
 
-def test_option_describes_a_field() -> None:
+def test_option_describes_a_field():
     count = option(Settings, "count")
     assert (count.type, count.default, count.optional, count.minimum, count.maximum) == (int, None, True, 1, 8)
     assert count.description == "A count."

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import av
@@ -23,9 +22,7 @@ from bya_core.cli import main as cli
 from bya_core.errors import InputError
 from bya_core.io.media import read_audio
 from bya_core.weights import loader, registry
-from bya_core.weights.bundle import ModelBundle
 from tests.fakes import tone, write_wav
-from tests.unit.conftest import SceneMaker
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,13 +34,7 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-def test_generate_writes_all_outputs(
-    make_scene: SceneMaker,
-    out: Path,
-    registered: ModuleType,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
+def test_generate_writes_all_outputs(make_scene, out, registered, capsys, tmp_path):
     write_wav(tmp_path / "scene" / "ada.wav", np.stack([tone(0.3, rate=44100)] * 2, axis=1), 44100)
     names = {"-o": "talk.mp4", "--masks": "masks.npz", "--overlay": "masks.mp4", "--json": "report.json"}
     options = [part for flag, name in names.items() for part in (flag, str(out / name))]
@@ -64,7 +55,7 @@ def test_generate_writes_all_outputs(
     assert "Denoising: step 3/3" in printed.err and "left" in printed.err
 
 
-def test_saved_masks_can_be_loaded(make_scene: SceneMaker, out: Path, registered: ModuleType, tmp_path: Path) -> None:
+def test_saved_masks_can_be_loaded(make_scene, out, registered, tmp_path):
     masks, copy = tmp_path / "scene" / "masks.npz", out / "copy.npz"
     assert cli.main(["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--masks", str(masks)]) == 0
     scene = make_scene(router={"mode": "manual", "masks": "masks.npz"})
@@ -73,9 +64,7 @@ def test_saved_masks_can_be_loaded(make_scene: SceneMaker, out: Path, registered
         np.testing.assert_allclose(first["masks"], second["masks"], atol=1e-6)
 
 
-def test_warnings_are_printed_and_reported(
-    make_scene: SceneMaker, out: Path, registered: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_warnings_are_printed_and_reported(make_scene, out, registered, capsys, tmp_path):
     write_wav(tmp_path / "scene" / "ada.wav", tone(2.0))
     write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
     report = out / "r.json"
@@ -87,9 +76,7 @@ def test_warnings_are_printed_and_reported(
     assert all(printed.count(f"warning: {warning}") == 1 for warning in warnings)
 
 
-def test_timeline(
-    make_scene: SceneMaker, out: Path, registered: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_timeline(make_scene, out, registered, capsys, tmp_path):
     write_wav(tmp_path / "scene" / "bo.wav", np.zeros(1000))
     assert cli.main(["timeline", str(make_scene()), "-o", str(out / "t.png")]) == 0
     with Image.open(out / "t.png") as picture:
@@ -111,14 +98,7 @@ def test_timeline(
         {"characters": [{"name": "Ada", "image": "flat.png", "speech": "ada.wav"}]},
     ],
 )
-def test_invalid_scene_returns_2(
-    scene: dict[str, Any],
-    make_scene: SceneMaker,
-    out: Path,
-    registered: ModuleType,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
+def test_invalid_scene_returns_2(scene, make_scene, out, registered, capsys, tmp_path):
     write_wav(tmp_path / "scene" / "empty.wav", np.zeros(0))
     Image.new("RGB", (8, 8), "red").save(tmp_path / "scene" / "flat.png")
     options = ["-o", str(out / "a.mp4"), "--json", str(out / "r.json")]
@@ -147,13 +127,7 @@ def test_invalid_scene_returns_2(
         "-o a.mp4 --seed -1",
     ],
 )
-def test_invalid_options_return_2(
-    options: str,
-    make_scene: SceneMaker,
-    registered: ModuleType,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_invalid_options_return_2(options, make_scene, registered, capsys, monkeypatch):
     folder = make_scene().parent
     monkeypatch.chdir(folder)
     (folder / "sub").mkdir()
@@ -166,9 +140,7 @@ def test_invalid_options_return_2(
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write to")
-def test_missing_scene_and_read_only_folder_return_2(
-    make_scene: SceneMaker, out: Path, registered: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_scene_and_read_only_folder_return_2(make_scene, out, registered, capsys):
     assert cli.main(["generate", str(make_scene()), "-o", "/proc/a.mp4"]) == 2
     assert "a folder that can be written to" in capsys.readouterr().err
     assert cli.main(["generate", str(out / "no.json"), "-o", str(out / "a.mp4")]) == 2
@@ -176,16 +148,14 @@ def test_missing_scene_and_read_only_folder_return_2(
 
 
 @pytest.mark.parametrize("arguments", [[], ["generate"], ["dance"], ["generate", "s.json"], ["generate", "-x"]])
-def test_invalid_usage_returns_2(arguments: list[str]) -> None:
+def test_invalid_usage_returns_2(arguments):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left on device")])
-def test_failure_while_saving_leaves_no_files(
-    error: Any, make_scene: SceneMaker, out: Path, registered: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_while_saving_leaves_no_files(error, make_scene, out, registered, monkeypatch):
     """The overlay fails after the video has been written."""
     import bya_core.pipelines.outputs as output
 
@@ -207,7 +177,7 @@ def test_failure_while_saving_leaves_no_files(
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_cancels_denoising(number: int, make_scene: SceneMaker, out: Path) -> None:
+def test_signal_cancels_denoising(number, make_scene, out):
     program = """
 import dataclasses, pathlib, sys, time
 from bya_core.cli import main as cli
@@ -239,14 +209,14 @@ sys.exit(cli.main(["generate", sys.argv[1], "-o", sys.argv[2], "--steps", "500"]
     assert list(out.iterdir()) == []
 
 
-def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(capsys):
     assert cli.main(["models"]) == 0
     printed = capsys.readouterr().out
     for entry in registry.MODELS.values():
         assert all(text in printed for text in (entry.name, entry.purpose, entry.size, entry.license))
 
 
-def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor(monkeypatch, capsys):
     assert cli.main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
     assert cli.main(["doctor", "--json"]) == 0
@@ -266,7 +236,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert not report["healthy"]
 
 
-def test_unavailable_model_raises(bundle: ModelBundle, registered: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_model_raises(bundle, registered, monkeypatch):
     assert loader.load_bundle("toy") is bundle
     with pytest.raises(InputError, match="use --model toy"):
         registry.find_model("toyy")
@@ -280,12 +250,12 @@ def test_unavailable_model_raises(bundle: ModelBundle, registered: ModuleType, m
         loader.load_bundle("toy")
 
 
-def test_help_does_not_import_torch() -> None:
+def test_help_does_not_import_torch():
     program = "import sys; from bya_core.cli import main as cli; cli.main(['models']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lists_every_command(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
         cli.main(["--help"])

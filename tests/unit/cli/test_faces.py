@@ -13,7 +13,7 @@ from bya_core.cli import faces as cli_faces
 from bya_core.cli import main as cli
 from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
 from tests.unit.encoders.networks import POINTS, picture
-from tests.unit.encoders.test_face_encoder import Keeps, Told, face
+from tests.unit.encoders.test_face_encoder import EllipseParser, FixedDetector, face
 
 BO = POINTS["004/face_1"]
 
@@ -27,14 +27,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "scene.json").write_text(json.dumps({"prompt": "", "characters": characters}))
 
     def encoder(models_dir: Path | None, select: str) -> PhotoFaceEncoder:
-        detector = Told({389: [face(BO, 0.99), face(BO, 0.999)]})
-        return PhotoFaceEncoder(FaceModels(detector, Keeps(), None, None), select=select)  # type: ignore[arg-type]
+        detector = FixedDetector({389: [face(BO, 0.99), face(BO, 0.999)]})
+        return PhotoFaceEncoder(FaceModels(detector, EllipseParser(), None, None), select=select)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cli_faces, "face_encoder", encoder)
     return tmp_path
 
 
-def test_characters_of_a_scene(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_characters_of_a_scene(folder, capsys):
     assert cli.main(["faces", str(folder / "scene.json"), "-o", str(folder / "faces.png")]) == 0
     preview = Image.open(folder / "faces.png")
     assert preview.size == (round(389 * 512 / 489) + 512, 1024)
@@ -43,7 +43,7 @@ def test_characters_of_a_scene(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "warning: Ada: 2 faces detected: the largest one is used" in printed and "warning: Bo: 2 faces" in printed
 
 
-def test_image_without_face(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_without_face(folder, capsys):
     images = [str(folder / "wall.png"), str(folder / "ada.png")]
     assert cli.main(["faces", *images, "-o", str(folder / "faces.png"), "--select", "most_confident"]) == 1
     printed = capsys.readouterr().err
@@ -51,7 +51,7 @@ def test_image_without_face(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert Image.open(folder / "faces.png").height == 512
 
 
-def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path / "models"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.fromarray(picture(64, 64)).save(tmp_path / "ada.png")

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import av
 import numpy as np
 import pytest
 
 from bya_core.cli import main as cli
 from bya_core.cli.common import ProgressBar
-from bya_core.io.media import read_audio
+from bya_core.io.media import read_audio, read_video
 from bya_core.progress import Progress
 from tests.fakes import tone, write_wav
 from tests.unit.conftest import make_scene, registered  # noqa: F401 - fixtures
@@ -30,11 +29,10 @@ def scene(make_scene: SceneMaker, tmp_path: Path, registered: ModuleType) -> Pat
 
 
 def count_frames(path: Path) -> int:
-    with av.open(str(path)) as container:
-        return sum(1 for _ in container.decode(video=0))
+    return len(read_video(path)[0])
 
 
-def test_long_scene_is_generated_in_windows(scene: Path, tmp_path: Path) -> None:
+def test_long_scene_is_generated_in_windows(scene, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     arguments = ["-o", out / "a.mp4", "--overlay", out / "o.mp4", "--masks", out / "m.npz", "--json", out / "r.json"]
@@ -49,9 +47,7 @@ def test_long_scene_is_generated_in_windows(scene: Path, tmp_path: Path) -> None
     assert not any("cut" in warning for warning in report["warnings"])
 
 
-def test_interrupted_run_is_resumed(
-    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupted_run_is_resumed(scene, tmp_path, monkeypatch, capsys):
     command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4")]
 
     def interrupt(bar: ProgressBar, progress: Progress) -> None:
@@ -69,7 +65,7 @@ def test_interrupted_run_is_resumed(
     assert count_frames(tmp_path / "a.mp4") == 33 and not (tmp_path / "a.windows").exists()
 
 
-def test_window_is_regenerated(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_window_is_regenerated(scene, tmp_path, capsys):
     work, report = tmp_path / "work", tmp_path / "r.json"
     command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4"), "--work-dir", str(work), "--json", str(report)]
     assert cli.main(command) == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -24,7 +22,7 @@ def processes(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_video(tmp_path: Path) -> None:
+def test_two_processes_give_the_same_video(tmp_path):
     command = ["generate", SCENE, "--steps", "2"]
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
@@ -49,15 +47,13 @@ def test_two_processes_give_the_same_video(tmp_path: Path) -> None:
         (2, 1.0, 1.0, "2 processes for guidance with 1 branch; expected one process"),
     ],
 )
-def test_wrong_number_of_processes_raises(
-    monkeypatch: pytest.MonkeyPatch, count: int, text: float, speech: float, sentence: str
-) -> None:
+def test_wrong_number_of_processes_raises(monkeypatch, count, text, speech, sentence):
     processes(monkeypatch, count)
     with pytest.raises(InputError, match=sentence):
         distribute_guidance(SamplingConfig(guidance_scale=text, audio_guidance_scale=speech), None)  # type: ignore[arg-type]
 
 
-def test_other_commands_need_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_need_one_process(monkeypatch, capsys):
     processes(monkeypatch, 2)
     assert main(["probe", SCENE, "-o", "state.safetensors"]) == 2
     assert "2 processes; expected one" in capsys.readouterr().err

@@ -31,9 +31,7 @@ SIZE = NativeSize(64, 96, 9)
     ("name", "shape"),
     [("a.weight", (7,)), ("a.bias", (7,)), ("b.proj.weight", (5, 3, 2)), ("latents", (1, 4, 6)), ("c", (3,))],
 )
-def test_random_weights_match_the_parity_tests(
-    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_weights_match_the_parity_tests(name, shape, monkeypatch):
     expected = reference.weight(name, shape, "salt")
     assert torch.equal(weight_rule.draw(name, shape, "salt"), expected)
     assert torch.equal(weight_rule.draw_input(name, shape, "salt"), reference.input_tensor(name, shape, "salt"))
@@ -42,7 +40,7 @@ def test_random_weights_match_the_parity_tests(
     assert weight_rule.draw(name, shape, "salt", torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_meta_model_is_filled() -> None:
+def test_meta_model_is_filled():
     expected = reference.fill(BindYourAvatarTransformer3DModel(num_layers=2, **SMALL), "salt").state_dict()
     with init_empty_weights():
         model = BindYourAvatarTransformer3DModel(num_layers=2, **SMALL)
@@ -53,13 +51,13 @@ def test_meta_model_is_filled() -> None:
     assert float(filled["router.pos_emb"].abs().sum()) > 0  # computed, not random
 
 
-def test_toy_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_toy_model(capsys):
     assert main(["selftest"]) == 0
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("generated 9 frames of 96x64", "Decoding", "Peak RAM", "crc32"))
 
 
-def test_incorrect_video_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incorrect_video_raises(monkeypatch):
     from bya_core.pipelines.generate import Video
 
     gray = torch.full((9, 64, 96, 3), 128, dtype=torch.uint8)
@@ -70,7 +68,7 @@ def test_incorrect_video_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("layers", [None, 3])
-def test_full_size(layers: int | None) -> None:
+def test_full_size(layers):
     result = selftest.check_full_size(layers, device="cpu", config=SMALL, native=SIZE)
     depth = layers or 1
     assert f"{depth} blocks" in result.lines[0]
@@ -80,7 +78,7 @@ def test_full_size(layers: int | None) -> None:
     assert same.checksum == result.checksum != other.checksum
 
 
-def test_full_size_with_guidance() -> None:
+def test_full_size_with_guidance():
     options = {"codec": False, "native": SIZE}
     bundle = full_size.build_full_size(2, torch.float32, SMALL, **options)  # type: ignore[arg-type]
     latents = full_size.run_steps(bundle, branches=2, steps=2)
@@ -89,9 +87,7 @@ def test_full_size_with_guidance() -> None:
         bundle.text.encode(["a"])
 
 
-def test_too_little_memory_is_reported_first(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_little_memory_is_reported_first(monkeypatch, capsys):
     monkeypatch.setattr(full_size, "free_host_memory", lambda: 3 * 10**9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(full_size, "fill_random", lambda *_: pytest.fail("weights were created"))
@@ -101,7 +97,7 @@ def test_too_little_memory_is_reported_first(
 
 
 @pytest.mark.parametrize("command", ["generate", "probe"])
-def test_vram_budget_is_passed_on(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_vram_budget_is_passed_on(command, monkeypatch, tmp_path):
     budgets: list[str | None] = []
 
     def load(name: str, *, vram: str | None = None) -> None:

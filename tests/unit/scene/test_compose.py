@@ -35,7 +35,7 @@ def member(name: str, speech: Speech | None = None, strength: float = 1.0) -> Ca
     return CastMember(name, image, speech, strength)
 
 
-def test_compose() -> None:
+def test_compose():
     cast = combine_casts((member("Ada", noise()),), (member("Bo", None, 0.5),))
     scene = compose(cast, SceneOptions("a talk", width=48, timed_prompts="0 - 1: Ada laughs"), DEFAULTS)
     assert (scene.width, scene.height, scene.num_frames) == (48, 64, 25)
@@ -47,7 +47,7 @@ def test_compose() -> None:
     assert any("same recording" in notice for notice in compose(same, SceneOptions(""), DEFAULTS).notices)
 
 
-def test_invalid_casts_raise() -> None:
+def test_invalid_casts_raise():
     with pytest.raises(InputError, match='two characters named "Ada"'):
         combine_casts((member("Ada"),), (member("Ada"),))
     with pytest.raises(InputError, match="no speech"):
@@ -64,13 +64,13 @@ def test_invalid_casts_raise() -> None:
         ({"audio_guidance_scale": 4.0, "scheduler": "dpm"}, {"audio_guidance_scale": 4.0, "scheduler": "dpm"}),
     ],
 )
-def test_override_sampling(options: dict, changes: dict) -> None:
+def test_override_sampling(options, changes):
     base = SamplingConfig(steps=16, guidance_scale=1.0, audio_guidance_scale=2.0, scheduler="ddim")
     unset = {"steps": 0, "guidance_scale": 0.0, "audio_guidance_scale": 0.0, "scheduler": "as the model", "seed": 3}
     assert override_sampling(base, **unset | options) == replace(base, seed=3, **changes)
 
 
-def test_parse_matrix() -> None:
+def test_parse_matrix():
     assert parse_matrix("  ", 2, 2) is None
     matrix = parse_matrix("1, 0.5; 0 1", 2, 2)
     assert matrix is not None and matrix.tolist() == [[1, 0.5], [0, 1]]
@@ -78,12 +78,12 @@ def test_parse_matrix() -> None:
 
 
 @pytest.mark.parametrize("text", ["1 0", "1 0; 0 1; 1 1", "1 0; 1", "1 x; 0 1", "1 0; 0 2", "1 0; 0 nan"])
-def test_invalid_matrices_raise(text: str) -> None:
+def test_invalid_matrices_raise(text):
     with pytest.raises(InputError):
         parse_matrix(text, 2, 2)
 
 
-def test_parse_prompts() -> None:
+def test_parse_prompts():
     spans = parse_prompts("0-1.5: Ada laughs\n\n 1.5 to 3 s : both: silent")
     expected = [(0, 1.5, "Ada laughs"), (1.5, 3, "both: silent")]
     assert [(span.start, span.end, span.prompt) for span in spans] == expected

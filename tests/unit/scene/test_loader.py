@@ -20,7 +20,6 @@ from bya_core.scene.loader import load_scene
 from bya_core.scene.schema import scene_schema
 from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, prompt_at
 from tests.fakes import RATE, tone, write_picture, write_wav
-from tests.unit.conftest import SceneMaker
 
 ROOT = Path(__file__).resolve().parents[3]
 DEFAULTS = SceneDefaults(
@@ -40,7 +39,7 @@ def characters(**last: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_defaults_come_from_the_model(make_scene: SceneMaker) -> None:
+def test_defaults_come_from_the_model(make_scene):
     scene = load_scene(make_scene(), DEFAULTS)
     assert [c.name for c in scene.characters] == ["Ada", "Bo"]
     assert (scene.height, scene.width, scene.fps) == (64, 96, 25.0)
@@ -49,7 +48,7 @@ def test_defaults_come_from_the_model(make_scene: SceneMaker) -> None:
     assert torch.equal(scene.matrix, torch.eye(2)) and scene.notices == () and scene.speech_strength is None
 
 
-def test_all_options_are_used(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_all_options_are_used(make_scene, tmp_path):
     write_picture(tmp_path / "scene" / "start.png", seed=5)
     sampling = {"seed": 3, "steps": 4, "guidance_scale": 5, "audio_guidance_scale": 2, "scheduler": "dpm"}
     path = make_scene(
@@ -68,7 +67,7 @@ def test_all_options_are_used(make_scene: SceneMaker, tmp_path: Path) -> None:
     assert scene.speech_strength is not None and scene.speech_strength.tolist() == [1, 0.25]
 
 
-def test_audio_guidance_scale_follows_guidance_scale(make_scene: SceneMaker) -> None:
+def test_audio_guidance_scale_follows_guidance_scale(make_scene):
     assert load_scene(make_scene(guidance_scale=5), DEFAULTS).sampling.audio_guidance_scale == 5
     assert load_scene(make_scene(audio_guidance_scale=5), DEFAULTS).sampling.guidance_scale == 3
 
@@ -76,7 +75,7 @@ def test_audio_guidance_scale_follows_guidance_scale(make_scene: SceneMaker) -> 
 @pytest.mark.parametrize(
     ("seconds", "frames"), [(0.01, 1), (0.04, 1), (0.041, 5), (0.2, 5), (0.36, 9), (0.361, 13), (2.5, 65)]
 )
-def test_auto_length_is_rounded_up(seconds: float, frames: int, make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_auto_length_is_rounded_up(seconds, frames, make_scene, tmp_path):
     path = make_scene(characters=characters(speech=None))
     write_wav(tmp_path / "scene" / "ada.wav", tone(seconds))
     scene = load_scene(path, DEFAULTS)
@@ -84,14 +83,14 @@ def test_auto_length_is_rounded_up(seconds: float, frames: int, make_scene: Scen
     assert scene.speeches[1] is None
 
 
-def test_auto_length_needs_speech(make_scene: SceneMaker) -> None:
+def test_auto_length_needs_speech(make_scene):
     silent = [character | {"speech": None} for character in characters()]
     with pytest.raises(InputError, match="no speech"):
         load_scene(make_scene(characters=silent), DEFAULTS)
     assert load_scene(make_scene(characters=silent, length=5), DEFAULTS).num_frames == 5
 
 
-def test_notices(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_notices(make_scene, tmp_path):
     """Windows longer than trained, equal recordings, silent recordings."""
     assert not load_scene(make_scene(length=21), DEFAULTS).notices
     (notice,) = load_scene(make_scene(length=41, windows={"frames": 21}), DEFAULTS).notices
@@ -103,7 +102,7 @@ def test_notices(make_scene: SceneMaker, tmp_path: Path) -> None:
     assert "Bo" in notice and "silent" in notice
 
 
-def test_masks_at_token_and_pixel_resolution(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_masks_at_token_and_pixel_resolution(make_scene, tmp_path):
     tokens = np.zeros((2, 3, 4, 6), np.float32)
     tokens[0, :, :, :3] = 1.0
     np.savez(tmp_path / "scene" / "tokens.npz", masks=tokens)
@@ -126,7 +125,7 @@ def write_mask(path: Path, share: float = 0.5, size: tuple[int, int] = (60, 40),
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "1"])
-def test_mask_image(mode: str, make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_mask_image(mode, make_scene, tmp_path):
     """Any size; characters without a mask use the router's."""
     write_mask(tmp_path / "scene" / "left.png", mode=mode)
     mine = characters(mask="left.png", mask_strength=0.75, mask_start_percent=0.25, mask_end_percent=0.5)
@@ -138,7 +137,7 @@ def test_mask_image(mode: str, make_scene: SceneMaker, tmp_path: Path) -> None:
     assert scene.mask_control.strength.tolist() == [0, 0.75] and scene.mask_control.end_percent.tolist() == [1, 0.5]
 
 
-def test_mask_arrays(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_mask_arrays(make_scene, tmp_path):
     """Static, per video frame, per latent frame, or selected by name from a file of all characters."""
     folder = tmp_path / "scene"
     still = np.zeros((4, 12), np.uint8)
@@ -166,7 +165,7 @@ def test_mask_arrays(make_scene: SceneMaker, tmp_path: Path) -> None:
         torch.testing.assert_close(read(name), torch.ones(3, 4, 6))
 
 
-def test_character_mask_overrides_router_masks(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_character_mask_overrides_router_masks(make_scene, tmp_path):
     np.savez(tmp_path / "scene" / "all.npz", masks=np.full((2, 3, 4, 6), 0.25, np.float32))
     write_mask(tmp_path / "scene" / "all.png", share=1)
     router = {"mode": "post", "masks": "all.npz", "strength": 0.5}
@@ -176,7 +175,7 @@ def test_character_mask_overrides_router_masks(make_scene: SceneMaker, tmp_path:
     assert scene.mask_control.strength.tolist() == [0.5, 1.0] and scene.routing.mode == "post"
 
 
-def test_router_and_window_options(make_scene: SceneMaker) -> None:
+def test_router_and_window_options(make_scene):
     refine = {
         "threshold": 0.3, "propagate": False, "max_regions": 2, "fill_holes": False, "smoothing": 0, "exclusive": False,
         "grow": -1,
@@ -195,7 +194,7 @@ def test_router_and_window_options(make_scene: SceneMaker) -> None:
         assert load_scene(make_scene(router={"refine": value}), DEFAULTS).routing.refine == refine_config
 
 
-def test_named_matrix(make_scene: SceneMaker) -> None:
+def test_named_matrix(make_scene):
     for word, rows, bind in (
         ("identity", [[1, 0], [0, 1]], "given"),
         ("swapped", [[0, 1], [1, 0]], "given"),
@@ -208,7 +207,7 @@ def test_named_matrix(make_scene: SceneMaker) -> None:
     assert three.matrix.argmax(1).tolist() == [1, 2, 0]
 
 
-def test_timed_prompts(make_scene: SceneMaker) -> None:
+def test_timed_prompts(make_scene):
     spans = [{"start": 0.2, "end": 0.4, "prompt": "rain"}, {"start": 0.4, "end": 1, "prompt": "sun"}]
     scene = load_scene(make_scene(prompts=spans, prompt="fog"), DEFAULTS)
     short, late = scene.notices
@@ -266,7 +265,7 @@ MANUAL = {"mode": "manual"}
         ({"windows": {"frames": 10}}, r"windows of 10 frames; expected 1 \+ a multiple of 4"),
     ],
 )
-def test_invalid_scene_raises(given: dict[str, Any], problem: str, make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_invalid_scene_raises(given, problem, make_scene, tmp_path):
     folder = tmp_path / "scene"
     np.savez(folder / "one.npz", masks=np.zeros((1, 3, 4, 6), np.float32))
     np.savez(folder / "others.npz", masks=np.ones((2, 3, 4, 6), np.float32), names=["Cleo", "Dan"])
@@ -279,7 +278,7 @@ def test_invalid_scene_raises(given: dict[str, Any], problem: str, make_scene: S
         load_scene(make_scene(**given), DEFAULTS)
 
 
-def test_scene_constructor_is_checked() -> None:
+def test_scene_constructor_is_checked():
     face = Character("Ada", torch.zeros(3, 4, 4))
     with pytest.raises(InputError, match="0 characters"):
         Scene("", [], [], 64, 96, 9)
@@ -289,7 +288,7 @@ def test_scene_constructor_is_checked() -> None:
         Scene("", [face], [None], 64, 96, 9, mask_control=MaskControl(torch.zeros(2, 3, 4, 6)))
 
 
-def test_schema_accepts_scene_and_documented_example(make_scene: SceneMaker) -> None:
+def test_schema_accepts_scene_and_documented_example(make_scene):
     schema = scene_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(json.loads(make_scene().read_text()), schema)

@@ -77,12 +77,12 @@ intro
         ("talk.json", json.dumps([{"speaker": t.speaker, "start": t.start, "end": t.end} for t in EXPECTED[::-1]])),
     ],
 )
-def test_all_formats_are_read(name: str, text: str, tmp_path: Path) -> None:
+def test_all_formats_are_read(name, text, tmp_path):
     (tmp_path / name).write_bytes(text.encode())
     assert list(read_timeline(tmp_path / name)) == EXPECTED
 
 
-def test_cue_with_several_speakers() -> None:
+def test_cue_with_several_speakers():
     assert parse_cues("00:01.000 --> 00:02.000\n- Ada: Yes\n- Bo: No") == [Turn("Ada", 1, 2), Turn("Bo", 1, 2)]
     assert parse_cues("00:01.000 --> 00:02.000\n<v Ada>Yes</v> <v Bo>No</v>") == [Turn("Ada", 1, 2), Turn("Bo", 1, 2)]
 
@@ -107,24 +107,24 @@ def test_cue_with_several_speakers() -> None:
         ("a.json", '[{"speaker": "Ada", "start": 2, "end": 2}]', "Ada from 2 to 2 s"),
     ],
 )
-def test_invalid_timeline_raises(name: str, text: str, problem: str, tmp_path: Path) -> None:
+def test_invalid_timeline_raises(name, text, problem, tmp_path):
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=problem):
         read_timeline(tmp_path / name)
 
 
-def test_other_rttm_records_are_ignored() -> None:
+def test_other_rttm_records_are_ignored():
     assert parse_rttm("LEXEME talk 1 0.5 0.2 hello lex Ada <NA>\n\n") == []
 
 
-def test_turns_are_assigned_to_characters() -> None:
+def test_turns_are_assigned_to_characters():
     turns = [Turn("ADA", 0, 1), Turn("SPEAKER_01", 1, 2)]
     assert assign_turns(turns, ["Ada", "Bo"], {"Bo": "speaker_01"}) == [Turn("Ada", 0, 1), Turn("Bo", 1, 2)]
     with pytest.raises(InputError, match=r'the speaker "Adda" at 3.00 s .* is not a character; .* use "Ada"'):
         assign_turns([Turn("Adda", 3, 4)], ["Ada", "Bo"])
 
 
-def test_adjacent_turns_are_merged() -> None:
+def test_adjacent_turns_are_merged():
     turns = [Turn("Ada", 0, 1), Turn("Bo", 0.9, 2), Turn("Ada", 1.01, 2), Turn("Ada", 1.5, 1.8), Turn("Ada", 3, 4)]
     assert merge_turns(turns) == [Turn("Ada", 0, 2), Turn("Bo", 0.9, 2), Turn("Ada", 3, 4)]
 
@@ -135,7 +135,7 @@ def jump(waveform: torch.Tensor) -> float:
     return float(padded.diff(dim=1).abs().max())
 
 
-def test_cuts_are_faded() -> None:
+def test_cuts_are_faded():
     """A low tone cut at its peak: without a fade the waveform jumps from 0 to 0.3."""
     low_tone = torch.from_numpy(tone(1.0, 50.0)).float()[None]
     piece = low_tone[:, RATE // 200 : -RATE // 200]
@@ -150,13 +150,13 @@ def test_cuts_are_faded() -> None:
         assert speech is not None and jump(speech.waveform) < 2 * slope
 
 
-def test_fade_of_a_short_clip() -> None:
+def test_fade_of_a_short_clip():
     short = fade_edges(torch.ones(1, 7), RATE)
     assert short.shape == (1, 7) and short.max() <= 1 and short[0, 3] == 1
     assert fade_edges(torch.ones(1, 1), RATE).tolist() == [[1.0]]
 
 
-def test_clips_are_resampled_and_placed() -> None:
+def test_clips_are_resampled_and_placed():
     low = torch.from_numpy(tone(0.5, 200.0, 8000)).float()[None]
     high = torch.from_numpy(tone(0.5, 400.0, 44100)).float()[None].expand(2, -1)
     speech = join_clips([Clip(low, 8000, 0.25), Clip(high, 44100, 1.0, gain=-6.0)], offset=0.5, gain=3.0)
@@ -173,13 +173,13 @@ def test_clips_are_resampled_and_placed() -> None:
     assert torch.equal(speech.waveform[0, :44100], speech.waveform[1, :44100])
 
 
-def test_overlapping_clips_are_added() -> None:
+def test_overlapping_clips_are_added():
     ones = torch.ones(1, RATE)
     speech = join_clips([Clip(ones, RATE, 0), Clip(ones, RATE, 0.5)])
     assert speech.waveform[0, round(0.75 * RATE)] == 2 and speech.waveform[0, round(0.25 * RATE)] == 1
 
 
-def test_split_dialogue_sums_to_the_recording() -> None:
+def test_split_dialogue_sums_to_the_recording():
     """Except for the fades."""
     rng = np.random.default_rng(0)
     whole = torch.from_numpy(rng.uniform(-0.1, 0.1, 2 * RATE)).float()[None]
@@ -194,7 +194,7 @@ def test_split_dialogue_sums_to_the_recording() -> None:
     assert torch.equal(mixed[0][0, ~border], whole[0, ~border])
 
 
-def test_overlapping_turns_and_turns_outside_the_recording() -> None:
+def test_overlapping_turns_and_turns_outside_the_recording():
     whole = torch.ones(1, 2 * RATE)
     speeches, (notice,) = split_dialogue(whole, RATE, [Turn("Ada", 0, 1.2), Turn("Bo", 1, 2)], ["Ada", "Bo"])
     assert all(speech is not None and speech.waveform[0, round(1.1 * RATE)] == 1 for speech in speeches)
@@ -235,7 +235,7 @@ def pitch(speech: Speech | None) -> float:
     return float(spectrum.argmax() * speech.sample_rate / speech.waveform.shape[1])
 
 
-def test_dialogue_is_split(dialogue: SceneMaker) -> None:
+def test_dialogue_is_split(dialogue):
     scene = load_scene(dialogue(), DEFAULTS)
     assert scene.num_frames == 13 and scene.notices == ()
     assert pitch(scene.speeches[0]) == pytest.approx(200, abs=5)
@@ -246,13 +246,13 @@ def test_dialogue_is_split(dialogue: SceneMaker) -> None:
     torch.testing.assert_close(sound[0][0, : RATE // 2], expected, atol=1e-4, rtol=0)
 
 
-def test_turns_in_the_scene_file(dialogue: SceneMaker) -> None:
+def test_turns_in_the_scene_file(dialogue):
     turns = [{"speaker": "S1", "start": 0.25, "end": 0.5, "text": "Hi"}, {"speaker": "bo", "start": 0, "end": 0.25}]
     scene = load_scene(dialogue(timeline=turns, characters=[CAST[0] | {"speaker": "S1"}, CAST[1]]), DEFAULTS)
     assert pitch(scene.speeches[0]) > 700 > pitch(scene.speeches[1])
 
 
-def test_third_character_of_a_dialogue(dialogue: SceneMaker) -> None:
+def test_third_character_of_a_dialogue(dialogue):
     """A listener without turns, or a speaker with a separate recording, which is mixed in."""
     scene = load_scene(dialogue(characters=[*CAST, CLEO]), DEFAULTS)
     (notice,) = scene.notices
@@ -287,12 +287,12 @@ def test_third_character_of_a_dialogue(dialogue: SceneMaker) -> None:
         ),
     ],
 )
-def test_invalid_dialogue_raises(given: dict[str, Any], problem: str, dialogue: SceneMaker) -> None:
+def test_invalid_dialogue_raises(given, problem, dialogue):
     with pytest.raises(InputError, match=problem):
         load_scene(dialogue(**given), DEFAULTS)
 
 
-def test_clips_in_a_scene(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_clips_in_a_scene(make_scene, tmp_path):
     write_wav(tmp_path / "scene" / "long.wav", np.concatenate([tone(0.3, 200.0), tone(0.2, 800.0)]))
     clips = [{"file": "ada.wav"}, {"file": "long.wav", "start": 0.4, "from": 0.3, "to": 0.5, "gain": 6}]
     cast = [CAST[0] | {"speech": clips, "offset": 0.05}, CAST[1]]
@@ -311,7 +311,7 @@ def two_recordings(make_scene: SceneMaker, folder: Path, ada: np.ndarray, bo: np
     return "\n".join(load_scene(make_scene(length=17, **given), DEFAULTS).notices)
 
 
-def test_swapped_recordings_are_detected(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_swapped_recordings_are_detected(make_scene, tmp_path):
     first = np.concatenate([tone(0.95), np.zeros(RATE)])
     second = np.concatenate([np.zeros(RATE), tone(0.95)])
     notices = two_recordings(make_scene, tmp_path, first, second, timeline=TURNS)
@@ -323,7 +323,7 @@ def test_swapped_recordings_are_detected(make_scene: SceneMaker, tmp_path: Path)
     assert "may be swapped: Ada has bo.wav" in two_recordings(make_scene, tmp_path, tone(1), tone(2), characters=cast)
 
 
-def test_missing_speech_in_turns_is_reported(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_missing_speech_in_turns_is_reported(make_scene, tmp_path):
     late = np.concatenate([tone(0.5), np.zeros(RATE), tone(0.25)])
     notices = two_recordings(make_scene, tmp_path, tone(2.0), late, timeline=TURNS)
     assert "Bo is silent in 74 %" in notices and "Ada is silent" not in notices
@@ -333,6 +333,6 @@ def test_missing_speech_in_turns_is_reported(make_scene: SceneMaker, tmp_path: P
     )
 
 
-def test_cut_speech_is_reported(make_scene: SceneMaker, tmp_path: Path) -> None:
+def test_cut_speech_is_reported(make_scene, tmp_path):
     notices = two_recordings(make_scene, tmp_path, tone(1.0), tone(0.7))
     assert "Ada ends at 1.00 s, the video at 0.68 s" in notices and notices.count("are cut") == 1

@@ -12,7 +12,7 @@ from bya_core.scene.windows import WindowJoiner, crossfade, plan_windows
 
 @pytest.mark.parametrize("num_frames", [1, 17, 49, 53, 57, 89, 93, 129, 501, 1501, 15_001])
 @pytest.mark.parametrize(("frames", "overlap"), [(49, 9), (49, 1), (17, 5), (17, 13), (9, 5)])
-def test_windows_cover_all_frames_with_similar_lengths(num_frames: int, frames: int, overlap: int) -> None:
+def test_windows_cover_all_frames_with_similar_lengths(num_frames, frames, overlap):
     windows = plan_windows(num_frames, frames, overlap)
     assert windows[0].start == 0 and windows[-1].stop == num_frames
     lengths = [window.frames for window in windows]
@@ -25,7 +25,7 @@ def test_windows_cover_all_frames_with_similar_lengths(num_frames: int, frames: 
     assert len(windows) == fewest
 
 
-def test_latent_frames_align_with_the_video() -> None:
+def test_latent_frames_align_with_the_video():
     windows = plan_windows(93, 49, 9)
     covered = [set(range(window.latent.start, window.latent.stop)) for window in windows]
     assert set().union(*covered) == set(range(24))
@@ -33,11 +33,11 @@ def test_latent_frames_align_with_the_video() -> None:
         assert len(one & next_one) == window.latent_tail == 3
 
 
-def test_default_overlap() -> None:
+def test_default_overlap():
     assert [plan_windows(401, frames)[0].tail for frames in (9, 17, 49, 81)] == [1, 5, 9, 9]
 
 
-def test_invalid_lengths_raise() -> None:
+def test_invalid_lengths_raise():
     with pytest.raises(InputError, match="use 49"):
         plan_windows(101, 50, 9)
     with pytest.raises(InputError, match="use 9"):
@@ -49,7 +49,7 @@ def test_invalid_lengths_raise() -> None:
 
 
 @pytest.mark.parametrize(("frames", "overlap"), [(17, 5), (17, 13), (9, 1)])
-def test_joining_windows_restores_the_video(frames: int, overlap: int) -> None:
+def test_joining_windows_restores_the_video(frames, overlap):
     video = torch.randint(0, 256, (101, 2, 3, 3), dtype=torch.uint8)
     joiner = WindowJoiner()
     windows = plan_windows(101, frames, overlap)
@@ -57,7 +57,7 @@ def test_joining_windows_restores_the_video(frames: int, overlap: int) -> None:
     assert torch.equal(torch.cat(parts), video)
 
 
-def test_crossfade_is_linear() -> None:
+def test_crossfade_is_linear():
     mixed = crossfade(torch.zeros(4, 2), torch.full((4, 2), 10.0))
     assert torch.allclose(mixed[:, 0], torch.tensor([2.0, 4.0, 6.0, 8.0]))
     assert crossfade(torch.zeros(3, dtype=torch.uint8), torch.full((3,), 255, dtype=torch.uint8)).dtype == torch.uint8
