@@ -15,7 +15,8 @@ import yaml
 from safetensors.torch import save_file
 
 from tests.training.stage_parts import SMALL, small_model
-from training.data.dataset import ClipFolder, Clips
+from training.data.batches import Clips
+from training.data.clip_folder import ClipFolder
 from training.engine.loop import train
 from training.engine.settings import RunSettings
 from training.engine.stages import Stage

@@ -29,7 +29,7 @@ from bya_core.weights.loader import load_bundle
 from training.benchmark.tables import markdown_table
 from training.benchmark.validation import ValidationConfig, validation_metrics
 from training.command_line import OutputPath, run_command
-from training.data.dataset import ClipFolder
+from training.data.clip_folder import ClipFolder
 from training.engine.loop import RunSettings, train
 from training.engine.stages import Recipe, Stage, load_recipe, override
 

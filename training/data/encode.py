@@ -49,7 +49,7 @@ class Encoders(Protocol):
 
 
 class ClipEncoder:
-    """Encodes single clips to the tensors listed in `training.data.dataset`, without the batch axis.
+    """Encodes single clips to the tensors listed in `training.data.batches`, without the batch axis.
 
     Args:
         encoders: encoders of the model.

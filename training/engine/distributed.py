@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from bya_core.errors import InputError
-from training.data.dataset import Batch, Clips, as_float
+from training.data.batches import Batch, Clips, as_float
 from training.engine.settings import RunSettings
 from training.engine.stages import Stage
 from training.engine.trackers import available_trackers

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from training.data.dataset import Clips
+from training.data.batches import Clips
 from training.engine.checkpointing import (
     Checkpoints,
     TrainerState,

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from bya_core.errors import InputError
 from bya_core.sampling import build_scheduler
-from training.data.dataset import Batch
+from training.data.batches import Batch
 from training.engine.losses import add_noise, mask_weights, router_loss_official, router_loss_paper, x0_loss
 from training.engine.stages import CONDITIONS, Stage
 from training.engine.teacher_forcing import TeacherMasks, paper_teacher_masks, released_teacher_masks

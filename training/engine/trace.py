@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from bya_core.grid import TokenGrid
 from bya_core.models import rope, router
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from training.data.dataset import Batch
+from training.data.batches import Batch
 from training.engine.lora import add_lora
 from training.engine.objective import StageLoss
 from training.engine.optim import select_trainable, unused_prefixes

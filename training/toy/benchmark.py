@@ -21,7 +21,7 @@ from bya_core.models import compat
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.toy.bundle import load_toy_encoders
 from training.command_line import run_command
-from training.data.dataset import as_float, trim_padding
+from training.data.batches import as_float, trim_padding
 from training.engine.distributed import ForwardWrapper
 from training.engine.objective import StageLoss
 from training.engine.optim import build_optimizers, select_trainable, unused_prefixes

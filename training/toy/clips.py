@@ -1,4 +1,4 @@
-"""Draw puppet clips and encode them for the toy model (tensors as in training/data/dataset.py).
+"""Draw puppet clips and encode them for the toy model (tensors as in training/data/batches.py).
 
     python -m training.toy.clips --encoders bya_core/toy/weights --output runs/toy/data --clips 6000 --frames 17
 
@@ -172,7 +172,7 @@ def _draw(options: ClipOptions, file: ClipFile, seed: int, random_first_mouths: 
 def encode_clips(
     clips: list[PuppetClip], encoders: ToyEncoders, vae_batch: int = 128, eye_emphasis: float = 0.0
 ) -> dict[str, Tensor]:
-    """Encode clips of equal shape to the tensors listed in `training.data.dataset`.
+    """Encode clips of equal shape to the tensors listed in `training.data.batches`.
 
     Args:
         clips: the clips.

@@ -22,7 +22,7 @@ from training.benchmark.ablations import (
     main,
     report,
 )
-from training.data.dataset import ClipFolder
+from training.data.clip_folder import ClipFolder
 from training.engine.stages import Recipe, load_recipe
 
 

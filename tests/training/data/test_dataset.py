@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 
 from bya_core.errors import InputError
 from tests.fakes import FakeCodec, FakeFace, FakeSpeech, FakeText, fake_bundle, fake_transformer
-from training.data.dataset import ClipFolder, EncodedClips, as_float, open_data
+from training.data.batches import as_float
+from training.data.clip_folder import ClipFolder
+from training.data.dataset import EncodedClips, open_data
 from training.data.encode import ClipEncoder
 from training.data.fill_cache import Arguments, fill
 from training.data.puppet_plan import PuppetPlan

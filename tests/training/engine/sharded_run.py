@@ -17,7 +17,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
-from training.data.dataset import ClipFolder
+from training.data.clip_folder import ClipFolder
 from training.engine.distributed import build_accelerator
 from training.engine.loop import train
 from training.engine.settings import RunSettings

@@ -18,7 +18,7 @@ from bya_core.errors import InputError
 from tests.training import run_parts
 from tests.training.run_parts import command, finish, losses, start, write_recipe
 from tests.training.stage_parts import small_model
-from training.data.dataset import ClipFolder
+from training.data.clip_folder import ClipFolder
 from training.engine.checkpointing import Checkpoints
 from training.engine.stages import load_recipe
 

@@ -19,9 +19,10 @@ from bya_core.toy.bundle import load_toy, load_toy_encoders
 from bya_core.toy.encoders import ToyTextEncoder
 from bya_core.weights.loader import load_bundle
 from tests.training.stage_parts import small_batch, small_model
+from training.data.batches import as_float, trim_padding
 from training.data.buckets import Bucket, Window
 from training.data.clip import LazyClip
-from training.data.dataset import ClipFolder, as_float, trim_padding
+from training.data.clip_folder import ClipFolder
 from training.data.encode import ClipEncoder
 from training.data.puppet_plan import puppet_sample
 from training.engine.loop import train
