@@ -35,8 +35,8 @@ from training.data.dataset import open_data
 from training.engine.distributed import build_accelerator
 from training.engine.loop import train
 from training.engine.lora import add_adapters, load_model
+from training.engine.recipe import Recipe, load_recipe
 from training.engine.settings import RunSettings
-from training.engine.stages import Recipe, load_recipe
 
 
 @dataclass(frozen=True)

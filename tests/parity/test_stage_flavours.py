@@ -8,7 +8,7 @@ from tests.parity.parity_models import build_transformer
 from tests.parity.test_training import _masks, _train_forward
 from tests.parity.weight_rule import fill
 from training.engine.objective import StageLoss
-from training.engine.stages import load_recipe
+from training.engine.recipe import load_recipe
 from training.engine.teacher_forcing import TeacherMasks
 
 

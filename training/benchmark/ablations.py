@@ -31,7 +31,8 @@ from training.benchmark.validation import ValidationConfig, validation_metrics
 from training.command_line import OutputPath, run_command
 from training.data.clip_folder import ClipFolder
 from training.engine.loop import RunSettings, train
-from training.engine.stages import Recipe, Stage, load_recipe, override
+from training.engine.recipe import Recipe, load_recipe, override
+from training.engine.stages import Stage
 
 log = logging.getLogger(__name__)
 

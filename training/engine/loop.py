@@ -45,8 +45,9 @@ from training.engine.distributed import (
 from training.engine.lora import add_lora, has_lora, write_model
 from training.engine.objective import StageLoss
 from training.engine.optim import build_optimizers, learning_rate, select_trainable, set_precision, unused_prefixes
+from training.engine.recipe import Recipe
 from training.engine.settings import RunSettings
-from training.engine.stages import Recipe, Stage
+from training.engine.stages import Stage
 from training.engine.timer import RunTimer
 from training.engine.trackers import MetricLog
 

@@ -23,7 +23,8 @@ import tyro
 
 from bya_core.errors import InputError
 from training.engine.distributed import HALF_PRECISION
-from training.engine.stages import Recipe, Stage, load_recipe
+from training.engine.recipe import Recipe, load_recipe
+from training.engine.stages import Stage
 from training.engine.trace import Trace, trace_sample
 
 RESERVE = 1.5e9

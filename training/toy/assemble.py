@@ -21,7 +21,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.toy.bundle import load_toy
 from bya_core.weights.bundle import NativeSize
 from training.command_line import OutputPath, run_command
-from training.engine.stages import load_recipe
+from training.engine.recipe import load_recipe
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MAX_BYTES = 40_000_000  # of the shipped weights

@@ -25,7 +25,7 @@ from training.data.batches import as_float, trim_padding
 from training.engine.distributed import ForwardWrapper
 from training.engine.objective import StageLoss
 from training.engine.optim import build_optimizers, select_trainable, unused_prefixes
-from training.engine.stages import load_recipe
+from training.engine.recipe import load_recipe
 from training.puppets.world import make_clip
 from training.toy.clips import RESERVED_SEEDS, encode_clips
 

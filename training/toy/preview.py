@@ -24,7 +24,7 @@ from bya_core.toy.bundle import load_toy, load_toy_encoders
 from bya_core.toy.encoders import ToyTextEncoder
 from training.benchmark.validation import VALIDATION_SEEDS
 from training.command_line import OutputPath, run_command
-from training.engine.stages import load_recipe
+from training.engine.recipe import load_recipe
 from training.puppets.world import PuppetClip, make_clip
 from training.toy.assemble import load_latest
 from training.toy.clips import encode_clips

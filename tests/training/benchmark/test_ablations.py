@@ -23,7 +23,7 @@ from training.benchmark.ablations import (
     report,
 )
 from training.data.clip_folder import ClipFolder
-from training.engine.stages import Recipe, load_recipe
+from training.engine.recipe import Recipe, load_recipe
 
 
 def differences(name):

@@ -90,7 +90,7 @@ def test_training_on_the_shards(curated, tmp_path):
     from bya_core.models.transformer import BindYourAvatarTransformer3DModel
     from training.data.dataset import open_data
     from training.engine.loop import RunSettings, train
-    from training.engine.stages import load_recipe
+    from training.engine.recipe import load_recipe
 
     _, out = curated
     data = open_data(out, "toy", buckets=["17x64x96"], cache=tmp_path / "cache")

@@ -27,8 +27,8 @@ from training.data.fill_cache import Arguments, fill
 from training.data.puppet_plan import PuppetPlan
 from training.data.shards.writer import ShardWriter
 from training.engine.loop import train
+from training.engine.recipe import load_recipe
 from training.engine.settings import RunSettings
-from training.engine.stages import load_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 PUPPETS = "puppets:n=1-3,clips=14,seed=2000000,frames=5/9,size=64x96/96x64"

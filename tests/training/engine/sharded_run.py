@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from training.data.clip_folder import ClipFolder
 from training.engine.distributed import build_accelerator
 from training.engine.loop import train
+from training.engine.recipe import load_recipe
 from training.engine.settings import RunSettings
-from training.engine.stages import load_recipe
 from training.run_stage import build_model
 
 CONFIG = Path(__file__).resolve().parents[3] / "training" / "recipes" / "accelerate" / "fsdp2.yaml"

@@ -19,7 +19,8 @@ from tests.training.stage_parts import SMALL, small_batch, small_model
 from training.engine.lora import LORA_FILE, add_lora, load_model
 from training.engine.objective import StageLoss
 from training.engine.optim import select_trainable, unused_prefixes
-from training.engine.stages import FLAVOURS, PUBLISHED, Lora, load_recipe
+from training.engine.recipe import load_recipe
+from training.engine.stages import FLAVOURS, PUBLISHED, Lora
 
 RANK_4 = Lora(rank=4, alpha=8)
 

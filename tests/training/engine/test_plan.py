@@ -13,7 +13,8 @@ from tests.training.stage_parts import SMALL, small_batch, small_model
 from training.engine.objective import StageLoss
 from training.engine.optim import select_trainable, unused_prefixes
 from training.engine.plan import Hardware, _persistent_memory, main, plan
-from training.engine.stages import PUBLISHED, Lora, Recipe, load_recipe
+from training.engine.recipe import Recipe, load_recipe
+from training.engine.stages import PUBLISHED, Lora
 from training.engine.trace import trace_sample
 
 

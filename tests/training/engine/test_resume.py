@@ -20,7 +20,7 @@ from tests.training.run_parts import command, finish, losses, start, write_recip
 from tests.training.stage_parts import small_model
 from training.data.clip_folder import ClipFolder
 from training.engine.checkpointing import Checkpoints
-from training.engine.stages import load_recipe
+from training.engine.recipe import load_recipe
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from training.engine.objective import (
     with_first_frame,
 )
 from training.engine.optim import select_trainable
-from training.engine.stages import CONDITIONS, PUBLISHED, RELEASED, ConditionDropout, load_recipe
+from training.engine.recipe import load_recipe
+from training.engine.stages import CONDITIONS, PUBLISHED, RELEASED, ConditionDropout
 from training.engine.teacher_forcing import TeacherConfig
 
 

@@ -27,8 +27,9 @@ from training.data.encode import ClipEncoder
 from training.data.puppet_plan import puppet_sample
 from training.engine.loop import train
 from training.engine.objective import StageLoss
+from training.engine.recipe import load_recipe
 from training.engine.settings import RunSettings
-from training.engine.stages import PUBLISHED, load_recipe
+from training.engine.stages import PUBLISHED
 from training.puppets.world import make_clip
 from training.toy import assemble, clips
 
