@@ -25,10 +25,6 @@ const actions = {
   async prompt(page) {
     return page.evaluate(async () => (await window.app.graphToPrompt()).output);
   },
-  // Workflow as the page would save it.
-  async saved(page) {
-    return page.evaluate(() => window.app.graph.serialize());
-  },
   // Sets widgets: {values: {nodeId: {name: value}}}.
   async set(page, { values }) {
     await page.evaluate((wanted) => {
@@ -50,7 +46,7 @@ const actions = {
     }), seconds);
     await page.evaluate(() => window.app.queuePrompt(0, 1));
     const result = await ended;
-    await page.waitForTimeout(2500); // pictures and videos arrive after the event
+    await page.waitForTimeout(2500); // images and videos are shown after the event
     return result;
   },
   // Images and videos shown by nodes.
