@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bya_core.errors import InputError
 from bya_core.evaluation import binding as bindings
 from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.progress import ProgressCallback, ProgressTracker
@@ -26,7 +25,7 @@ from bya_core.scene.types import Character, Scene, Speech
 from bya_core.scene.windows import Window
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.puppet_suite import ClipMetrics, evaluate_clip
-from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, with_references
+from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, check_held_out, with_references
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import GeneratedVideo, as_image
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
@@ -53,8 +52,7 @@ class LongSettings:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.seed_base < HELD_OUT:
-            raise InputError(f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are used for training")
+        check_held_out(self.seed_base)
 
 
 def long_scene(settings: LongSettings, index: int, bundle: ModelBundle) -> tuple[Scene, SuiteScene]:

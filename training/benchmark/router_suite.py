@@ -33,12 +33,9 @@ from training.benchmark.baselines import Baseline, generate_baseline
 from training.benchmark.gallery import VideoStore
 from training.benchmark.puppet_report import comparable
 from training.benchmark.puppet_suite import binding_score, evaluate_clip
-from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
+from training.benchmark.scenes import MOTIONS, SuiteScene, router_scene
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import GeneratedVideo, GroundTruthTarget, ModelTarget, decode_clips
-from training.puppets.world import Motion
-
-MOTIONS: tuple[Motion, ...] = ("still", "moving", "crossing")
 
 
 @dataclass(frozen=True)
@@ -121,16 +118,6 @@ BASELINES: dict[str, RouterVariant] = {
 """Variants of the suite "baselines"."""
 
 ALL_VARIANTS = VARIANTS | BACKGROUND_VARIANTS
-
-
-def router_scene(settings: SceneSettings, index: int) -> SuiteScene:
-    """Draw a scene: static, moving and crossing characters in turn, all speaking, with a first frame."""
-    motion = MOTIONS[index % len(MOTIONS)]
-    clip = draw(settings, settings.seed_base + index, "overlap", motion=motion)
-    scene = replace(with_references(settings, clip, first_frame=True), motion=motion)
-    if index // len(MOTIONS) % 2:
-        return replace(scene, clip=replace(clip, matrix=np.ascontiguousarray(scene.swapped)))
-    return scene
 
 
 @dataclass

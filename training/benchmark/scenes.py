@@ -16,6 +16,14 @@ HELD_OUT = 1_000_000
 """Seeds from here on are never used for training."""
 MAX_MIXED = 4
 """Maximum number of characters in a mixed list."""
+MOTIONS: tuple[Motion, ...] = ("still", "moving", "crossing")
+"""Motions of the router suite."""
+
+
+def check_held_out(seed: int) -> None:
+    """Raise InputError if a seed may have been used for training."""
+    if seed < HELD_OUT:
+        raise InputError(f"seed base {seed}", f"{HELD_OUT} or more", "lower seeds are used for training")
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,14 @@ class SceneSettings:
 
     def __post_init__(self) -> None:
         largest = MAX_MIXED if self.characters == "mixed" else self.characters
-        if self.scenes < 1:
-            raise InputError(f"{self.scenes} scenes", "at least 1", "use a larger value")
-        if self.seed_base < HELD_OUT:
-            raise InputError(f"seed base {self.seed_base}", f"{HELD_OUT} or more", "lower seeds are used for training")
-        if largest < 1:
-            raise InputError(f"{self.characters} characters", "at least 1", "use a larger value")
-        if self.references < largest:
-            raise InputError(f"{self.references} references", f"at least {largest}", "use a larger value")
+        check_held_out(self.seed_base)
+        for name, value, minimum in (
+            ("scenes", self.scenes, 1),
+            ("characters", largest, 1),
+            ("references", self.references, largest),
+        ):
+            if value < minimum:
+                raise InputError(f"{value} {name}", f"at least {minimum}", "use a larger value")
 
     @property
     def version(self) -> str:
@@ -98,13 +106,19 @@ class SuiteScene:
 
 def suite_scene(settings: SceneSettings, index: int) -> SuiteScene:
     """Draw a scene: even ones have a first frame; in every fourth pair only one character speaks."""
-    clip = draw(
-        settings,
-        settings.seed_base + index,
-        talk_of(index),
-        num_characters=settings.num_characters(index),
-    )
+    count = settings.num_characters(index)
+    clip = draw(settings, settings.seed_base + index, talk_of(index), num_characters=count)
     return with_references(settings, clip, index % 2 == 0)
+
+
+def router_scene(settings: SceneSettings, index: int) -> SuiteScene:
+    """Draw a scene: static, moving and crossing characters in turn, all speaking, with a first frame."""
+    motion = MOTIONS[index % len(MOTIONS)]
+    clip = draw(settings, settings.seed_base + index, "overlap", motion=motion)
+    scene = replace(with_references(settings, clip, first_frame=True), motion=motion)
+    if index // len(MOTIONS) % 2:
+        return replace(scene, clip=replace(clip, matrix=np.ascontiguousarray(scene.swapped)))
+    return scene
 
 
 def all_scenes(settings: SceneSettings) -> list[SuiteScene]:

@@ -38,6 +38,7 @@ from training.benchmark.refinement_suite import REFINE_SHARES, refinement_report
 from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, router_report, router_table
 from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
 from training.benchmark.targets import ModelTarget
+from training.benchmark.video_tasks import byab_tasks, folder_tasks
 
 Rows = Iterable[tuple[str, Mapping[str, Cell]]]
 Report = dict[str, Any]
@@ -158,11 +159,11 @@ def evaluate_videos(options: EvaluateOptions, callback: ProgressCallback | None 
         settings = {"list": byab.VERSION, "pairs": names, "sha256": byab.fingerprint(pairs)}
         complete = all((output / "videos" / options.model / f"{name}.mp4").is_file() for name in names)
         bundle = None if complete else _load(options.model, options.device)
-        tasks = video_suite.byab_tasks(
+        tasks = byab_tasks(
             pairs, output, options.model, bundle, steps=options.steps, frames=options.length, callback=callback
         )
     else:
-        tasks = video_suite.folder_tasks(data, options.scenes_dir)
+        tasks = folder_tasks(data, options.scenes_dir)
     on_gpu = torch.cuda.is_available() and options.device != "cpu"
     models = video_suite.MetricModels.load_available("cuda" if on_gpu else "cpu")
     previous, _ = _previous_report(options.json, options.suite)

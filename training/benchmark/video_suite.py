@@ -1,17 +1,11 @@
 """Evaluation of finished videos of any system with the same code: the suites "byab" and "folder".
 
-    SYSTEMS/
-      our model/   001.mp4 002.mp4 ... and optionally masks as 001.npz (generate --masks)
-      another/     001.mp4 ...
-    SCENES/        001.json ...: the scene file of each video (docs/reference/scene.md)
-
 The binding report of each video is saved next to the results. Metrics whose weights are missing are skipped with a
 notice.
 """
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,10 +23,9 @@ from bya_core.io.atomic import atomic_write
 from bya_core.io.media import read_image, read_video
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.scene.schema import read_scene_file
-from bya_core.weights.bundle import ModelBundle
-from training.benchmark.byab import Pair
 from training.benchmark.gallery import Cell
 from training.benchmark.tables import markdown_table, number
+from training.benchmark.video_tasks import VideoTask
 
 FACE_SIZE = 299  # side of a face region for FID in pixels
 COLUMNS = {
@@ -46,27 +39,6 @@ COLUMNS = {
     "fvd": "FVD ↓",
 }
 """Figures of a system in the order of the paper's tables 2 to 4; "margin" and "bound" are not in the paper."""
-
-
-@dataclass(frozen=True)
-class VideoTask:
-    """One video to evaluate.
-
-    Args:
-        system: name of the system that generated it.
-        clip: name of the clip, equal for all systems.
-        video: video file.
-        scene: scene file.
-        masks: npz file, or None.
-        judged: whether the assignment of speeches is known, so that binding can be measured.
-    """
-
-    system: str
-    clip: str
-    video: Path
-    scene: Path
-    masks: Path | None = None
-    judged: bool = True
 
 
 @dataclass
@@ -93,77 +65,6 @@ class MetricModels:
             except InputError as error:
                 models.notices.append(f"{weights.metrics} not measured: {error}")
         return models
-
-
-def folder_tasks(videos: Path, scenes: Path | None = None) -> list[VideoTask]:
-    """List videos of a folder, or of its subfolders, one per system. Scene files are next to them, one level up, or in
-    `scenes`.
-
-    Raises:
-        InputError: no videos, or a video without a scene file.
-    """
-    files = sorted(videos.glob("*.mp4")) or sorted(videos.glob("*/*.mp4"))
-    if not files:
-        expected = "mp4 files, or subfolders of them, one per system"
-        raise InputError(f"{videos} contains no videos", expected, "check the path")
-    tasks = []
-    for video in files:
-        folders = [scenes] if scenes is not None else [video.parent, video.parent.parent, videos / "scenes"]
-        scene = next((path for folder in folders if (path := folder / f"{video.stem}.json").is_file()), None)
-        if scene is None:
-            hint = "see docs/how-to/benchmark.md"
-            raise InputError(f"no {video.stem}.json for {video}", "the scene file of each video", hint)
-        tasks.append(VideoTask(video.parent.name, video.stem, video, scene, _masks_of(video)))
-    return tasks
-
-
-def byab_tasks(
-    pairs: Sequence[Pair],
-    output: Path,
-    name: str,
-    bundle: ModelBundle | None,
-    *,
-    steps: int | None = None,
-    frames: int | None = None,
-    callback: ProgressCallback | None = None,
-) -> list[VideoTask]:
-    """Write the scene files of the benchmark to OUTPUT/scenes and generate missing videos in OUTPUT/videos/NAME.
-
-    Raises:
-        InputError: a pair is invalid for the model, or a video is missing and there is no model.
-    """
-    scenes, videos = output / "scenes", output / "videos" / name
-    for folder in (scenes, videos):
-        folder.mkdir(parents=True, exist_ok=True)
-    tasks, tracker = [], ProgressTracker(callback)
-    for index, pair in enumerate(pairs):
-        file, video = scenes / f"{pair.name}.json", videos / f"{pair.name}.mp4"
-        scene = pair.scene(seed=index, **({} if frames is None else {"length": frames}))
-        file.write_text(jsonlib.dumps(scene, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if not video.is_file():
-            if bundle is None:
-                raise InputError(f"no {video}", "a video of each pair", "pass a model to generate them")
-            tracker.report(Progress(f"Generating {pair.name}", index, len(pairs)))
-            _generate(file, video, bundle, steps)
-        tasks.append(VideoTask(name, pair.name, video, file, _masks_of(video), pair.separate))
-    return tasks
-
-
-def _masks_of(video: Path) -> Path | None:
-    masks = video.with_suffix(".npz")
-    return masks if masks.is_file() else None
-
-
-def _generate(scene_file: Path, path: Path, bundle: ModelBundle, steps: int | None) -> None:
-    from bya_core.pipelines.generate import generate
-    from bya_core.pipelines.outputs import Outputs
-    from bya_core.pipelines.run_report import build_report
-    from bya_core.scene.loader import load_scene
-
-    scene = load_scene(scene_file, bundle.defaults, steps=steps)
-    video = generate(scene, bundle)
-    outputs = Outputs(path, masks=path.with_suffix(".npz"))
-    outputs.write(scene, video, build_report(scene, scene_file, bundle, video, {}, outputs.wanted))
 
 
 def measure_videos(

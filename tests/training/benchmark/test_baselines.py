@@ -11,8 +11,8 @@ import torch
 
 from training.benchmark import baselines
 from training.benchmark.gallery import VideoStore
-from training.benchmark.router_suite import BASELINES, router_report, router_scene, router_table
-from training.benchmark.scenes import SceneSettings
+from training.benchmark.router_suite import BASELINES, router_report, router_table
+from training.benchmark.scenes import SceneSettings, router_scene
 from training.benchmark.targets import ModelTarget
 
 SETTINGS = SceneSettings(scenes=1, seed_base=2_000_500, num_frames=9)

@@ -14,15 +14,8 @@ from bya_core.errors import InputError
 from bya_core.routing.result import Routing
 from training.benchmark import router_suite
 from training.benchmark.refinement_suite import CORRUPTIONS, refinement_report, refinement_table
-from training.benchmark.router_suite import (
-    ALL_VARIANTS,
-    MOTIONS,
-    RouterVariant,
-    router_report,
-    router_scene,
-    router_table,
-)
-from training.benchmark.scenes import SceneSettings
+from training.benchmark.router_suite import ALL_VARIANTS, RouterVariant, router_report, router_table
+from training.benchmark.scenes import MOTIONS, SceneSettings, router_scene
 from training.benchmark.suites import EvaluateOptions, evaluate_routers
 from training.benchmark.targets import ModelTarget
 from training.evaluate import main

@@ -17,7 +17,8 @@ from bya_core.evaluation.face_report import FaceTools
 from bya_core.io.media import read_audio, read_image, resample_mono, write_video
 from bya_core.scene.schema import read_scene_file
 from training.benchmark import byab
-from training.benchmark.video_suite import MetricModels, _frechet, folder_tasks, summary
+from training.benchmark.video_suite import MetricModels, _frechet, summary
+from training.benchmark.video_tasks import folder_tasks
 from training.evaluate import EvaluateOptions, main
 from training.puppets.world import SAMPLE_RATE, make_clip
 
