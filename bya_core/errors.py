@@ -24,4 +24,4 @@ class Cancelled(RuntimeError):
 
 
 class Paused(Cancelled):
-    """Raised when a run is cancelled and its finished parts are kept for resuming. The message says where."""
+    """Raised when a run is cancelled and can be resumed. The message names the folder of the finished parts."""

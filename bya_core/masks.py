@@ -86,7 +86,7 @@ class MaskControl:
     def override(self, other: MaskControl) -> MaskControl:
         """Apply `other` on top of this one.
 
-        What acted before keeps the share 1 - other.strength: the router's prediction r and these masks m with strength
+        The existing masks keep the share 1 - other.strength: the router's prediction r and these masks m with strength
         w become r (1 - w) (1 - v) + m w (1 - v) + m' v. Characters with a strength of 0 in `other` do not change.
 
         Raises:

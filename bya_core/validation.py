@@ -81,7 +81,7 @@ def from_mapping(kind: type[T], data: Any, where: str) -> T:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON and refuse duplicate keys.
+    """Parse JSON without duplicate keys.
 
     Raises:
         InputError: Text that is not JSON, a key that occurs twice in one object, excessive nesting or huge numbers.
@@ -191,20 +191,11 @@ def _option(name: str, info: FieldInfo, default: Any) -> Option:
 # Messages
 
 TYPES = {
-    "string_type": "a string",
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "int_parsing_size": "a smaller integer",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "an object",
-    "path_type": "a path",
-    "none_required": "null",
-    "dataclass_type": "an object",
-    "dataclass_exact_type": "an object",
-}
+    "string_type": "a string", "int_type": "an integer", "int_from_float": "an integer",
+    "int_parsing_size": "a smaller integer", "float_type": "a number", "bool_type": "true or false",
+    "list_type": "a list", "tuple_type": "a list", "dict_type": "an object", "path_type": "a path",
+    "none_required": "null", "dataclass_type": "an object", "dataclass_exact_type": "an object",
+}  # fmt: skip
 RANGES = {
     "greater_than_equal": ("at least {ge:g}", "use a larger value"),
     "greater_than": ("more than {gt:g}", "use a larger value"),
@@ -226,12 +217,16 @@ def _input_error(error: ValidationError, data: Any, where: str, kind: type) -> I
     place = _join(where, path)
     precise = next((each for each in chosen if each["type"] not in (*TYPES, "literal_error")), None)
     if precise is None:
-        expected = list(dict.fromkeys(_expected(each) for each in chosen))
+        # the choices of a Literal, as pydantic lists them: "'dpm' or 'ddim'"
+        choices = [
+            str(each.get("ctx", {}).get("expected", "")).replace("'", '"').replace(", ", " or ") for each in chosen
+        ]
+        expected = dict.fromkeys(TYPES.get(each["type"], text) for each, text in zip(chosen, choices, strict=True))
         return InputError(f"{place} is {_shown(chosen[0]['input'])}", " or ".join(expected), "correct the value")
-    return _sentence(precise, place, _join(where, path[:-1]), path, kind)
+    return _describe(precise, place, _join(where, path[:-1]), path, kind)
 
 
-def _sentence(error: Any, place: str, parent: str, path: tuple[Any, ...], kind: type) -> InputError:
+def _describe(error: Any, place: str, parent: str, path: tuple[Any, ...], kind: type) -> InputError:
     name, context, value = error["type"], error.get("ctx", {}), error["input"]
     if isinstance(cause := context.get("error"), InputError):
         return InputError(f"{parent}: {cause.problem}" if parent else cause.problem, cause.expected, cause.hint)
@@ -246,14 +241,10 @@ def _sentence(error: Any, place: str, parent: str, path: tuple[Any, ...], kind: 
     if name == "too_short":
         count, least = context["actual_length"], context["min_length"]
         return InputError(f"{place} has {count} entries", f"at least {least}", "add the missing entries")
-    expected, hint = RANGES.get(name, (f"a valid value ({error['msg']})", "correct the value"))
-    return InputError(f"{place} is {_shown(value)}", expected.format(**context) if name in RANGES else expected, hint)
-
-
-def _expected(error: Any) -> str:
-    if error["type"] == "literal_error":
-        return str(error["ctx"]["expected"]).replace("'", '"').replace(", ", " or ")
-    return TYPES[error["type"]]
+    if name in RANGES:
+        expected, hint = RANGES[name]
+        return InputError(f"{place} is {_shown(value)}", expected.format(**context), hint)
+    return InputError(f"{place} is {_shown(value)}", f"a valid value ({error['msg']})", "correct the value")
 
 
 def _path(location: Sequence[Any], data: Any, kind: str) -> tuple[Any, ...]:

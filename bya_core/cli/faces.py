@@ -41,7 +41,7 @@ class Faces:
         from bya_core.io.atomic import AtomicFiles, check_output
         from bya_core.io.media import read_image
 
-        path = check_output(self.output, (".png",), "the picture of the faces")
+        path = check_output(self.output, (".png",), "the preview")
         named = [item for each in self.images for item in _named_images(each)]
         if not named:
             raise InputError("no images", "at least one image or scene file", "add one")

@@ -80,12 +80,8 @@ def joined(command: Generate) -> Iterator[Generate]:
 
 def _redirected(command: Generate, folder: Path) -> Generate:
     """The command with all outputs in `folder`; finished windows are copied there."""
-
-    def moved(path: Path | None) -> Path | None:
-        return None if path is None else folder / path.name
-
-    files = {name: moved(path) for name, path in vars(command.files).items()}
-    work_dir = None if command.long_video.work_dir is None else folder / "windows"
+    files = {name: path and folder / path.name for name, path in vars(command.files).items()}
+    work_dir = command.long_video.work_dir and folder / "windows"
     result = replace(
         command,
         output=folder / command.output.name,
@@ -100,7 +96,7 @@ def _redirected(command: Generate, folder: Path) -> Generate:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Print nothing: errors of the user are reported by the first process."""
+    """Suppress all output: the first process reports input errors."""
     logging.disable(logging.WARNING)
     try:
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):

@@ -37,7 +37,7 @@ class Report:
         from bya_core.io.atomic import AtomicFiles, check_output
         from bya_core.io.media import existing_file
 
-        image = check_output(self.output or self.video.with_suffix(".binding.png"), (".png",), "the picture")
+        image = check_output(self.output or self.video.with_suffix(".binding.png"), (".png",), "the image")
         data = check_output(self.json or self.video.with_suffix(".binding.json"), (".json",), "the report")
         existing_file(self.video, "the video")
         existing_file(self.scene, "the scene")

@@ -48,50 +48,50 @@ def load_scene(
     """
     defaults = model if isinstance(model, SceneDefaults) else model.defaults
     path = existing_file(path, "the scene")
-    given, folder = read_scene_file(path), path.parent
-    voices = read_speeches(given, folder)
-    height, width = given.height or defaults.height, given.width or defaults.width
-    num_frames = given.length
+    file, folder = read_scene_file(path), path.parent
+    audio = read_speeches(file, folder)
+    height, width = file.height or defaults.height, file.width or defaults.width
+    num_frames = file.length
     if num_frames == "auto":
-        num_frames = speech_frames(voices.speeches, given.fps, defaults.time_factor)
+        num_frames = speech_frames(audio.speeches, file.fps, defaults.time_factor)
     try:
         grid = defaults.grid(num_frames, height, width)
     except InputError as error:
         raise InputError(f"{path.name}: {error.problem}", error.expected, error.hint) from error
-    strengths = torch.tensor([character.speech_strength for character in given.characters])
-    matrix = given.audio_character_matrix
+    strengths = torch.tensor([character.speech_strength for character in file.characters])
+    matrix = file.audio_character_matrix
     scene = Scene(
-        prompt=given.prompt,
-        negative_prompt=given.negative_prompt,
-        characters=tuple(Character(c.name, read_image(folder / c.image)) for c in given.characters),
-        speeches=voices.speeches,
-        audio_character_matrix=matrix_of(matrix, len(given.characters)),
-        first_frame=read_image(folder / given.first_frame) if given.first_frame else None,
-        first_frame_fit=given.first_frame_fit,
+        prompt=file.prompt,
+        negative_prompt=file.negative_prompt,
+        characters=tuple(Character(c.name, read_image(folder / c.image)) for c in file.characters),
+        speeches=audio.speeches,
+        audio_character_matrix=matrix_of(matrix, len(file.characters)),
+        first_frame=read_image(folder / file.first_frame) if file.first_frame else None,
+        first_frame_fit=file.first_frame_fit,
         height=height,
         width=width,
         num_frames=num_frames,
-        fps=float(given.fps),
-        sampling=_sampling(given, defaults.sampling, steps, seed, preset),
-        routing=given.router.config(),
-        mask_control=read_masks(given, folder, grid),
+        fps=float(file.fps),
+        sampling=_sampling(file, defaults.sampling, steps, seed, preset),
+        routing=file.router.config(),
+        mask_control=read_masks(file, folder, grid),
         bind="auto" if matrix == "auto" else "given",
         speech_strength=None if bool((strengths == 1).all()) else strengths,
-        prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in given.prompts),
-        windows=given.windows,
-        sound=voices.sound,
+        prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in file.prompts),
+        windows=file.windows,
+        sound=audio.sound,
     )
-    return replace(scene, notices=(*voices.notices, *scene_notices(scene, defaults)))
+    return replace(scene, notices=(*audio.notices, *scene_notices(scene, defaults)))
 
 
-def matrix_of(given: list[list[float]] | str | None, count: int) -> Tensor | None:
+def matrix_of(matrix: list[list[float]] | str | None, count: int) -> Tensor | None:
     """Audio-character matrix [M, N] of a scene file; None assigns each speech to its own character."""
-    if isinstance(given, list):
-        if not given or len({len(row) for row in given}) != 1:
+    if isinstance(matrix, list):
+        if not matrix or len({len(row) for row in matrix}) != 1:
             problem = "an audio-character matrix with rows of different length"
             raise InputError(problem, "rows of equal length", "correct it")
-        return torch.tensor(given, dtype=torch.float32).reshape(len(given), -1)
-    if given == "swapped":
+        return torch.tensor(matrix, dtype=torch.float32).reshape(len(matrix), -1)
+    if matrix == "swapped":
         if count < 2:
             raise InputError('audio_character_matrix "swapped" with 1 character', "at least 2", "remove it")
         return rotate_speeches(torch.eye(count))
@@ -99,15 +99,15 @@ def matrix_of(given: list[list[float]] | str | None, count: int) -> Tensor | Non
 
 
 def _sampling(
-    given: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None, preset: Preset | None
+    file: SceneFile, base: SamplingConfig, steps: int | None, seed: int | None, preset: Preset | None
 ) -> SamplingConfig:
-    audio = given.guidance_scale if given.audio_guidance_scale is None else given.audio_guidance_scale
+    audio_scale = file.guidance_scale if file.audio_guidance_scale is None else file.audio_guidance_scale
     options: dict[str, Any] = {
-        "steps": steps if steps is not None else given.steps,
-        "seed": seed if seed is not None else given.seed,
-        "guidance_scale": given.guidance_scale,
-        "audio_guidance_scale": audio,
-        "scheduler": given.scheduler,
-        "preset": preset or given.preset,
+        "steps": steps if steps is not None else file.steps,
+        "seed": seed if seed is not None else file.seed,
+        "guidance_scale": file.guidance_scale,
+        "audio_guidance_scale": audio_scale,
+        "scheduler": file.scheduler,
+        "preset": preset or file.preset,
     }
     return replace(base, **{name: value for name, value in options.items() if value is not None})

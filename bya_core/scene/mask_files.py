@@ -18,13 +18,13 @@ from bya_core.masks import MaskControl
 from bya_core.scene.schema import CharacterEntry, SceneFile
 
 
-def read_masks(given: SceneFile, folder: Path, grid: TokenGrid) -> MaskControl | None:
+def read_masks(file: SceneFile, folder: Path, grid: TokenGrid) -> MaskControl | None:
     """Read `router.masks` and the `mask` of each character, which takes precedence; None without masks.
 
     Raises:
         InputError: A file that is invalid or does not match, or a character without a mask in mode "manual".
     """
-    cast, router = given.characters, given.router
+    cast, router = file.characters, file.router
     if router.masks is None and all(character.mask is None for character in cast):
         return None
     count = len(cast)
@@ -56,7 +56,7 @@ def _mask_of(character: CharacterEntry, index: int, path: Path, grid: TokenGrid)
         elif array.ndim == 2 or array.ndim == 3:
             array = array[None]
     else:
-        array = _picture(path, what)[None]
+        array = _read_image(path, what)[None]
     mask = resize_masks(array, grid, 1, f"{what} ({path})")[0]
     if not bool((mask > 0).any()):
         raise InputError(f"{what} ({path}) is empty", "white pixels on the character", "correct it, or remove it")
@@ -86,15 +86,15 @@ def _arrays(path: Path) -> tuple[Tensor, list[str] | None]:
         raise InputError(problem, 'an npz file with an array "masks"', "save it with numpy.savez") from error
 
 
-def _picture(path: Path, what: str) -> Tensor:
+def _read_image(path: Path, what: str) -> Tensor:
     """[H, W] in 0..1: white = 1, black and transparent = 0."""
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened) or opened
-            if picture.mode[0] in "IF":  # 16 or 32 bits a pixel
-                wide = np.array(picture, dtype=np.float32)
+            image = ImageOps.exif_transpose(opened) or opened
+            if image.mode[0] in "IF":  # 16 or 32 bits a pixel
+                wide = np.array(image, dtype=np.float32)
                 return torch.from_numpy(wide / max(float(wide.max()), 1.0))
-            rgba = picture.convert("RGBA")
+            rgba = image.convert("RGBA")
             black = Image.new("RGBA", rgba.size, "black")
             gray = np.array(Image.alpha_composite(black, rgba).convert("L"), dtype=np.float32)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -114,13 +114,13 @@ class CharacterEntry:
 class RouterEntry(RouterConfig):
     """The options of the router, and masks for all characters."""
 
-    refine: Annotated[  # type: ignore[assignment]
+    refine: Annotated[
         RefineConfig | bool | None,
         Field(
             description="How the masks are refined before they are applied. true uses the defaults, null or false "
             "disables it."
         ),
-    ] = None
+    ] = None  # type: ignore[assignment]
     masks: Annotated[
         str | None,
         Field(
@@ -134,8 +134,8 @@ class RouterEntry(RouterConfig):
     def config(self) -> RouterConfig:
         """The options without the masks."""
         refine = RefineConfig() if self.refine is True else self.refine or None
-        given = {name: getattr(self, name) for name in RouterConfig.__dataclass_fields__}
-        return RouterConfig(**given | {"refine": refine})
+        options = {name: getattr(self, name) for name in RouterConfig.__dataclass_fields__}
+        return RouterConfig(**options | {"refine": refine})
 
 
 @validated

@@ -38,43 +38,43 @@ class SceneAudio:
     notices: tuple[str, ...]
 
 
-def read_speeches(given: SceneFile, folder: Path) -> SceneAudio:
+def read_speeches(file: SceneFile, folder: Path) -> SceneAudio:
     """Read the recordings of a scene file and split them by clips and timeline.
 
     Raises:
         InputError: A missing or invalid recording or timeline, or keys of the scene that contradict each other.
     """
-    cast = given.characters
+    cast = file.characters
     names = [character.name for character in cast]
-    turns = _turns(given, folder)
+    turns = _turns(file, folder)
     speeches = [_own_speech(character, folder) for character in cast]
     files = [c.speech if isinstance(c.speech, str) else None for c in cast]
     notices, sound = stream_notices(names, speeches, files), None
-    if given.dialogue is not None:
-        speeches, sound, new = _dialogue(given, folder, turns, speeches)
+    if file.dialogue is not None:
+        speeches, sound, new = _dialogue(file, folder, turns, speeches)
         notices += new
     elif turns:
         notices += turn_notices(names, speeches, turns)
     return SceneAudio(tuple(speeches), sound, tuple(notices))
 
 
-def _turns(given: SceneFile, folder: Path) -> list[Turn]:
+def _turns(file: SceneFile, folder: Path) -> list[Turn]:
     """Turns with character names; empty without a timeline."""
-    names = [character.name for character in given.characters]
-    speakers = {c.name: c.speaker for c in given.characters if c.speaker is not None}
+    names = [character.name for character in file.characters]
+    speakers = {c.name: c.speaker for c in file.characters if c.speaker is not None}
     labels = [speakers.get(name, name).strip().casefold() for name in names]
     if speakers and len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise InputError(f'two characters named "{twice}" in the timeline', "unique speakers", "rename one")
-    if given.timeline is None:
+    if file.timeline is None:
         if speakers:
             name, speaker = next(iter(speakers.items()))
             raise InputError(f'{name} has the speaker "{speaker}" but there is no timeline', "a timeline", "add it")
         return []
-    if isinstance(given.timeline, str):
-        turns: Sequence[Turn] = read_timeline(folder / given.timeline)
+    if isinstance(file.timeline, str):
+        turns: Sequence[Turn] = read_timeline(folder / file.timeline)
     else:
-        turns = turns_of(given.timeline)
+        turns = turns_of(file.timeline)
     return assign_turns(turns, names, speakers)
 
 
@@ -99,17 +99,17 @@ def _own_speech(character: CharacterEntry, folder: Path) -> Speech | None:
 
 
 def _dialogue(
-    given: SceneFile, folder: Path, turns: list[Turn], own: list[Speech | None]
+    file: SceneFile, folder: Path, turns: list[Turn], own: list[Speech | None]
 ) -> tuple[list[Speech | None], Speech | None, list[str]]:
     """Speeches, audio of the video and notices of a scene with one recording of all speakers."""
     if not turns:
         raise InputError("a dialogue without a timeline", "speaker turns", 'add "timeline"')
-    assert given.dialogue is not None
-    names = [character.name for character in given.characters]
-    waveform, rate = read_audio(folder / given.dialogue)
+    assert file.dialogue is not None
+    names = [character.name for character in file.characters]
+    waveform, rate = read_audio(folder / file.dialogue)
     cut, notices = split_dialogue(waveform, rate, turns, names)
     speeches: list[Speech | None] = []
-    for character, piece, recording in zip(given.characters, cut, own, strict=True):
+    for character, piece, recording in zip(file.characters, cut, own, strict=True):
         if piece is not None and recording is not None:
             problem = f"{character.name} has a speech and turns in the dialogue"
             raise InputError(problem, "one of them", f'remove "speech" of {character.name}, or the turns')

@@ -116,10 +116,10 @@ def parse_cues(text: str, where: str = "the timeline") -> list[Turn]:
             continue
         found = CUE_TIMES.search(lines[times])
         start, end = (_clock(stamp, lines[times], where) for stamp in (found.groups() if found else ("", "")))
-        said = "\n".join(lines[times + 1 :]).strip()
-        names = _speakers(said)
-        if not names and said and not SOUND.match(said):
-            problem = f"the cue at {start:.2f} s in {where} names no speaker ({TAG.sub('', said)[:40]!r})"
+        content = "\n".join(lines[times + 1 :]).strip()
+        names = _speakers(content)
+        if not names and content and not SOUND.match(content):
+            problem = f"the cue at {start:.2f} s in {where} names no speaker ({TAG.sub('', content)[:40]!r})"
             raise InputError(problem, '"Name: text" or "<v Name>text"', "write the name before the text")
         turns += [Turn(name, start, end) for name in names]
     return turns
@@ -147,10 +147,10 @@ def _clock(stamp: str, line: str, where: str) -> float:
     return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + int(rest.ljust(3, "0")) / 1000
 
 
-def _speakers(said: str) -> list[str]:
+def _speakers(content: str) -> list[str]:
     """Unique speakers in the text of a cue."""
-    tagged = [name.strip() for name in VOICE_TAG.findall(said)]
-    lines = [NAMED_LINE.match(TAG.sub("", line).strip()) for line in said.split("\n")]
+    tagged = [name.strip() for name in VOICE_TAG.findall(content)]
+    lines = [NAMED_LINE.match(TAG.sub("", line).strip()) for line in content.split("\n")]
     return list(dict.fromkeys(tagged or [found[1].strip() for found in lines if found]))
 
 

@@ -79,8 +79,10 @@ def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_
     if num_frames <= frames:
         return [Window(0, 0, num_frames, time_factor=time_factor)]
     if frames <= overlap:
-        came = f"windows of {frames} frames with an overlap of {overlap} frames"
-        raise InputError(came, "an overlap shorter than the window", "increase the window length or reduce the overlap")
+        problem = f"windows of {frames} frames with an overlap of {overlap} frames"
+        raise InputError(
+            problem, "an overlap shorter than the window", "increase the window length or reduce the overlap"
+        )
     strides = (num_frames - overlap) // time_factor  # in latent frames
     count = -(-strides // ((frames - overlap) // time_factor))
     each, longer = divmod(strides, count)
