@@ -31,37 +31,13 @@ from bya_core.weights.state_dict_adapter import (
 from bya_core.weights.weight_files import Shapes, build_empty, iter_weights, read_shapes
 
 RELEASED_ARGUMENTS = (
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "out_channels",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "time_embed_dim",
-    "text_embed_dim",
-    "num_layers",
-    "dropout",
-    "attention_bias",
-    "sample_width",
-    "sample_height",
-    "sample_frames",
-    "patch_size",
-    "temporal_compression_ratio",
-    "max_text_seq_length",
-    "activation_fn",
-    "timestep_activation_fn",
-    "norm_elementwise_affine",
-    "norm_eps",
-    "spatial_interpolation_scale",
-    "temporal_interpolation_scale",
-    "use_rotary_positional_embeddings",
-    "use_learned_positional_embeddings",
-    "is_train_face",
-    "cross_attn_interval",
-    "local_face_scale",
-    "is_train_audio",
-    "audio_attn_interval",
-)
+    "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "flip_sin_to_cos", "freq_shift",
+    "time_embed_dim", "text_embed_dim", "num_layers", "dropout", "attention_bias", "sample_width", "sample_height",
+    "sample_frames", "patch_size", "temporal_compression_ratio", "max_text_seq_length", "activation_fn",
+    "timestep_activation_fn", "norm_elementwise_affine", "norm_eps", "spatial_interpolation_scale",
+    "temporal_interpolation_scale", "use_rotary_positional_embeddings", "use_learned_positional_embeddings",
+    "is_train_face", "cross_attn_interval", "local_face_scale", "is_train_audio", "audio_attn_interval",
+)  # fmt: skip
 """Arguments of the released transformer."""
 TRANSFORMER_FILE = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -34,14 +34,9 @@ from bya_core.weights.weight_files import WeightFile
 RUN_LORA = "pytorch_lora_weights.safetensors"
 """LoRA of a training run, next to its weights and with scale 1."""
 OFFICIAL_ENCODER_ARGUMENTS = {
-    "text_embed_dim": 4096,
-    "out_channels": 16,
-    "lfe_id_dim": 1280,
-    "lfe_vit_dim": 1024,
-    "lfe_num_scale": 5,
-    "audio_blocks": 12,
-    "audio_channels": 768,
-}
+    "text_embed_dim": 4096, "out_channels": 16, "lfe_id_dim": 1280, "lfe_vit_dim": 1024, "lfe_num_scale": 5,
+    "audio_blocks": 12, "audio_channels": 768,
+}  # fmt: skip
 """Arguments of the transformer that are determined by its encoders."""
 COGVIDEOX_SIZE_UNIT, COGVIDEOX_TIME_FACTOR = 16, 4
 """Pixels per token and side (VAE 8, patch 2), and video frames per latent frame, of CogVideoX."""

@@ -17,17 +17,10 @@ from bya_core.weights.state_dict_adapter import model_arguments, to_released
 from bya_core.weights.weight_files import build_empty
 
 CONFIG = {
-    "num_attention_heads": 24,
-    "num_layers": 4,
-    "sample_width": 24,
-    "sample_height": 16,
-    "sample_frames": 9,
-    "cross_attn_interval": 2,
-    "use_learned_positional_embeddings": True,
-    "audio_dim": 256,
-    "audio_heads": 8,
+    "num_attention_heads": 24, "num_layers": 4, "sample_width": 24, "sample_height": 16, "sample_frames": 9,
+    "cross_attn_interval": 2, "use_learned_positional_embeddings": True, "audio_dim": 256, "audio_heads": 8,
     "audio_context_tokens": 8,
-}
+}  # fmt: skip
 PROGRAM = """
 import json, sys, torch
 from pathlib import Path

@@ -29,19 +29,10 @@ from tests.fakes import IDENTITY, RATE, SCALES, VIT, FakeCodec, FakeFace, FakeTe
 from tests.unit.weights.test_state_dict_adapter import SIZES
 
 SMALL = {
-    **SIZES,
-    "out_channels": 16,
-    "text_embed_dim": 32,
-    "sample_width": 8,
-    "sample_height": 8,
-    "max_text_seq_length": 226,
-    "lfe_depth": SCALES,
-    "lfe_num_scale": SCALES,
-    "lfe_vit_dim": VIT,
-    "lfe_id_dim": IDENTITY,
-    "audio_blocks": 12,
-    "audio_channels": 48,
-}
+    **SIZES, "out_channels": 16, "text_embed_dim": 32, "sample_width": 8, "sample_height": 8,
+    "max_text_seq_length": 226, "lfe_depth": SCALES, "lfe_num_scale": SCALES, "lfe_vit_dim": VIT,
+    "lfe_id_dim": IDENTITY, "audio_blocks": 12, "audio_channels": 48,
+}  # fmt: skip
 
 
 class Face(FakeFace):

@@ -16,39 +16,14 @@ from bya_core.weights import state_dict_adapter as official
 from bya_core.weights.lora import lora_pairs, merge_lora_into
 
 SIZES = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 48,
-    "out_channels": 4,
-    "time_embed_dim": 8,
-    "text_embed_dim": 6,
-    "num_layers": 2,
-    "sample_width": 8,
-    "sample_height": 4,
-    "sample_frames": 5,
-    "max_text_seq_length": 3,
-    "lfe_dim": 8,
-    "lfe_depth": 5,
-    "lfe_dim_head": 4,
-    "lfe_heads": 2,
-    "lfe_num_id_token": 1,
-    "lfe_num_queries": 4,
-    "lfe_output_dim": 8,
-    "lfe_vit_dim": 6,
-    "lfe_id_dim": 5,
-    "lfe_hidden_dim": 8,
-    "router_heads": 2,
-    "router_blocks": 1,
-    "audio_dim": 6,
-    "audio_heads": 2,
-    "audio_dim_head": 4,
-    "audio_blocks": 2,
-    "audio_channels": 3,
-    "audio_hidden_dim": 4,
-    "audio_context_tokens": 2,
-    "cross_attn_dim_head": 4,
-    "cross_attn_num_heads": 2,
-}
+    "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 48, "out_channels": 4, "time_embed_dim": 8,
+    "text_embed_dim": 6, "num_layers": 2, "sample_width": 8, "sample_height": 4, "sample_frames": 5,
+    "max_text_seq_length": 3, "lfe_dim": 8, "lfe_depth": 5, "lfe_dim_head": 4, "lfe_heads": 2,
+    "lfe_num_id_token": 1, "lfe_num_queries": 4, "lfe_output_dim": 8, "lfe_vit_dim": 6, "lfe_id_dim": 5,
+    "lfe_hidden_dim": 8, "router_heads": 2, "router_blocks": 1, "audio_dim": 6, "audio_heads": 2,
+    "audio_dim_head": 4, "audio_blocks": 2, "audio_channels": 3, "audio_hidden_dim": 4, "audio_context_tokens": 2,
+    "cross_attn_dim_head": 4, "cross_attn_num_heads": 2,
+}  # fmt: skip
 
 
 @pytest.fixture
