@@ -16,14 +16,6 @@ import torch
 from conftest import Run
 
 F, H, W = 9, 64, 96
-VAE = {
-    "block_out_channels": (128, 256, 256, 512),
-    "down_block_types": ("CogVideoXDownBlock3D",) * 4,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 4,
-    "latent_channels": 16,
-    "layers_per_block": 3,
-    "scaling_factor": 0.7,
-}
 
 
 @pytest.fixture(scope="session")
@@ -141,6 +133,7 @@ def native(pack: ModuleType) -> tuple[Any, Any]:
     from diffusers import AutoencoderKLCogVideoX
 
     from bya_core.encoders.vae import CogVideoXCodec
+    from bya_core.pipelines.full_size import VAE
 
     torch.manual_seed(0)
     vae = AutoencoderKLCogVideoX(**VAE).eval()

@@ -29,19 +29,11 @@ from bya_core.memory.planner import (
 )
 from bya_core.models.kv_cache import KVCache
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.pipelines.full_size import VAE
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from tests.fakes import FakeFace, FakeSpeech, FakeText
 
 CPU = torch.device("cpu")
-OFFICIAL_VAE = {
-    "block_out_channels": (128, 256, 256, 512),
-    "down_block_types": ("CogVideoXDownBlock3D",) * 4,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 4,
-    "latent_channels": 16,
-    "layers_per_block": 3,
-    "sample_height": 480,
-    "sample_width": 720,
-}
 
 
 def small(flavour: str = "official") -> BindYourAvatarTransformer3DModel:
@@ -256,7 +248,7 @@ def bundle(transformer: Any, codec: Any, **components: Any) -> ModelBundle:
 def small_codec() -> CogVideoXCodec:
     torch.manual_seed(0)
     sizes = {"block_out_channels": (4, 4, 4, 8), "norm_num_groups": 2, "latent_channels": 3, "layers_per_block": 1}
-    return CogVideoXCodec(AutoencoderKLCogVideoX(**OFFICIAL_VAE | sizes | {"sample_height": 64, "sample_width": 96}))
+    return CogVideoXCodec(AutoencoderKLCogVideoX(**VAE | sizes | {"sample_height": 64, "sample_width": 96}))
 
 
 @torch.no_grad()
@@ -302,7 +294,7 @@ def full_size(folder: Path) -> dict[str, int]:
     try:
         with torch.device("meta"):
             transformer = BindYourAvatarTransformer3DModel()
-            codec = SimpleNamespace(vae=AutoencoderKLCogVideoX(**OFFICIAL_VAE), space_factor=8, time_factor=4)
+            codec = SimpleNamespace(vae=AutoencoderKLCogVideoX(**VAE), space_factor=8, time_factor=4)
     finally:
         torch.set_default_dtype(torch.float32)
     encoders = {"text": SimpleNamespace(folder=folder), "face": face, "speech": speech}
