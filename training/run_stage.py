@@ -30,6 +30,7 @@ if __package__ in (None, ""):  # started as a script: make the packages beside i
 from bya_core.encoders.domains import canvas_layout
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.acceleration import compiled
+from bya_core.weights.registry import MODELS
 from training.command_line import report_input_errors, run_command
 from training.data.dataset import open_data
 from training.engine.distributed import build_accelerator
@@ -58,6 +59,7 @@ class Arguments:
         compile: compile the transformer blocks.
         skip_broken: skip and count unusable clips instead of ending with an error.
         validate_every: steps between validations on held-out puppets (masks, binding, images); 0 = never.
+        describe_motion: describe the motion in the prompts of validation scenes.
         validation_scenes: number of validation scenes.
         validation_files: scene files to generate instead, for models that are not trained on puppets.
         threads: CPU threads; 0 = all.
@@ -76,6 +78,7 @@ class Arguments:
     compile: bool = False
     skip_broken: bool = False
     validate_every: int = 0
+    describe_motion: bool = False
     validation_scenes: int = 6
     validation_files: tuple[Path, ...] = ()
     threads: int = 0
@@ -111,8 +114,11 @@ def main(arguments: Arguments) -> None:
     if arguments.validate_every:
         from training.benchmark.validation import Validation
 
-        scenes = arguments.validation_files or arguments.validation_scenes
-        callback = Validation(arguments.validate_every, scenes, bundle=arguments.encoders or "toy")
+        toy, scenes = MODELS["toy"], arguments.validation_files or arguments.validation_scenes
+        bundle = arguments.encoders or toy.load(toy.path, settings=recipe.bundle_settings)
+        callback = Validation(
+            arguments.validate_every, scenes, bundle=bundle, describe_motion=arguments.describe_motion
+        )
     with compiled(model) if arguments.compile else nullcontext():
         summary = train(model, clips, stage, settings, accelerator, callback, recipe)
     if accelerator.is_main_process:

@@ -51,7 +51,7 @@ class Fit:
 def fit_frame(frame: Array, looks: Sequence[Look]) -> list[Fit]:
     """Fit all characters to a frame uint8 [H, W, 3]."""
     pixels = frame.astype(np.float32) / 255.0
-    radii = radius_range(*frame.shape[:2], len(looks))
+    radii = radius_range(frame.shape[0], frame.shape[1], len(looks))
     return [fit_character(pixels, look, radii, seed) for seed, look in enumerate(looks)]
 
 

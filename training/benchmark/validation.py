@@ -59,6 +59,7 @@ class ValidationConfig:
         characters: characters per scene.
         num_frames: F.
         steps: sampling steps.
+        describe_motion: describe the motion in the prompts.
         noise_levels: points of the schedule, 1 = pure noise; "iou" is the mean over those up to 0.5.
     """
 
@@ -68,6 +69,7 @@ class ValidationConfig:
     characters: int = 2
     num_frames: int = 17
     steps: int = 8
+    describe_motion: bool = False
     noise_levels: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3, 0.1)
 
     def __post_init__(self) -> None:
@@ -82,7 +84,14 @@ class ValidationConfig:
         """Settings of the scenes at the native size of a model."""
         native = bundle.native
         return SceneSettings(
-            self.masks, self.seed, self.characters, native.height, native.width, self.num_frames, self.characters
+            self.masks,
+            self.seed,
+            self.characters,
+            native.height,
+            native.width,
+            self.num_frames,
+            self.characters,
+            self.describe_motion,
         )
 
     def scenes(self, bundle: ModelBundle) -> list[SuiteScene]:
@@ -180,6 +189,7 @@ class Validation:
             trained on real faces).
         seed: seed of the first puppet scene.
         bundle: encoders and video codec of the model: a bundle or its name.
+        describe_motion: describe the motion in the prompts of puppet scenes.
         tracker: receives metrics and images; None = they are only returned.
         config: scenes and metrics; None = masks of all `scenes`, half of them generated.
     """
@@ -191,6 +201,7 @@ class Validation:
         seed: int = VALIDATION_SEEDS,
         *,
         bundle: ModelBundle | str = "toy",
+        describe_motion: bool = False,
         tracker: MetricLog | None = None,
         config: ValidationConfig | None = None,
     ) -> None:
@@ -200,7 +211,8 @@ class Validation:
         self.files = () if isinstance(scenes, int) else tuple(scenes)
         self.config = config
         if config is None and isinstance(scenes, int):
-            self.config = ValidationConfig(masks=scenes, videos=(scenes + 1) // 2, seed=seed)
+            videos = (scenes + 1) // 2
+            self.config = ValidationConfig(scenes, videos, seed, describe_motion=describe_motion)
         self.last: int | None = None
 
     def due(self, step: int) -> bool:

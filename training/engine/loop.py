@@ -159,8 +159,7 @@ def train(
         ema.copy_to(parameters)
     weights = {name: unsharded(value) for name, value in model.state_dict().items()}
     info = {"stage": asdict(stage), "steps": state.step, "init": settings.init, "trained": list(run.trainable())}
-    if recipe is not None:
-        info |= {"scheduler": recipe.scheduler, "text_encoder": recipe.text_encoder}
+    info |= recipe.bundle_settings if recipe is not None else {}
     with shared_atomic_folder(output / "final", accelerator, "the final weights", checkpoints) as folder:
         if main:
             write_model(folder, model, weights, stage.lora, info)

@@ -36,6 +36,11 @@ class Recipe:
     scheduler: dict[str, Any] = field(default_factory=dict)
     text_encoder: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def bundle_settings(self) -> dict[str, Any]:
+        """Entries of `bundle.json` that the recipe determines."""
+        return {name: value for name in ("scheduler", "text_encoder") if (value := getattr(self, name))}
+
 
 @validated
 class RecipeFile:

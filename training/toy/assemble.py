@@ -91,9 +91,8 @@ def assemble(arguments: Arguments) -> int:
         "sampling": sampling,
         "max_characters": arguments.max_characters,
         "domain": "puppets",
+        **recipe.bundle_settings,
     }
-    settings |= {"scheduler": recipe.scheduler} if recipe.scheduler else {}
-    settings |= {"text_encoder": recipe.text_encoder} if recipe.text_encoder else {}
     (arguments.output / "bundle.json").write_text(json.dumps(settings, indent=2) + "\n")
     size = sum(path.stat().st_size for path in arguments.output.rglob("*.safetensors"))
     if size > MAX_BYTES:
