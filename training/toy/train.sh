@@ -29,13 +29,14 @@ else
   OPTIONS=${OPTIONS:-"--mixed-precision bf16-weights --threads 1"}
 fi
 if [ -n "${QUICK:-}" ]; then
-  BATCH=16 CLIPS_1=64 CLIPS_17=64 CLIPS_49=32
+  BATCH=16 CLIPS_1=16 CLIPS_17=16 CLIPS_49=8 PER_FILE="--per-file 8"
   SAMPLES_STILLS=48 SAMPLES_CLIPS=48 SAMPLES_SPEECH=48 SAMPLES_ROUTER=48 SAMPLES_LONG=48
 fi
 
 CLIPS_1=${CLIPS_1:-98304}
 CLIPS_17=${CLIPS_17:-16384}
 CLIPS_49=${CLIPS_49:-2048}
+PER_FILE=${PER_FILE:-}
 # in stills; a clip of 17 frames counts as 5, one of 49 frames as 13
 SAMPLES_STILLS=${SAMPLES_STILLS:-1600000}
 SAMPLES_CLIPS=${SAMPLES_CLIPS:-1200000}
@@ -47,8 +48,9 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE OMP_NU
 selected() { [ "$ONLY" = all ] || [ "$ONLY" = "$1" ]; }
 
 draw() {  # folder, frames, clips, first seed, further options
+  # shellcheck disable=SC2086
   "$PYTHON" -m training.toy.clips --output "$OUT/data/$1" --frames "$2" --clips "$3" --seed "$4" --encoders "$BASE" \
-    --processes "$DATA_PROCESSES" --device "$DEVICE" --describe-motion --max-words 80 --eye-emphasis 0.5 "${@:5}"
+    --processes "$DATA_PROCESSES" --device "$DEVICE" --describe-motion --max-words 80 --eye-emphasis 0.5 "${@:5}" $PER_FILE
 }
 
 train() {  # name, stage, recipe, samples, seed, initial weights ("" = none), fractions of the lengths
