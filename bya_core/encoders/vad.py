@@ -70,12 +70,10 @@ class LoudnessActivity:
         loudness = loudness_track(waveform.cpu().numpy(), rate, count, self.fps, self.window)
         loud, floor = np.percentile(loudness, 95), np.percentile(loudness, 10)
         threshold = max(SILENCE / 2, 0.05 * loud, min(4.0 * floor, 0.25 * loud))
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], loudness > threshold, [False]]).astype(int)))
-        raw = [(start / self.fps, end / self.fps) for start, end in edges.reshape(-1, 2).tolist()]
         seconds = waveform.shape[0] / rate
         return [
             (max(0.0, start - PADDING), min(seconds, end + PADDING))
-            for start, end in merge_spans(raw)
+            for start, end in merge_spans(true_spans(loudness > threshold, self.fps))
             if end - start >= MIN_DURATION
         ]
 
@@ -181,3 +179,9 @@ def merge_spans(spans: list[Span], max_pause: float = MAX_PAUSE) -> list[Span]:
         else:
             merged.append((start, end))
     return merged
+
+
+def true_spans(values: np.ndarray, fps: float) -> list[Span]:
+    """(start, end) in seconds of each run of true values [F]."""
+    edges = np.flatnonzero(np.diff(values.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    return [(start / fps, end / fps) for start, end in edges.tolist()]

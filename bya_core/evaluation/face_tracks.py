@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bya_core.encoders.face.detection import Face
 from bya_core.errors import InputError
 
 _GRAY = 110  # padding outside the frame, as in the reference implementation
@@ -16,14 +16,7 @@ _MARGIN = 0.4  # fraction of half the box added on each side, twice of it below
 _MEDIAN = 13  # frames of the median filter
 
 
-class _Detection(Protocol):
-    """A face found by a detector, see `encoders.face.detection.Face`."""
-
-    @property
-    def box(self) -> tuple[float, float, float, float]: ...
-
-
-def assign_faces(detections: Sequence[Sequence[_Detection]], masks: np.ndarray) -> np.ndarray:
+def assign_faces(detections: Sequence[Sequence[Face]], masks: np.ndarray) -> np.ndarray:
     """Assign detected faces to characters: boxes [N, F, 4], NaN where a character has no face.
 
     Each character gets the face that its mask covers most, at most one per frame. The assignment uses masks instead of

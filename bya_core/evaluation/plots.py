@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from bya_core.encoders.vad import true_spans
 from bya_core.evaluation.verdict import Scale
 from bya_core.io.overlay import character_color
 
@@ -143,12 +144,6 @@ class Lane:
     def passed(self) -> bool | None:
         """True = as expected, False = not, None = inconclusive."""
         return None if self.verdict == "unclear" else self.verdict in ("own", "still")
-
-
-def true_spans(where: np.ndarray, fps: float) -> list[tuple[float, float]]:
-    """(start, end) in seconds of each run of true values [F]."""
-    edges = np.flatnonzero(np.diff(where.astype(np.int8), prepend=0, append=0))
-    return [(a / fps, b / fps) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def draw_report(

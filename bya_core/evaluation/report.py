@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from bya_core.encoders.domains import PixelMeter
+from bya_core.encoders.vad import true_spans
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import mouth_motion, targets_of
 from bya_core.evaluation.identity import IdentityTable
 from bya_core.evaluation.mask_metrics import flicker
-from bya_core.evaluation.plots import Lane, draw_report, true_spans
+from bya_core.evaluation.plots import Lane, draw_report
 from bya_core.evaluation.sync_metrics import CrossTalk
 from bya_core.evaluation.verdict import COLOR, MOTION, STILL, MouthScores, speech_loudness
 from bya_core.masks import mask_statistics
