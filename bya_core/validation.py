@@ -217,12 +217,9 @@ def _input_error(error: ValidationError, data: Any, where: str, kind: type) -> I
     place = _join(where, path)
     precise = next((each for each in chosen if each["type"] not in (*TYPES, "literal_error")), None)
     if precise is None:
-        # the choices of a Literal, as pydantic lists them: "'dpm' or 'ddim'"
-        choices = [
-            str(each.get("ctx", {}).get("expected", "")).replace("'", '"').replace(", ", " or ") for each in chosen
-        ]
-        expected = dict.fromkeys(TYPES.get(each["type"], text) for each, text in zip(chosen, choices, strict=True))
-        return InputError(f"{place} is {_shown(chosen[0]['input'])}", " or ".join(expected), "correct the value")
+        parts = [TYPES.get(each["type"]) or each["ctx"]["expected"].replace(", ", " or ") for each in chosen]
+        expected = " or ".join(dict.fromkeys(parts)).replace("'", '"')
+        return InputError(f"{place} is {_shown(chosen[0]['input'])}", expected, "correct the value")
     return _describe(precise, place, _join(where, path[:-1]), path, kind)
 
 
@@ -252,19 +249,15 @@ def _path(location: Sequence[Any], data: Any, kind: str) -> tuple[Any, ...]:
     path: list[Any] = []
     for index, part in enumerate(location):
         last = index == len(location) - 1
+        if dataclasses.is_dataclass(data):
+            data = vars(data)
         if isinstance(data, Mapping):
             inside = part in data or (last and kind in ("missing", "unexpected_keyword_argument"))
-            following = data.get(part)
-        elif dataclasses.is_dataclass(data):
-            inside, following = isinstance(part, str) and hasattr(data, part), getattr(data, str(part), None)
-        elif isinstance(data, (list, tuple)):
-            inside = isinstance(part, int) and part < len(data)
-            following = data[part] if inside else None
         else:
-            inside, following = False, None
+            inside = isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
         if inside:
             path.append(part)
-            data = following
+            data = data.get(part) if isinstance(data, Mapping) else data[part]
     return tuple(path)
 
 
