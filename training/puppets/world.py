@@ -16,7 +16,7 @@ from training.puppets.voice import synthesize, voice_for
 Motion = Literal["still", "moving", "crossing", "mixed"]
 Talk = Literal["turns", "overlap", "one", "mixed"]
 MAX_UNDESCRIBED_DRIFT = 0.02
-"""Slower common drift, in picture widths per second, is not described in the prompt."""
+"""Slower common drift, in frame widths per second, is not described in the prompt."""
 POSITIONS = {1: ("in the middle",), 2: ("on the left", "on the right")}
 
 
@@ -173,7 +173,7 @@ def _paths(
 ) -> tuple[list[dict[str, np.ndarray]], float, np.ndarray]:
     """Head motion per character (arguments of `Pose` without the mouth), common drift, and the crossing characters.
 
-    The drift is in picture widths per second; two characters cross, or none.
+    The drift is in frame widths per second; two characters cross, or none.
     """
     time = np.arange(num_frames, dtype=np.float32) / fps
     slot = width / n
