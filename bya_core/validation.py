@@ -116,9 +116,6 @@ def _depth(data: Any) -> int:
     return depth
 
 
-# Descriptions
-
-
 @dataclass(frozen=True)
 class Option:
     """What a field accepts: the source of node widgets, command line help and documentation.
@@ -187,8 +184,6 @@ def _option(name: str, info: FieldInfo, default: Any) -> Option:
         description=description or "",
     )
 
-
-# Messages
 
 TYPES = {
     "string_type": "a string", "int_type": "an integer", "int_from_float": "an integer",
