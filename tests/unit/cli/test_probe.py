@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from bya_core.cli.main import main
-from tests.unit.routing.calls import counted
+from tests.unit.routing.calls import record_calls
 
 
 def test_probe_edit_and_resume(registered, make_scene, bundle, tmp_path, capsys):
@@ -24,7 +24,7 @@ def test_probe_edit_and_resume(registered, make_scene, bundle, tmp_path, capsys)
 
     def generated_masks(name: str, *options: object) -> np.ndarray:
         out = tmp_path / f"{name}.npz"
-        with counted(bundle.transformer) as calls:
+        with record_calls(bundle.transformer) as calls:
             command = ["generate", str(scene), "-o", str(tmp_path / f"{name}.mp4"), "--masks", str(out)]
             assert main([*command, *map(str, options)]) == 0
         assert len(calls) == (3 if options else 5)  # 2 steps are reused
