@@ -89,7 +89,7 @@ class Shots(Stage):
                 yield _start_frame(begin), _end_frame(recent[index - 1].time), False
                 begin = recent[index].time
             previous = frame
-            recent[-1] = replace(frame, image=None, after_gap=False)  # type: ignore[arg-type] - frees the pixels
+            recent[-1] = replace(frame, image=None, after_gap=False)  # type: ignore[arg-type]  # frees the pixels
         if previous is None:
             raise UnusableFootage("no frame can be decoded")
         yield _start_frame(begin), min(record.end, _end_frame(previous.time) + 3), False
