@@ -151,7 +151,7 @@ def _write_file(options: ClipOptions, file: ClipFile) -> None:
 @lru_cache(1)
 def _encoders(options: ClipOptions) -> ToyEncoders:
     encoders = load_toy_encoders(options.encoders)._replace(text=ToyTextEncoder(max_words=options.max_words))
-    encoders.codec.vae.to(options.device, torch.bfloat16)
+    encoders.codec.vae.to(options.device).bfloat16()
     return encoders
 
 
