@@ -265,11 +265,11 @@ def main(arguments: Arguments) -> None:
         return
     if arguments.seed_base < HELD_OUT:
         raise InputError(f"seed base {arguments.seed_base}", f"{HELD_OUT} or more", "lower seeds are for training")
-    path = None if arguments.output is None else check_output(arguments.output, (".json",), "the report")
+    report_path = None if arguments.output is None else check_output(arguments.output, (".json",), "the report")
     report = evaluate(arguments, VoiceFaceMatcher.load(existing_file(arguments.checkpoint, "the weights")))
     print(table(report))
-    if path is not None:
-        with atomic_write(path) as temporary:
+    if report_path is not None:
+        with atomic_write(report_path) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -74,7 +74,8 @@ class ShardIndex:
         Raises:
             BrokenClip: it cannot be read.
         """
-        path, offset, length = self.paths[self.shard[number]], *self.table[["offset", "length"]][number].item()
+        path = self.paths[self.shard[number]]
+        offset, length = self.table[["offset", "length"]][number].item()
         try:
             with path.open("rb") as file:
                 file.seek(offset)
