@@ -43,7 +43,7 @@ def size_inputs() -> list[Any]:
 class Scene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        window = {"default": 0, "min": 0}
+        window: dict[str, Any] = {"default": 0, "min": 0}
         return schema(
             "Scene",
             "BYA Scene",

@@ -81,7 +81,7 @@ def load_toy(
         character_finder=PuppetFinder(encoders.face.network),
         voice_face=VoiceFaceMatcher.load(voice_face) if voice_face.is_file() else None,
         domain="puppets",
-        canvas_layout=canvas_layout(transformer.config.flavour),
+        canvas_layout=canvas_layout(transformer.config["flavour"]),
     )
 
 

@@ -78,7 +78,7 @@ def load_official(
         max_characters=settings["max_characters"],
         character_finder=PhotoCharacterFinder(face),
         domain="photos",
-        canvas_layout=canvas_layout(transformer.config.flavour),
+        canvas_layout=canvas_layout(transformer.config["flavour"]),
     )
     return bundle if device is None else bundle.to(device)
 
