@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -256,5 +255,5 @@ def load_encoders(name: str | Path = "toy") -> Encoders:
     if not (folder / "text_encoder").is_dir() and (entry is None or not entry.components):
         return load_bundle(name)
     placeholder: Any = torch.nn.Identity()
-    placeholder.config = SimpleNamespace(flavour="official")
+    placeholder.config = {"flavour": "official"}
     return load_official(folder, transformer=placeholder)
