@@ -111,7 +111,8 @@ class PictureEvaluator:
 
     def row(self, index: int) -> Row:
         """Results of one scene in all lengths."""
-        network, row = PictureNetwork(), {"seed": self.settings.seed_base + index, "lengths": {}}
+        network = PictureNetwork()
+        row: Row = {"seed": self.settings.seed_base + index, "lengths": {}}
         for frames, target in self.targets.items():
             scene = suite_scene(replace(self.settings, num_frames=frames), index)
             scene = replace(scene, first_frame=scene.first_frame and frames > 1)

@@ -124,7 +124,8 @@ def _write_files(options: ClipOptions, files: list[ClipFile]) -> Iterator[None]:
     processes = min(options.processes or os.cpu_count() or 1, len(files))
     if processes <= 1:
         for file in files:
-            yield _write_file(options, file)
+            _write_file(options, file)
+            yield
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for future in as_completed([pool.submit(_write_file, options, file) for file in files]):
