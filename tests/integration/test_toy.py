@@ -108,7 +108,7 @@ def test_human_speech(recording, tmp_path, record_property):
     opening = mouth_opening(frames, regions, MOUTH_RGB)
     waveform, rate = read_audio(recording)
     loudness = loudness_track(waveform.numpy(), rate, len(frames))[None]
-    speaker, listener = correlations(opening, loudness)[:, 0]
+    speaker, listener = correlations(opening, loudness)[:, 0].tolist()
     assert speaker > 0.2 and speaker > listener + 0.1, (speaker, listener)
     record_property("mouth_to_loudness", {"speaker": speaker, "listener": listener})
     sound, sound_rate = read_audio(tmp_path / "talk.mp4")
