@@ -23,7 +23,7 @@ class RunSettings:
         logging_steps: steps between log lines.
         mixed_precision: precision of the forward pass: "no" (float32), "bf16" or "fp16"; None uses the accelerate
             configuration. Trained weights are kept in float32 (with DeepSpeed: inside its optimizer). "bf16-weights"
-            computes with bfloat16 copies of the weights, made once per step, without autocast: faster on CPUs.
+            computes with bfloat16 copies of the weights, made once per step, without autocast.
         cast_frozen_weights: also store frozen matrices in that precision. Halves their memory; `final` stores them
             cast.
         gradient_accumulation_steps: micro-batches per process and step. Changes the memory, not the result: the global

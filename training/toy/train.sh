@@ -2,7 +2,7 @@
 # Train the wide toy model from scratch: data, stage 1 on stills and on clips, stages 2 and 3, stage 3 on long clips.
 #
 #   bash training/toy/train.sh                     # two CPU cores, about a day
-#   DEVICE=cuda bash training/toy/train.sh         # one large GPU, minutes
+#   DEVICE=cuda bash training/toy/train.sh         # one GPU (not measured)
 #   ONLY=stills bash training/toy/train.sh         # one part: data stills clips speech router long assemble
 #   QUICK=1 OUT=/tmp/toy bash training/toy/train.sh  # a few steps of every part, to test the script
 #
