@@ -13,6 +13,7 @@ from tests.host.setup import Host, HostUnavailable, find_host
 torchvision_shim.importable()  # before libraries check for torchvision
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With pytest -n, keep the tests of a file in one process, and all host tests in one (they share a server)."""
     if config.pluginmanager.hasplugin("xdist"):
