@@ -13,15 +13,6 @@ from tests.host.setup import Host, HostUnavailable, find_host
 torchvision_shim.importable()  # before libraries check for torchvision
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest -n, keep the tests of a file in one process, and all host tests in one (they share a server)."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "host" if item.get_closest_marker("host") else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def host() -> Host:
     """A ComfyUI installation, see tests/host/setup.py; skips if there is none."""
