@@ -136,7 +136,7 @@ def test_scores_are_weighted_by_length():
     assert matcher.calls == 2 and scores[1] > scores[0]
 
 
-def test_long_speech_is_matcherd_in_pieces():
+def test_long_speech_is_matched_in_pieces():
     pieces = split_spans([(0.0, 5.0), (6.0, 7.0)])
     assert [round(end - start, 6) for start, end in pieces] == [round(5 / 3, 6)] * 3 + [1.0]
     assert max(end - start for start, end in pieces) <= MAX_SEGMENT_SECONDS
@@ -214,5 +214,5 @@ def test_mouths_of_listeners_stay_closed():
     report = listeners.evaluate(
         listeners.ListenerOptions(scenes=8, seed_base=VALIDATION, frames=17), load_bundle("toy")
     )
-    assert report["drawn"] < 0.02 and report["matcherd"] >= 8
+    assert report["drawn"] < 0.02 and report["judged"] >= 8
     assert report["model"] <= listeners.THRESHOLD
