@@ -75,6 +75,6 @@ def _import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        hint = 'run pip install -e .[data]'
+        hint = "run pip install -e .[data]"
         raise InputError("pyarrow is not installed", "pyarrow 17 or newer", hint) from error
     return pyarrow, parquet

@@ -60,7 +60,7 @@ def run_local(sources: Sequence[Record], output: CurationOutput, stats: RunStats
     try:
         from pebble import ProcessPool
     except ImportError as error:
-        hint = 'run pip install -e .[data], or use --workers 0'
+        hint = "run pip install -e .[data], or use --workers 0"
         raise InputError("pebble is not installed", "pebble 5 or newer", hint) from error
 
     def submit(function: Callable[..., Any], *args: Any) -> Future:

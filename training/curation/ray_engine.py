@@ -73,7 +73,7 @@ def run_ray(sources: Sequence[Record], output: CurationOutput, stats: RunStats, 
     try:
         import ray
     except ImportError as error:
-        hint = 'run pip install -e .[cluster]'
+        hint = "run pip install -e .[cluster]"
         raise InputError("ray is not installed", "ray 2.44 or newer", hint) from error
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -68,7 +68,7 @@ def load_settings(path: Path) -> CurationSettings:
     try:
         import yaml
     except ImportError as error:
-        raise InputError("pyyaml is not installed", "pyyaml", 'run pip install -e .[data]') from error
+        raise InputError("pyyaml is not installed", "pyyaml", "run pip install -e .[data]") from error
     if not path.is_file():
         raise InputError(f"--config {path} does not exist", "a YAML file", "use training/recipes/curation.yaml")
     try:

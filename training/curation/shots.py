@@ -102,7 +102,7 @@ def _build_detector(settings: ShotSettings) -> Any:
         from scenedetect.detectors import AdaptiveDetector, ContentDetector
     except ImportError as error:
         problem = f"scenedetect cannot be imported ({error})"
-        raise InputError(problem, "scenedetect 0.7 or newer", 'run pip install -e .[data]') from error
+        raise InputError(problem, "scenedetect 0.7 or newer", "run pip install -e .[data]") from error
     cv2.setNumThreads(1)
     content = settings.detector == "content"
     detector, option = (ContentDetector, "threshold") if content else (AdaptiveDetector, "adaptive_threshold")
