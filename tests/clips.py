@@ -73,7 +73,8 @@ def write_clip(
             video.set_display_rotation(rotation)
         sound = None if audio is None else container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         for index, pixels in enumerate(frames):
-            video.height, video.width = pixels.shape[:2]
+            if index == 0:
+                video.height, video.width = pixels.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.time_base, frame.pts = base, round((index / fps if times is None else times[index]) / base)
             container.mux(video.encode(frame))
