@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bya_core.errors import InputError
-from training.command_line import OutputPath, run_command
+from training.command_line import OutputFile, OutputPath, run_command
 from training.curation.output import CurationOutput
 from training.curation.pipeline import STAGE_NAMES
 from training.curation.settings import load_settings
@@ -51,7 +51,7 @@ class CurateOptions:
     engine: Literal["local", "ray"] = "local"
     resume: bool = False
     workers: int = -1
-    report: Path | None = None
+    report: OutputFile = None
     audit: int = 0
     seed: int = 0
 

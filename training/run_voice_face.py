@@ -17,12 +17,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from bya_core.io.media import existing_file
 from bya_core.routing.audio_assignment import match_voices
 from bya_core.scene.types import Speech
 from training.benchmark.scenes import HELD_OUT
-from training.command_line import run_command
+from training.command_line import OptionalOutput, run_command
 from training.puppets.looks import draw_look
 from training.puppets.voice import SAMPLE_RATE, synthesize, voice_for
 from training.puppets.world import Talk, draw_portrait, make_clip
@@ -73,7 +72,7 @@ class Arguments:
         threads: CPU threads; 0 = default of torch.
     """
 
-    output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    output: OptionalOutput = None
     evaluate: bool = False
     checkpoint: Path = SHIPPED_WEIGHTS
     puppets: int = 5000

@@ -45,6 +45,25 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: 
     return path
 
 
+OWN_FOLDERS = ("bya_core", "nodes", "training", "web", "workflows", "locales")
+"""Folders of this project that no run may write to."""
+
+
+def check_outside_package(path: str | os.PathLike[str]) -> Path:
+    """Return the path of an output after checking that it is not inside the installed code or its weights.
+
+    Raises:
+        InputError: It is, also through a link or another spelling of the path.
+    """
+    root = Path(__file__).resolve().parents[2]
+    target = Path(path).expanduser().resolve()
+    for name in OWN_FOLDERS:
+        if target.is_relative_to(root / name):
+            problem = f"the output {path} is inside the folder {name} of the program"
+            raise InputError(problem, "a folder of your own", "choose another path, such as runs/NAME")
+    return Path(path)
+
+
 _PENDING: set[Path] = set()
 """Temporary paths of open contexts. A path in here, or below a folder in here, is written directly: contexts nest."""
 

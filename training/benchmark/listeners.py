@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json as jsonlib
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from bya_core.encoders.vad import LoudnessActivity, Span, speaking_spans
 from bya_core.evaluation.binding import listener_opening_ratio
@@ -28,7 +26,7 @@ from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
 from training.benchmark.scenes import HELD_OUT, SceneSettings, SuiteScene, draw
 from training.benchmark.targets import EvaluationTarget, GroundTruthTarget, ModelTarget, ReconstructionTarget
-from training.command_line import run_command
+from training.command_line import OptionalOutput, run_command
 from training.puppets.looks import MOUTH_RGB
 from training.puppets.world import SAMPLE_RATE, PuppetClip
 
@@ -58,7 +56,7 @@ class ListenerOptions:
     frames: int = 17
     steps: int | None = None
     audio_guidance_scale: float | None = None
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: OptionalOutput = None
 
 
 def listener_scene(settings: SceneSettings, index: int) -> SuiteScene:

@@ -7,10 +7,9 @@ import json as jsonlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 
 from bya_core.config import RefineConfig
 from bya_core.errors import InputError
@@ -39,6 +38,7 @@ from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, r
 from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
 from training.benchmark.targets import ModelTarget
 from training.benchmark.video_tasks import byab_tasks, folder_tasks
+from training.command_line import OptionalOutput, OutputFile
 
 Rows = Iterable[tuple[str, Mapping[str, Cell]]]
 Report = dict[str, Any]
@@ -80,8 +80,8 @@ class EvaluateOptions:
 
     suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long", "pictures"] = "puppets"
     model: str = "toy"
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    json: Path | None = None
+    output: OptionalOutput = None
+    json: OutputFile = None
     data: Path | None = None
     scenes_dir: Path | None = None
     real: Path | None = None
@@ -97,7 +97,7 @@ class EvaluateOptions:
     variants: tuple[str, ...] = ()
     lengths: tuple[int, ...] = LENGTHS
     describe_motion: bool = False
-    work_dir: Path | None = None
+    work_dir: OutputFile = None
     device: str = "auto"
     threads: int = 0
     processes: int = 1

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import tyro
 
 from bya_core.io.media import write_video
+from training.command_line import OUTPUT, run_command
 from training.curation.record import FPS
 from training.puppets.conversation import conversation
 from training.puppets.draw import Canvas, Pose, draw_puppet
@@ -191,12 +192,20 @@ def demo_shots(seed: int = 3_000_000, seconds: float = 4.0) -> list[Shot]:
     ]
 
 
-def main(folder: tyro.conf.Positional[Path]) -> None:
+@dataclass(frozen=True)
+class Arguments:
     """Write three videos and their ground truth.
 
     Args:
         folder: Output folder.
     """
+
+    folder: tyro.conf.Positional[Annotated[Path, OUTPUT]]
+
+
+def main(arguments: Arguments) -> None:
+    """Write three videos and their ground truth."""
+    folder = arguments.folder
     for name in ("videos", "truth"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(3):
@@ -205,4 +214,4 @@ def main(folder: tyro.conf.Positional[Path]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(main, Arguments)

@@ -10,10 +10,11 @@ from pathlib import Path
 from bya_core.errors import InputError
 from training.curation.record import Record, digest
 from training.curation.store import Store
+from training.data.files import list_files
 
 
 def list_sources(path: Path, ignore: Path | None = None) -> list[Record]:
-    """List all files of a folder (recursively), or those named in a text file with one path per line.
+    """List all files of a folder and its (linked) subfolders, or those named in a text file with one path per line.
 
     Hidden files and files below `ignore` (the output folder) are skipped. No file is opened.
 
@@ -21,8 +22,8 @@ def list_sources(path: Path, ignore: Path | None = None) -> list[Record]:
         InputError: neither a folder nor a list, or it names no file.
     """
     if path.is_dir():
-        files = (p.relative_to(path).as_posix() for p in path.rglob("*") if not (p.is_dir() and not p.is_symlink()))
-        names = sorted(name for name in files if not any(part.startswith(".") for part in name.split("/")))
+        files = list_files(path, ignored=(), broken_links=True)
+        names = sorted(file.relative_to(path).as_posix() for file in files)
         root = path
     elif path.is_file():
         try:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from bya_core.errors import InputError
 from training.data.batches import Batch, local_part, stack, trim_padding
-from training.data.shards.reader import list_files
+from training.data.files import list_files
 
 Group = tuple[int, int, int, int]  # shape of a batch: characters, latent frames, latent height and width
 MAX_OPEN_FILES = 256

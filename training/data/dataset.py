@@ -20,9 +20,10 @@ from training.data.cache import FeatureCache
 from training.data.clip import resampled_length
 from training.data.clip_folder import ClipFolder
 from training.data.encode import FPS, ClipEncoder, Encoders, load_encoders
+from training.data.files import list_files
 from training.data.puppet_plan import PuppetPlan
 from training.data.shards.index import ShardIndex
-from training.data.shards.reader import OnBroken, list_files
+from training.data.shards.reader import OnBroken
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,13 @@ def open_data(
     """
     folder = Path(source)
     puppets = str(source).partition(":")[0] == "puppets" and not folder.is_dir()
-    if not puppets and not list_files(folder, ".tar") and list_files(folder, ".safetensors"):
-        return ClipFolder(folder, length_fractions, in_memory, text_multiple)
+    if not puppets:
+        if not folder.exists():
+            raise _no_data(f"no data at {str(source)!r}")
+        if folder.is_dir() and not list_files(folder, ".tar", []):
+            if list_files(folder, ".safetensors", []):
+                return ClipFolder(folder, length_fractions, in_memory, text_multiple)
+            raise _no_data(f"no *.tar and no *.safetensors in {str(source)!r}")
     if encoders is None and not puppets:
         problem = f"raw clips in {str(source)!r} without encoders"
         raise InputError(problem, "the encoders of the model", "name the model, such as toy or official")
@@ -78,6 +84,14 @@ def open_data(
     encoder = ClipEncoder(encoders, features, patch, fit, device, canvas)
     chosen = [Bucket.parse(bucket) if isinstance(bucket, str) else bucket for bucket in buckets]
     return EncodedClips(clips, encoder, chosen, on_broken, skipped)
+
+
+def _no_data(problem: str) -> InputError:
+    return InputError(
+        problem,
+        "shards of clips, encoded clips, or puppets such as puppets:n=1-4",
+        "draw example shards with: python -m training.data.puppet_plan --output FOLDER",
+    )
 
 
 class EncodedClips:

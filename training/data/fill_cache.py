@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from bya_core.errors import InputError
-from training.command_line import run_command
+from training.command_line import OutputFile, run_command
 from training.data.dataset import EncodedClips, open_data
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Arguments:
     data: Path
     encoders: str = "toy"
     buckets: tuple[str, ...] = ()
-    cache: Path | None = None
+    cache: OutputFile = None
     part: str = "0/1"
     fit: Literal["cover", "letterbox"] = "cover"
     canvas: Literal["row", "released"] = "row"

@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import soundfile
 import torch
-import tyro
 from PIL import Image
 
 from bya_core.errors import InputError
 from bya_core.io.media import write_video
-from training.command_line import run_command
+from training.command_line import OptionalOutput, OutputFile, run_command
 from training.puppets.recordings import load_recordings
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
@@ -42,8 +41,8 @@ class Arguments:
     """
 
     seed: int = 7
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    scene: Path | None = None
+    output: OptionalOutput = None
+    scene: OutputFile = None
     characters: int = 0
     height: int = 256
     width: int = 384

@@ -20,7 +20,7 @@ from torch import Tensor
 from bya_core.models import compat
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.toy.bundle import load_toy_encoders
-from training.command_line import run_command
+from training.command_line import OutputFile, run_command
 from training.data.batches import as_float, trim_padding
 from training.engine.distributed import ForwardWrapper
 from training.engine.objective import StageLoss
@@ -41,7 +41,7 @@ class BenchmarkOptions:
         frames: video frames of a clip.
     """
 
-    json: Path | None = None
+    json: OutputFile = None
     batch: int = 64
     steps: int = 4
     frames: int = 1

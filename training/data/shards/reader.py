@@ -11,21 +11,26 @@ from typing import BinaryIO, Literal
 
 from bya_core.errors import InputError
 from training.data.clip import ClipSample, safe_key
+from training.data.files import list_files
 from training.data.shards.members import BrokenClip, unpack
 
 log = logging.getLogger(__name__)
 OnBroken = Literal["error", "skip"]
 
 
-def find_shards(source: Path | str | Iterable[Path | str]) -> list[Path]:
-    """The tar files of a folder (see `list_files`), or the given paths.
+def find_shards(source: Path | str | Iterable[Path | str], skipped: list[str] | None = None) -> list[Path]:
+    """The tar files of a folder and of its linked folders (see `list_files`), or the given paths.
+
+    Args:
+        source: a folder (with subfolders), one shard, or several.
+        skipped: receives the entries of a folder that are skipped; None = warn about them.
 
     Raises:
         InputError: no shards, or a missing file.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        paths = [path] if path.is_file() else list_files(path, ".tar")
+        paths = [path] if path.is_file() else list_files(path, ".tar", skipped)
     else:
         paths = [Path(p) for p in source]
     missing = [p for p in paths if not p.is_file()]
@@ -33,18 +38,6 @@ def find_shards(source: Path | str | Iterable[Path | str]) -> list[Path]:
         problem = f"no shard at {missing[0]}" if missing else f"no *.tar in {source}"
         raise InputError(problem, "a folder of tar shards (docs/reference/shards.md)", "check the path")
     return paths
-
-
-def list_files(folder: Path | str, extension: str) -> list[Path]:
-    """Sorted files with an extension in a folder and its subfolders.
-
-    Hidden files and folders, and folders named `cache` (which may have millions of files), are ignored.
-    """
-    files = []
-    for base, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != "cache" and name[0] != "."]
-        files += [Path(base, name) for name in names if name.endswith(extension) and name[0] != "."]
-    return sorted(files)
 
 
 def read_shards(
