@@ -32,7 +32,7 @@ from bya_core.encoders.vad import VoiceActivityName, load_voice_activity
 from bya_core.encoders.voice_face import VoiceFace, VoiceFaceMatcher, VoiceFaceNetwork, VoiceTower
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write, check_output
-from bya_core.io.media import existing_file
+from bya_core.io.files import existing_file
 from bya_core.routing.audio_assignment import match_voices
 from bya_core.scene.types import Speech
 from training.benchmark.scenes import HELD_OUT

@@ -76,7 +76,7 @@ class Generate:
     def generate(self) -> int:
         """Run in this process."""
         from bya_core.cli.processes import distribute_guidance
-        from bya_core.io.media import existing_file
+        from bya_core.io.files import existing_file
         from bya_core.pipelines.outputs import Outputs
 
         outputs = Outputs(self.output, self.files.masks, self.files.overlay, self.files.json)

@@ -45,7 +45,7 @@ class Probe:
     def run(self) -> int:
         with ProgressBar() as bar:
             bar.stage("Loading model")
-            from bya_core.io.media import existing_file
+            from bya_core.io.files import existing_file
             from bya_core.masks import mask_statistics
             from bya_core.pipelines.outputs import RoutingOutputs
             from bya_core.pipelines.prepare import prepare

@@ -35,7 +35,7 @@ class Report:
 
     def run(self) -> int:
         from bya_core.io.atomic import AtomicFiles, check_output
-        from bya_core.io.media import existing_file
+        from bya_core.io.files import existing_file
 
         image = check_output(self.output or self.video.with_suffix(".binding.png"), (".png",), "the image")
         data = check_output(self.json or self.video.with_suffix(".binding.json"), (".json",), "the report")

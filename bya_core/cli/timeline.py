@@ -21,7 +21,7 @@ class Timeline:
 
     def run(self) -> int:
         from bya_core.io.atomic import AtomicFiles, check_output
-        from bya_core.io.media import existing_file
+        from bya_core.io.files import existing_file
         from bya_core.scene.schema import read_scene_file
 
         path = check_output(self.output, (".png",), "the timeline")

@@ -18,7 +18,8 @@ from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools, boxes_to_masks, measure_faces
 from bya_core.evaluation.report import BindingReport, FaceMetrics, binding_report
 from bya_core.grid import TokenGrid
-from bya_core.io.media import existing_file, read_image, read_video
+from bya_core.io.files import existing_file
+from bya_core.io.media import read_image, read_video
 from bya_core.scene.loader import matrix_of
 from bya_core.scene.schema import read_scene_file
 from bya_core.scene.speech import read_speeches

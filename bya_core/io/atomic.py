@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bya_core.errors import InputError
+from bya_core.io.files import usable_path
 
 
 def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: str) -> Path:
@@ -25,7 +26,7 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: 
     Raises:
         InputError: unsupported suffix, missing or read-only folder, or the path is a folder.
     """
-    path = Path(path)
+    path = usable_path(path, what)
     if path.suffix.lower() not in suffixes:
         expected = "a name that ends in " + " or ".join(suffixes)
         raise InputError(f"{what} was to be written to {path}", expected, "change the ending")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Protocol
 
 import av
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
+from bya_core.io.files import existing_file
 
 FLAT = 3 / 255  # images whose colors differ less are rejected as blank
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -35,16 +35,6 @@ class PlacedSpeech(Protocol):
     def offset(self) -> float: ...
     @property
     def gain(self) -> float: ...
-
-
-def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """The path of an existing file; `what` names it in the InputError that is raised otherwise."""
-    path = Path(path)
-    if not path.is_file():
-        problem = f"{what} {path} is a folder" if path.is_dir() else f"{what} {path} does not exist"
-        hint = "check the path; paths in a scene file are relative to it"
-        raise InputError(problem, "a file that can be read", hint)
-    return path
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bya_core.config import Preset, SamplingConfig
 from bya_core.errors import InputError
-from bya_core.io.media import existing_file, read_image
+from bya_core.io.files import existing_file
+from bya_core.io.media import read_image
 from bya_core.scene.checks import scene_notices, speech_frames
 from bya_core.scene.mask_files import read_masks
 from bya_core.scene.schema import SceneFile, read_scene_file

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.io.media import existing_file
+from bya_core.io.files import existing_file
 from bya_core.masks import MaskControl
 from bya_core.scene.schema import CharacterEntry, SceneFile
 

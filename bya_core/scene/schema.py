@@ -27,9 +27,9 @@ from bya_core.config import (
     Steps,
     WindowConfig,
 )
-from bya_core.errors import InputError
+from bya_core.io.files import read_json
 from bya_core.scene.types import FrameFit
-from bya_core.validation import Field, from_mapping, parse_json, validated
+from bya_core.validation import Field, from_mapping, validated
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "scene.schema.json"
 
@@ -190,11 +190,7 @@ class SceneFile:
 
 def read_scene_file(path: Path) -> SceneFile:
     """Read and check a scene file. The files it names are not opened."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not valid UTF-8 ({error.reason})", "a JSON file", "save it as UTF-8") from error
-    data = parse_json(text, path.name)
+    data = read_json(path, "the scene")
     if isinstance(data, dict):
         data.pop("$schema", None)
     return from_mapping(SceneFile, data, path.name)

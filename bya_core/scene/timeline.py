@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.io.media import existing_file, resample
+from bya_core.io.files import existing_file, read_text
+from bya_core.io.media import resample
 from bya_core.scene.schema import TurnEntry
 from bya_core.scene.types import Speech
 from bya_core.validation import from_mapping, parse_json
@@ -77,11 +78,7 @@ def read_timeline(path: str | os.PathLike[str]) -> tuple[Turn, ...]:
     parsers = {".rttm": parse_rttm, ".srt": parse_cues, ".vtt": parse_cues, ".json": parse_turns}
     if path.suffix.lower() not in parsers:
         raise InputError(f"the timeline {path}", "a file ending in .rttm, .srt, .vtt or .json", "convert it")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the timeline {path} is not UTF-8 text", "a text file", "save it as UTF-8") from error
-    turns = parsers[path.suffix.lower()](text, path.name)
+    turns = parsers[path.suffix.lower()](read_text(path, "the timeline"), path.name)
     if not turns:
         raise InputError(f"the timeline {path} has no turns", "at least one", "check the file")
     return tuple(sorted(turns, key=lambda turn: turn.start))
