@@ -1,0 +1,274 @@
+"""Face tracks of a video: linked detections, one mesh per frame.
+
+    tracks = track_faces(frames)        # frames uint8 [F, H, W, 3] -> one `FaceTrack` per face, left to right
+    tracks[0].points                    # [F, 468, 3] in pixels, NaN where the face is not visible
+
+Faces are detected in every fourth frame and linked by position, motion and appearance; between them, squares are
+interpolated and the mesh network finds the face. Everything is offline: nothing lags behind the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bya_core.encoders.face.crops import Squares, cut
+from bya_core.encoders.face.mesh import Detections, FaceMesh, squares, squares_of_meshes
+
+_STEP = 4  # frames between detections
+_SMALL_EVERY = 6  # detections between runs of the finest scale
+_CHUNK = 64  # keyframes decoded into network inputs at once
+_SEARCH = 3.0  # side of the searched square over the side of the face
+_NEAR = 1.0  # largest distance of a linked detection from the predicted position, in face sizes
+_LOST = 75  # frames after which a lost face becomes a new track
+_ALIKE = 0.75  # smallest similarity of appearance of a face that was lost and found again
+_DRIFT = 0.12  # of the side of the square: a larger deviation of the mesh from its center calls for a second pass
+_SHORTEST = 5  # frames; shorter tracks in longer videos are discarded
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """One face over all F frames of a video.
+
+    Args:
+        boxes: (x0, y0, x1, y1) in pixels from forehead to chin, float32 [F, 4]; NaN where the face is not visible.
+        scores: Confidence of the detector in [0, 1], interpolated between detections, [F]; 0 where not visible.
+        points: (x, y, z) of the mesh in pixels, float32 [F, 468, 3]; NaN where the face is not visible.
+        presence: Probability of a face by the mesh network, [F]; 0 where nothing was searched.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    points: np.ndarray
+    presence: np.ndarray
+
+    @property
+    def visible(self) -> np.ndarray:
+        """Frames in which the face is visible, bool [F]."""
+        return np.isfinite(self.boxes[:, 0])
+
+    def smoothed(self, window: int = 5, order: int = 2) -> np.ndarray:
+        """Points smoothed over time without lag (Savitzky-Golay), within each run of visible frames: [F, 468, 3]."""
+        from scipy.signal import savgol_filter
+
+        result = self.points.copy()
+        for first, last in runs(self.visible):
+            if last - first >= window:
+                result[first:last] = savgol_filter(self.points[first:last], window, order, axis=0)
+        return result
+
+
+@dataclass
+class _Path:
+    """Linked detections of one face: frame -> position in `Detections` of one face."""
+
+    frames: list[int] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    points: list[np.ndarray] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    look: np.ndarray | None = None
+
+    def add(self, frame: int, detections: Detections, k: int, look: np.ndarray, front: bool = False) -> None:
+        place = 0 if front else len(self.frames)
+        self.frames.insert(place, frame)
+        self.boxes.insert(place, detections.boxes[k])
+        self.points.insert(place, detections.points[k])
+        self.scores.insert(place, float(detections.scores[k]))
+        self.look = look if self.look is None else 0.8 * self.look + 0.2 * look
+
+    def predicted(self, frame: int) -> np.ndarray:
+        """Box at a later frame, by constant velocity for a short time."""
+        box = self.boxes[-1]
+        if len(self.frames) < 2 or frame - self.frames[-1] > 3 * _STEP:
+            return box
+        speed = (box - self.boxes[-2]) / (self.frames[-1] - self.frames[-2])
+        center = np.tile((speed[:2] + speed[2:]) / 2, 2)
+        return box + center * (frame - self.frames[-1])
+
+
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """(first, end) of each run of true values of a bool vector."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def track_faces(frames: np.ndarray, mesh: FaceMesh | None = None, max_faces: int = 8) -> list[FaceTrack]:
+    """Track the faces of a video.
+
+    Args:
+        frames: uint8 [F, H, W, 3]; an array on disk (`numpy.memmap`) is read piece by piece.
+        mesh: Networks; `None` loads them.
+        max_faces: Of more faces, those visible longest are returned.
+
+    Returns:
+        One track per face, from left to right by median position.
+    """
+    mesh = mesh or FaceMesh()
+    length = len(frames)
+    keyframes = sorted({*range(0, length, _STEP), *([length - 1] if length else [])})
+    paths: list[_Path] = []
+    for start in range(0, len(keyframes), _CHUNK):
+        chosen = keyframes[start : start + _CHUNK]
+        for frame, detections in zip(chosen, _detect(mesh, frames, chosen, start), strict=True):
+            _link(mesh, frames, paths, frame, detections)
+    for path in paths:
+        _extend_back(mesh, frames, path, keyframes)
+    tracks = [_fill(mesh, frames, path) for path in paths if len(path.frames) > 1 or length <= _STEP]
+    shortest = min(_SHORTEST, length)
+    tracks = _without_duplicates([track for track in tracks if track.visible.sum() >= shortest])
+    tracks = sorted(tracks, key=lambda track: -int(track.visible.sum()))[:max_faces]
+    return sorted(tracks, key=lambda track: float(np.nanmedian(track.boxes[:, 0] + track.boxes[:, 2])))
+
+
+def _detect(mesh: FaceMesh, frames: np.ndarray, chosen: list[int], start: int) -> list[Detections]:
+    """Detections of keyframes; the finest scale runs on every `_SMALL_EVERY`th of them only."""
+    result: list[Detections | None] = [None] * len(chosen)
+    for small in (True, False):
+        part = [k for k in range(len(chosen)) if ((start + k) % _SMALL_EVERY == 0) == small]
+        if part:
+            for k, detections in zip(part, mesh.detections(frames[[chosen[k] for k in part]], small), strict=True):
+                result[k] = detections
+    return [detections for detections in result if detections is not None]
+
+
+def _size(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[..., 2:] - boxes[..., :2]).mean(-1)
+
+
+def _center(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def _looks(frames: np.ndarray, frame: int, boxes: np.ndarray) -> np.ndarray:
+    """Appearance of faces with hair and neck: normalized colors of 8 x 8 patches, [K, 192]."""
+    around = Squares(np.full(len(boxes), frame), _center(boxes), 2.0 * _size(boxes), np.zeros(len(boxes)))
+    patches = F.adaptive_avg_pool2d(cut(frames, around, 32, torch.device("cpu")), 8).flatten(1)
+    return F.normalize(patches - 0.4, dim=1).numpy()
+
+
+def _link(mesh: FaceMesh, frames: np.ndarray, paths: list[_Path], frame: int, found: Detections) -> None:
+    """Continue the paths with the detections of a keyframe, search lost ones locally, start new paths."""
+    from scipy.optimize import linear_sum_assignment
+
+    alive = [path for path in paths if frame - path.frames[-1] <= _LOST]
+    looks = _looks(frames, frame, found.boxes)
+    free = np.ones(len(found), bool)
+    matched: set[int] = set()
+    if alive and len(found):
+        cost = np.stack([_cost(path, frame, found, looks) for path in alive])
+        for row, column in zip(*linear_sum_assignment(np.minimum(cost, 1e3)), strict=True):
+            if cost[row, column] < 1e3:
+                alive[row].add(frame, found, column, looks[column])
+                free[column] = False
+                matched.add(row)
+    missing = [path for k, path in enumerate(alive) if k not in matched and frame - path.frames[-1] <= 2 * _STEP]
+    if missing:
+        _search(mesh, frames, missing, frame, [path.boxes[-1] for path in paths if path.frames[-1] == frame])
+    taken = [path.boxes[-1] for path in paths if path.frames[-1] == frame]
+    for k in np.flatnonzero(free):
+        if not _overlaps(found.boxes[k], taken):
+            path = _Path()
+            path.add(frame, found, int(k), looks[k])
+            paths.append(path)
+
+
+def _cost(path: _Path, frame: int, found: Detections, looks: np.ndarray) -> np.ndarray:
+    """Cost of continuing a path with each detection; 1e3 and more: impossible."""
+    assert path.look is not None
+    box = path.predicted(frame)
+    size, sizes = _size(box), _size(found.boxes)
+    distance = np.linalg.norm(_center(found.boxes) - _center(box), axis=-1) / np.maximum(size, sizes)
+    ratio = np.abs(np.log(np.maximum(sizes, 1e-3) / max(float(size), 1e-3)))
+    alike = looks @ path.look / max(float(np.linalg.norm(path.look)), 1e-6)
+    gap = frame - path.frames[-1]
+    near = (distance < _NEAR * (1 + 0.5 * max(0, gap // _STEP - 1))) & (ratio < 0.7)
+    if gap > 2 * _STEP:
+        near &= alike > _ALIKE
+    return np.where(near, distance + ratio + 2.0 * (1.0 - alike) + 0.02 * gap, 1e4)
+
+
+def _overlaps(box: np.ndarray, others: list[np.ndarray], share: float = 0.4) -> bool:
+    for other in others:
+        both = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None).prod()
+        if both > share * min((box[2:] - box[:2]).prod(), (other[2:] - other[:2]).prod()):
+            return True
+    return False
+
+
+def _search(
+    mesh: FaceMesh, frames: np.ndarray, paths: list[_Path], frame: int, taken: list[np.ndarray], front: bool = False
+) -> list[bool]:
+    """Search paths around their predicted position in `frame`; whether each was found."""
+    boxes = np.stack([path.boxes[0] if front else path.predicted(frame) for path in paths])
+    around = Squares(np.full(len(paths), frame), _center(boxes), _SEARCH * _size(boxes), np.zeros(len(paths)))
+    results = []
+    for path, box, detections in zip(paths, boxes, mesh.detections_in(frames, around), strict=True):
+        distance = np.linalg.norm(_center(detections.boxes) - _center(box), axis=-1) / _size(box)
+        order = [int(k) for k in np.argsort(distance) if distance[k] < _NEAR]
+        order = [k for k in order if not _overlaps(detections.boxes[k], taken)][:1]
+        for k in order:
+            path.add(frame, detections, k, _looks(frames, frame, detections.boxes[[k]])[0], front)
+            taken.append(detections.boxes[k])
+        results.append(bool(order))
+    return results
+
+
+def _extend_back(mesh: FaceMesh, frames: np.ndarray, path: _Path, keyframes: list[int]) -> None:
+    """Search the face in the keyframes before its first detection."""
+    for frame in reversed([k for k in keyframes if k < path.frames[0]]):
+        if not _search(mesh, frames, [path], frame, [], front=True)[0]:
+            return
+
+
+def _fill(mesh: FaceMesh, frames: np.ndarray, path: _Path) -> FaceTrack:
+    """Meshes in every frame near the detections of a path, in squares interpolated between them."""
+    length = len(frames)
+    known = np.array(path.frames)
+    detected = Detections(np.stack(path.boxes), np.stack(path.points), np.array(path.scores))
+    at = squares(known, detected)
+    wanted = np.zeros(length, bool)
+    for frame in known:
+        wanted[max(0, frame - _STEP + 1) : frame + _STEP] = True
+    chosen = np.flatnonzero(wanted)
+    turn = np.unwrap(at.angle)
+    columns = [np.interp(chosen, known, values) for values in (*at.center.T, at.side, turn)]
+    regions = Squares(chosen, np.stack(columns[:2], -1), columns[2], columns[3])
+    meshes = mesh.meshes(frames, regions)
+    points, presence = meshes.points, meshes.presence
+    again = squares_of_meshes(chosen, points)
+    drift = np.linalg.norm(again.center - regions.center, axis=1) / regions.side
+    drift = np.maximum(drift, np.abs(np.log(np.maximum(again.side, 1.0) / np.maximum(regions.side, 1.0))) / 2)
+    redo = np.flatnonzero((drift > _DRIFT) & (presence > 0.2))
+    if redo.size:
+        second = mesh.meshes(frames, again[redo])
+        better = second.presence >= mesh.min_presence
+        points[redo[better]], presence[redo[better]] = second.points[better], second.presence[better]
+    present = presence >= mesh.min_presence
+    track = FaceTrack(
+        np.full((length, 4), np.nan, np.float32),
+        np.zeros(length, np.float32),
+        np.full((length, points.shape[1], 3), np.nan, np.float32),
+        np.zeros(length, np.float32),
+    )
+    track.presence[chosen] = presence
+    visible = chosen[present]
+    track.points[visible] = points[present]
+    track.boxes[visible] = np.concatenate([points[present, :, :2].min(1), points[present, :, :2].max(1)], axis=1)
+    track.scores[visible] = np.interp(visible, known, detected.scores)
+    return track
+
+
+def _without_duplicates(tracks: list[FaceTrack]) -> list[FaceTrack]:
+    """Remove tracks that follow the same face as a longer one for most of their visible frames."""
+    kept: list[FaceTrack] = []
+    for track in sorted(tracks, key=lambda track: -int(track.visible.sum())):
+        frames = np.flatnonzero(track.visible)
+        covered = np.zeros(len(frames), bool)
+        for other in kept:
+            covered |= [bool(other.visible[f]) and _overlaps(track.boxes[f], [other.boxes[f]], 0.5) for f in frames]
+        if covered.mean() < 0.5:
+            kept.append(track)
+    return kept

@@ -1,0 +1,18 @@
+"""Weights of small networks that are part of the package: NOTICE and LICENSE name their origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+_FOLDER = Path(__file__).parent
+
+
+def load_weights(network: nn.Module, name: str) -> nn.Module:
+    """Load `name`.safetensors of this folder into `network`, in evaluation mode with 32-bit parameters."""
+    from safetensors.torch import load_file
+
+    weights = load_file(_FOLDER / f"{name}.safetensors")
+    network.load_state_dict({key: value.float() for key, value in weights.items()})
+    return network.eval().requires_grad_(False)
