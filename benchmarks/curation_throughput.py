@@ -95,10 +95,8 @@ def measure(path: Path) -> tuple[dict[str, float], int, float]:
     """CPU seconds of each stage, number of clips, and peak memory in MiB."""
     from bya_core.pipelines.run_report import peak_ram
     from training.curation.models import MODELS, ModelChoice, ModelEntry
-    from training.curation.pipeline import build_stages
-    from training.curation.record import Record
-    from training.curation.settings import CurationSettings, FaceSettings
-    from training.curation.sources import hash_source
+    from training.curation.pipeline import CurationSettings, FaceSettings, build_stages
+    from training.curation.record import Record, hash_source
     from training.curation.store import Store
 
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +21,11 @@ if __package__ in (None, ""):  # run as a script
 
 from bya_core.errors import InputError
 from training.command_line import OutputFile, OutputPath, run_command
+from training.curation.models import release_models
 from training.curation.output import CurationOutput
-from training.curation.pipeline import STAGE_NAMES
-from training.curation.settings import load_settings
-from training.curation.sources import list_sources
+from training.curation.pipeline import STAGE_NAMES, CurationSettings, load_settings
+from training.curation.record import list_sources
+from training.curation.stage import MissingRequirements, Stage
 from training.curation.stats import RunStats
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ def curate(options: CurateOptions) -> RunStats:
         InputError: invalid options or settings, missing models, or a full disk.
     """
     settings = load_settings(options.config)
+    if problems := missing_packages(options, settings):  # before a module that imports one of them is used
+        raise problems[0] if len(problems) == 1 else MissingRequirements(problems)
     output = CurationOutput(options.output, settings)
     folder = output.layout.folder
     if folder.is_dir() and any(folder.iterdir()) and not options.resume:
@@ -71,10 +75,11 @@ def curate(options: CurateOptions) -> RunStats:
     sources = list_sources(options.input, ignore=folder)
     if output.puppet_models:
         log.warning("models for synthetic puppets are used (%s)", ", ".join(output.puppet_models))
-    for stage in output.stages:  # report missing models before the run starts
-        stage.load_models()
+    models = check_models(output.stages)
+    if options.engine == "ray" or options.workers != 0:
+        release_models()  # workers load their own
     folder.mkdir(parents=True, exist_ok=True)
-    stats = RunStats(sources, STAGE_NAMES)
+    stats = RunStats(sources, [stage.name for stage in output.stages])
     if options.engine == "ray":
         from training.curation.ray_engine import run_ray
 
@@ -85,7 +90,13 @@ def curate(options: CurateOptions) -> RunStats:
         workers = options.workers if options.workers >= 0 else len(os.sched_getaffinity(0))
         clips = run_local(sources, output, stats, workers)
     stats.log()
-    log.info("%d clips in %s", clips, folder)
+    for line in stats.summary(models, STAGE_NAMES):
+        log.info("%s", line)
+    if settings.complete:
+        log.info("%d clips in %s", clips, folder)
+    else:
+        missing = "no masks" if settings.until is None else f"the run ends after stage {settings.until}"
+        log.info("%d clips in %s; no shards are written: %s", clips, output.layout.index, missing)
     if stats.failed:
         log.warning("%d records failed with errors; use --resume to retry them", stats.failed)
     if options.report is not None:
@@ -98,6 +109,36 @@ def curate(options: CurateOptions) -> RunStats:
         for path in export_random_clips(output.layout, options.audit, options.seed):
             log.info("exported %s", path)
     return stats
+
+
+def missing_packages(options: CurateOptions, settings: CurationSettings) -> list[InputError]:
+    """Packages that the run needs and that are not installed."""
+    needed = {"pyarrow": "data"}
+    if settings.complete:
+        needed["webdataset"] = "data"
+    if settings.until != STAGE_NAMES[0]:
+        needed["scenedetect"] = "data"
+    if options.engine == "ray":
+        needed["ray"] = "cluster"
+    elif options.workers != 0:
+        needed["pebble"] = "data"
+    return [
+        InputError(f"the package {name} is not installed", name, f'run pip install -e ".[{extra}]"')
+        for name, extra in needed.items()
+        if find_spec(name) is None
+    ]
+
+
+def check_models(stages: list[Stage]) -> dict[str, str]:
+    """Load all models; return a description of the models of each stage.
+
+    Raises:
+        InputError: something is missing. All that is missing is reported at once.
+    """
+    problems = [problem for stage in stages for problem in stage.find_problems()]
+    if problems:
+        raise problems[0] if len(problems) == 1 else MissingRequirements(problems)
+    return {stage.name: stage.describe_models() for stage in stages}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 
 from bya_core.encoders.protocols import SpeechEncoder
 from bya_core.validation import validated
-from training.curation.crops import clip_boxes, clip_frames, model_size
+from training.curation.footage import clip_boxes, clip_frames, model_size
 from training.curation.models import Captioner, ModelChoice, ModelOption
 from training.curation.record import Record
 from training.curation.stage import Resources, Stage
@@ -57,7 +57,7 @@ class CaptionSettings:
     """Options of captioning.
 
     Args:
-        captioner: captioning model.
+        captioner: captioning model; "none" leaves captions empty.
         frames: number of frames passed to the model, evenly spaced.
         max_side: longer side of these frames in pixels.
         min_words, max_words: range of accepted caption lengths; longer ones would be truncated by the text encoder.
@@ -78,7 +78,9 @@ class Captions(Stage):
 
     def __call__(self, record: Record) -> list[Record]:
         settings: CaptionSettings = self.settings
-        captioner: Captioner = self.model("captioner")
+        captioner: Captioner | None = self.model("captioner")
+        if captioner is None:
+            return [record.with_data(caption="", caption_words=0)]
         size = model_size(record, settings.max_side)
         indices = np.linspace(0, record.num_frames - 1, min(settings.frames, record.num_frames)).round().astype(int)
         frames, boxes = clip_frames(record, size)[indices], clip_boxes(record, size)[:, indices].swapaxes(0, 1)

@@ -17,9 +17,8 @@ from typing import Any
 
 from bya_core.errors import InputError
 from training.curation.output import CurationOutput, Submit
-from training.curation.pipeline import advance, build_stages, cached_leaves, process
+from training.curation.pipeline import CurationSettings, advance, build_stages, cached_leaves, process
 from training.curation.record import Record
-from training.curation.settings import CurationSettings
 from training.curation.stage import Stage
 from training.curation.stats import RunStats, outcomes_of
 from training.curation.store import Store

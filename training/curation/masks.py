@@ -11,7 +11,7 @@ from bya_core.encoders.face.matching import body_boxes
 from bya_core.encoders.segmentation import Segmenter
 from bya_core.evaluation.mask_metrics import iou
 from bya_core.validation import validated
-from training.curation.crops import clip_boxes, clip_frames, model_size
+from training.curation.footage import clip_boxes, clip_frames, model_size
 from training.curation.models import ModelChoice, ModelOption
 from training.curation.record import Record
 from training.curation.stage import Stage, UnusableFootage
@@ -22,7 +22,7 @@ class MaskSettings:
     """Options of segmentation.
 
     Args:
-        segmenter: video segmentation model.
+        segmenter: video segmentation model; "none" computes no masks, and no shards can be written.
         prompt: box prompt: "face" = detected face box; "body" = head, shoulders and chest around it.
         max_side: longer side of the model input in pixels.
         min_face_coverage: minimum fraction of every face box (mean over the clip) covered by its mask.
@@ -44,7 +44,9 @@ class Masks(Stage):
 
     def __call__(self, record: Record) -> list[Record]:
         settings: MaskSettings = self.settings
-        segmenter: Segmenter = self.model("segmenter")
+        segmenter: Segmenter | None = self.model("segmenter")
+        if segmenter is None:
+            return [record]
         size = model_size(record, settings.max_side)
         frames, boxes = clip_frames(record, size), clip_boxes(record, size)
         prompts = torch.from_numpy(boxes[:, 0]).float()

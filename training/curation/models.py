@@ -6,15 +6,16 @@ that uses one reports it in its log, report and shards.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_type_hints
 
 import numpy as np
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from bya_core.errors import InputError
 from bya_core.evaluation.sync_metrics import Sync
@@ -119,6 +120,7 @@ class ModelEntry:
 
 
 _REAL = "training.curation.real_models:"
+_NONE = ModelEntry(_REAL + "no_model", "skips the stage")
 _PUPPET = "training.curation.puppet_models:"
 
 MODELS: dict[Task, dict[str, ModelEntry]] = {
@@ -132,23 +134,28 @@ MODELS: dict[Task, dict[str, ModelEntry]] = {
         "arcface": ModelEntry(_REAL + "ArcFaceIdentity", "ArcFace (glintr100)"),
     },
     "extractor": {
+        "none": ModelEntry(_REAL + "no_model", "the recorded audio is the speech; for one character"),
         "clearvoice": ModelEntry("training.curation.clearvoice:ClearVoiceExtractor", "AV_MossFormer2_TSE_16K"),
         "puppet": ModelEntry(_PUPPET + "PuppetVoices", "ground-truth speech by mouth motion", puppet_only=True),
     },
     "sync": {
+        "none": _NONE,
         "syncnet": ModelEntry(_REAL + "syncnet", "SyncNet"),
         "puppet": ModelEntry(_PUPPET + "PuppetSync", "mouth opening against loudness", puppet_only=True),
     },
     "segmenter": {
+        "none": ModelEntry(_REAL + "no_model", "no masks; shards cannot be written"),
         "sam2": ModelEntry(_REAL + "sam2", "SAM 2.1 video of transformers"),
         "puppet": ModelEntry(_PUPPET + "PuppetSegmenter", "puppets by color and outline", puppet_only=True),
     },
     "speech": {
-        "none": ModelEntry(_REAL + "no_speech_encoder", "no features; computed by training"),
+        "none": ModelEntry(_REAL + "no_model", "no features; computed by training"),
         "wav2vec": ModelEntry(_REAL + "wav2vec", "wav2vec2-base-960h"),
         "toy": ModelEntry(_REAL + "model_speech", "speech encoder of the toy model, or of another one"),
     },
     "captioner": {
+        "none": ModelEntry(_REAL + "no_model", "empty captions"),
+        "template": ModelEntry(_REAL + "TemplateCaptions", "number of people, and who speaks"),
         "qwen2vl": ModelEntry(_REAL + "qwen_captioner", "Qwen2-VL family of transformers"),
         "puppet": ModelEntry(_PUPPET + "PuppetCaptions", "colors and positions of puppets", puppet_only=True),
     },
@@ -164,15 +171,51 @@ def load_curation_model(task: Task, choice: ModelChoice) -> Any:
     return _load(task, choice.name, json.dumps(dict(choice.options), sort_keys=True))
 
 
+_loaded: list[Any] = []
+
+
 @lru_cache(maxsize=8)
 def _load(task: Task, name: str, options: str) -> Any:
     if name not in MODELS[task]:
         raise InputError(f"unknown {task} {name!r}", " or ".join(MODELS[task]), "change the curation config")
-    module, _, factory = MODELS[task][name].factory.partition(":")
-    try:
-        return getattr(import_module(module), factory)(**json.loads(options))
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        problem = f"invalid options {options} for the {task} {name!r} ({error})"
-        raise InputError(problem, "arguments of the model", "see docs/how-to/curate.md") from error
+    module, _, attribute = MODELS[task][name].factory.partition(":")
+    factory = getattr(import_module(module), attribute)
+    model = factory(**_checked_options(f"{task} {name}", factory, json.loads(options)))
+    _loaded.append(model)
+    return model
+
+
+def release_models() -> None:
+    """Free all loaded models and end their processes."""
+    for model in _loaded:
+        if hasattr(model, "close"):
+            model.close()
+    _loaded.clear()
+    _load.cache_clear()
+
+
+def _checked_options(model: str, factory: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare options with the signature of a factory.
+
+    Raises:
+        InputError: a required option is missing, an option is unknown, or has another type.
+    """
+    parameters = inspect.signature(factory).parameters
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    hint = "change the curation config, see docs/how-to/curate.md"
+    missing = [name for name, each in parameters.items() if each.default is each.empty and name not in options]
+    if missing:
+        example = ", ".join(f"{name}: ..." for name in missing)
+        named = f"the option{'s' if len(missing) > 1 else ''} {' and '.join(missing)}"
+        raise InputError(f"the {model} lacks {named}", f"options: {{{example}}}", hint)
+    if unknown := sorted(set(options) - set(parameters)):
+        problem = f"the {model} has no option{'s' if len(unknown) > 1 else ''} {' and '.join(unknown)}"
+        raise InputError(problem, f"options among {', '.join(parameters) or 'none'}", hint)
+    checked = {}
+    for name, value in options.items():
+        try:
+            checked[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
+        except ValidationError as error:
+            problem = f"option {name} of the {model} is {value!r}"
+            raise InputError(problem, f"a valid value ({error.errors()[0]['msg']})", hint) from None
+    return checked

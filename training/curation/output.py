@@ -2,6 +2,10 @@
 
 Clips are assigned to shards in the order of the source files and of time. A shard is written as soon as all of its
 clips are known. `.curation/shards.json` lists the clips of each finished shard.
+
+The index (Parquet) has one row per clip, shot or file at the point where it was accepted or rejected: key, name,
+content, level, start, end (seconds), kept, stage (that produced or rejected it), reason, failed, shard, the most common
+measurements, and `measured` with all of them as JSON.
 """
 
 from __future__ import annotations
@@ -10,16 +14,15 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
-from training.curation.index import index_row, write_index
-from training.curation.pipeline import build_stages, cached_leaves, puppet_only_models
-from training.curation.record import Record, digest
+from training.curation.pipeline import CurationSettings, build_stages, cached_leaves, puppet_only_models
+from training.curation.record import FPS, Record, digest
 from training.curation.samples import write_shard
-from training.curation.settings import CurationSettings
 from training.curation.store import Store
 
 log = logging.getLogger(__name__)
@@ -86,27 +89,38 @@ class CurationOutput:
     def add_source(self, source: Record, submit: Submit) -> None:
         """Add the clips of a completed source. Sources must be added in order."""
         for record in self._leaves(source):
-            if record.rejected is None:
+            if record.rejected is None and self.settings.complete:
                 self._clips.append(record)
                 if len(self._clips) == self.settings.shards.clips_per_shard:
                     self._write_shard(submit)
         self._collect(wait=False)
 
     def finish(self, sources: Iterable[Record], submit: Submit) -> int:
-        """Write the last shard and the index; return the number of clips."""
+        """Write the last shard and the index; return the number of clips.
+
+        A run that is not complete (see `CurationSettings.complete`) leaves the shards of earlier runs as they are.
+        """
         if self._clips:
             self._write_shard(submit)
         self._collect(wait=True)
-        for name in {entry["name"] for entry in self._previous} - {entry["name"] for entry in self._finished.values()}:
-            (self.layout.folder / name).unlink(missing_ok=True)  # written with other settings
-        self._write_manifest(list(self._finished.values()))
+        if self.settings.complete:
+            names = [{entry["name"] for entry in entries} for entries in (self._previous, self._finished.values())]
+            for name in names[0] - names[1]:
+                (self.layout.folder / name).unlink(missing_ok=True)  # written with other settings
+            self._write_manifest(list(self._finished.values()))
         self._names = {}
         shards = {clip: entry["name"] for entry in self._finished.values() for clip in entry["clips"]}
-        leaves = (record for source in sources for record in self._leaves(source))
-        write_index(
-            self.layout.index, (index_row(r, shards.get(r.lineage) if r.rejected is None else None) for r in leaves)
-        )
-        return len(shards)
+        clips = 0
+
+        def rows() -> Iterator[dict[str, Any]]:
+            nonlocal clips
+            for record in (record for source in sources for record in self._leaves(source)):
+                kept = record.rejected is None
+                clips += kept and record.level == "clip"
+                yield index_row(record, shards.get(record.lineage) if kept else None)
+
+        write_index(self.layout.index, rows())
+        return clips
 
     def _leaves(self, source: Record) -> Iterator[Record]:
         """Final records of a source in temporal order; a source with known content is one rejected record."""
@@ -175,3 +189,67 @@ def _shard_path(job: Any, task: _Task) -> Path:
     except Exception as error:  # noqa: BLE001 - engines raise various errors for lost workers
         log.warning("the worker writing shard %d failed (%s); writing it in this process", task[1], error)
         return write_shard(*task)
+
+
+_NUMBERS = (
+    "width", "height", "fps", "seconds", "num_people", "distance_ratio", "sync_mean", "mask_overlap", "caption_words",
+)  # fmt: skip
+_TEXTS = ("codec", "detector", "caption")
+_ROW_GROUP = 4096
+
+
+def index_row(record: Record, shard: str | None) -> dict[str, Any]:
+    """Build the row of a record."""
+    data = record.data
+    return {
+        "key": record.key,
+        "name": record.name,
+        "content": record.content,
+        "level": record.level,
+        "start": record.start / FPS,
+        "end": record.end / FPS,
+        "kept": record.rejected is None,
+        "stage": record.stage,
+        "reason": record.rejected,
+        "failed": record.failed,
+        "shard": shard,
+        **{name: None if data.get(name) is None else float(data[name]) for name in _NUMBERS},
+        **{name: data.get(name) for name in _TEXTS},
+        "measured": json.dumps(dict(data), ensure_ascii=False, sort_keys=True),
+    }
+
+
+def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows in groups of a few thousand."""
+    pa, parquet = _import_pyarrow()
+    columns = {
+        **dict.fromkeys(("key", "name", "content", "level"), pa.string()),
+        **dict.fromkeys(("start", "end"), pa.float64()),
+        "kept": pa.bool_(),
+        **dict.fromkeys(("stage", "reason"), pa.string()),
+        "failed": pa.bool_(),
+        "shard": pa.string(),
+        **dict.fromkeys(_NUMBERS, pa.float64()),
+        **dict.fromkeys((*_TEXTS, "measured"), pa.string()),
+    }
+    schema, iterator = pa.schema(list(columns.items())), iter(rows)
+    with atomic_write(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        while group := list(islice(iterator, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def read_index(path: Path) -> list[dict[str, Any]]:
+    """Read all rows, with `measured` parsed."""
+    _, parquet = _import_pyarrow()
+    rows = parquet.read_table(path).to_pylist()
+    return [{**row, "measured": json.loads(row["measured"])} for row in rows]
+
+
+def _import_pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        hint = "run pip install -e .[data]"
+        raise InputError("pyarrow is not installed", "pyarrow 17 or newer", hint) from error
+    return pyarrow, parquet

@@ -1,22 +1,24 @@
-"""The stages in order, and the traversal of records through them."""
+"""The stages in order, their settings (read from a YAML file), and the traversal of records through them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated
 
 from bya_core.errors import InputError
-from training.curation.captions import Captions, Features
-from training.curation.faces import Faces
-from training.curation.masks import Masks
+from bya_core.validation import Field, from_mapping, validated
+from training.curation.captions import Captions, CaptionSettings, Features, FeatureSettings
+from training.curation.faces import Faces, FaceSettings
+from training.curation.masks import Masks, MaskSettings
 from training.curation.models import MODELS
-from training.curation.probe import Probe
-from training.curation.record import Record
-from training.curation.segments import Distance, Segments
-from training.curation.settings import CurationSettings
-from training.curation.shots import Shots
-from training.curation.sources import hash_source
-from training.curation.speech import Extract, Matrix, SyncFilter
-from training.curation.stage import Stage, result_key, run_stage
+from training.curation.probe import Probe, ProbeSettings
+from training.curation.record import Record, hash_source
+from training.curation.segments import Distance, DistanceSettings, Segments, SegmentSettings
+from training.curation.shots import Shots, ShotSettings
+from training.curation.speech import Extract, ExtractSettings, Matrix, MatrixSettings, SyncFilter, SyncSettings
+from training.curation.stage import Resources, Stage, result_key, run_stage
 from training.curation.store import Store
 
 _STAGES: tuple[type[Stage], ...] = (
@@ -25,28 +27,97 @@ _STAGES: tuple[type[Stage], ...] = (
 STAGE_NAMES = tuple(stage.name for stage in _STAGES)
 
 
-def build_stages(settings: CurationSettings) -> list[Stage]:
-    """Build the stages of paper sec. 4.1 and 4.2 without loading models.
+@validated
+class ShardSettings:
+    """Options of shard writing.
+
+    Args:
+        clips_per_shard: clips in a tar file.
+        reference_size: side of reference images in pixels.
+        reference_margin: fraction of a face box added on each side.
+    """
+
+    clips_per_shard: Annotated[int, Field(ge=1)] = 64
+    reference_size: Annotated[int, Field(ge=16)] = 480
+    reference_margin: Annotated[float, Field(ge=0)] = 0.35
+
+
+@validated
+class CurationSettings:
+    """Settings of all stages, in order.
+
+    Args:
+        until: last stage to run; None = all. Shards are written by complete runs only.
+        timeout: maximum time in seconds for one record (file, shot or clip) in one job of the local engine.
+        resources: resources of one worker by stage; they do not affect results.
+    """
+
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    shots: ShotSettings = field(default_factory=ShotSettings)
+    faces: FaceSettings = field(default_factory=FaceSettings)
+    segments: SegmentSettings = field(default_factory=SegmentSettings)
+    distance: DistanceSettings = field(default_factory=DistanceSettings)
+    extract: ExtractSettings = field(default_factory=ExtractSettings)
+    sync: SyncSettings = field(default_factory=SyncSettings)
+    masks: MaskSettings = field(default_factory=MaskSettings)
+    matrix: MatrixSettings = field(default_factory=MatrixSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    shards: ShardSettings = field(default_factory=ShardSettings)
+    until: str | None = None
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+    resources: Mapping[str, Resources] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = [("until", self.until)] if self.until is not None else []
+        for key, name in [*named, *(("resources", stage) for stage in self.resources)]:
+            if name not in STAGE_NAMES:
+                raise InputError(f"{key}: unknown stage {name}", ", ".join(STAGE_NAMES), "correct the curation config")
+        runs_extract = self.until is None or STAGE_NAMES.index(self.until) >= STAGE_NAMES.index(Extract.name)
+        if runs_extract and self.extract.extractor.name == "none" and self.segments.characters != 1:
+            problem = f"extract.extractor none with segments.characters {self.segments.characters}"
+            raise InputError(problem, "one character", "choose an extractor, or stop earlier (until: distance)")
+
+    @property
+    def complete(self) -> bool:
+        """Whether clips of this run have everything that shards need."""
+        return self.until in (None, STAGE_NAMES[-1]) and self.masks.segmenter.name != "none"
+
+
+def load_settings(path: Path) -> CurationSettings:
+    """Read settings from a YAML file.
 
     Raises:
-        InputError: `resources` names an unknown stage.
+        InputError: missing file, invalid YAML, unknown keys or invalid values.
     """
-    unknown = set(settings.resources) - set(STAGE_NAMES)
-    if unknown:
-        problem = f"resources: unknown stage {', '.join(sorted(unknown))}"
-        raise InputError(problem, ", ".join(STAGE_NAMES), "correct the curation config")
-    return [stage(getattr(settings, stage.name), settings.resources.get(stage.name)) for stage in _STAGES]
+    try:
+        import yaml
+    except ImportError as error:
+        raise InputError("pyyaml is not installed", "pyyaml", "run pip install -e .[data]") from error
+    if not path.is_file():
+        hint = "use training/recipes/curation_local.yaml"
+        raise InputError(f"--config {path} does not exist", "a YAML file", hint)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML ({error})", "a mapping", "correct it") from error
+    return from_mapping(CurationSettings, data, path.name)
+
+
+def build_stages(settings: CurationSettings) -> list[Stage]:
+    """Build the stages of paper sec. 4.1 and 4.2 up to `settings.until`, without loading models."""
+    last = len(_STAGES) if settings.until is None else STAGE_NAMES.index(settings.until) + 1
+    return [stage(getattr(settings, stage.name), settings.resources.get(stage.name)) for stage in _STAGES[:last]]
 
 
 def puppet_only_models(settings: CurationSettings) -> list[str]:
     """Selected models that work on synthetic puppets only, such as "sync: puppet"."""
-    chosen = []
-    for stage in _STAGES:
-        for task, option in stage.models.items():
-            name = getattr(getattr(settings, stage.name), option).name
-            if name in MODELS[task] and MODELS[task][name].puppet_only:
-                chosen.append(f"{task}: {name}")
-    return chosen
+    chosen = [
+        (task, getattr(stage.settings, option).name)
+        for stage in build_stages(settings)
+        for task, option in stage.models.items()
+    ]
+    return [f"{task}: {name}" for task, name in chosen if name in MODELS[task] and MODELS[task][name].puppet_only]
 
 
 def advance(stages: list[Stage], record: Record, index: int, store: Store) -> tuple[list[Record], int]:

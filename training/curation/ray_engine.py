@@ -16,10 +16,9 @@ from typing import Any
 
 from bya_core.errors import InputError
 from training.curation.output import CurationOutput
-from training.curation.pipeline import STAGE_NAMES, build_stages, process
+from training.curation.pipeline import STAGE_NAMES, CurationSettings, build_stages, process
 from training.curation.record import Record
 from training.curation.samples import write_shard
-from training.curation.settings import CurationSettings
 from training.curation.stage import Resources, Stage
 from training.curation.stats import RunStats, outcomes_of
 from training.curation.store import Store

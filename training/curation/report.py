@@ -19,8 +19,7 @@ from PIL import Image
 from bya_core.io.atomic import atomic_write
 from bya_core.io.media import write_video
 from bya_core.io.overlay import character_color, tint_frame
-from training.curation.index import read_index
-from training.curation.output import CurationOutput, OutputLayout
+from training.curation.output import CurationOutput, OutputLayout, read_index
 from training.curation.pipeline import STAGE_NAMES
 from training.curation.record import FPS
 from training.data.clip import SAMPLE_RATE, ClipSample

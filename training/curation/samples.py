@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.curation.crops import clip_boxes, clip_frames
-from training.curation.footage import read_frame
+from training.curation.footage import clip_boxes, clip_frames, read_frame
+from training.curation.pipeline import CurationSettings, ShardSettings
 from training.curation.record import FPS, Record
-from training.curation.settings import CurationSettings, ShardSettings
 from training.curation.speech import clip_speeches
 from training.data.clip import ClipSample
 from training.data.shards.writer import ShardWriter

@@ -8,8 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from bya_core.validation import validated
-from training.curation.crops import face_crops
-from training.curation.footage import SAMPLE_RATE, read_audio
+from training.curation.footage import SAMPLE_RATE, face_crops, read_audio
 from training.curation.models import ModelChoice, ModelOption, SpeechExtractor, SpeechMixture, SyncScorer
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
@@ -22,7 +21,7 @@ class ExtractSettings:
     """Options of speech extraction.
 
     Args:
-        extractor: target speaker extraction model.
+        extractor: target speaker extraction model; "none" (for one character) uses the recorded audio.
         max_side: longer side in pixels of the frames from which faces are cropped.
         min_rms: RMS of the loudest half second (full scale = 1) below which a stream is silent.
         min_relative_rms: streams below this fraction of the loudest stream are treated as leakage.
@@ -48,11 +47,15 @@ class Extract(Stage):
         inside = slice(offset, offset + record.num_frames * _SAMPLES_PER_FRAME)
         if peak_rms(mix[inside]) < settings.min_rms:
             return [record.reject("silent audio")]
-        extractor: SpeechExtractor = self.model("extractor")
-        faces = face_crops(record, settings.max_side, context=True)
-        speeches = np.asarray(extractor.extract(SpeechMixture(mix, faces, record.source, first / FPS)), np.float32)
-        if speeches.shape != (len(faces), len(mix)) or not np.isfinite(speeches).all():
-            raise UnusableFootage(f"invalid extractor output {speeches.shape}, expected {(len(faces), len(mix))}")
+        extractor: SpeechExtractor | None = self.model("extractor")
+        if extractor is None:
+            speeches = mix[None]
+        else:
+            faces = face_crops(record, settings.max_side, context=True)
+            speeches = np.asarray(extractor.extract(SpeechMixture(mix, faces, record.source, first / FPS)), np.float32)
+        expected = len(record.array("boxes")), len(mix)
+        if speeches.shape != expected or not np.isfinite(speeches).all():
+            raise UnusableFootage(f"invalid extractor output {speeches.shape}, expected {expected}")
         rms = np.array([peak_rms(speech[inside]) for speech in speeches])
         speaking = (rms >= settings.min_rms) & (rms >= settings.min_relative_rms * rms.max())
         speeches = np.where(speaking[:, None], speeches, np.float32(0.0))
@@ -76,7 +79,7 @@ class SyncSettings:
     """Options of the lip sync filter.
 
     Args:
-        scorer: synchronization model.
+        scorer: synchronization model; "none" accepts all clips and keeps the assignment of the extractor.
         min_confidence: minimum mean Sync-C. The paper states the rule without a value.
         max_side: see `ExtractSettings`; an equal value avoids decoding the frames twice.
     """
@@ -97,7 +100,9 @@ class SyncFilter(Stage):
     models = {"sync": "scorer"}
 
     def __call__(self, record: Record) -> list[Record]:
-        scorer: SyncScorer = self.model("sync")
+        scorer: SyncScorer | None = self.model("sync")
+        if scorer is None:
+            return [record]
         offset = record.start - record.data["context"][0]
         faces = face_crops(record, self.settings.max_side, context=True)[:, offset : offset + record.num_frames]
         speeches = clip_speeches(record)
@@ -145,10 +150,12 @@ class Matrix(Stage):
     name = "matrix"
 
     def __call__(self, record: Record) -> list[Record]:
-        table = record.data["sync_table"]
         speaking = [bool(value) for value in record.data["speaking"]]
         speeches = record.array("speeches").copy()
         clips = clip_speeches(record)
+        table = record.data.get("sync_table")
+        if table is None:  # no scorer
+            table = np.diag([peak_rms(clip) for clip in clips]).tolist()
         duplicates = []
         for other, m in sorted(combinations(range(len(clips)), 2), key=lambda pair: pair[::-1]):
             if not (speaking[m] and speaking[other]):

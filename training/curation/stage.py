@@ -6,10 +6,11 @@ import logging
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar
 
+from bya_core.errors import InputError
 from bya_core.validation import Field, validated
 from training.curation.models import Task, load_curation_model
 from training.curation.record import Record, digest
@@ -57,10 +58,26 @@ class Stage(ABC):
         """Load the selected model; cached per process. Raises InputError if it is unavailable."""
         return load_curation_model(task, getattr(self.settings, self.models[task]))
 
-    def load_models(self) -> None:
-        """Load all models. Raises InputError if one is unavailable."""
-        for task in self.models:
-            self.model(task)
+    def find_problems(self) -> list[InputError]:
+        """Load all models and return what is missing, without raising."""
+        problems = []
+        for task, option in self.models.items():
+            try:
+                self.model(task)
+            except InputError as error:
+                name = getattr(self.settings, option).name
+                prefix = f"{self.name}.{option} {name}"
+                problems.append(InputError(f"{prefix}: {error.problem}", error.expected, error.hint))
+        return problems
+
+    def describe_models(self) -> str:
+        """The models in use, such as "detector BlazeFace, identity color"; loads them."""
+        parts = []
+        for task, option in self.models.items():
+            model, name = self.model(task), getattr(self.settings, option).name
+            actual = getattr(model, "name", name)
+            parts.append(f"{option} {name if actual == name else f'{name} ({actual})'}")
+        return ", ".join(parts)
 
     @abstractmethod
     def __call__(self, record: Record) -> list[Record]:
@@ -69,6 +86,24 @@ class Stage(ABC):
         Raises:
             UnusableFootage: the file cannot be used; turned into a rejection.
         """
+
+
+class MissingRequirements(InputError):
+    """Everything that a run needs and does not find, one line each.
+
+    Args:
+        problems: at least one problem.
+    """
+
+    def __init__(self, problems: Sequence[InputError]) -> None:
+        self.problems = list(problems)
+        hint = "install what is missing, choose other models, or stop earlier with until (docs/how-to/curate.md)"
+        super().__init__("; ".join(each.problem for each in problems), "all requirements of the run", hint)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        lines = [f"  - {each.problem}; expected {each.expected}; {each.hint}" for each in self.problems]
+        return "\n".join([f"{count} requirement{'s' * (count > 1)} of this run not met:", *lines, self.hint + "."])
 
 
 class UnusableFootage(Exception):

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from training.curation.record import Record
 
@@ -29,6 +29,7 @@ class RunStats:
         self.kept: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.clips = self.finished = self.failed = 0
+        self.unit = "clips" if "segments" in self.stages else "shots" if "shots" in self.stages else "files"
         self.started = self.logged = time.monotonic()
 
     def count(self, first: int, last: int, outcomes: Sequence[tuple[bool, bool]]) -> None:
@@ -68,8 +69,24 @@ class RunStats:
             if self.kept[name] or self.rejected[name]
         )
         rate = self.clips / max(elapsed, 1e-6)
-        counts = f"{self.finished}/{len(self.sizes)} files  {self.clips} clips  {rate:.2f} clips/s"
+        counts = f"{self.finished}/{len(self.sizes)} files  {self.clips} {self.unit}  {rate:.2f} {self.unit}/s"
         return f"{counts}  {remaining}  (kept/rejected) {stages}"
+
+    def summary(self, models: Mapping[str, str], all_stages: Sequence[str]) -> list[str]:
+        """One line per stage: records kept and rejected and the models used, or that it did not run.
+
+        Args:
+            models: description of the models of each stage that ran; empty for stages without models.
+            all_stages: names of all stages, in order.
+        """
+        lines = []
+        for name in all_stages:
+            if name not in self.stages:
+                lines.append(f"{name}: not run (until: {self.stages[-1]})")
+            else:
+                used = f" ({models[name]})" if models.get(name) else ""
+                lines.append(f"{name}{used}: {self.kept[name]} kept, {self.rejected[name]} rejected")
+        return lines
 
 
 def outcomes_of(records: Sequence[Record]) -> list[tuple[bool, bool]]:

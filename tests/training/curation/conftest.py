@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.curation.puppet_footage import Shot, Truth, draw_video
+from training.puppets.footage import Shot, Truth, draw_video
 
 RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes"
 HERE = Path(__file__).resolve().parent

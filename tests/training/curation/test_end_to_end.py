@@ -11,11 +11,11 @@ import torch
 from bya_core.evaluation.mask_metrics import iou
 from tests.training.curation.conftest import draw_footage
 from training.curate import CurateOptions, curate
-from training.curation.index import read_index
-from training.curation.puppet_footage import SAMPLE_RATE, demo_shots
+from training.curation.output import read_index
 from training.curation.record import FPS
 from training.curation.samples import resize_masks
 from training.data.shards.reader import read_shards
+from training.puppets.footage import SAMPLE_RATE, demo_shots
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from tests.training.curation.hostile import VALID, make_hostile, video
 from training.curate import CurateOptions, curate
 from training.curation.footage import read_frame, timeline_frames
-from training.curation.index import read_index
+from training.curation.output import read_index
 from training.curation.probe import inspect_file
 
 

@@ -19,11 +19,9 @@ import pytest
 
 from bya_core.errors import InputError
 from training.curate import CurateOptions, curate
-from training.curation.index import read_index
-from training.curation.output import CurationOutput, OutputLayout
-from training.curation.pipeline import STAGE_NAMES
-from training.curation.settings import load_settings
-from training.curation.sources import list_sources
+from training.curation.output import CurationOutput, OutputLayout, read_index
+from training.curation.pipeline import STAGE_NAMES, load_settings
+from training.curation.record import list_sources
 from training.curation.stats import RunStats
 from training.curation.store import Store
 from training.data.shards.reader import read_shards

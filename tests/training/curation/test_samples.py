@@ -13,9 +13,9 @@ from bya_core.io import media
 from training.curation.faces import Faces, FaceSettings
 from training.curation.footage import SAMPLE_RATE, read_audio
 from training.curation.probe import Probe, ProbeSettings
+from training.curation.record import hash_source, list_sources
 from training.curation.segments import Distance, DistanceSettings, Segments, SegmentSettings
 from training.curation.shots import Shots, ShotSettings
-from training.curation.sources import hash_source, list_sources
 from training.curation.store import Store
 
 SAMPLES = Path(__file__).resolve().parents[4] / "shared" / "samples"

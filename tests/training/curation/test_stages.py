@@ -13,11 +13,9 @@ from training.curate import CurateOptions, curate
 from training.curation.faces import Tracker, TrackSettings
 from training.curation.masks import face_coverage
 from training.curation.output import OutputLayout
-from training.curation.pipeline import build_stages, puppet_only_models
-from training.curation.record import Record
+from training.curation.pipeline import CurationSettings, build_stages, load_settings, puppet_only_models
+from training.curation.record import Record, hash_source, list_sources
 from training.curation.segments import Segments, SegmentSettings, distance_ratio
-from training.curation.settings import CurationSettings, load_settings
-from training.curation.sources import hash_source, list_sources
 from training.curation.speech import Matrix, MatrixSettings
 from training.curation.stage import Stage, result_key, run_stage
 from training.curation.store import Store, StoreError

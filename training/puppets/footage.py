@@ -1,6 +1,6 @@
 """Synthetic puppet videos with ground truth, used to test and demonstrate curation.
 
-python -m training.curation.puppet_footage FOLDER      # writes videos/*.mp4 and truth/*.npz
+python -m training.puppets.footage FOLDER      # writes videos/*.mp4 and truth/*.npz
 
 A shot specifies positions and speakers; the ground truth holds masks, speeches and the frames that should be kept.
 """
@@ -18,13 +18,12 @@ import tyro
 
 from bya_core.io.media import write_video
 from training.command_line import OUTPUT, run_command
-from training.curation.record import FPS
 from training.puppets.conversation import conversation
 from training.puppets.draw import Canvas, Pose, draw_puppet
 from training.puppets.looks import Look, draw_look, rgb
 from training.puppets.voice import random_voice, synthesize, voice_for
 
-SAMPLE_RATE = 16_000
+FPS, SAMPLE_RATE = 25, 16_000
 _CHUNK = 25  # frames drawn at once
 _VISIBLE_MARGIN = 0.9  # minimum distance of a visible head from the frame border in head radii
 
