@@ -19,6 +19,7 @@ from bya_core.cli.doctor import Doctor
 from bya_core.cli.download import Download
 from bya_core.cli.faces import Faces
 from bya_core.cli.generate import Generate
+from bya_core.cli.inspect import Inspect
 from bya_core.cli.models import Models
 from bya_core.cli.probe import Probe
 from bya_core.cli.processes import world_size
@@ -31,7 +32,7 @@ FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 DESCRIPTION = """Generate videos of several talking people (Bind-Your-Avatar).
 
 Run `bya COMMAND --help` for the options of a command, and `bya --version` for the version."""
-COMMANDS = (Generate, Probe, Timeline, Report, Faces, Models, Download, Convert, Doctor, Selftest)
+COMMANDS = (Generate, Probe, Timeline, Report, Faces, Models, Download, Inspect, Convert, Doctor, Selftest)
 
 
 def _commands(short: bool) -> Any:

@@ -84,7 +84,9 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
     check_disk_space(out.absolute().parent, size, "choose another disk")
     # float8 weights are rounded once, from float32
     dtype = torch.float32 if precision == "fp8" else PRECISIONS.get(precision)
-    weights = iter_weights(shapes, source.files, dtype=dtype, lora=source.lora, widen=PATCH_PROJECTION)
+    weights = iter_weights(
+        shapes, source.files, dtype=dtype, lora=source.lora, widen=PATCH_PROJECTION, never_read=source.never_read
+    )
     with atomic_write(out) as temporary:
         written = write_single_file(temporary, weights, shapes, _fill_missing(shapes, dtypes), metadata)
     messages = [f"wrote {out} ({written / 1e9:.2f} GB, {metadata['precision']})"]
@@ -126,7 +128,9 @@ def convert_to_released(model: str | Path, out: Path, precision: str = "as-store
         modules: dict[str, Tensor] = {}
 
         def base_weights() -> Iterator[tuple[str, Tensor]]:
-            for name, weight in iter_weights(shapes, source.files, dtype=dtype, widen=PATCH_PROJECTION):
+            for name, weight in iter_weights(
+                shapes, source.files, dtype=dtype, widen=PATCH_PROJECTION, never_read=source.never_read
+            ):
                 if name.startswith(MODULES):
                     modules[name] = weight
                 else:

@@ -18,6 +18,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.scene.types import SceneDefaults
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files
+from bya_core.weights.comparison import shorten
 from bya_core.weights.components import OFFICIAL, RELEASE
 from bya_core.weights.official import check_components, load_official, read_settings
 from bya_core.weights.registry import MODELS, ModelEntry, find_model, find_path
@@ -291,6 +292,9 @@ def _diffusers_source(folder: Path) -> ModelSource:
     if not (folder / "config.json").is_file():
         raise InputError(f"no config.json in {folder}", "the arguments of the transformer", "copy the complete folder")
     arguments = {name: value for name, value in _read_json(folder / "config.json").items() if not name.startswith("_")}
+    if unknown := sorted(arguments.keys() - default_arguments().keys()):
+        problem = f"{folder / 'config.json'} with arguments that this transformer does not have ({shorten(unknown)})"
+        raise InputError(problem, "a transformer of this project", "choose the folder of its transformer")
     files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != RUN_LORA]
     if not files:
         raise InputError(f"no weights in {folder}", "*.safetensors next to config.json", "copy the complete folder")

@@ -54,6 +54,8 @@ IGNORED_ARGUMENTS = ("LFE_", "cross_attn_dim_head", "cross_attn_num_heads")
 """Prefixes of entries of the released config.json that the released code never reads."""
 OVERRIDES = {"flavour": "official", "in_channels": 48, "use_face": True, "use_audio": True}
 """Arguments that the released code sets regardless of config.json."""
+NEVER_READ = ("router.layer_merge.", "audio_model.learnable_scale", "audio_model.mute_learnable_tokens")
+"""Prefixes of released weights that no computation reads."""
 
 
 def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,12 +124,20 @@ class TransformerSource:
         files: Weight files; later files override earlier ones.
         lora: Weight name -> (A, B), on the CPU.
         paths: All source files, including LoRA.
+        released: Whether these are files of a release, which may contain additional entries and lack weights that no
+            computation reads.
     """
 
     arguments: dict[str, Any]
     files: tuple[WeightFile, ...]
     lora: dict[str, tuple[Tensor, Tensor]]
     paths: tuple[Path, ...]
+    released: bool = False
+
+    @property
+    def never_read(self) -> tuple[str, ...] | None:
+        """Argument `never_read` of `iter_weights`."""
+        return NEVER_READ if self.released else None
 
     def build(
         self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
@@ -141,7 +151,15 @@ class TransformerSource:
         weights = model.state_dict()
         for name, (a, b) in self.lora.items():
             check_lora_shape(name, a, b, tuple(weights[name].shape) if name in weights else None)
-        load_weights(model, self.files, dtype=dtype, device=device, lora=self.lora, widen=PATCH_PROJECTION)
+        load_weights(
+            model,
+            self.files,
+            dtype=dtype,
+            device=device,
+            lora=self.lora,
+            widen=PATCH_PROJECTION,
+            never_read=self.never_read,
+        )
         if self.lora:
             log.info("merged %d LoRA updates", len(self.lora))
         return model
@@ -174,13 +192,14 @@ def released_source(folder: Path) -> TransformerSource:
         WeightFile(_single_match(folder / ROUTER_FILE), lambda content: map_router(content).items()),
     ]
     lora = folder / LORA_FILE
-    return transformer_source(
+    source = transformer_source(
         model_arguments(config),
         shards,
         modules,
         _single_match(lora) if lora.parent.is_dir() else lora,
         infer_positions=LEARNED_POSITIONS not in config,
     )
+    return replace(source, released=True)
 
 
 def transformer_source(
@@ -207,6 +226,9 @@ def transformer_source(
             inner |= {name: tensor.load().clone() for name, tensor in stored.items() if ".lora_" in name}
     if infer_positions:
         arguments = arguments | {LEARNED_POSITIONS: POSITION_TABLE in names}
+    elif POSITION_TABLE in names and not arguments.get(LEARNED_POSITIONS):
+        expected = f"{LEARNED_POSITIONS}: true in config.json"
+        raise InputError(f"weights with a learned position table ({POSITION_TABLE})", expected, "correct config.json")
     lora, paths = inner, [file.path for file in (*shards, *modules)]
     if lora_file.is_file():
         with WeightFile(lora_file).open() as stored:

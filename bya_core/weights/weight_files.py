@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bya_core.errors import InputError
+from bya_core.weights.comparison import compare_weights
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 64 * 2**20
 SCALE_SUFFIX = "_scale"
 """Suffix of the entry that holds the scale of a float8 tensor."""
-MAX_LISTED = 10  # names of each kind listed in an error
 
 READ_ERRORS = (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, TypeError, AttributeError)
 """Raised by the libraries for truncated files and other formats."""
@@ -167,14 +167,21 @@ def _load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_shapes(files: Sequence[WeightFile]) -> tuple[Shapes, dict[str, WeightFile]]:
-    """Shape of every tensor, and the file it is read from: the last one that has it."""
+def read_shapes(
+    files: Sequence[WeightFile], expected: Mapping[str, tuple[int, ...]] | None = None, widen: str | None = None
+) -> tuple[Shapes, dict[str, WeightFile]]:
+    """Shape of every tensor, and the file it is read from: the last one that has it.
+
+    The weight `widen`, if it has fewer input channels than expected, is reported with its expected shape.
+    """
     shapes: Shapes = {}
     owners: dict[str, WeightFile] = {}
     for file in files:
         with file.open() as stored:
             for name, tensor in stored.items():
                 shapes[name], owners[name] = tensor.shape, file
+    if expected is not None and widen in shapes and widen in expected and _is_narrower(shapes[widen], expected[widen]):
+        shapes[widen] = expected[widen]
     return shapes, owners
 
 
@@ -187,10 +194,12 @@ def load_weights(
     device: torch.device | str = "cpu",
     lora: LoraPairs | None = None,
     widen: str | None = None,
+    never_read: Sequence[str] | None = None,
 ) -> None:
     """Load all weights into a model made by `build_empty`. Arguments and errors as in `iter_weights`."""
     expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name, tensor in iter_weights(expected, files, dtype=dtype, device=device, lora=lora, widen=widen):
+    options = {"dtype": dtype, "device": device, "lora": lora, "widen": widen, "never_read": never_read}
+    for name, tensor in iter_weights(expected, files, **options):
         _assign(model, name, tensor)
     for name, buffer in list(model.named_buffers()):
         if name not in expected:
@@ -206,6 +215,7 @@ def iter_weights(
     device: torch.device | str = "cpu",
     lora: LoraPairs | None = None,
     widen: str | None = None,
+    never_read: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """All weights of a model, one at a time, file by file.
 
@@ -216,21 +226,24 @@ def iter_weights(
         device: Target device.
         lora: Low-rank updates; B A is added in float32 before rounding.
         widen: Name of a weight [D, C, ...] that may be stored with fewer input channels C; the others become zero.
+        never_read: For released files: prefixes of weights that no computation reads. They become zero if they are
+            missing, and unexpected entries are ignored, both with a warning. `None` accepts no difference.
 
     Raises:
         InputError: Missing, unexpected or misshapen entries, listed by name.
     """
-    shapes, owners = read_shapes(files)
-    if widen in shapes and widen in expected and _is_narrower(shapes[widen], expected[widen]):
-        shapes[widen] = expected[widen]
-    check_names_and_shapes(expected, shapes)
+    shapes, owners = read_shapes(files, expected, widen)
+    comparison = compare_weights(expected, shapes)
+    (comparison if never_read is None else comparison.tolerate(never_read)).check()
     pairs = lora or {}
+    for name in comparison.missing:
+        yield name, torch.zeros(expected[name], dtype=dtype or torch.float32, device=device)
     for file in files:
         if file not in owners.values():
             continue
         with file.open() as stored:
             for name, tensor in stored.items():
-                if owners[name] is file:
+                if name in expected and owners[name] is file:
                     yield name, _materialize(tensor, expected[name], dtype, device, pairs.get(name))
 
 
@@ -283,21 +296,3 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[leaf] = tensor
-
-
-def check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise an `InputError` that lists the differences between two sets of weights."""
-    shared = sorted(expected.keys() & given.keys())
-    differences = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
-        "misshapen": [f"{n} {given[n]} instead of {expected[n]}" for n in shared if expected[n] != given[n]],
-    }
-    parts = [
-        f"{len(names)} {kind} ({', '.join(names[:MAX_LISTED])}{', ...' if len(names) > MAX_LISTED else ''})"
-        for kind, names in differences.items()
-        if names
-    ]
-    if parts:
-        problem = f"weights with entries {'; '.join(parts)}"
-        raise InputError(problem, f"exactly the {len(expected)} entries of this model", "check that all files match")

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights import export as convert
 from bya_core.weights import state_dict_adapter as official
+from bya_core.weights.comparison import compare_weights
 from bya_core.weights.lora import lora_pairs, merge_lora_into
-from bya_core.weights.weight_files import check_names_and_shapes
 from tests.parity.parity_models import build_transformer, face_tokens
 from tests.parity.weight_rule import fill
 
@@ -40,10 +40,10 @@ def test_released_names_and_shapes(manifest, released_model) -> None:
     given |= official.map_face(files["face_modules.pt"])
     given |= official.map_router(files["router_modules.pt"])
     ours = released_model.state_dict()
-    check_names_and_shapes(
+    compare_weights(
         {key: tuple(value.shape) for key, value in ours.items()},
         {key: tuple(value.shape) for key, value in given.items()},
-    )
+    ).check()
     counts = manifest["param_counts_incl_buffers"]
     assert sum(v.numel() for v in ours.values()) == sum(n for part, n in counts.items() if part != "lora")
 

@@ -9,15 +9,13 @@ import torch
 from torch import nn
 
 from bya_core.errors import InputError
+from bya_core.weights.state_dict_adapter import NEVER_READ
 from training.engine.stages import OptimizerConfig, Stage
-
-UNUSED_PARAMETERS = ("router.layer_merge.", "audio_model.learnable_scale", "audio_model.mute_learnable_tokens")
-"""Prefixes of the released parameters that no computation reads."""
 
 
 def unused_prefixes(stage: Stage) -> tuple[str, ...]:
     """Prefixes of the parameters that take no part in a stage and would never get a gradient."""
-    unused: tuple[str, ...] = UNUSED_PARAMETERS
+    unused: tuple[str, ...] = NEVER_READ
     if not stage.speech:
         unused += ("audio_model.",)
     if not stage.router:
