@@ -7,33 +7,37 @@ six terms of the released training code.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from bya_core.validation import validated
+from bya_core.validation import Field, validated
+
+Weight = Annotated[float, Field(ge=0)]
 
 
 @validated
 class PaperRouterWeights:
     """Weights of the router loss terms of the paper (sec. 5.1): 1, lambda_st, lambda_l."""
 
-    cross_entropy: float = 1.0
-    smoothness: float = 0.001
-    layer_variance: float = 8.0
+    cross_entropy: Weight = 1.0
+    smoothness: Weight = 0.001
+    layer_variance: Weight = 8.0
 
 
 @validated
 class OfficialRouterWeights:
     """Weights of the six router loss terms of the released training code."""
 
-    router: float = 1.0
-    consistency: float = 8.0
-    temporal: float = 0.002
-    spatial: float = 0.0009
-    spatial_dist: float = 10.0
-    id_dist: float = 10.0
+    router: Weight = 1.0
+    consistency: Weight = 8.0
+    temporal: Weight = 0.002
+    spatial: Weight = 0.0009
+    spatial_dist: Weight = 10.0
+    id_dist: Weight = 10.0
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

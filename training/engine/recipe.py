@@ -1,19 +1,21 @@
 """Recipes: a model and its three stages, from `training/recipes/*.yaml`.
 
 A recipe names the model arguments and overrides values of the published stages; the code is the same for every recipe.
+Unknown keys and invalid values are errors at every level, also in `model`, `scheduler` and `text_encoder`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bya_core.errors import InputError
 from bya_core.validation import from_mapping, validated
+from training.engine.model_config import check_model, check_schedule, check_text_encoder
 from training.engine.stages import FLAVOURS, PUBLISHED, Flavour, Stage
+from training.engine.yaml_files import merge, parse_assignment, read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -62,16 +64,27 @@ class RecipeFile:
     text_encoder: dict[str, int] = field(default_factory=dict)
 
 
-def load_recipe(name: str | Path) -> Recipe:
+def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     """Load a recipe by name (`training/recipes/NAME.yaml`) or path; `extends: NAME` merges it over another recipe.
+
+    Args:
+        name: name or path. A name or relative path after `extends` is looked up beside the file first.
+        assignments: values that replace those of the file, such as "stage.3.optimizer.lr=1e-4",
+            "all_stages.batch_size=8" or "model.router_dim=256".
 
     Raises:
         InputError: there is no such recipe, or it has unknown keys or invalid values.
     """
-    path, content = _read(name)
+    path = find_recipe(name)
+    content = _read(path, ())
+    for assignment in assignments:
+        content = _assign(content, assignment)
     recipe = from_mapping(RecipeFile, content, path.name)
     if unknown := recipe.stages.keys() - PUBLISHED.keys():
         raise InputError(f"{path.name}: stage {min(unknown)}", "stage 1, 2 or 3", "correct the number")
+    check_model(recipe.model, f"{path.name}: model")
+    check_schedule(recipe.scheduler, f"{path.name}: scheduler")
+    check_text_encoder(recipe.text_encoder, f"{path.name}: text_encoder")
     stages = {}
     for number, published in FLAVOURS[recipe.flavour].items():
         stage = override(published, recipe.all_stages, f"{path.name}: all_stages")
@@ -85,7 +98,60 @@ def override(stage: Stage, changes: dict[str, Any], where: str) -> Stage:
     Raises:
         InputError: an unknown key or an invalid value; the message starts with `where`.
     """
+    if changes.get("number", stage.number) != stage.number:
+        raise InputError(f"{where}: number is {changes['number']!r}", f"{stage.number}", "remove it")
     return from_mapping(Stage, _replaced(stage, changes), where)
+
+
+def find_recipe(name: str | Path, beside: Path | None = None) -> Path:
+    """The file of a recipe: a path (relative to the folder `beside`, if it is there), or a name in training/recipes.
+
+    Raises:
+        InputError: there is no such recipe.
+    """
+    file = Path(name if str(name).endswith((".yaml", ".yml")) else f"{name}.yaml")
+    places = [file] if file.suffix and str(name) == str(file) else []
+    if beside is not None:
+        places = [beside / file, *places]
+    for place in [*places, RECIPES / file]:
+        if place.is_file():
+            return place
+    known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if not p.stem.startswith("curation")))
+    raise InputError(f"recipe {str(name)!r}", f"one of {known}, or a .yaml file", "check the name")
+
+
+def _read(path: Path, parents: tuple[Path, ...]) -> dict[Any, Any]:
+    """Content of a recipe file, merged over the recipe that it extends."""
+    real = path.resolve()
+    if real in parents:
+        names = " -> ".join(each.name for each in (*parents, real))
+        raise InputError(f"recipes that extend each other: {names}", "a chain with an end", "correct one `extends`")
+    if real.parent == RECIPES and path.stem.startswith("curation"):
+        raise InputError(f"{path.name} is a recipe of curation", "one of training", "use it with training/curate.py")
+    content = read_yaml(path)
+    if "extends" not in content:
+        return content
+    base = content.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{path.name}: extends is {base!r}", "the name or path of a recipe", "correct the value")
+    return merge(_read(find_recipe(base, path.parent), (*parents, real)), content)
+
+
+def _assign(content: dict[Any, Any], assignment: str) -> dict[Any, Any]:
+    """Merge one "KEY.KEY=VALUE" over the content of a file; values for all stages win over those of single ones."""
+    keys, value = parse_assignment(assignment)
+    keys[0] = "stages" if keys[0] == "stage" else keys[0]
+    if keys[0] == "stages" and len(keys) > 1:
+        keys[1] = int(keys[1]) if keys[1].isdecimal() else keys[1]
+    targets = [keys]
+    if keys[0] == "all_stages" and len(keys) > 1:
+        targets = [["stages", number, *keys[1:]] for number in PUBLISHED]
+    for target in targets:
+        changes: Any = value
+        for key in reversed(target):
+            changes = {key: changes}
+        content = merge(content, changes)
+    return content
 
 
 def _replaced(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
@@ -96,25 +162,3 @@ def _replaced(config: Any, changes: dict[str, Any]) -> dict[str, Any]:
         nested = is_dataclass(current) and isinstance(value, dict)
         values[key] = _replaced(current, value) if nested else value
     return values
-
-
-def _read(name: str | Path) -> tuple[Path, Any]:
-    """Path and content of a recipe file, merged over the recipe that it extends."""
-    path = Path(name) if str(name).endswith(".yaml") else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise InputError(f"recipe {str(name)!r}", f"one of {known}, or a .yaml file", "check the name")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or "extends" not in content:
-        return path, content
-    base = content.pop("extends")
-    return path, _merge(_read(base)[1], content)
-
-
-def _merge(base: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
-    """Merge nested mappings; `changes` take precedence."""
-    nested = {
-        key: _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in changes.items()
-    }
-    return {**base, **nested}

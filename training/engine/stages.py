@@ -12,6 +12,11 @@ from training.engine.teacher_forcing import TeacherConfig
 
 Flavour = Literal["paper", "official"]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
 
 TRANSFORMER = "*"
 FACE = ("local_facial_extractor.", "perceiver_cross_attention.")
@@ -82,22 +87,22 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-4
-    warmup_steps: int = 100
+    lr: Positive = 1e-5
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    weight_decay: Weight = 1e-4
+    warmup_steps: Steps = 100
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.0
+    max_grad_norm: Positive = 1.0
+    ema_decay: Decay = 0.0
 
 
 @validated
 class Lora:
     """LoRA adapters on the transformer: rank, alpha, and the suffixes of the module names they are added to."""
 
-    rank: int = 128
-    alpha: int = 128
-    targets: tuple[str, ...] = ("attn1.to_q", "attn1.to_k")
+    rank: Count = 128
+    alpha: Count = 128
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("attn1.to_q", "attn1.to_k")
 
 
 @validated
@@ -141,19 +146,19 @@ class Stage:
     router: bool = False
     condition_dropout: ConditionDropout = field(default_factory=ConditionDropout)
     mask_loss_probability: Probability = 0.5
-    background_weight: float = 0.0
-    emphasis_weight: float = 0.0
-    timestep_bias: Annotated[float, Field(gt=0)] = 1.0
+    background_weight: Weight = 0.0
+    emphasis_weight: Weight = 0.0
+    timestep_bias: Positive = 1.0
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     scheduled_sampling: Probability = 0.0
-    scheduled_sampling_warmup: int = 0
-    copies: Annotated[int, Field(ge=1)] = 1
+    scheduled_sampling_warmup: Steps = 0
+    copies: Count = 1
     static_masks: bool = False
     router_weights: PaperRouterWeights = field(default_factory=PaperRouterWeights)
     official_weights: OfficialRouterWeights = field(default_factory=OfficialRouterWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: Annotated[int, Field(ge=1)] = 10_000
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    steps: Count = 10_000
+    batch_size: Count = 16
 
 
 PUBLISHED: dict[int, Stage] = {
