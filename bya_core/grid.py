@@ -16,6 +16,11 @@ from torch import Tensor
 from bya_core.errors import InputError
 
 
+def round_frames(frames: int, time_factor: int) -> int:
+    """The nearest number of video frames that is 1 + a multiple of `time_factor`."""
+    return max(0, (2 * (frames - 1) + time_factor - 1) // (2 * time_factor)) * time_factor + 1
+
+
 @dataclass(frozen=True)
 class TokenGrid:
     """Grid of T x h x w tokens.
@@ -64,7 +69,7 @@ class TokenGrid:
                 nearest = max(unit, round(size / unit) * unit)
                 raise InputError(f"{name} of {size} pixels", f"a multiple of {unit}", f"use {nearest}")
         if num_frames < 1 or (num_frames - 1) % time_factor:
-            nearest = max(0, round((num_frames - 1) / time_factor)) * time_factor + 1
+            nearest = round_frames(num_frames, time_factor)
             raise InputError(f"{num_frames} frames", f"1 + a multiple of {time_factor}", f"use {nearest}")
         frames = (num_frames - 1) // time_factor + 1
         return cls(frames, height // unit, width // unit, patch, space_factor, time_factor)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,13 +15,15 @@ from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools, boxes_to_masks, measure_faces
 from bya_core.evaluation.report import BindingReport, FaceMetrics, binding_report
 from bya_core.grid import TokenGrid
-from bya_core.io.files import existing_file
 from bya_core.io.media import read_image, read_video
 from bya_core.scene.loader import matrix_of
+from bya_core.scene.mask_archive import open_archive
+from bya_core.scene.mask_files import select_characters
 from bya_core.scene.schema import read_scene_file
 from bya_core.scene.speech import read_speeches
 
 People = Literal["auto", "drawn", "real"]
+TIME_FACTOR = 4  # video frames per latent frame of all models
 DOMAINS: dict[People, Domain] = {"drawn": "puppets", "real": "photos"}
 
 
@@ -50,7 +49,7 @@ def measure_file(
     matrix = matrix_of(scene_file.audio_character_matrix, len(names))
     frames, fps = read_video(video)
     meter = load_meter(DOMAINS.get(people) or guess_domain(portraits))
-    regions = None if masks is None else _read_masks(masks, names, len(frames))
+    regions, notices = (None, []) if masks is None else _read_masks(masks, names, len(frames))
     faces = FaceMetrics()
     if meter is not None:
         regions = meter.segment(frames, portraits) if regions is None else regions
@@ -64,6 +63,7 @@ def measure_file(
     if scene_file.audio_character_matrix == "auto":
         notice = "The scene matches voices automatically; measured as if each speech drives its own character."
         faces = replace(faces, notices=(*faces.notices, notice))
+    faces = replace(faces, notices=(*notices, *faces.notices))
     return binding_report(
         frames,
         torch.zeros(len(names), len(frames), 8, 8) if regions is None else regions,
@@ -77,21 +77,21 @@ def measure_file(
     )
 
 
-def _read_masks(path: Path, names: list[str], length: int) -> Tensor:
-    """Masks of an npz file for `length` video frames: [N, F, h, w] in the order of `names`."""
-    try:
-        with np.load(existing_file(path, "the masks"), allow_pickle=False) as archive:
-            masks = torch.from_numpy(np.asarray(archive["masks"], dtype=np.float32))
-            order = [str(name) for name in archive["names"]] if "names" in archive else names
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
-        problem = f"the masks {path} cannot be read"
-        raise InputError(problem, 'an npz file with an array "masks"', "use a file saved with --masks") from error
-    if sorted(order) == sorted(names) and masks.ndim == 4 and masks.shape[0] == len(names):
-        masks = masks[[order.index(name) for name in names]]
-        grid = TokenGrid(masks.shape[1], masks.shape[2], masks.shape[3])
-        if masks.shape[1] == length:
-            return masks
-        if grid.video_frames == length:
-            return grid.latent_to_frames(masks, dim=1)
-    problem = f"masks of shape {' x '.join(map(str, masks.shape))} in {path}"
-    raise InputError(problem, f"{len(names)} characters and {length} frames", "use the masks of this video")
+def _read_masks(path: Path, names: list[str], length: int) -> tuple[Tensor, list[str]]:
+    """Masks of an npz file for `length` video frames, [N, F, h, w] in the order of `names`, and notices."""
+    archive, what = open_archive(path), f"the masks {path}"
+    if archive.start is not None:
+        raise InputError(f"{what} are those of one window", "masks of the whole video", "use those of bya generate")
+    grid = TokenGrid((length - 1) // TIME_FACTOR + 1, 1, 1)
+    masks, _, notices = select_characters(archive, names, names, grid, what)
+    if not bool(torch.isfinite(masks).all()) or masks.min() < 0 or masks.max() > 1:
+        raise InputError(f"{what} with values outside 0..1", "values in 0..1", "rescale them")
+    frames = masks.shape[1]
+    if frames == 1:
+        return masks.expand(-1, length, -1, -1), notices
+    if frames == length:
+        return masks, notices
+    if grid.video_frames == length and frames == grid.frames:
+        return grid.latent_to_frames(masks, dim=1), notices
+    expected = f"1, {grid.frames} (latent) or {length} (video)"
+    raise InputError(f"{what} with {frames} frames", expected, "use the masks of this video")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from einops import rearrange, repeat
 from PIL import Image
@@ -23,6 +22,7 @@ from bya_core.pipelines.run_report import MadeVideo
 from bya_core.routing.result import Routing
 from bya_core.routing.state import save_routing
 from bya_core.sampling.conditions import Prepared
+from bya_core.scene.mask_archive import save_archive
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
@@ -72,7 +72,7 @@ class Outputs(_OutputPaths):
         with AtomicFiles() as files:
             write_video(files.at(self.video), video.frames, scene.fps, video.audio)
             if self.masks is not None:
-                _save_masks(files.at(self.masks), video.masks, names)
+                save_archive(files.at(self.masks), video.masks, names)
             if self.overlay is not None:
                 overlay = render_overlay(video.frames, video.masks, video.grid, names)
                 write_video(files.at(self.overlay), overlay, scene.fps, video.audio)
@@ -111,7 +111,7 @@ class RoutingOutputs(_OutputPaths):
             if self.state is not None:
                 save_routing(found, files.at(self.state), prepared)
             if self.masks is not None:
-                _save_masks(files.at(self.masks), refined.masks, names)
+                save_archive(files.at(self.masks), refined.masks, names)
             if self.overlay is not None:
                 frames = preview_frames(found, prepared, bundle)
                 if self.overlay.suffix.lower() == ".mp4":
@@ -137,7 +137,3 @@ def preview_frames(routing: Routing, prepared: Prepared, bundle: ModelBundle) ->
         image = torch.full((3, *grid.pixels), 0.5) if still is None else still
         pixels = repeat(image, "c h w -> c f h w", f=grid.video_frames)
     return rearrange(pixels * 255, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
-
-
-def _save_masks(path: Path, masks: Tensor, names: list[str]) -> None:
-    np.savez_compressed(path, masks=masks.numpy(), names=np.array(names))

@@ -70,20 +70,30 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
 def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
     """Load what `save_routing` wrote for the same scene.
 
-    Prompt, images, speech, guidance and audio-character matrix may have changed: those of the scene are used from here
-    on, and a notice is added.
+    Characters are matched by name. Prompt, images, speech, guidance and audio-character matrix may have changed: those
+    of the scene are used from here on, and a notice is added.
 
     Raises:
         InputError: a missing, damaged or unrelated file, or one of another scene.
     """
     path = existing_file(path, "the state")
     tensors, metadata = _read(path)
-    _check_scene(path, metadata, prepared)
+    order = _order(metadata["scene"].get("characters"), prepared.scene.names)
+    _check_scene(path, metadata, prepared, reordered=order is not None)
+    scene = prepared.scene
     try:
+        if order is not None:
+            _reorder(tensors, order)
+            scene = _in_saved_order(scene, order)
         routing = _routing(tensors, metadata, prepared)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise _damaged(path) from error
-    saved, current = metadata["conditions"], _changeable_inputs(prepared.scene)
+    if order is not None:
+        notice = f"The state {path.name} has the characters in another order: its masks were matched by name."
+        routing = replace(routing, matrix=prepared.scene.matrix, notices=(*routing.notices, notice))
+    saved, current = metadata["conditions"], _changeable_inputs(scene)
+    if order is not None:
+        current[MATRIX] = saved.get(MATRIX, "")
     changed = " and ".join(name for name, value in current.items() if saved.get(name) != value)
     if not changed:
         return routing
@@ -176,9 +186,36 @@ def _validated(tensor: Tensor, shape: tuple[int, ...], unit: bool = False) -> Te
     return tensor
 
 
-def _check_scene(path: Path, metadata: Mapping[str, Any], prepared: Prepared) -> None:
+def _order(saved: Any, names: list[str]) -> list[int] | None:
+    """Index in the file of each character; None if the order is the same, or the characters are others."""
+    if not isinstance(saved, list) or saved == names or sorted(map(str, saved)) != sorted(names):
+        return None
+    return [saved.index(name) for name in names]
+
+
+def _reorder(tensors: dict[str, Tensor], order: list[int]) -> None:
+    """Bring all tensors with an axis of characters into the order of the scene."""
+    for name in ("masks", "strength", "start_percent", "end_percent"):
+        tensors[name] = tensors[name][order]
+    if "step_cache_masks" in tensors:
+        tensors["step_cache_masks"] = tensors["step_cache_masks"][:, :, order]
+
+
+def _in_saved_order(scene: Scene, order: list[int]) -> Scene:
+    """The scene with its characters, and their speech, in the order of the file."""
+    back = [order.index(index) for index in range(len(order))]
+    speeches = list(scene.speeches)
+    speeches[: len(back)] = [speeches[index] for index in back if index < len(speeches)]
+    strength = None if scene.speech_strength is None else scene.speech_strength[back]
+    characters = tuple(scene.characters[index] for index in back)
+    return replace(scene, characters=characters, speeches=tuple(speeches), speech_strength=strength)
+
+
+def _check_scene(path: Path, metadata: Mapping[str, Any], prepared: Prepared, reordered: bool) -> None:
     """Raise InputError with the first difference if the file belongs to another scene."""
     for name, expected in _fixed_properties(prepared).items():
+        if name == "characters" and reordered:
+            continue
         if (saved := metadata["scene"].get(name)) != expected:
             problem = f"the state {path} was saved with {name} {_shown(saved)}"
             hint = "create a new state of this scene, or restore the scene"

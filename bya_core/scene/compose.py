@@ -14,6 +14,7 @@ from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.scene.checks import scene_notices, speech_frames, stream_notices
 from bya_core.scene.types import Character, FrameFit, PromptSpan, Scene, SceneDefaults, Speech, check_names
+from bya_core.scene.windows import round_lengths
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
     """
     names, speeches = [member.name for member in members], [member.speech for member in members]
     frames = options.frames or speech_frames(speeches, Scene.fps, defaults.time_factor)
+    windows = WindowConfig(options.window_frames or None, options.overlap_frames or None)
+    frames, windows, rounded = round_lengths(frames, windows, defaults.time_factor)
     height, width = options.height or defaults.height, options.width or defaults.width
     defaults.grid(frames, height, width)
     strengths = torch.tensor([member.speech_strength for member in members])
@@ -91,11 +94,11 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
         num_frames=frames,
         sampling=options.sampling,
         prompts=parse_prompts(options.timed_prompts),
-        windows=WindowConfig(options.window_frames or None, options.overlap_frames or None),
+        windows=windows,
         speech_strength=None if bool((strengths == 1).all()) else strengths,
     )
     streams = stream_notices(names, speeches, [None] * len(names))
-    return replace(scene, notices=(*streams, *scene_notices(scene, defaults)))
+    return replace(scene, notices=(*streams, *rounded, *scene_notices(scene, defaults)))
 
 
 def matrix_rows(text: str) -> list[list[float]]:

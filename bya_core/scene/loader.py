@@ -18,6 +18,7 @@ from bya_core.scene.mask_files import read_masks
 from bya_core.scene.schema import SceneFile, read_scene_file
 from bya_core.scene.speech import read_speeches
 from bya_core.scene.types import Character, PromptSpan, Scene, SceneDefaults, rotate_speeches
+from bya_core.scene.windows import round_lengths
 
 
 class HasDefaults(Protocol):
@@ -55,11 +56,13 @@ def load_scene(
     num_frames = file.length
     if num_frames == "auto":
         num_frames = speech_frames(audio.speeches, file.fps, defaults.time_factor)
+    num_frames, windows, rounded = round_lengths(num_frames, file.windows, defaults.time_factor)
     try:
         grid = defaults.grid(num_frames, height, width)
     except InputError as error:
         raise InputError(f"{path.name}: {error.problem}", error.expected, error.hint) from error
     strengths = torch.tensor([character.speech_strength for character in file.characters])
+    mask_control, mask_notices = read_masks(file, folder, grid)
     matrix = file.audio_character_matrix
     scene = Scene(
         prompt=file.prompt,
@@ -75,14 +78,14 @@ def load_scene(
         fps=float(file.fps),
         sampling=_sampling(file, defaults.sampling, steps, seed, preset),
         routing=file.router.config(),
-        mask_control=read_masks(file, folder, grid),
+        mask_control=mask_control,
         bind="auto" if matrix == "auto" else "given",
         speech_strength=None if bool((strengths == 1).all()) else strengths,
         prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in file.prompts),
-        windows=file.windows,
+        windows=windows,
         sound=audio.sound,
     )
-    return replace(scene, notices=(*audio.notices, *scene_notices(scene, defaults)))
+    return replace(scene, notices=(*audio.notices, *rounded, *mask_notices, *scene_notices(scene, defaults)))
 
 
 def matrix_of(matrix: list[list[float]] | str | None, count: int) -> Tensor | None:

@@ -6,12 +6,14 @@ latent frame t of a window is latent frame `start / time_factor + t` of the vide
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bya_core.config import WindowConfig
 from bya_core.errors import InputError
+from bya_core.grid import round_frames
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,35 @@ OVERLAP = 9
 """Default overlap in video frames: three latent frames, of which two show motion."""
 
 
+def round_lengths(
+    num_frames: int, windows: WindowConfig, time_factor: int
+) -> tuple[int, WindowConfig, tuple[str, ...]]:
+    """Round the lengths of a scene to 1 + a multiple of `time_factor`, the only valid ones.
+
+    Args:
+        num_frames: video frames of the whole video.
+        windows: options of its windows.
+        time_factor: video frames per latent frame (after the first).
+
+    Returns:
+        Both with rounded lengths, and a notice for each change.
+    """
+    notices = []
+
+    def rounded(value: int, what: str) -> int:
+        near = round_frames(value, time_factor)
+        if near != value:
+            notices.append(f"{what} of {value} frames is rounded to {near}: 1 + a multiple of {time_factor}.")
+        return near
+
+    num_frames = rounded(num_frames, "The length")
+    frames = None if windows.frames is None else rounded(windows.frames, "The window length")
+    overlap = None if windows.overlap is None else rounded(windows.overlap, "The overlap")
+    if frames is not None and overlap is not None and frames <= overlap:
+        frames = overlap + time_factor  # they differed by less than a latent frame
+    return num_frames, replace(windows, frames=frames, overlap=overlap), tuple(notices)
+
+
 def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_factor: int = 4) -> list[Window]:
     """Plan as few windows as possible, whose lengths differ by at most one latent frame.
 
@@ -74,7 +105,7 @@ def plan_windows(num_frames: int, frames: int, overlap: int | None = None, time_
         overlap = max(0, min(OVERLAP, frames // 2) - 1) // time_factor * time_factor + 1
     for name, value in (("a video", num_frames), ("windows", frames), ("an overlap", overlap)):
         if value < 1 or (value - 1) % time_factor:
-            near = max(0, round((value - 1) / time_factor)) * time_factor + 1
+            near = round_frames(value, time_factor)
             raise InputError(f"{name} of {value} frames", f"1 + a multiple of {time_factor}", f"use {near}")
     if num_frames <= frames:
         return [Window(0, 0, num_frames, time_factor=time_factor)]
