@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
-from bya_core.errors import InputError
+from bya_core.cli.guard import run_guarded
+from bya_core.cli.parsing import parse
 from bya_core.io.atomic import check_outside_package
 
 T = TypeVar("T")
+REDUCE = "lower the batch size, the size or length of the clips, or the number of processes"
 
 
 class Output:
@@ -46,21 +47,19 @@ def check_outputs(arguments: Any) -> None:
             check_outside_package(value)
 
 
-@contextmanager
-def report_input_errors() -> Iterator[None]:
-    """Print an `InputError` as one line and exit with code 2."""
-    try:
-        yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def run_command(main: Callable[[T], Any], arguments: type[T]) -> None:
     """Parse the command line into `arguments` and call `main`; an integer that it returns is the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with report_input_errors():
-        parsed = tyro.cli(arguments)
+
+    def run() -> int:
+        parsed = parse(arguments)
         check_outputs(parsed)
         code = main(parsed)
-    sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
+
+    exit_after(run)
+
+
+def exit_after(action: Callable[[], int | None]) -> NoReturn:
+    """Run a command and end the process; every failure is one sentence."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    sys.exit(run_guarded(action, REDUCE, "Cancelled"))

@@ -31,7 +31,7 @@ from bya_core.encoders.domains import canvas_layout
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.acceleration import compiled
 from bya_core.weights.registry import MODELS
-from training.command_line import report_input_errors, run_command
+from training.command_line import exit_after, run_command
 from training.data.dataset import open_data
 from training.engine.distributed import build_accelerator
 from training.engine.loop import train
@@ -138,7 +138,6 @@ if __name__ == "__main__":
     if "--plan" in sys.argv:
         from training.engine.plan import main as print_plan
 
-        with report_input_errors():
-            print_plan(sys.argv[1:])
+        exit_after(lambda: print_plan(sys.argv[1:]))
     else:
         run_command(main, Arguments)
