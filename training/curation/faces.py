@@ -1,12 +1,15 @@
 """Stage "faces": face detection and tracking within a shot (paper sec. 4.1).
 
-Detections are assigned to tracks by the Hungarian method. The cost is (1 - IoU) plus the weighted (1 - similarity). A
-pair is admissible if the boxes overlap, or if the faces are similar and the person could have moved that far.
+The default detector, "blazeface", is part of the package. It tracks faces itself and fits a mesh of 468 points in every
+frame, which later stages use for lip sync and masks. Detections of other detectors are assigned to tracks by the
+Hungarian method. The cost is (1 - IoU) plus the weighted (1 - similarity). A pair is admissible if the boxes overlap,
+or if the faces are similar and the person could have moved that far.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,14 +17,18 @@ from einops import rearrange
 from scipy.optimize import linear_sum_assignment
 
 from bya_core.encoders.face.detection import FaceDetector
-from bya_core.validation import validated
-from training.curation.footage import decode_frames
+from bya_core.encoders.face.mesh import FaceMesh
+from bya_core.encoders.face.tracking import track_faces
+from bya_core.validation import Field, validated
+from training.curation.footage import decode_frames, read_shot
 from training.curation.models import FaceIdentity, ModelChoice, ModelOption
 from training.curation.record import FPS, Record
-from training.curation.stage import Stage, UnusableFootage
+from training.curation.stage import Resources, Stage, UnusableFootage
 
 _MARGIN = 0.15  # fraction of a face box added on each side for the embedding
 _INADMISSIBLE = 1e6
+MESH_DETECTOR = "blazeface"
+"""Name of the detector that also tracks faces and fits their meshes."""
 _MOMENTUM = 0.8  # of a track's embedding
 
 
@@ -31,14 +38,14 @@ class TrackSettings:
 
     Args:
         min_iou: minimum IoU of two consecutive boxes of a track.
-        max_gap_seconds: longest time a person may be out of sight.
+        max_gap_seconds: longest time for which a face may be missed while the person still counts as visible.
         max_speed: maximum motion during that time in face widths per second (plus one face width).
         similarity_weight: weight of face similarity relative to IoU.
         min_seconds: shorter tracks are discarded as false detections.
     """
 
     min_iou: float = 0.2
-    max_gap_seconds: float = 1.0
+    max_gap_seconds: float = 0.5
     max_speed: float = 4.0
     similarity_weight: float = 1.0
     min_seconds: float = 0.4
@@ -50,30 +57,38 @@ class FaceSettings:
 
     Args:
         detector: face detection model.
-        identity: face embedding model.
+        identity: face embedding model; not used by "blazeface".
         stride: minimum number of frames between two detections. Non-reference frames are never decoded; boxes in
-            between are interpolated.
+            between are interpolated. "blazeface" detects faces in every fourth frame.
         max_side: longer side of the detector input in pixels.
-        min_score: minimum detection score.
-        track: options of tracking.
+        min_score: minimum detection score in 0..1; with "blazeface", of the mean over a track.
+        track: options of tracking; "blazeface" uses the durations only.
     """
 
-    detector: ModelOption = ModelChoice("auto")
+    detector: ModelOption = ModelChoice("blazeface")
     identity: ModelOption = ModelChoice("color")
-    stride: int = 5
-    max_side: int = 640
-    min_score: float = 0.3
+    stride: Annotated[int, Field(ge=1)] = 5
+    max_side: Annotated[int, Field(ge=128)] = 960
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
     track: TrackSettings = field(default_factory=TrackSettings)
 
 
 class Faces(Stage):
-    """Detects and tracks faces; holds one frame in memory."""
+    """Detects and tracks faces. Holds one frame in memory; with "blazeface", the frames of a shot on disk."""
 
     name = "faces"
+    version = 2
     models = {"detector": "detector", "identity": "identity"}
+
+    def __init__(self, settings: FaceSettings, resources: Resources | None = None) -> None:
+        super().__init__(settings, resources)
+        if settings.detector.name == MESH_DETECTOR:
+            self.models = {"detector": "detector"}
 
     def __call__(self, record: Record) -> list[Record]:
         detector: FaceDetector = self.model("detector")
+        if isinstance(detector, FaceMesh):
+            return [self._track_meshes(record, detector)]
         identity: FaceIdentity = self.model("identity")
         tracker = Tracker(self.settings.track, identity, FPS)
         count, last, due = 0, record.start, record.start
@@ -89,12 +104,40 @@ class Faces(Stage):
             tracker.add(k, boxes / scale, scores, embeddings)
             count += 1
         tracks = tracker.finished_tracks()
-        record = record.with_data(
-            num_people=len(tracks), num_detections=count, last_detection=last, detector=detector.name
-        )
+        record = self._with_counts(record, detector, len(tracks), count, last, max(0, 2 * self.settings.stride))
         if not tracks:
             return [record.reject("no face detected")]
         return [record.with_arrays(tracks=tracks_to_array(tracks))]
+
+    def _with_counts(
+        self, record: Record, detector: FaceDetector, people: int, count: int, last: int, stride: int
+    ) -> Record:
+        max_gap = max(stride, round(self.settings.track.max_gap_seconds * FPS))
+        return record.with_data(
+            num_people=people, num_detections=count, last_detection=last, detector=detector.name, max_gap=max_gap
+        )
+
+    def _track_meshes(self, record: Record, mesh: FaceMesh) -> Record:
+        """Tracks and meshes of a shot by `track_faces`."""
+        settings: FaceSettings = self.settings
+        frames, scale = read_shot(record.source, record.start, record.end, settings.max_side)
+        min_frames = min(settings.track.min_seconds * FPS, len(frames))
+        tracks = [
+            track
+            for track in track_faces(frames, mesh)
+            if track.visible.sum() >= min_frames and track.scores[track.visible].mean() >= settings.min_score
+        ]
+        record = self._with_counts(record, mesh, len(tracks), len(frames), record.end - 1, 1)
+        if not tracks:
+            return record.reject("no face detected")
+        rows, points = [], []
+        for index, track in enumerate(tracks):
+            visible = np.flatnonzero(track.visible)
+            boxes = track.boxes[visible].astype(np.float64)
+            columns = [np.full(len(visible), index), record.start + visible, *(boxes / scale).T, track.scores[visible]]
+            rows.append(np.stack(columns, axis=1))
+            points.append(relative_points(track.points[visible, :, :2], boxes))
+        return record.with_arrays(tracks=np.concatenate(rows), points=np.concatenate(points).astype(np.float16))
 
     def _detect(self, detector: FaceDetector, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes [K,4] in pixels and scores [K]."""
@@ -194,6 +237,26 @@ def tracks_to_array(tracks: list[Track]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 7)
 
 
+def interpolate(known: np.ndarray, values: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Linearly interpolate values [K, ...] at frames `known` [K] (ascending) to frames [F]; the ends are held."""
+    after = np.clip(np.searchsorted(known, frames), 1, max(1, len(known) - 1))
+    before = after - 1
+    after = np.minimum(after, len(known) - 1)
+    weights = np.clip((frames - known[before]) / np.maximum(known[after] - known[before], 1), 0, 1)
+    weights = weights.reshape(-1, *(1,) * (values.ndim - 1))
+    return (1 - weights) * values[before] + weights * values[after]
+
+
 def boxes_at(rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Linearly interpolated boxes [F,4] of one track (its rows of `tracks_to_array`), constant beyond its ends."""
-    return np.stack([np.interp(frames, rows[:, 1], rows[:, 2 + axis]) for axis in range(4)], axis=-1)
+    """Interpolated boxes [F,4] of one track (its rows of `tracks_to_array`)."""
+    return interpolate(rows[:, 1], rows[:, 2:6], frames)
+
+
+def relative_points(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Mesh points [..., P, 2] in pixels as fractions of their boxes [..., 4]."""
+    return (points - boxes[..., None, :2]) / np.maximum(boxes[..., None, 2:] - boxes[..., None, :2], 1e-6)
+
+
+def absolute_points(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Inverse of `relative_points`."""
+    return points * (boxes[..., None, 2:] - boxes[..., None, :2]) + boxes[..., None, :2]

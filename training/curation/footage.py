@@ -7,7 +7,9 @@ the first frame, so files of any constant or variable frame rate stay in sync wi
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from training.curation.stage import UnusableFootage
 
 SAMPLE_RATE = 16_000
 _TOLERANCE = 1e-3  # seconds, rounding of timestamps
+_MAX_IN_MEMORY = 256 << 20  # bytes of the frames of a shot
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,35 @@ def timeline_frames(path: str, first: int, last: int) -> Iterator[tuple[int, Fra
         k += 1
     if shown is None:
         raise UnusableFootage(f"not decodable from {first / FPS:.2f} s on")
+
+
+def read_shot(path: str, first: int, last: int, max_side: int) -> tuple[np.ndarray, float]:
+    """Decode frames first..last-1 with the longer side at most `max_side`: uint8 [F,H,W,3] and the scale factor.
+
+    Long shots are held in an unnamed temporary file.
+
+    Raises:
+        UnusableFootage: part of the range cannot be decoded.
+    """
+    result: np.ndarray | None = None
+    previous: tuple[Frame, np.ndarray] | None = None
+    scale = 1.0
+    for k, frame in timeline_frames(path, first, last):
+        if previous is None or previous[0] is not frame:
+            pixels, scale = frame.resized(max_side)
+            previous = frame, pixels
+        if result is None:
+            shape = (last - first, *previous[1].shape)
+            if math.prod(shape) <= _MAX_IN_MEMORY:
+                result = np.empty(shape, np.uint8)
+            else:
+                with tempfile.TemporaryFile() as file:
+                    result = np.memmap(file, np.uint8, "w+", shape=shape)
+        if previous[1].shape != result.shape[1:]:
+            raise UnusableFootage(f"the size of the frames changes at {frame.time:.2f} s")
+        result[k - first] = previous[1]
+    assert result is not None  # otherwise `timeline_frames` raises
+    return result, scale
 
 
 def read_frame(path: str, k: int) -> np.ndarray:

@@ -13,14 +13,14 @@ about 15 cm wide and shoulders about three faces, so r is about 1/3 for people w
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 
 from bya_core.errors import InputError
 from bya_core.validation import Field, validated
-from training.curation.faces import boxes_at
+from training.curation.faces import boxes_at, interpolate
 from training.curation.record import Record, digest
 from training.curation.stage import Stage
 
@@ -52,23 +52,32 @@ class SegmentSettings:
             raise InputError(problem, "lengths of 5, 9, 13 ... frames", "change the curation config")
 
 
+@dataclass(frozen=True)
+class Track:
+    """One person in a shot: rows of the array "tracks", and mesh points [D,468,2] relative to the boxes, if known."""
+
+    rows: np.ndarray
+    points: np.ndarray | None
+
+
 class Segments(Stage):
     """Extracts clips with exactly N visible characters from a shot."""
 
     name = "segments"
+    version = 2
 
     def __call__(self, record: Record) -> list[Record]:
         settings: SegmentSettings = self.settings
-        rows = record.array("tracks")
-        tracks = [rows[rows[:, 0] == index] for index in np.unique(rows[:, 0])]
+        rows, points = record.array("tracks"), record.array("points") if "points" in record.arrays else None
         min_height = settings.min_face_height * float(record.data["height"])
-        tracks = [t for t in tracks if np.mean(t[:, 5] - t[:, 3]) >= min_height]
-        frames = np.arange(record.start, record.end)
-        visible = np.zeros((len(tracks), len(frames)), bool)
-        for n, track in enumerate(tracks):
-            visible[n] = (frames >= track[0, 1]) & (frames <= track[-1, 1])
-            if track[-1, 1] >= record.data["last_detection"]:  # visible until the end of the shot
-                visible[n] |= frames > track[-1, 1]
+        tracks = []
+        for index in np.unique(rows[:, 0]):
+            own = rows[:, 0] == index
+            if np.mean(rows[own, 5] - rows[own, 3]) >= min_height:
+                tracks.append(Track(rows[own], None if points is None else points[own]))
+        visible = np.stack([self._visible(record, track.rows[:, 1]) for track in tracks]) if tracks else None
+        if visible is None:
+            return [record.reject(f"all faces are smaller than {settings.min_face_height:g} of the frame height")]
         counts = visible.sum(axis=0)
         fractions = {str(k): round(float((counts == k).mean()), 4) for k in np.unique(counts)}
         shot = replace(record, arrays={}).with_data(visible=fractions)
@@ -89,6 +98,17 @@ class Segments(Stage):
         reason = f"no {min(settings.lengths)} frames with exactly {settings.characters} characters"
         return [shot.reject(f"{reason}: at most {longest} consecutive")]
 
+    def _visible(self, record: Record, frames: np.ndarray) -> np.ndarray:
+        """Frames of the shot in which a person is visible, given those with a detection: bool [F]."""
+        visible = np.zeros(record.num_frames, bool)
+        visible[frames.astype(int) - record.start] = True
+        for before, after in zip(frames, frames[1:], strict=False):
+            if after - before <= record.data["max_gap"]:
+                visible[int(before) - record.start : int(after) - record.start] = True
+        if frames[-1] >= record.data["last_detection"]:  # visible until the end of the shot
+            visible[int(frames[-1]) - record.start :] = True
+        return visible
+
     def _clip_ranges(self, first: int, last: int) -> list[tuple[int, int]]:
         """Consecutive clips, centered in the range."""
         lengths, remaining = [], last - first
@@ -98,9 +118,7 @@ class Segments(Stage):
         starts = first + remaining // 2 + np.concatenate([[0], np.cumsum(lengths)]).astype(int)
         return [(int(a), int(b)) for a, b in zip(starts, starts[1:], strict=False)]
 
-    def _clip(
-        self, shot: Record, tracks: list[np.ndarray], span: tuple[int, int], run: tuple[int, int]
-    ) -> Record | None:
+    def _clip(self, shot: Record, tracks: list[Track], span: tuple[int, int], run: tuple[int, int]) -> Record | None:
         """Build the record of a clip with its face boxes, or return None if the faces do not fit.
 
         Characters are shuffled, so that training on stored slots does not learn that the first speech belongs to the
@@ -113,7 +131,7 @@ class Segments(Stage):
         start, end = shot.start + span[0], shot.start + span[1]
         order = np.random.default_rng(int(digest(shot.content, start)[:8], 16)).permutation(len(tracks))
         tracks = [tracks[n] for n in order]
-        boxes = np.stack([boxes_at(track, np.arange(*context)) for track in tracks])
+        boxes = np.stack([boxes_at(track.rows, np.arange(*context)) for track in tracks])
         clip_boxes = boxes[:, start - context[0] : end - context[0]]
         crop = self._crop(clip_boxes, shot.data["width"], shot.data["height"])
         face_height = np.mean(clip_boxes[..., 3] - clip_boxes[..., 1], axis=-1)
@@ -127,8 +145,12 @@ class Segments(Stage):
             crop=[round(v, 2) for v in crop],
             face_height=[round(float(v), 1) for v in face_height],
             left_to_right=np.argsort(clip_boxes[:, 0, [0, 2]].mean(axis=-1), kind="stable").tolist(),
-            reference=[_select_reference(track, start, end) for track in tracks],
+            reference=[_select_reference(track.rows, start, end) for track in tracks],
         )
+        if all(track.points is not None for track in tracks):
+            known = [(track.rows[:, 1], track.points) for track in tracks]
+            points = np.stack([interpolate(frames, values, np.arange(*context)) for frames, values in known])
+            clip = clip.with_arrays(points=points.astype(np.float16))
         return clip.with_arrays(boxes=boxes.astype(np.float32))
 
     def _crop(self, boxes: np.ndarray, width: int, height: int) -> tuple[float, float, float, float] | None:

@@ -1,7 +1,7 @@
 """Stage "shots": shot boundary detection with scenedetect.
 
 Frames are streamed, so memory does not grow with the length of a file. Only reference frames are analyzed, at reduced
-resolution; frames between the two analyzed frames around a cut belong to neither shot.
+resolution. The frames between the two analyzed frames around a cut are then decoded to find the exact position.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Shots(Stage):
     """Splits a source into shots."""
 
     name = "shots"
+    version = 2
 
     def __call__(self, record: Record) -> list[Record]:
         min_frames = math.ceil(self.settings.min_seconds * FPS)
@@ -86,13 +87,25 @@ class Shots(Stage):
                 index = len(recent) - 1 - (count - cut)
                 if index < 1:
                     continue
-                yield _start_frame(begin), _end_frame(recent[index - 1].time), False
-                begin = recent[index].time
+                start, begin = begin, self._locate_cut(record.source, recent[index - 1].time, recent[index].time)
+                yield _start_frame(start), _start_frame(begin), False
             previous = frame
             recent[-1] = replace(frame, image=None, after_gap=False)  # type: ignore[arg-type]  # frees the pixels
         if previous is None:
             raise UnusableFootage("no frame can be decoded")
         yield _start_frame(begin), min(record.end, _end_frame(previous.time) + 3), False
+
+    def _locate_cut(self, source: str, before: float, after: float) -> float:
+        """Time of the first frame after a cut that lies between the frames at two times in seconds."""
+        largest, cut = 0.0, after
+        previous: np.ndarray | None = None
+        for frame in decode_frames(source, before, after + 0.5 / FPS):
+            pixels = _downscale(frame, self.settings.width).astype(np.int16)
+            change = 0.0 if previous is None else float(np.abs(pixels - previous).mean())
+            if change > largest and frame.time <= after + 1e-3:
+                largest, cut = change, frame.time
+            previous = pixels
+        return cut
 
 
 def _build_detector(settings: ShotSettings) -> Any:
