@@ -38,14 +38,14 @@ class TrackSettings:
 
     Args:
         min_iou: minimum IoU of two consecutive boxes of a track.
-        max_gap_seconds: longest time for which a face may be missed while the person still counts as visible.
+        max_gap_seconds: longest time a person may be out of sight.
         max_speed: maximum motion during that time in face widths per second (plus one face width).
         similarity_weight: weight of face similarity relative to IoU.
         min_seconds: shorter tracks are discarded as false detections.
     """
 
     min_iou: float = 0.2
-    max_gap_seconds: float = 0.5
+    max_gap_seconds: float = 1.0
     max_speed: float = 4.0
     similarity_weight: float = 1.0
     min_seconds: float = 0.4
@@ -104,18 +104,16 @@ class Faces(Stage):
             tracker.add(k, boxes / scale, scores, embeddings)
             count += 1
         tracks = tracker.finished_tracks()
-        record = self._with_counts(record, detector, len(tracks), count, last, max(0, 2 * self.settings.stride))
+        record = record.with_data(
+            num_people=len(tracks),
+            num_detections=count,
+            last_detection=last,
+            detector=detector.name,
+            stride=self.settings.stride,
+        )
         if not tracks:
             return [record.reject("no face detected")]
         return [record.with_arrays(tracks=tracks_to_array(tracks))]
-
-    def _with_counts(
-        self, record: Record, detector: FaceDetector, people: int, count: int, last: int, stride: int
-    ) -> Record:
-        max_gap = max(stride, round(self.settings.track.max_gap_seconds * FPS))
-        return record.with_data(
-            num_people=people, num_detections=count, last_detection=last, detector=detector.name, max_gap=max_gap
-        )
 
     def _track_meshes(self, record: Record, mesh: FaceMesh) -> Record:
         """Tracks and meshes of a shot by `track_faces`."""
@@ -127,7 +125,13 @@ class Faces(Stage):
             for track in track_faces(frames, mesh)
             if track.visible.sum() >= min_frames and track.scores[track.visible].mean() >= settings.min_score
         ]
-        record = self._with_counts(record, mesh, len(tracks), len(frames), record.end - 1, 1)
+        record = record.with_data(
+            num_people=len(tracks),
+            num_detections=len(frames),
+            last_detection=record.end - 1,
+            detector=mesh.name,
+            stride=1,
+        )
         if not tracks:
             return record.reject("no face detected")
         rows, points = [], []

@@ -20,7 +20,7 @@ import numpy as np
 
 from bya_core.errors import InputError
 from bya_core.validation import Field, validated
-from training.curation.faces import boxes_at, interpolate
+from training.curation.faces import box_iou, boxes_at, interpolate
 from training.curation.record import Record, digest
 from training.curation.stage import Stage
 
@@ -34,6 +34,8 @@ class SegmentSettings:
         lengths: allowed clip lengths in frames (25 fps), each 4k + 1 for the video VAE; the longest that fits is taken
             repeatedly.
         context: frames kept on each side of a clip, with the same people visible, for models with temporal context.
+        max_missed: frames without a detection after which a person is no longer visible.
+        max_occluded: the same for a person behind another one.
         min_face_height: faces below this fraction of the frame height are background and are not counted.
         min_face_pixels: minimum mean height of every face in pixels.
         size: height and width of the clips; a crop of this aspect ratio that contains all faces is extracted.
@@ -42,6 +44,8 @@ class SegmentSettings:
     characters: Annotated[int, Field(ge=1)] = 2
     lengths: tuple[int, ...] = (49,)
     context: int = 25
+    max_missed: Annotated[int, Field(ge=0)] = 8
+    max_occluded: Annotated[int, Field(ge=0)] = 25
     min_face_height: float = 0.04
     min_face_pixels: int = 48
     size: tuple[int, int] = (480, 720)
@@ -75,9 +79,9 @@ class Segments(Stage):
             own = rows[:, 0] == index
             if np.mean(rows[own, 5] - rows[own, 3]) >= min_height:
                 tracks.append(Track(rows[own], None if points is None else points[own]))
-        visible = np.stack([self._visible(record, track.rows[:, 1]) for track in tracks]) if tracks else None
-        if visible is None:
+        if not tracks:
             return [record.reject(f"all faces are smaller than {settings.min_face_height:g} of the frame height")]
+        visible = self._visible(record, tracks)
         counts = visible.sum(axis=0)
         fractions = {str(k): round(float((counts == k).mean()), 4) for k in np.unique(counts)}
         shot = replace(record, arrays={}).with_data(visible=fractions)
@@ -98,15 +102,31 @@ class Segments(Stage):
         reason = f"no {min(settings.lengths)} frames with exactly {settings.characters} characters"
         return [shot.reject(f"{reason}: at most {longest} consecutive")]
 
-    def _visible(self, record: Record, frames: np.ndarray) -> np.ndarray:
-        """Frames of the shot in which a person is visible, given those with a detection: bool [F]."""
-        visible = np.zeros(record.num_frames, bool)
-        visible[frames.astype(int) - record.start] = True
-        for before, after in zip(frames, frames[1:], strict=False):
-            if after - before <= record.data["max_gap"]:
-                visible[int(before) - record.start : int(after) - record.start] = True
-        if frames[-1] >= record.data["last_detection"]:  # visible until the end of the shot
-            visible[int(frames[-1]) - record.start :] = True
+    def _visible(self, record: Record, tracks: list[Track]) -> np.ndarray:
+        """Frames of the shot in which each person is visible, bool [tracks, F].
+
+        Short gaps between detections are filled, longer ones if the person is behind another face.
+        """
+        visible = np.zeros((len(tracks), record.num_frames), bool)
+        for row, track in zip(visible, tracks, strict=True):
+            row[track.rows[:, 1].astype(int) - record.start] = True
+        detected = visible.copy()
+        boxes = [boxes_at(track.rows, np.arange(record.start, record.end)) for track in tracks]
+        max_missed = max(self.settings.max_missed, 2 * record.data["stride"])
+        for n, track in enumerate(tracks):
+            frames = track.rows[:, 1].astype(int) - record.start
+            for first, last in zip(frames, frames[1:], strict=False):
+                gap = slice(first + 1, last)
+                others = [boxes[k][gap] for k in range(len(tracks)) if k != n and detected[k][gap].any()]
+                hidden = last - first <= self.settings.max_occluded and any(
+                    np.mean([box_iou(box, other[None])[0] for box, other in zip(boxes[n][gap], each, strict=True)])
+                    > 0.1
+                    for each in others
+                )
+                if last - first <= max_missed or hidden:
+                    visible[n, gap] = True
+            if track.rows[-1, 1] >= record.data["last_detection"]:  # visible until the end of the shot
+                visible[n, frames[-1] :] = True
         return visible
 
     def _clip_ranges(self, first: int, last: int) -> list[tuple[int, int]]:

@@ -64,7 +64,7 @@ def make_shot(tracks, end=100, width=640, height=480):
         for n, (first, last, x, size) in enumerate(tracks)
         for frame in range(first, last + 1, 5)
     ]
-    data = {"width": width, "height": height, "last_detection": 95}
+    data = {"width": width, "height": height, "last_detection": 95, "stride": 5}
     return Record("film", "film", "shot", content="c", end=end, data=data).with_arrays(tracks=np.array(rows, float))
 
 
