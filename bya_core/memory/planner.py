@@ -242,15 +242,18 @@ def store_in_fp8(transformer: Any) -> None:
         )
 
 
-def enable_tiled_decoding(codec: Any) -> None:
+def enable_tiled_decoding(codec: Any) -> bool:
     """Decode in tiles of half height and width, one clip at a time.
 
     Encoding is not tiled: it processes single images, needs a ninth of the memory, and tiles in the conditioning would
     change the video from the first step on.
+
+    Returns:
+        Whether this changed anything: False if it is enabled already, or the codec cannot decode in tiles.
     """
     vae = getattr(codec, "vae", None)
-    if vae is None or not hasattr(vae, "enable_tiling"):
-        return
+    if vae is None or not hasattr(vae, "enable_tiling") or vae.use_tiling:
+        return False
     vae.enable_slicing()
     vae.enable_tiling()
     tile, unit = (vae.tile_sample_min_height, vae.tile_sample_min_width), codec.space_factor
@@ -271,6 +274,7 @@ def enable_tiled_decoding(codec: Any) -> None:
             vae.use_tiling = True
 
     codec.encode = encode_untiled
+    return True
 
 
 def free_vram(device: torch.device | str | None = None) -> int | None:

@@ -324,7 +324,8 @@ class BindYourAvatarTransformer3DModel(  # type: ignore[misc]  # the mixins disa
         temb = self.time_embedding(self.time_proj(timestep).to(hidden_states.dtype))
         joint = self.embedding_dropout(self.patch_embed(encoder_hidden_states, hidden_states))
         text = encoder_hidden_states.shape[1]
-        encoder_hidden_states, hidden_states = joint[:, :text], joint[:, text:]
+        # contiguous as in all other blocks: torch.compile makes one graph per memory layout
+        encoder_hidden_states, hidden_states = joint[:, :text].contiguous(), joint[:, text:].contiguous()
 
         for index, block in enumerate(self.transformer_blocks):
             arguments = hidden_states, encoder_hidden_states, temb, image_rotary_emb, None, inputs.for_block(index)

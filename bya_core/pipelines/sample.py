@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from torch import Tensor
 from bya_core.grid import TokenGrid
 from bya_core.io.atomic import check_output
 from bya_core.io.media import mix_speeches, write_video
+from bya_core.memory.planner import enable_tiled_decoding
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.sampling import Prepared, build_scheduler, denoise
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,20 @@ def denoise_latents(
 
 @torch.no_grad()
 def decode_latents(latents: Tensor, model: ModelBundle, tracker: ProgressTracker) -> Tensor:
-    """Latents [1, T, C, H, W] to frames, uint8 [F, H, W, 3] on the CPU."""
+    """Latents [1, T, C, H, W] to frames, uint8 [F, H, W, 3] on the CPU; in tiles if memory runs out."""
+    latents = latents.to(model.device, model.dtype)
     with tracker.stage("Decoding"):
-        pixels = model.codec.decode(latents.to(model.device, model.dtype))[0].float()
+        try:
+            pixels = model.codec.decode(latents)
+        except torch.OutOfMemoryError as error:
+            if not enable_tiled_decoding(model.codec):
+                raise
+            log.warning("Decoding needed more memory than is free and is repeated in tiles (%s)", error)
+            pixels = None
+        if pixels is None:  # outside of the handler, which keeps the tensors of the failed attempt alive
+            torch.cuda.empty_cache()
+            pixels = model.codec.decode(latents)
+        pixels = pixels[0].float()
         frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
     return frames.cpu()
 

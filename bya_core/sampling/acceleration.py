@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 BlockForward = Callable[..., tuple[Tensor, Tensor]]
 """`BYABlock.base_forward` of one block."""
 
-ATTENTION_PACKAGES = {"sage": "sageattention", "flash": "flash_attn", "_flash_3": "flash_attn_interface"}
-"""Packages required by backends of diffusers' attention dispatcher."""
+ATTENTION_TOLERANCE = 0.1
+"""Largest error of an attention backend relative to torch's attention. 8-bit backends stay below 0.05."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Acceleration:
             is computed.
         prune_tokens: run face and speech attention only on tokens inside a mask.
         compile: compile the blocks, on an NVIDIA GPU.
-        attention: backend of diffusers' attention dispatcher, if its package is installed; None = torch.
+        attention: backend of diffusers' attention dispatcher, if it works on this machine; None = torch.
         fp8: run large linear layers of the blocks in FP8, on GPUs that support it.
     """
 
@@ -139,28 +139,66 @@ def apply_preset(transformer: Any, acceleration: Acceleration) -> Iterator[Block
 def _gpu_contexts(
     transformer: Any, acceleration: Acceleration, dtype: torch.dtype
 ) -> Iterator[AbstractContextManager[Any]]:
-    half = dtype in (torch.float16, torch.bfloat16)
-    hooked = any(_has_layer_hooks(block) for block in transformer.transformer_blocks)
-    if acceleration.attention is not None and half and _installed(ATTENTION_PACKAGES.get(acceleration.attention)):
-        yield attention(transformer, acceleration.attention)
-    if acceleration.fp8 and dtype is torch.bfloat16 and not hooked:
+    blocks, attention_backend = transformer.transformer_blocks, acceleration.attention
+    hooked = any(_has_layer_hooks(block) for block in blocks)
+    device = next(transformer.parameters()).device
+    if attention_backend is not None and dtype in (torch.float16, torch.bfloat16):
+        head_dim = int(transformer.config.attention_head_dim)
+        if attention_works(attention_backend, head_dim, dtype, device):
+            yield attention(transformer, attention_backend)
+    if acceleration.fp8 and dtype is torch.bfloat16:
         from bya_core.sampling.fp8 import block_linears, fp8_matmul, has_room
 
-        layers = block_linears(transformer.transformer_blocks)
-        if has_room(layers):
+        layers = block_linears(blocks)
+        if hooked or not has_room(layers):
+            reason = "the weights are offloaded" if hooked else "too little GPU memory is free"
+            log.warning("float8 is not used: %s", reason)
+        else:
             yield fp8_matmul(layers)
-    if acceleration.compile and not hooked and _installed("triton"):  # layer-wise offloading breaks the graph
-        yield compiled(transformer)
+    if acceleration.compile and not hooked and importlib.util.find_spec("triton") is not None:
+        yield compiled(transformer)  # layer-wise offloading breaks the graph
+
+
+@functools.lru_cache
+def attention_works(backend: str, head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a backend of diffusers' attention dispatcher computes attention on this machine.
+
+    One small call is compared with torch's attention, because packages may be missing, outdated, or built for another
+    GPU. The reason is logged if it does not work.
+
+    Args:
+        backend: name of the backend.
+        head_dim: features of each head.
+        dtype: dtype of queries, keys and values.
+        device: device of the tensors.
+    """
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 256, 2, head_dim)
+    query, key, value = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+    try:
+        with torch.no_grad():
+            exact = nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
+            computed = dispatch_attention_fn(query, key, value, backend=backend).transpose(1, 2)  # type: ignore[arg-type]
+            error = float((computed.float() - exact.float()).norm() / exact.float().norm())
+    except Exception as reason:  # each package fails in its own way
+        log.warning("attention backend %r is not used: %s", backend, _first_line(reason))
+        return False
+    if not error < ATTENTION_TOLERANCE:
+        log.warning("attention backend %r is not used: its relative error is %.3g", backend, error)
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _has_layer_hooks(block: nn.Module) -> bool:
     """Whether single layers of a block have diffusers hooks (offloading or layerwise casting)."""
     registries = (getattr(layer, "_diffusers_hook", None) for layer in block.modules() if layer is not block)
     return any(registry is not None and registry.hooks for registry in registries)
-
-
-def _installed(package: str | None) -> bool:
-    return package is None or importlib.util.find_spec(package) is not None
 
 
 @contextmanager
@@ -207,11 +245,20 @@ def compiled(transformer: Any, backend: str = "inductor") -> Iterator[None]:
 def _compiled(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
     """Compiled block, cached for the process because compilation takes minutes."""
     from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+    from torch._dynamo.exc import TorchDynamoException
 
     graph = torch.compile(CogVideoXBlock.forward, backend=backend)
+    failed = False
 
     def run(forward: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        return graph(forward.__self__, *args)
+        nonlocal failed
+        if not failed:
+            try:
+                return graph(forward.__self__, *args)
+            except TorchDynamoException as error:  # for example without a C compiler
+                log.warning("blocks are not compiled: %s", _first_line(error))
+                failed = True
+        return forward(*args)
 
     return run
 

@@ -68,7 +68,9 @@ def _quantize(layers: list[nn.Linear]) -> bool:
         return False
     try:
         quantize_(nn.ModuleList(layers), Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # how torchao reports unsupported hardware
+        with torch.no_grad():  # unsupported kernels fail in the first call
+            layers[0](torch.zeros(16, layers[0].in_features, dtype=torch.bfloat16, device=layers[0].weight.device))
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:  # unsupported hardware
         log.warning("float8 is not used: %s", error)
         return False
     return True

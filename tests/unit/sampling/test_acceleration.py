@@ -18,7 +18,15 @@ from bya_core.errors import InputError
 from bya_core.masks import MaskControl
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel as Model
 from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise
-from bya_core.sampling.acceleration import PRESETS, Acceleration, apply_preset, attention, compiled, get_preset
+from bya_core.sampling.acceleration import (
+    PRESETS,
+    Acceleration,
+    apply_preset,
+    attention,
+    attention_works,
+    compiled,
+    get_preset,
+)
 from bya_core.sampling.cfg_parallel import cache_context, set_guidance_mode
 from bya_core.sampling.fp8 import block_linears, fp8_matmul
 from tests.unit.sampling.test_denoise_small_model import _conditions, build, model  # noqa: F401 - a fixture
@@ -253,7 +261,7 @@ def test_blocks_share_compiled_graphs(model: Model) -> None:
     plain = run(model, conditions, "exact", stop_at=2)
     with compiled(model, backend):
         made = run(model, conditions, "exact", stop_at=2)
-    assert len(graphs) == 2  # the inputs of the first block are views of one tensor
+    assert len(graphs) == 1
     torch.testing.assert_close(made.latents, plain.latents, atol=1e-5, rtol=1e-4)
     assert_unchanged(model)
 
@@ -325,6 +333,40 @@ def test_attention_backend(model: Model) -> None:
         assert all(block.attn1.processor._attention_backend == "native" for block in model.transformer_blocks)
         made = run(model, conditions, "exact", stop_at=1)
     torch.testing.assert_close(made.latents, plain.latents, atol=1e-5, rtol=1e-4)
+    assert_unchanged(model)
+
+
+def test_unusable_attention_backends_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A missing package, a call that fails, and wrong results."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    cpu = torch.device("cpu")
+    attention_works.cache_clear()
+    assert attention_works("native", 64, torch.bfloat16, cpu) and not caplog.records
+    assert not attention_works("sage", 64, torch.bfloat16, cpu)
+    assert "'sage' is not used" in caplog.text
+    backends = _AttentionBackendRegistry._backends
+    for name, function in (("flash", lambda **_: 1 / 0), ("_flash_3", lambda query, **_: torch.zeros_like(query))):
+        monkeypatch.setitem(backends, AttentionBackendName(name), function)
+        monkeypatch.setitem(_AttentionBackendRegistry._constraints, AttentionBackendName(name), [])
+        monkeypatch.setitem(_AttentionBackendRegistry._supported_arg_names, AttentionBackendName(name), {"query"})
+        assert not attention_works(name, 64, torch.bfloat16, cpu)
+    assert "division by zero" in caplog.text and "relative error is 1" in caplog.text
+    attention_works.cache_clear()
+
+
+def test_failing_compiler_is_not_used(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C compiler")
+
+    conditions = _conditions(model, 2)
+    plain = run(model, conditions, "exact", stop_at=1)
+    with compiled(model, backend=broken):
+        made = run(model, conditions, "exact", stop_at=1)
+    torch.testing.assert_close(made.latents, plain.latents)
+    assert caplog.text.count("blocks are not compiled") == 1
     assert_unchanged(model)
 
 
