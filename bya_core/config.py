@@ -19,6 +19,9 @@ Region = Literal["box", "head"]
 Segmenter = Literal["self", "sam2"]
 BackgroundAudio = Literal["model", "all", "none"]
 
+MAX_SECONDS = 36_000  # of a recording or a timeline
+MAX_NAME, MAX_CHARACTERS = 100, 100  # characters of a name; characters of a scene
+
 Steps = Annotated[int, Field(ge=1, le=1000, description="Number of denoising steps.")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="Random seed.")]
 Fraction = Annotated[float, Field(ge=0, le=1)]

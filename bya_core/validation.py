@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import reprlib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ T = TypeVar("T")
 CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=False, serialize_by_alias=True)
 MAX_SHOWN = 40  # characters of a value in a message
 MAX_DEPTH = 64  # nesting of a file
+MAX_DIGITS = 400  # of an integer in a file
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -95,15 +97,22 @@ def parse_json(text: str, where: str) -> Any:
             result[key] = value
         return result
 
+    def integer(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            problem = f"{where} has the number {_cut(digits)} of {len(digits)} digits"
+            raise InputError(problem, f"at most {MAX_DIGITS} digits", "correct it")
+        return int(digits)
+
     try:
-        data = json.loads(text, object_pairs_hook=unique)
+        data = json.loads(text, object_pairs_hook=unique, parse_int=integer)
+        deep = _depth(data) > MAX_DEPTH
     except InputError:
         raise
     except RecursionError:
-        data = None
-    except ValueError as error:  # also an integer of thousands of digits
+        deep = True
+    except ValueError as error:
         raise InputError(f"{where} is not valid JSON ({_cut(str(error), 120)})", "a JSON file", "correct it") from error
-    if data is None and text.strip() != "null" or _depth(data) > MAX_DEPTH:
+    if deep:
         raise InputError(f"{where} is nested too deeply", f"at most {MAX_DEPTH} levels", "simplify it")
     return data
 
@@ -192,10 +201,10 @@ TYPES = {
     "none_required": "null", "dataclass_type": "an object", "dataclass_exact_type": "an object",
 }  # fmt: skip
 RANGES = {
-    "greater_than_equal": ("at least {ge:g}", "use a larger value"),
-    "greater_than": ("more than {gt:g}", "use a larger value"),
-    "less_than_equal": ("at most {le:g}", "use a smaller value"),
-    "less_than": ("less than {lt:g}", "use a smaller value"),
+    "greater_than_equal": ("at least {ge}", "use a larger value"),
+    "greater_than": ("more than {gt}", "use a larger value"),
+    "less_than_equal": ("at most {le}", "use a smaller value"),
+    "less_than": ("less than {lt}", "use a smaller value"),
     "finite_number": ("a finite number", "correct the value"),
 }
 
@@ -225,7 +234,7 @@ def _describe(error: Any, place: str, parent: str, path: tuple[Any, ...], kind: 
     parent = parent or kind.__name__
     if name == "unexpected_keyword_argument":
         known = _known_keys(kind, path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=3)
+        near = difflib.get_close_matches(str(path[-1])[:100], known, n=3)
         hint = "use " + " or ".join(f'"{each}"' for each in near) if near else "remove it"
         return InputError(f'{parent} has the unknown key "{_cut(str(path[-1]))}"', f"one of {', '.join(known)}", hint)
     if name == "missing":
@@ -233,9 +242,20 @@ def _describe(error: Any, place: str, parent: str, path: tuple[Any, ...], kind: 
     if name == "too_short":
         count, least = context["actual_length"], context["min_length"]
         return InputError(f"{place} has {count} entries", f"at least {least}", "add the missing entries")
+    if name == "too_long":  # the length of an iterator is unknown
+        count = context["actual_length"] or "too many"
+        return InputError(f"{place} has {count} entries", f"at most {context['max_length']}", "remove some")
+    if name == "string_too_short":
+        return InputError(f"{place} is empty", "a text", "fill it in, or remove it")
+    if name == "string_too_long":
+        problem = f"{place} is {_shown(value)} of {len(value)} characters"
+        return InputError(problem, f"at most {context['max_length']} characters", "shorten it")
+    if name == "json_invalid":  # lone surrogates; all else has been parsed before
+        return InputError(f"{place} has half of a surrogate pair (\\ud800 to \\udfff)", "Unicode text", "correct it")
     if name in RANGES:
         expected, hint = RANGES[name]
-        return InputError(f"{place} is {_shown(value)}", expected.format(**context), hint)
+        limits = {key: _number(limit) for key, limit in context.items()}
+        return InputError(f"{place} is {_shown(value)}", expected.format(**limits), hint)
     return InputError(f"{place} is {_shown(value)}", f"a valid value ({error['msg']})", "correct the value")
 
 
@@ -290,8 +310,20 @@ def _join(where: str, path: Sequence[Any]) -> str:
     return f"{where}: {text}" if where and text else where or text
 
 
+def _number(value: Any) -> str:
+    """A limit without needless digits; integers are exact."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _shown(value: Any) -> str:
-    return _cut(json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool, type(None))) else repr(value))
+    """A value as JSON, cut; collections by their beginning."""
+    if isinstance(value, str):
+        return _cut(json.dumps(value[: 2 * MAX_SHOWN], ensure_ascii=False))
+    if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:
+        return f"an integer of more than {MAX_SHOWN} digits"
+    if isinstance(value, (bool, type(None))):
+        return json.dumps(value)
+    return _cut(reprlib.repr(value))
 
 
 def _cut(text: str, length: int = MAX_SHOWN) -> str:

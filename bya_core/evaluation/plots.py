@@ -74,6 +74,9 @@ class Page:
     def shorten(self, text: Text, room: float) -> None:
         """Cut the end of a text until it fits into `room` pixels."""
         words = text.get_text()
+        if len(words) > room:  # letters are wider than a pixel
+            words = words[: int(room)]
+            text.set_text(words + "…")
         while len(words) > 1 and self.extent(text) > room:
             words = words[: max(1, min(len(words) - 1, int(len(words) * room / self.extent(text))))].rstrip()
             text.set_text(words + "…")
@@ -87,7 +90,7 @@ class Page:
     def wrap(self, text: str, size: float, room: float, lines: int) -> str:
         """Text in at most `lines` lines of about `room` pixels."""
         columns = max(8, int(room / (0.56 * size * DPI / 72)))
-        return textwrap.fill(text, columns, max_lines=lines, placeholder=" …")
+        return textwrap.fill(text[: 2 * columns * lines], columns, max_lines=lines, placeholder=" …")
 
     def image(self) -> Image.Image:
         with warnings.catch_warnings():  # the font of matplotlib has no glyphs for some scripts

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
 
 from bya_core.errors import InputError
+from bya_core.scene.notices import first_few, listed
 from bya_core.scene.timeline import Turn
 from bya_core.scene.types import Scene, SceneDefaults, Speech, prompt_at
 from bya_core.scene.windows import plan_windows
@@ -27,23 +29,25 @@ def stream_notices(names: Sequence[str], speeches: Sequence[Speech | None], file
         speeches: Speech of each character.
         files: File name of each recording; None if it is not a single file.
     """
-    notices: list[str] = []
+    silent: list[str] = []
+    swapped: list[str] = []
+    equal: defaultdict[bytes, list[str]] = defaultdict(list)
     for i, (name, speech) in enumerate(zip(names, speeches, strict=True)):
         if speech is None:
             continue
         if speech.silent:
             file = f" ({files[i]})" if files[i] else ""
-            notices.append(f"The speech of {name}{file} is silent; {name} is treated as a listener.")
-            continue
-        for other, earlier in zip(names[:i], speeches[:i], strict=True):
-            if earlier is not None and torch.equal(earlier.waveform, speech.waveform):
-                notices.append(f"{other} and {name} have the same recording.")
+            silent.append(f"The speech of {name}{file} is silent; {name} is treated as a listener.")
+        else:
+            waveform = speech.waveform.detach().cpu().float().contiguous().numpy()
+            equal[hashlib.sha256(waveform.data).digest() + repr(waveform.shape).encode()].append(name)
+    same = [f"{listed(group)} have the same recording." for group in equal.values() if len(group) > 1]
     for i, j in combinations(range(len(names)), 2):
         one, other = (files[i] or "").casefold(), (files[j] or "").casefold()
         first, second = names[i].casefold(), names[j].casefold()
         if second in one and first in other and first not in one and second not in other:
-            notices.append(f"The recordings may be swapped: {names[i]} has {files[i]}, {names[j]} has {files[j]}.")
-    return notices
+            swapped.append(f"The recordings may be swapped: {names[i]} has {files[i]}, {names[j]} has {files[j]}.")
+    return [*first_few(silent), *first_few(same), *first_few(swapped)]
 
 
 def scene_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
@@ -52,23 +56,28 @@ def scene_notices(scene: Scene, defaults: SceneDefaults) -> Iterator[str]:
     Raises:
         InputError: Invalid window lengths.
     """
-    for name, speech in zip(scene.names, scene.speeches, strict=False):
-        if speech is not None and speech.end > scene.seconds + 0.02:
-            yield (
-                f"The speech of {name} ends at {speech.end:.2f} s, the video at {scene.seconds:.2f} s: "
-                f"the last {speech.end - scene.seconds:.2f} s of speech are cut."
-            )
+    yield from first_few(
+        f"The speech of {name} ends at {speech.end:.2f} s, the video at {scene.seconds:.2f} s: "
+        f"the last {speech.end - scene.seconds:.2f} s of speech are cut."
+        for name, speech in zip(scene.names, scene.speeches, strict=False)
+        if speech is not None and speech.end > scene.seconds + 0.02
+    )
     frames, fps, trained = scene.windows.frames or defaults.max_frames, scene.fps, defaults.max_frames
     if min(frames, scene.num_frames) > trained:
         yield f"A window of {frames} frames, the model was trained with {trained}: expect reduced quality."
     windows = plan_windows(scene.num_frames, frames, scene.windows.overlap, defaults.time_factor)
     used = {prompt_at(scene, window.start / fps, window.stop / fps) for window in windows}
+    yield from first_few(_unused_prompts(scene, used, len(windows)))
+
+
+def _unused_prompts(scene: Scene, used: set[str], windows: int) -> Iterator[str]:
+    """Timed prompts that are not among the used ones."""
     for span in scene.prompts:
         prompt = f"The prompt from {span.start:g} to {span.end:g} s"
         if span.start >= scene.seconds:
             yield f"{prompt} starts after the end of the video ({scene.seconds:.2f} s)."
         elif span.prompt not in used:
-            where = "the video, which is one window" if len(windows) == 1 else f"each of the {len(windows)} windows"
+            where = "the video, which is one window" if windows == 1 else f"each of the {windows} windows"
             yield f"{prompt} is not used: it covers less than half of {where}."
 
 
@@ -80,22 +89,22 @@ def turn_notices(names: Sequence[str], speeches: Sequence[Speech | None], turns:
         speeches: Speech of each character.
         turns: Turns with character names (`assign_turns`).
     """
-    active = np.array([[_activity(speech, name, turns) for name in names] for speech in speeches])  # [M, N]
-    notices, swapped = [], set()
+    active = _activities(speeches, names, turns)  # [M, N]
+    exchanged, silent, missing, swapped = list[str](), list[str](), list[str](), set[int]()
     for i, j in combinations(range(len(names)), 2):
         # comparisons with NaN (no recording, or no exclusive turn) are false
         if active[i, j] > active[i, i] + SIGNIFICANT and active[j, i] > active[j, j] + SIGNIFICANT:
             swapped |= {i, j}
-            notices.append(
+            exchanged.append(
                 f"The recordings of {names[i]} and {names[j]} may be swapped: each is active in the turns of the other."
             )
     for i, name in enumerate(names):
         if active[i, i] < SIGNIFICANT and i not in swapped:
-            silent = 100 * (1 - active[i, i])
-            notices.append(f"The recording of {name} is silent in {silent:.0f} % of {name}'s turns in the timeline.")
+            share = 100 * (1 - active[i, i])
+            silent.append(f"The recording of {name} is silent in {share:.0f} % of {name}'s turns in the timeline.")
         if speeches[i] is None and any(turn.speaker == name for turn in turns):
-            notices.append(f"{name} has turns in the timeline but no recording, and is treated as a listener.")
-    return notices
+            missing.append(f"{name} has turns in the timeline but no recording, and is treated as a listener.")
+    return [*first_few(exchanged), *first_few(silent), *first_few(missing)]
 
 
 def speech_frames(speeches: Sequence[Speech | None], fps: float, time_factor: int) -> int:
@@ -111,21 +120,23 @@ def speech_frames(speeches: Sequence[Speech | None], fps: float, time_factor: in
     return math.ceil((needed - 1) / time_factor) * time_factor + 1
 
 
-def _activity(speech: Speech | None, name: str, turns: Sequence[Turn]) -> float:
-    """Fraction of the exclusive turns of `name` in which a speech is not silent; NaN if there are none."""
-    if speech is None:
-        return float("nan")
-    loud = loudness(speech)
-    last = max(turn.end for turn in turns)
-    loud = np.pad(loud, (0, max(0, int(last / HOP) + 1 - len(loud))))
-    times = (np.arange(len(loud)) + 0.5) * HOP
-    own, others = np.zeros(len(loud), bool), np.zeros(len(loud), bool)
+def _activities(speeches: Sequence[Speech | None], names: Sequence[str], turns: Sequence[Turn]) -> np.ndarray:
+    """Fraction of the exclusive turns of each name in which a speech is not silent: [M, N]; NaN if unknown."""
+    louds = [None if speech is None else loudness(speech) for speech in speeches]
+    count = max([int(max(turn.end for turn in turns) / HOP) + 1, *(len(loud) for loud in louds if loud is not None)])
+    speaking = {name: np.zeros(count, bool) for name in names}
     for turn in turns:
-        (own if turn.speaker == name else others)[(times >= turn.start) & (times < turn.end)] = True
-    own &= ~others
-    if not own.any() or not loud.any():
-        return float("nan")
-    return float((loud[own] > QUIET * np.percentile(loud[loud > 0], 95)).mean())
+        first, stop = (math.ceil(time / HOP - 0.5) for time in (turn.start, turn.end))  # times are in the middle
+        speaking[turn.speaker][max(0, first) : max(0, stop)] = True
+    speakers = sum((own.astype(np.uint8) for own in speaking.values()), np.zeros(count, np.uint8))
+    exclusive = [np.flatnonzero(speaking[name] & (speakers == 1)) for name in names]
+    active = np.full((len(speeches), len(names)), np.nan)
+    for m, loud in enumerate(louds):
+        if loud is None or not loud.any():
+            continue
+        heard = np.pad(loud, (0, count - len(loud))) > QUIET * np.percentile(loud[loud > 0], 95)
+        active[m] = [heard[own].mean() if len(own) else np.nan for own in exclusive]
+    return active
 
 
 def loudness(speech: Speech, hop: float = HOP) -> np.ndarray:

@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import TypeAdapter
 
 from bya_core.config import (
+    MAX_CHARACTERS,
+    MAX_NAME,
+    MAX_SECONDS,
     AudioGuidanceScale,
     GuidanceScale,
     MaskEnd,
@@ -33,7 +36,10 @@ from bya_core.validation import Field, from_mapping, validated
 
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "scene.schema.json"
 
-Seconds = Annotated[float, Field(ge=0, le=36_000)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+Text = Annotated[str, Field(max_length=20_000)]
+Speaker = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 Gain = Annotated[float, Field(ge=-60, le=60, description="Gain in dB.")]
 Pixels = Annotated[int, Field(ge=8, le=4096)]
 
@@ -42,7 +48,7 @@ Pixels = Annotated[int, Field(ge=8, le=4096)]
 class ClipEntry:
     """A part of a recording, placed in the video."""
 
-    file: Annotated[str, Field(description="Audio file (wav, flac, mp3, m4a, ...).")]
+    file: Annotated[FilePath, Field(description="Audio file (wav, flac, mp3, m4a, ...).")]
     start: Annotated[Seconds, Field(description="Start of the clip in the video, in seconds.")] = 0.0
     gain: Gain = 0.0
     from_: Annotated[
@@ -57,10 +63,10 @@ class ClipEntry:
 class TurnEntry:
     """One turn of a speaker."""
 
-    speaker: Annotated[str, Field(description="Name of a character, or the `speaker` of a character.")]
+    speaker: Annotated[Speaker, Field(description="Name of a character, or the `speaker` of a character.")]
     start: Annotated[Seconds, Field(description="Start of the turn in seconds.")]
     end: Annotated[Seconds, Field(description="End of the turn in seconds.")]
-    text: Annotated[str | None, Field(description="Transcript, for readers of the file. Not used.")] = None
+    text: Annotated[Text | None, Field(description="Transcript, for readers of the file. Not used.")] = None
 
 
 @validated
@@ -69,17 +75,17 @@ class PromptEntry:
 
     start: Annotated[Seconds, Field(description="Start in the video, in seconds.")]
     end: Annotated[Seconds, Field(description="End in the video, in seconds.")]
-    prompt: Annotated[str, Field(description="Prompt that replaces the prompt of the scene.")]
+    prompt: Annotated[Text, Field(description="Prompt that replaces the prompt of the scene.")]
 
 
 @validated
 class CharacterEntry:
     """One character."""
 
-    name: Annotated[str, Field(description="Unique name, used in masks, legends and reports.")]
-    image: Annotated[str, Field(description="Reference image of the face (png, jpg, webp, ...).")]
+    name: Annotated[Speaker, Field(description="Unique name, used in masks, legends and reports.")]
+    image: Annotated[FilePath, Field(description="Reference image of the face (png, jpg, webp, ...).")]
     speech: Annotated[
-        str | Annotated[list[ClipEntry], Field(min_length=1)] | None,
+        FilePath | Annotated[list[ClipEntry], Field(min_length=1, max_length=1000)] | None,
         Field(
             description="Audio file (wav, flac, mp3, m4a, ...) or a list of clips. null is a silent listener, or a "
             "character whose speech is cut from the dialogue."
@@ -96,10 +102,10 @@ class CharacterEntry:
     gain: Gain = 0.0
     speech_strength: SpeechStrength = 1.0
     speaker: Annotated[
-        str | None, Field(description="Name in the timeline, such as SPEAKER_00. null is the character's name.")
+        Speaker | None, Field(description="Name in the timeline, such as SPEAKER_00. null is the character's name.")
     ] = None
     mask: Annotated[
-        str | None,
+        FilePath | None,
         Field(
             description="Mask of the character, an image (white is the character) or an npz file, for all frames or "
             "per frame. null uses the router's mask."
@@ -122,7 +128,7 @@ class RouterEntry(RouterConfig):
         ),
     ] = None  # type: ignore[assignment]
     masks: Annotated[
-        str | None,
+        FilePath | None,
         Field(
             description='Masks of all characters, an npz file with an array "masks" of values in 0..1 and shape '
             "(characters, latent frames, token rows, token columns), as written by --masks, or (characters, video "
@@ -142,13 +148,16 @@ class RouterEntry(RouterConfig):
 class SceneFile:
     """A scene of Bind-Your-Avatar."""
 
-    prompt: Annotated[str, Field(description="Description of the video, with the position of each character.")]
+    prompt: Annotated[Text, Field(description="Description of the video, with the position of each character.")]
     characters: Annotated[
-        list[CharacterEntry], Field(min_length=1, description="Characters, in the order of all masks.")
+        list[CharacterEntry],
+        Field(min_length=1, max_length=MAX_CHARACTERS, description="Characters, in the order of all masks."),
     ]
-    prompts: Annotated[tuple[PromptEntry, ...], Field(description="Prompts for parts of the video.")] = ()
-    negative_prompt: Annotated[str, Field(description="What the video should not contain.")] = ""
-    first_frame: Annotated[str | None, Field(description="Image that fixes the first frame.")] = None
+    prompts: Annotated[
+        tuple[PromptEntry, ...], Field(max_length=1000, description="Prompts for parts of the video.")
+    ] = ()
+    negative_prompt: Annotated[Text, Field(description="What the video should not contain.")] = ""
+    first_frame: Annotated[FilePath | None, Field(description="Image that fixes the first frame.")] = None
     first_frame_fit: Annotated[
         FrameFit,
         Field(
@@ -156,9 +165,11 @@ class SceneFile:
             "black bars, stretch ignores the aspect ratio (only with the released weights, as their code does)."
         ),
     ] = "crop"
-    dialogue: Annotated[str | None, Field(description="One recording of all speakers, split by the timeline.")] = None
+    dialogue: Annotated[FilePath | None, Field(description="One recording of all speakers, split by the timeline.")] = (
+        None
+    )
     timeline: Annotated[
-        str | Annotated[list[TurnEntry], Field(min_length=1)] | None,
+        FilePath | Annotated[list[TurnEntry], Field(min_length=1, max_length=10_000)] | None,
         Field(description="Speaker turns, a file (rttm, srt, vtt, json) or a list."),
     ] = None
     audio_character_matrix: Annotated[

@@ -20,7 +20,7 @@ from bya_core.scene.timeline import (
     split_dialogue,
     turns_of,
 )
-from bya_core.scene.types import Speech
+from bya_core.scene.types import Speech, check_names, name_key
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def _turns(file: SceneFile, folder: Path) -> list[Turn]:
     """Turns with character names; empty without a timeline."""
     names = [character.name for character in file.characters]
     speakers = {c.name: c.speaker for c in file.characters if c.speaker is not None}
-    labels = [speakers.get(name, name).strip().casefold() for name in names]
-    if speakers and len(set(labels)) < len(labels):
+    check_names(names)
+    labels = [name_key(speakers.get(name, name)).casefold() for name in names]
+    if (speakers or file.timeline is not None) and len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise InputError(f'two characters named "{twice}" in the timeline', "unique speakers", "rename one")
     if file.timeline is None:

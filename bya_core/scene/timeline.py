@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from bya_core.config import MAX_SECONDS
 from bya_core.errors import InputError
 from bya_core.io.files import existing_file, read_text
 from bya_core.io.media import resample
+from bya_core.scene.notices import first_few
 from bya_core.scene.schema import TurnEntry
-from bya_core.scene.types import Speech
+from bya_core.scene.types import Speech, name_key
 from bya_core.validation import from_mapping, parse_json
 
 FADE = 0.01  # seconds of fade in and fade out of a clip, to avoid clicks
+MAX_TURNS, MAX_CUE, MAX_LINE = 10_000, 5000, 200  # turns of a timeline; characters of a cue, of its line of times
 TOLERANCE = 0.05  # seconds by which a turn may exceed its recording; diarization output is rounded
 
 CUE_TIMES = re.compile(r"(\S+)\s+-->\s+(\S+)")
-CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
+CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
 VOICE_TAG = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 NAMED_LINE = re.compile(r"^(?:-\s*)?[\[(]?([^\[\]():<>]{1,80}?)[\])]?\s*:")
 SOUND = re.compile(r"^(?:[\[(♪].*[\])♪]|♪)$", re.DOTALL)  # [music]
@@ -46,9 +47,10 @@ class Turn:
     end: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end < math.inf:
+        if not 0 <= self.start < self.end <= MAX_SECONDS:
             problem = f"a turn of {self.speaker} from {self.start:g} to {self.end:g} s"
-            raise InputError(problem, "a start of at least 0 and a later end", "correct its times")
+            expected = f"a start of at least 0 and a later end of at most {MAX_SECONDS} s"
+            raise InputError(problem, expected, "correct its times")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def read_timeline(path: str | os.PathLike[str]) -> tuple[Turn, ...]:
     turns = parsers[path.suffix.lower()](read_text(path, "the timeline"), path.name)
     if not turns:
         raise InputError(f"the timeline {path} has no turns", "at least one", "check the file")
+    if len(turns) > MAX_TURNS:
+        raise InputError(f"the timeline {path} has {len(turns)} turns", f"at most {MAX_TURNS}", "split the video")
     return tuple(sorted(turns, key=lambda turn: turn.start))
 
 
@@ -111,9 +115,12 @@ def parse_cues(text: str, where: str = "the timeline") -> list[Turn]:
         times = next((i for i, line in enumerate(lines) if "-->" in line), None)
         if times is None:  # heading, NOTE, STYLE
             continue
-        found = CUE_TIMES.search(lines[times])
+        found = CUE_TIMES.search(lines[times][:MAX_LINE])
         start, end = (_clock(stamp, lines[times], where) for stamp in (found.groups() if found else ("", "")))
         content = "\n".join(lines[times + 1 :]).strip()
+        if len(content) > MAX_CUE:
+            problem = f"the cue at {start:.2f} s in {where} has {len(content)} characters"
+            raise InputError(problem, f"at most {MAX_CUE}", "check whether it is the right file")
         names = _speakers(content)
         if not names and content and not SOUND.match(content):
             problem = f"the cue at {start:.2f} s in {where} names no speaker ({TAG.sub('', content)[:40]!r})"
@@ -162,12 +169,12 @@ def assign_turns(turns: Sequence[Turn], names: Sequence[str], speakers: Mapping[
     Raises:
         InputError: A speaker without a character.
     """
-    known = {(speakers or {}).get(name, name).strip().casefold(): name for name in names}
+    known = {name_key((speakers or {}).get(name, name)).casefold(): name for name in names}
     found = []
     for turn in turns:
-        name = known.get(turn.speaker.casefold())
+        name = known.get(name_key(turn.speaker).casefold())
         if name is None:
-            near = difflib.get_close_matches(turn.speaker.casefold(), known, n=1)
+            near = difflib.get_close_matches(turn.speaker.casefold()[:MAX_LINE], known, n=1)
             hint = f'use "{known[near[0]]}"' if near else 'rename it, or set the "speaker" of a character'
             problem = f'the speaker "{turn.speaker}" at {turn.start:.2f} s of the timeline is not a character'
             raise InputError(problem, " or ".join(f'"{(speakers or {}).get(n, n)}"' for n in names), hint)
@@ -178,11 +185,13 @@ def assign_turns(turns: Sequence[Turn], names: Sequence[str], speakers: Mapping[
 def merge_turns(turns: Sequence[Turn], gap: float = 2 * FADE) -> list[Turn]:
     """Merge turns of one speaker that overlap or are at most `gap` seconds apart."""
     result: list[Turn] = []
+    last: dict[str, int] = {}  # index of the last turn of each speaker
     for turn in sorted(turns, key=lambda turn: turn.start):
-        before = next((i for i in reversed(range(len(result))) if result[i].speaker == turn.speaker), None)
+        before = last.get(turn.speaker)
         if before is not None and turn.start <= result[before].end + gap:
             result[before] = replace(result[before], end=max(result[before].end, turn.end))
         else:
+            last[turn.speaker] = len(result)
             result.append(turn)
     return result
 
@@ -251,7 +260,7 @@ def split_dialogue(
     Raises:
         InputError: A turn that starts after the end of the recording.
     """
-    seconds, notices = waveform.shape[1] / rate, []
+    seconds, late = waveform.shape[1] / rate, list[str]()
     turns = merge_turns(turns)
     speeches: list[Speech | None] = []
     for name in names:
@@ -261,22 +270,26 @@ def split_dialogue(
                 problem = f"a turn of {name} starts at {turn.start:.2f} s, the dialogue ends at {seconds:.2f} s"
                 raise InputError(problem, "turns inside the recording", "correct the times, or the recording")
             if turn.end > seconds + TOLERANCE:
-                notices.append(f"A turn of {name} ends at {turn.end:.2f} s, the dialogue at {seconds:.2f} s.")
+                late.append(f"A turn of {name} ends at {turn.end:.2f} s, the dialogue at {seconds:.2f} s.")
             piece = waveform[:, round(turn.start * rate) : round(turn.end * rate)]
             clips.append(Clip(piece, rate, turn.start))
         speeches.append(join_clips(clips) if clips else None)
-    return speeches, notices + overlap_notices(turns)
+    return speeches, first_few(late) + overlap_notices(turns)
 
 
 def overlap_notices(turns: Sequence[Turn]) -> list[str]:
-    """Overlapping turns, which one recording cannot separate."""
+    """Overlapping merged turns, which one recording cannot separate."""
     overlaps: defaultdict[tuple[str, str], float] = defaultdict(float)
-    for turn, other in combinations(turns, 2):
-        shared = min(turn.end, other.end) - max(turn.start, other.start)
-        if shared > FADE and other.speaker != turn.speaker:
-            one, two = sorted((turn.speaker, other.speaker))
-            overlaps[one, two] += shared
-    return [
+    current: list[Turn] = []
+    for turn in sorted(turns, key=lambda turn: turn.start):
+        current = [other for other in current if other.end > turn.start]
+        for other in current:
+            shared = min(turn.end, other.end) - turn.start
+            if shared > FADE and other.speaker != turn.speaker:
+                one, two = sorted((turn.speaker, other.speaker))
+                overlaps[one, two] += shared
+        current.append(turn)
+    return first_few(
         f"The turns of {one} and {two} overlap for {seconds:.2f} s: both are driven by the mixed speech there."
         for (one, two), seconds in overlaps.items()
-    ]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bya_core.config import RouterConfig, SamplingConfig, WindowConfig
+from bya_core.config import MAX_NAME, MAX_SECONDS, RouterConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.masks import MaskControl
@@ -79,9 +80,10 @@ class PromptSpan:
     prompt: str
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end:
+        if not 0 <= self.start < self.end <= MAX_SECONDS:
             problem = f"a prompt from {self.start:g} to {self.end:g} s"
-            raise InputError(problem, "a start of at least 0 and a later end", "correct its times")
+            expected = f"a start of at least 0 and a later end of at most {MAX_SECONDS} s"
+            raise InputError(problem, expected, "correct its times")
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,32 @@ class Scene:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise InputError for duplicate names of characters."""
-    duplicate = next((name for name in names if names.count(name) > 1), None)
-    if duplicate is not None:
-        raise InputError(f'two characters named "{duplicate}"', "unique names", "rename one")
+    """Check the names of characters.
+
+    Raises:
+        InputError: A name that is empty, too long, with line breaks or other control characters, or that differs from
+            another one only in invisible ways: normal form, surrounding spaces or marks of writing direction.
+    """
+    seen: set[str] = set()
+    for name in names:
+        key = name_key(name)
+        if not key:
+            raise InputError("a character with an empty name", "a name", "fill it in")
+        if len(name) > MAX_NAME:
+            problem = f'a character with the name "{name[:40]}..." of {len(name)} characters'
+            raise InputError(problem, f"at most {MAX_NAME} characters", "shorten it")
+        if any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in name):
+            problem = f'a character with the name "{name}"'
+            raise InputError(problem, "a name without line breaks and control characters", "rename it")
+        if key in seen:
+            raise InputError(f'two characters named "{name}"', "unique names", "rename one")
+        seen.add(key)
+
+
+def name_key(name: str) -> str:
+    """A name in the form in which two names are compared: NFC, without surrounding spaces and invisible marks."""
+    visible = "".join(each for each in name if unicodedata.category(each) != "Cf" or each in "\u200c\u200d")
+    return unicodedata.normalize("NFC", visible).strip()
 
 
 def _within(values: Tensor, maximum: float) -> bool:
