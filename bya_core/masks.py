@@ -6,6 +6,7 @@ Shapes: B batch, N characters, M speech streams, T latent frames, h w token rows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -176,6 +177,27 @@ class MaskStatistics:
 
     def __str__(self) -> str:
         return f"{100 * self.coverage:.0f}% of the frame, confidence {self.confidence:.2f}"
+
+
+MIN_COVERAGE = 0.005
+"""Fraction of the frame below which a character is practically absent."""
+MIN_RELATIVE_AREA = 0.1
+"""Characters whose mask covers less than this share of the largest mask have no region."""
+
+
+def mask_notices(names: Sequence[str], masks: Tensor) -> list[str]:
+    """One notice per character without a region.
+
+    Args:
+        names: of the N characters.
+        masks: [N, T, h, w], those that act.
+    """
+    shares = [statistics.coverage for statistics in mask_statistics(masks)]
+    return [
+        f"{name} covers {100 * share:.1f}% of the frame: face and speech may have no effect."
+        for name, share in zip(names, shares, strict=True)
+        if share < max(MIN_COVERAGE, MIN_RELATIVE_AREA * max(shares))
+    ]
 
 
 def mask_statistics(masks: Tensor) -> list[MaskStatistics]:

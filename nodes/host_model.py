@@ -293,6 +293,13 @@ class HostText:
         known = {prompt: self.clip.encode_from_tokens(self.clip.tokenize(prompt)) for prompt in prompts}
         return PrecomputedTextEncoder(known, max_tokens=self._length, dim=self._width).encode(prompts)
 
+    def truncation(self, prompt: str) -> str | None:
+        """How a prompt is cut; None if it is read completely."""
+        from bya_core.encoders.text_t5 import token_truncation
+
+        batches = next(iter(self.clip.tokenize(prompt).values()))
+        return token_truncation(sum(map(len, batches)), self._length)
+
 
 def _fit_host_components(bundle: ModelBundle) -> ModelBundle:
     """Configure components made by ComfyUI for the transformer. Raises InputError if they do not fit."""

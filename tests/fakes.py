@@ -25,6 +25,9 @@ class FakeText:
     def encode(self, prompts: list[str]) -> Tensor:
         return torch.stack([torch.full((5, TEXT), float(len(prompt) % 7)) for prompt in prompts])
 
+    def truncation(self, prompt: str) -> str | None:
+        return None
+
 
 class FakeFace:
     def encode(self, image: Tensor) -> FaceFeatures:

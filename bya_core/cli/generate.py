@@ -87,7 +87,7 @@ class Generate:
         with ProgressBar() as bar:
             bar.stage("Loading model")
             from bya_core.pipelines.long_video import LongVideo
-            from bya_core.pipelines.run_report import build_report, mask_notices
+            from bya_core.pipelines.run_report import build_report
 
             loading = time.perf_counter()
             bundle = self.runtime.load()
@@ -97,7 +97,7 @@ class Generate:
             distribute_guidance(scene.sampling, bundle)
             bar.warn(scene.notices)
             video = self._video(scene, bundle, bar)
-            bar.warn((*video.notices[len(scene.notices) :], *mask_notices(scene, video.masks)))
+            bar.warn(video.notices[len(scene.notices) :])
             bar.stage("Saving")
             report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
             if isinstance(video, LongVideo):

@@ -47,9 +47,9 @@ class Probe:
             bar.stage("Loading model")
             from bya_core.io.files import existing_file
             from bya_core.masks import mask_statistics
+            from bya_core.pipelines.interactive import routing_notices
             from bya_core.pipelines.outputs import RoutingOutputs
             from bya_core.pipelines.prepare import prepare
-            from bya_core.pipelines.run_report import mask_notices
             from bya_core.progress import ProgressTracker
             from bya_core.routing.route import postprocess_masks, predict_masks
 
@@ -64,7 +64,7 @@ class Probe:
             prepared = prepare(scene, bundle, tracker)
             found = predict_masks(prepared, bundle, tracker)
             final = postprocess_masks(found, prepared.scene)
-            bar.warn((*prepared.scene.notices, *final.notices, *mask_notices(prepared.scene, final.masks)))
+            bar.warn((*routing_notices(prepared.scene, final),))
             bar.stage("Saving")
             outputs.write(found, final, prepared, bundle)
         if found.state is not None:

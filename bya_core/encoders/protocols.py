@@ -36,6 +36,10 @@ class TextEncoder(Protocol):
         """Text tokens [B, L, text_dim] of B prompts."""
         ...
 
+    def truncation(self, prompt: str) -> str | None:
+        """How a prompt is cut, such as "has 63 words, of which the model reads 48"; None if it is read completely."""
+        ...
+
 
 @runtime_checkable
 class FaceEncoder(Protocol):

@@ -88,12 +88,12 @@ class T5TextEncoder:
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         )
-        for prompt in prompts:
-            length = len(self.tokenizer(prompt).input_ids)
-            if length > self.max_tokens:
-                log.warning("The prompt has %d tokens and is truncated to %d.", length, self.max_tokens)
         # no attention mask, as in the released code
         return self.model(tokens.input_ids.to(self.device))[0]
+
+    def truncation(self, prompt: str) -> str | None:
+        """How a prompt is cut; None if it is read completely."""
+        return token_truncation(len(self.tokenizer(prompt).input_ids), self.max_tokens)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> T5TextEncoder:
         """Set device and data type, and move the weights if they are loaded; returns `self`."""
@@ -115,6 +115,11 @@ def _dtype_argument(dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype": dtype}
 
 
+def token_truncation(length: int, limit: int) -> str | None:
+    """How a prompt of `length` tokens is cut to `limit`; None if it is not."""
+    return f"has {length} tokens, of which the model reads the first {limit}" if length > limit else None
+
+
 class PrecomputedTextEncoder:
     """Embeddings computed elsewhere, such as by ComfyUI's CLIP loader of type "cogvideox".
 
@@ -129,6 +134,7 @@ class PrecomputedTextEncoder:
 
     def __init__(self, embeddings: Mapping[str, Tensor], *, max_tokens: int = 226, dim: int | None = 4096) -> None:
         self.max_tokens = max_tokens
+        self._lengths = {prompt: embedding.shape[-2] for prompt, embedding in embeddings.items() if embedding.ndim > 1}
         self._embeddings = {prompt: self._fitted(embedding, dim) for prompt, embedding in embeddings.items()}
         if len({embedding.shape for embedding in self._embeddings.values()}) > 1:
             raise InputError("text embeddings of different widths", "one width", "encode all with one text encoder")
@@ -143,6 +149,10 @@ class PrecomputedTextEncoder:
                     "encode it too, or use the text encoder of the model",
                 )
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    def truncation(self, prompt: str) -> str | None:
+        """How a prompt is cut; None if it is read completely."""
+        return token_truncation(self._lengths.get(prompt, 0), self.max_tokens)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PrecomputedTextEncoder:
         """Move the embeddings; returns `self`."""

@@ -20,7 +20,7 @@ from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image
 from bya_core.io.overlay import render_overlay
-from bya_core.masks import MaskControl, mask_statistics
+from bya_core.masks import MaskControl, mask_notices, mask_statistics
 from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.pipelines.sample import Video
 from bya_core.pipelines.window_files import fingerprint
@@ -29,7 +29,7 @@ from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.refine import refine
 from bya_core.scene.compose import parse_matrix
-from bya_core.scene.mask_files import resize_masks
+from bya_core.scene.mask_files import empty_notices, resize_masks
 from bya_core.scene.types import Scene, prompt_at, rotate_speeches
 from bya_core.weights.bundle import ModelBundle
 
@@ -65,13 +65,17 @@ def set_router(
         raise InputError(problem, "one of the two", 'clear the matrix, or set audio_assignment to "given"')
     if audio_assignment == "swapped":
         matrix = rotate_speeches(scene.matrix if matrix is None else matrix)
-    grid = model.grid(scene.num_frames, scene.height, scene.width)
+    grid, notices = model.grid(scene.num_frames, scene.height, scene.width), scene.notices
+    tokens = None if masks is None else images_to_masks(masks, grid, count)
+    if tokens is not None:
+        notices = (*notices, *empty_notices(tokens, scene.names))
     scene = replace(
         scene,
         audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
         bind="auto" if audio_assignment == "auto" else "given",
-        mask_control=None if masks is None else MaskControl(images_to_masks(masks, grid, count)),
+        mask_control=None if tokens is None else MaskControl(tokens),
         routing=router,
+        notices=notices,
     )
     return with_audio_assignment(scene, model)
 
@@ -135,6 +139,8 @@ def edit_masks(
         index = character_index(edit.character, names)
         frames = grid.frames if long_scene is None else (long_scene.num_frames - 1) // grid.time_factor + 1
         mask = images_to_masks(edit.mask, replace(grid, frames=frames), 1, f"the mask of {names[index]}")[0]
+        if edit.strength > 0:
+            empty_notices(mask[None], names[index : index + 1], "the mask")  # raises if it is black
         if long_scene is not None:
             long_scene = replace(long_scene, mask_control=_with_override(long_scene, index, mask, edit))
         masks, strength = torch.zeros_like(routing.masks), torch.zeros(len(names))
@@ -183,10 +189,15 @@ def routing_summary(scene: Scene, routing: Routing, first_window: bool = False) 
     ]
     lines += [f"{name} follows {_speech_of(routing.matrix[:, n], names)}" for n, name in enumerate(names)]
     lines.append(f"masks by the {routing.origin} router, {routing.calls} transformer calls so far")
-    notices = [*scene.notices, *routing.notices]
+    notices = routing_notices(scene, routing)
     if first_window:
         notices.append("These are the masks of the first window; the sampler predicts those of the other windows.")
     return "\n".join([*lines, *(f"note: {notice}" for notice in dict.fromkeys(notices))])
+
+
+def routing_notices(scene: Scene, routing: Routing) -> list[str]:
+    """What the user should know about a scene and its masks, one sentence each."""
+    return list(dict.fromkeys([*scene.notices, *routing.notices, *mask_notices(scene.names, routing.masks)]))
 
 
 def _speech_of(column: Tensor, names: Sequence[str]) -> str:
@@ -250,6 +261,9 @@ def character_index(character: str, names: Sequence[str]) -> int:
         return list(names).index(text)
     if text.isdigit() and 1 <= int(text) <= len(names):
         return int(text) - 1
+    alike = [index for index, name in enumerate(names) if name.strip().casefold() == text.casefold()]
+    if len(alike) == 1:
+        return alike[0]
     known = ", ".join(f"{i + 1} ({name})" for i, name in enumerate(names))
     raise InputError(f'unknown character "{character}"', known, "enter a name or a number")
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.io.media import mix_speeches
-from bya_core.masks import MaskControl
-from bya_core.pipelines.prepare import prepare, speech_features
+from bya_core.masks import MaskControl, mask_notices
+from bya_core.pipelines.prepare import input_notices, prepare, speech_features
 from bya_core.pipelines.sample import decode_latents, denoise_latents, model_notices
 from bya_core.pipelines.window_files import LongVideo, StoredFrames, StoredWindow, WindowFolder, fingerprint
 from bya_core.progress import ProgressCallback, ProgressTracker
@@ -79,13 +79,15 @@ def generate_long(
     """
     job = _Job(scene, model, folder, ProgressTracker(callback))
     rows, masks, joiner = [], [], WindowJoiner()
-    notices = [*job.scene.notices, *model_notices(scene, model)]
+    notices, places = [*job.scene.notices, *model_notices(scene, model)], dict[str, list[int]]()
     for window, stored, fresh in job.run(regenerate, regenerate_seed):
         span = [window.start, window.stop]
         rows.append({"frames": span, "seed": stored.seed, "take": stored.take, "generated": fresh})
         joined = joiner.add(stored.masks.movedim(1, 0), window.latent_lead, window.latent_tail)
         masks.append(joined.movedim(0, 1))
-        notices += [f"Window {window.index + 1}: {notice}" for notice in stored.notices]
+        for notice in dict.fromkeys(stored.notices):
+            places.setdefault(notice, []).append(window.index + 1)
+    notices += [_placed(notice, numbers, len(job.plan)) for notice, numbers in places.items()]
     return LongVideo(
         frames=StoredFrames(job.files, job.plan),
         masks=torch.cat(masks, dim=1),
@@ -100,6 +102,13 @@ def generate_long(
     )
 
 
+def _placed(notice: str, numbers: list[int], windows: int) -> str:
+    """A notice with the numbers of the windows that it is about."""
+    if len(numbers) == windows:
+        return notice
+    return f"Window{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}: {notice}"
+
+
 class _Job:
     """State of one `generate_long` call."""
 
@@ -107,7 +116,8 @@ class _Job:
         self.plan, self.tracker = plan(scene, model), tracker
         self.files = WindowFolder(folder, fingerprint(scene, model))
         self.model = replace(model, text=_CachedEncoder(model.text), face=_CachedEncoder(model.face))
-        self.scene = with_audio_assignment(scene, model, tracker)  # once, from the whole speech
+        scene = with_audio_assignment(scene, model, tracker)  # once, from the whole speech
+        self.scene = replace(scene, notices=(*scene.notices, *input_notices(scene, model)))
         self.colors: tuple[Tensor, Tensor] | None = None
         missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
         _check_disk(folder, missing * scene.height * scene.width * 3)
@@ -145,7 +155,8 @@ class _Job:
         if self.scene.windows.match_colors and self.colors is not None:
             latents = _match_statistics(latents, self.colors)
         frames = decode_latents(latents, self.model, tracker)
-        return StoredWindow(frames, latents.float().cpu(), masks, routing.matrix, seed, take, routing.notices)
+        notices = (*prepared.scene.notices, *routing.notices, *mask_notices(self.scene.names, masks))
+        return StoredWindow(frames, latents.float().cpu(), masks, routing.matrix, seed, take, notices)
 
     def _part(self, window: Window, seed: int, previous: StoredWindow | None) -> Scene:
         """The scene of one window."""
@@ -268,3 +279,7 @@ class _CachedEncoder:
         if key not in self.cache:
             self.cache[key] = self.encoder.encode(inputs)
         return self.cache[key]
+
+    def truncation(self, prompt: str) -> str | None:
+        found: str | None = self.encoder.truncation(prompt) if hasattr(self.encoder, "truncation") else None
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,9 +44,14 @@ def prepare(
     check_fit(scene.first_frame_fit, model.canvas_layout)
     scene = with_audio_assignment(scene, model, tracker)
     grid = model.grid(scene.num_frames, scene.height, scene.width)
+    if features is None:  # a window of a long video does not repeat those of the whole
+        scene = replace(scene, notices=(*scene.notices, *input_notices(scene, model)))
     with tracker.stage("Encoding prompt"):
-        text = model.text.encode([prompt_at(scene, 0.0, scene.seconds)])
+        prompt = prompt_at(scene, 0.0, scene.seconds)
+        text = model.text.encode([prompt])
         negative = model.text.encode([scene.negative_prompt])
+        cut = (prompt_notice("prompt", prompt, model), prompt_notice("negative prompt", scene.negative_prompt, model))
+        scene = replace(scene, notices=(*scene.notices, *filter(None, cut)))
     with tracker.stage("Encoding faces"):
         faces = [_face(character, model) for character in scene.characters]
         identity = torch.stack([face.identity for face in faces])[None].to(model.device, model.dtype)
@@ -74,6 +79,42 @@ def prepare(
             inflate_audio_masks=BACKGROUND_AUDIO[scene.routing.background_audio],
         )
     return Prepared(scene, grid, conditions)
+
+
+def input_notices(scene: Scene, model: ModelBundle) -> Iterator[str]:
+    """Notices on images that the model does not know, and on characters that the first frame does not show."""
+    if model.meter is None:  # photos: the face encoder tells
+        return
+    unknown = [c.name for c in scene.characters if not model.meter.is_portrait(c.image)]
+    if unknown:
+        images = f"the reference image{'s' if len(unknown) > 1 else ''} of {', '.join(unknown)}"
+        yield (
+            f"{model.name} knows drawn puppets on white only, and {images} shows something else, such as a photograph: "
+            "expect no usable video; the released weights are made for people."
+        )
+    elif (frame := first_frame(scene)) is not None:
+        missing = _missing_characters(frame, scene, model)
+        if missing:
+            yield f"The first frame does not show {', '.join(missing)}: face and speech may have no effect."
+
+
+def _missing_characters(frame: Tensor, scene: Scene, model: ModelBundle) -> list[str]:
+    """Names of the characters that the finder of the model does not find in an image [3, H, W]."""
+    if (finder := model.character_finder) is None:
+        return []
+    found = finder.find(frame.to(model.device), [character.image.to(model.device) for character in scene.characters])
+    return [
+        name
+        for n, name in enumerate(scene.names)
+        if not len(found.likeness) or float(found.likeness[:, n].max()) < finder.threshold
+    ]
+
+
+def prompt_notice(what: str, prompt: str, model: ModelBundle) -> str | None:
+    """A notice if the text encoder cuts the prompt."""
+    truncation = getattr(model.text, "truncation", None)  # not every encoder has a limit
+    found = None if truncation is None else truncation(prompt)
+    return f'The {what} "{prompt[:30].strip()}..." {found}: the rest has no effect.' if found else None
 
 
 def _face(character: Character, model: ModelBundle) -> FaceFeatures:

@@ -20,8 +20,6 @@ from bya_core.masks import mask_statistics
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
-MIN_COVERAGE = 0.005  # fraction of the frame below which a character is practically absent
-
 
 class MadeVideo(Protocol):
     """Common interface of `Video` and `LongVideo`."""
@@ -40,15 +38,6 @@ class MadeVideo(Protocol):
     def notices(self) -> tuple[str, ...]: ...
     @property
     def seconds(self) -> dict[str, float]: ...
-
-
-def mask_notices(scene: Scene, masks: Tensor) -> list[str]:
-    """One notice per character whose mask is almost empty; masks [N, T, h, w]."""
-    return [
-        f"{character.name} covers {100 * statistics.coverage:.1f}% of the frame: face and speech may have no effect."
-        for character, statistics in zip(scene.characters, mask_statistics(masks), strict=True)
-        if statistics.coverage < MIN_COVERAGE
-    ]
 
 
 def peak_ram() -> int | None:
@@ -126,7 +115,7 @@ def build_report(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "warnings": [*video.notices, *mask_notices(scene, video.masks)],
+        "warnings": list(video.notices),
         "files": [str(file) for file in files],
     }
 

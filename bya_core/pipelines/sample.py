@@ -14,6 +14,7 @@ from torch import Tensor
 from bya_core.grid import TokenGrid
 from bya_core.io.atomic import check_output
 from bya_core.io.media import mix_speeches, write_video
+from bya_core.masks import mask_notices
 from bya_core.memory.planner import enable_tiled_decoding
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
@@ -71,7 +72,7 @@ def sample(prepared: Prepared, routing: Routing, model: ModelBundle, tracker: Pr
     latents, masks = denoise_latents(prepared, routing, model, tracker)
     frames = decode_latents(latents, model, tracker)
     audio = mix_speeches(scene.sounds, scene.seconds)
-    notices = (*scene.notices, *routing.notices, *model_notices(scene, model))
+    notices = (*scene.notices, *routing.notices, *model_notices(scene, model), *mask_notices(scene.names, masks))
     return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds, scene.fps)
 
 

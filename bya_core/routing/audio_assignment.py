@@ -64,7 +64,7 @@ def assign_audio(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | N
     with (tracker or ProgressTracker()).stage("Matching voices to faces"):
         images = [character.image for character in scene.characters]
         assignment = match_voices(scene.speeches, images, bundle.voice_face, activity)
-    return replace(assignment, notices=tuple(_notices(assignment, voices, names, activity)))
+    return replace(assignment, notices=tuple(_notices(assignment, voices, scene, activity, bundle)))
 
 
 def with_audio_assignment(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Scene:
@@ -177,10 +177,16 @@ def matrix_text(matrix: Tensor, names: Sequence[str]) -> str:
 
 
 def _notices(
-    assignment: AudioAssignment, voices: list[int], names: list[str], activity: VoiceActivity
+    assignment: AudioAssignment, voices: list[int], scene: Scene, activity: VoiceActivity, bundle: ModelBundle
 ) -> Iterator[str]:
+    names, meter = scene.names, bundle.meter
     pairs = matrix_text(assignment.matrix, names)
     yield f"Voices were matched to faces ({pairs}), speech found by {activity.name}."
+    if meter is not None and not all(meter.is_portrait(character.image) for character in scene.characters):
+        yield (
+            f"The network of {bundle.name} that matches voices to faces was trained on drawn puppets and synthetic "
+            f"voices, not on people: check {pairs}, or provide the matrix."
+        )
     confidence = {stream_name(m): float(assignment.confidence[m]) for m in voices}
     low = ", ".join(f"{name} {100 * value:.0f} %" for name, value in confidence.items() if value < CONFIDENCE_THRESHOLD)
     if low:

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from bya_core.config import ProbeConfig
+from bya_core.masks import MIN_RELATIVE_AREA
 from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
 from bya_core.sampling import StepInfo, build_scheduler, denoise
 from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
-
-MIN_RELATIVE_AREA = 0.1
-"""Characters whose mask covers less than this share of the largest mask have no region."""
 
 
 def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> Routing:

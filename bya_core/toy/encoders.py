@@ -56,6 +56,14 @@ class ToyTextEncoder:
                 tokens[row, token] = self._word(word) + 0.5 * position
         return torch.from_numpy(tokens)
 
+    def truncation(self, prompt: str) -> str | None:
+        """How a prompt is cut; None if it is read completely."""
+        words = [word for _, _, word in _words(prompt)]
+        if len(words) <= self.max_words:
+            return None
+        last = words[self.max_words - 1]
+        return f'has {len(words)} words, of which the model reads the first {self.max_words}, up to "{last[:40]}"'
+
     def _word(self, word: str) -> np.ndarray:
         letters = [self._vector(f"{place}:{byte}") for place, byte in enumerate(word.encode())]
         return 0.5 * sum(letters) / math.sqrt(len(letters)) + self._vector(f"word {word}")

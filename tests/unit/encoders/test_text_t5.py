@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import types
 from pathlib import Path
 
@@ -66,11 +65,11 @@ def test_padding_is_not_masked(folder):
     assert (result[0, -1] - result[1, -1]).abs().max() > 1e-4
 
 
-def test_long_prompts_are_truncated_with_a_warning(folder, caplog):
+def test_truncation_of_long_prompts_is_told(folder):
     text = T5TextEncoder(folder, dtype=torch.float32, max_tokens=8)
-    with caplog.at_level(logging.WARNING):
-        result = text.encode([WORDS])
-    assert result.shape == (1, 8, 32) and "truncated to 8" in caplog.text
+    assert text.encode([WORDS]).shape == (1, 8, 32)
+    assert "of which the model reads the first 8" in str(text.truncation(WORDS))
+    assert text.truncation("a") is None
 
 
 def test_model_is_loaded_lazily_and_released(folder):
@@ -104,5 +103,6 @@ def test_precomputed_embeddings_of_other_sizes(caplog):
     result = text.encode(["a", "b"])
     assert result.shape == (2, 226, 4096) and result[1, 100:].abs().max() == 0 and result[0].min() == 1
     assert ["truncated" in caplog.messages[0], "padded" in caplog.messages[1]] == [True, True]
+    assert "has 300 tokens" in str(text.truncation("a")) and text.truncation("b") is None
     with pytest.raises(InputError, match='type "cogvideox"'):
         PrecomputedTextEncoder({"a": torch.ones(1, 77, 768)})

@@ -16,7 +16,7 @@ from bya_core.config import RouterConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.masks import MaskControl, mask_statistics
 from bya_core.pipelines.generate import Progress, Video, generate
-from bya_core.pipelines.run_report import build_report, mask_notices, peak_ram
+from bya_core.pipelines.run_report import build_report, peak_ram
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
 from tests.fakes import RATE, fake_bundle, tone
@@ -148,8 +148,7 @@ def test_build_report(bundle: ModelBundle) -> None:
     report = build_report(scene, Path("scene.json"), bundle, video, {"loading": 1.0}, [Path("a.mp4")])
     assert [character["speech_of"] for character in report["characters"]] == [[], ["c0"]]
     assert report["characters"][0]["mask"] == {"coverage": 0.0, "confidence": 0.0}
-    assert report["warnings"] == ["careful", *mask_notices(scene, video.masks)]
-    assert len(report["warnings"]) == 3
+    assert report["warnings"] == ["careful"]
     assert report["seconds"]["total"] == pytest.approx(1.0 + sum(video.seconds.values()), abs=0.01)
     assert report["peak_memory"]["ram_gb"] > 0
     assert report["model"]["name"] == "toy" and report["seed"] == 0 and report["files"] == ["a.mp4"]
