@@ -25,7 +25,10 @@ _IN_NETWORK = 15.0  # smallest face in pixels of the network input
 _MIN_FACE = 24.0  # smallest face in pixels of the image
 _MAX_SIDE = 960  # of the network input in pixels: the smallest face grows with images that are larger
 _LEVEL = 4.0  # ratio of consecutive scales; a scale finds faces of 15 to 100 pixels of its input
+_RELIABLE = 20.0  # pixels of the network input: boxes of smaller faces are left to the next finer scale
+_BORDER = 16  # black pixels around the coarsest input: faces that fill the image
 _OVERLAP = 0.3  # IoU of detections that are averaged
+_INSIDE = 0.7  # of the area of a detection inside a better one: parts of a face taken for a face
 _FACE_TO_SQUARE = 1.5  # side of the crop for the mesh over the side of the face
 _BATCH = 16
 
@@ -122,8 +125,12 @@ class FaceMesh:
                 if self.device.type != "cpu":
                     images = images.to(self.device).float()
                 images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).float()
-                for offset, detections in enumerate(self._run_detector(images.to(self.device) / 255.0)):
-                    boxes, points = detections.boxes * scale, detections.points * scale
+                border = _BORDER if scale == scales[-1] else 0
+                images = F.pad(images.to(self.device) / 255.0, (border,) * 4)
+                for offset, detections in enumerate(self._run_detector(images)):
+                    if position > 0:
+                        detections = detections[_sizes(detections.boxes) >= _RELIABLE]
+                    boxes, points = (detections.boxes - border) * scale, (detections.points - border) * scale
                     found[start + offset].append(Detections(boxes, points, detections.scores))
         return [_merged(parts) for parts in found]
 
@@ -217,8 +224,15 @@ def _merged(parts: list[Detections]) -> Detections:
     low = np.maximum(boxes[kept, None, :2], boxes[None, :, :2])
     high = np.minimum(boxes[kept, None, 2:], boxes[None, :, 2:])
     both = np.clip(high - low, 0, None).prod(-1)
-    sizes = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1)
-    union = sizes[kept, None] + sizes[None] - both
+    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1)
+    union = areas[kept, None] + areas[None] - both
     weights = np.where(both > _OVERLAP * union, scores, 0.0)
     weights /= weights.sum(1, keepdims=True)
-    return Detections(weights @ boxes, np.einsum("kn,npc->kpc", weights, points), scores[kept])
+    inside = np.triu(both[:, kept] > _INSIDE * areas[None, kept], 1).any(0)
+    merged = Detections(weights @ boxes, np.einsum("kn,npc->kpc", weights, points), scores[kept])
+    return merged[~inside]
+
+
+def _sizes(boxes: np.ndarray) -> np.ndarray:
+    """Mean of width and height of boxes [..., 4]."""
+    return (boxes[..., 2:] - boxes[..., :2]).mean(-1)

@@ -25,6 +25,11 @@ _SEARCH = 3.0  # side of the searched square over the side of the face
 _NEAR = 1.0  # largest distance of a linked detection from the predicted position, in face sizes
 _LOST = 75  # frames after which a lost face becomes a new track
 _ALIKE = 0.75  # smallest similarity of appearance of a face that was lost and found again
+_SAME = 0.5  # the same of a face found in the previous keyframe
+_ACROSS_CUT = 0.9  # the same of a face at the same place after a cut, or a flash taken for one
+_CUT = (20.0, 4.0)  # smallest mean difference of a frame to the last one at a cut: absolute, and over the median around
+_NEW, _CONFIRMED = 0.55, 0.65  # smallest first and best score of a track
+_GROWTH = 0.7  # largest change of the logarithm of the size between linked detections
 _DRIFT = 0.12  # of the side of the square: a larger deviation of the mesh from its center calls for a second pass
 _SHORTEST = 5  # frames; shorter tracks in longer videos are discarded
 
@@ -109,18 +114,33 @@ def track_faces(frames: np.ndarray, mesh: FaceMesh | None = None, max_faces: int
     mesh = mesh or FaceMesh()
     length = len(frames)
     keyframes = sorted({*range(0, length, _STEP), *([length - 1] if length else [])})
+    shots = np.cumsum(np.isin(np.arange(length), find_cuts(frames)))
     paths: list[_Path] = []
     for start in range(0, len(keyframes), _CHUNK):
         chosen = keyframes[start : start + _CHUNK]
         for frame, detections in zip(chosen, _detect(mesh, frames, chosen, start), strict=True):
-            _link(mesh, frames, paths, frame, detections)
+            _link(mesh, frames, paths, frame, detections, shots)
+    paths = [path for path in paths if max(path.scores) >= _CONFIRMED]
     for path in paths:
-        _extend_back(mesh, frames, path, keyframes)
-    tracks = [_fill(mesh, frames, path) for path in paths if len(path.frames) > 1 or length <= _STEP]
+        same_shot = [k for k in keyframes if shots[k] == shots[path.frames[0]]]
+        _extend_back(mesh, frames, path, same_shot)
+    tracks = [_fill(mesh, frames, path, shots) for path in paths if len(path.frames) > 1 or length <= _STEP]
     shortest = min(_SHORTEST, length)
     tracks = _without_duplicates([track for track in tracks if track.visible.sum() >= shortest])
     tracks = sorted(tracks, key=lambda track: -int(track.visible.sum()))[:max_faces]
     return sorted(tracks, key=lambda track: float(np.nanmedian(track.boxes[:, 0] + track.boxes[:, 2])))
+
+
+def find_cuts(frames: np.ndarray) -> np.ndarray:
+    """Frames in which a new shot begins, from the differences of consecutive frames uint8 [F, H, W, 3]."""
+    rows, columns = (max(1, side // 32) for side in frames.shape[1:3])
+    small = np.ascontiguousarray(frames[:, rows // 2 :: rows, columns // 2 :: columns])
+    differences = np.zeros(len(small))
+    for f in range(1, len(small)):
+        differences[f] = np.abs(small[f].astype(np.int16) - small[f - 1]).mean()
+    candidates = np.flatnonzero(differences > _CUT[0])
+    usual = [np.median(differences[max(1, f - 12) : f + 13]) for f in candidates]
+    return candidates[differences[candidates] > _CUT[1] * np.array(usual)]
 
 
 def _detect(mesh: FaceMesh, frames: np.ndarray, chosen: list[int], start: int) -> list[Detections]:
@@ -149,7 +169,9 @@ def _looks(frames: np.ndarray, frame: int, boxes: np.ndarray) -> np.ndarray:
     return F.normalize(patches - 0.4, dim=1).numpy()
 
 
-def _link(mesh: FaceMesh, frames: np.ndarray, paths: list[_Path], frame: int, found: Detections) -> None:
+def _link(
+    mesh: FaceMesh, frames: np.ndarray, paths: list[_Path], frame: int, found: Detections, shots: np.ndarray
+) -> None:
     """Continue the paths with the detections of a keyframe, search lost ones locally, start new paths."""
     from scipy.optimize import linear_sum_assignment
 
@@ -157,25 +179,32 @@ def _link(mesh: FaceMesh, frames: np.ndarray, paths: list[_Path], frame: int, fo
     looks = _looks(frames, frame, found.boxes)
     free = np.ones(len(found), bool)
     matched: set[int] = set()
-    if alive and len(found):
-        cost = np.stack([_cost(path, frame, found, looks) for path in alive])
-        for row, column in zip(*linear_sum_assignment(np.minimum(cost, 1e3)), strict=True):
-            if cost[row, column] < 1e3:
-                alive[row].add(frame, found, column, looks[column])
-                free[column] = False
-                matched.add(row)
+    recent = [frame - path.frames[-1] <= _STEP for path in alive]
+    for group in (True, False):  # faces seen a moment ago take precedence over lost ones
+        rows = [k for k in range(len(alive)) if recent[k] == group]
+        columns = np.flatnonzero(free)
+        if not rows or not columns.size:
+            continue
+        cost = np.stack([_cost(alive[k], frame, found[columns], looks[columns], shots) for k in rows])
+        for i, j in zip(*linear_sum_assignment(np.minimum(cost, 1e3)), strict=True):
+            if cost[i, j] < 1e3:
+                alive[rows[i]].add(frame, found, int(columns[j]), looks[columns[j]])
+                free[columns[j]] = False
+                matched.add(rows[i])
     missing = [path for k, path in enumerate(alive) if k not in matched and frame - path.frames[-1] <= 2 * _STEP]
+    missing = [path for path in missing if shots[path.frames[-1]] == shots[frame]]
     if missing:
         _search(mesh, frames, missing, frame, [path.boxes[-1] for path in paths if path.frames[-1] == frame])
     taken = [path.boxes[-1] for path in paths if path.frames[-1] == frame]
-    for k in np.flatnonzero(free):
-        if not _overlaps(found.boxes[k], taken):
-            path = _Path()
-            path.add(frame, found, int(k), looks[k])
-            paths.append(path)
+    new = [k for k in np.flatnonzero(free) if found.scores[k] >= _NEW and not _overlaps(found.boxes[k], taken)]
+    meshes = mesh.meshes(frames, squares(np.full(len(new), frame), found[new]))
+    for k, presence in zip(new, meshes.presence, strict=True):
+        if presence >= mesh.min_presence:
+            paths.append(_Path())
+            paths[-1].add(frame, found, int(k), looks[k])
 
 
-def _cost(path: _Path, frame: int, found: Detections, looks: np.ndarray) -> np.ndarray:
+def _cost(path: _Path, frame: int, found: Detections, looks: np.ndarray, shots: np.ndarray) -> np.ndarray:
     """Cost of continuing a path with each detection; 1e3 and more: impossible."""
     assert path.look is not None
     box = path.predicted(frame)
@@ -184,9 +213,11 @@ def _cost(path: _Path, frame: int, found: Detections, looks: np.ndarray) -> np.n
     ratio = np.abs(np.log(np.maximum(sizes, 1e-3) / max(float(size), 1e-3)))
     alike = looks @ path.look / max(float(np.linalg.norm(path.look)), 1e-6)
     gap = frame - path.frames[-1]
-    near = (distance < _NEAR * (1 + 0.5 * max(0, gap // _STEP - 1))) & (ratio < 0.7)
-    if gap > 2 * _STEP:
-        near &= alike > _ALIKE
+    near = (distance < _NEAR * (1 + 0.5 * max(0, gap // _STEP - 1))) & (ratio < _GROWTH)
+    if shots[path.frames[-1]] != shots[frame]:
+        near &= (alike > _ACROSS_CUT) & (distance < _NEAR / 2)
+    else:
+        near &= alike > (_ALIKE if gap > 2 * _STEP else _SAME)
     return np.where(near, distance + ratio + 2.0 * (1.0 - alike) + 0.02 * gap, 1e4)
 
 
@@ -207,7 +238,8 @@ def _search(
     results = []
     for path, box, detections in zip(paths, boxes, mesh.detections_in(frames, around), strict=True):
         distance = np.linalg.norm(_center(detections.boxes) - _center(box), axis=-1) / _size(box)
-        order = [int(k) for k in np.argsort(distance) if distance[k] < _NEAR]
+        ratio = np.abs(np.log(np.maximum(_size(detections.boxes), 1e-3) / _size(box)))
+        order = [int(k) for k in np.argsort(distance) if distance[k] < _NEAR and ratio[k] < _GROWTH]
         order = [k for k in order if not _overlaps(detections.boxes[k], taken)][:1]
         for k in order:
             path.add(frame, detections, k, _looks(frames, frame, detections.boxes[[k]])[0], front)
@@ -223,7 +255,7 @@ def _extend_back(mesh: FaceMesh, frames: np.ndarray, path: _Path, keyframes: lis
             return
 
 
-def _fill(mesh: FaceMesh, frames: np.ndarray, path: _Path) -> FaceTrack:
+def _fill(mesh: FaceMesh, frames: np.ndarray, path: _Path, shots: np.ndarray) -> FaceTrack:
     """Meshes in every frame near the detections of a path, in squares interpolated between them."""
     length = len(frames)
     known = np.array(path.frames)
@@ -231,7 +263,8 @@ def _fill(mesh: FaceMesh, frames: np.ndarray, path: _Path) -> FaceTrack:
     at = squares(known, detected)
     wanted = np.zeros(length, bool)
     for frame in known:
-        wanted[max(0, frame - _STEP + 1) : frame + _STEP] = True
+        around = slice(max(0, frame - _STEP + 1), frame + _STEP)
+        wanted[around] |= shots[around] == shots[frame]
     chosen = np.flatnonzero(wanted)
     turn = np.unwrap(at.angle)
     columns = [np.interp(chosen, known, values) for values in (*at.center.T, at.side, turn)]
