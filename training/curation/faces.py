@@ -241,26 +241,11 @@ def tracks_to_array(tracks: list[Track]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 7)
 
 
-def interpolate(known: np.ndarray, values: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Linearly interpolate values [K, ...] at frames `known` [K] (ascending) to frames [F]; the ends are held."""
-    after = np.clip(np.searchsorted(known, frames), 1, max(1, len(known) - 1))
-    before = after - 1
-    after = np.minimum(after, len(known) - 1)
-    weights = np.clip((frames - known[before]) / np.maximum(known[after] - known[before], 1), 0, 1)
-    weights = weights.reshape(-1, *(1,) * (values.ndim - 1))
-    return (1 - weights) * values[before] + weights * values[after]
-
-
 def boxes_at(rows: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Interpolated boxes [F,4] of one track (its rows of `tracks_to_array`)."""
-    return interpolate(rows[:, 1], rows[:, 2:6], frames)
+    """Linearly interpolated boxes [F,4] of one track (its rows of `tracks_to_array`), constant beyond its ends."""
+    return np.stack([np.interp(frames, rows[:, 1], rows[:, 2 + axis]) for axis in range(4)], axis=-1)
 
 
 def relative_points(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Mesh points [..., P, 2] in pixels as fractions of their boxes [..., 4]."""
     return (points - boxes[..., None, :2]) / np.maximum(boxes[..., None, 2:] - boxes[..., None, :2], 1e-6)
-
-
-def absolute_points(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Inverse of `relative_points`."""
-    return points * (boxes[..., None, 2:] - boxes[..., None, :2]) + boxes[..., None, :2]

@@ -299,6 +299,14 @@ def clip_boxes(record: Record, size: tuple[int, int], context: bool = False) -> 
     return boxes[:, offset : offset + record.num_frames]
 
 
+def clip_points(record: Record, size: tuple[int, int], context: bool = False) -> np.ndarray:
+    """Face meshes float32 [N,F,468,2] in pixels of the clip's crop resized to `size`; NaN where a face is hidden."""
+    boxes = clip_boxes(record, size, context)[:, :, None]
+    points = record.array("points").astype(np.float32)
+    offset = 0 if context else record.start - record.data["context"][0]
+    return boxes[..., :2] + points[:, offset : offset + boxes.shape[1]] * (boxes[..., 2:] - boxes[..., :2])
+
+
 def face_crops(record: Record, max_side: int, context: bool) -> np.ndarray:
     """Face crops of a clip, framed as SyncNet expects: uint8 [N,F,224,224,3]."""
     size = model_size(record, max_side)

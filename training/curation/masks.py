@@ -11,7 +11,8 @@ from bya_core.encoders.face.matching import body_boxes
 from bya_core.encoders.segmentation import Segmenter
 from bya_core.evaluation.mask_metrics import iou
 from bya_core.validation import validated
-from training.curation.footage import clip_boxes, clip_frames, model_size
+from training.curation.footage import clip_boxes, clip_frames, clip_points, model_size
+from training.curation.mesh_models import MeshSegmenter
 from training.curation.models import ModelChoice, ModelOption
 from training.curation.record import Record
 from training.curation.stage import Stage, UnusableFootage
@@ -22,7 +23,8 @@ class MaskSettings:
     """Options of segmentation.
 
     Args:
-        segmenter: video segmentation model; "none" computes no masks, and no shards can be written.
+        segmenter: video segmentation model; "mesh" needs no download, but face meshes (faces.detector: blazeface);
+            "none" computes no masks, and no shards can be written.
         prompt: box prompt: "face" = detected face box; "body" = head, shoulders and chest around it.
         max_side: longer side of the model input in pixels.
         min_face_coverage: minimum fraction of every face box (mean over the clip) covered by its mask.
@@ -44,7 +46,7 @@ class Masks(Stage):
 
     def __call__(self, record: Record) -> list[Record]:
         settings: MaskSettings = self.settings
-        segmenter: Segmenter | None = self.model("segmenter")
+        segmenter: Segmenter | MeshSegmenter | None = self.model("segmenter")
         if segmenter is None:
             return [record]
         size = model_size(record, settings.max_side)
@@ -54,7 +56,10 @@ class Masks(Stage):
             prompts = body_boxes(prompts)
         limit = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
         prompts = torch.minimum(prompts.clamp(min=0), limit)
-        masks = segmenter.segment(torch.from_numpy(frames.copy()), prompts).cpu().numpy() > 0.5
+        if isinstance(segmenter, MeshSegmenter):
+            masks = segmenter.segment_faces(frames.copy(), boxes, clip_points(record, size))
+        else:
+            masks = segmenter.segment(torch.from_numpy(frames.copy()), prompts).cpu().numpy() > 0.5
         expected = (len(boxes), *frames.shape[:3])
         if masks.shape != expected:
             raise UnusableFootage(f"invalid segmenter output {masks.shape}, expected {expected}")

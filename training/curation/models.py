@@ -146,6 +146,7 @@ MODELS: dict[Task, dict[str, ModelEntry]] = {
     },
     "segmenter": {
         "none": ModelEntry(_REAL + "no_model", "no masks; shards cannot be written"),
+        "mesh": ModelEntry("training.curation.mesh_models:MeshSegmenter", "face mesh and selfie segmentation"),
         "sam2": ModelEntry(_REAL + "sam2", "SAM 2.1 video of transformers"),
         "puppet": ModelEntry(_PUPPET + "PuppetSegmenter", "puppets by color and outline", puppet_only=True),
     },

@@ -20,7 +20,7 @@ import numpy as np
 
 from bya_core.errors import InputError
 from bya_core.validation import Field, validated
-from training.curation.faces import box_iou, boxes_at, interpolate
+from training.curation.faces import box_iou, boxes_at
 from training.curation.record import Record, digest
 from training.curation.stage import Stage
 
@@ -168,9 +168,11 @@ class Segments(Stage):
             reference=[_select_reference(track.rows, start, end) for track in tracks],
         )
         if all(track.points is not None for track in tracks):
-            known = [(track.rows[:, 1], track.points) for track in tracks]
-            points = np.stack([interpolate(frames, values, np.arange(*context)) for frames, values in known])
-            clip = clip.with_arrays(points=points.astype(np.float16))
+            points = np.full((*boxes.shape[:2], *tracks[0].points.shape[1:]), np.nan, np.float16)
+            for own, track in zip(points, tracks, strict=True):
+                inside = (track.rows[:, 1] >= context[0]) & (track.rows[:, 1] < context[1])
+                own[track.rows[inside, 1].astype(int) - context[0]] = track.points[inside]
+            clip = clip.with_arrays(points=points)
         return clip.with_arrays(boxes=boxes.astype(np.float32))
 
     def _crop(self, boxes: np.ndarray, width: int, height: int) -> tuple[float, float, float, float] | None:
