@@ -35,6 +35,10 @@ class OutOfMemory(InputError):
     """The memory of the machine or of the GPU is exhausted."""
 
 
+class WriteError(InputError):
+    """An output cannot be written, for example because the disk is full; the input is valid."""
+
+
 class Cancelled(RuntimeError):
     """Raised when the caller cancels a run. No partial output is left."""
 

@@ -13,7 +13,7 @@ import tyro
 
 from bya_core.cli.guard import run_guarded
 from bya_core.cli.parsing import parse
-from bya_core.io.atomic import check_outside_package
+from bya_core.io.outputs import check_outside_package
 
 T = TypeVar("T")
 REDUCE = "lower the batch size, the size or length of the clips, or the number of processes"

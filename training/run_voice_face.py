@@ -31,8 +31,9 @@ if __package__ in (None, ""):  # started as a script: make the packages beside i
 from bya_core.encoders.vad import VoiceActivityName, load_voice_activity
 from bya_core.encoders.voice_face import VoiceFace, VoiceFaceMatcher, VoiceFaceNetwork, VoiceTower
 from bya_core.errors import InputError
-from bya_core.io.atomic import atomic_write, check_output
+from bya_core.io.atomic import atomic_write
 from bya_core.io.files import existing_file
+from bya_core.io.outputs import check_output
 from bya_core.routing.audio_assignment import match_voices
 from bya_core.scene.types import Speech
 from training.benchmark.scenes import HELD_OUT

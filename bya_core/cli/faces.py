@@ -38,11 +38,15 @@ class Faces:
     models_dir: Annotated[Path | None, optional("Folder to search for models first.")] = None
 
     def run(self) -> int:
-        from bya_core.io.atomic import AtomicFiles, check_output
+        from bya_core.io.atomic import atomic_write
+        from bya_core.io.inputs import note_input
         from bya_core.io.media import read_image
+        from bya_core.io.outputs import check_output
 
-        path = check_output(self.output, (".png",), "the preview")
         named = [item for each in self.images for item in _named_images(each)]
+        for each in (*self.images, *(image for _, image in named)):
+            note_input(each)
+        path = check_output(self.output, (".png",), "the preview")
         if not named:
             raise InputError("no images", "at least one image or scene file", "add one")
         images = [(name, read_image(each)) for name, each in named]
@@ -57,8 +61,8 @@ class Faces:
             rows.append(detected.preview())
             warn(f"{name}: {notice}" for notice in detected.notices)
         if rows:
-            with AtomicFiles() as files:
-                _stack(rows).save(files.at(path))
+            with atomic_write(path) as temporary:
+                _stack(rows).save(temporary)
             report_saved(path)
         return 0 if len(rows) == len(images) else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,11 +81,12 @@ class Generate:
         from bya_core.pipelines.outputs import Outputs
 
         outputs = Outputs(self.output, self.files.masks, self.files.overlay, self.files.json)
-        state = () if self.resume_from is None else (existing_file(self.resume_from, "the state"),)
-        outputs.check(inputs=(existing_file(self.scene, "the scene"), *state))
-        self.sampling.check(self.scene)
+        if self.resume_from is not None:
+            existing_file(self.resume_from, "the state")
+        self.sampling.check(existing_file(self.scene, "the scene"))
+        outputs.check()
         start = time.perf_counter()
-        with ProgressBar() as bar:
+        with ProgressBar() as bar, ExitStack() as stack:
             bar.stage("Loading model")
             from bya_core.pipelines.long_video import LongVideo
             from bya_core.pipelines.run_report import build_report
@@ -96,7 +98,7 @@ class Generate:
             scene = self.sampling.load_scene(self.scene, bundle.defaults)
             distribute_guidance(scene.sampling, bundle)
             bar.warn(scene.notices)
-            video = self._video(scene, bundle, bar)
+            video = self._video(scene, bundle, bar, stack)
             bar.warn(video.notices[len(scene.notices) :])
             bar.stage("Saving")
             report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
@@ -110,16 +112,23 @@ class Generate:
         report_saved(*outputs.wanted)
         return 0
 
-    def _video(self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback) -> Video | LongVideo:
-        """Raises Paused if a long video is cancelled: finished windows are kept."""
+    def _video(
+        self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback, stack: ExitStack
+    ) -> Video | LongVideo:
+        """The video; `stack` keeps the folder of the windows of a long one locked.
+
+        Raises Paused if a long video is cancelled: finished windows are kept.
+        """
         from bya_core.pipelines.generate import generate
         from bya_core.pipelines.long_video import generate_long, plan
+        from bya_core.pipelines.window_files import locked_windows
 
         if self.resume_from is not None:
             return resume(scene, bundle, self.resume_from, callback)
         folder, options = self.long_video.folder(self.output), self.long_video
         if options.work_dir is None and options.regenerate is None and len(plan(scene, bundle)) == 1:
             return generate(scene, bundle, callback)
+        stack.enter_context(locked_windows(folder))
         try:
             return generate_long(
                 scene, bundle, folder, callback, regenerate=options.regenerate, regenerate_seed=options.regenerate_seed

@@ -8,17 +8,20 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from bya_core.errors import Cancelled, InputError, Paused, one_line, out_of_memory
+from bya_core.errors import Cancelled, InputError, Paused, WriteError, one_line, out_of_memory
+from bya_core.io.console import console
+from bya_core.io.inputs import protect_inputs
+from bya_core.io.interrupts import interruptible
 
-SUCCESS, FAILED, BAD_INPUT, STOPPED, CLOSED = 0, 1, 2, 130, 141
-"""Exit codes: done, failed, invalid input, interrupted, and output that nobody reads."""
+SUCCESS, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+"""Exit codes: done, failed, invalid input, interrupted."""
 
 TRACEBACK = "BYA_TRACEBACK"
 """Environment variable that shows the traceback of an internal error."""
 
 
 def run_guarded(
-    action: Callable[[], int | None], reduce: str, interrupted: str = "Cancelled; nothing was saved"
+    action: Callable[[], int | None], reduce: str, interrupted: str = "Cancelled; no unfinished files were left"
 ) -> int:
     """Run a command and report its failure on stderr.
 
@@ -30,14 +33,16 @@ def run_guarded(
     Returns:
         The exit code.
     """
+    with console(), protect_inputs():
+        return _guarded(action, reduce, interrupted)
+
+
+def _guarded(action: Callable[[], int | None], reduce: str, interrupted: str) -> int:
     try:
-        code = action()
-        if sys.stdout is not None:
+        with interruptible():
+            code = action()
             sys.stdout.flush()
         return code or SUCCESS
-    except BrokenPipeError:
-        _discard_output()
-        return CLOSED
     except (Cancelled, KeyboardInterrupt) as stopped:
         _say(f"Cancelled; {one_line(str(stopped))}" if isinstance(stopped, Paused) else interrupted)
         return STOPPED
@@ -51,6 +56,7 @@ def _report(error: Exception, reduce: str) -> int:
         _say(f"error: {exhausted}")
     elif isinstance(error, InputError):
         _say(f"error: {error}")
+        return FAILED if isinstance(error, WriteError) else BAD_INPUT
     elif isinstance(error, OSError):  # such as a full disk
         _say(f"error: {one_line(str(error))}")
         return FAILED
@@ -67,9 +73,3 @@ def _say(text: str) -> None:
     """Print a line to stderr, which may be closed."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-
-
-def _discard_output() -> None:
-    """Redirect stdout, which nobody reads any more, so that Python does not complain when it exits."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

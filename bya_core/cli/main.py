@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import signal
 import sys
 import textwrap
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 from bya_core import __version__
@@ -26,7 +24,7 @@ from bya_core.cli.processes import world_size
 from bya_core.cli.report import Report
 from bya_core.cli.selftest import Selftest
 from bya_core.cli.timeline import Timeline
-from bya_core.errors import Cancelled, InputError
+from bya_core.errors import InputError
 
 __all__ = ["BAD_INPUT", "COMMANDS", "FAILED", "STOPPED", "main"]
 
@@ -75,12 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    previous = signal.signal(signal.SIGTERM, _cancel)
     kind = COMMANDS.get(words[0]) if words else None
-    try:
-        return run_guarded(lambda: _run(words), REDUCE.get(kind, "use a machine with more memory"))  # type: ignore[arg-type]
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_guarded(lambda: _run(words), REDUCE.get(kind, "use a machine with more memory"))  # type: ignore[arg-type]
 
 
 def _run(words: list[str]) -> int:
@@ -99,7 +93,3 @@ def _run(words: list[str]) -> int:
         raise InputError(f"{count} processes", "one, except for generate", "start it without torchrun")
     code: int = command.run()
     return code
-
-
-def _cancel(number: int, frame: FrameType | None) -> None:
-    raise Cancelled(f"signal {number}")

@@ -54,8 +54,8 @@ class Probe:
             from bya_core.routing.route import postprocess_masks, predict_masks
 
             outputs = RoutingOutputs(self.output, self.masks, self.overlay)
-            outputs.check(inputs=(existing_file(self.scene, "the scene"),))
-            self.sampling.check(self.scene)
+            self.sampling.check(existing_file(self.scene, "the scene"))
+            outputs.check()
             bundle = self.runtime.load()
             bar.stage("Reading scene")
             scene = self.sampling.load_scene(self.scene, bundle.defaults)

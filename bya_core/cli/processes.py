@@ -13,13 +13,13 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bya_core.errors import InputError
+from bya_core.io.workspace import temporary_folder
 
 if TYPE_CHECKING:
     from bya_core.cli.generate import Generate
@@ -69,8 +69,8 @@ def joined(command: Generate) -> Iterator[Generate]:
             dist.barrier()  # the others have copied the finished windows
             yield command
             return
-        with tempfile.TemporaryDirectory(prefix="bya_") as folder:
-            redirected = _redirected(command, Path(folder))
+        with temporary_folder() as folder:
+            redirected = _redirected(command, folder)
             dist.barrier()
             with _silence():
                 yield redirected

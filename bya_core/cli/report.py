@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,8 +23,8 @@ class Report:
 
     video: Annotated[Positional[Path], arg(help="Video file, of this or any other system.")]
     scene: Annotated[Path, arg(help="Scene file with the characters and their speech.")]
-    output: Annotated[Path | None, output("Image to save (png). Default: VIDEO.binding.png.", "")] = None
-    json: Annotated[Path | None, optional("Report to save (json). Default: VIDEO.binding.json.")] = None
+    output: Annotated[Path | None, output("Image to save (png). Without both: VIDEO.binding.png and .json.", "")] = None
+    json: Annotated[Path | None, optional("Report to save (json).")] = None
     masks: Annotated[
         Path | None, optional("Character masks of the video (npz). Without it characters are detected.")
     ] = None
@@ -34,22 +33,33 @@ class Report:
     ] = "auto"
 
     def run(self) -> int:
-        from bya_core.io.atomic import AtomicFiles, check_output
+        from bya_core.io.atomic import AtomicFiles, write_json
         from bya_core.io.files import existing_file
+        from bya_core.io.outputs import check_output
+        from bya_core.scene.schema import read_scene_file
 
-        image = check_output(self.output or self.video.with_suffix(".binding.png"), (".png",), "the image")
-        data = check_output(self.json or self.video.with_suffix(".binding.json"), (".json",), "the report")
         existing_file(self.video, "the video")
-        existing_file(self.scene, "the scene")
+        if self.masks is not None:
+            existing_file(self.masks, "the masks")
+        read_scene_file(existing_file(self.scene, "the scene"))
+        image, data = self.output, self.json
+        if image is None and data is None:
+            image, data = self.video.with_suffix(".binding.png"), self.video.with_suffix(".binding.json")
+        if image is not None:
+            check_output(image, (".png",), "the image")
+        if data is not None:
+            check_output(data, (".json",), "the report")
         from bya_core.evaluation.video_file import measure_file
 
         report = measure_file(self.video, self.scene, self.masks, self.people)
         figures = {"video": str(self.video), "scene": str(self.scene)} | report.metrics
         figures["text"] = report.text.splitlines()
         with AtomicFiles() as files:
-            report.picture.save(files.at(image))
-            files.at(data).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if image is not None:
+                report.picture.save(files.at(image))
+            if data is not None:
+                write_json(files.at(data), figures)
         print(report.text)
         print("Binding: " + {True: "passed", False: "FAILED", None: "inconclusive"}[report.metrics["passed"]])
-        report_saved(image, data)
+        report_saved(*(path for path in (image, data) if path is not None))
         return NOT_BOUND if report.metrics["passed"] is False else 0

@@ -20,12 +20,13 @@ class Timeline:
     model: Annotated[str, arg(help=MODEL + " Its size is used if the scene has none.", metavar="MODEL")] = "toy"
 
     def run(self) -> int:
-        from bya_core.io.atomic import AtomicFiles, check_output
+        from bya_core.io.atomic import atomic_write
         from bya_core.io.files import existing_file
+        from bya_core.io.outputs import check_output
         from bya_core.scene.schema import read_scene_file
 
-        path = check_output(self.output, (".png",), "the timeline")
         read_scene_file(existing_file(self.scene, "the scene"))
+        path = check_output(self.output, (".png",), "the timeline")
         from bya_core.evaluation.timeline_plot import draw_timeline, window_spans
         from bya_core.scene.loader import load_scene
         from bya_core.weights.loader import load_defaults
@@ -34,7 +35,7 @@ class Timeline:
         scene = load_scene(self.scene, defaults)
         warn(scene.notices)
         image = draw_timeline(scene, windows=window_spans(scene, defaults))
-        with AtomicFiles() as files:
-            image.save(files.at(path))
+        with atomic_write(path) as temporary:
+            image.save(temporary)
         report_saved(path)
         return 0

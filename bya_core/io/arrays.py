@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from bya_core.errors import InputError
-from bya_core.io.container import existing_file
+from bya_core.io.files import existing_file
 
 MAX_BYTES = 1 << 29  # of one array
 ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError, RuntimeError,

@@ -21,11 +21,11 @@ from bya_core.io.container import (
     Damage,
     declared_seconds,
     decode_packets,
-    existing_file,
     open_media,
     time_zero,
     usable_stream,
 )
+from bya_core.io.files import existing_file
 from bya_core.io.ogg import ends_early
 
 MIN_RATE, MAX_RATE = 2_000, 768_000  # Hz

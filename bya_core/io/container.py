@@ -24,21 +24,6 @@ MAX_ERRORS = 10_000  # undecodable packets after which reading stops
 JUMP = 600.0  # seconds; larger steps of the time stamps are errors of the file
 
 
-def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """The path of an existing file; `what` names it in the InputError that is raised otherwise."""
-    path = Path(path)
-    try:
-        found, folder = path.is_file(), path.is_dir()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-        raise InputError(f"{what} has an impossible path ({error})", "the path of a file", "check the path") from error
-    if not found:
-        other = path.exists() and not folder
-        problem = "is a folder" if folder else "is not a regular file" if other else "does not exist"
-        hint = "check the path; paths in a scene file are relative to it"
-        raise InputError(f"{what} {path} {problem}", "a file that can be read", hint)
-    return path
-
-
 @dataclass
 class Damage:
     """What could not be decoded.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
+from bya_core.io.inputs import note_input
 from bya_core.validation import parse_json
 
 MAX_BYTES = 16 * 2**20  # of a text file
@@ -41,7 +42,7 @@ def usable_path(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Return the path of an existing file.
+    """Return the path of an existing file, recorded as an input (see `bya_core.io.inputs`).
 
     Args:
         path: Path of the file.
@@ -55,6 +56,7 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
         state = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "does not exist"
         hint = "check the path; paths in a scene file are relative to it"
         raise InputError(f"{what} {path} {state}", "a file that can be read", hint)
+    note_input(path)
     return path
 
 

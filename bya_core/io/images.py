@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.io.container import existing_file
+from bya_core.io.files import existing_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "JPEG2000", "AVIF", "MPO", "ICO", "DIB", "PCX")
 FLAT = 3 / 255  # images whose colors differ less are rejected as blank

@@ -44,7 +44,8 @@ from bya_core.io.audio import (
     speech_signal,
     to_mono,
 )
-from bya_core.io.container import Damage, existing_file
+from bya_core.io.container import Damage
+from bya_core.io.files import existing_file
 from bya_core.io.images import fit_image, load_image, read_gray, read_image
 from bya_core.io.video import Picture, Video, decode_pictures, on_time_line, read_frames, read_video
 from bya_core.io.video_writer import write_video

@@ -23,11 +23,11 @@ from bya_core.io.container import (
     Damage,
     declared_seconds,
     decode_packets,
-    existing_file,
     open_media,
     time_zero,
     usable_stream,
 )
+from bya_core.io.files import existing_file
 
 EXPECTED = "a video such as mp4"
 MAX_BYTES = 1 << 30  # of all frames of a video in memory

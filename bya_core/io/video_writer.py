@@ -35,7 +35,8 @@ def write_video(
     Raises:
         InputError: There are no frames, or frames of odd or different sizes.
     """
-    with atomic_write(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as container:
+    # an open file, because PyAV cannot encode every path
+    with atomic_write(path) as temporary, temporary.open("wb") as out, av.open(out, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         # mbtree reads uninitialized memory for small frames, so that equal frames would not give equal files
         options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}

@@ -8,11 +8,9 @@ between: `prepare` encodes the inputs, `route` predicts the character masks, `sa
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import torch
 
+from bya_core.io.workspace import temporary_folder
 from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.pipelines.prepare import prepare
 from bya_core.pipelines.sample import Video, sample
@@ -41,8 +39,8 @@ def generate(scene: Scene, model: ModelBundle, callback: ProgressCallback | None
         Cancelled: `callback` returned False.
     """
     if len(plan(scene, model)) > 1:
-        with tempfile.TemporaryDirectory(prefix="bya_") as folder:
-            return generate_long(scene, model, Path(folder), callback).load()
+        with temporary_folder() as folder:
+            return generate_long(scene, model, folder, callback).load()
     tracker = ProgressTracker(callback)
     prepared = prepare(scene, model, tracker)
     return sample(prepared, route(prepared, model, tracker), model, tracker)

@@ -167,6 +167,7 @@ def sample_windows(scene: Scene, model: ModelBundle, folder: Path, callback: Pro
         folder: for the windows, in a subfolder per scene that is deleted once the video is complete.
         callback: as in `generate`.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     result = generate_long(scene, model, folder / fingerprint(scene, model)[:16], callback)
     video = result.load()
     result.files.remove(len(result.windows))

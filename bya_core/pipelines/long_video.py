@@ -17,7 +17,6 @@ window and produces the same video, and a single window can be regenerated witho
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,11 +26,19 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import check_disk_space
 from bya_core.io.media import mix_speeches
 from bya_core.masks import MaskControl, mask_notices
 from bya_core.pipelines.prepare import input_notices, prepare, speech_features
 from bya_core.pipelines.sample import decode_latents, denoise_latents, model_notices
-from bya_core.pipelines.window_files import LongVideo, StoredFrames, StoredWindow, WindowFolder, fingerprint
+from bya_core.pipelines.window_files import (
+    LongVideo,
+    StoredFrames,
+    StoredWindow,
+    WindowFolder,
+    fingerprint,
+    locked_windows,
+)
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.route import route
@@ -73,11 +80,18 @@ def generate_long(
         regenerate_seed: seed of that window; None = a new one each time.
 
     Raises:
-        InputError: the scene does not fit the model, the folder holds another scene, the disk is too small, or the
-            window to regenerate does not exist.
+        InputError: the scene does not fit the model, the folder holds another scene or is in use by another process,
+            the disk is too small, or the window to regenerate does not exist.
         Cancelled: `callback` returned False; finished windows are kept.
     """
     job = _Job(scene, model, folder, ProgressTracker(callback))
+    with locked_windows(folder):
+        return _collect(job, scene, model, regenerate, regenerate_seed)
+
+
+def _collect(
+    job: _Job, scene: Scene, model: ModelBundle, regenerate: int | None, regenerate_seed: int | None
+) -> LongVideo:
     rows, masks, joiner = [], [], WindowJoiner()
     notices, places = [*job.scene.notices, *model_notices(scene, model)], dict[str, list[int]]()
     for window, stored, fresh in job.run(regenerate, regenerate_seed):
@@ -120,7 +134,9 @@ class _Job:
         self.scene = replace(scene, notices=(*scene.notices, *input_notices(scene, model)))
         self.colors: tuple[Tensor, Tensor] | None = None
         missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
-        _check_disk(folder, missing * scene.height * scene.width * 3)
+        # latents and masks are small in comparison with the frames
+        needed = missing * scene.height * scene.width * 3
+        check_disk_space(folder, needed, "the windows of the video", "choose a folder on a larger disk")
 
     def run(self, regenerate: int | None, regenerate_seed: int | None) -> Iterator[tuple[Window, StoredWindow, bool]]:
         """Each window, its content, and whether it was generated now."""
@@ -256,15 +272,6 @@ def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
 def _match_statistics(latents: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
     mean, deviation = _statistics(latents)
     return (latents - mean) / deviation.clamp(min=1e-6) * target[1].to(latents) + target[0].to(latents)
-
-
-def _check_disk(folder: Path, needed: int) -> None:
-    """Raise InputError if so many bytes of frames do not fit on the disk; latents and masks are small in comparison."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        expected = f"{needed / 1e9:.1f} GB for the windows of the video"
-        raise InputError(f"{free / 1e9:.1f} GB free in {folder}", expected, "choose a folder on a larger disk")
 
 
 @dataclass

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from bya_core.encoders.canvas import first_frame
-from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles, check_output
+from bya_core.io.atomic import AtomicFiles, write_json
 from bya_core.io.media import write_video
+from bya_core.io.outputs import check_distinct, check_output
 from bya_core.io.overlay import render_overlay, render_sheet
 from bya_core.pipelines.run_report import MadeVideo
 from bya_core.routing.result import Routing
@@ -37,15 +35,12 @@ class _OutputPaths:
         """All paths that are written."""
         return [path for name in self.suffixes if (path := getattr(self, name)) is not None]
 
-    def check(self, inputs: Sequence[Path] = ()) -> None:
+    def check(self) -> None:
         """Check all paths before a run. Raises InputError if a file cannot be written or would replace an input."""
         for name, suffixes in self.suffixes.items():
             if (path := getattr(self, name)) is not None:
                 check_output(path, suffixes, f"the {name}")
-        resolved = [path.resolve() for path in (*self.wanted, *inputs)]
-        for path in resolved:
-            if resolved.count(path) > 1:
-                raise InputError(f"{path} was given twice", "a separate file for each output", "rename one of them")
+        check_distinct(self.wanted)
 
 
 @dataclass(frozen=True)
@@ -77,8 +72,7 @@ class Outputs(_OutputPaths):
                 overlay = render_overlay(video.frames, video.masks, video.grid, names)
                 write_video(files.at(self.overlay), overlay, scene.fps, video.audio)
             if self.report is not None:
-                text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-                files.at(self.report).write_text(text, encoding="utf-8")
+                write_json(files.at(self.report), report)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from einops import rearrange
 from torch import Tensor
 
 from bya_core.grid import TokenGrid
-from bya_core.io.atomic import check_output
 from bya_core.io.media import mix_speeches, write_video
+from bya_core.io.outputs import check_output
 from bya_core.masks import mask_notices
 from bya_core.memory.planner import enable_tiled_decoding
 from bya_core.progress import ProgressTracker

@@ -7,16 +7,15 @@ those of the released model.
 from __future__ import annotations
 
 import math
-import tempfile
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bya_core.config import SamplingConfig
+from bya_core.io.workspace import temporary_folder
 from bya_core.memory.planner import MEMORY_PLANS, apply_memory_plan, free_host_memory, free_vram, plan_memory
 from bya_core.memory.sizes import component_sizes
 from bya_core.pipelines.full_size import (
@@ -83,8 +82,8 @@ def check_toy_model(device: torch.device | str | None = None) -> SelfTestResult:
         sampling=SamplingConfig(steps=4),
     )
     video = generate(scene, bundle)
-    with tracker.stage("Saving"), tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "selftest.mp4"
+    with tracker.stage("Saving"), temporary_folder() as folder:
+        file = folder / "selftest.mp4"
         write_video(file, (frame.numpy() for frame in video.frames), scene.fps, video.audio)
         decoded = len(read_video(file)[0])
     flat = video.frames.float().std() < 1 or not video.masks.isfinite().all()

@@ -19,6 +19,8 @@ import bya_core
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.atomic import atomic_write
+from bya_core.io.locks import folder_lock
+from bya_core.io.outputs import make_folder
 from bya_core.pipelines.sample import Video
 from bya_core.scene.types import Scene
 from bya_core.scene.windows import Window, WindowJoiner
@@ -48,6 +50,27 @@ class StoredWindow:
     notices: tuple[str, ...] = ()
 
 
+@contextmanager
+def locked_windows(folder: Path) -> Iterator[None]:
+    """Create the folder of a `WindowFolder` if it is missing, and lock it against a second run.
+
+    A process may enter several times. The folder is removed at the end if its last file was removed.
+
+    Raises:
+        InputError: another process holds the lock, or the folder cannot be created.
+    """
+    was_empty = folder.is_dir() and not any(folder.iterdir())
+    created = make_folder(folder, "the windows")
+    removable = created[::-1] or ([] if was_empty else [folder])
+    try:
+        with folder_lock(folder, "the windows", "wait for it to finish, or choose another --work-dir"):
+            yield
+    finally:
+        with suppress(OSError):  # not empty
+            for each in removable:
+                each.rmdir()
+
+
 TENSORS = ("frames", "latents", "masks", "matrix")
 
 
@@ -55,7 +78,7 @@ class WindowFolder:
     """A folder with the windows of one scene and one model. Other files in it are not touched.
 
     Args:
-        folder: created with the first file.
+        folder: the folder; `locked_windows` creates it.
         fingerprint: of scene and model, see `fingerprint`.
 
     Raises:
@@ -113,7 +136,6 @@ class WindowFolder:
             self.folder.rmdir()
 
     def _save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             save_file(contiguous, temporary, metadata={**metadata, "fingerprint": self.fingerprint})

@@ -18,8 +18,9 @@ from torch import Tensor
 import bya_core
 from bya_core.config import RouterMode
 from bya_core.errors import InputError
-from bya_core.io.atomic import atomic_write, check_output
+from bya_core.io.atomic import atomic_write
 from bya_core.io.files import existing_file
+from bya_core.io.outputs import check_output
 from bya_core.masks import MaskControl
 from bya_core.routing.result import Routing, confidences
 from bya_core.sampling import DenoiseState

@@ -31,6 +31,7 @@ from bya_core.config import (
     WindowConfig,
 )
 from bya_core.io.files import read_json
+from bya_core.io.inputs import note_input
 from bya_core.scene.types import FrameFit
 from bya_core.validation import Field, from_mapping, validated
 
@@ -200,11 +201,25 @@ class SceneFile:
 
 
 def read_scene_file(path: Path) -> SceneFile:
-    """Read and check a scene file. The files it names are not opened."""
+    """Read and check a scene file. The files it names are not opened, but recorded as inputs."""
     data = read_json(path, "the scene")
     if isinstance(data, dict):
         data.pop("$schema", None)
-    return from_mapping(SceneFile, data, path.name)
+    file = from_mapping(SceneFile, data, path.name)
+    for name in named_files(file):
+        note_input(path.parent / name)
+    return file
+
+
+def named_files(file: SceneFile) -> list[str]:
+    """All files that a scene file names, as written in it."""
+    names = [file.first_frame, file.dialogue, file.router.masks]
+    names.append(file.timeline if isinstance(file.timeline, str) else None)
+    for character in file.characters:
+        names += [character.image, character.mask]
+        speech = character.speech
+        names += [clip.file for clip in speech] if isinstance(speech, list) else [speech]
+    return [name for name in names if name is not None]
 
 
 def scene_schema() -> dict[str, Any]:

@@ -13,13 +13,12 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
-from bya_core.io.atomic import atomic_write
+from bya_core.io.atomic import write_json
 from bya_core.weights.components import Component
 
 log = logging.getLogger(__name__)
@@ -79,8 +78,7 @@ def write_manifest(root: Path, component: Component, commit: str, files: Mapping
     """Add a downloaded component to the manifest."""
     components = read_manifest(root)
     components[component.name] = {"repository": component.repository, "revision": commit, "files": files}
-    with atomic_write(root / MANIFEST) as temporary:
-        temporary.write_text(json.dumps({"components": components}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(root / MANIFEST, {"components": components})
 
 
 def is_downloaded(component: Component, root: Path) -> bool:
@@ -107,13 +105,6 @@ def changed_files(component: Component, root: Path) -> list[str]:
     entry = read_manifest(root).get(component.name, {"files": {}})
     paths = {(Path(component.folder) / name).as_posix(): file["sha256"] for name, file in entry["files"].items()}
     return [path for path, sha256 in paths.items() if not (root / path).is_file() or sha256_of(root / path) != sha256]
-
-
-def check_disk_space(folder: Path, size: int, hint: str) -> None:
-    """Raise an `InputError` if fewer than `size` bytes are free in a folder."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise InputError(f"{free / 1e9:.1f} GB free in {folder}", f"{size / 1e9:.1f} GB", hint)
 
 
 def repair_nested_folder(root: Path) -> None:

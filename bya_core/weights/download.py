@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import check_disk_space
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.weights.cache import (
     MANIFEST,
-    check_disk_space,
     is_downloaded,
     read_manifest,
     repair_nested_folder,
@@ -187,7 +187,7 @@ def download(
     every = [file for _, files in plans.values() for file in files]
     root.mkdir(parents=True, exist_ok=True)
     hint = "free some space, choose another disk with --models-dir, or select fewer --components"
-    check_disk_space(root, sum(file.remaining for file in every) + RESERVE, hint)
+    check_disk_space(root, sum(file.remaining for file in every) + RESERVE, "the download", hint)
     total = sum(file.size for file in every)
     done = total - sum(file.remaining for file in every)
     downloaded: list[Path] = []

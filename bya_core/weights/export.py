@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bya_core import __version__
 from bya_core.errors import InputError
-from bya_core.io.atomic import atomic_folder, atomic_write, check_output
+from bya_core.io.atomic import atomic_folder, atomic_write, check_disk_space
+from bya_core.io.outputs import check_folder, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.weights.cache import check_disk_space
 from bya_core.weights.components import OFFICIAL_SETTINGS
 from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve
 from bya_core.weights.registry import MODELS
@@ -58,11 +58,9 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
     Raises:
         InputError: No such model, weights that do not match, or an output that cannot be written.
     """
-    out = check_output(out, (".safetensors",), "the model")
     model_source = resolve(model)
     source = model_source.transformer
-    if out.absolute() in [path.absolute() for path in source.paths]:
-        raise InputError(f"{out} is an input of the conversion", "a different output file", "choose another name")
+    out = check_output(out, (".safetensors",), "the model")
     shell, shapes = _build_shell(source.arguments)
     stored = _stored_dtypes(model_source)
     dtypes = {name: _output_dtype(name, shapes[name], stored[name], precision) for name in shapes if name in stored}
@@ -81,7 +79,7 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
         "lora": f"{len(source.lora)} updates merged",
     }
     size = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items() if name in dtypes)
-    check_disk_space(out.absolute().parent, size, "choose another disk")
+    check_disk_space(out.absolute().parent, size, "the model", "choose another disk")
     # float8 weights are rounded once, from float32
     dtype = torch.float32 if precision == "fp8" else PRECISIONS.get(precision)
     weights = iter_weights(
@@ -119,7 +117,8 @@ def convert_to_released(model: str | Path, out: Path, precision: str = "as-store
     if flavour != "official":
         expected = "the flavour official of the released code"
         raise InputError(f"{model} has the flavour {flavour}", expected, "use convert without --to released")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    check_folder(out, "the model")
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} already exists", "a new or empty folder", "choose another name")
     shell, shapes = _build_shell(source.arguments)
     dtype = PRECISIONS.get(precision)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import write_json
+from bya_core.io.inputs import note_input
 from bya_core.progress import ProgressCallback
 from bya_core.weights.cache import local_models, missing_files, model_folders
 from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, Component
@@ -134,10 +135,13 @@ def find_model(name: str) -> ModelEntry:
 
 def find_path(name: str | Path) -> Path | None:
     """Path of a model that is not in the registry: a file, a folder, or one of `local_models`; `None` if not found."""
-    path = Path(name).expanduser()
     if str(name) in MODELS:
         return None
-    return path if path.exists() else local_models().get(str(name))
+    path = Path(name).expanduser()
+    found = path if path.exists() else local_models().get(str(name))
+    if found is not None:
+        note_input(found)
+    return found
 
 
 def download_model(
@@ -177,5 +181,5 @@ def download_model(
     downloaded = download([known[c] for c in components or known], root, notify=notify, callback=callback)
     settings = root / "bundle.json"
     if entry.settings and not settings.exists():
-        settings.write_text(json.dumps(dict(entry.settings), indent=2) + "\n", encoding="utf-8")
+        write_json(settings, dict(entry.settings))
     return root, downloaded

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bya_core.errors import InputError
-from bya_core.io.atomic import atomic_folder
+from bya_core.io.atomic import atomic_folder, format_size, free_space
 from training.engine.random_state import random_state, set_random_state
 
 log = logging.getLogger(__name__)
@@ -169,15 +169,18 @@ def shared_atomic_folder(
     Raises:
         InputError: it cannot be written; nothing is left behind.
     """
-    try:
-        with atomic_folder(target, accelerator.is_main_process, accelerator.wait_for_everyone) as folder:
+
+    def share(path: Path | None) -> Path | None:
+        return broadcast_object_list([path])[0]
+
+    latest = checkpoints.all()[-1:] if checkpoints is not None else []
+    resume = f"start again to resume from {latest[0].name}" if latest else "start again"
+    with atomic_folder(target, accelerator.is_main_process, share) as folder:
+        try:
             yield folder
-    except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(target.parent if target.parent.is_dir() else Path.cwd()).free / 1e9
-        latest = checkpoints.all()[-1:] if checkpoints is not None else []
-        resume = f"start again to resume from {latest[0].name}" if latest else "start again"
-        problem = f"{what} cannot be written to {target.parent} ({free:.1f} GB free): {error}"
-        raise InputError(problem, "free disk space", f"free some space and {resume}") from error
+        except (OSError, SafetensorError) as error:
+            problem = f"{what} cannot be written to {target.parent} ({format_size(free_space(target))} free): {error}"
+            raise InputError(problem, "free disk space", f"free some space and {resume}") from error
 
 
 def _torch_save(content: Any, path: Path) -> None:

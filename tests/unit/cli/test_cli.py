@@ -111,10 +111,10 @@ def test_invalid_scene_returns_2(scene, make_scene, out, registered, capsys, tmp
 @pytest.mark.parametrize(
     "options",
     [
-        "-o nowhere/a.mp4",
-        "-o a.mp4 --json nowhere/r.json",
-        "-o a.mp4 --overlay nowhere/o.mp4",
-        "-o a.mp4 --masks nowhere/m.npz",
+        "-o nowhere/b/a.mp4",
+        "-o a.mp4 --json nowhere/b/r.json",
+        "-o a.mp4 --overlay nowhere/b/o.mp4",
+        "-o a.mp4 --masks nowhere/b/m.npz",
         "-o a.gif",
         "-o a.mp4 --masks m.txt",
         "-o a.mp4 --overlay a.mp4",
@@ -201,7 +201,7 @@ sys.exit(cli.main(["generate", sys.argv[1], "-o", sys.argv[2], "--steps", "500"]
     process.send_signal(number)
     rest = process.stderr.read()
     assert process.wait(60) == 130, printed + rest
-    assert "nothing was saved" in rest
+    assert "no unfinished files" in rest
     assert list(out.iterdir()) == []
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bya_core.io.atomic import AtomicFiles, atomic_folder, atomic_write, check_output
+from bya_core.io.atomic import AtomicFiles, atomic_folder, atomic_write
+from bya_core.io.outputs import check_output
 
 
 def names(folder: Path) -> list[str]:
@@ -54,11 +55,15 @@ def test_atomic_folder(tmp_path: Path, earlier: bool) -> None:
 
 
 def test_other_processes_only_wait(tmp_path: Path) -> None:
-    waited = []
-    (tmp_path / ".run.part").mkdir()  # created by the main process
-    with atomic_folder(tmp_path / "run", main=False, wait=lambda: waited.append(1)) as folder:
-        assert folder.is_dir()
-    assert len(waited) == 2 and names(tmp_path) == [".run.part"]
+    waited: list[Path | None] = []
+
+    def share(path: Path | None) -> Path:
+        waited.append(path)
+        return tmp_path / "shared"  # by the main process
+
+    with atomic_folder(tmp_path / "run", main=False, share=share) as folder:
+        assert folder == tmp_path / "shared"
+    assert waited == [None, None] and names(tmp_path) == []
 
 
 def test_check_output_leaves_no_file(tmp_path: Path) -> None:

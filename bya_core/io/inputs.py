@@ -1,0 +1,62 @@
+"""Files that a command reads, recorded so that it never replaces one of them.
+
+Files are compared by device and inode, so that links and other spellings of a path do not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MAX_FILES = 100_000  # recorded in one input folder
+
+_Identity = tuple[int, int]
+_inputs: dict[_Identity, Path] | None = None
+_written: set[_Identity] = set()
+
+
+@contextmanager
+def protect_inputs() -> Iterator[None]:
+    """Within this context, files that were passed to `note_input` cannot be replaced."""
+    global _inputs
+    previous, _inputs = _inputs, {}
+    try:
+        yield
+    finally:
+        _inputs = previous
+
+
+def note_input(path: str | os.PathLike[str]) -> None:
+    """Record a file, or all files in a folder, as an input of the current command. Missing files are ignored."""
+    if _inputs is None:
+        return
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        if identity(status) not in _written:
+            _inputs[identity(status)] = Path(path)
+        return
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    for file, _ in zip(files, range(MAX_FILES), strict=False):
+        if not os.path.isdir(file):
+            note_input(file)
+
+
+def note_written(path: Path) -> None:
+    """Record a file as written by this process: it may be replaced again, even if it was read in between."""
+    _written.add(identity(os.stat(path)))
+
+
+def noted_input(status: os.stat_result) -> Path | None:
+    """The input with this identity, or None."""
+    return (_inputs or {}).get(identity(status))
+
+
+def identity(status: os.stat_result) -> _Identity:
+    """Device and inode of a file."""
+    return status.st_dev, status.st_ino
