@@ -21,12 +21,12 @@ _written: set[_Identity] = set()
 @contextmanager
 def protect_inputs() -> Iterator[None]:
     """Within this context, files that were passed to `note_input` cannot be replaced."""
-    global _inputs
-    previous, _inputs = _inputs, {}
+    global _inputs, _written
+    previous, _inputs, _written = (_inputs, _written), {}, set()
     try:
         yield
     finally:
-        _inputs = previous
+        _inputs, _written = previous
 
 
 def note_input(path: str | os.PathLike[str]) -> None:

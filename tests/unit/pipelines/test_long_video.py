@@ -135,7 +135,7 @@ def test_full_disk_raises_before_the_run(
     bundle: ModelBundle, long_scene: LongScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(InputError, match="1.0 kB free .* expected .* kB"):
+    with pytest.raises(InputError, match="1.0 kB free .* expected 1.1 MB"):
         generate_long(long_scene(), bundle, tmp_path)
 
 

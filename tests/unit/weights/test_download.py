@@ -268,7 +268,7 @@ def test_manifest_pins_commit_and_hashes(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_full_disk_raises(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=RESERVE + len(WEIGHTS)))
-    with pytest.raises(InputError, match=r"0.2 GB free .* expected 0.2 GB.*--models-dir"):
+    with pytest.raises(InputError, match=r"201.0 MB free .* expected 202.0 MB.*--models-dir"):
         download([COMPONENT], tmp_path)
     assert not any("/resolve/" in path for path, _ in hub.requests)
 
