@@ -165,7 +165,7 @@ def test_convert_command(
     assert cli.main(["models"]) == 0 and "mine.safetensors" in capsys.readouterr().out
     assert load_bundle("mine.safetensors").name == "mine"
     assert cli.main(["convert", str(file), "-o", str(file)]) == 2
-    assert "is an input of the conversion" in capsys.readouterr().err
+    assert "which is an input" in capsys.readouterr().err
     assert cli.main(["convert", "mine.safetensor", "-o", str(tmp_path / "b.safetensors")]) == 2
     assert "use --model mine.safetensors" in capsys.readouterr().err
 
