@@ -18,7 +18,7 @@ from comfy.cli_args import LatentPreviewMethod, args
 from torch import Tensor, nn
 
 from bya_core.environment import PACKAGES
-from bya_core.errors import Cancelled, InputError
+from bya_core.errors import Cancelled, InputError, out_of_memory
 from bya_core.weights.cache import add_model_folder, local_models
 from bya_core.weights.registry import MODELS
 
@@ -146,7 +146,8 @@ def validate(read: Callable[[str], Any], text: str | None) -> bool | str:
 
 
 def plain_errors(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator for `execute`: missing packages become one sentence, cancellation ComfyUI's own exception."""
+    """Decorator for `execute`: missing packages and exhausted memory become one sentence, cancellation ComfyUI's own
+    exception."""
 
     @functools.wraps(execute)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -154,6 +155,12 @@ def plain_errors(execute: Callable[..., Any]) -> Callable[..., Any]:
             return execute(*args, **kwargs)
         except Cancelled as error:
             raise management.InterruptProcessingException() from error
+        except (MemoryError, RuntimeError) as error:
+            hint = "lower width, height, frames or window_frames, or set vram_gb or memory_mode of BYA Load Model"
+            if (exhausted := out_of_memory(error, hint)) is None:
+                raise
+            management.unload_all_models()  # as ComfyUI does for the error of torch
+            raise exhausted from None
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             project = next((p.project for p in PACKAGES if p.module == missing), missing)

@@ -12,6 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from bya_core.config import Preset, SamplingConfig
+from bya_core.errors import InputError, one_line
 from bya_core.validation import option
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ class RuntimeOptions:
 
     model: Annotated[str, tyro.conf.arg(help=MODEL, metavar="MODEL")] = "toy"
     vram: Vram = "auto"
+
+    def check(self) -> None:
+        """Raise InputError for a VRAM budget without a GPU."""
+        if self.vram == "auto":
+            return
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(f"--vram {self.vram} without a GPU", "a GPU that torch can use", "remove --vram")
 
     def load(self) -> ModelBundle:
         """Load the model."""
@@ -134,7 +144,7 @@ class ProgressBar:
 def warn(notices: Iterable[str]) -> None:
     """Print warnings to stderr."""
     for notice in notices:
-        print(f"warning: {notice}", file=sys.stderr, flush=True)
+        print(f"warning: {one_line(notice)}", file=sys.stderr, flush=True)
 
 
 def report_saved(*paths: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from bya_core.cli.common import optional, output
+from bya_core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Convert:
         from bya_core.weights.export import convert, convert_to_released
 
         if self.to == "released":
+            if self.encoders is not None:
+                raise InputError("--encoders with --to released", "--encoders with one file", "remove one of them")
             messages = convert_to_released(self.model, self.output, self.precision)
         else:
             messages = convert(self.model, self.output, self.precision, encoders=self.encoders)

@@ -22,7 +22,8 @@ from bya_core.cli.common import (
     output,
     report_saved,
 )
-from bya_core.errors import Cancelled, Paused
+from bya_core.config import SamplingConfig
+from bya_core.errors import Cancelled, InputError, Paused
 
 if TYPE_CHECKING:
     from bya_core.pipelines.long_video import LongVideo
@@ -41,6 +42,15 @@ class WindowOptions:
     regenerate_seed: Annotated[
         int | None, optional("Random seed of the regenerated window. Default: a new one.", "INT")
     ] = None
+
+    def check(self) -> None:
+        """Raise InputError for options that contradict each other or are out of range."""
+        if self.regenerate is not None and self.regenerate < 1:
+            raise InputError(f"--regenerate {self.regenerate}", "a window number from 1", "correct it")
+        if self.regenerate_seed is not None:
+            SamplingConfig(seed=self.regenerate_seed)
+            if self.regenerate is None:
+                raise InputError("--regenerate-seed without --regenerate", "both", "add --regenerate N")
 
     def folder(self, video: Path) -> Path:
         """Where the windows of a video are stored."""
@@ -81,6 +91,8 @@ class Generate:
         from bya_core.pipelines.outputs import Outputs
 
         outputs = Outputs(self.output, self.files.masks, self.files.overlay, self.files.json)
+        self.long_video.check()
+        self.runtime.check()
         if self.resume_from is not None:
             existing_file(self.resume_from, "the state")
         self.sampling.check(existing_file(self.scene, "the scene"))

@@ -54,6 +54,7 @@ class Probe:
             from bya_core.routing.route import postprocess_masks, predict_masks
 
             outputs = RoutingOutputs(self.output, self.masks, self.overlay)
+            self.runtime.check()
             self.sampling.check(existing_file(self.scene, "the scene"))
             outputs.check()
             bundle = self.runtime.load()

@@ -28,9 +28,23 @@ if TYPE_CHECKING:
 
 
 def world_size() -> int:
-    """Number of processes started by torchrun or accelerate; 1 without them."""
-    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if launched else 1
+    """Number of processes started by torchrun or accelerate; 1 without them.
+
+    Raises:
+        InputError: An environment variable of torchrun that is not a number.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")
+    numbers = {name: _number(name) for name in names if name in os.environ}
+    launched = {"RANK", "WORLD_SIZE"} <= numbers.keys() and "MASTER_ADDR" in os.environ
+    return max(1, numbers["WORLD_SIZE"]) if launched else 1
+
+
+def _number(name: str) -> int:
+    """An environment variable of torchrun."""
+    text = os.environ[name]
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise InputError(f'the environment variable {name} is "{text}"', "an integer", "unset it, or use torchrun")
+    return int(text)
 
 
 def distribute_guidance(sampling: SamplingConfig, bundle: ModelBundle) -> None:

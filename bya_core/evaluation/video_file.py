@@ -48,6 +48,8 @@ def measure_file(
     speeches = read_speeches(scene_file, scene.parent).speeches
     matrix = matrix_of(scene_file.audio_character_matrix, len(names))
     frames, fps = read_video(video)
+    if len(frames) < 2:
+        raise InputError(f"the video {video} has 1 frame", "a video of several frames", "choose another file")
     meter = load_meter(DOMAINS.get(people) or guess_domain(portraits))
     regions, notices = (None, []) if masks is None else _read_masks(masks, names, len(frames))
     faces = FaceMetrics()

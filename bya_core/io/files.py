@@ -91,6 +91,14 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
     return text
 
 
+def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Read a JSON file that holds one object, see `read_json`."""
+    data = read_json(path, what)
+    if not isinstance(data, dict):
+        raise InputError(f"{what} {path} holds no object", "a JSON object", "check whether it is the right file")
+    return data
+
+
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
     """Read a JSON file, see `read_text` and `bya_core.validation.parse_json`."""
     text = read_text(path, what)

@@ -243,11 +243,13 @@ def images_to_masks(images: Tensor, grid: TokenGrid, count: int, what: str = "th
     """
     images = (images[None] if images.ndim == 2 else images).float().cpu()
     expected = (
-        f"{count} images (static), {count * grid.frames} (one per latent frame) or {count * grid.video_frames} "
-        "(one per video frame)"
+        f"{count} image{'' if count == 1 else 's'} (static), {count * grid.frames} (one per latent frame) or "
+        f"{count * grid.video_frames} (one per video frame)"
     )
     if images.ndim != 3 or images.shape[0] % count:
-        problem = f"{what}: {images.shape[0]} images for {count} character{'s' if count > 1 else ''}"
+        number = images.shape[0] if images.ndim == 3 else 0
+        given = f"{number} image{'' if number == 1 else 's'}"
+        problem = f"{what}: {given} for {count} character{'s' if count > 1 else ''}"
         raise InputError(problem, expected, "batch one mask for each character, in their order")
     stacked = rearrange(images, "(n f) h w -> n f h w", n=count)
     if stacked.shape[1] not in (1, grid.frames, grid.video_frames):

@@ -94,7 +94,7 @@ def preflight(
         faces = [_detect_face(member.image) if meter is None else meter.face_box(member.image) for member in cast]
         findings += [_check_face(member, box) for member, box in zip(cast, faces, strict=True)]
     except InputError as error:  # no face detector
-        findings.append(Finding("faces", "warning", f"not checked: {error}"))
+        findings.append(Finding("faces", "warning", f"not checked: {_short(error)}"))
     findings += [_check_speech(member) for member in cast]
     notices = stream_notices([member.name for member in cast], [member.speech for member in cast], [None] * len(cast))
     findings += [Finding("speech", "warning", notice) for notice in notices]
@@ -107,7 +107,7 @@ def preflight(
             scene = compose(cast, SceneOptions("", "", first_frame, width, height, frames, sampling), defaults)
             grid = usable.grid(scene.num_frames, scene.height, scene.width)
         except InputError as error:
-            return Preflight((*findings, Finding("scene", "error", str(error))), _draw(cast, faces))
+            return Preflight((*findings, Finding("scene", "error", _short(error))), _draw(cast, faces))
         findings.append(Finding("scene", "ok", f"{scene.width}x{scene.height} pixels, {scene.seconds:.2f} s"))
         findings += [Finding("scene", "warning", notice) for notice in scene.notices if notice not in notices]
         limit = usable.max_characters
@@ -125,6 +125,11 @@ def preflight(
         text = f'about {cost.seconds:.0f} s on this machine with the preset "exact" (within a factor of two)'
         findings.append(Finding("cost", "ok", f"{text}, {cost.gigabytes:.1f} GB"))
     return Preflight(tuple(findings), _draw(cast, faces))
+
+
+def _short(error: InputError) -> str:
+    """An error without the end of its sentence."""
+    return f"{error.problem} (expected {error.expected})"
 
 
 def _check_model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFolder | None]:
@@ -180,7 +185,7 @@ def _check_masks(masks: Tensor, grid: TokenGrid, cast: Sequence[CastMember]) -> 
     try:
         tokens = images_to_masks(masks, grid, len(cast))
     except InputError as error:
-        return Finding("masks", "error", str(error))
+        return Finding("masks", "error", _short(error))
     empty = [member.name for member, mask in zip(cast, tokens, strict=True) if float(mask.max()) <= 0.5]
     if empty:
         return Finding("masks", "warning", f"empty for {', '.join(empty)}")

@@ -27,6 +27,7 @@ from bya_core.sampling import DenoiseState
 from bya_core.sampling.conditions import Prepared
 from bya_core.sampling.step_cache import FullStep, StepCacheState
 from bya_core.scene.types import Scene
+from bya_core.validation import parse_json
 
 FORMAT = "bind-your-avatar routing 1"
 MATRIX = "audio-character matrix"
@@ -87,7 +88,7 @@ def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
             _reorder(tensors, order)
             scene = _in_saved_order(scene, order)
         routing = _routing(tensors, metadata, prepared)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError, AttributeError) as error:
         raise _damaged(path) from error
     if order is not None:
         notice = f"The state {path.name} has the characters in another order: its masks were matched by name."
@@ -107,7 +108,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
-        metadata = json.loads(header["metadata"]) if header.get("format") == FORMAT else None
+        metadata = parse_json(header["metadata"], path.name) if header.get("format") == FORMAT else None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _damaged(path) from error
     if not isinstance(metadata, dict) or not all(

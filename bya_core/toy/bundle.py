@@ -16,6 +16,7 @@ from bya_core.config import SamplingConfig
 from bya_core.encoders.domains import canvas_layout
 from bya_core.encoders.vae import CogVideoXCodec
 from bya_core.encoders.voice_face import VoiceFaceMatcher
+from bya_core.io.files import read_json_object
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.toy.encoders import (
@@ -62,7 +63,7 @@ def load_toy(
         transformer: Transformer to use instead of the one in `folder`.
         settings: Entries that replace those of `bundle.json`.
     """
-    settings = {**json.loads((folder / "bundle.json").read_text()), **(settings or {})}
+    settings = {**read_json_object(folder / "bundle.json", "the model"), **(settings or {})}
     encoders = load_toy_encoders(folder, settings.get("text_encoder"))
     if transformer is None:
         transformer = BindYourAvatarTransformer3DModel.from_pretrained(folder / "transformer").eval()

@@ -10,7 +10,6 @@ repositories that have no pinned revision.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import write_json
+from bya_core.io.files import read_json_object
 from bya_core.weights.components import Component
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["components"]
+        return read_json_object(path, "the manifest")["components"]
     except (ValueError, KeyError) as error:
         hint = "delete it; the next download verifies the files again"
         raise InputError(f"{path} cannot be read ({error})", "a download manifest", hint) from error

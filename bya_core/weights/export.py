@@ -15,11 +15,12 @@ from torch import Tensor
 from bya_core import __version__
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_folder, atomic_write, check_disk_space
+from bya_core.io.files import read_json_object
 from bya_core.io.outputs import check_folder, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.components import OFFICIAL_SETTINGS
 from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve
-from bya_core.weights.registry import MODELS
+from bya_core.weights.registry import MODELS, find_model, find_path
 from bya_core.weights.single_file import FORMAT, FP8, is_stored_in_fp8, write_single_file
 from bya_core.weights.state_dict_adapter import (
     LORA_FILE,
@@ -58,6 +59,8 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
     Raises:
         InputError: No such model, weights that do not match, or an output that cannot be written.
     """
+    if encoders is not None and find_path(encoders) is None:
+        find_model(encoders)
     model_source = resolve(model)
     source = model_source.transformer
     out = check_output(out, (".safetensors",), "the model")
@@ -205,7 +208,7 @@ def _encoder_settings(encoders: str) -> Any:
     path = folder / "bundle.json"
     if not path.is_file():
         raise InputError(f"no bundle.json in {folder}", "a model with encoders", "name another one with --encoders")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json_object(path, "the configuration")
 
 
 def _released_config(model: Any) -> dict[str, Any]:

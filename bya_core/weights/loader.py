@@ -14,6 +14,7 @@ import torch
 from bya_core.config import SamplingConfig
 from bya_core.encoders.domains import CanvasLayout, Domain, canvas_layout
 from bya_core.errors import InputError
+from bya_core.io.files import read_json_object
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.scene.types import SceneDefaults
 from bya_core.weights.bundle import ModelBundle, NativeSize
@@ -308,4 +309,4 @@ def _training_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json_object(path, "the configuration")

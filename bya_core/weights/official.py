@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from diffusers import AutoencoderKLCogVideoX
 from bya_core.config import SamplingConfig
 from bya_core.encoders.vae import CogVideoXCodec
 from bya_core.errors import InputError
+from bya_core.io.files import read_json_object
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.weights.bundle import ModelBundle, NativeSize
@@ -91,13 +91,13 @@ def _load_codec(folder: Path, dtype: torch.dtype) -> CogVideoXCodec:
 def _read_scheduler_config(folder: Path) -> dict[str, Any]:
     """The published scheduler configuration, or that of CogVideoX-5b if its file is missing."""
     path = folder / "scheduler/scheduler_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else dict(COGVIDEOX_SCHEDULE)
+    return read_json_object(path, "the configuration") if path.is_file() else dict(COGVIDEOX_SCHEDULE)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The folder's bundle.json if there is one, else the settings of the released model."""
     path = folder / "bundle.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else OFFICIAL_SETTINGS
+    return read_json_object(path, "the configuration") if path.is_file() else OFFICIAL_SETTINGS
 
 
 def check_components(components: list[Component], folder: Path) -> None:

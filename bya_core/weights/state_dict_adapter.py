@@ -16,7 +16,6 @@ Prefixes added by wrappers ("module.", "transformer.module.") are stripped.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
+from bya_core.io.files import read_json_object
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.lora import check_lora_shape, lora_pairs, strip_prefixes
 from bya_core.weights.weight_files import WeightFile, build_empty, load_weights
@@ -182,7 +182,7 @@ def released_source(folder: Path) -> TransformerSource:
         InputError: A file is missing or broken.
     """
     base = _transformer_folder(folder)
-    config = json.loads(_require(base / "config.json").read_text(encoding="utf-8"))
+    config = read_json_object(_require(base / "config.json"), "the configuration")
     shards = [WeightFile(path, rename=map_transformer_name) for path in sorted(base.glob("*.safetensors"))]
     if not shards:
         _require(base / "*.safetensors")

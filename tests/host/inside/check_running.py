@@ -140,7 +140,7 @@ def test_report_and_preflight(run: Run, routing: Any, sampled: Any, cast: Any, d
     checked, faces, text, ok = run("Preflight", cast=cast, frames=F, first_frame=demo["first_frame"], masks=sampled[3])
     assert checked is cast and ok is True and faces.shape[0] == 1
     assert "Ada" in text and "Bo" in text
-    with pytest.raises(ValueError, match="1 images for 2 characters"):
+    with pytest.raises(ValueError, match="1 image for 2 characters"):
         run("Preflight", cast=cast, frames=F, masks=torch.ones(1, 8, 8))
     _, _, text, ok = run("Preflight", cast=cast, model="official", stop_on_error=False)
     assert ok is False and "download official" in text
@@ -179,7 +179,7 @@ def test_first_frame_fit(run: Run, model: Any, cast: Any, demo: dict[str, Any]) 
     ("node", "inputs", "match"),
     [
         ("EmbeddingRouter", {"mode": "manual"}, "masks"),
-        ("EmbeddingRouter", {"mode": "manual", "masks": torch.ones(1, 8, 8)}, "1 images for 2 characters"),
+        ("EmbeddingRouter", {"mode": "manual", "masks": torch.ones(1, 8, 8)}, "1 image for 2 characters"),
         ("EmbeddingRouter", {"audio_character_matrix": "1 0 0; 0 1 0"}, "audio-character matrix"),
         ("EmbeddingRouter", {"audio_character_matrix": "1 0; 0 1", "audio_assignment": "auto"}, "one of the two"),
         ("MaskRefine", {"override_mask": torch.ones(1, 8, 8), "character": "Cy"}, r"1 \(Ada\), 2 \(Bo\)"),
