@@ -6,10 +6,11 @@ r"""Train one of the three stages.
     accelerate launch --config_file training/recipes/accelerate/fsdp2.yaml training/run_stage.py --stage 3 \
         --recipe cogvideox5b --data SHARDS --init runs/stage2/final --output runs/stage3 --gradient-checkpointing
 
-An interrupted run resumes from its last checkpoint when started again with the same output folder. To print the memory,
-tokens and FLOPs that a stage needs, without loading weights or training:
+An interrupted run resumes from its last checkpoint when started again with the same output folder. Before training:
 
-    python training/run_stage.py --plan --stage 3 --recipe cogvideox5b --help
+    python training/run_stage.py --plan --stage 3 --recipe cogvideox5b --help      # memory, tokens and FLOPs of a stage
+    python training/run_stage.py --print-config --stage 3 --recipe toy --set stage.3.optimizer.lr=1e-4
+    python training/run_stage.py --dry-run 2 --stage 3 --recipe toy --data puppets --output runs/try
 """
 
 from __future__ import annotations
@@ -17,40 +18,33 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
 
 if __package__ in (None, ""):  # started as a script: make the packages beside it importable
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bya_core.encoders.domains import canvas_layout
-from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.sampling.acceleration import compiled
-from bya_core.weights.registry import MODELS
+from bya_core.validation import Field, validated
 from training.command_line import exit_after, run_command
-from training.data.dataset import open_data
-from training.engine.distributed import build_accelerator
-from training.engine.loop import train
-from training.engine.lora import add_adapters, load_model
-from training.engine.recipe import Recipe, load_recipe
-from training.engine.settings import RunSettings
+from training.engine.settings import RecipeOptions, RunSettings
+
+if TYPE_CHECKING:
+    from training.engine.recipe import Recipe
 
 
-@dataclass(frozen=True)
+@validated
 class Arguments:
     """Train one of the three stages.
 
     Args:
-        stage: 1 identity, 2 speech, 3 router.
+        recipe: stage and recipe.
         data: folder of encoded clips or of shards, or puppets drawn on the fly ("puppets:n=1-4").
         run: options of the run.
-        recipe: name in training/recipes, or a .yaml file.
-        steps: number of training steps; replaces that of the recipe.
-        batch_size: samples per step; replaces that of the recipe.
+        adapt: with --init, build the model of the recipe although it differs from the one in --init, and take over the
+            weights that fit. Without it such a difference is an error.
         encoders: model whose encoders are used for shards; default for puppets: the toy model.
         buckets: lengths and sizes to train at, such as 49x480x720; default: the size of each clip.
         length_fractions: fraction of the batches by number of video frames, as "1 0.4 17 0.6", for encoded clips;
@@ -63,41 +57,54 @@ class Arguments:
         validation_scenes: number of validation scenes.
         validation_files: scene files to generate instead, for models that are not trained on puppets.
         threads: CPU threads; 0 = all.
+        plan: print parameters, memory, tokens and FLOPs of the stage and exit; nothing is loaded or trained. Needs
+            --stage only; --plan --help lists its options.
+        print_config: print the resolved recipe of the stage as YAML and exit. Needs --stage only.
+        dry_run: load model and data, run this many steps, print their losses, and write nothing.
     """
 
-    stage: Literal[1, 2, 3]
-    data: str
+    recipe: Annotated[RecipeOptions, tyro.conf.arg(name="")]
+    data: Annotated[str, Field(min_length=1)]
     run: Annotated[RunSettings, tyro.conf.arg(name="")]
-    recipe: str = "toy"
-    steps: int | None = None
-    batch_size: int | None = None
+    adapt: bool = False
     encoders: str | None = None
     buckets: tuple[str, ...] = ()
     length_fractions: dict[int, float] = field(default_factory=dict)
     in_memory: bool = False
     compile: bool = False
     skip_broken: bool = False
-    validate_every: int = 0
+    validate_every: Annotated[int, Field(ge=0)] = 0
     describe_motion: bool = False
-    validation_scenes: int = 6
+    validation_scenes: Annotated[int, Field(ge=1)] = 6
     validation_files: tuple[Path, ...] = ()
-    threads: int = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    plan: bool = False
+    print_config: bool = False
+    dry_run: Annotated[int | None, Field(ge=0)] = None
 
 
 def main(arguments: Arguments) -> None:
     """Build or load the model and train it."""
+    recipe, number, settings = arguments.recipe.load_recipe(), arguments.recipe.stage, arguments.run
+    import torch
+
+    from bya_core.encoders.domains import canvas_layout
+    from bya_core.sampling.acceleration import compiled
+    from training.data.dataset import open_data
+    from training.engine.build import build_model
+    from training.engine.distributed import build_accelerator
+    from training.engine.loop import train
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    recipe, settings = load_recipe(arguments.recipe), arguments.run
-    stage = recipe.stages[arguments.stage]
-    if arguments.steps is not None:
-        stage = replace(stage, steps=arguments.steps)
-    if arguments.batch_size is not None:
-        stage = replace(stage, batch_size=arguments.batch_size)
+    stage = recipe.stages[number]
+    if arguments.dry_run is not None:
+        print(config_text(recipe, number))
+        settings = replace(settings, report_to=(), logging_steps=1)
     accelerator = build_accelerator(settings)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
-    model = build_model(recipe, arguments.stage, settings)
+    model = build_model(recipe, number, settings, arguments.adapt)
     clips = open_data(
         arguments.data,
         arguments.encoders,
@@ -110,28 +117,49 @@ def main(arguments: Arguments) -> None:
         in_memory=arguments.in_memory,
         text_multiple=recipe.text_encoder.get("pad_to_multiple_of"),
     )
-    callback: Any = None
-    if arguments.validate_every:
-        from training.benchmark.validation import Validation
-
-        toy, scenes = MODELS["toy"], arguments.validation_files or arguments.validation_scenes
-        bundle = arguments.encoders or toy.load(toy.path, settings=recipe.bundle_settings)
-        callback = Validation(
-            arguments.validate_every, scenes, bundle=bundle, describe_motion=arguments.describe_motion
-        )
     with compiled(model) if arguments.compile else nullcontext():
-        summary = train(model, clips, stage, settings, accelerator, callback, recipe)
+        summary = train(
+            model, clips, stage, settings, accelerator, _validation(arguments, recipe), recipe, arguments.dry_run
+        )
     if accelerator.is_main_process:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 
 
-def build_model(recipe: Recipe, stage: int, settings: RunSettings) -> BindYourAvatarTransformer3DModel:
-    """The model in `--init`, or a newly initialized one; identical in all processes."""
-    lora = recipe.stages[stage].lora
-    torch.manual_seed(settings.seed)
-    if settings.init is not None:
-        return load_model(Path(settings.init), lora)
-    return add_adapters(BindYourAvatarTransformer3DModel(**recipe.model), {}, lora)
+def _validation(arguments: Arguments, recipe: Recipe) -> Any:
+    """The validation of the run as a callback, or None."""
+    if not arguments.validate_every or arguments.dry_run is not None:
+        return None
+    from bya_core.weights.registry import MODELS
+    from training.benchmark.validation import Validation
+
+    toy, scenes = MODELS["toy"], arguments.validation_files or arguments.validation_scenes
+    bundle = arguments.encoders or toy.load(toy.path, settings=recipe.bundle_settings)
+    return Validation(arguments.validate_every, scenes, bundle=bundle, describe_motion=arguments.describe_motion)
+
+
+def config_text(recipe: Recipe, stage: int) -> str:
+    """The resolved values of one stage as YAML, itself a recipe except for `number`."""
+    from training.engine.model_config import model_arguments
+    from training.engine.yaml_files import dump_yaml
+
+    content = {"model": model_arguments(recipe.model), "stages": {stage: _plain(asdict(recipe.stages[stage]))}}
+    return f"# {recipe.name}, stage {stage}\n" + dump_yaml(content | recipe.bundle_settings)
+
+
+def _plain(value: Any) -> Any:
+    """Nested values with lists instead of tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def print_config(words: list[str]) -> None:
+    """Print the recipe for the options of a training run; options that are not part of it are ignored."""
+    words = [word for word in words if word != "--print-config"]
+    options, ignored = tyro.cli(RecipeOptions, args=words, return_unknown_args=True)
+    print(config_text(options.load_recipe(), options.stage), end="")
+    if ignored:
+        print(f"# not part of the recipe: {' '.join(ignored)}")
 
 
 if __name__ == "__main__":
@@ -139,5 +167,7 @@ if __name__ == "__main__":
         from training.engine.plan import main as print_plan
 
         exit_after(lambda: print_plan(sys.argv[1:]))
+    elif "--print-config" in sys.argv:
+        exit_after(lambda: print_config(sys.argv[1:]))
     else:
         run_command(main, Arguments)

@@ -62,6 +62,7 @@ def train(
     accelerator: Accelerator | None = None,
     callback: Callable[[int, dict[str, float], nn.Module], Any] | None = None,
     recipe: Recipe | None = None,
+    dry_run: int | None = None,
 ) -> dict[str, float]:
     """Train one stage, resuming from the latest checkpoint in `settings.output` if there is one.
 
@@ -77,6 +78,7 @@ def train(
             processes, with the averaged weights in the model. If it has an attribute `tracker` that is None, it is set
             to the `MetricLog` of the run.
         recipe: recipe of the model, for its noise schedule; recorded in `final/run.json`.
+        dry_run: stop after this many steps and write nothing.
 
     Returns:
         Final metrics: steps, minutes, samples per second, skipped steps and clips, smoothed losses.

@@ -16,16 +16,20 @@ Encoders and VAE are not included: their features come from the cache (docs/refe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from tqdm import tqdm
 
 from bya_core.errors import InputError
-from training.engine.distributed import HALF_PRECISION
-from training.engine.recipe import Recipe, load_recipe
-from training.engine.stages import Stage
-from training.engine.trace import Trace, trace_sample
+from training.engine.settings import RecipeOptions
+
+if TYPE_CHECKING:  # these import PyTorch
+    from training.engine.recipe import Recipe
+    from training.engine.stages import Stage
+    from training.engine.trace import Trace
 
 RESERVE = 1.5e9
 
@@ -143,12 +147,21 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(recipe: Recipe, number: int, hardware: Hardware) -> Plan:
+def plan(recipe: Recipe, number: int, hardware: Hardware, callback: Callable[[int, int], object] | None = None) -> Plan:
     """Estimate the costs of a stage.
+
+    Args:
+        recipe: the recipe.
+        number: number of the stage.
+        hardware: devices and memory options.
+        callback: called with the number of traced blocks and of all blocks.
 
     Raises:
         InputError: the hardware options do not match the stage.
     """
+    from training.engine.distributed import HALF_PRECISION
+    from training.engine.trace import trace_sample
+
     stage = recipe.stages[number]
     size = hardware.micro_batch_size(stage.batch_size)
     trace = trace_sample(
@@ -159,6 +172,7 @@ def plan(recipe: Recipe, number: int, hardware: Hardware) -> Plan:
         cast_frozen_weights=hardware.cast_frozen_weights,
         characters=hardware.characters,
         frames=hardware.frames,
+        callback=callback,
     )
     outside, blocks = trace.saved
     activations = size * (outside + (trace.inputs + max(blocks) if hardware.gradient_checkpointing else sum(blocks)))
@@ -214,25 +228,25 @@ class Arguments:
     """Print the parameters, memory, tokens and FLOPs of a stage.
 
     Args:
-        stage: 1 identity, 2 speech, 3 router.
-        recipe: name in training/recipes, or a .yaml file.
-        batch_size: samples per step; replaces that of the recipe.
+        recipe: stage and recipe.
         hardware: devices and memory options.
     """
 
-    stage: Literal[1, 2, 3]
-    recipe: str = "cogvideox5b"
-    batch_size: int | None = None
+    recipe: Annotated[RecipeOptions, tyro.conf.arg(name="")]
     hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
 
 
-def main(args: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Print the plan for the options of a training run; options that do not affect it are ignored."""
-    arguments, ignored = tyro.cli(Arguments, args=[a for a in args if a != "--plan"], return_unknown_args=True)
-    recipe = load_recipe(arguments.recipe)
-    if arguments.batch_size is not None:
-        stage = replace(recipe.stages[arguments.stage], batch_size=arguments.batch_size)
-        recipe = replace(recipe, stages={**recipe.stages, arguments.stage: stage})
-    print(plan(recipe, arguments.stage, arguments.hardware).table())
+    words = [word for word in words if word != "--plan"]
+    arguments, ignored = tyro.cli(Arguments, args=words, return_unknown_args=True)
+    recipe = arguments.recipe.load_recipe()
+    with tqdm(desc="Tracing blocks", leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        print(plan(recipe, arguments.recipe.stage, arguments.hardware, show).table())
     if ignored:
         print(f"\nignored options: {' '.join(ignored)}")

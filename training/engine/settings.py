@@ -1,11 +1,56 @@
-"""Options of one training run. What is trained, and how it is scored, is in the recipe."""
+"""Options of one training run. What is trained, and how it is scored, is in the recipe.
+
+PyTorch is imported when a recipe is loaded, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from bya_core.validation import validated
+import tyro
+
+from bya_core.validation import Field, validated
 from training.command_line import OutputPath
+
+if TYPE_CHECKING:
+    from training.engine.recipe import Recipe
+
+Assignments = tyro.conf.UseAppendAction[tuple[str, ...]]
+log = logging.getLogger(__name__)
+
+
+@validated
+class RecipeOptions:
+    """Print the recipe of one stage with all values, as YAML.
+
+    Args:
+        stage: 1 identity, 2 speech, 3 router.
+        recipe: name in training/recipes, or a .yaml file.
+        assignments: replace a value of the recipe, such as stage.3.optimizer.lr=1e-4, all_stages.batch_size=8 or
+            model.router_dim=256; may be repeated.
+        steps: number of training steps; replaces that of the recipe.
+        batch_size: samples per step; replaces that of the recipe.
+    """
+
+    stage: Literal[1, 2, 3]
+    recipe: str = "toy"
+    assignments: Annotated[Assignments, tyro.conf.arg(name="set", metavar="KEY=VALUE")] = ()
+    steps: int | None = None
+    batch_size: int | None = None
+
+    def load_recipe(self) -> Recipe:
+        """The recipe with the values of these options.
+
+        Raises:
+            InputError: an unknown recipe or key, or an invalid value.
+        """
+        log.info("loading PyTorch and recipe %s", self.recipe)
+        from training.engine.recipe import load_recipe
+
+        given = {"steps": self.steps, "batch_size": self.batch_size}
+        options = [f"stage.{self.stage}.{name}={value}" for name, value in given.items() if value is not None]
+        return load_recipe(self.recipe, (*self.assignments, *options))
 
 
 @validated
@@ -35,23 +80,27 @@ class RunSettings:
         max_skipped_steps: end the run after this many consecutive steps with a non-finite loss or gradient.
         report_to: experiment trackers. `log.jsonl` is always written.
         tracker_project: project name for the experiment trackers.
-        init: folder of the initial weights; recorded in checkpoints and in `final`.
+        init: where the weights start: the `final` folder of a run, a folder of a model, or a model name such as toy;
+            None = random weights. Recorded in checkpoints and in `final`.
+        allow_change: what may differ from the run that is resumed in `output`, such as data, lr or steps; everything
+            else that changes the experiment is refused.
     """
 
     output: OutputPath
-    seed: int = 0
-    max_minutes: float | None = None
-    checkpointing_minutes: float = 5.0
-    checkpointing_steps: int | None = None
-    checkpoints_total_limit: int = 2
-    logging_steps: int = 25
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    max_minutes: Annotated[float | None, Field(gt=0)] = None
+    checkpointing_minutes: Annotated[float, Field(gt=0)] = 5.0
+    checkpointing_steps: Annotated[int | None, Field(ge=1)] = None
+    checkpoints_total_limit: Annotated[int, Field(ge=1)] = 2
+    logging_steps: Annotated[int, Field(ge=1)] = 25
     mixed_precision: Literal["no", "bf16", "fp16", "bf16-weights"] | None = None
     cast_frozen_weights: bool = False
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
     gradient_checkpointing: bool = False
     batched_random: bool = False
     use_8bit_adam: bool = False
-    max_skipped_steps: int = 25
+    max_skipped_steps: Annotated[int, Field(ge=1)] = 25
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     tracker_project: str = "bind-your-avatar"
     init: str | None = None
+    allow_change: tuple[str, ...] = ()

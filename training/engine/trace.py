@@ -7,7 +7,7 @@ activations are the tensors that autograd saves with CPU kernels, which differ f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +78,7 @@ def trace_sample(
     cast_frozen_weights: bool = False,
     characters: int = 2,
     frames: int = 0,
+    callback: Callable[[int, int], object] | None = None,
 ) -> Trace:
     """Trace one sample of a stage.
 
@@ -89,6 +90,7 @@ def trace_sample(
         cast_frozen_weights: frozen matrices are stored in half precision.
         characters: N.
         frames: video frames; 0 = native length of the model.
+        callback: called with the number of traced blocks and of all blocks.
     """
     saved, block_flops, inputs = Counter[int](), Counter[int](), Counter[int]()
     needs_grad, current, storages = set[int](), [-1], dict[int, Any]()
@@ -110,6 +112,8 @@ def trace_sample(
 
         def enter(index: int, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             current[0] = index
+            if callback is not None:
+                callback(index + 1, len(model.transformer_blocks))
             streams = [*args, kwargs.get("hidden_states"), kwargs.get("encoder_hidden_states")]
             inputs[index] += sum(x.nbytes for x in streams if isinstance(x, Tensor))
 

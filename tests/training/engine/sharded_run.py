@@ -18,11 +18,11 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from training.data.clip_folder import ClipFolder
+from training.engine.build import build_model
 from training.engine.distributed import build_accelerator
 from training.engine.loop import train
 from training.engine.recipe import load_recipe
 from training.engine.settings import RunSettings
-from training.run_stage import build_model
 
 CONFIG = Path(__file__).resolve().parents[3] / "training" / "recipes" / "accelerate" / "fsdp2.yaml"
 
