@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from bya_core.errors import InputError
 from training.data.batches import Batch, local_part, stack, trim_padding
-from training.data.files import list_files
+from training.data.files import files_fingerprint, list_files
 
 Group = tuple[int, int, int, int]  # shape of a batch: characters, latent frames, latent height and width
 MAX_OPEN_FILES = 256
@@ -47,6 +48,7 @@ class ClipFolder:
         paths = list_files(folder, ".safetensors")
         if not paths:
             raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "create them first")
+        self._folder, self._paths = Path(folder), paths
         self.groups: dict[Group, list[tuple[Path, int]]] = {}
         fractions = {length: fraction for length, fraction in (length_fractions or {}).items() if fraction > 0}
         lengths: dict[int, int] = {}  # latent frames -> video frames
@@ -74,6 +76,13 @@ class ClipFolder:
             parts = [load_file(path) for path in dict.fromkeys(path for path, _ in clips)]
             self._loaded[key] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self._open = lru_cache(MAX_OPEN_FILES)(lambda path: safe_open(path, framework="pt"))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the batches depend on, for the record of a run."""
+        content = {"source": str(self._folder), "fingerprint": files_fingerprint(self._folder, self._paths)}
+        fractions = {str(frames): fraction for frames, fraction in self._fractions.items()}
+        return {**content, "clips": self.clips, "length_fractions": fractions, "text_multiple": self._text_multiple}
 
     @property
     def clips(self) -> int:

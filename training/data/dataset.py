@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ def open_data(
     if encoders is None and not puppets:
         problem = f"raw clips in {str(source)!r} without encoders"
         raise InputError(problem, "the encoders of the model", "name the model, such as toy or official")
+    name = str(source), str(encoders or "toy") if isinstance(encoders, str | Path | None) else "given"
     if encoders is None or isinstance(encoders, str | Path):
         encoders = load_encoders(encoders or "toy")
     if cache is None and not puppets:
@@ -83,7 +85,7 @@ def open_data(
     clips = PuppetPlan.parse(str(source)) if puppets else ShardIndex(folder, features, on_broken, skipped)
     encoder = ClipEncoder(encoders, features, patch, fit, device, canvas)
     chosen = [Bucket.parse(bucket) if isinstance(bucket, str) else bucket for bucket in buckets]
-    return EncodedClips(clips, encoder, chosen, on_broken, skipped)
+    return EncodedClips(clips, encoder, chosen, on_broken, skipped, name)
 
 
 def _no_data(problem: str) -> InputError:
@@ -106,6 +108,7 @@ class EncodedClips:
         buckets: lengths and sizes; empty = the size of each clip.
         on_broken: what to do with unusable clips.
         skipped: receives the reasons of skipped clips.
+        name: name of the source and of the encoders, for the record of a run.
 
     Raises:
         InputError: no clip fits a bucket.
@@ -118,7 +121,9 @@ class EncodedClips:
         buckets: Sequence[Bucket] = (),
         on_broken: OnBroken = "error",
         skipped: list[str] | None = None,
+        name: tuple[str, str] = ("", ""),
     ) -> None:
+        self.name, self.buckets = name, tuple(buckets)
         self.source, self.encoder, self.on_broken = source, encoder, on_broken
         self.skipped = [] if skipped is None else skipped
         self.cache = encoder.cache
@@ -148,6 +153,13 @@ class EncodedClips:
         self.groups = {key: np.array(group, np.int64) for key, group in sorted(windows.items())}
         self._shape = {(n, b): encoder.grid(Window(0, b)).latent_shape(1) for n, b in self.groups}
         self._order = lru_cache(2)(self._epoch)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the batches depend on, for the record of a run."""
+        source, encoders = self.name
+        content = {"source": source, "fingerprint": self.source.fingerprint(), "clips": self.clips}
+        return {**content, "encoders": encoders, "buckets": [str(bucket) for bucket in self.buckets]}
 
     @property
     def clips(self) -> int:

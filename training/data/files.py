@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from bya_core.errors import InputError
 
 log = logging.getLogger(__name__)
+SAMPLED = 4096  # bytes at each end of a file
 MAX_NAMED = 5  # skipped entries in a message
 
 
@@ -76,6 +78,19 @@ def list_files(
     if skipped is None:
         warn_skipped(folder, reasons)
     return sorted(files)
+
+
+def files_fingerprint(folder: Path, paths: Sequence[Path]) -> str:
+    """Hash of the names, the sizes, and the first and last bytes of files; independent of where the folder is."""
+    total = hashlib.sha256()
+    for path in paths:
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(SAMPLED)
+            file.seek(max(0, size - SAMPLED))
+            total.update(f"{name} {size} ".encode() + start + file.read(SAMPLED))
+    return total.hexdigest()[:16]
 
 
 def warn_skipped(folder: Path | str, skipped: Sequence[str]) -> None:

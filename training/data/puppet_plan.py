@@ -89,6 +89,10 @@ class PuppetPlan:
     def __len__(self) -> int:
         return self.clips
 
+    def fingerprint(self) -> str:
+        """The values that the clips depend on."""
+        return "puppets:" + ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
     def shape(self, number: int) -> tuple[int, int, int, int, float]:
         """(characters, frames, height, width, fps) of a clip, without drawing it."""
         rng = np.random.default_rng([self.seed + number, 0x5EED])

@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,8 +129,12 @@ class Checkpoints:
             for old in self.all()[: -self.limit]:
                 shutil.rmtree(old)
 
-    def resume(self, run: TrainingObjects) -> TrainerState:
+    def resume(self, run: TrainingObjects, allow_change: Sequence[str] = ()) -> TrainerState:
         """Load the latest checkpoint, or return a new state if there is none.
+
+        Args:
+            run: receives the state.
+            allow_change: names in its identity that may differ.
 
         Raises:
             InputError: the checkpoint belongs to another run, or is damaged.
@@ -142,7 +146,7 @@ class Checkpoints:
         folder = latest[0][0]
         try:
             info = json.loads((folder / "trainer_state.json").read_text())
-            _check_identity(folder, info, run)
+            _check_identity(folder, info, run, allow_change)
             _restore(folder, info, run)
         except InputError:
             raise
@@ -284,8 +288,10 @@ def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
         log.warning(text, len(random_states["processes"]), run.accelerator.num_processes)
 
 
-def _check_identity(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
+def _check_identity(folder: Path, info: dict[str, Any], run: TrainingObjects, allow_change: Sequence[str] = ()) -> None:
     for name in ("stage", "seed", "frozen"):
+        if (name if name != "frozen" else "init") in allow_change and name != "stage":
+            continue
         if info.get(name) != run.identity[name]:
             problem = f"checkpoint {folder} has {name} {info.get(name)!r}"
             hint = f"choose another output folder, or start with the same settings (init {info['init']})"

@@ -46,6 +46,14 @@ from training.engine.lora import add_lora, has_lora, write_model
 from training.engine.objective import StageLoss
 from training.engine.optim import build_optimizers, learning_rate, select_trainable, set_precision, unused_prefixes
 from training.engine.recipe import Recipe
+from training.engine.record import (
+    check_record,
+    describe_run,
+    describe_start,
+    flatten,
+    weights_fingerprint,
+    write_record,
+)
 from training.engine.settings import RunSettings
 from training.engine.stages import Stage
 from training.engine.timer import RunTimer
@@ -94,6 +102,8 @@ def train(
         add_lora(model, stage.lora)
     select_trainable(model, stage.trainable, unused_prefixes(stage))
     set_precision(model, HALF_PRECISION.get(accelerator.mixed_precision) if settings.cast_frozen_weights else None)
+    run_record = describe_run(model, weights_fingerprint(model), stage, settings, data, recipe)
+    changed = check_record(output, run_record, settings.allow_change) if main and dry_run is None else {}
     identity = {"stage": stage.number, "seed": settings.seed, "frozen": fingerprint(model), "init": settings.init}
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -108,7 +118,7 @@ def train(
     run = TrainingObjects(accelerator, model, optimizers, ema, identity)
     checkpoints = Checkpoints(output, settings.checkpoints_total_limit)
     set_seed(settings.seed, device_specific=True)
-    state = checkpoints.resume(run)
+    state = checkpoints.resume(run, settings.allow_change) if dry_run is None else TrainerState()
     batches = local_batches(accelerator, data, stage.batch_size, settings.seed, state.step)
     loss = StageLoss(stage, settings.seed, recipe and recipe.scheduler, settings.batched_random)
     timer = RunTimer(stage, settings, state)
@@ -122,11 +132,16 @@ def train(
         accelerator.distributed_type.value,
     )
     consecutive_skips, last_saved = 0, state.step
-    config = {**asdict(stage), **asdict(settings)}
-    with closing(MetricLog(output, accelerator, state.step, settings.tracker_project, config)) as tracker:
+    if timer.fraction_done >= 1.0:
+        log.info("the run in %s is complete; its final weights are written again", output)
+    text = ""
+    if dry_run is None and main:
+        text = write_record(output, run_record, describe_start(accelerator, state.step), changed)
+    folder, project = output if dry_run is None else None, settings.tracker_project
+    with closing(MetricLog(folder, accelerator, state.step, project, flatten(run_record), text)) as tracker:
         if getattr(callback, "tracker", tracker) is None:
             callback.tracker = tracker  # type: ignore[union-attr]
-        while timer.fraction_done < 1.0:
+        while timer.fraction_done < 1.0 and (dry_run is None or state.step < dry_run):
             lr = learning_rate(stage.optimizer, state.step, timer.fraction_done)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -151,9 +166,11 @@ def train(
                 tracker.log(timer.log_values(metrics, lr), state.step)
             if callback is not None and state.step % getattr(callback, "every", settings.logging_steps) == 0:
                 run_callback(wrapper, callback, state, ema, parameters)
-            if timer.checkpoint_due():
+            if dry_run is None and timer.checkpoint_due():
                 checkpoints.save(run, state)
                 last_saved = state.step
+        if dry_run is not None:
+            return {**timer.summary(), **state.averages}
         if last_saved < state.step:
             checkpoints.save(run, state)
 

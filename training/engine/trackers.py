@@ -43,33 +43,38 @@ class MetricLog:
     """Logs metrics and images of one run. Only the main process writes.
 
     Args:
-        output: folder of the run.
+        output: folder of the run; None = write no files.
         accelerator: provides the experiment trackers.
         step: step at which the run starts or resumes; later entries are removed.
         project: project name for the trackers.
         config: settings to store with the trackers.
+        text: the same as readable text, for TensorBoard.
     """
 
     def __init__(
         self,
-        output: Path,
+        output: Path | None,
         accelerator: Accelerator,
         step: int = 0,
         project: str = "bind-your-avatar",
         config: Mapping[str, Any] | None = None,
+        text: str = "",
     ) -> None:
         self.output, self.accelerator, self.active = output, accelerator, accelerator.is_main_process
-        if self.active:
+        if self.active and output is not None:
             output.mkdir(parents=True, exist_ok=True)
             _truncate(output / "log.jsonl", step)
         kwargs: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": step + 1},
-            "wandb": {"id": _run_id(output) if self.active else None, "resume": "allow", "dir": str(output)},
+            "wandb": {"id": _run_id(output) if self.active and output else None, "resume": "allow", "dir": str(output)},
         }
         settings = {
             key: value if isinstance(value, int | float | str) else str(value) for key, value in (config or {}).items()
         }
         accelerator.init_trackers(project, settings or None, kwargs)
+        for tracker in accelerator.trackers if text else ():
+            if tracker.name == "tensorboard":
+                tracker.writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), step)
 
     def log(self, values: Mapping[str, float], step: int, group: str = "train") -> None:
         """Log the metrics of a step under `group`, "train" or "validation".
@@ -81,10 +86,10 @@ class MetricLog:
             return
         kind = {} if group == "train" else {"kind": group}
         try:
-            with (self.output / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, **kind, **values}) + "\n")
+            if self.output is not None:
+                self._append({"step": step, **kind, **values})
         except OSError as error:
-            problem = f"{self.output / 'log.jsonl'} cannot be written ({error})"
+            problem = f"{self.output}/log.jsonl cannot be written ({error})"
             raise InputError(problem, "free disk space", "free some space and resume the run") from error
         shown = {name: value for name, value in values.items() if name != "minutes_left"}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
@@ -92,9 +97,14 @@ class MetricLog:
         log.info("step %d  %s%s", step, text, remaining)
         self.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
 
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        assert self.output is not None
+        with (self.output / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
     def log_image(self, name: str, image: Image, step: int) -> None:
         """Write `images/step-00001234/NAME.png` and pass the image to the trackers."""
-        if not self.active:
+        if not self.active or self.output is None:
             return
         path = self.output / "images" / f"step-{step:08d}" / f"{name.replace('/', '-')}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

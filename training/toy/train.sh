@@ -68,7 +68,8 @@ train() {  # name, stage, recipe, samples, seed, initial weights ("" = none), fr
   fi
   # shellcheck disable=SC2086
   "${run[@]}" --stage "$2" --recipe "$3" --data "$OUT/data" --output "$OUT/$1" --steps $(($4 / BATCH)) \
-    --batch-size "$BATCH" --seed "$5" "${init[@]}" --length-fractions $7 $OPTIONS --report-to
+    --batch-size "$BATCH" --seed "$5" "${init[@]}" --length-fractions $7 $OPTIONS --report-to \
+    --allow-change data steps
 }
 
 if selected data; then

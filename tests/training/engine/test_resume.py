@@ -111,11 +111,11 @@ def test_damaged_checkpoint_raises_and_the_previous_one_resumes(data, tmp_path, 
 
 def test_checkpoint_of_another_run_raises(data, tmp_path, stage):
     run(data, replace(stage, steps=2), tmp_path)
-    with pytest.raises(InputError, match="seed 0"):
+    with pytest.raises(InputError, match="seed was 0, is 1"):
         run(data, stage, tmp_path, seed=1)
     other = small_model()
     other.transformer_blocks[0].ff.net[2].weight.data += 1
-    with pytest.raises(InputError, match="frozen"):
+    with pytest.raises(InputError, match="init.fingerprint was"):
         run(data, stage, tmp_path, other)
 
 

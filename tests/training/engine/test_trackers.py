@@ -37,11 +37,14 @@ def test_log_and_tensorboard_have_every_step_once(data, tmp_path, caplog, open_l
 
     caplog.set_level("INFO")
     for steps in (6, 9):
-        run(data, replace(PUBLISHED[1], batch_size=3, steps=steps), tmp_path, report_to=("tensorboard",))
+        stage = replace(PUBLISHED[1], batch_size=3, steps=steps)
+        run(data, stage, tmp_path, report_to=("tensorboard",), allow_change=("steps",))
     assert {"loss", "lr", "samples_per_second", "minutes_left", "skipped"} <= lines(tmp_path)[2].keys()
     assert "samples_per_second" in caplog.text and "remaining" in caplog.text
     board = EventAccumulator(str(tmp_path / "tensorboard" / "bind-your-avatar")).Reload()
     assert [point.step for point in board.Scalars("train/diffusion")] == list(range(1, 10))
+    config = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "batch_size: 3" in config and "fingerprint" in config
 
 
 def test_entries_after_the_last_checkpoint_are_removed_on_resume(tmp_path, open_log):

@@ -18,6 +18,7 @@ import torch
 
 from training.data.cache import FeatureCache, Tensors
 from training.data.clip import ClipSample, LazyClip
+from training.data.files import files_fingerprint
 from training.data.shards.members import BrokenClip, check_header, unpack
 from training.data.shards.reader import OnBroken, find_shards, handle_broken, iterate_members, split_name
 
@@ -47,7 +48,7 @@ class ShardIndex:
     def __init__(
         self, source: Path | str, cache: FeatureCache, on_broken: OnBroken = "error", skipped: list[str] | None = None
     ) -> None:
-        self.paths = find_shards(source)
+        self.folder, self.paths = Path(source), find_shards(source)
         tables = []
         for path in self.paths:
             state = path.stat()
@@ -63,6 +64,10 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def fingerprint(self) -> str:
+        """Hash of the shards, see `files_fingerprint`."""
+        return files_fingerprint(self.folder, self.paths)
 
     def shape(self, number: int) -> tuple[int, int, int, int, float]:
         """(characters, frames, height, width, fps) of clip `number`."""
