@@ -283,12 +283,18 @@ def _error_number(error: BaseException) -> int | None:
     return None
 
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 def _sync(path: Path) -> None:
     """Flush a file or folder to disk."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
+        if os.name != "nt" and path.is_file():  # some writers create files that only their owner can read
+            os.fchmod(handle, os.fstat(handle).st_mode & 0o777 | (0o666 & ~_UMASK))
         os.fsync(handle)
     finally:
         os.close(handle)

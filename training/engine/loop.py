@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -51,6 +51,7 @@ from training.engine.record import (
     describe_run,
     describe_start,
     flatten,
+    lock_run,
     weights_fingerprint,
     write_record,
 )
@@ -97,6 +98,21 @@ def train(
     """
     accelerator = accelerator or build_accelerator(settings)
     check_configuration(stage, settings, accelerator)
+    with nullcontext() if dry_run is not None else lock_run(settings.output, accelerator):
+        return _train(model, data, stage, settings, accelerator, callback, recipe, dry_run)
+
+
+def _train(
+    model: BindYourAvatarTransformer3DModel,
+    data: Clips,
+    stage: Stage,
+    settings: RunSettings,
+    accelerator: Accelerator,
+    callback: Callable[[int, dict[str, float], nn.Module], Any] | None,
+    recipe: Recipe | None,
+    dry_run: int | None,
+) -> dict[str, float]:
+    """`train` while the folder is locked."""
     output, main = settings.output, accelerator.is_main_process
     if stage.lora is not None and not has_lora(model):
         add_lora(model, stage.lora)

@@ -11,7 +11,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,7 @@ from accelerate import Accelerator
 from bya_core import __version__
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
+from bya_core.io.locks import folder_lock
 from training.data.batches import Clips
 from training.engine.build import parent_of
 from training.engine.model_config import model_arguments
@@ -37,6 +39,24 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safeten
 DECIDING = ("seed", "max_minutes", "mixed_precision", "cast_frozen_weights", "batched_random", "use_8bit_adam")
 """Options of a run that change its result."""
 MAX_SHOWN = 4
+
+
+@contextmanager
+def lock_run(output: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of the folder of a run in the main process.
+
+    Raises:
+        InputError: another run holds it, or the folder cannot be made.
+    """
+    if not accelerator.is_main_process:
+        yield
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    with folder_lock(output, "the checkpoints", "choose another --output, or wait for the other run"):
+        yield
 
 
 def describe_run(
@@ -136,8 +156,7 @@ def write_record(
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        problem = f"the folder {output} cannot be written ({error.strerror or error})"
-        raise InputError(problem, "a folder with free space", "choose another --output or free some space") from error
+        raise _unwritable(output, error) from error
     return text
 
 
@@ -197,6 +216,11 @@ def _deciding(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
     return any(each == name or each in name.split(".") or name.startswith(each + ".") for each in allowed)
+
+
+def _unwritable(output: Path, error: OSError) -> InputError:
+    problem = f"the folder {output} cannot be written ({error.strerror or error})"
+    return InputError(problem, "a folder with free space", "choose another --output or free some space")
 
 
 def _short(name: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from bya_core.errors import InputError
-from tests.training.run_parts import run, write_data
+from tests.training.run_parts import ROOT, run, write_data
 from tests.training.stage_parts import small_model
 from training.data.clip_folder import ClipFolder
 from training.data.dataset import open_data
@@ -17,6 +19,13 @@ from training.engine.settings import RunSettings
 from training.engine.stages import PUBLISHED
 from training.engine.yaml_files import read_yaml
 
+HOLD = """import sys, time; sys.path.insert(0, "{root}")
+from pathlib import Path
+from bya_core.io.locks import folder_lock
+with folder_lock(Path("{folder}"), "the checkpoints", "wait"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
 STAGE = replace(PUBLISHED[1], batch_size=3, steps=2)
 
 
@@ -106,3 +115,23 @@ def test_a_damaged_record_is_named(tmp_path, describe):
     (tmp_path / "config.yaml").write_text("stage: [")
     with pytest.raises(InputError, match=r"config\.yaml"):
         check_record(tmp_path, describe(), ())
+
+
+def test_two_runs_do_not_share_a_folder(data, tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(root=ROOT, folder=tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match="in use"):
+            run(data, STAGE, tmp_path)
+    finally:
+        holder.kill()
+        holder.communicate()
+    run(data, STAGE, tmp_path)  # a lock ends with its process
+
+
+def test_files_of_a_run_are_readable_by_the_group(data, tmp_path):
+    run(data, STAGE, tmp_path)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) > 6 and {name for name, mode in modes.items() if not mode & 0o040} == set()
