@@ -60,7 +60,10 @@ class RuntimeOptions:
     vram: Vram = "auto"
 
     def check(self) -> None:
-        """Raise InputError for a VRAM budget without a GPU."""
+        """Record the files of the model as inputs; raise InputError for a VRAM budget without a GPU."""
+        from bya_core.weights.registry import find_path
+
+        find_path(self.model)
         if self.vram == "auto":
             return
         import torch
