@@ -63,28 +63,6 @@ def _standardize(tracks: np.ndarray) -> np.ndarray:
     return np.where(deviation > _EPS, centered / np.maximum(deviation, _EPS), 0.0)
 
 
-def mouth_motion(frames: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """Frame difference in the lower half of each region minus that in its upper half, float64 [N, F].
-
-    A weak measure of the mouths of people in photos: it distinguishes a talking face from a still one, but not speech
-    from other facial movement.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-        regions: bool [N, F, H, W].
-    """
-    gray = frames.astype(np.float32).mean(axis=-1) / 255.0
-    difference = np.abs(np.diff(gray, axis=0, prepend=gray[:1]))
-    motion = np.zeros(regions.shape[:2])
-    for n, f in np.argwhere(regions.any(axis=3).sum(axis=2) > 1):
-        rows = np.flatnonzero(regions[n, f].any(axis=1))
-        middle = (rows[0] + rows[-1] + 1) // 2
-        halves = slice(middle, None), slice(None, middle)
-        lower, upper = (_mean(difference[f, half][regions[n, f, half]], 0.0) for half in halves)
-        motion[n, f] = max(0.0, lower - upper)
-    return motion
-
-
 @dataclass(frozen=True)
 class BindingResult:
     """Binding of one scene.
@@ -212,7 +190,3 @@ def targets_of(matrix: np.ndarray) -> np.ndarray:
     """Stream with the largest weight of each character, int [N], from a matrix [M, N]; -1 = listener."""
     matrix = np.asarray(matrix)
     return np.where(matrix.max(axis=0) > 0, matrix.argmax(axis=0), -1)
-
-
-def _mean(values: np.ndarray, default: float) -> float:
-    return float(values.mean()) if values.size else default

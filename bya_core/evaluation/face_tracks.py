@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bya_core.encoders.face.detection import Face
+from bya_core.encoders.face.tracking import FaceTrack
 from bya_core.errors import InputError
 
 _GRAY = 110  # padding outside the frame, as in the reference implementation
@@ -16,32 +16,80 @@ _MARGIN = 0.4  # fraction of half the box added on each side, twice of it below
 _MEDIAN = 13  # frames of the median filter
 
 
-def assign_faces(detections: Sequence[Sequence[Face]], masks: np.ndarray) -> np.ndarray:
-    """Assign detected faces to characters: boxes [N, F, 4], NaN where a character has no face.
-
-    Each character gets the face that its mask covers most, at most one per frame. The assignment uses masks instead of
-    similarity so that a swapped identity is measured as such.
+def cover(tracks: Sequence[FaceTrack], masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Mean fraction of the box of each of K tracks that each of N masks covers [K, N].
 
     Args:
-        detections: detected faces of each of F frames.
-        masks: bool [N, F, H, W].
+        tracks: over F frames.
+        masks: bool [N, F, h, w].
+        size: height and width of the frames in pixels.
+    """
+    scale = np.tile([masks.shape[3] / size[1], masks.shape[2] / size[0]], 2)
+    shares = np.zeros((len(tracks), len(masks)))
+    for k, track in enumerate(tracks):
+        frames = np.flatnonzero(track.visible)
+        for f in frames:
+            x0, y0, x1, y1 = (track.boxes[f] * scale).round().astype(int).clip(0)
+            inside = masks[:, f, y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+            shares[k] += inside.mean(axis=(1, 2)) / len(frames) if inside.size else 0.0
+    return shares
+
+
+def cast_tracks(
+    scores: np.ndarray, tracks: Sequence[FaceTrack], margin: float = 0.0
+) -> tuple[list[list[int]], set[int]]:
+    """Assign tracks to characters by scores.
+
+    Each character gets the track of the best assignment, and further tracks that resemble it most and are visible only
+    when it is not: a person who was lost and found again.
+
+    Args:
+        scores: of K tracks and N characters [K, N]; pairs with scores of 0 are not made.
+        tracks: K tracks.
+        margin: smallest gain over the best assignment without a pair.
+
+    Returns:
+        Indices of the tracks of each character, and the characters left out because the gain is smaller.
     """
     from scipy.optimize import linear_sum_assignment
 
-    count, length = masks.shape[:2]
-    boxes = np.full((count, length, 4), np.nan)
-    for f, faces in enumerate(detections):
-        if not faces:
+    count = scores.shape[1]
+    share = np.array([track.visible.mean() for track in tracks])[:, None]
+    cast: list[list[int]] = [[] for _ in range(count)]
+    unsure: set[int] = set()
+    rows, columns = linear_sum_assignment(scores * share, maximize=True)
+    total = (scores * share)[rows, columns].sum()
+    for k, n in zip(rows.tolist(), columns.tolist(), strict=True):
+        without = scores * share
+        without[k, n] = -1e3
+        others = without[linear_sum_assignment(without, maximize=True)]
+        alternative = others[others > -1e2].sum()
+        if scores[k, n] <= 0:
             continue
-        share = np.zeros((count, len(faces)))
-        for k, face in enumerate(faces):
-            x0, y0, x1, y1 = (max(0, round(value)) for value in face.box)
-            inside = masks[:, f, y0:y1, x0:x1]
-            share[:, k] = inside.mean(axis=(1, 2)) if inside.size else 0.0
-        for n, k in zip(*linear_sum_assignment(-share), strict=True):
-            if share[n, k] > 0.2:
-                boxes[n, f] = faces[k].box
-    return boxes
+        if count > 1 and total - alternative < margin * share[k, 0]:
+            unsure.add(n)
+        else:
+            cast[n].append(k)
+    for k in sorted(set(range(len(tracks))) - set(rows.tolist()), key=lambda k: -share[k, 0]):
+        n = int(scores[k].argmax())
+        seen = [tracks[other].visible for other in cast[n]]
+        if seen and scores[k, n] > 0 and not (np.any(seen, axis=0) & tracks[k].visible).any():
+            cast[n].append(k)
+    return cast, unsure
+
+
+def merge_tracks(tracks: Sequence[FaceTrack], length: int) -> FaceTrack:
+    """One track over `length` frames of tracks that are visible at different times; never visible if there are none."""
+    merged = FaceTrack(
+        np.full((length, 4), np.nan, np.float32),
+        np.zeros(length, np.float32),
+        np.full((length, 468, 3), np.nan, np.float32),
+        np.zeros(length, np.float32),
+    )
+    for track in tracks:
+        for name in ("boxes", "scores", "points", "presence"):
+            getattr(merged, name)[track.visible] = getattr(track, name)[track.visible]
+    return merged
 
 
 def fill_gaps(track: np.ndarray, gap: int = 12) -> np.ndarray:

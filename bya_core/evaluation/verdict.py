@@ -62,13 +62,14 @@ COLOR = Scale(
     full=0.6,
     moment=0.4,
 )
-MOTION = Scale(
-    "movement of the lower face",
-    "Measured: movement in the lower half of each face beyond that of its upper half, a weak measure, " + _CORRELATION,
-    follows=0.25,
+LIPS = Scale(
+    "lip movement",
+    "Measured: lip movement (mesh of each face) against the movement that each voice lets expect, over {frames} "
+    "frames; correlations, -1 to 1. Only differences between voices and mouths are conclusive.",
+    follows=0.12,
     margin=0.1,
-    full=0.6,
-    moment=0.4,
+    full=0.5,
+    moment=0.2,
 )
 SYNC = Scale(
     "lip sync (Sync-C)",
@@ -85,13 +86,16 @@ class MouthScores:
     """Scores of each mouth of a clip with each stream.
 
     Args:
-        mouths: opening or motion of the mouths [N, F].
+        mouths: opening of the mouths [N, F].
         speech: loudness of the streams [M, F].
         targets: stream of each character [N]; -1 = listener.
-        regions: bool [N, F, H, W].
+        regions: frames in which each character is visible, bool [N, F].
         fps: frames per second.
-        sync: lip sync by SyncNet; None = correlations.
-        scale: meaning of the correlations.
+        scale: meaning of the scores.
+        scores: [N, M].
+        offset: shift of each mouth with the best score [N, M] in frames; positive = late.
+        shifted: the score at that shift [N, M].
+        failing: where a mouth follows another voice.
     """
 
     def __init__(
@@ -101,38 +105,28 @@ class MouthScores:
         targets: np.ndarray,
         regions: np.ndarray,
         fps: float,
-        sync: CrossTalk | None,
         scale: Scale,
     ) -> None:
         from scipy.ndimage import binary_dilation
 
         self.mouths, self.speech, self.targets, self.regions, self.fps = mouths, speech, targets, regions, fps
-        self.length, self.sync = mouths.shape[1], sync
+        self.length, self.scale = mouths.shape[1], scale
         self.audible = speech > QUIET * np.maximum(speech.max(axis=1, keepdims=True), 1e-9)
         spoken = [self.audible[own] if own >= 0 else np.zeros(self.length, dtype=bool) for own in targets]
         self.listening = np.stack([~binary_dilation(frames, iterations=PAUSE) for frames in spoken])
         level = np.concatenate([mouth[frames] for mouth, frames in zip(mouths, spoken, strict=True)])
         self.speaking_level = float(level.mean()) if level.size else 0.0
+        self.scores = np.zeros((len(mouths), len(speech)))
+        self.offset, self.shifted = np.zeros(self.scores.shape, dtype=int), self.scores
         self.failing: tuple[Span, ...] = ()
-        if sync is not None:  # both offsets are positive if the mouth is late
-            self.scale, self.scores, self.offset, self.shifted = SYNC, sync.confidence, sync.offset, sync.confidence
-            self.failing = sync.failing
-            return
-        reach = min(MAX_OFFSET, max(LAG, (self.length - MIN_FRAMES) // 2))
-        table = lagged(mouths, speech, reach)
-        self.scale, self.scores = scale, table[..., reach - LAG : reach + LAG + 1].max(axis=2)
-        self.offset, self.shifted = table.argmax(axis=2) - reach, table.max(axis=2)
-        if self.length >= MIN_FRAMES:
-            local = local_correlations(mouths, speech, MIN_FRAMES, LAG)
-            self.failing = failing_spans(local, targets, self.audible, fps, scale.moment)
 
-    def verdict(self, n: int, owners: Sequence[str]) -> tuple[str, str]:
+    def verdict(self, n: int, name: str, owners: Sequence[str]) -> tuple[str, str]:
         """Verdict on character `n` as a key and a sentence; `owners` are the names of the M streams."""
-        name, own, scale = owners[n], int(self.targets[n]), self.scale
+        own, scale = int(self.targets[n]), self.scale
         if not self.regions[n].any():
-            return "unclear", f"{name} has no region in the masks; nothing was measured."
+            return "unclear", f"{name} is not visible; nothing was measured."
         if own < 0:
-            return self._listener_verdict(n, name)
+            return self._listener_verdict(n, name, owners)
         if self.length < MIN_FRAMES:
             return "unclear", f"{name}: {self.length} frames are too few; inconclusive."
         value = float(self.scores[n, own])
@@ -141,12 +135,9 @@ class MouthScores:
         late, shifted = int(self.offset[n, own]), float(self.shifted[n, own])
         unshifted = -np.inf if scale is SYNC else value  # Sync-C is that of the best shift
         if abs(late) > LAG and shifted >= 2 * scale.follows and shifted > max(best, unshifted) + scale.margin:
-            when = f"{abs(late)} frames ({abs(late) / self.fps * 1000:.0f} ms) {'late' if late > 0 else 'early'}"
-            return "shifted", f"{name} follows the assigned voice, but {when} ({shifted:.2f})."
+            return "shifted", f"{name} follows the assigned voice, but {self.delay(late)} ({shifted:.2f})."
         if value >= scale.follows and value > best + scale.margin:
-            voice = "its own voice" if own == n else f"the voice of {owners[own]}, as assigned,"
-            second = f" (next: the voice of {owners[rival]}, {best:.2f})" if np.isfinite(best) else ""
-            return "own", f"{name} follows {voice} with {value:.2f}{second}."
+            return "own", self.own_text(n, name, owners)
         if best >= scale.follows and best > value + scale.margin:
             return "wrong", (
                 f"{name} follows the voice of {owners[rival]} ({best:.2f}) more than the assigned one ({value:.2f})."
@@ -154,11 +145,70 @@ class MouthScores:
         second = f", {best:.2f} with the next" if np.isfinite(best) else ""
         return "unclear", f"{name}: inconclusive ({value:.2f} with the assigned voice{second})."
 
-    def _listener_verdict(self, n: int, name: str) -> tuple[str, str]:
-        speakers = self.mouths[self.targets >= 0].std(axis=1)
-        if not speakers.size:
+    def own_text(self, n: int, name: str, owners: Sequence[str]) -> str:
+        """Sentence: character `n` follows its voice."""
+        own = int(self.targets[n])
+        others = np.delete(self.scores[n], own)
+        voice = "its own voice" if owners[own] == name else f"the voice of {owners[own]}, as assigned,"
+        rival = int(np.where(np.arange(self.scores.shape[1]) == own, -np.inf, self.scores[n]).argmax())
+        second = f" (next: the voice of {owners[rival]}, {others.max():.2f})" if others.size else ""
+        return f"{name} follows {voice} with {self.scores[n, own]:.2f}{second}."
+
+    def delay(self, late: int) -> str:
+        """Words for a shift in frames of 1 / `rate` seconds."""
+        return f"{abs(late)} frames ({abs(late) / self.rate * 1000:.0f} ms) {'late' if late > 0 else 'early'}"
+
+    @property
+    def rate(self) -> float:
+        """Frames per second of `offset`."""
+        return self.fps
+
+    def _listener_verdict(self, n: int, name: str, owners: Sequence[str]) -> tuple[str, str]:
+        share = self._movement_share(n)
+        if share is None:
             return "unclear", f"{name} is a listener; there is no speaker to compare with."
-        share = float(self.mouths[n].std() / max(speakers.mean(), 1e-9))
         if share < STILL:
             return "still", f"{name} listens and keeps still: the mouth moves {share:.0%} as much as those that speak."
         return "moves", f"{name} should listen, but the mouth moves {share:.0%} as much as those that speak."
+
+    def _movement_share(self, n: int) -> float | None:
+        """Movement of mouth `n` relative to those that speak; None if there are none."""
+        speakers = self.mouths[self.targets >= 0].std(axis=1)
+        return float(self.mouths[n].std() / max(speakers.mean(), 1e-9)) if speakers.size else None
+
+
+class ColorScores(MouthScores):
+    """Correlation of the opening of drawn mouths with the loudness of each voice; arguments as in `MouthScores`."""
+
+    def __init__(
+        self, mouths: np.ndarray, speech: np.ndarray, targets: np.ndarray, regions: np.ndarray, fps: float
+    ) -> None:
+        super().__init__(mouths, speech, targets, regions, fps, COLOR)
+        reach = min(MAX_OFFSET, max(LAG, (self.length - MIN_FRAMES) // 2))
+        table = lagged(mouths, speech, reach)
+        self.scores = table[..., reach - LAG : reach + LAG + 1].max(axis=2)
+        self.offset, self.shifted = table.argmax(axis=2) - reach, table.max(axis=2)
+        if self.length >= MIN_FRAMES:
+            local = local_correlations(mouths, speech, MIN_FRAMES, LAG)
+            self.failing = failing_spans(local, targets, self.audible, fps, COLOR.moment)
+
+
+class SyncScores(MouthScores):
+    """Sync-C of SyncNet; further arguments as in `MouthScores`."""
+
+    def __init__(
+        self,
+        mouths: np.ndarray,
+        speech: np.ndarray,
+        targets: np.ndarray,
+        regions: np.ndarray,
+        fps: float,
+        sync: CrossTalk,
+    ) -> None:
+        super().__init__(mouths, speech, targets, regions, fps, SYNC)  # both offsets are positive if the mouth is late
+        self.scores, self.offset, self.shifted = sync.confidence, sync.offset, sync.confidence
+        self.failing = sync.failing
+
+    @property
+    def rate(self) -> float:
+        return 25.0

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bya_core.encoders.domains import Domain, guess_domain, load_meter
+from bya_core.encoders.face.tracking import track_faces
 from bya_core.errors import InputError
-from bya_core.evaluation.face_report import FaceTools, boxes_to_masks, measure_faces
-from bya_core.evaluation.report import BindingReport, FaceMetrics, binding_report
+from bya_core.evaluation.face_report import FaceMetrics, FaceTools, measure_faces
+from bya_core.evaluation.report import BindingReport, binding_report
 from bya_core.grid import TokenGrid
-from bya_core.io.media import read_image, read_video
+from bya_core.io.media import read_frames, read_image, read_recording
 from bya_core.scene.loader import matrix_of
 from bya_core.scene.mask_archive import open_archive
 from bya_core.scene.mask_files import select_characters
 from bya_core.scene.schema import read_scene_file
 from bya_core.scene.speech import read_speeches
+from bya_core.scene.types import Speech
 
 People = Literal["auto", "drawn", "real"]
 TIME_FACTOR = 4  # video frames per latent frame of all models
@@ -35,9 +37,9 @@ def measure_file(
     Args:
         video: Video file, of this or any other system.
         scene: Scene file with the characters and their speech.
-        masks: npz file with the character masks; None to find the characters in the video.
+        masks: npz file with the character masks; None to find the characters in the video by likeness.
         people: "drawn" puppets, "real" people, or "auto" to detect which.
-        tools: Loaded face detector, SyncNet and face recognition; None to load those that are available.
+        tools: Loaded networks; None to load those that are available.
 
     Raises:
         InputError: A video, scene or masks that cannot be read or do not match.
@@ -47,28 +49,34 @@ def measure_file(
     portraits = [read_image(scene.parent / character.image) for character in scene_file.characters]
     speeches = read_speeches(scene_file, scene.parent).speeches
     matrix = matrix_of(scene_file.audio_character_matrix, len(names))
-    frames, fps = read_video(video)
+    automatic = scene_file.audio_character_matrix == "auto"
+    read = read_frames(video)
+    frames, fps = read.frames, read.fps
     if len(frames) < 2:
         raise InputError(f"the video {video} has 1 frame", "a video of several frames", "choose another file")
     meter = load_meter(DOMAINS.get(people) or guess_domain(portraits))
-    regions, notices = (None, []) if masks is None else _read_masks(masks, names, len(frames))
-    faces = FaceMetrics()
+    regions, notices = (None, list(read.notices))
+    if masks is not None:
+        regions, more = _read_masks(masks, names, len(frames))
+        notices += more
     if meter is not None:
         regions = meter.segment(frames, portraits) if regions is None else regions
+        if automatic:
+            notices.append("The scene matches voices automatically; measured as if each drives its own character.")
+        faces = FaceMetrics(notices=tuple(notices))
     else:
-        size = (int(frames.shape[1]), int(frames.shape[2]))
-        pixels = None if regions is None else F.interpolate(regions, size=size).numpy() > 0.5
-        tools = tools or FaceTools.load()
-        faces = measure_faces(frames, speeches, fps, portraits, tools, matrix=matrix, masks=pixels, names=names)
-        if regions is None and faces.boxes is not None:
-            regions = torch.from_numpy(boxes_to_masks(faces.boxes, *size)).float()
-    if scene_file.audio_character_matrix == "auto":
-        notice = "The scene matches voices automatically; measured as if each speech drives its own character."
-        faces = replace(faces, notices=(*faces.notices, notice))
-    faces = replace(faces, notices=(*notices, *faces.notices))
+        pixels = None if regions is None else regions.numpy() > 0.5
+        wanted = "match" if automatic else matrix
+        faces = measure_faces(
+            frames, speeches, fps, portraits, tools or FaceTools.load(), matrix=wanted, masks=pixels, names=names
+        )
+        if automatic:
+            notices.append("The scene matches voices automatically; voices were matched to mouths by lip movement.")
+            matrix = faces.matrix
+        faces = replace(faces, notices=(*notices, *faces.notices))
     return binding_report(
         frames,
-        torch.zeros(len(names), len(frames), 8, 8) if regions is None else regions,
+        regions,
         speeches,
         fps,
         names,
@@ -77,6 +85,43 @@ def measure_file(
         portraits=None if meter is None else portraits,
         faces=faces,
     )
+
+
+def measure_voices(video: Path, voices: Sequence[Path], tools: FaceTools | None = None) -> BindingReport:
+    """Measure which mouth of a video follows which voice, without a scene.
+
+    Args:
+        video: Video file with real people, of any system.
+        voices: One recording per voice, which starts with the video.
+        tools: Loaded networks; None to load those that are available.
+
+    Raises:
+        InputError: A file that cannot be read, or no face in the video.
+    """
+    recordings = [read_recording(path, what="the voice") for path in voices]
+    speeches = [Speech(each.waveform, each.sample_rate) for each in recordings]
+    read = read_frames(video)
+    tools = tools or FaceTools.load()
+    tracks = track_faces(read.frames.numpy(), tools.mesh)
+    if not tracks:
+        raise InputError(f"no face in {video}", "a video with faces of at least 24 pixels", "check the video")
+    faces = measure_faces(read.frames, speeches, read.fps, None, tools, matrix="match", tracks=tracks)
+    notices = [*read.notices, *(notice for each in recordings for notice in each.notices)]
+    notices.append("Faces are numbered from left to right; voices were matched to them by lip movement.")
+    return binding_report(
+        read.frames,
+        None,
+        speeches,
+        read.fps,
+        [f"face {k + 1}" for k in range(len(tracks))],
+        faces=replace(faces, notices=(*notices, *faces.notices)),
+        voices=_distinct([path.stem for path in voices]),
+    )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number where they repeat."""
+    return [f"{name} ({names[: k + 1].count(name)})" if names.count(name) > 1 else name for k, name in enumerate(names)]
 
 
 def _read_masks(path: Path, names: list[str], length: int) -> tuple[Tensor, list[str]]:

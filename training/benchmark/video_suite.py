@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from bya_core.encoders.face.tracking import track_faces
 from bya_core.errors import InputError
-from bya_core.evaluation.face_report import FaceTools, measure_faces
+from bya_core.evaluation.face_report import FaceTools
 from bya_core.evaluation.face_tracks import face_crops
 from bya_core.evaluation.frechet import I3dFeatures, ImageFeatures, InceptionFeatures, VideoFeatures, fid, fvd
 from bya_core.evaluation.metric_weights import I3D, INCEPTION
 from bya_core.evaluation.video_file import measure_file
 from bya_core.io.atomic import atomic_write
-from bya_core.io.media import read_image, read_video
+from bya_core.io.media import read_video
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
-from bya_core.scene.schema import read_scene_file
 from training.benchmark.gallery import Cell
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.video_tasks import VideoTask
@@ -166,9 +166,9 @@ def _frechet(tasks: Sequence[VideoTask], real: Path, models: MetricModels) -> di
     if not pairs:
         raise InputError(f"{real} contains no videos of these clips", f"{tasks[0].clip}.mp4, ...", "check the path")
     result: dict[str, float | None] = {"fid": None, "fvd": None}
-    if models.images is not None and models.faces.detector is not None:
-        generated_faces = (_face_regions(task.video, task.scene, models) for task, _ in pairs)
-        real_faces = (_face_regions(path, task.scene, models) for task, path in pairs)
+    if models.images is not None:
+        generated_faces = (_face_regions(task.video, models) for task, _ in pairs)
+        real_faces = (_face_regions(path, models) for task, path in pairs)
         result["fid"] = round(fid(models.images, generated_faces, real_faces), 3)
     if models.videos is not None:
         generated = (read_video(task.video)[0].numpy()[None] for task, _ in pairs)
@@ -177,18 +177,12 @@ def _frechet(tasks: Sequence[VideoTask], real: Path, models: MetricModels) -> di
     return result
 
 
-def _face_regions(video: Path, scene_file: Path, models: MetricModels) -> np.ndarray:
-    """Face regions of a video: uint8 [K, 299, 299, 3]."""
-    frames, fps = read_video(video)
-    characters = read_scene_file(scene_file).characters
-    portraits = [read_image(scene_file.parent / character.image) for character in characters]
-    detector_only = FaceTools(models.faces.detector)
-    boxes = measure_faces(frames, [None] * len(portraits), fps, portraits, detector_only).boxes
-    assert boxes is not None
-    regions = []
-    for track in boxes:
-        visible = np.isfinite(track).all(axis=1)
-        regions.append(face_crops(frames.numpy()[visible], track[visible], FACE_SIZE))
+def _face_regions(video: Path, models: MetricModels) -> np.ndarray:
+    """Regions of all faces of a video: uint8 [K, 299, 299, 3]."""
+    frames = read_video(video)[0].numpy()
+    regions = [np.zeros((0, FACE_SIZE, FACE_SIZE, 3), np.uint8)]
+    for track in track_faces(frames, models.faces.mesh):
+        regions.append(face_crops(frames[track.visible], track.boxes[track.visible].astype(np.float64), FACE_SIZE))
     return np.concatenate(regions)
 
 

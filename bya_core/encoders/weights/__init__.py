@@ -9,10 +9,15 @@ from torch import nn
 _FOLDER = Path(__file__).parent
 
 
+def weights_file(name: str) -> Path:
+    """Path of `name`.safetensors in this folder."""
+    return _FOLDER / f"{name}.safetensors"
+
+
 def load_weights(network: nn.Module, name: str) -> nn.Module:
     """Load `name`.safetensors of this folder into `network`, in evaluation mode with 32-bit parameters."""
     from safetensors.torch import load_file
 
-    weights = load_file(_FOLDER / f"{name}.safetensors")
+    weights = load_file(weights_file(name))
     network.load_state_dict({key: value.float() for key, value in weights.items()})
     return network.eval().requires_grad_(False)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bya_core.encoders.face.detection import Face
+from bya_core.encoders.face.tracking import FaceTrack
 from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools
-from bya_core.io.media import read_audio, read_image, resample_mono, write_video
+from bya_core.io.media import write_video
 from bya_core.scene.schema import read_scene_file
 from training.benchmark import byab
-from training.benchmark.video_suite import MetricModels, _frechet, summary
+from training.benchmark.video_suite import MetricModels, _frechet
 from training.benchmark.video_tasks import folder_tasks
 from training.evaluate import EvaluateOptions, main
 from training.puppets.world import SAMPLE_RATE, make_clip
@@ -137,12 +137,7 @@ def test_missing_scene_files_raise(videos, tmp_path):
 
 
 class FixedFeatures:
-    """Detects two faces at fixed positions; features are mean colors."""
-
-    name = "fixed"
-
-    def detect(self, image: torch.Tensor) -> list[Face]:
-        return [Face((8.0, 8.0, 40.0, 56.0), 0.9), Face((56.0, 8.0, 88.0, 56.0), 0.9)]
+    """Features are mean colors."""
 
     def images(self, images: np.ndarray) -> np.ndarray:
         assert images.shape[1:] == (299, 299, 3)
@@ -152,48 +147,22 @@ class FixedFeatures:
         return videos.reshape(videos.shape[1], -1, 3).mean(axis=1)
 
 
-def test_frechet_distances(videos):
+def two_tracks(frames: np.ndarray, mesh: object = None) -> list[FaceTrack]:
+    """Two faces at fixed positions."""
+    length = len(frames)
+    boxes = [np.tile(np.float32(box), (length, 1)) for box in ((8, 8, 40, 56), (56, 8, 88, 56))]
+    return [FaceTrack(box, np.ones(length), np.zeros((length, 468, 3)), np.ones(length)) for box in boxes]
+
+
+def test_frechet_distances(videos, monkeypatch):
+    monkeypatch.setattr("training.benchmark.video_suite.track_faces", two_tracks)
     features = FixedFeatures()
-    models = MetricModels(FaceTools(features), features, features)
+    models = MetricModels(FaceTools(), features, features)
     tasks = [task for task in folder_tasks(videos) if task.system == "good"][:1]
     same = _frechet(tasks, videos / "good", models)
     assert same == {"fid": pytest.approx(0.0, abs=1e-3), "fvd": pytest.approx(0.0, abs=1e-3)}
     other = _frechet(tasks, videos / "bad", models)
     assert other["fid"] > 1e-3, "face regions differ"
-    assert _frechet(tasks, videos / "bad", MetricModels(FaceTools(features))) == {"fid": None, "fvd": None}
+    assert _frechet(tasks, videos / "bad", MetricModels(FaceTools())) == {"fid": None, "fvd": None}
     with pytest.raises(InputError, match="001.mp4"):
         _frechet(tasks, videos, models)
-
-
-def test_summary():
-    row = {"face_sim": [0.5, 0.7], "arcface_sim": None, "confidence": [4.0, 2.0]}
-    row |= {"distance": [8.0, 9.0], "margin": [1.0, None]}
-    rows = [row | {"passed": True, "judged": True}, row | {"passed": None, "judged": False, "face_sim": [0.8, None]}]
-    assert summary(rows) == {
-        "face_sim": 70.0, "arcface_sim": None, "sync_c": 3.0, "sync_d": 8.5, "margin": 1.0, "bound": 100.0,
-        "videos": 2, "judged": 1,
-    }  # fmt: skip
-
-
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples are not available")
-def test_samples(tmp_path, monkeypatch, capsys):
-    """Real images and recordings in the layout of the benchmark, with static videos."""
-    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path / "no weights"))
-    notices = byab.check(SAMPLES)
-    assert sum("one recording of both speakers" in line for line in notices) == 3 and "3 pairs" in notices[-1]
-    output = tmp_path / "out"
-    (output / "videos" / "still").mkdir(parents=True)
-    for pair in byab.read_pairs(SAMPLES):
-        assert pair.first_frame is not None and pair.swapped == (pair.name == "014")
-        frame = read_image(pair.first_frame)
-        small = torch.nn.functional.interpolate(frame[None], size=(240, 360), mode="area")[0]
-        pixels = (small.permute(1, 2, 0) * 255).round().byte().numpy()
-        waveform, rate = read_audio(pair.speeches[0])
-        audio = resample_mono(waveform, rate, 16_000)[None, :16_000], 16_000
-        write_video(output / "videos" / "still" / f"{pair.name}.mp4", [pixels] * 26, 25, audio)
-    main(EvaluateOptions(suite="byab", data=SAMPLES, model="still", output=output))
-    report = json.loads((output / "results.json").read_text())
-    assert len(report["rows"]) == 3 and all(row["passed"] is None for row in report["rows"])
-    assert any("left to right" in line for line in report["rows"][0]["text"])
-    assert report["systems"]["still"]["bound"] is None and "Sync-C" in "\n".join(report["notices"])
-    capsys.readouterr()

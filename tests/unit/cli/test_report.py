@@ -12,11 +12,11 @@ from PIL import Image
 
 from bya_core.cli.main import main
 from bya_core.cli.report import NOT_BOUND
-from bya_core.encoders.face.detection import Face
+from bya_core.encoders.face.tracking import FaceTrack
 from bya_core.errors import InputError
-from bya_core.evaluation.face_report import FaceTools, measure_faces, measure_sync
+from bya_core.evaluation.face_report import FaceMetrics, FaceTools, measure_faces, measure_sync
 from bya_core.evaluation.metric_weights import SYNCNET
-from bya_core.evaluation.report import FaceMetrics, binding_report
+from bya_core.evaluation.report import binding_report
 from bya_core.evaluation.sync_metrics import CrossTalk, Span
 from bya_core.evaluation.verdict import SYNC
 from bya_core.evaluation.video_file import measure_file
@@ -91,18 +91,6 @@ def test_invalid_video_raises(tmp_path):
         read_video(tmp_path / "a.mp4")
 
 
-class Detector:
-    """Detects faces at fixed positions."""
-
-    name = "two boxes"
-
-    def __init__(self, boxes: list[tuple[float, float, float, float]]) -> None:
-        self.boxes = boxes
-
-    def detect(self, image: torch.Tensor) -> list[Face]:
-        return [Face(box, 0.9) for box in self.boxes]
-
-
 class Embedder:
     """Lips are the brightness of the crop, speech is its power."""
 
@@ -138,24 +126,38 @@ def people() -> tuple[torch.Tensor, list[Speech], list[torch.Tensor]]:
     return torch.from_numpy(frames), speeches, portraits
 
 
-def test_faces_are_tracked_and_identified():
+def face(box: tuple[float, float, float, float], length: int = 40) -> FaceTrack:
+    """A face at a fixed position."""
+    points = np.random.default_rng(0).uniform(box[0], box[2], (468, 3)).astype(np.float32)
+    boxes = np.tile(np.float32(box), (length, 1))
+    return FaceTrack(boxes, np.ones(length), np.tile(points, (length, 1, 1)), np.ones(length))
+
+
+def test_faces_are_cast_and_identified():
     frames, speeches, portraits = people()
     boxes = [(10.0, 10.0, 34.0, 34.0), (60.0, 10.0, 84.0, 34.0)]
-    tools = FaceTools(Detector(boxes), Embedder(), [MeanColor()], ("a part is missing.",))
-    seen = measure_faces(frames, speeches, 25.0, portraits, tools)
+    tracks = [face(box) for box in boxes]
+    tools = FaceTools(None, Embedder(), [MeanColor()], ("a part is missing.",))
+    seen = measure_faces(frames, speeches, 25.0, portraits, tools, tracks=tracks)
     assert np.allclose(seen.boxes[0, 7], boxes[1])
     assert seen.identity["color"].correct.all() and seen.sync.correct.all() and not seen.sync.failing
-    crossed = measure_faces(frames, speeches[::-1], 25.0, portraits, tools)
+    crossed = measure_faces(frames, speeches[::-1], 25.0, portraits, tools, tracks=tracks)
     assert not crossed.sync.correct.any() and len(crossed.sync.failing) >= 2
     masks = np.zeros((2, 40, 48, 96), dtype=bool)
     masks[0, :, :, :48], masks[1, :, :, 48:] = True, True
-    swapped = measure_faces(
-        frames, speeches, 25.0, portraits, FaceTools(Detector(boxes), None, [MeanColor()]), masks=masks
-    )
+    tools = FaceTools(None, None, [MeanColor()])
+    swapped = measure_faces(frames, speeches, 25.0, portraits, tools, masks=masks, tracks=tracks)
     assert not swapped.identity["color"].correct.any()
-    order = measure_faces(frames, speeches, 25.0, portraits, FaceTools(Detector(boxes)))
-    assert np.allclose(order.boxes[0, 7], boxes[0]) and "left to right" in order.notices[-1]
-    assert order.sync is None and not order.identity
+
+
+def test_faces_are_never_cast_by_position():
+    """Without masks and with reference images that show no face, no face is assigned."""
+    frames, speeches, portraits = people()
+    tracks = [face((10.0, 10.0, 34.0, 34.0)), face((60.0, 10.0, 84.0, 34.0))]
+    seen = measure_faces(frames, speeches, 25.0, portraits, FaceTools(), tracks=tracks, names=["Ada", "Bo"])
+    assert np.isnan(seen.boxes).all() and any("Ada" in notice and "likeness" in notice for notice in seen.notices)
+    report = binding_report(frames, None, speeches, 25.0, ["Ada", "Bo"], faces=seen)
+    assert report.metrics["passed"] is None and report.metrics["verdicts"] == ["unclear", "unclear"]
 
 
 def test_frame_rate_is_converted():
@@ -175,7 +177,7 @@ def test_report_on_real_people():
         (Span(0, 1, 0.4, 0.9),),
     )  # fmt: skip
     report = binding_report(
-        frames, masks, speeches, 25.0, ["Ada", "Bo"], faces=FaceMetrics(sync, notices=("FID is missing.",))
+        frames, masks, speeches, 25.0, ["Ada", "Bo"], faces=FaceMetrics(sync=sync, notices=("FID is missing.",))
     )
     assert report.metrics["verdicts"] == ["own", "shifted"] and report.metrics["measure"] == SYNC.name
     assert "4 frames (160 ms) early" in report.text and "FID is missing." in report.text
@@ -186,6 +188,13 @@ def test_missing_weights_are_reported(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path))
     tools = FaceTools.load()
     assert tools.sync is None and any(SYNCNET.file in notice for notice in tools.notices)
-    tools = FaceTools(None, notices=tools.notices)
+    monkeypatch.setattr("bya_core.evaluation.face_report.track_faces", lambda frames, mesh=None: [])
     report = measure_file(folder / "talk.mp4", folder / "right.json", people="real", tools=tools)
     assert report.metrics["passed"] is None and "syncnet_v2.model" in report.text and "FaceNet" in report.text
+    assert "No face was found" in report.text
+
+
+def test_scene_or_voices(folder, capsys):
+    assert main(["report", str(folder / "talk.mp4")]) == 2 and "--voices" in capsys.readouterr().err
+    both = ["--scene", str(folder / "right.json"), "--voices", str(folder / "0.wav")]
+    assert main(["report", str(folder / "talk.mp4"), *both]) == 2

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bya_core.encoders.face.detection import Face
+from bya_core.encoders.face.tracking import FaceTrack
 from bya_core.errors import InputError
-from bya_core.evaluation.face_tracks import assign_faces, face_crops, fill_gaps, lip_crops
+from bya_core.evaluation.face_tracks import cast_tracks, cover, face_crops, fill_gaps, lip_crops, merge_tracks
 from bya_core.evaluation.facenet import FaceNet, InceptionResnetV1
 from bya_core.evaluation.identity import cosine_similarity, identity_table
 from bya_core.evaluation.metric_weights import FACENET, SYNCNET
@@ -80,15 +80,36 @@ def test_lip_crops_match_the_reference() -> None:
     assert edge[6, 20, 0, 0] == 110, "gray outside the frame"
 
 
-def test_faces_are_assigned_by_masks() -> None:
-    masks = np.zeros((2, 3, 20, 40), dtype=bool)
-    masks[0, :, :, :18], masks[1, :, :, 22:] = True, True
-    left, right = Face((3.0, 4.0, 11.0, 14.0), 0.9), Face((25.0, 4.0, 33.0, 14.0), 0.8)
-    boxes = assign_faces([[right, left], [left], []], masks)
-    assert np.array_equal(boxes[0, 0], left.box) and np.array_equal(boxes[1, 0], right.box)
-    assert np.isfinite(boxes[0, 1]).all() and np.isnan(boxes[1, 1:]).all()
-    assert np.array_equal(fill_gaps(boxes[0], gap=1)[2], left.box)
+def track(box: tuple[float, ...], visible: list[int], length: int = 3) -> FaceTrack:
+    """A face at one place in some frames."""
+    boxes = np.full((length, 4), np.nan, np.float32)
+    boxes[visible] = box
+    points = np.full((length, 468, 3), np.nan, np.float32)
+    points[visible] = 1.0
+    return FaceTrack(boxes, np.isfinite(boxes[:, 0]) * 1.0, points, np.isfinite(boxes[:, 0]) * 1.0)
+
+
+def test_faces_are_cast_by_masks() -> None:
+    masks = np.zeros((2, 3, 10, 20), dtype=bool)  # half the resolution of the frames
+    masks[0, :, :, :9], masks[1, :, :, 11:] = True, True
+    left, right = track((3, 4, 11, 14), [0, 1, 2]), track((25, 4, 33, 14), [0])
+    scores = cover([right, left], masks, (20, 40))
+    assert np.allclose(scores, [[0, 1], [1, 0]])
+    again, elsewhere = track((24, 4, 32, 14), [2]), track((19, 0, 21, 2), [0, 1, 2])
+    tracks = [right, left, again, elsewhere]
+    cast, unsure = cast_tracks(cover(tracks, masks, (20, 40)), tracks)
+    assert cast == [[1], [0, 2]] and not unsure, "a face that was lost and found belongs to one character"
+    merged = merge_tracks([right, again], 3)
+    assert merged.visible.tolist() == [True, False, True] and np.allclose(merged.boxes[2], again.boxes[2])
+    assert np.array_equal(fill_gaps(merged.boxes, gap=1)[1], (right.boxes[0] + again.boxes[2]) / 2)
     with pytest.raises(InputError, match="missing for 2 frames"):
-        fill_gaps(boxes[1], gap=1)
-    crops = face_crops(np.full((3, 20, 40, 3), 7, np.uint8), boxes[1], size=16)
+        fill_gaps(right.boxes, gap=1)
+    crops = face_crops(np.full((3, 20, 40, 3), 7, np.uint8), right.boxes, size=16)
     assert (crops[0] == 7).all() and (crops[1] == 110).all()
+
+
+def test_faces_that_look_alike_are_not_cast() -> None:
+    tracks = [track((3, 4, 11, 14), [0, 1, 2]), track((25, 4, 33, 14), [0, 1, 2])]
+    scores = np.array([[0.80, 0.79], [0.79, 0.80]])
+    assert cast_tracks(scores, tracks, margin=0.1) == ([[], []], {0, 1})
+    assert cast_tracks(scores, tracks, margin=0.01) == ([[0], [1]], set())

@@ -1,0 +1,338 @@
+"""Lip sync without SyncNet: which voice fits which mouth, when, and by how many frames it is early or late.
+
+    model = load_lip_sync()                               # weights are inside the package, 25 KB
+    mouths = [mouth_shapes(track.points, times, length) for track in track_faces(frames)]
+    voices = [model.predict(waveform, length) for waveform in ...]   # mono, 16 kHz
+    result = compare(mouths, voices, model)               # `LipSync`: scores [N, M], offsets, over time
+
+A linear model (ridge regression) predicts nine distances between mesh points of the mouth from the log-mel spectrum of
+a voice. The score of a mouth and a voice is the correlation of seen and predicted distances, after subtracting slow
+movement and whitening the residual over time and distances. There is no threshold above which a mouth surely follows a
+voice, so scores are compared: with the other voices, the other mouths, and the same voice at other times.
+
+Shapes: N mouths, M voices, L frames at 25 per second, D = 9 distances. Trained by `python -m training.lip_sync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bya_core.encoders.mel import mel_bands
+from bya_core.encoders.weights import weights_file
+
+FPS = 25
+RATE = 16_000  # Hz
+MELS, CONTEXT = 26, 6  # bands; frames to each side
+MAX_SHIFT = 12  # frames that a mouth may be shown early or late
+DISTANCES = ((0, 17), (13, 14), (82, 87), (312, 317), (37, 84), (267, 314), (61, 291), (1, 152), (78, 308))
+"""Pairs of mesh points: lip heights from outer to inner, widths, and the jaw."""
+STILL_MOUTH = 0.004
+"""`MouthTrack.movement` below which a mouth keeps still."""
+_EYES, _INNER_LIPS = (33, 263), (13, 14)
+_FFT, _WINDOW, _HOP, _PER_FRAME = 512, 400, 160, 4
+_FLOOR = 1e-4  # relative to the loud parts of a voice
+_SLOW, _SMOOTH, _EYE_SMOOTH = 10.0, 0.7, 5.0  # standard deviations of Gaussians in frames
+_MEMORY = 0.7  # autocorrelation of the residual from frame to frame
+_OFF_CENTER = 0.02  # cost of one frame of common offset, per mouth
+_FEWEST = 12  # frames of overlap
+
+
+@dataclass(frozen=True)
+class MouthTrack:
+    """The mouth of one face.
+
+    Args:
+        shape: distances relative to that of the eyes, float64 [L, D]; interpolated where the face is not visible.
+        visible: bool [L].
+    """
+
+    shape: np.ndarray
+    visible: np.ndarray
+
+    @property
+    def opening(self) -> np.ndarray:
+        """Height of the gap between the lips relative to the distance of the eyes [L]."""
+        return self.shape[:, DISTANCES.index(_INNER_LIPS)]
+
+    @property
+    def movement(self) -> float:
+        """Standard deviation of the lip distances in visible frames without slow movement."""
+        if not self.visible.any():
+            return 0.0
+        fast = _without_slow(self.shape)[self.visible]
+        return float(np.sqrt((fast[:, :6] ** 2).mean()))
+
+
+def mouth_shapes(points: np.ndarray, times: np.ndarray, length: int) -> MouthTrack:
+    """Distances of mouth points at 25 frames per second.
+
+    Args:
+        points: mesh [F, 468, 2 or 3] in pixels; NaN where the face is not visible.
+        times: of the F frames in seconds.
+        length: number L of frames at 25 per second.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    pairs, eyes = np.array(DISTANCES), np.asarray(points[:, list(_EYES), :2], dtype=np.float64)
+    flat = np.asarray(points[..., :2], dtype=np.float64)
+    known = np.isfinite(flat[:, 0, 0])
+    ticks = np.arange(length) / FPS
+    if known.sum() < 2:
+        return MouthTrack(np.zeros((length, len(pairs))), np.zeros(length, dtype=bool))
+    scale = gaussian_filter1d(np.linalg.norm(eyes[known, 0] - eyes[known, 1], axis=1), _EYE_SMOOTH)
+    values = np.linalg.norm(flat[known][:, pairs[:, 0]] - flat[known][:, pairs[:, 1]], axis=2) / scale[:, None]
+    at = times[known]
+    shape = np.stack([np.interp(ticks, at, column) for column in values.T], axis=1)
+    nearest = np.abs(times[None] - ticks[:, None]).argmin(axis=1)
+    return MouthTrack(gaussian_filter1d(shape, _SMOOTH, axis=0), known[nearest])
+
+
+def speech_features(waveform: np.ndarray, length: int) -> np.ndarray:
+    """Log-mel spectrum and its change over time, float64 [L, 2 * 26], relative to the loud parts of the voice.
+
+    Args:
+        waveform: mono [S] at 16 kHz; cut or padded to `length` frames.
+        length: number L of frames at 25 per second.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    count = length * _PER_FRAME
+    wave = np.zeros(count * _HOP + _WINDOW)
+    samples = np.asarray(waveform, dtype=np.float64)[: count * _HOP]
+    start = (_WINDOW - _HOP) // 2  # windows are centered on their 10 ms
+    wave[start : start + len(samples)] = samples
+    wave[1:] -= 0.97 * wave[:-1]
+    windows = np.lib.stride_tricks.sliding_window_view(wave, _WINDOW)[::_HOP][:count] * np.hanning(_WINDOW)
+    power = np.abs(np.fft.rfft(windows, _FFT)) ** 2 @ mel_bands(MELS, RATE, _FFT).double().numpy().T
+    total = power.mean(axis=1)
+    loud = total >= np.quantile(total, 0.7)
+    level = float(total[loud].mean()) if total.size else 0.0
+    if level <= 0:
+        return np.zeros((length, 2 * MELS))
+    logs = np.log(power / level + _FLOOR).reshape(length, _PER_FRAME, MELS).mean(axis=1)
+    audible = total.reshape(length, _PER_FRAME).mean(axis=1) > 1e-3 * level
+    logs -= logs[audible].mean(axis=0)
+    return np.concatenate([logs, np.gradient(gaussian_filter1d(logs, 1.0, axis=0), axis=0)], axis=1)
+
+
+def with_context(features: np.ndarray) -> np.ndarray:
+    """Features of each frame and its neighbors: [L, (2 CONTEXT + 1) * K] of [L, K]."""
+    padded = np.pad(features, ((CONTEXT, CONTEXT), (0, 0)), mode="edge")
+    return np.concatenate([padded[k : k + len(features)] for k in range(2 * CONTEXT + 1)], axis=1)
+
+
+def standardized(shape: np.ndarray, visible: np.ndarray | None = None) -> np.ndarray:
+    """Distances [L, D] without slow movement, with zero mean and unit variance over visible frames."""
+    visible = np.ones(len(shape), dtype=bool) if visible is None or not visible.any() else visible
+    fast = _without_slow(shape)
+    fast = fast - fast[visible].mean(axis=0)
+    return fast / np.maximum(fast[visible].std(axis=0), 1e-6)
+
+
+def _without_slow(shape: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter1d
+
+    return shape - gaussian_filter1d(shape, _SLOW, axis=0)
+
+
+@dataclass(frozen=True)
+class LipSyncModel:
+    """The linear model.
+
+    Args:
+        mean, scale: of the features with context [K].
+        weight: [K, D].
+        whitening: [D, D]; whitens the residual over the distances.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weight: np.ndarray
+    whitening: np.ndarray
+
+    def predict(self, waveform: np.ndarray, length: int) -> np.ndarray:
+        """Standardized distances that a voice (see `speech_features`) lets expect, float64 [L, D]."""
+        return self.predict_from(speech_features(waveform, length))
+
+    def predict_from(self, features: np.ndarray) -> np.ndarray:
+        """As `predict`, from `speech_features` [L, 2 * 26]."""
+        return ((with_context(features) - self.mean) / self.scale) @ self.weight
+
+    def whiten(self, values: np.ndarray) -> np.ndarray:
+        """Distances [L, D] whitened over time and distances."""
+        before = np.concatenate([values[:1], values[:-1]])
+        return (values - _MEMORY * before) @ self.whitening
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a safetensors file."""
+        return {name: torch.from_numpy(value).float() for name, value in vars(self).items()}
+
+
+def fit_model(
+    features: Sequence[np.ndarray], shapes: Sequence[np.ndarray], ridge: float = 500.0, shrinkage: float = 0.3
+) -> LipSyncModel:
+    """Fit the linear model to clips.
+
+    Args:
+        features: `speech_features` of each clip [L, 2 * 26].
+        shapes: `MouthTrack.shape` of each clip [L, D].
+        ridge: penalty of the weights, with standardized features.
+        shrinkage: of the residual covariance towards a multiple of the identity, 0 to 1.
+    """
+    inputs = np.concatenate([with_context(each) for each in features])
+    targets = np.concatenate([standardized(each) for each in shapes])
+    mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-3
+    inputs = (inputs - mean) / scale
+    gram = inputs.T @ inputs + ridge * np.eye(inputs.shape[1])
+    weight = np.linalg.solve(gram, inputs.T @ targets)
+    covariance = np.cov((targets - inputs @ weight).T)
+    spread = np.diag(covariance).mean() * np.eye(len(covariance))
+    precision = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * spread)
+    return LipSyncModel(mean, scale, weight, np.linalg.cholesky(precision))
+
+
+@lru_cache(maxsize=1)
+def load_lip_sync() -> LipSyncModel:
+    """The model that is part of the package."""
+    tensors = load_file(weights_file("lip_sync"))
+    return LipSyncModel(**{name: tensor.double().numpy() for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class LipSync:
+    """Comparison of N mouths with M voices.
+
+    Args:
+        scores: [N, M] in -1..1 at the common offset of the video, within one frame.
+        curves: scores by offset [N, M, 2 MAX_SHIFT + 1]; above the center the mouth is late.
+        local: scores around each frame [N, M, L], see `compare`.
+        offset: common offset of the video in frames; positive = the mouths are late.
+        movement: of the mouths, see `MouthTrack.movement`, [N].
+        opening: of the mouths [N, L].
+        visible: frames in which the mouths are visible, bool [N, L].
+        elsewhere: scores with the same voice moved by one second and more [N, M], high ones (80th percentile); 0 in
+            clips below two seconds.
+    """
+
+    scores: np.ndarray
+    curves: np.ndarray
+    local: np.ndarray
+    elsewhere: np.ndarray
+    offset: int
+    movement: np.ndarray
+    opening: np.ndarray
+    visible: np.ndarray
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Offset in frames of each mouth to each voice, int [N, M]; near the common one unless another fits better."""
+        distance = np.abs(np.arange(-MAX_SHIFT, MAX_SHIFT + 1) - self.offset)
+        return (self.curves - _OFF_CENTER * distance).argmax(axis=2) - MAX_SHIFT
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(mouth, voice) pairs with the largest sum of scores, each mouth and voice at most once."""
+        return best_pairs(self.scores)
+
+
+def best_pairs(scores: np.ndarray) -> list[tuple[int, int]]:
+    """Rows and columns of a table [N, M] with the largest sum, each at most once (Hungarian assignment)."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(scores, maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def compare(
+    mouths: Sequence[MouthTrack], voices: Sequence[np.ndarray], model: LipSyncModel, width: int = 38
+) -> LipSync:
+    """Compare all mouths with all voices.
+
+    The mouths of a video share an offset up to one frame: the one with the best assignment of voices to mouths.
+
+    Args:
+        mouths: N mouths over L frames.
+        voices: predictions [L, D] of M voices, see `LipSyncModel.predict`.
+        model: for whitening.
+        width: frames of the window of the local scores.
+    """
+    seen = [model.whiten(standardized(mouth.shape, mouth.visible)) * mouth.visible[:, None] for mouth in mouths]
+    fast = [voice - voice.mean(axis=0) for voice in voices]
+    expected = [model.whiten(voice) for voice in fast]
+    length = len(mouths[0].shape) if mouths else 0
+    curves = np.zeros((len(mouths), len(voices), 2 * MAX_SHIFT + 1))
+    for n, mouth in enumerate(mouths):
+        for m in range(len(voices)):
+            curves[n, m] = _curve(seen[n], expected[m], mouth.visible)
+    offset, scores = _common_offset(curves)
+    elsewhere = np.zeros(scores.shape)
+    moves = np.unique(np.linspace(FPS, length - FPS, 20).round().astype(int)) if length >= 2 * FPS else []
+    for n, m in np.ndindex(*elsewhere.shape):
+        away = [_curve(seen[n], np.roll(expected[m], move, axis=0), mouths[n].visible, 1).max() for move in moves]
+        elsewhere[n, m] = np.quantile(away, 0.8) if away else 0.0
+    local = np.zeros((len(mouths), len(voices), length))
+    for n, mouth in enumerate(mouths):
+        for m in range(len(voices)):
+            local[n, m] = _local(seen[n], expected[m], mouth.visible, offset, width)
+    return LipSync(
+        scores,
+        curves,
+        local,
+        elsewhere,
+        offset,
+        np.array([mouth.movement for mouth in mouths]),
+        np.array([mouth.opening for mouth in mouths]).reshape(len(mouths), length),
+        np.array([mouth.visible for mouth in mouths]).reshape(len(mouths), length),
+    )
+
+
+def _curve(seen: np.ndarray, expected: np.ndarray, visible: np.ndarray, reach: int = MAX_SHIFT) -> np.ndarray:
+    """Correlation of a mouth with a voice by offset [2 reach + 1]."""
+    length, curve = len(seen), np.zeros(2 * reach + 1)
+    for lag in range(-reach, reach + 1):
+        late, early = max(lag, 0), max(-lag, 0)
+        frames = visible[late : length - early] if late + early < length else visible[:0]
+        if frames.sum() < _FEWEST:
+            continue
+        mouth, voice = seen[late : length - early][frames], expected[early : length - late][frames]
+        mouth, voice = mouth - mouth.mean(axis=0), voice - voice.mean(axis=0)
+        norm = np.sqrt((mouth**2).sum() * (voice**2).sum())
+        curve[reach + lag] = (mouth * voice).sum() / max(norm, 1e-9) * np.sqrt(frames.sum() / visible.sum())
+    return curve
+
+
+def _common_offset(curves: np.ndarray) -> tuple[int, np.ndarray]:
+    """Offset with the best assignment, and the scores [N, M] within one frame of it."""
+    best, offset, scores = -np.inf, 0, np.zeros(curves.shape[:2])
+    for lag in sorted(range(1 - MAX_SHIFT, MAX_SHIFT), key=abs):
+        near = curves[..., MAX_SHIFT + lag - 1 : MAX_SHIFT + lag + 2].max(axis=2)
+        pairs = best_pairs(near)
+        value = sum(near[n, m] for n, m in pairs) - _OFF_CENTER * abs(lag) * len(pairs)
+        if value > best + 1e-9:
+            best, offset, scores = value, lag, near
+    return offset, scores
+
+
+def _local(seen: np.ndarray, expected: np.ndarray, visible: np.ndarray, offset: int, width: int) -> np.ndarray:
+    """Correlation around each frame within one frame of `offset` [L]; 0 where the face is mostly hidden."""
+    from scipy.ndimage import uniform_filter1d
+
+    def around(values: np.ndarray) -> np.ndarray:
+        return uniform_filter1d(values, min(width, len(values)), mode="constant")
+
+    tables = []
+    for lag in (offset - 1, offset, offset + 1):
+        shifted = np.roll(expected, lag, axis=0) * visible[:, None]
+        shifted[: max(lag, 0)] = 0
+        shifted[len(shifted) + min(lag, 0) :] = 0
+        power = around((seen**2).sum(axis=1)) * around((shifted**2).sum(axis=1))
+        tables.append(around((seen * shifted).sum(axis=1)) / np.sqrt(np.maximum(power, 1e-9)))
+    enough = around(visible.astype(float)) > 0.5 * around(np.ones(len(visible)))
+    return np.where(enough, np.max(tables, axis=0), 0.0)

@@ -1,0 +1,1 @@
+"""How the lip-sync model of the binding report is trained and evaluated."""
