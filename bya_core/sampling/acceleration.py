@@ -179,7 +179,8 @@ def attention_works(backend: str, head_dim: int, dtype: torch.dtype, device: tor
     query, key, value = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
     try:
         with torch.no_grad():
-            exact = nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
+            heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+            exact = nn.functional.scaled_dot_product_attention(*heads_first)
             computed = dispatch_attention_fn(query, key, value, backend=backend).transpose(1, 2)  # type: ignore[arg-type]
             error = float((computed.float() - exact.float()).norm() / exact.float().norm())
     except Exception as reason:  # each package fails in its own way

@@ -198,7 +198,7 @@ def load_weights(
 ) -> None:
     """Load all weights into a model made by `build_empty`. Arguments and errors as in `iter_weights`."""
     expected: Shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    options = {"dtype": dtype, "device": device, "lora": lora, "widen": widen, "never_read": never_read}
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "lora": lora, "widen": widen, "never_read": never_read}
     for name, tensor in iter_weights(expected, files, **options):
         _assign(model, name, tensor)
     for name, buffer in list(model.named_buffers()):

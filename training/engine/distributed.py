@@ -121,8 +121,10 @@ def prepare(
     precision = BF16_WEIGHTS if bf16_weights else accelerator.mixed_precision
     if accelerator.is_fsdp2 and precision in HALF_PRECISION:
         # Blocks compute in half precision; gradients are reduced, and losses returned, in float32.
-        policy = MixedPrecisionPolicy(param_dtype=HALF_PRECISION[precision], reduce_dtype=torch.float32)
-        accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+        # Inputs are cast by autocast where an operation needs it: rotary tables and timesteps stay in float32.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=HALF_PRECISION[precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     wrapper, *prepared = accelerator.prepare(ForwardWrapper(model, precision), *optimizers)
     return wrapper, prepared
 

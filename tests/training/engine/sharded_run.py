@@ -1,4 +1,4 @@
-"""A run with FSDP2 on CPUs: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS [bf16]`.
+"""A run with FSDP2 on CPUs: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS [PRECISION [STAGE]]`.
 
 accelerate offers FSDP2 on GPUs only, so the plugin of the committed configuration is set on a CPU accelerator here.
 """
@@ -38,7 +38,9 @@ class ForwardCallback:
         self.tracker.log({"power": float(output.sample.square().mean())}, step, "validation")
 
 
-def main(recipe: str, data: str, output: str, steps: str, precision: Literal["no", "bf16"] = "no") -> None:
+def main(
+    recipe: str, data: str, output: str, steps: str, precision: Literal["no", "bf16"] = "no", number: str = "3"
+) -> None:
     torch.set_num_threads(1)
     init = str(Path(recipe).parent / "init")
     settings = RunSettings(
@@ -59,8 +61,8 @@ def main(recipe: str, data: str, output: str, steps: str, precision: Literal["no
     accelerator.state.fsdp_plugin = plugin
     assert accelerator.is_fsdp2 and accelerator.distributed_type is DistributedType.FSDP
     stages = load_recipe(recipe)
-    stage = replace(stages.stages[3], steps=int(steps))
-    model = build_model(stages, 3, settings)
+    stage = replace(stages.stages[int(number)], steps=int(steps))
+    model = build_model(stages, int(number), settings)
     train(model, ClipFolder(data), stage, settings, accelerator, ForwardCallback())
     assert all(isinstance(p, DTensor) for p in model.parameters())
 

@@ -72,3 +72,19 @@ def test_fsdp2_matches_and_resumes_with_one_process(data, recipe, expected, tmp_
     assert [line["step"] for line in validations] == [4, 8] and all(line["power"] > 0 for line in validations)
     weights = load_file(output / "final" / "diffusion_pytorch_model.safetensors")
     assert weights.keys() == load_file(recipe.parent / "init" / "diffusion_pytorch_model.safetensors").keys()
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_fsdp2_in_bf16(data, recipe, tmp_path, stage):
+    """Every stage runs with nearly the losses of one process in bfloat16; the last one also resumes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(ROOT / "tests" / "training" / "engine" / "sharded_run.py")
+    for steps in ("4", "5") if stage == 3 else ("5",):
+        arguments = [str(recipe), str(data), str(tmp_path / "run"), steps, "bf16", str(stage)]
+        finish([*launcher, script, *arguments])
+    one = command(recipe, data, tmp_path / "one", "--mixed-precision", "bf16", "--steps", "5", stage=stage)
+    finish(one)
+    sharded, expected = losses(tmp_path / "run"), losses(tmp_path / "one")
+    assert list(sharded) == [1, 2, 3, 4, 5]
+    for step, values in expected.items():
+        assert sharded[step] == pytest.approx(values, rel=0.05), step
