@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from bya_core.errors import InputError
+from bya_core.io.audio import SILENCE
 from bya_core.io.loudness import loudness_track
-from bya_core.io.media import resample_mono
-from bya_core.scene.types import SILENCE, Scene, Speech
+from bya_core.io.media import resample_mono, to_mono
+from bya_core.scene.types import Scene, Speech
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def load_voice_activity(name: VoiceActivityName = "auto") -> VoiceActivity:
 
 def speaking_spans(speech: Speech, activity: VoiceActivity | None = None) -> list[Span]:
     """Spans of speech in seconds of the video; parts before its start are dropped."""
-    mono = speech.waveform.float().mean(dim=0)
+    mono = to_mono(speech.waveform, speech.sample_rate)
     if not is_audible(speech):
         return []
     spans = (activity or load_voice_activity()).spans(mono, speech.sample_rate)

@@ -13,7 +13,7 @@ import numpy as np
 from bya_core.evaluation.binding import lagged, local_correlations
 from bya_core.evaluation.sync_metrics import CrossTalk, Span, failing_spans
 from bya_core.io.loudness import loudness_track
-from bya_core.io.media import place
+from bya_core.io.media import speech_signal
 from bya_core.scene.types import Speech
 
 LAG = 2  # frames by which a mouth may be early or late and still be in sync
@@ -28,7 +28,7 @@ def speech_loudness(speech: Speech | None, length: int, fps: float) -> np.ndarra
     """Loudness of a speech in each video frame [F]; zeros for a listener."""
     if speech is None:
         return np.zeros(length)
-    waveform = place(speech.waveform.float(), speech.sample_rate, speech.offset, speech.gain)
+    waveform = speech_signal(speech, speech.sample_rate, length / fps + 1.0)
     return loudness_track(waveform.numpy(), speech.sample_rate, length, fps, window=2.0 / fps)
 
 

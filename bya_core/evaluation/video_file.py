@@ -16,7 +16,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceMetrics, FaceTools, measure_faces
 from bya_core.evaluation.report import BindingReport, binding_report
 from bya_core.grid import TokenGrid
-from bya_core.io.media import read_frames, read_image, read_recording
+from bya_core.io.media import Video, read_frames, read_image, read_recording
 from bya_core.scene.loader import matrix_of
 from bya_core.scene.mask_archive import open_archive
 from bya_core.scene.mask_files import select_characters
@@ -47,17 +47,18 @@ def measure_file(
     scene_file = read_scene_file(scene)
     names = [character.name for character in scene_file.characters]
     portraits = [read_image(scene.parent / character.image) for character in scene_file.characters]
-    speeches = read_speeches(scene_file, scene.parent).speeches
     matrix = matrix_of(scene_file.audio_character_matrix, len(names))
     automatic = scene_file.audio_character_matrix == "auto"
     read = read_frames(video)
     frames, fps = read.frames, read.fps
+    audio = read_speeches(scene_file, scene.parent, len(frames) / fps)
+    speeches = audio.speeches
     if len(frames) < 2:
         raise InputError(f"the video {video} has 1 frame", "a video of several frames", "choose another file")
     meter = load_meter(DOMAINS.get(people) or guess_domain(portraits))
-    regions, notices = (None, list(read.notices))
+    regions, notices = None, [*read.notices, *audio.notices]
     if masks is not None:
-        regions, more = _read_masks(masks, names, len(frames))
+        regions, more = _read_masks(masks, names, read)
         notices += more
     if meter is not None:
         regions = meter.segment(frames, portraits) if regions is None else regions
@@ -124,8 +125,9 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({names[: k + 1].count(name)})" if names.count(name) > 1 else name for k, name in enumerate(names)]
 
 
-def _read_masks(path: Path, names: list[str], length: int) -> tuple[Tensor, list[str]]:
-    """Masks of an npz file for `length` video frames, [N, F, h, w] in the order of `names`, and notices."""
+def _read_masks(path: Path, names: list[str], video: Video) -> tuple[Tensor, list[str]]:
+    """Masks of an npz file for the F frames of a video, [N, F, h, w] in the order of `names`, and notices."""
+    length = len(video.frames)
     archive, what = open_archive(path), f"the masks {path}"
     if archive.start is not None:
         raise InputError(f"{what} are those of one window", "masks of the whole video", "use those of bya generate")
@@ -138,6 +140,8 @@ def _read_masks(path: Path, names: list[str], length: int) -> tuple[Tensor, list
         return masks.expand(-1, length, -1, -1), notices
     if frames == length:
         return masks, notices
+    if frames == video.num_pictures:  # one mask per picture of a video with a variable rate
+        return masks[:, video.pictures], notices
     if grid.video_frames == length and frames == grid.frames:
         return grid.latent_to_frames(masks, dim=1), notices
     expected = f"1, {grid.frames} (latent) or {length} (video)"

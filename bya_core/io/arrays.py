@@ -7,17 +7,20 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from bya_core.errors import InputError
-from bya_core.io.files import existing_file
+from bya_core.io.files import existing_file, file_label
 
-MAX_BYTES = 1 << 29  # of one array
-ERRORS = (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError, RuntimeError,
-          NotImplementedError, AttributeError, IndexError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+MAX_BYTES = 1 << 29  # of one array, as float32
+ERRORS = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RuntimeError,
+    SyntaxError, TokenError, TypeError, ValueError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def read_arrays(
@@ -39,11 +42,11 @@ def read_arrays(
         with path.open("rb") as file:
             return load_arrays(file, names, max_bytes)
     except _TooLarge as error:
-        expected = f"arrays of at most {max_bytes >> 20} MiB"
-        raise InputError(f"{what} {path} has {error}", expected, "use fewer or smaller arrays") from error
+        expected = f"arrays of at most {max_bytes / 1e6:.0f} MB as float32"
+        raise InputError(f"{file_label(what, path)} has {error}", expected, "use fewer or smaller arrays") from error
     except ERRORS as error:
         reason = str(error).split("\n")[0].strip().rstrip(".")[:100] or type(error).__name__
-        problem = f"{what} {path} cannot be read ({reason})"
+        problem = f"{file_label(what, path)} cannot be read ({reason})"
         raise InputError(problem, "an npz file", "save it with numpy.savez") from error
 
 
@@ -63,10 +66,11 @@ def load_arrays(
             with archive.open(member) as stream:
                 shape, fortran, kind = _header(stream)
                 if kind.hasobject or kind.names:
-                    raise ValueError(f'the array "{name}" holds objects')
-                size = math.prod(shape) * kind.itemsize
-                if size > max_bytes:
-                    raise _TooLarge(f'an array "{name}" of {" x ".join(map(str, shape))} ({size / 2**20:.0f} MiB)')
+                    raise ValueError(f'the array "{name}" holds Python objects')
+                count = math.prod(shape)
+                size = count * kind.itemsize
+                if max(size, 4 * count) > max_bytes:
+                    raise _TooLarge(f'an array "{name}" of {max(size, 4 * count) / 1e6:.0f} MB')
                 content = stream.read(size)
                 if len(content) < size:
                     raise ValueError(f'the array "{name}" of {" x ".join(map(str, shape))} is incomplete')

@@ -25,7 +25,7 @@ from bya_core.io.container import (
     time_zero,
     usable_stream,
 )
-from bya_core.io.files import existing_file
+from bya_core.io.files import existing_file, file_label
 from bya_core.io.ogg import ends_early
 
 MIN_RATE, MAX_RATE = 2_000, 768_000  # Hz
@@ -105,12 +105,12 @@ def read_recording(
         stream = usable_stream(container, "audio")
         if stream is None:
             raise InputError(f"{path} has no audio", "an audio file, or a video with audio", "choose another file")
-        rate = check_sample_rate(int(stream.rate or 0), f"{what} {path}")
+        rate = check_sample_rate(int(stream.rate or 0), file_label(what, path))
         zero, declared = time_zero(container), declared_seconds(container, stream)
         if seconds is not None and start >= declared > 0:
             seconds = 0.0  # behind the end
         skip = _seek(container, stream, zero, start)
-        track = _Track(rate, start, seconds, f"{what} {path}", declared)
+        track = _Track(rate, start, seconds, file_label(what, path), declared)
         clock = Clock(zero)
         if seconds != 0.0:
             for frame in decode_packets(container, stream, damage, skip):
@@ -125,13 +125,13 @@ def read_recording(
     notices = []
     if complete and track.decoded == 0 and start == 0.0:
         reason = "nothing in it can be decoded" if damage.errors or damage.cut else "it has no samples"
-        raise InputError(f"{what} {path} is empty ({reason})", "at least one sample", "choose another file")
+        raise InputError(f"{file_label(what, path)} is empty ({reason})", "at least one sample", "choose another file")
     if complete and (declared - end > max(SHORT, 0.01 * declared) or damage.cut or ends_early(path)):
         says = f" of {declared:.2f} s" if declared - end > SHORT else ""
         notices.append(f"{path.name} is incomplete: it ends at {end:.2f} s{says}, the end is missing.")
     elif damage.errors:
         notices.append(f"{path.name} is damaged: what cannot be decoded ({damage.errors} packets) is silent.")
-    check_samples(waveform, f"{what} {path}")
+    check_samples(waveform, file_label(what, path))
     return Recording(waveform, rate, start, total, tuple(notices))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import av
 
 from bya_core.errors import InputError
+from bya_core.io.files import file_label
 from bya_core.io.ogg import repaired
 
 FORMATS = (
@@ -57,12 +58,12 @@ def open_media(path: Path, what: str, expected: str) -> Iterator[av.container.In
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(f"{what} {path} needs too much memory", expected, "use a smaller file") from error
+        raise InputError(f"{file_label(what, path)} needs too much memory", expected, "use a smaller file") from error
     except (*DAMAGE, OSError) as error:
         size = path.stat().st_size if path.exists() else 0
         reason = "it is empty" if not size else _reason(error)
         hint = "save it again in one of these formats" if size else "choose another file"
-        raise InputError(f"{what} {path} cannot be read ({reason})", expected, hint) from error
+        raise InputError(f"{file_label(what, path)} cannot be read ({reason})", expected, hint) from error
 
 
 def _reason(error: Exception) -> str:

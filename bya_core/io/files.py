@@ -41,6 +41,11 @@ def usable_path(path: str | os.PathLike[str], what: str) -> Path:
     return Path(path)
 
 
+def file_label(what: str, path: str | os.PathLike[str]) -> str:
+    """A file in a message: "the audio a.wav", "the speech of Ada (a.wav)"."""
+    return f"{what} ({path})" if " of " in what else f"{what} {path}"
+
+
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     """Return the path of an existing file, recorded as an input (see `bya_core.io.inputs`).
 

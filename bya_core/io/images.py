@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from bya_core.errors import InputError
-from bya_core.io.files import existing_file
+from bya_core.io.files import existing_file, file_label
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "JPEG2000", "AVIF", "MPO", "ICO", "DIB", "PCX")
 FLAT = 3 / 255  # images whose colors differ less are rejected as blank
@@ -79,17 +79,17 @@ def load_image(path: Path, what: str, background: str = "white", max_side: int =
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warnings on large or odd files: the limits are checked here
             with Image.open(path, formats=_formats()) as opened:
-                return _decode(opened, f"{what} {path}", background, max_side)
+                return _decode(opened, file_label(what, path), background, max_side)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(f"{what} {path} has more pixels than that") from error
+        raise _too_large(f"{file_label(what, path)} has more pixels than that") from error
     except ERRORS as error:
         if not path.stat().st_size:
-            raise InputError(f"{what} {path} is an empty file", EXPECTED, "choose another file") from error
+            raise InputError(f"{file_label(what, path)} is an empty file", EXPECTED, "choose another file") from error
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({_reason(error)})"
         hint = "save it in one of these formats"
-        raise InputError(f"{what} {path} cannot be read{reason}", EXPECTED, hint) from error
+        raise InputError(f"{file_label(what, path)} cannot be read{reason}", EXPECTED, hint) from error
 
 
 def _formats() -> list[str]:

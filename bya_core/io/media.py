@@ -45,7 +45,6 @@ from bya_core.io.audio import (
     to_mono,
 )
 from bya_core.io.container import Damage
-from bya_core.io.files import existing_file
 from bya_core.io.images import fit_image, load_image, read_gray, read_image
 from bya_core.io.video import Picture, Video, decode_pictures, on_time_line, read_frames, read_video
 from bya_core.io.video_writer import write_video
@@ -59,7 +58,6 @@ __all__ = [
     "check_sample_rate",
     "check_samples",
     "decode_pictures",
-    "existing_file",
     "fit_image",
     "is_silent",
     "load_arrays",

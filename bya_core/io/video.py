@@ -27,7 +27,7 @@ from bya_core.io.container import (
     time_zero,
     usable_stream,
 )
-from bya_core.io.files import existing_file
+from bya_core.io.files import existing_file, file_label
 
 EXPECTED = "a video such as mp4"
 MAX_BYTES = 1 << 30  # of all frames of a video in memory
@@ -161,7 +161,7 @@ def decode_pictures(
         pending: Picture | None = None  # the last picture at or before the start
         index, errors = -1, damage.errors
         for image in decode_packets(container, stream, damage):
-            _check_size(image.width, image.height, f"{what} {path}")
+            _check_size(image.width, image.height, file_label(what, path))
             corrupt = getattr(image, "is_corrupt", False)
             if corrupt:
                 damage.errors += 1
@@ -287,7 +287,7 @@ def read_frames(
     limit = math.inf if seconds is None else round(seconds * fps)
     damage, first = Damage(), round(start * fps)
     pictures = decode_pictures(path, start, math.inf if seconds is None else start + seconds, damage=damage, what=what)
-    buffer = _Frames(f"{what} {path}", fps, count, max_side, max_bytes)
+    buffer = _Frames(file_label(what, path), fps, count, max_side, max_bytes)
     shown: list[int] = []
     for k, picture in on_time_line(pictures, fps, first):
         if k - first >= limit:
@@ -296,7 +296,7 @@ def read_frames(
         shown.append(picture.index)
     if not shown:
         reason = "nothing in it can be decoded" if damage.errors or damage.cut else "it has no pictures"
-        raise InputError(f"{what} {path} is empty ({reason})", "at least one frame", "choose another file")
+        raise InputError(f"{file_label(what, path)} is empty ({reason})", "at least one frame", "choose another file")
     return Video(
         frames=buffer.frames,
         fps=fps,
@@ -321,7 +321,7 @@ def _inspect(path: Path, what: str) -> tuple[float, float]:
     """Frame rate of a time line that shows all pictures of a video, and its length in seconds (0 if unknown)."""
     with open_media(path, what, EXPECTED) as container:
         stream = video_stream(container, path)
-        _check_size(stream.codec_context.width or 0, stream.codec_context.height or 0, f"{what} {path}")
+        _check_size(stream.codec_context.width or 0, stream.codec_context.height or 0, file_label(what, path))
         nominal, declared = nominal_fps(stream), declared_seconds(container, stream)
         times = []
         for packet in islice(container.demux(stream), INSPECTED):

@@ -14,13 +14,14 @@ from bya_core.encoders.canvas import check_fit, first_frame, reference_canvas
 from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.io.media import fit_image, place, resample_mono
+from bya_core.io.media import fit_image, speech_signal
 from bya_core.progress import ProgressTracker
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.sampling import Conditions, Prepared
 from bya_core.scene.types import Character, Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
+MARGIN = 1.0  # seconds of speech after the end of the video that are encoded with it
 CONTEXT = 2  # video frames of speech features before and after a clip
 BACKGROUND_AUDIO = {"model": None, "all": True, "none": False}
 
@@ -137,9 +138,8 @@ def speech_features(speech: Speech | None, scene: Scene, model: ModelBundle) -> 
     if speech is None:
         waveform = torch.zeros(round(scene.seconds * rate))
     else:
-        mono = resample_mono(speech.waveform, speech.sample_rate, rate)
         lead = min(CONTEXT, int(max(0.0, -speech.offset) * scene.fps))  # context from the part that is cut off
-        waveform = place(mono[None], rate, speech.offset + lead / scene.fps, speech.gain)[0]
+        waveform = speech_signal(speech, rate, scene.seconds + MARGIN, lead / scene.fps)
     before = {"lead": lead} if lead else {}
     features = model.speech.encode(waveform.to(model.device), scene.num_frames, **before)
     return features.to(model.device, model.dtype)

@@ -11,11 +11,13 @@ from itertools import combinations
 import numpy as np
 
 from bya_core.errors import InputError
+from bya_core.io.media import to_mono
 from bya_core.scene.notices import first_few, listed
 from bya_core.scene.timeline import Turn
 from bya_core.scene.types import Scene, SceneDefaults, Speech, prompt_at
 from bya_core.scene.windows import plan_windows
 
+MAX_FRAMES = 100_000  # of a video
 HOP = 0.02  # seconds per loudness value
 QUIET = 0.05  # fraction of the 95th percentile of the loudness below which a recording is silent (-26 dB)
 SIGNIFICANT = 0.3  # difference between two fractions of time that is not a coincidence
@@ -117,6 +119,9 @@ def speech_frames(speeches: Sequence[Speech | None], fps: float, time_factor: in
     if longest <= 0:
         raise InputError("no length and no speech", "at least one speech", "set the length in frames")
     needed = max(1, math.ceil(longest * fps - 1e-3))  # a thousandth of a frame is a rounding error
+    if needed > MAX_FRAMES:
+        problem = f"speech until {longest:.0f} s, which is {needed} frames"
+        raise InputError(problem, f"at most {MAX_FRAMES} frames", "set the length in frames, or use less of the speech")
     return math.ceil((needed - 1) / time_factor) * time_factor + 1
 
 
@@ -141,10 +146,10 @@ def _activities(speeches: Sequence[Speech | None], names: Sequence[str], turns: 
 
 def loudness(speech: Speech, hop: float = HOP) -> np.ndarray:
     """Root mean square in steps of `hop` seconds of the video, from its start to the end of the speech: [K]."""
-    mono = speech.waveform.float().mean(dim=0).numpy() * 10 ** (speech.gain / 20)
+    mono = to_mono(speech.waveform, speech.sample_rate).numpy() * 10 ** (speech.gain / 20)
     step = hop * speech.sample_rate
     first = speech.offset * speech.sample_rate
-    count = max(0, int(np.ceil(speech.end / hop)))
+    count = max(0, int(np.ceil((speech.end - speech.unread) / hop)))
     power = np.concatenate([[0.0], np.cumsum(np.square(mono, dtype=np.float64))])
     edges = np.clip(np.round(np.arange(count + 1) * step - first), 0, len(mono)).astype(int)
     return np.sqrt(np.diff(power[edges]) / step)

@@ -51,7 +51,8 @@ def load_scene(
     defaults = model if isinstance(model, SceneDefaults) else model.defaults
     path = existing_file(path, "the scene")
     file, folder = read_scene_file(path), path.parent
-    audio = read_speeches(file, folder)
+    fixed = None if file.length == "auto" else file.length + defaults.time_factor
+    audio = read_speeches(file, folder, None if fixed is None else fixed / file.fps)
     height, width = file.height or defaults.height, file.width or defaults.width
     num_frames = file.length
     if num_frames == "auto":

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.files import existing_file
+from bya_core.io.media import read_gray
 from bya_core.masks import MaskControl
 from bya_core.scene.mask_archive import MaskArchive, open_archive
 from bya_core.scene.schema import CharacterEntry, SceneFile
@@ -111,7 +110,7 @@ def _mask_of(
     if path.suffix.lower() == ".npz":
         array, notices = _one_character(open_archive(path), index, names, grid, what)
     else:
-        array = _read_image(path, what)[None, None]
+        array = read_gray(path, f"the mask of {character.name}")[None, None]
     mask = resize_masks(array, grid, 1, what)[0]
     if not bool((mask > 0).any()):
         raise InputError(f"{what} is empty", "white pixels on the character", "correct it, or remove it")
@@ -222,23 +221,6 @@ def _part(grid: TokenGrid, start: int, frames: int, what: str) -> TokenGrid:
         problem = f"{what} of latent frames {start} to {start + frames}"
         raise InputError(problem, f"a part of the {grid.frames} latent frames of the video", "use those of this scene")
     return TokenGrid(frames, grid.height, grid.width, grid.patch, grid.space_factor, grid.time_factor)
-
-
-def _read_image(path: Path, what: str) -> Tensor:
-    """[H, W] in 0..1: white = 1, black and transparent = 0."""
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened) or opened
-            if image.mode[0] in "IF":  # 16 or 32 bits a pixel
-                wide = np.array(image, dtype=np.float32)
-                return torch.from_numpy(wide / max(float(wide.max()), 1.0))
-            rgba = image.convert("RGBA")
-            black = Image.new("RGBA", rgba.size, "black")
-            gray = np.array(Image.alpha_composite(black, rgba).convert("L"), dtype=np.float32)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        problem = f"{what} cannot be read"
-        raise InputError(problem, "an image such as png, or an npz file", "convert it") from error
-    return torch.from_numpy(gray / 255)
 
 
 def resize_masks(masks: Tensor, grid: TokenGrid, count: int, what: str = "the masks") -> Tensor:

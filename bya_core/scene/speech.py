@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bya_core.errors import InputError
-from bya_core.io.media import read_audio
+from bya_core.io.media import read_recording
 from bya_core.scene.checks import stream_notices, turn_notices
-from bya_core.scene.schema import CharacterEntry, SceneFile
+from bya_core.scene.schema import CharacterEntry, ClipEntry, SceneFile
 from bya_core.scene.timeline import (
+    TOLERANCE,
     Clip,
     Turn,
     assign_turns,
-    cut_clip,
     join_clips,
     read_timeline,
     split_dialogue,
     turns_of,
 )
 from bya_core.scene.types import Speech, check_names, name_key
+
+COMPARED = 60.0  # seconds after the video in which recordings are compared with the timeline
+MARGIN = 1.0  # seconds read before and after what is heard in the video, as context of the speech features
 
 
 @dataclass(frozen=True)
@@ -38,24 +42,33 @@ class SceneAudio:
     notices: tuple[str, ...]
 
 
-def read_speeches(file: SceneFile, folder: Path) -> SceneAudio:
+def read_speeches(file: SceneFile, folder: Path, seconds: float | None = None) -> SceneAudio:
     """Read the recordings of a scene file and split them by clips and timeline.
+
+    Args:
+        file: The scene file.
+        folder: Its folder.
+        seconds: Length of the video; what is not heard in it is not decoded. None reads all speech.
 
     Raises:
         InputError: A missing or invalid recording or timeline, or keys of the scene that contradict each other.
     """
     cast = file.characters
     names = [character.name for character in cast]
-    turns = _turns(file, folder)
-    speeches = [_own_speech(character, folder) for character in cast]
+    turns, incomplete = _turns(file, folder), list[str]()
+    if turns and seconds is not None:  # recordings and timeline are compared beyond the video
+        seconds = max(seconds, min(max(turn.end for turn in turns), seconds + COMPARED))
+    speeches = [_own_speech(character, folder, seconds, incomplete) for character in cast]
     files = [c.speech if isinstance(c.speech, str) else None for c in cast]
     notices, sound = stream_notices(names, speeches, files), None
     if file.dialogue is not None:
-        speeches, sound, new = _dialogue(file, folder, turns, speeches)
+        speeches, sound, new = _dialogue(file, folder, turns, speeches, seconds)
         notices += new
     elif turns:
-        notices += turn_notices(names, speeches, turns)
-    return SceneAudio(tuple(speeches), sound, tuple(notices))
+        if seconds is not None:
+            turns = [replace(turn, end=min(turn.end, seconds)) for turn in turns if turn.start < seconds]
+        notices += turn_notices(names, speeches, turns) if turns else []
+    return SceneAudio(tuple(speeches), sound, tuple(dict.fromkeys(incomplete + notices)))
 
 
 def _turns(file: SceneFile, folder: Path) -> list[Turn]:
@@ -79,19 +92,24 @@ def _turns(file: SceneFile, folder: Path) -> list[Turn]:
     return assign_turns(turns, names, speakers)
 
 
-def _own_speech(character: CharacterEntry, folder: Path) -> Speech | None:
-    """The speech under the key `speech`."""
+def _own_speech(character: CharacterEntry, folder: Path, seconds: float | None, notices: list[str]) -> Speech | None:
+    """The speech under the key `speech`; what is missing in its files is added to `notices`."""
     if character.speech is None:
         return None
+    end = math.inf if seconds is None else seconds - character.offset + MARGIN  # of what is heard, after the offset
     if isinstance(character.speech, str):
-        speech = Speech(*read_audio(folder / character.speech), character.offset, character.gain)
+        first = max(0.0, -character.offset - MARGIN)
+        what = f"the speech of {character.name}"
+        part = read_recording(folder / character.speech, first, _length(end - first), what)
+        notices += part.notices
+        unread = max(0.0, part.seconds - first - part.waveform.shape[1] / part.sample_rate)
+        speech = Speech(part.waveform, part.sample_rate, character.offset + first, character.gain, unread)
     else:
         clips = []
         for number, entry in enumerate(character.speech, 1):
-            what = f"clip {number} of {character.name}"
-            waveform, rate = read_audio(folder / entry.file)
-            piece = cut_clip(waveform, rate, entry.from_, entry.to, what)
-            clips.append(Clip(piece, rate, entry.start, entry.gain))
+            clip, new = _clip(entry, folder, end - entry.start, f"clip {number} of {character.name}")
+            clips.append(clip)
+            notices += new
         speech = join_clips(clips, character.offset, character.gain)
     if speech.end <= 0:
         problem = f"the speech of {character.name} ends {-speech.end:.2f} s before the video starts"
@@ -99,16 +117,37 @@ def _own_speech(character: CharacterEntry, folder: Path) -> Speech | None:
     return speech
 
 
+def _clip(entry: ClipEntry, folder: Path, needed: float, what: str) -> tuple[Clip, tuple[str, ...]]:
+    """The first `needed` seconds of a clip, and notices."""
+    wanted = math.inf if entry.to is None else entry.to - entry.from_
+    part = read_recording(folder / entry.file, entry.from_, _length(min(wanted, needed)), what)
+    last = part.seconds if entry.to is None else entry.to
+    if not entry.from_ < last <= part.seconds + TOLERANCE:
+        problem = f"{what} from {entry.from_:g} to {last:g} s of a recording of {part.seconds:.2f} s"
+        raise InputError(problem, "a part of the recording", "correct its times")
+    read = part.waveform.shape[1] / part.sample_rate
+    unread = max(0.0, last - entry.from_ - read) if read < min(wanted, part.seconds - entry.from_) - MARGIN / 2 else 0.0
+    return Clip(part.waveform, part.sample_rate, entry.start, entry.gain, unread), part.notices
+
+
+def _length(seconds: float) -> float | None:
+    """Length to read: None for all."""
+    return None if math.isinf(seconds) else max(0.0, seconds)
+
+
 def _dialogue(
-    file: SceneFile, folder: Path, turns: list[Turn], own: list[Speech | None]
+    file: SceneFile, folder: Path, turns: list[Turn], own: list[Speech | None], seconds: float | None
 ) -> tuple[list[Speech | None], Speech | None, list[str]]:
     """Speeches, audio of the video and notices of a scene with one recording of all speakers."""
     if not turns:
         raise InputError("a dialogue without a timeline", "speaker turns", 'add "timeline"')
     assert file.dialogue is not None
     names = [character.name for character in file.characters]
-    waveform, rate = read_audio(folder / file.dialogue)
-    cut, notices = split_dialogue(waveform, rate, turns, names)
+    needed = max(turn.end for turn in turns) if seconds is None else seconds
+    part = read_recording(folder / file.dialogue, 0.0, needed + MARGIN, "the dialogue")
+    waveform, rate = part.waveform, part.sample_rate
+    cut, notices = split_dialogue(waveform, rate, turns, names, part.seconds)
+    notices = [*part.notices, *notices]
     speeches: list[Speech | None] = []
     for character, piece, recording in zip(file.characters, cut, own, strict=True):
         if piece is not None and recording is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bya_core.config import MAX_SECONDS
 from bya_core.errors import InputError
+from bya_core.io.audio import MAX_SAMPLES
 from bya_core.io.files import existing_file, read_text
 from bya_core.io.media import resample
 from bya_core.scene.notices import first_few
@@ -21,6 +22,7 @@ from bya_core.scene.schema import TurnEntry
 from bya_core.scene.types import Speech, name_key
 from bya_core.validation import from_mapping, parse_json
 
+MAX_SILENCE = 60.0  # seconds before the first clip that are stored
 FADE = 0.01  # seconds of fade in and fade out of a clip, to avoid clicks
 MAX_TURNS, MAX_CUE, MAX_LINE = 10_000, 5000, 200  # turns of a timeline; characters of a cue, of its line of times
 TOLERANCE = 0.05  # seconds by which a turn may exceed its recording; diarization output is rounded
@@ -62,12 +64,19 @@ class Clip:
         sample_rate: Sample rate in Hz.
         start: Start in the video, in seconds.
         gain: Gain in dB.
+        unread: Seconds of the clip after the waveform, which the video does not need.
     """
 
     waveform: Tensor
     sample_rate: int
     start: float
     gain: float = 0.0
+    unread: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """End of the whole clip in the video, in seconds."""
+        return self.start + self.waveform.shape[1] / self.sample_rate + self.unread
 
 
 def read_timeline(path: str | os.PathLike[str]) -> tuple[Turn, ...]:
@@ -210,49 +219,48 @@ def fade_edges(waveform: Tensor, rate: int, seconds: float = FADE) -> Tensor:
 def join_clips(clips: Sequence[Clip], offset: float = 0.0, gain: float = 0.0) -> Speech:
     """Join clips into one speech, at the highest of their sample rates and channel counts.
 
-    Clips are faded in and out; overlapping clips are added. Mono clips are copied to all channels.
+    Clips are faded in and out; overlapping clips are added. Mono clips are copied to all channels. A long silence
+    before the first clip becomes part of the offset.
 
     Args:
         clips: The clips.
         offset, gain: Offset and gain of the speech.
+
+    Raises:
+        InputError: The clips are too far apart to be held in memory.
     """
     rate = max(clip.sample_rate for clip in clips)
     channels = max(clip.waveform.shape[0] for clip in clips)
+    first = min(clip.start for clip in clips)
+    lead = math.floor(first) if first > MAX_SILENCE else 0
     pieces = []
     for clip in clips:
         piece = resample(clip.waveform.float(), clip.sample_rate, rate)
-        pieces.append((round(clip.start * rate), fade_edges(piece, rate) * 10 ** (clip.gain / 20)))
-    joined = torch.zeros(channels, max(start + piece.shape[1] for start, piece in pieces))
+        pieces.append((round((clip.start - lead) * rate), fade_edges(piece, rate) * 10 ** (clip.gain / 20)))
+    length = max(start + piece.shape[1] for start, piece in pieces)
+    if length * channels > MAX_SAMPLES:
+        problem = f"clips from {first:g} to {length / rate + lead:.0f} s"
+        expected = f"clips within {MAX_SAMPLES / channels / rate:.0f} s"
+        raise InputError(problem, expected, "set the length of the video, or move them closer together")
+    joined = torch.zeros(channels, length)
     for start, piece in pieces:
         rows = joined if piece.shape[0] == 1 else joined[: piece.shape[0]]
         rows[:, start : start + piece.shape[1]] += piece
-    return Speech(joined, rate, offset, gain)
-
-
-def cut_clip(waveform: Tensor, rate: int, start: float, end: float | None, what: str) -> Tensor:
-    """Cut a recording from second `start` to `end` (None for its end): [C, S] -> [C, S'].
-
-    Raises:
-        InputError: A range outside the recording.
-    """
-    seconds = waveform.shape[1] / rate
-    last = seconds if end is None else end
-    if not start < last <= seconds + TOLERANCE:
-        problem = f"{what} from {start:g} to {last:g} s of a recording of {seconds:.2f} s"
-        raise InputError(problem, "a part of the recording", "correct its times")
-    return waveform[:, round(start * rate) : round(last * rate)]
+    unread = max(clip.end for clip in clips) - lead - length / rate
+    return Speech(joined, rate, offset + lead, gain, unread if any(clip.unread for clip in clips) else 0.0)
 
 
 def split_dialogue(
-    waveform: Tensor, rate: int, turns: Sequence[Turn], names: Sequence[str]
+    waveform: Tensor, rate: int, turns: Sequence[Turn], names: Sequence[str], seconds: float | None = None
 ) -> tuple[list[Speech | None], list[str]]:
     """Split one recording of all speakers into one speech per character, silent outside of its turns.
 
     Args:
-        waveform: [C, S].
+        waveform: [C, S], the recording or its beginning.
         rate: Sample rate in Hz.
         turns: Turns with character names (`assign_turns`).
         names: Names of the characters.
+        seconds: Length of the whole recording; None is that of the waveform.
 
     Returns:
         Speech of each character, None without turns; and notices.
@@ -260,7 +268,8 @@ def split_dialogue(
     Raises:
         InputError: A turn that starts after the end of the recording.
     """
-    seconds, late = waveform.shape[1] / rate, list[str]()
+    read, late = waveform.shape[1] / rate, list[str]()
+    seconds = max(read, seconds or 0.0)
     turns = merge_turns(turns)
     speeches: list[Speech | None] = []
     for name in names:
@@ -272,7 +281,8 @@ def split_dialogue(
             if turn.end > seconds + TOLERANCE:
                 late.append(f"A turn of {name} ends at {turn.end:.2f} s, the dialogue at {seconds:.2f} s.")
             piece = waveform[:, round(turn.start * rate) : round(turn.end * rate)]
-            clips.append(Clip(piece, rate, turn.start))
+            unread = max(0.0, min(turn.end, seconds) - max(turn.start, read)) if seconds > read else 0.0
+            clips.append(Clip(piece, rate, turn.start, unread=unread))
         speeches.append(join_clips(clips) if clips else None)
     return speeches, first_few(late) + overlap_notices(turns)
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from bya_core.config import MAX_NAME, MAX_SECONDS, RouterConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
+from bya_core.io.media import is_silent
 from bya_core.masks import MaskControl
 
 FrameFit = Literal["crop", "pad", "stretch"]
 MAX_AREA = 16  # times the area that a model was trained with; attention is quadratic in the area
-SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,25 @@ class Speech:
         sample_rate: Sample rate in Hz.
         offset: Start in the video, in seconds; negative values trim the start of the recording.
         gain: Gain in dB, for the model and for the audio of the video.
+        unread: Seconds of the recording after the waveform, which the video does not need.
     """
 
     waveform: Tensor
     sample_rate: int
     offset: float = 0.0
     gain: float = 0.0
+    unread: float = 0.0
 
     @property
     def end(self) -> float:
-        """End in the video, in seconds."""
-        return self.offset + self.waveform.shape[-1] / self.sample_rate
+        """End of the whole recording in the video, in seconds."""
+        return self.offset + self.waveform.shape[-1] / self.sample_rate + self.unread
 
     @property
     def silent(self) -> bool:
-        """Whether the peak is below -60 dB."""
-        return self.waveform.numel() == 0 or float(self.waveform.abs().max()) < SILENCE
+        """Whether what a model hears of it in the video has a peak below -60 dB."""
+        first = max(0, round(-self.offset * self.sample_rate))
+        return is_silent(self.waveform[:, first:] * 10 ** (self.gain / 20), self.sample_rate)
 
 
 def rotate_speeches(matrix: Tensor) -> Tensor:

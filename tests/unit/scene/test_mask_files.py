@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from bya_core.errors import InputError
+from bya_core.io.arrays import MAX_BYTES
 from bya_core.scene.loader import load_scene
-from bya_core.scene.mask_archive import MAX_VALUES
 from bya_core.scene.types import Scene, SceneDefaults
 
 DEFAULTS = SceneDefaults(height=64, width=96, max_frames=9, size_unit=16, time_factor=4)
@@ -176,7 +176,7 @@ def test_lying_headers(shape: str, load: Any, tmp_path: Path) -> None:
 
 def test_size_is_bounded(load: Any, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "scene" / "given.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("masks.npy", header(f"(2, 1, {MAX_VALUES // 2 + 1}, 1)"))
+        archive.writestr("masks.npy", header(f"(2, 1, {MAX_BYTES // 8 + 1}, 1)"))
     with pytest.raises(InputError, match="at most 537 MB"):
         load.file()
 
