@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
@@ -13,7 +13,9 @@ import tyro
 
 from bya_core.cli.guard import run_guarded
 from bya_core.cli.parsing import parse
-from bya_core.io.outputs import check_outside_package
+from bya_core.errors import InputError
+from bya_core.io.inputs import note_input
+from bya_core.io.outputs import check_distinct, check_outside_package, missing_folders, resolve_output
 
 T = TypeVar("T")
 REDUCE = "lower the batch size, the size or length of the clips, or the number of processes"
@@ -33,18 +35,40 @@ OutputFile = Annotated[Path | None, OUTPUT]
 
 
 def check_outputs(arguments: Any) -> None:
-    """Check the options of a command that are marked as outputs; nested dataclasses included.
+    """Check the options of a command that are marked as outputs; all other paths are recorded as inputs.
 
     Raises:
-        InputError: an output is inside the package.
+        InputError: an output is an input, inside the package, a device or a pipe, in a folder that is missing, or given
+            twice.
     """
+    values = list(_values(arguments))
+    outputs = [Path(value) for value, is_output in values if is_output]
+    for value, is_output in values:
+        if not is_output and (isinstance(value, Path) or (isinstance(value, str) and value)):
+            note_input(value, ignore=outputs)
+    for path in outputs:
+        check_outside_package(path)
+        if path.is_dir():
+            continue
+        if path.exists():
+            resolve_output(path)
+        try:
+            missing_folders(path.parent if path.suffix else path)
+        except InputError as error:
+            raise InputError(f"the output {path}: {error.problem}", error.expected, error.hint) from None
+    check_distinct(outputs)
+
+
+def _values(arguments: Any) -> Iterator[tuple[Any, bool]]:
+    """Every value of a dataclass, nested ones included, and whether it is marked as an output."""
     kinds = get_type_hints(type(arguments), include_extras=True)
     for field in fields(arguments):
         value = getattr(arguments, field.name)
+        is_output = OUTPUT in getattr(kinds[field.name], "__metadata__", ())
         if is_dataclass(value):
-            check_outputs(value)
-        elif value is not None and OUTPUT in getattr(kinds[field.name], "__metadata__", ()):
-            check_outside_package(value)
+            yield from _values(value)
+        elif value is not None:
+            yield from ((each, is_output) for each in (value if isinstance(value, tuple | list) else (value,)))
 
 
 def run_command(main: Callable[[T], Any], arguments: type[T]) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from bya_core.errors import InputError, WriteError
 from bya_core.io.inputs import note_written
 from bya_core.io.interrupts import deferred_interrupts
-from bya_core.io.outputs import make_folder, resolve_output
+from bya_core.io.outputs import check_replaceable, make_folder, resolve_output
 from bya_core.io.workspace import PREVIOUS, Workspace, in_workspace
 
 MAX_SUFFIX = 32  # characters of a suffix that temporary names keep
@@ -169,7 +169,7 @@ def atomic_folder(
         share: In a distributed job, returns the argument of the main process in all processes, and waits for them.
 
     Raises:
-        InputError: The disk is full, or the folder cannot be written.
+        InputError: The disk is full, the folder cannot be written, or it contains an input.
     """
     target = Path(os.path.realpath(path))
     if not main:
@@ -185,6 +185,7 @@ def atomic_folder(
             target.mkdir()
             yield target
             return
+        check_replaceable(target)
         created = make_folder(target.parent)
         workspace = _open_workspace(target.parent)
         fresh = workspace.path / "new"

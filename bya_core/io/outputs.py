@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bya_core.errors import InputError
 from bya_core.io.files import usable_path
-from bya_core.io.inputs import identity, noted_input
+from bya_core.io.inputs import has_inputs, identity, noted_input
 from bya_core.io.workspace import Workspace
 
 OWN_FOLDERS = ("bya_core", "nodes", "training", "web", "workflows", "locales")
@@ -89,6 +89,14 @@ def check_folder(path: str | os.PathLike[str], what: str) -> Path:
     check_outside_package(path)
     _probe(target, path, what)
     return Path(path)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise InputError if a folder that is replaced as a whole contains an input of this command."""
+    for each in folder.rglob("*") if has_inputs() and folder.is_dir() else ():
+        if each.is_file() and (source := noted_input(each.stat())) is not None:
+            problem = f"the folder {folder} would be replaced, but it contains an input ({source})"
+            raise InputError(problem, "a folder that is not read", "choose another output")
 
 
 def check_distinct(paths: Iterable[Path]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bya_core
+from bya_core.io.atomic import write_text
 from training.command_line import run_command
 
 PACKAGE = Path(bya_core.__file__).parent
@@ -62,3 +65,51 @@ def test_a_folder_beside_the_package_is_accepted(tmp_path, monkeypatch):
         run_command(lambda arguments: ran.append(arguments), kind)
     assert stopped.value.code == 0 and ran
     shutil.rmtree(tmp_path / "bya_core", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("training.puppets.__main__", "--recordings a.mp4 -o a.mp4"),
+        ("training.puppets.__main__", "--recordings a.mp4 -o link.mp4"),
+        ("training.evaluate", "--data data --json data/../data/report.json"),
+        ("training.run_voice_face", "--checkpoint a.mp4 -o hard.mp4"),
+        ("training.data.convert", "--entries a.mp4 -o a.mp4"),
+        ("training.curate", "--input data --config data/report.json --output out --report data/report.json"),
+        ("training.toy.benchmark", "--json fifo"),
+        ("training.evaluate", "-o same --json same"),
+        ("training.curate", "--input data --config data/report.json --output /no/such/folder"),
+    ],
+)
+def test_outputs_that_are_inputs_or_unusable_are_refused(module, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "a.mp4").write_text("input")
+    (tmp_path / "data" / "report.json").write_text("input")
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    os.link(tmp_path / "a.mp4", tmp_path / "hard.mp4")
+    os.mkfifo(tmp_path / "fifo")
+    kind = getattr(importlib.import_module(module), COMMANDS[module][0])
+    monkeypatch.setattr(sys, "argv", [module, *options.split()])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda arguments: pytest.fail("the command ran"), kind)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and "Traceback" not in error
+    assert (tmp_path / "a.mp4").read_text() == (tmp_path / "data" / "report.json").read_text() == "input"
+
+
+def test_an_output_inside_an_input_folder_is_accepted(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "log.jsonl").write_text("earlier")
+    written = []
+
+    def main(arguments: Any) -> None:
+        write_text(arguments.output / "log.jsonl", "new")
+        written.append(arguments)
+
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--input", str(tmp_path / "runs"), "--output", str(tmp_path / "runs/one"), "--config", "x"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main, importlib.import_module("training.curate").CurateOptions)
+    assert stopped.value.code == 0 and written

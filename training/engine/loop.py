@@ -23,6 +23,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from bya_core.errors import InputError
+from bya_core.io.outputs import check_replaceable
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.data.batches import Clips
 from training.engine.checkpointing import (
@@ -114,6 +115,7 @@ def _train(
 ) -> dict[str, float]:
     """`train` while the folder is locked."""
     output, main = settings.output, accelerator.is_main_process
+    check_replaceable(output / "final")
     if stage.lora is not None and not has_lora(model):
         add_lora(model, stage.lora)
     select_trainable(model, stage.trainable, unused_prefixes(stage))

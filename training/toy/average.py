@@ -31,7 +31,7 @@ class Arguments:
 
     Args:
         folders: two or more, each with config.json and diffusion_pytorch_model.safetensors.
-        output: output folder, with the config.json of the first one. May be one of the folders.
+        output: output folder, with the config.json of the first one.
         weights: weight of each folder, adding up to 1; default: equal weights.
     """
 
