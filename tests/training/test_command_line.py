@@ -23,7 +23,7 @@ COMMANDS = {
     "training.curate": ("CurateOptions", "--input . --config recipe.yaml --output"),
     "training.benchmark.ablations": ("AblationOptions", "-o"),
     "training.benchmark.listeners": ("ListenerOptions", "-o"),
-    "training.curation.puppet_footage": ("Arguments", ""),
+    "training.puppets.footage": ("Arguments", ""),
     "training.data.convert": ("Arguments", "--entries list.txt -o"),
     "training.data.fill_cache": ("Arguments", "--data . --cache"),
     "training.data.puppet_plan": ("Arguments", "-o"),
