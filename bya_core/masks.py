@@ -96,13 +96,16 @@ class MaskControl:
         if other.masks.shape != self.masks.shape:
             problem = f"masks of shape {list(other.masks.shape)}"
             raise InputError(problem, f"{list(self.masks.shape)}", "provide masks at the resolution of the token grid")
-        before = self.strength * (1 - other.strength)
-        strength = torch.where(other.strength == 1, 1.0, before + other.strength)
-        acts = other.strength > 0
-        share = torch.where(acts, other.strength / strength.clamp(min=1e-9), 0.0)
+        old, new = self.strength, other.strength
+        if old.ndim != new.ndim:  # one of them per latent frame
+            frames = self.masks.shape[1]
+            old, new = (x.view(len(x), -1).expand(-1, frames) for x in (old, new))
+        strength = torch.where(new == 1, 1.0, old * (1 - new) + new)
+        share = torch.where(new > 0, new / strength.clamp(min=1e-9), 0.0).clamp(max=1)
+        acts = new.view(len(new), -1).amax(dim=1) > 0
         return replace(
             self,
-            masks=torch.lerp(self.masks, other.masks.to(self.masks), share.clamp(max=1).view(-1, 1, 1, 1)),
+            masks=torch.lerp(self.masks, other.masks.to(self.masks), share.view(len(share), -1, 1, 1)),
             strength=strength,
             start_percent=torch.where(acts, other.start_percent, self.start_percent),
             end_percent=torch.where(acts, other.end_percent, self.end_percent),

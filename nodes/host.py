@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from bya_core.progress import Progress, ProgressCallback
     from bya_core.scene.types import Scene
 
+log = logging.getLogger(__name__)
 __all__ = ["HostModel", "host_components", "manage_model"]  # imported by the nodes from here
 
 FOLDER = "bindyouravatar"
+PARTS = 1000  # of the progress bar of a video in several windows
 PREVIEW_SIDE = 512  # pixels; ComfyUI scales larger previews down
 
 
@@ -121,9 +124,33 @@ def progress_callback(model: HostModel, scene: Scene) -> ProgressCallback:
 
                 painter.append(painter_for(model.bundle, scene))
             picture = ("JPEG", painter[0](progress.info), PREVIEW_SIDE)
-        bar.update_absolute(progress.step, progress.total, picture)
+        if progress.overall is None:
+            bar.update_absolute(progress.step, progress.total, picture)
+            return
+        bar.update_absolute(round(PARTS * progress.overall), PARTS, picture)
+        show_text(progress.stage)  # number of the window and time left
 
     return report
+
+
+def show_text(text: str) -> None:
+    """Show a text on the node that runs, where ComfyUI can."""
+    try:
+        from comfy_execution.utils import get_executing_context
+        from server import PromptServer
+    except ImportError:  # older versions
+        return
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if context is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, context.node_id)
+
+
+def show_notices(notices: Sequence[str]) -> None:
+    """Show notices on the node that runs and in the log of ComfyUI."""
+    for notice in notices:
+        log.warning("%s", notice)
+    if notices:
+        show_text("\n".join(f"\N{WARNING SIGN} {notice}" for notice in notices))
 
 
 def to_cpu(value: Any) -> Any:

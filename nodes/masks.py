@@ -54,7 +54,7 @@ class MaskOverlay(io.ComfyNode):
         from bya_core.pipelines.interactive import overlay_images, still_frame
 
         tokens, grid = routing.token_masks(masks)
-        frames = still_frame(routing.scene.first_frame, grid) if images is None else convert.to_uint8(images)
+        frames = still_frame(routing.prepared.scene.first_frame, grid) if images is None else convert.to_uint8(images)
         names = routing.names if legend else []
         return io.NodeOutput(convert.images(overlay_images(tokens, grid, frames, names, opacity)))
 

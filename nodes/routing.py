@@ -75,6 +75,14 @@ class EmbeddingRouter(io.ComfyNode):
                 widget(RouterConfig, "static", "static_masks"),
                 widget(RouterConfig, "background_audio"),
                 widget(ProbeConfig, "num_seeds", hint="intra only."),
+                io.Int.Input(
+                    "window",
+                    default=1,
+                    min=1,
+                    max=100_000,
+                    tooltip="Window of a long video whose masks are predicted. The windows before it are generated "
+                    "first and kept for the sampler.",
+                ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
@@ -102,12 +110,17 @@ class EmbeddingRouter(io.ComfyNode):
         scene: types.SceneValue,
         audio_assignment: AudioAssignment,
         audio_character_matrix: str,
+        window: int = 1,
         masks: Any = None,
         **options: Any,
     ) -> io.NodeOutput:
-        from bya_core.pipelines.generate import prepare, route
-        from bya_core.pipelines.interactive import first_window, routing_summary, set_router
-        from bya_core.progress import ProgressTracker
+        from bya_core.pipelines.interactive import (
+            first_window,
+            probe_window,
+            routing_notices,
+            routing_summary,
+            set_router,
+        )
 
         values = {field: options.pop(name) for name, field in PROBE.items()}
         probe = ProbeConfig(**values, steps=options.pop("probe_steps") or None)
@@ -115,14 +128,16 @@ class EmbeddingRouter(io.ComfyNode):
         model = scene.model
         with host.cancellable():
             whole = set_router(scene.scene, config, model.bundle, audio_assignment, audio_character_matrix, masks)
-        window = first_window(whole, model.bundle)
-        with host.running(model, window):
-            tracker = ProgressTracker(host.progress_callback(model, window))
-            prepared = prepare(window, model.bundle, tracker)
-            routing = route(prepared, model.bundle, tracker)
-        complete = None if window is whole else whole
-        value = types.RoutingValue(model, host.to_cpu(prepared), host.to_cpu(routing), complete)
-        return io.NodeOutput(value, value.mask_images, routing_summary(value.scene, routing, complete is not None))
+        part = first_window(whole, model.bundle)
+        with host.running(model, part):
+            callback = host.progress_callback(model, part)
+            found, routing = probe_window(whole, model.bundle, window, host.temporary_folder(), callback)
+        complete, place = (None, None) if found.count == 1 else (whole, found.window)
+        encoded = host.to_cpu(found.prepared)
+        value = types.RoutingValue(model, encoded, host.to_cpu(routing), complete, complete, place, found.count)
+        host.show_notices(routing_notices(encoded.scene, routing))
+        summary = routing_summary(encoded.scene, routing, (window, found.count))
+        return io.NodeOutput(value, value.mask_images, summary)
 
 
 class MaskRefine(io.ComfyNode):
@@ -181,10 +196,13 @@ class MaskRefine(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, refine: bool, restart: bool, override_mask: Any = None, **options: Any
     ) -> io.NodeOutput:
-        from bya_core.pipelines.interactive import MaskEdit, edit_masks, routing_summary
+        from bya_core.pipelines.interactive import MaskEdit, edit_masks, routing_notices, routing_summary
 
         config = RefineConfig(**{name: options.pop(name) for name in REFINE})
         edit = MaskEdit(config if refine else None, restart, override_mask, **options)
-        masks, whole = edit_masks(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names)
-        value = replace(routing, routing=masks, whole=whole)
-        return io.NodeOutput(value, value.mask_images, routing_summary(value.scene, masks, whole is not None))
+        latent = slice(0, None) if routing.window is None else routing.window.latent
+        masks, whole = edit_masks(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names, latent)
+        value, scene = replace(routing, routing=masks, whole=whole), routing.prepared.scene
+        host.show_notices(routing_notices(scene, masks))
+        summary = routing_summary(scene, masks, (routing.number, routing.windows))
+        return io.NodeOutput(value, value.mask_images, summary)

@@ -45,7 +45,7 @@ class Sampler(io.ComfyNode):
     @host.plain_errors
     def execute(cls, routing: types.RoutingValue, preset: Preset = "exact") -> io.NodeOutput:
         from bya_core.pipelines.generate import sample
-        from bya_core.pipelines.interactive import masks_to_images, sample_windows, video_summary
+        from bya_core.pipelines.interactive import masks_to_images, sample_windows, video_summary, window_routing
         from bya_core.progress import ProgressTracker
 
         routing = routing.with_preset(preset)
@@ -55,7 +55,10 @@ class Sampler(io.ComfyNode):
             if routing.whole is None:
                 result = sample(routing.prepared, routing.routing, model.bundle, ProgressTracker(callback))
             else:
-                result = sample_windows(routing.whole, model.bundle, host.temporary_folder(), callback)
+                before = routing.before or routing.whole
+                resume = window_routing(routing.number - 1, routing.routing, before)
+                result = sample_windows(routing.whole, model.bundle, host.temporary_folder(), callback, resume=resume)
+        host.show_notices(result.notices)
         frames, audio = convert.images(result.frames), convert.audio(result.audio, scene.seconds)
         video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
         masks = masks_to_images(result.masks, result.grid)

@@ -142,4 +142,5 @@ class Scene(io.ComfyNode):
         options["timed_prompts"] = options.pop("prompt_schedule")
         options["overlap_frames"] = options.pop("window_overlap")
         scene = compose(cast, SceneOptions(**options, first_frame=frame, sampling=sampling), model.bundle.defaults)
+        host.show_notices(scene.notices)
         return io.NodeOutput(types.SceneValue(model, scene), summary(scene))

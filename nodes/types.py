@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bya_core.routing import Routing as CoreRouting
     from bya_core.sampling.conditions import Prepared
     from bya_core.scene.types import Scene as CoreScene
+    from bya_core.scene.windows import Window
 
     from .host import HostModel
 
@@ -38,13 +39,24 @@ class RoutingValue:
     """BYA_ROUTING: an encoded scene, its character masks and its model.
 
     Args:
-        whole: The complete scene if it is longer than one window; the other fields then belong to its first window.
+        whole: The complete scene if it is longer than one window; the other fields then belong to one window.
+        before: The complete scene as it was when the router ran: the windows before are made from it.
+        window: That window; None if there is only one.
+        windows: Number of windows.
     """
 
     model: HostModel
     prepared: Prepared
     routing: CoreRouting
     whole: CoreScene | None = None
+    before: CoreScene | None = None
+    window: Window | None = None
+    windows: int = 1
+
+    @property
+    def number(self) -> int:
+        """Number of the window, from 1."""
+        return 1 if self.window is None else self.window.index + 1
 
     @property
     def scene(self) -> CoreScene:

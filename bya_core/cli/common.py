@@ -126,6 +126,7 @@ class ProgressBar:
             form = "{desc}: step {n}/{total} |{bar}| {elapsed} elapsed, {remaining} left"
             self._bar = tqdm(total=progress.total, desc=progress.stage, bar_format=form, leave=True)
         if self._bar is not None:
+            self._bar.set_description_str(progress.stage, refresh=False)
             self._bar.update(progress.step - self._bar.n)
 
     def stage(self, name: str) -> None:
@@ -148,6 +149,11 @@ def warn(notices: Iterable[str]) -> None:
     """Print warnings to stderr."""
     for notice in notices:
         print(f"warning: {one_line(notice)}", file=sys.stderr, flush=True)
+
+
+def windows_beside(path: Path) -> Path:
+    """The folder for the windows of a long video, beside one of its files."""
+    return path.with_suffix(".windows")
 
 
 def report_saved(*paths: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,14 +21,17 @@ from bya_core.cli.common import (
     optional,
     output,
     report_saved,
+    windows_beside,
 )
 from bya_core.config import SamplingConfig
 from bya_core.errors import Cancelled, InputError, Paused
 
 if TYPE_CHECKING:
-    from bya_core.pipelines.long_video import LongVideo
+    from bya_core.pipelines.long_video import LongVideo, WindowRouting
     from bya_core.pipelines.sample import Video
     from bya_core.progress import ProgressCallback
+    from bya_core.routing import Routing
+    from bya_core.sampling.conditions import Prepared
     from bya_core.scene.types import Scene
     from bya_core.weights.bundle import ModelBundle
 
@@ -52,9 +55,14 @@ class WindowOptions:
             if self.regenerate is None:
                 raise InputError("--regenerate-seed without --regenerate", "both", "add --regenerate N")
 
-    def folder(self, video: Path) -> Path:
-        """Where the windows of a video are stored."""
-        return self.work_dir or video.with_suffix(".windows")
+    def folder(self, video: Path, state: Path | None) -> Path:
+        """Where the windows of a video are stored: those that `bya probe` made beside a state are used."""
+        beside = None if state is None else windows_beside(state)
+        return self.work_dir or (beside if beside is not None and beside.is_dir() else windows_beside(video))
+
+    def is_temporary(self, path: Path, video: LongVideo) -> bool:
+        """Whether the windows of a finished video are deleted: they are beside it, and no one asked to keep them."""
+        return self.work_dir is None and video.files.folder == windows_beside(path)
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class Generate:
             if isinstance(video, LongVideo):
                 report["windows"] = list(video.windows)
             outputs.write(scene, video, report)
-            if isinstance(video, LongVideo) and self.long_video.work_dir is None:
+            if isinstance(video, LongVideo) and self.long_video.is_temporary(self.output, video):
                 video.files.remove(len(video.windows))
         size = f"{scene.width}x{scene.height}, {scene.fps:g} frames per second"
         print(f"Generated {scene.seconds:.2f} s of video ({size}) in {time.perf_counter() - start:.1f} s")
@@ -135,15 +143,23 @@ class Generate:
         from bya_core.pipelines.long_video import generate_long, plan
         from bya_core.pipelines.window_files import locked_windows
 
-        if self.resume_from is not None:
-            return resume(scene, bundle, self.resume_from, callback)
-        folder, options = self.long_video.folder(self.output), self.long_video
+        folder, options, given = self.long_video.folder(self.output, self.resume_from), self.long_video, None
         if options.work_dir is None and options.regenerate is None and len(plan(scene, bundle)) == 1:
+            if self.resume_from is not None:
+                return resume(scene, bundle, self.resume_from, callback)
             return generate(scene, bundle, callback)
+        if self.resume_from is not None:
+            given = resume_window(scene, bundle, self.resume_from)
         stack.enter_context(locked_windows(folder))
         try:
             return generate_long(
-                scene, bundle, folder, callback, regenerate=options.regenerate, regenerate_seed=options.regenerate_seed
+                scene,
+                bundle,
+                folder,
+                callback,
+                regenerate=options.regenerate,
+                regenerate_seed=options.regenerate_seed,
+                resume=given,
             )
         except (Cancelled, KeyboardInterrupt) as stopped:
             kept = len(list(folder.glob("window_*.safetensors")))
@@ -165,6 +181,48 @@ def resume(scene: Scene, bundle: ModelBundle, state: Path, callback: ProgressCal
     from bya_core.routing.route import postprocess_masks
     from bya_core.routing.state import load_routing
 
+    check_resume(scene, bundle, state)
     tracker = ProgressTracker(callback)
     prepared = prepare(scene, bundle, tracker)
     return sample(prepared, postprocess_masks(load_routing(state, prepared), prepared.scene), bundle, tracker)
+
+
+def resume_window(scene: Scene, bundle: ModelBundle, state: Path) -> WindowRouting:
+    """The routing of one window of a long scene, from a state saved by `bya probe`. Raises as `resume` does."""
+    from bya_core.pipelines.long_video import WindowRouting
+    from bya_core.routing.route import postprocess_masks
+    from bya_core.routing.state import load_routing
+
+    number, key = check_resume(scene, bundle, state)
+
+    def load(prepared: Prepared, continues: str) -> Routing:
+        return postprocess_masks(load_routing(state, prepared, continues), prepared.scene)
+
+    return WindowRouting(number - 1, load, key)
+
+
+def check_resume(scene: Scene, bundle: ModelBundle, state: Path) -> tuple[int, str]:
+    """Number of the window of a state, and a key of its content.
+
+    Raises:
+        InputError: A state that is damaged or belongs to another scene, or to a window that the scene does not have.
+    """
+    from bya_core.pipelines.long_video import plan
+    from bya_core.pipelines.window_links import window_seed
+    from bya_core.routing.state import check_state, read_window
+
+    saved, windows = read_window(state), plan(scene, bundle)
+    part = windows[saved.number - 1] if saved.number <= len(windows) else None
+    if part is None or (part.start, part.frames) != (saved.start, saved.frames):
+        end = saved.start + saved.frames
+        found = f"the state {state} is of window {saved.number} of {saved.windows} (frames {saved.start} to {end})"
+        count = len(windows)
+        expected = f"a window of this scene, of {count} window{'s' if count > 1 else ''}"
+        if part is not None:
+            expected += f" (window {saved.number}: frames {part.start} to {part.stop})"
+        raise InputError(found, expected, "run bya probe for this scene again, or restore its length and windows")
+    seed = window_seed(scene.sampling.seed, part.index, 0)
+    scene = replace(scene, sampling=replace(scene.sampling, seed=seed))
+    grid = bundle.grid(part.frames, scene.height, scene.width)
+    check_state(state, scene, grid, bundle.codec.latent_channels)
+    return saved.number, saved.key

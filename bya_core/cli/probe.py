@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
+
+import tyro
 
 from bya_core.cli.common import (
     ProgressBar,
@@ -16,21 +18,17 @@ from bya_core.cli.common import (
     optional,
     output,
     report_saved,
+    windows_beside,
 )
-from bya_core.errors import InputError
-
-if TYPE_CHECKING:
-    from bya_core.scene.types import Scene
-    from bya_core.weights.bundle import ModelBundle
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Predict the character masks of a scene.
+    """Predict the character masks of a scene, or of one window of a long one.
 
     Edit the masks before the video is generated: `bya generate --resume-from STATE` resumes from here.
 
-    Edited masks go into `router.masks` of the scene.
+    Edited masks go into `router.masks` of the scene. The windows before the one to look at are generated and kept.
     """
 
     scene: SceneFile
@@ -39,6 +37,8 @@ class Probe:
     ] = None
     masks: Annotated[Path | None, optional("Save the character masks (npz).")] = None
     overlay: Annotated[Path | None, optional("Save a preview with the masks drawn over it (png or mp4).")] = None
+    window: Annotated[int, tyro.conf.arg(help="Window of a long video to look at, from 1.", metavar="N")] = 1
+    work_dir: Annotated[Path | None, optional("Keep the finished windows in this folder.")] = None
     runtime: Runtime = RuntimeOptions()
     sampling: Sampling = SamplingOptions()
 
@@ -48,8 +48,8 @@ class Probe:
             from bya_core.io.files import existing_file
             from bya_core.masks import mask_statistics
             from bya_core.pipelines.interactive import routing_notices
+            from bya_core.pipelines.long_video import prepare_window
             from bya_core.pipelines.outputs import RoutingOutputs
-            from bya_core.pipelines.prepare import prepare
             from bya_core.progress import ProgressTracker
             from bya_core.routing.route import postprocess_masks, predict_masks
 
@@ -60,14 +60,17 @@ class Probe:
             bundle = self.runtime.load()
             bar.stage("Reading scene")
             scene = self.sampling.load_scene(self.scene, bundle.defaults)
-            _check_one_window(scene, bundle)
-            tracker = ProgressTracker(bar)
-            prepared = prepare(scene, bundle, tracker)
+            window = prepare_window(scene, bundle, self.window, self._folder(), bar)
+            prepared, tracker = window.prepared, ProgressTracker(bar)
             found = predict_masks(prepared, bundle, tracker)
             final = postprocess_masks(found, prepared.scene)
-            bar.warn((*routing_notices(prepared.scene, final),))
+            bar.warn(routing_notices(prepared.scene, final))
             bar.stage("Saving")
-            outputs.write(found, final, prepared, bundle)
+            outputs.write(found, final, window, bundle)
+        place = window.window
+        if window.count > 1:
+            seconds = f"{place.start / scene.fps:.2f} to {place.stop / scene.fps:.2f} s"
+            print(f"Window {self.window} of {window.count} (frames {place.start} to {place.stop}, {seconds})")
         if found.state is not None:
             print(f"After {found.state.step} of {found.state.total} steps:")
         width = max(len(character.name) for character in scene.characters)
@@ -76,14 +79,7 @@ class Probe:
         report_saved(*outputs.wanted)
         return 0
 
-
-def _check_one_window(scene: Scene, bundle: ModelBundle) -> None:
-    """Raise InputError for a scene of several windows: each one has its own masks."""
-    from bya_core.pipelines.long_video import plan
-
-    if (windows := len(plan(scene, bundle))) > 1:
-        raise InputError(
-            f"a scene of {scene.num_frames} frames, which needs {windows} windows",
-            f"one window ({scene.windows.frames or bundle.native.num_frames} frames)",
-            "reduce its length to probe the start",
-        )
+    def _folder(self) -> Path | None:
+        """Where the windows before are kept; None = a temporary folder."""
+        named = self.output or self.masks or self.overlay
+        return self.work_dir or (None if named is None or self.window == 1 else windows_beside(named))

@@ -5,6 +5,7 @@ Masks are exchanged as batches of images, all images of the first character firs
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,16 +22,17 @@ from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image
 from bya_core.io.overlay import render_overlay
 from bya_core.masks import MaskControl, mask_notices, mask_statistics
-from bya_core.pipelines.long_video import generate_long, plan
+from bya_core.pipelines.long_video import PreparedWindow, WindowRouting, generate_long, plan, prepare_window
 from bya_core.pipelines.sample import Video
 from bya_core.pipelines.window_files import fingerprint
-from bya_core.progress import ProgressCallback
+from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.refine import refine
+from bya_core.routing.route import route
 from bya_core.scene.compose import parse_matrix
 from bya_core.scene.mask_files import empty_notices, resize_masks
-from bya_core.scene.types import Scene, prompt_at, rotate_speeches
+from bya_core.scene.types import Scene, rotate_speeches
 from bya_core.weights.bundle import ModelBundle
 
 AudioAssignment = Literal["given", "swapped", "auto"]
@@ -81,17 +83,37 @@ def set_router(
 
 
 def first_window(scene: Scene, model: ModelBundle) -> Scene:
-    """The part of a scene that is generated first; the scene itself if it fits into one window."""
+    """A scene as long as the first window, such as to estimate memory; the scene itself if it is one window."""
     window = plan(scene, model)[0]
     if window.frames == scene.num_frames:
         return scene
-    return replace(
-        scene,
-        prompt=prompt_at(scene, 0.0, window.frames / scene.fps),
-        prompts=(),
-        num_frames=window.frames,
-        mask_control=scene.mask_control and scene.mask_control.latent_frames(window.latent),
-    )
+    control = scene.mask_control and scene.mask_control.latent_frames(window.latent)
+    return replace(scene, prompts=(), num_frames=window.frames, mask_control=control)
+
+
+def probe_window(
+    scene: Scene, model: ModelBundle, number: int, folder: Path, callback: ProgressCallback | None = None
+) -> tuple[PreparedWindow, Routing]:
+    """Encode a window of a scene of any length and predict its masks.
+
+    Args:
+        scene: the scene.
+        model: the model.
+        number: of the window, from 1; the windows before it are generated.
+        folder: for the windows, in a subfolder per scene; `sample_windows` reuses them.
+        callback: as in `generate`.
+
+    Raises:
+        InputError: no such window, or as `generate` does.
+        Cancelled: `callback` returned False; finished windows are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    window = prepare_window(scene, model, number, _folder_of(scene, model, folder), callback)
+    return window, route(window.prepared, model, ProgressTracker(callback))
+
+
+def _folder_of(scene: Scene, model: ModelBundle, folder: Path) -> Path:
+    return folder / fingerprint(scene, model)[:16]
 
 
 @dataclass(frozen=True)
@@ -117,16 +139,22 @@ class MaskEdit:
 
 
 def edit_masks(
-    routing: Routing, long_scene: Scene | None, grid: TokenGrid, edit: MaskEdit, names: Sequence[str]
+    routing: Routing,
+    long_scene: Scene | None,
+    grid: TokenGrid,
+    edit: MaskEdit,
+    names: Sequence[str],
+    latent: slice = slice(0, None),
 ) -> tuple[Routing, Scene | None]:
     """Apply an edit to the routing of a scene and, for a long video, to the scene of which all windows are generated.
 
     Args:
-        routing: of the scene, or of its first window.
+        routing: of the scene, or of one of its windows.
         long_scene: the scene if it is longer than one window, else None.
         grid: token grid of `routing`.
-        edit: what to change.
+        edit: what to change. A mask with as many images as the window has frames changes this window only.
         names: of the characters.
+        latent: latent frames of the window in the video.
 
     Raises:
         InputError: unknown character, wrong number of images, or an end before the start.
@@ -137,14 +165,16 @@ def edit_masks(
             long_scene = replace(long_scene, routing=replace(long_scene.routing, refine=edit.refine))
     if edit.mask is not None:
         index = character_index(edit.character, names)
-        frames = grid.frames if long_scene is None else (long_scene.num_frames - 1) // grid.time_factor + 1
-        mask = images_to_masks(edit.mask, replace(grid, frames=frames), 1, f"the mask of {names[index]}")[0]
+        what, whole = f"the mask of {names[index]}", grid
+        if long_scene is not None and edit.mask.shape[0] not in (grid.frames, grid.video_frames):
+            whole = replace(grid, frames=(long_scene.num_frames - 1) // grid.time_factor + 1)
+        mask = images_to_masks(edit.mask, whole, 1, what)[0]
         if edit.strength > 0:
             empty_notices(mask[None], names[index : index + 1], "the mask")  # raises if it is black
-        if long_scene is not None:
+        if long_scene is not None and whole is not grid:
             long_scene = replace(long_scene, mask_control=_with_override(long_scene, index, mask, edit))
         masks, strength = torch.zeros_like(routing.masks), torch.zeros(len(names))
-        masks[index], strength[index] = mask[: grid.frames], edit.strength
+        masks[index], strength[index] = (mask if whole is grid else mask[latent]), edit.strength
         start, end = torch.tensor(edit.start_percent), torch.tensor(edit.end_percent)
         routing = routing.override(MaskControl(masks, strength, start, end))
     return (routing.from_noise() if edit.restart else routing), long_scene
@@ -158,29 +188,43 @@ def _with_override(scene: Scene, index: int, mask: Tensor, edit: MaskEdit) -> Ma
     return MaskControl(masks, strength, start, end)
 
 
-def sample_windows(scene: Scene, model: ModelBundle, folder: Path, callback: ProgressCallback | None = None) -> Video:
+def sample_windows(
+    scene: Scene, model: ModelBundle, folder: Path, callback: ProgressCallback | None = None, *, resume: WindowRouting
+) -> Video:
     """Generate a video longer than one window, in memory. After a cancellation, finished windows are reused.
 
     Args:
         scene: the scene.
         model: the model.
-        folder: for the windows, in a subfolder per scene that is deleted once the video is complete.
+        folder: for the windows, in a subfolder per scene. Once the video is complete, only those before the resumed
+            window are kept.
         callback: as in `generate`.
+        resume: the routing of one window, see `window_routing`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    result = generate_long(scene, model, folder / fingerprint(scene, model)[:16], callback)
+    result = generate_long(scene, model, _folder_of(scene, model, folder), callback, resume=resume)
     video = result.load()
-    result.files.remove(len(result.windows))
+    result.files.remove(len(result.windows), keep=resume.index)
     return video
 
 
-def routing_summary(scene: Scene, routing: Routing, first_window: bool = False) -> str:
+def window_routing(index: int, routing: Routing, before: Scene) -> WindowRouting:
+    """The routing of window `index` (from 0) as `generate_long` takes it; `before` as in `WindowRouting`."""
+    digest = hashlib.sha256(repr((index, routing.origin, routing.calls)).encode())
+    state = routing.state
+    tensors = [routing.masks, routing.control.strength, routing.matrix, *(() if state is None else (state.latents,))]
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return WindowRouting(index, lambda prepared, continues: routing, digest.hexdigest(), before)
+
+
+def routing_summary(scene: Scene, routing: Routing, window: tuple[int, int] = (1, 1)) -> str:
     """Summary of a routing: mask and speech of each character, then notices.
 
     Args:
         scene: the scene.
         routing: its routing.
-        first_window: whether the routing is only that of the first window.
+        window: number of the window that the routing belongs to, and number of windows.
     """
     names = [character.name for character in scene.characters]
     statistics = mask_statistics(routing.masks)
@@ -191,8 +235,11 @@ def routing_summary(scene: Scene, routing: Routing, first_window: bool = False) 
     lines += [f"{name} follows {_speech_of(routing.matrix[:, n], names)}" for n, name in enumerate(names)]
     lines.append(f"masks by the {routing.origin} router, {routing.calls} transformer calls so far")
     notices = routing_notices(scene, routing)
-    if first_window:
-        notices.append("These are the masks of the first window; the sampler predicts those of the other windows.")
+    number, count = window
+    if count > 1:
+        notices.append(
+            f"These are the masks of window {number} of {count}; the sampler predicts those of the other windows."
+        )
     return "\n".join([*lines, *(f"note: {notice}" for notice in dict.fromkeys(notices))])
 
 

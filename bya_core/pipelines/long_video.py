@@ -16,11 +16,10 @@ window and produces the same video, and a single window can be regenerated witho
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from torch import Tensor
 from bya_core.errors import InputError
 from bya_core.io.atomic import check_disk_space
 from bya_core.io.media import mix_speeches
-from bya_core.masks import MaskControl, mask_notices
+from bya_core.masks import mask_notices
 from bya_core.pipelines.prepare import input_notices, prepare, speech_features
 from bya_core.pipelines.sample import decode_latents, denoise_latents, model_notices
 from bya_core.pipelines.window_files import (
@@ -38,17 +37,24 @@ from bya_core.pipelines.window_files import (
     WindowFolder,
     fingerprint,
     locked_windows,
-)
-from bya_core.progress import ProgressCallback, ProgressTracker
+    window_inputs,
+)  # fmt: skip
+from bya_core.pipelines.window_links import (
+    CachedEncoder,
+    carry_over,
+    channel_statistics,
+    match_statistics,
+    shared_end,
+    window_seed,
+)  # fmt: skip
+from bya_core.progress import ProgressCallback, ProgressTracker, WindowTracker
+from bya_core.routing import Routing
 from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.route import route
 from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene, prompt_at
 from bya_core.scene.windows import Window, WindowJoiner, plan_windows
 from bya_core.weights.bundle import ModelBundle
-
-OVERRIDE_END = 0.3
-"""Fraction of the steps during which the masks of the previous window override the router in the shared frames."""
 
 
 def plan(scene: Scene, model: ModelBundle) -> tuple[Window, ...]:
@@ -59,6 +65,86 @@ def plan(scene: Scene, model: ModelBundle) -> tuple[Window, ...]:
     return tuple(plan_windows(scene.num_frames, frames, scene.windows.overlap, model.codec.time_factor))
 
 
+@dataclass(frozen=True)
+class WindowRouting:
+    """The masks of one window, from which the video is continued.
+
+    Args:
+        index: of the window, from 0.
+        load: the routing of the encoded window, refined and edited as it should act; the second argument is the
+            `version` of the previous window.
+        key: identifies the routing; windows that were made from it are reused.
+        before: the scene that earlier windows are made from; None = the same.
+    """
+
+    index: int
+    load: Callable[[Prepared, str], Routing]
+    key: str
+    before: Scene | None = None
+
+
+@dataclass(frozen=True)
+class PreparedWindow:
+    """An encoded window of a video.
+
+    Args:
+        window: its position.
+        count: number of windows.
+        prepared: the encoded window, with what it takes over from the previous one.
+        continues: identifies the version of the previous window; empty for the first.
+    """
+
+    window: Window
+    count: int
+    prepared: Prepared
+    continues: str = ""
+
+
+def check_window(number: int, windows: int) -> None:
+    """Raise InputError unless a scene of so many windows has window `number`, from 1."""
+    if not 1 <= number <= windows:
+        expected = f"a number from 1 to {windows}" if windows > 1 else "1: the video is one window"
+        raise InputError(f"window {number}", expected, "choose one of them")
+
+
+def prepare_window(
+    scene: Scene, model: ModelBundle, number: int, folder: Path | None = None, callback: ProgressCallback | None = None
+) -> PreparedWindow:
+    """Encode one window of a scene of any length; the windows before it are generated first.
+
+    Args:
+        scene: the scene.
+        model: the model.
+        number: of the window, from 1.
+        folder: for the windows, as in `generate_long`; None = a temporary one.
+        callback: as in `generate`.
+
+    Raises:
+        InputError: as `generate_long`, or there is no such window.
+        Cancelled: `callback` returned False; finished windows are kept.
+    """
+    windows = plan(scene, model)
+    check_window(number, len(windows))
+    if len(windows) == 1:
+        return PreparedWindow(windows[0], 1, prepare(scene, model, ProgressTracker(callback)))
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="bya_") as temporary:
+            return prepare_window(scene, model, number, Path(temporary), callback)
+    job, previous = _Job(scene, model, folder, ProgressTracker(callback), stop=number - 1), None
+    with locked_windows(folder):
+        for window, stored, _ in job.run(None, None):
+            previous = shared_end(stored, window)
+        seed = window_seed(scene.sampling.seed, number - 1, 0)
+        prepared = job.prepare(windows[number - 1], previous, seed, job.tracker)
+    prepared = replace(prepared, scene=replace(prepared.scene, notices=(*job.scene.notices, *prepared.scene.notices)))
+    return PreparedWindow(windows[number - 1], len(windows), prepared, version(previous))
+
+
+def version(previous: StoredWindow | None) -> str:
+    """Identifies the version of a window that the next one continues; empty without one."""
+    return "" if previous is None else f"seed {previous.seed}, version {previous.take + 1}"
+
+
 def generate_long(
     scene: Scene,
     model: ModelBundle,
@@ -67,6 +153,7 @@ def generate_long(
     *,
     regenerate: int | None = None,
     regenerate_seed: int | None = None,
+    resume: WindowRouting | None = None,
 ) -> LongVideo:
     """Generate all windows of a scene. Windows that are in `folder` already are read.
 
@@ -78,13 +165,14 @@ def generate_long(
         regenerate: number of a window (from 1) to generate again with another seed. It continues from the previous
             window and ends as before, so that the other windows stay valid.
         regenerate_seed: seed of that window; None = a new one each time.
+        resume: masks of one window, such as those of `bya probe`; earlier windows are kept, later ones continue.
 
     Raises:
         InputError: the scene does not fit the model, the folder holds another scene or is in use by another process,
             the disk is too small, or the window to regenerate does not exist.
         Cancelled: `callback` returned False; finished windows are kept.
     """
-    job = _Job(scene, model, folder, ProgressTracker(callback))
+    job = _Job(scene, model, folder, ProgressTracker(callback), resume)
     with locked_windows(folder):
         return _collect(job, scene, model, regenerate, regenerate_seed)
 
@@ -126,23 +214,36 @@ def _placed(notice: str, numbers: list[int], windows: int) -> str:
 class _Job:
     """State of one `generate_long` call."""
 
-    def __init__(self, scene: Scene, model: ModelBundle, folder: Path, tracker: ProgressTracker) -> None:
-        self.plan, self.tracker = plan(scene, model), tracker
-        self.files = WindowFolder(folder, fingerprint(scene, model))
-        self.model = replace(model, text=_CachedEncoder(model.text), face=_CachedEncoder(model.face))
+    def __init__(
+        self,
+        scene: Scene,
+        model: ModelBundle,
+        folder: Path,
+        tracker: ProgressTracker,
+        resume: WindowRouting | None = None,
+        stop: int | None = None,
+    ) -> None:
+        self.plan, self.tracker, self.resume = plan(scene, model), tracker, resume
+        if resume is not None:
+            check_window(resume.index + 1, len(self.plan))
+        self.needed = self.plan[:stop]
+        inputs = [window_inputs(self._scene_of(window, scene), window, self._key(window)) for window in self.plan]
+        self.files = WindowFolder(folder, fingerprint(scene, model), inputs)
+        self.model = replace(model, text=CachedEncoder(model.text), face=CachedEncoder(model.face))
         scene = with_audio_assignment(scene, model, tracker)  # once, from the whole speech
         self.scene = replace(scene, notices=(*scene.notices, *input_notices(scene, model)))
         self.colors: tuple[Tensor, Tensor] | None = None
-        missing = sum(window.frames for window in self.plan if not self.files.has(window.index))
+        missing = [window for window in self.needed if not self.files.has(window.index)]
+        self.clock = WindowTracker.Clock(len(missing))
         # latents and masks are small in comparison with the frames
-        needed = missing * scene.height * scene.width * 3
+        needed = sum(window.frames for window in missing) * scene.height * scene.width * 3
         check_disk_space(folder, needed, "the windows of the video", "choose a folder on a larger disk")
 
     def run(self, regenerate: int | None, regenerate_seed: int | None) -> Iterator[tuple[Window, StoredWindow, bool]]:
         """Each window, its content, and whether it was generated now."""
         self._check_regenerate(regenerate)
         previous = None
-        for window in self.plan:
+        for window in self.needed:
             again = regenerate is not None and window.index == regenerate - 1
             fresh = again or not self.files.has(window.index)
             if fresh:
@@ -151,8 +252,8 @@ class _Job:
             else:
                 stored = self.files.read(window.index)
             if self.colors is None:
-                self.colors = _statistics(stored.latents)
-            previous = _shared_end(stored, window)
+                self.colors = channel_statistics(stored.latents)
+            previous = shared_end(stored, window)
             yield window, stored, fresh
 
     @torch.no_grad()
@@ -161,22 +262,53 @@ class _Job:
         take = 0 if old is None else old.take + 1
         if seed is None or not again:
             seed = window_seed(self.scene.sampling.seed, window.index, take)
-        prefix = f"Window {window.index + 1} of {len(self.plan)}: "
-        tracker = ProgressTracker(self.tracker.callback, prefix, self.tracker.seconds)
-        prepared = prepare(self._part(window, seed, previous), self.model, tracker, self._features(window))
+        tracker = WindowTracker(self.tracker, window.index + 1, len(self.plan), self.clock)
         following = old if old is not None and window.tail and self.files.has(window.index + 1) else None
-        prepared = carry_over(prepared, window, previous, following)
-        routing = route(prepared, self.model, tracker)
+        prepared = self.prepare(window, previous, seed, tracker, following)
+        if self.resume is not None and self.resume.index == window.index and not again:
+            routing = self.resume.load(prepared, version(previous))
+        else:
+            routing = route(prepared, self.model, tracker)
         latents, masks = denoise_latents(prepared, routing, self.model, tracker)
         if self.scene.windows.match_colors and self.colors is not None:
-            latents = _match_statistics(latents, self.colors)
+            latents = match_statistics(latents, self.colors)
         frames = decode_latents(latents, self.model, tracker)
+        tracker.finish()
         notices = (*prepared.scene.notices, *routing.notices, *mask_notices(self.scene.names, masks))
         return StoredWindow(frames, latents.float().cpu(), masks, routing.matrix, seed, take, notices)
 
+    @torch.no_grad()
+    def prepare(
+        self,
+        window: Window,
+        previous: StoredWindow | None,
+        seed: int,
+        tracker: ProgressTracker,
+        following: StoredWindow | None = None,
+    ) -> Prepared:
+        """Encode a window, continuing `previous` and ending as `following`."""
+        prepared = prepare(self._part(window, seed, previous), self.model, tracker, self._features(window))
+        return carry_over(prepared, window, previous, following)
+
+    def _scene_of(self, window: Window, scene: Scene) -> Scene:
+        """`scene`, or that of the windows before the one that is resumed."""
+        resume = self.resume
+        before = None if resume is None or window.index >= resume.index else resume.before
+        if before is None:
+            return scene
+        return replace(
+            scene,
+            mask_control=before.mask_control,
+            sampling=replace(scene.sampling, preset=before.sampling.preset),
+            routing=replace(scene.routing, refine=before.routing.refine),
+        )
+
+    def _key(self, window: Window) -> str:
+        return self.resume.key if self.resume is not None and window.index >= self.resume.index else ""
+
     def _part(self, window: Window, seed: int, previous: StoredWindow | None) -> Scene:
         """The scene of one window."""
-        scene, fps = self.scene, self.scene.fps
+        scene, fps = self._scene_of(window, self.scene), self.scene.fps
         first = scene.first_frame if previous is None else previous.frames[0].movedim(-1, 0).float() / 255
         return replace(
             scene,
@@ -208,85 +340,3 @@ class _Job:
         if not self.files.has(number - 1):
             problem = f"window {number} to regenerate is not in {self.files.folder}"
             raise InputError(problem, "an existing window", "generate the video first")
-
-
-def carry_over(
-    prepared: Prepared, window: Window, previous: StoredWindow | None, following: StoredWindow | None = None
-) -> Prepared:
-    """Conditions of a window with the latents and masks it shares with its neighbors.
-
-    Args:
-        prepared: the encoded window, starting from the first shared frame of `previous`.
-        window: its position.
-        previous: the shared frames at the end of the previous window.
-        following: an earlier version of this window, whose end the next window continues from.
-    """
-    conditions, frames = prepared.conditions, prepared.grid.frames
-    known = torch.zeros(frames, dtype=torch.bool)
-    latents = torch.zeros(1, *conditions.latent_shape)
-    masks = torch.zeros(conditions.characters, *prepared.grid.shape)
-    if previous is not None and conditions.first_frame_latents is not None:
-        lead = window.latent_lead
-        latents[:, :lead], masks[:, :lead] = previous.latents, previous.masks
-        # the first latent frame covers one video frame here, but four in the previous window
-        latents[:, :1] = conditions.first_frame_latents[:, :1].to(latents)
-        known[:lead] = True
-    if following is not None:
-        tail = window.latent_tail
-        latents[:, -tail:], masks[:, -tail:] = following.latents[:, -tail:], following.masks[:, -tail:]
-        known[-tail:] = True
-    if not bool(known.any()):
-        return prepared
-    strength = known.float().expand(conditions.characters, -1)
-    control = MaskControl(masks, strength, end_percent=torch.tensor(OVERRIDE_END))
-    conditions = replace(conditions, known_latents=latents, known_mask=known, mask_control=control)
-    return replace(prepared, conditions=conditions)
-
-
-def window_seed(seed: int, index: int, take: int) -> int:
-    """Seed of a window, derived from the seed of the scene; the first window uses the seed itself."""
-    if index == 0 and take == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {index} {take}".encode()).digest()[:7], "big")
-
-
-def _shared_end(stored: StoredWindow, window: Window) -> StoredWindow:
-    """The frames that the next window shares, copied so that the rest can be freed."""
-    if not window.tail:
-        return stored
-    shared = window.latent_tail
-    return replace(
-        stored,
-        frames=stored.frames[-window.tail :].clone(),
-        latents=stored.latents[:, -shared:].clone(),
-        masks=stored.masks[:, -shared:].clone(),
-    )
-
-
-def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [1, 1, C, 1, 1] of the channels of latents [1, T, C, H, W]."""
-    deviation, mean = torch.std_mean(latents.float(), dim=(1, 3, 4), keepdim=True)
-    return mean, deviation
-
-
-def _match_statistics(latents: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-    mean, deviation = _statistics(latents)
-    return (latents - mean) / deviation.clamp(min=1e-6) * target[1].to(latents) + target[0].to(latents)
-
-
-@dataclass
-class _CachedEncoder:
-    """A text or face encoder that encodes equal inputs once."""
-
-    encoder: Any
-    cache: dict[Any, Any] = field(default_factory=dict)
-
-    def encode(self, inputs: list[str] | Tensor) -> Any:
-        key = tuple(inputs) if isinstance(inputs, list) else (inputs.shape, inputs.cpu().numpy().tobytes())
-        if key not in self.cache:
-            self.cache[key] = self.encoder.encode(inputs)
-        return self.cache[key]
-
-    def truncation(self, prompt: str) -> str | None:
-        found: str | None = self.encoder.truncation(prompt) if hasattr(self.encoder, "truncation") else None
-        return found

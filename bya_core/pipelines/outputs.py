@@ -16,6 +16,7 @@ from bya_core.io.atomic import AtomicFiles, write_json
 from bya_core.io.media import write_video
 from bya_core.io.outputs import check_distinct, check_output
 from bya_core.io.overlay import render_overlay, render_sheet
+from bya_core.pipelines.long_video import PreparedWindow
 from bya_core.pipelines.run_report import MadeVideo
 from bya_core.routing.result import Routing
 from bya_core.routing.state import save_routing
@@ -81,7 +82,7 @@ class RoutingOutputs(_OutputPaths):
 
     Args:
         state: safetensors, see `bya_core.routing.state`.
-        masks: npz as in `Outputs`.
+        masks: npz as in `Outputs`; of one window, with "start", its first latent frame in the video.
         overlay: png (a few frames side by side) or mp4 of the mask overlay.
     """
 
@@ -91,21 +92,26 @@ class RoutingOutputs(_OutputPaths):
 
     suffixes = {"state": (".safetensors",), "masks": (".npz",), "overlay": (".png", ".mp4")}
 
-    def write(self, found: Routing, refined: Routing, prepared: Prepared, bundle: ModelBundle) -> None:
+    def write(self, found: Routing, refined: Routing, window: PreparedWindow, bundle: ModelBundle) -> None:
         """Write all files; they appear together once all are complete.
 
         Args:
             found: masks as predicted by the router; saved as the state.
             refined: masks after the refinement of the scene; saved as masks and overlay.
-            prepared: the encoded scene.
+            window: the encoded scene, or window of it.
             bundle: decodes the preview frames.
         """
-        names = [character.name for character in prepared.scene.characters]
+        prepared, place = window.prepared, window.window
+        names = prepared.scene.names
         with AtomicFiles() as files:
             if self.state is not None:
-                save_routing(found, files.at(self.state), prepared)
-            if self.masks is not None:
+                numbers = (place.index + 1, window.count, place.start)
+                save_routing(found, files.at(self.state), prepared, numbers, window.continues)
+            if self.masks is not None and window.count == 1:
                 save_archive(files.at(self.masks), refined.masks, names)
+            elif self.masks is not None:  # without the frames of the previous window, which are finished
+                lead = place.latent_lead
+                save_archive(files.at(self.masks), refined.masks[:, lead:], names, place.latent.start + lead)
             if self.overlay is not None:
                 frames = preview_frames(found, prepared, bundle)
                 if self.overlay.suffix.lower() == ".mp4":

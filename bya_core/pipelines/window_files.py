@@ -80,13 +80,14 @@ class WindowFolder:
     Args:
         folder: the folder; `locked_windows` creates it.
         fingerprint: of scene and model, see `fingerprint`.
+        inputs: of each window, see `window_inputs`; a stored window with other inputs is generated again.
 
     Raises:
         InputError: the path is a file.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder, self.fingerprint = folder, fingerprint
+    def __init__(self, folder: Path, fingerprint: str, inputs: Sequence[str]) -> None:
+        self.folder, self.fingerprint, self.inputs = folder, fingerprint, inputs
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file", "a folder for the windows", "choose another name")
 
@@ -99,7 +100,11 @@ class WindowFolder:
         return self.folder / "speech.safetensors"
 
     def has(self, index: int) -> bool:
-        return self.path(index).exists()
+        """Whether a window with the same inputs is stored. Raises as `read` does."""
+        if not self.path(index).exists():
+            return False
+        with self._open(self.path(index)) as file:
+            return bool(file.metadata().get("inputs") == self.inputs[index])
 
     def read(self, index: int) -> StoredWindow:
         """Read a window. Raises InputError if it is unreadable or of another scene or model."""
@@ -117,6 +122,7 @@ class WindowFolder:
     def write(self, index: int, window: StoredWindow) -> None:
         """Save or replace a window."""
         metadata = {"seed": str(window.seed), "take": str(window.take), "notices": json.dumps(window.notices)}
+        metadata["inputs"] = self.inputs[index]
         self._save(self.path(index), {name: getattr(window, name) for name in TENSORS}, metadata)
 
     def write_speech(self, features: Tensor) -> None:
@@ -128,9 +134,10 @@ class WindowFolder:
         with self._open(self.speech_path) as file:
             return file.get_slice("features")[:, start : stop + 4]
 
-    def remove(self, windows: int) -> None:
-        """Delete the files of this class, and the folder if it is then empty."""
-        for path in (self.speech_path, *(self.path(index) for index in range(windows))):
+    def remove(self, windows: int, keep: int = 0) -> None:
+        """Delete the files of this class, except the first `keep` windows, and the folder if it is then empty."""
+        speech = () if keep else (self.speech_path,)
+        for path in (*speech, *(self.path(index) for index in range(keep, windows))):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty
             self.folder.rmdir()
@@ -202,21 +209,41 @@ class LongVideo:
 
 
 def fingerprint(scene: Scene, bundle: ModelBundle) -> str:
-    """Hash of everything that determines the windows of a scene."""
+    """Hash of everything that determines all windows of a scene; see `window_inputs` for the rest."""
     digest = hashlib.sha256()
     _feed(digest, [bundle.name, bya_core.__version__, str(bundle.dtype), dict(bundle.scheduler_config)])
     _feed(digest, scene)
     return digest.hexdigest()
 
 
+def window_inputs(scene: Scene, window: Window, key: str) -> str:
+    """Hash of what determines a window and those before it, but not all windows of the scene.
+
+    Args:
+        scene: the scene it is made from: its masks up to the end of the window, their refinement, and the preset.
+        window: its position.
+        key: of the routing that it or an earlier window was resumed from; empty = none.
+    """
+    digest, control = hashlib.sha256(), scene.mask_control
+    if control is not None:
+        control = control.latent_frames(slice(0, window.latent.stop))
+    _feed(digest, [key, scene.sampling.preset, scene.routing.refine])
+    _feed(digest, control if control is not None and control.is_active else None)
+    return digest.hexdigest()
+
+
+VARIABLE = frozenset(["notices", "mask_control", "refine", "preset"])
+"""Fields of a scene that are not part of `fingerprint`."""
+
+
 def _feed(digest: Any, value: Any) -> None:
-    """Hash a value of any type in a scene, except notices."""
+    """Hash a value of any type in a scene, except `VARIABLE` fields."""
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif is_dataclass(value):
         for field in fields(value):
-            if field.name != "notices":
+            if field.name not in VARIABLE:
                 digest.update(field.name.encode())
                 _feed(digest, getattr(value, field.name))
     elif isinstance(value, dict):

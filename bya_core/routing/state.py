@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from torch import Tensor
 import bya_core
 from bya_core.config import RouterMode
 from bya_core.errors import InputError
+from bya_core.grid import TokenGrid
 from bya_core.io.atomic import atomic_write
 from bya_core.io.files import existing_file
 from bya_core.io.outputs import check_output
@@ -33,13 +34,21 @@ FORMAT = "bind-your-avatar routing 1"
 MATRIX = "audio-character matrix"
 
 
-def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepared) -> None:
+def save_routing(
+    routing: Routing,
+    path: str | os.PathLike[str],
+    prepared: Prepared,
+    window: tuple[int, int, int] = (1, 1, 0),
+    continues: str = "",
+) -> None:
     """Save masks, mask control and, if present, the partially denoised latents. The file is written atomically.
 
     Args:
         routing: to save.
         path: must end in .safetensors.
         prepared: scene of the routing.
+        window: number of the window, number of windows, and first video frame of the window.
+        continues: version of the previous window, see `bya_core.pipelines.long_video.PreparedWindow`.
 
     Raises:
         InputError: the path cannot be written.
@@ -53,7 +62,9 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
         "origin": routing.origin,
         "calls": routing.calls,
         "notices": routing.notices,
-        "scene": _fixed_properties(prepared),
+        "scene": _fixed_properties(prepared.scene, prepared.grid, prepared.conditions.latent_shape),
+        "window": list(window),
+        "continues": continues,
         "conditions": _changeable_inputs(prepared.scene),
     }
     if (state := routing.state) is not None:
@@ -69,19 +80,66 @@ def save_routing(routing: Routing, path: str | os.PathLike[str], prepared: Prepa
         temporary.write_bytes(save(plain, header))  # `save_file` sets owner-only permissions
 
 
-def load_routing(path: str | os.PathLike[str], prepared: Prepared) -> Routing:
+@dataclass(frozen=True)
+class StateWindow:
+    """The window of a video that a state belongs to.
+
+    Args:
+        number, windows: of the window, from 1, and of all windows.
+        start: its first video frame.
+        frames: its video frames.
+        key: identifies the content of the file.
+    """
+
+    number: int
+    windows: int
+    start: int
+    frames: int
+    key: str
+
+
+def read_window(path: str | os.PathLike[str]) -> StateWindow:
+    """The window that a state belongs to. Raises InputError for a missing, damaged or unrelated file."""
+    path = existing_file(path, "the state")
+    _, metadata = _read(path)
+    try:
+        number, windows, start = (int(value) for value in metadata.get("window", (1, 1, 0)))
+        key = hashlib.sha256(path.read_bytes()).hexdigest()
+        return StateWindow(number, windows, start, int(metadata["scene"]["frames"]), key)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _damaged(path) from error
+
+
+def check_state(path: str | os.PathLike[str], scene: Scene, grid: TokenGrid, channels: int) -> None:
+    """Raise InputError unless a state belongs to this scene, or window of a scene, with latents of `channels`."""
+    path = existing_file(path, "the state")
+    metadata = _read(path)[1]
+    order = _order(metadata["scene"].get("characters"), scene.names)
+    _check_scene(path, metadata, _fixed_properties(scene, grid, grid.latent_shape(channels)), order is not None)
+
+
+def load_routing(path: str | os.PathLike[str], prepared: Prepared, continues: str = "") -> Routing:
     """Load what `save_routing` wrote for the same scene.
 
     Characters are matched by name. Prompt, images, speech, guidance and audio-character matrix may have changed: those
     of the scene are used from here on, and a notice is added.
 
+    Args:
+        path: of the file.
+        prepared: the encoded scene.
+        continues: version of the previous window that `prepared` continues.
+
     Raises:
-        InputError: a missing, damaged or unrelated file, or one of another scene.
+        InputError: a missing, damaged or unrelated file, or one of another scene or of another previous window.
     """
     path = existing_file(path, "the state")
     tensors, metadata = _read(path)
+    if (saved := metadata.get("continues", "")) != continues:
+        problem = f"the state {path} continues a previous window with {saved or 'no version'}"
+        raise InputError(problem, continues or "the first window", "run bya probe for this window again")
     order = _order(metadata["scene"].get("characters"), prepared.scene.names)
-    _check_scene(path, metadata, prepared, reordered=order is not None)
+    fixed = _fixed_properties(prepared.scene, prepared.grid, prepared.conditions.latent_shape)
+    _check_scene(path, metadata, fixed, reordered=order is not None)
     scene = prepared.scene
     try:
         if order is not None:
@@ -213,9 +271,9 @@ def _in_saved_order(scene: Scene, order: list[int]) -> Scene:
     return replace(scene, characters=characters, speeches=tuple(speeches), speech_strength=strength)
 
 
-def _check_scene(path: Path, metadata: Mapping[str, Any], prepared: Prepared, reordered: bool) -> None:
+def _check_scene(path: Path, metadata: Mapping[str, Any], fixed: Mapping[str, Any], reordered: bool) -> None:
     """Raise InputError with the first difference if the file belongs to another scene."""
-    for name, expected in _fixed_properties(prepared).items():
+    for name, expected in fixed.items():
         if name == "characters" and reordered:
             continue
         if (saved := metadata["scene"].get(name)) != expected:
@@ -224,18 +282,18 @@ def _check_scene(path: Path, metadata: Mapping[str, Any], prepared: Prepared, re
             raise InputError(problem, f"{_shown(expected)}, as in the scene", hint)
 
 
-def _fixed_properties(prepared: Prepared) -> dict[str, Any]:
+def _fixed_properties(scene: Scene, grid: TokenGrid, latents: tuple[int, ...]) -> dict[str, Any]:
     """Properties of the scene that an interrupted run cannot change."""
-    scene, (height, width) = prepared.scene, prepared.grid.pixels
+    height, width = grid.pixels
     return {
         "size": f"{width}x{height}",
-        "frames": prepared.grid.video_frames,
+        "frames": grid.video_frames,
         "characters": [character.name for character in scene.characters],
         "speech streams": len(scene.speeches),
         "steps": scene.sampling.steps,
         "scheduler": scene.sampling.scheduler,
         "seed": scene.sampling.seed,
-        "latents": list(prepared.conditions.latent_shape),
+        "latents": list(latents),
     }
 
 

@@ -51,7 +51,7 @@ def test_interrupted_run_is_resumed(scene, tmp_path, monkeypatch, capsys):
     command = ["generate", str(scene), "-o", str(tmp_path / "a.mp4")]
 
     def interrupt(bar: ProgressBar, progress: Progress) -> None:
-        if progress.stage.startswith("Window 3 of 4"):
+        if progress.stage.startswith("Window 3/4"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -61,7 +61,7 @@ def test_interrupted_run_is_resumed(scene, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "a.mp4").exists()
     assert cli.main(command) == 0
     printed = capsys.readouterr().err
-    assert "Window 3 of 4" in printed and "Window 2 of 4" not in printed
+    assert "Window 3/4" in printed and "Window 2/4" not in printed
     assert count_frames(tmp_path / "a.mp4") == 33 and not (tmp_path / "a.windows").exists()
 
 
