@@ -71,11 +71,33 @@ def _values(arguments: Any) -> Iterator[tuple[Any, bool]]:
             yield from ((each, is_output) for each in (value if isinstance(value, tuple | list) else (value,)))
 
 
+def check_values(arguments: Any) -> None:
+    """Check the numbers of a command; nested dataclasses included.
+
+    Integers are at least 0, or at least their default if that is negative; all numbers are finite. Narrower ranges are
+    declared with `bya_core.validation.Field`.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        if is_dataclass(value):
+            check_values(value)
+            continue
+        least = min(0, field.default) if isinstance(field.default, (int, float)) else 0
+        for number in value if isinstance(value, tuple) else [value]:
+            if isinstance(number, (int, float)) and not least <= number < 2**63:  # NaN included
+                option = field.name.replace("_", "-")
+                raise InputError(f"--{option} is {number}", f"a number of at least {least}", "correct it")
+
+
 def run_command(main: Callable[[T], Any], arguments: type[T]) -> None:
     """Parse the command line into `arguments` and call `main`; an integer that it returns is the exit code."""
 
     def run() -> int:
         parsed = parse(arguments)
+        check_values(parsed)
         check_outputs(parsed)
         code = main(parsed)
         return code if isinstance(code, int) else 0

@@ -94,7 +94,8 @@ def _usage_error(box: str, prog: str | None) -> InputError:
     hint = f"see {prog} --help" if prog else "see --help"
     if "Missing from" in text:
         names = [line.strip() for line in body if re.match(r"    \S", line)]
-        return InputError(f"no {' and no '.join(map(_long_name, names))}", "a value for each", hint)
+        missing = " and ".join(f"no {_long_name(name)}" for name in names)
+        return InputError(missing or "missing options", "a value for each", hint)
     if found := re.search(r"Unrecognized options: (.*)", text):
         near = next((line.split()[0] for line in lines if re.match(r"\s{5}--", line)), None)
         problem = f"the unknown option or value {found[1].split(',')[0]}"
@@ -112,4 +113,4 @@ def _usage_error(box: str, prog: str | None) -> InputError:
 
 def _long_name(names: str) -> str:
     """--output of "-o PATH, --output PATH" or "-o/--output"."""
-    return next((word for word in re.split(r"[\s,/]+", names) if word.startswith("--")), names.split()[0])
+    return next((word for word in re.split(r"[\s,/]+", names) if word.startswith("--")), names)

@@ -46,6 +46,19 @@ def file_label(what: str, path: str | os.PathLike[str]) -> str:
     return f"{what} ({path})" if " of " in what else f"{what} {path}"
 
 
+def expand_user(path: str | os.PathLike[str], what: str) -> Path:
+    """Return a usable path with `~` replaced by the home directory, see `usable_path`.
+
+    Raises:
+        InputError: As in `usable_path`, or there is no such user or home directory.
+    """
+    try:
+        return usable_path(Path(path).expanduser(), what)
+    except RuntimeError:
+        problem = f"{what} {os.fspath(path)} is in a home directory that does not exist"
+        raise InputError(problem, "a path without ~", "write the whole path") from None
+
+
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     """Return the path of an existing file, recorded as an input (see `bya_core.io.inputs`).
 

@@ -18,7 +18,7 @@ from bya_core.io.media import is_silent
 from bya_core.masks import MaskControl
 
 FrameFit = Literal["crop", "pad", "stretch"]
-MAX_AREA = 16  # times the area that a model was trained with; attention is quadratic in the area
+MAX_AREA = 16  # times the area that a model was trained with, and its part; attention is quadratic in the area
 
 
 @dataclass(frozen=True)
@@ -271,4 +271,8 @@ class SceneDefaults:
         if height * width > MAX_AREA * self.height * self.width:
             expected = f"at most {MAX_AREA} times the area of the model's {self.width}x{self.height}"
             raise InputError(f"{width}x{height} pixels", expected, "use a smaller width and height")
+        if height * width * MAX_AREA < self.height * self.width or min(height, width) < 2 * self.size_unit:
+            least = 2 * self.size_unit
+            expected = f"at least {least} pixels per side and 1/{MAX_AREA} of the model's {self.width}x{self.height}"
+            raise InputError(f"{width}x{height} pixels", expected, "use a larger width and height")
         return grid

@@ -9,6 +9,7 @@ repositories that have no pinned revision.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import write_json
-from bya_core.io.files import read_json_object
+from bya_core.io.files import expand_user, read_json_object
 from bya_core.weights.components import Component
 
 log = logging.getLogger(__name__)
@@ -38,9 +39,12 @@ def add_model_folder(folder: Path) -> None:
 def model_folders(first: Path | None = None) -> list[Path]:
     """Folders to search, whether they exist or not, with `first` prepended if given."""
     named = os.environ.get(ENVIRONMENT)
-    folders = [*_registered, *([Path(named).expanduser()] if named else [])]
-    folders.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bind-your-avatar")
-    return list(dict.fromkeys([first, *folders] if first is not None else folders))
+    folders = [] if first is None else [expand_user(first, "the folder for models")]
+    folders += [*_registered, *([expand_user(named, f"the folder in {ENVIRONMENT}")] if named else [])]
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with contextlib.suppress(RuntimeError):  # there is no home directory
+        folders.append(Path(cache).expanduser() / "bind-your-avatar")
+    return list(dict.fromkeys(folders))
 
 
 def local_models() -> dict[str, Path]:

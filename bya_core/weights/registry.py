@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import write_json
+from bya_core.io.files import expand_user
 from bya_core.io.inputs import note_input
 from bya_core.progress import ProgressCallback
 from bya_core.weights.cache import local_models, missing_files, model_folders
@@ -70,7 +71,11 @@ class ModelEntry:
 
     def path_in(self, models_dir: Path | None) -> Path:
         """Model folder below `models_dir`; `None` selects `path`."""
-        return self.path if models_dir is None or not self.components else models_dir.expanduser() / self.name
+        return (
+            self.path
+            if models_dir is None or not self.components
+            else expand_user(models_dir, "the folder for models") / self.name
+        )
 
     @property
     def available(self) -> bool:
@@ -128,7 +133,7 @@ def find_model(name: str) -> ModelEntry:
     if name in MODELS:
         return MODELS[name]
     names = [*MODELS, *local_models()]
-    similar = difflib.get_close_matches(name, names, n=1)
+    similar = difflib.get_close_matches(name[:100], names, n=1)
     hint = f"use --model {similar[0]}" if similar else "see bya models"
     raise InputError(f'no model is called "{name}"', f"{' or '.join(names)}, or the path of a file or folder", hint)
 
@@ -137,7 +142,7 @@ def find_path(name: str | Path) -> Path | None:
     """Path of a model that is not in the registry: a file, a folder, or one of `local_models`; `None` if not found."""
     if str(name) in MODELS:
         return None
-    path = Path(name).expanduser()
+    path = expand_user(name, "the model") if str(name) else Path("model without a name")
     found = path if path.exists() else local_models().get(str(name))
     if found is not None:
         note_input(found)

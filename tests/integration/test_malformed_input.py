@@ -22,7 +22,7 @@ from bya_core.scene.notices import first_few
 from bya_core.scene.types import SceneDefaults, Speech
 from tests.fakes import tone, write_picture, write_wav
 
-SENTENCE = re.compile(r"error: [^;\n]+; expected [^\n]+; [^\n]+\.")
+SENTENCE = re.compile(r"error: [^\n]+; expected [^\n]+; [^\n]+\.")
 SECONDS = 10.0  # of CPU
 DEFAULTS = SceneDefaults(height=64, width=96, max_frames=17, size_unit=16, time_factor=4)
 ADA, BO = {"name": "Ada", "image": "ada.png"}, {"name": "Bo", "image": "bo.png"}
@@ -98,8 +98,8 @@ SCENES: dict[str, tuple[bytes, str]] = {
     "fps 0": (scene(fps=0), "fps"),
     "fps 1e9": (scene(fps=1e9), "fps"),
     "height 10^9": (scene(height=10**9), "at most 4096"),
-    "height 60": (scene(height=60), "multiple of 16"),
-    "8x8 pixels": (scene(height=8, width=8), "multiple of 16"),
+    "height 60": (scene(height=60), "a multiple of"),
+    "8x8 pixels": (scene(height=8, width=8), "8x8 pixels; expected at least"),
     "length 10^9": (scene(length=10**9), "at most 100000"),
     "no characters": (scene(characters=[]), "at least 1"),
     "101 characters": (scene(characters=[ADA | {"name": f"{n}"} for n in range(101)]), "at most 100"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json as jsonlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from bya_core.config import RefineConfig
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.progress import ProgressCallback
+from bya_core.validation import Field, validated
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
 from training.benchmark import byab, video_suite
@@ -44,7 +45,7 @@ Rows = Iterable[tuple[str, Mapping[str, Cell]]]
 Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@validated
 class EvaluateOptions:
     """Evaluate a model.
 
@@ -86,11 +87,11 @@ class EvaluateOptions:
     scenes_dir: Path | None = None
     real: Path | None = None
     length: int | None = None
-    scenes: int = 64
+    scenes: Annotated[int, Field(ge=1)] = 64
     seed_base: int = HELD_OUT
     characters: int | Literal["mixed"] = 2
     frames: int = SceneSettings.num_frames
-    steps: int | None = None
+    steps: Annotated[int | None, Field(ge=1, le=1000)] = None
     generate: bool = True
     router: bool = True
     codec: bool = False
@@ -100,7 +101,7 @@ class EvaluateOptions:
     work_dir: OutputFile = None
     device: str = "auto"
     threads: int = 0
-    processes: int = 1
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 def evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback | None = None) -> tuple[Report, str, Rows]:

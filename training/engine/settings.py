@@ -36,8 +36,8 @@ class RecipeOptions:
     stage: Literal[1, 2, 3]
     recipe: str = "toy"
     assignments: Annotated[Assignments, tyro.conf.arg(name="set", metavar="KEY=VALUE")] = ()
-    steps: int | None = None
-    batch_size: int | None = None
+    steps: Annotated[int | None, Field(ge=1)] = None
+    batch_size: Annotated[int | None, Field(ge=1)] = None
 
     def load_recipe(self) -> Recipe:
         """The recipe with the values of these options.

@@ -7,9 +7,8 @@ python -m training.puppets --seed 1000042 --scene demo          # scene.json, po
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import soundfile
@@ -18,12 +17,15 @@ from PIL import Image
 
 from bya_core.errors import InputError
 from bya_core.io.media import write_video
+from bya_core.validation import Field, validated
 from training.command_line import OptionalOutput, OutputFile, run_command
 from training.puppets.recordings import load_recordings
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
+Pixels = Annotated[int, Field(ge=16, le=4096)]
 
-@dataclass(frozen=True)
+
+@validated
 class Arguments:
     """Draw one puppet clip.
 
@@ -40,13 +42,13 @@ class Arguments:
         recordings: speech files that drive the mouths instead of synthetic voices, one per character.
     """
 
-    seed: int = 7
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 7
     output: OptionalOutput = None
     scene: OutputFile = None
-    characters: int = 0
-    height: int = 256
-    width: int = 384
-    frames: int = 49
+    characters: Annotated[int, Field(ge=0, le=4)] = 0
+    height: Pixels = 256
+    width: Pixels = 384
+    frames: Annotated[int, Field(ge=1, le=100_000)] = 49
     motion: Literal["still", "moving", "crossing", "mixed"] = "mixed"
     talk: Literal["turns", "overlap", "one", "mixed"] = "mixed"
     first_frame: bool = True
