@@ -45,7 +45,10 @@ def one_image(batch: Tensor, what: str) -> Tensor:
     if batch is None or batch.shape[0] != 1:
         problem = f"{what} is {'missing' if batch is None else f'a batch of {batch.shape[0]} images'}"
         raise InputError(problem, "exactly one image", "select one, for example with ImageFromBatch")
-    return batch[0, ..., :3].permute(2, 0, 1).cpu().float().clamp(0, 1).contiguous()
+    pixels = batch[0, ..., :3].permute(2, 0, 1).cpu().float()
+    if not bool(torch.isfinite(pixels).all()):
+        raise InputError(f"{what} contains NaN or infinity", "pixels in 0..1", "check the node that makes it")
+    return pixels.expand(3, -1, -1).clamp(0, 1).contiguous()
 
 
 def one_speech(recording: dict[str, Any] | None, offset: float, gain: float) -> Speech:
@@ -54,6 +57,7 @@ def one_speech(recording: dict[str, Any] | None, offset: float, gain: float) -> 
     Raises:
         InputError: None or several recordings, an empty one, or one that ends before the video starts.
     """
+    from bya_core.io.media import check_sample_rate, check_samples
     from bya_core.scene.types import Speech
 
     if recording is None or recording["waveform"].shape[0] != 1:
@@ -63,7 +67,10 @@ def one_speech(recording: dict[str, Any] | None, offset: float, gain: float) -> 
         )
     if recording["waveform"].shape[-1] == 0:
         raise InputError("an empty recording", "at least one sample", "choose another file")
-    speech = Speech(recording["waveform"][0].cpu().float(), int(recording["sample_rate"]), offset, gain)
+    waveform = recording["waveform"][0].cpu().float()
+    check_samples(waveform, "the recording")
+    rate = check_sample_rate(int(recording["sample_rate"]), "the recording")
+    speech = Speech(waveform, rate, offset, gain)
     if speech.end <= 0:
         problem = f"the speech ends {-speech.end:.2f} s before the video starts"
         raise InputError(problem, "an offset shorter than the recording", "correct the offset")

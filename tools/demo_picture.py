@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 from PIL import Image
+
+from bya_core.io.media import read_video
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, FPS = 400, 25
@@ -16,8 +17,7 @@ WIDTH, FPS = 400, 25
 
 def frames(path: Path) -> list[Image.Image]:
     """All frames of a video, `WIDTH` pixels wide."""
-    with av.open(str(path)) as video:
-        images = [frame.to_image() for frame in video.decode(video=0)]
+    images = [Image.fromarray(frame.numpy()) for frame in read_video(path)[0]]
     height = round(images[0].height * WIDTH / images[0].width)
     return [image.resize((WIDTH, height), Image.Resampling.BICUBIC) for image in images]
 

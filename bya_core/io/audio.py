@@ -19,6 +19,7 @@ from bya_core.errors import InputError
 from bya_core.io.container import (
     Clock,
     Damage,
+    TimeZero,
     declared_seconds,
     decode_packets,
     open_media,
@@ -84,17 +85,22 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
 
 
 def read_recording(
-    path: str | os.PathLike[str], start: float = 0.0, seconds: float | None = None, what: str = "the audio"
+    path: str | os.PathLike[str],
+    start: float = 0.0,
+    seconds: float | None = None,
+    what: str = "the audio",
+    zero: TimeZero = "file",
 ) -> Recording:
     """Read the audio of an audio or video file, or a part of it. Only that part is decoded.
 
-    Time zero is the start of playback: that of the first audio or video stream. Samples follow the time stamps.
+    Samples follow the time stamps of the file.
 
     Args:
         path: audio or video file.
         start: start of the part in seconds.
         seconds: length of the part; None reads to the end. The part is shorter if the recording ends before it does.
         what: the recording in messages.
+        zero: time zero: "file" is the start of playback (the first audio or video stream), "video" the first picture.
 
     Raises:
         InputError: The file is missing, unreadable, empty, has no audio, or is too long.
@@ -106,12 +112,13 @@ def read_recording(
         if stream is None:
             raise InputError(f"{path} has no audio", "an audio file, or a video with audio", "choose another file")
         rate = check_sample_rate(int(stream.rate or 0), file_label(what, path))
-        zero, declared = time_zero(container), declared_seconds(container, stream)
+        origin = time_zero(container, zero)
+        declared = declared_seconds(container, stream, origin)
         if seconds is not None and start >= declared > 0:
             seconds = 0.0  # behind the end
-        skip = _seek(container, stream, zero, start)
+        skip = _seek(container, stream, origin, start)
         track = _Track(rate, start, seconds, file_label(what, path), declared)
-        clock = Clock(zero)
+        clock = Clock(origin)
         if seconds != 0.0:
             for frame in decode_packets(container, stream, damage, skip):
                 if not frame.samples or not frame.sample_rate:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 
@@ -16,6 +16,7 @@ from bya_core.errors import InputError
 from bya_core.io.files import file_label
 from bya_core.io.ogg import repaired
 
+TimeZero = Literal["file", "video"]
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp3,mpeg,mpegts,"
     "mpegvideo,mxf,nut,obu,ogg,rm,tta,voc,w64,wav,wv,yuv4mpegpipe"
@@ -41,7 +42,7 @@ class Damage:
 
 
 @contextmanager
-def open_media(path: Path, what: str, expected: str) -> Iterator[av.container.InputContainer]:
+def open_media(path: str | os.PathLike[str], what: str, expected: str) -> Iterator[av.container.InputContainer]:
     """Open a file; FFmpeg's errors are raised as one `InputError`.
 
     Args:
@@ -49,6 +50,7 @@ def open_media(path: Path, what: str, expected: str) -> Iterator[av.container.In
         what: the file in messages, such as "the audio".
         expected: what was expected, such as "an audio file such as wav".
     """
+    path = Path(path)
     try:
         # "file:" and an absolute path: a name with a colon is no address
         name = "file:" + os.path.abspath(path)
@@ -82,8 +84,27 @@ def usable_stream(container: av.container.InputContainer, kind: str) -> Any:
     return None
 
 
-def time_zero(container: av.container.InputContainer) -> float:
-    """Time stamp in seconds at which playback starts: that of the first audio or video stream."""
+def video_stream(container: av.container.InputContainer, path: str | os.PathLike[str]) -> Any:
+    """The first video stream that is no cover image. Raises InputError if there is none."""
+    stream = usable_stream(container, "video")
+    if stream is None:
+        kinds = [other for other in container.streams if other.type == "video"]
+        cover = any(other.disposition & av.stream.Disposition.attached_pic for other in kinds)
+        problem = f"{path} has no video stream"
+        problem += ", only a cover image" if cover else ", only one of an unknown codec" if kinds else ""
+        raise InputError(problem, "a video", "choose another file")
+    return stream
+
+
+def time_zero(container: av.container.InputContainer, zero: TimeZero = "file") -> float:
+    """Time stamp in seconds of time zero.
+
+    Args:
+        container: opened by `open_media`.
+        zero: "file" is the start of playback, that of the first audio or video stream; "video" the first picture.
+    """
+    if zero == "video" and (stream := usable_stream(container, "video")) is not None:
+        return float((stream.start_time or 0) * (stream.time_base or 0))
     starts = []
     for kind in ("audio", "video"):
         stream = usable_stream(container, kind)
@@ -94,11 +115,11 @@ def time_zero(container: av.container.InputContainer) -> float:
     return min(starts, default=0.0)
 
 
-def declared_seconds(container: av.container.InputContainer, stream: Any) -> float:
-    """End of a stream after time zero in seconds according to the header; 0 if unknown."""
+def declared_seconds(container: av.container.InputContainer, stream: Any, zero: float) -> float:
+    """End of a stream after time zero (a time stamp) in seconds according to the header; 0 if unknown."""
     if stream.duration and stream.time_base:
         start = float((stream.start_time or 0) * stream.time_base)
-        return max(0.0, start + float(stream.duration * stream.time_base) - time_zero(container))
+        return max(0.0, start + float(stream.duration * stream.time_base) - zero)
     return max(0.0, (container.duration or 0) / av.time_base)
 
 

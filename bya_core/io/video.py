@@ -21,11 +21,12 @@ from bya_core.errors import InputError
 from bya_core.io.container import (
     Clock,
     Damage,
+    TimeZero,
     declared_seconds,
     decode_packets,
     open_media,
     time_zero,
-    usable_stream,
+    video_stream,
 )
 from bya_core.io.files import existing_file, file_label
 
@@ -121,7 +122,7 @@ def decode_pictures(
     start: float = 0.0,
     stop: float = math.inf,
     *,
-    zero: str = "file",
+    zero: TimeZero = "file",
     fast: bool = False,
     damage: Damage | None = None,
     what: str = "the video",
@@ -182,18 +183,6 @@ def decode_pictures(
                 return
         if pending is not None:
             yield pending
-
-
-def video_stream(container: av.container.InputContainer, path: Path) -> Any:
-    """The first video stream that is no cover image. Raises InputError if there is none."""
-    stream = usable_stream(container, "video")
-    if stream is None:
-        kinds = [other for other in container.streams if other.type == "video"]
-        cover = any(other.disposition & av.stream.Disposition.attached_pic for other in kinds)
-        problem = f"{path} has no video stream"
-        problem += ", only a cover image" if cover else ", only one of an unknown codec" if kinds else ""
-        raise InputError(problem, "a video", "choose another file")
-    return stream
 
 
 def nominal_fps(stream: Any) -> float:
@@ -322,7 +311,7 @@ def _inspect(path: Path, what: str) -> tuple[float, float]:
     with open_media(path, what, EXPECTED) as container:
         stream = video_stream(container, path)
         _check_size(stream.codec_context.width or 0, stream.codec_context.height or 0, file_label(what, path))
-        nominal, declared = nominal_fps(stream), declared_seconds(container, stream)
+        nominal, declared = nominal_fps(stream), declared_seconds(container, stream, time_zero(container))
         times = []
         for packet in islice(container.demux(stream), INSPECTED):
             if packet.pts is not None and packet.time_base:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from bya_core.io.media import load_image
 from tests.host import graphs
 from tests.host.graphs import Graph
 from tests.host.server import Run, Server
@@ -106,8 +107,8 @@ def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
         save(mosaic([spread(graphs.shown_images(server, run, number), 3)], wide), PICTURES / "single.jpg")
     elif name.startswith("05"):
         save(mosaic([spread(videos["three_characters_overlay"].frames, 3)], wide), PICTURES / "three.jpg")
-    demo = [np.asarray(Image.open(graphs.DEMO / f"{part}.png").convert("RGB")) for part in ("puppet_A", "puppet_B")]
-    first = np.asarray(Image.open(graphs.DEMO / "first_frame.png").convert("RGB"))
+    demo = [np.asarray(load_image(graphs.DEMO / f"{part}.png", "the image")) for part in ("puppet_A", "puppet_B")]
+    first = np.asarray(load_image(graphs.DEMO / "first_frame.png", "the image"))
     save(mosaic([[*demo, first]], (200, 200)), PICTURES / "demo.jpg")
 
 

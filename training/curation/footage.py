@@ -1,170 +1,97 @@
-"""Decoding of source footage with PyAV on a common timeline.
+"""Source footage on the common timeline, read with `bya_core.io.media`.
 
-At most one frame is held in memory, or one clip where a clip is requested. Frames are upright: the rotation stored by
-phones is applied. Frame k of the common timeline (25 fps) is the last decoded frame at or before k / 25 seconds after
-the first frame, so files of any constant or variable frame rate stay in sync with their audio.
+At most one frame is held in memory, or one clip where a clip is requested. Frames are upright. Frame k of the common
+timeline (25 fps) is the picture nearest to k / 25 seconds after the first picture, so files of any constant or variable
+frame rate stay in sync with their audio.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 import av
 import numpy as np
-from av.audio.resampler import AudioResampler
 from PIL import Image
 
+from bya_core.errors import InputError
 from bya_core.evaluation.face_tracks import lip_crops
+from bya_core.io import container as media
+from bya_core.io.media import Picture, decode_pictures, on_time_line, read_recording, resample_mono
 from training.curation.record import FPS, Record
 from training.curation.stage import UnusableFootage
 
 SAMPLE_RATE = 16_000
-_TOLERANCE = 1e-3  # seconds, rounding of timestamps
 _MAX_IN_MEMORY = 256 << 20  # bytes of the frames of a shot
+MARGIN = 0.1  # seconds of audio on each side that are resampled with a part
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A decoded frame.
-
-    Args:
-        time: seconds since the first frame.
-        image: frame as stored, not rotated.
-        after_gap: whether undecodable data precedes it.
-    """
-
-    time: float
-    image: av.VideoFrame
-    after_gap: bool = False
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """uint8 [H,W,3], upright."""
-        return rotate_upright(self.image.to_ndarray(format="rgb24"), self.image.rotation)
-
-    def resized(self, max_side: int) -> tuple[np.ndarray, float]:
-        """Return the upright pixels with the longer side at most `max_side`, and the scale factor."""
-        image = self.image
-        scale = min(1.0, max_side / max(image.width, image.height))
-        if scale == 1.0:
-            return self.pixels, 1.0
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        pixels = image.reformat(*size, "rgb24", interpolation="AREA").to_ndarray()
-        return rotate_upright(pixels, image.rotation), scale
-
-
-def rotate_upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
-    """Rotate counterclockwise by the nearest multiple of 90 degrees."""
-    quarters = round(rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
+@contextmanager
+def footage_errors(path: str) -> Iterator[None]:
+    """Raise every `InputError` as `UnusableFootage`, with its problem, without the path, as the reason."""
+    try:
+        yield
+    except InputError as error:
+        reason = error.problem.removeprefix("the footage ").removeprefix(f"{path} ").removeprefix("has ")
+        raise UnusableFootage(reason) from error
 
 
 @contextmanager
 def open_container(path: str) -> Iterator[av.container.InputContainer]:
-    """Open a file; all FFmpeg errors are raised as `UnusableFootage`."""
-    try:
-        with av.open(os.fspath(path), metadata_errors="ignore") as container:
-            yield container
-    except av.error.FFmpegError as error:
-        raise UnusableFootage(f"not readable as video ({error.strerror or type(error).__name__})") from error
-    except (OSError, ValueError, UnicodeError, OverflowError) as error:
-        raise UnusableFootage(f"the file cannot be read ({error})") from error
+    """Open a file; all errors are raised as `UnusableFootage`."""
+    with footage_errors(path), media.open_media(path, "the footage", "a video") as container:
+        yield container
 
 
-def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
+def video_stream(container: av.container.InputContainer, path: str) -> av.video.stream.VideoStream:
     """Return the first video stream that is not a cover image. Raises UnusableFootage if there is none."""
-    has_cover = False
-    for stream in container.streams.video:
-        if stream.disposition & av.stream.Disposition.attached_pic:
-            has_cover = True
-        elif stream.codec_context is not None:
-            return stream
-    raise UnusableFootage("no video stream, only a cover image" if has_cover else "no video stream")
+    with footage_errors(path):
+        return media.video_stream(container, path)
 
 
-def decode_frames(path: str, start: float = 0.0, end: float = float("inf"), fast: bool = False) -> Iterator[Frame]:
-    """Decode frames from the one shown at `start` up to `end` (seconds), one at a time.
-
-    Undecodable data is skipped and marked by `after_gap` of the next frame.
-
-    Args:
-        fast: skip non-reference frames and deblocking, which halves the decoding time.
+def decode_frames(path: str, start: float = 0.0, end: float = float("inf"), fast: bool = False) -> Iterator[Picture]:
+    """Decode pictures from the one shown at `start` to the first at or after `end` (seconds), see `decode_pictures`.
 
     Raises:
         UnusableFootage: the file cannot be opened.
     """
-    with open_container(path) as container:
-        video = video_stream(container)
-        context = video.codec_context
-        context.thread_count = 1  # many files are decoded in parallel
-        if fast:
-            context.skip_frame = "NONREF"
-            context.options = {"skip_loop_filter": "all", "flags2": "+fast"}
-        base = video.time_base or Fraction(1, 1000)
-        origin = float((video.start_time or 0) * base)
-        if start > 0:
-            try:
-                container.seek(int((origin + max(0.0, start - 0.1)) / base), stream=video, backward=True)
-            except av.error.FFmpegError:
-                container.seek(0)
-        pending: Frame | None = None  # the last frame at or before the start
-        gap = False
-        for packet in container.demux(video):
-            try:
-                images = packet.decode()
-            except av.error.FFmpegError:
-                gap = True
-                continue
-            for image in images:
-                if image.pts is None or getattr(image, "is_corrupt", False):
-                    gap = True
-                    continue
-                frame = Frame(float(image.pts * (image.time_base or base)) - origin, image, gap)  # type: ignore[arg-type]
-                gap = False
-                if frame.time <= start + _TOLERANCE:
-                    pending = frame
-                    continue
-                if pending is not None:
-                    yield pending
-                if frame.time >= end - _TOLERANCE:
-                    return
-                pending = None
-                yield frame
-        if pending is not None:
-            yield pending
+    with footage_errors(path):
+        yield from decode_pictures(path, start, end, zero="video", fast=fast, what="the footage")
 
 
-def timeline_frames(path: str, first: int, last: int) -> Iterator[tuple[int, Frame]]:
-    """Yield (k, frame shown at k) for k in first..last-1.
+def timeline_frames(path: str, first: int, last: int) -> Iterator[tuple[int, Picture]]:
+    """Yield (k, picture nearest to k) for k in first..last-1.
 
     Raises:
         UnusableFootage: the file cannot be opened, or part of the range cannot be decoded.
     """
-    k = first
-    shown: Frame | None = None
-    for frame in decode_frames(path, first / FPS, last / FPS):
-        while shown is not None and k < last and k / FPS < frame.time - _TOLERANCE:
-            yield k, shown
-            k += 1
-        if frame.after_gap and shown is not None:
-            raise UnusableFootage(f"not decodable at {frame.time:.2f} s")
-        if shown is None and frame.time > first / FPS + 0.5:
-            raise UnusableFootage(f"not decodable between {first / FPS:.2f} and {frame.time:.2f} s")
-        shown = frame
-    while shown is not None and k < last:
+    after, shown = first, None
+    for k, shown in on_time_line(_without_gaps(path, first, last), FPS, first):
+        if k >= last:
+            return
+        yield k, shown
+        after = k + 1
+    if shown is None:
+        raise UnusableFootage(f"not decodable from {first / FPS:.2f} s on")
+    for k in range(after, last):
         if k / FPS > shown.time + 1.0:
             raise UnusableFootage(f"video ends at {shown.time:.2f} s")
         yield k, shown
-        k += 1
-    if shown is None:
-        raise UnusableFootage(f"not decodable from {first / FPS:.2f} s on")
+
+
+def _without_gaps(path: str, first: int, last: int) -> Iterator[Picture]:
+    """The pictures of a range. Raises UnusableFootage where some of them cannot be decoded."""
+    previous: Picture | None = None
+    for picture in decode_frames(path, first / FPS, last / FPS):
+        if previous is None and picture.time > first / FPS + 0.5:
+            raise UnusableFootage(f"not decodable between {first / FPS:.2f} and {picture.time:.2f} s")
+        if previous is not None and picture.after_gap and previous.time < (last - 1) / FPS:
+            raise UnusableFootage(f"not decodable at {picture.time:.2f} s")
+        previous = picture
+        yield picture
 
 
 def read_shot(path: str, first: int, last: int, max_side: int) -> tuple[np.ndarray, float]:
@@ -176,7 +103,7 @@ def read_shot(path: str, first: int, last: int, max_side: int) -> tuple[np.ndarr
         UnusableFootage: part of the range cannot be decoded.
     """
     result: np.ndarray | None = None
-    previous: tuple[Frame, np.ndarray] | None = None
+    previous: tuple[Picture, np.ndarray] | None = None
     scale = 1.0
     for k, frame in timeline_frames(path, first, last):
         if previous is None or previous[0] is not frame:
@@ -214,7 +141,7 @@ def read_crop(
         UnusableFootage: part of the range cannot be decoded.
     """
     result = np.empty((last - first, *size, 3), np.uint8)
-    previous: tuple[Frame, np.ndarray] | None = None
+    previous: tuple[Picture, np.ndarray] | None = None
     for k, frame in timeline_frames(path, first, last):
         if previous is None or previous[0] is not frame:
             image = Image.fromarray(frame.pixels)
@@ -230,40 +157,12 @@ def read_audio(path: str, start: float, seconds: float) -> np.ndarray:
     Raises:
         UnusableFootage: no audio stream, or it cannot be decoded.
     """
-    num_samples = round(seconds * SAMPLE_RATE)
-    waveform = np.zeros(num_samples, np.float32)
-    with open_container(path) as container:
-        video, streams = video_stream(container), container.streams.audio
-        if not streams:
-            raise UnusableFootage("no audio stream")
-        base = video.time_base or Fraction(1, 1000)
-        begin = start + float((video.start_time or 0) * base)
-        audio = streams[0]
-        if begin > 1.0:
-            container.seek(int((begin - 0.5) / (audio.time_base or base)), stream=audio, backward=True)
-        resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        position: int | None = None
-        for packet in container.demux(audio):
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError:
-                continue  # left silent
-            for frame in frames:
-                if frame.time is None:
-                    continue
-                expected = round((frame.time - begin) * SAMPLE_RATE)
-                # the resampler keeps its own sample count; follow timestamps across real gaps only
-                if position is None or abs(expected - position) > SAMPLE_RATE // 50:
-                    position = expected
-                for piece in resampler.resample(frame):
-                    samples = np.nan_to_num(piece.to_ndarray()[0], posinf=0.0, neginf=0.0)
-                    low, high = max(0, position), min(num_samples, position + len(samples))
-                    if high > low:
-                        waveform[low:high] = samples[low - position : high - position]
-                    position += len(samples)
-            if position is not None and position >= num_samples:
-                break
-    return waveform
+    first = max(0.0, start - MARGIN)
+    with footage_errors(path):
+        part = read_recording(path, first, start + seconds + MARGIN - first, "the footage", zero="video")
+    skipped, count = round((start - first) * SAMPLE_RATE), round(seconds * SAMPLE_RATE)
+    samples = resample_mono(part.waveform, part.sample_rate, SAMPLE_RATE)[skipped : skipped + count].numpy()
+    return np.pad(samples, (0, count - len(samples)))
 
 
 def model_size(record: Record, max_side: int) -> tuple[int, int]:

@@ -121,7 +121,7 @@ class Probe(Stage):
 def inspect_file(path: str) -> MediaInfo:
     """Read all packets and decode the first frame. Raises UnusableFootage."""
     with open_container(path) as container:
-        video = video_stream(container)
+        video = video_stream(container, path)
         if video.codec_context.codec is None:
             raise UnusableFootage("unknown video codec")
         audio = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)

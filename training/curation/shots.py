@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from bya_core.errors import InputError
+from bya_core.io.video import Picture, upright
 from bya_core.validation import Field, validated
-from training.curation.footage import Frame, decode_frames, rotate_upright
+from training.curation.footage import decode_frames
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
 
@@ -73,7 +74,7 @@ class Shots(Stage):
 
         detector = _build_detector(self.settings)
         begin, previous = 0.0, None
-        recent: list[Frame] = []
+        recent: list[Picture] = []
         count = 0
         for frame in decode_frames(record.source, fast=True):
             if frame.after_gap and previous is not None:
@@ -122,12 +123,12 @@ def _build_detector(settings: ShotSettings) -> Any:
     return detector(min_scene_len=1, **({} if settings.threshold is None else {option: settings.threshold}))
 
 
-def _downscale(frame: Frame, width: int) -> np.ndarray:
+def _downscale(frame: Picture, width: int) -> np.ndarray:
     """Return the frame as uint8 BGR [h, width, 3]."""
     image = frame.image
     height = max(2, round(image.height * width / image.width / 2) * 2)
     pixels = image.reformat(width, height, "bgr24", interpolation="FAST_BILINEAR").to_ndarray()
-    return rotate_upright(pixels, image.rotation)
+    return upright(pixels, image)
 
 
 def _start_frame(time: float) -> int:

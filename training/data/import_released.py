@@ -24,13 +24,15 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from bya_core.errors import InputError
+from bya_core.io.container import open_media, video_stream
+from bya_core.io.media import decode_pictures
+from bya_core.io.video import nominal_fps
 from training.data.clip import ClipSample, safe_key
 
 FPS = 25.0  # rate of the released speech features
@@ -243,27 +245,27 @@ def read_frames(path: Path, pieces: list[tuple[int, int]]) -> Iterator[np.ndarra
     """
     number = 0
     try:
-        with av.open(os.fspath(path)) as container:
-            rate = float(container.streams.video[0].average_rate or FPS)
-            if abs(rate / FPS - 1) > 0.01:
-                raise unusable(f"a video at {rate:g} fps", f"{FPS:g} fps, the rate of its speech features")
-            images = container.decode(video=0)
-            for start, end in pieces:
-                frames = [image.to_ndarray(format="rgb24") for image in islice(images, start - number, end - number)]
-                if len(frames) < end - start:
-                    raise unusable(f"a video that ends before frame {pieces[-1][1]}", "as many frames as masks")
-                number = end
-                yield np.stack(frames)
+        with open_media(path, "the video", "a video such as mp4") as container:
+            rate = nominal_fps(video_stream(container, path))
+        if abs(rate / FPS - 1) > 0.01:
+            raise unusable(f"a video at {rate:g} fps", f"{FPS:g} fps, the rate of its speech features")
+        images = decode_pictures(path, zero="video")
+        for start, end in pieces:
+            frames = [image.pixels for image in islice(images, start - number, end - number)]
+            if len(frames) < end - start:
+                raise unusable(f"a video that ends before frame {pieces[-1][1]}", "as many frames as masks")
+            number = end
+            yield np.stack(frames)
     except UnusableVideo:
         raise
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
-        raise unusable(f"a video that cannot be decoded ({error})", "h264 in an mp4") from error
+    except InputError as error:
+        raise unusable(f"a video that cannot be decoded ({error.problem})", "h264 in an mp4") from error
 
 
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask [H,W] bool; values above zero are inside. Raises UnusableVideo."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             values = np.asarray(picture)
     except (OSError, ValueError, SyntaxError) as error:
         raise unusable(f"a mask {path.parent.name}/{path.name} that cannot be read ({error})", "a PNG image") from error

@@ -22,7 +22,8 @@ def test_malformed_files(tmp_path, footage):
     rows = read_index(tmp_path / "out" / "index.parquet")
     assert {row["name"] for row in rows} == set(reasons)
     wrong = [(row["name"], row["reason"]) for row in rows if not re.search(reasons[row["name"]], row["reason"] or "")]
-    assert not wrong and not any(row["failed"] for row in rows)
+    assert not wrong, wrong
+    assert not any(row["failed"] for row in rows)
     assert sum(reason != VALID for reason in reasons.values()) >= 30
 
 
@@ -35,10 +36,10 @@ def test_rotated_videos(tmp_path, angle):
 
 @pytest.mark.parametrize("fps", [23.976, 25, 29.97, 50])
 def test_timeline_frames(tmp_path, fps):
-    """Frame k is the last frame at or before k / 25, also when decoding starts in the middle."""
+    """Frame k is the frame nearest to k / 25, also when decoding starts in the middle."""
     path = str(video(tmp_path / "x.mp4", frames=90, fps=fps))
     times = [frame.time for _, frame in timeline_frames(path, 0, 40)]
-    expected = np.floor((np.arange(40) / 25 + 1e-3) * fps + 1e-6) / fps  # within a tolerance of 1 ms
-    np.testing.assert_allclose(times, expected, atol=2e-3)
+    assert np.abs(np.array(times) - np.arange(40) / 25).max() <= 0.5 / fps + 1e-3
+    assert abs(np.mean(np.array(times) - np.arange(40) / 25)) < 3e-3  # neither late nor early on average
     middle = [frame.time for _, frame in timeline_frames(path, 23, 31)]
     np.testing.assert_allclose(middle, times[23:31], atol=1e-9)

@@ -12,6 +12,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from safetensors.numpy import load, save
 from scipy.io import wavfile
 
 from bya_core.errors import InputError
-from bya_core.io.media import write_video
+from bya_core.io.audio import MAX_SAMPLES
+from bya_core.io.images import MAX_PIXELS
+from bya_core.io.media import load_arrays, write_video
 from training.data.clip import SAMPLE_RATE, ClipSample
 
 FORMAT = 1
@@ -80,6 +83,8 @@ def check_header(header: Any) -> None:
         raise ValueError(f"it has format {header['format']}, this version supports up to {FORMAT}")
     streams, samples = header["speeches"]
     sizes = [header[name] for name in ("frames", "height", "width", "characters")]
+    if not 0 <= streams * samples <= MAX_SAMPLES:
+        raise ValueError(f"its speeches have {streams} x {samples} samples")
     if any(type(size) is not int or size < 1 for size in sizes) or not 0 < float(header["fps"]) < 1e4:
         raise ValueError(f"its sizes are {sizes} at {header['fps']} fps")
     if not isinstance(header["caption"], str) or not isinstance(header["measured"], dict):
@@ -145,8 +150,9 @@ def _video(frames: np.ndarray, fps: float) -> bytes:
 
 def _from_video(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     frames, height, width = shape
-    with av.open(io.BytesIO(content), "r") as container:
-        images = [image.to_ndarray(format="rgb24")[:height, :width] for image in container.decode(video=0)]
+    with av.open(io.BytesIO(content), "r", format="mp4") as container:
+        decoded = islice(container.decode(video=0), frames + 1)  # whatever the file claims
+        images = [image.to_ndarray(format="rgb24")[:height, :width] for image in decoded]
     video = np.stack(images) if images else np.zeros((0, height, width, 3), np.uint8)
     if video.shape != (frames, height, width, 3):
         raise ValueError(f"its video is {video.shape}, not {frames} frames of {height}x{width}")
@@ -163,9 +169,9 @@ def _masks(masks: np.ndarray) -> bytes:
 
 
 def _from_masks(content: bytes) -> np.ndarray:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        bits = np.bitwise_xor.accumulate(file["changes"], axis=1)
-        return np.unpackbits(bits, axis=-1, count=int(file["width"])).astype(bool)
+    arrays = load_arrays(io.BytesIO(content), ("changes", "width"))
+    bits = np.bitwise_xor.accumulate(arrays["changes"], axis=1)
+    return np.unpackbits(bits, axis=-1, count=int(arrays["width"])).astype(bool)
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -175,7 +181,9 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _from_png(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"a portrait has {image.width}x{image.height} pixels")
         return np.array(image.convert("RGB"))
 
 
