@@ -48,15 +48,17 @@ class SpeechMixture:
 
     Args:
         waveform: float32 [S] at 16 kHz.
-        faces: uint8 [N,F,224,224,3] at 25 fps, face crops of all characters (see `crops.face_crops`).
+        faces: uint8 [N,F,224,224,3] at 25 fps, face crops of all characters (see `footage.face_crops`).
         source: path of the source file.
         start: start time within that file in seconds.
+        points: face meshes [N,F,468,2] at 25 fps (see `footage.clip_points`), if the face detector fits them.
     """
 
     waveform: np.ndarray
     faces: np.ndarray
     source: str
     start: float
+    points: np.ndarray | None = None
 
 
 class SpeechExtractor(Protocol):
@@ -68,7 +70,15 @@ class SpeechExtractor(Protocol):
 
 
 class SyncScorer(Protocol):
-    """Audio-visual synchronization score."""
+    """Audio-visual synchronization score.
+
+    Attributes:
+        min_confidence: default of the lowest accepted mean score.
+        margin: default of the smallest gain for which another assignment of speeches to faces is believed.
+    """
+
+    min_confidence: float
+    margin: float
 
     def scores(self, faces: np.ndarray, speeches: np.ndarray) -> list[list[Sync]]:
         """Score uint8 [N,F,224,224,3] at 25 fps against float32 [M,S] at 16 kHz; returns M rows of N scores."""
@@ -121,6 +131,7 @@ class ModelEntry:
 
 _REAL = "training.curation.real_models:"
 _NONE = ModelEntry(_REAL + "no_model", "skips the stage")
+_MESH = "training.curation.mesh_models:"
 _PUPPET = "training.curation.puppet_models:"
 
 MODELS: dict[Task, dict[str, ModelEntry]] = {
@@ -136,17 +147,19 @@ MODELS: dict[Task, dict[str, ModelEntry]] = {
     },
     "extractor": {
         "none": ModelEntry(_REAL + "no_model", "the recorded audio is the speech; for one character"),
+        "lips": ModelEntry(_MESH + "LipSpeakers", "the recorded audio in the turns of each person; no separation"),
         "clearvoice": ModelEntry("training.curation.clearvoice:ClearVoiceExtractor", "AV_MossFormer2_TSE_16K"),
         "puppet": ModelEntry(_PUPPET + "PuppetVoices", "ground-truth speech by mouth motion", puppet_only=True),
     },
     "sync": {
         "none": _NONE,
+        "lips": ModelEntry(_MESH + "LipSyncScorer", "mouth shapes expected from the voice, in the package"),
         "syncnet": ModelEntry(_REAL + "syncnet", "SyncNet"),
         "puppet": ModelEntry(_PUPPET + "PuppetSync", "mouth opening against loudness", puppet_only=True),
     },
     "segmenter": {
         "none": ModelEntry(_REAL + "no_model", "no masks; shards cannot be written"),
-        "mesh": ModelEntry("training.curation.mesh_models:MeshSegmenter", "face mesh and selfie segmentation"),
+        "mesh": ModelEntry(_MESH + "MeshSegmenter", "face mesh and selfie segmentation"),
         "sam2": ModelEntry(_REAL + "sam2", "SAM 2.1 video of transformers"),
         "puppet": ModelEntry(_PUPPET + "PuppetSegmenter", "puppets by color and outline", puppet_only=True),
     },

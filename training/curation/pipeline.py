@@ -10,7 +10,7 @@ from typing import Annotated
 from bya_core.errors import InputError
 from bya_core.validation import Field, from_mapping, validated
 from training.curation.captions import Captions, CaptionSettings, Features, FeatureSettings
-from training.curation.faces import Faces, FaceSettings
+from training.curation.faces import MESH_DETECTOR, Faces, FaceSettings
 from training.curation.masks import Masks, MaskSettings
 from training.curation.models import MODELS
 from training.curation.probe import Probe, ProbeSettings
@@ -73,6 +73,11 @@ class CurationSettings:
         for key, name in [*named, *(("resources", stage) for stage in self.resources)]:
             if name not in STAGE_NAMES:
                 raise InputError(f"{key}: unknown stage {name}", ", ".join(STAGE_NAMES), "correct the curation config")
+        mesh = [("extract.extractor", self.extract.extractor, "lips"), ("sync.scorer", self.sync.scorer, "lips")]
+        for option, choice, name in [*mesh, ("masks.segmenter", self.masks.segmenter, "mesh")]:
+            if choice.name == name and self.faces.detector.name != MESH_DETECTOR:
+                problem = f"{option} {name} with faces.detector {self.faces.detector.name}"
+                raise InputError(problem, f"the detector {MESH_DETECTOR}, which fits face meshes", "change one of them")
         runs_extract = self.until is None or STAGE_NAMES.index(self.until) >= STAGE_NAMES.index(Extract.name)
         if runs_extract and self.extract.extractor.name == "none" and self.segments.characters != 1:
             problem = f"extract.extractor none with segments.characters {self.segments.characters}"

@@ -108,6 +108,8 @@ class PuppetVoices:
 class PuppetSync:
     """Ten times the correlation of mouth opening and loudness near lag 0, relative to the median over all lags."""
 
+    min_confidence, margin = 5.0, 1.0
+
     def scores(self, faces: np.ndarray, speeches: np.ndarray) -> list[list[Sync]]:
         mouths = [face_mouth_opening(face) for face in faces]
         loudness = [loudness_track(speech, SAMPLE_RATE, len(mouths[0]), FPS) for speech in speeches]

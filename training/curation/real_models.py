@@ -82,6 +82,8 @@ class SyncNetScorer:
         embedder: SyncNet.
     """
 
+    min_confidence, margin = 3.0, 1.0
+
     def __init__(self, embedder: SyncEmbedder) -> None:
         self.embedder = embedder
 
