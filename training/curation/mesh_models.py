@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bya_core.evaluation.lip_sync import compare, load_lip_sync, mouth_shapes
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_opening, label, median_filter, uniform_filter1d
 
 from bya_core.encoders.face.matching import body_boxes
 from bya_core.encoders.person import PersonSegmenter
 from bya_core.encoders.vad import load_voice_activity
+from bya_core.evaluation.lip_sync import compare, load_lip_sync, mouth_shapes
 from bya_core.evaluation.sync_metrics import Sync
 from training.curation.footage import SAMPLE_RATE
 from training.curation.models import SpeechMixture

@@ -210,7 +210,7 @@ class Matrix(Stage):
         scores = np.array([table[m] for m in rows], np.float64)
         columns, best = rows, linear_sum_assignment(-scores)[1]
         index = np.arange(len(rows))
-        margin = record.data.get("sync_margin", 0.0) if self.settings.margin is None else self.settings.margin
+        margin = record.data.get("sync_margin", 1.0) if self.settings.margin is None else self.settings.margin
         gain = float(scores[index, best].sum() - scores[index, columns].sum())
         reassigned = gain > 0 and gain >= margin
         if reassigned:
