@@ -23,6 +23,7 @@ from bya_core.cli.probe import Probe
 from bya_core.cli.processes import world_size
 from bya_core.cli.report import Report
 from bya_core.cli.selftest import Selftest
+from bya_core.cli.speakers import Speakers
 from bya_core.cli.timeline import Timeline
 from bya_core.errors import InputError
 
@@ -30,7 +31,7 @@ __all__ = ["BAD_INPUT", "COMMANDS", "FAILED", "STOPPED", "main"]
 
 GROUPS: dict[str, tuple[type, ...]] = {
     "Generate a video": (Generate, Probe, Timeline),
-    "Check inputs and results": (Report, Faces),
+    "Check inputs and results": (Report, Speakers, Faces),
     "Manage models": (Models, Download, Inspect, Convert),
     "Check this machine": (Doctor, Selftest),
 }
@@ -48,6 +49,7 @@ REDUCE = {
     Probe: 'lower "width", "height" or "windows.frames" of the scene, or --vram on a GPU',
     Timeline: "use shorter recordings or smaller images",
     Report: "use a shorter or smaller video",
+    Speakers: "use a shorter or smaller video",
     Faces: "use smaller images",
 }
 """What each command needs less memory with."""

@@ -150,7 +150,7 @@ def measure_faces(
     """
     video = frames.numpy()
     tracks = track_faces(video, tools.mesh) if tracks is None else tracks
-    cast, references, notices = _cast(video, tracks, portraits, masks, tools, names)
+    cast, references, notices = cast_faces(video, tracks, portraits, masks, tools, names)
     faces = [merge_tracks([tracks[k] for k in members], len(frames)) for members in cast]
     boxes = np.stack([face.boxes for face in faces]).astype(np.float64) if faces else np.zeros((0, len(frames), 4))
     lips = measure_lips([face.points for face in faces], speeches, len(frames), fps)
@@ -240,7 +240,7 @@ def boxes_to_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return masks
 
 
-def _cast(
+def cast_faces(
     frames: np.ndarray,
     tracks: Sequence[FaceTrack],
     portraits: Sequence[Tensor] | None,
@@ -248,7 +248,15 @@ def _cast(
     tools: FaceTools,
     names: Sequence[str] | None,
 ) -> tuple[list[list[int]], list[np.ndarray], list[str]]:
-    """Tracks of each character, embeddings [N, D] of the reference images per network, and notices."""
+    """Assign tracks to characters: by masks, else by likeness to the reference images, never by position.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        tracks, portraits, masks, tools, names: as in `measure_faces`.
+
+    Returns:
+        Indices of the tracks of each character, embeddings [N, D] of the reference images per network, and notices.
+    """
     count = len(masks) if masks is not None else len(tracks) if portraits is None else len(portraits)
     named = list(names) if names else [f"Character {n + 1}" for n in range(count)]
     if masks is None and portraits is None:

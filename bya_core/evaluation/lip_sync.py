@@ -35,7 +35,7 @@ DISTANCES = ((0, 17), (13, 14), (82, 87), (312, 317), (37, 84), (267, 314), (61,
 """Pairs of mesh points: lip heights from outer to inner, widths, and the jaw."""
 STILL_MOUTH = 0.004
 """`MouthTrack.movement` below which a mouth keeps still."""
-_EYES, _INNER_LIPS = (33, 263), (13, 14)
+_EYES, _INNER_LIPS, _HEIGHTS = (33, 263), (13, 14), 6  # the first distances are heights
 _FFT, _WINDOW, _HOP, _PER_FRAME = 512, 400, 160, 4
 _FLOOR = 1e-4  # relative to the loud parts of a voice
 _SLOW, _SMOOTH, _EYE_SMOOTH = 10.0, 0.7, 5.0  # standard deviations of Gaussians in frames
@@ -67,7 +67,14 @@ class MouthTrack:
         if not self.visible.any():
             return 0.0
         fast = _without_slow(self.shape)[self.visible]
-        return float(np.sqrt((fast[:, :6] ** 2).mean()))
+        return float(np.sqrt((fast[:, :_HEIGHTS] ** 2).mean()))
+
+    def movement_track(self, width: float = 8.0) -> np.ndarray:
+        """`movement` around each frame, weighted by a Gaussian of `width` frames [L]."""
+        from scipy.ndimage import gaussian_filter1d
+
+        fast = _without_slow(self.shape)[:, :_HEIGHTS]
+        return np.sqrt(gaussian_filter1d((fast**2).mean(axis=1) * self.visible, width))
 
 
 def mouth_shapes(points: np.ndarray, times: np.ndarray, length: int) -> MouthTrack:
@@ -233,8 +240,7 @@ class LipSync:
     @property
     def offsets(self) -> np.ndarray:
         """Offset in frames of each mouth to each voice, int [N, M]; near the common one unless another fits better."""
-        distance = np.abs(np.arange(-MAX_SHIFT, MAX_SHIFT + 1) - self.offset)
-        return (self.curves - _OFF_CENTER * distance).argmax(axis=2) - MAX_SHIFT
+        return _offsets(self.curves, self.offset)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -251,7 +257,11 @@ def best_pairs(scores: np.ndarray) -> list[tuple[int, int]]:
 
 
 def compare(
-    mouths: Sequence[MouthTrack], voices: Sequence[np.ndarray], model: LipSyncModel, width: int = 38
+    mouths: Sequence[MouthTrack],
+    voices: Sequence[np.ndarray],
+    model: LipSyncModel,
+    width: int = 38,
+    own_offsets: bool = False,
 ) -> LipSync:
     """Compare all mouths with all voices.
 
@@ -262,6 +272,7 @@ def compare(
         voices: predictions [L, D] of M voices, see `LipSyncModel.predict`.
         model: for whitening.
         width: frames of the window of the local scores.
+        own_offsets: use the offset of each mouth for its local scores instead of the common one.
     """
     seen = [model.whiten(standardized(mouth.shape, mouth.visible)) * mouth.visible[:, None] for mouth in mouths]
     fast = [voice - voice.mean(axis=0) for voice in voices]
@@ -277,10 +288,11 @@ def compare(
     for n, m in np.ndindex(*elsewhere.shape):
         away = [_curve(seen[n], np.roll(expected[m], move, axis=0), mouths[n].visible, 1).max() for move in moves]
         elsewhere[n, m] = np.quantile(away, 0.8) if away else 0.0
-    local = np.zeros((len(mouths), len(voices), length))
+    offsets, local = _offsets(curves, offset), np.zeros((len(mouths), len(voices), length))
     for n, mouth in enumerate(mouths):
         for m in range(len(voices)):
-            local[n, m] = _local(seen[n], expected[m], mouth.visible, offset, width)
+            lag = int(offsets[n, m]) if own_offsets else offset
+            local[n, m] = _local(seen[n], expected[m], mouth.visible, lag, width)
     return LipSync(
         scores,
         curves,
@@ -306,6 +318,11 @@ def _curve(seen: np.ndarray, expected: np.ndarray, visible: np.ndarray, reach: i
         norm = np.sqrt((mouth**2).sum() * (voice**2).sum())
         curve[reach + lag] = (mouth * voice).sum() / max(norm, 1e-9) * np.sqrt(frames.sum() / visible.sum())
     return curve
+
+
+def _offsets(curves: np.ndarray, common: int) -> np.ndarray:
+    distance = np.abs(np.arange(-MAX_SHIFT, MAX_SHIFT + 1) - common)
+    return (curves - _OFF_CENTER * distance).argmax(axis=2) - MAX_SHIFT
 
 
 def _common_offset(curves: np.ndarray) -> tuple[int, np.ndarray]:

@@ -13,7 +13,7 @@ from bya_core.evaluation.lip_sync import FPS, STILL_MOUTH, LipSync
 from bya_core.evaluation.sync_metrics import failing_spans
 from bya_core.evaluation.verdict import LIPS, MouthScores
 
-REFERENCE = 75  # frames for which the margins of `LIPS` hold; they grow with fewer
+REFERENCE = 45  # frames with speech for which the margins of `LIPS` hold; they grow with fewer
 MIN_SPEECH = 25  # frames of a visible mouth and of its voice that are needed
 CLEAR = 0.25  # difference of two voices for one mouth that needs no comparison with the other mouths
 EARLY, LATE = -4.6, 2.3  # frames; -185 and +90 ms are acceptable (ITU-R BT.1359)

@@ -278,3 +278,30 @@ def _draw_lane(page: Page, top: float, n: int, lane: Lane, voices: Sequence[str]
 def _annotate(axes: Axes, text: str) -> None:
     box = {"facecolor": BACKGROUND, "alpha": 0.7, "lw": 0, "pad": 2}
     axes.text(0.006, 0.5, text, transform=axes.transAxes, color=MUTED, fontsize=8.5, va="center", bbox=box)
+
+
+def draw_speakers(names: Sequence[str], lanes: np.ndarray, scores: np.ndarray, speech: np.ndarray) -> Image.Image:
+    """Plot who speaks when: a lane per face.
+
+    Args:
+        names: of the N faces.
+        lanes: who speaks, bool [N, L] at 25 frames per second.
+        scores: of each face [N, L].
+        speech: frames with speech, bool [L].
+    """
+    height, top = 70, MARGIN + 44
+    page = Page(WIDTH, top + len(names) * height + 26 + MARGIN)
+    page.text(MARGIN, MARGIN + 8, "Who speaks when", 17, TEXT)
+    left, seconds = MARGIN + NAME_WIDTH, lanes.shape[1] / 25
+    for n, name in enumerate(names):
+        page.text(MARGIN, top + height / 2, name, 12, TEXT, room=NAME_WIDTH - 16)
+        axes = page.axes(left, top, WIDTH - MARGIN - left, height - 8)
+        axes.set(xlim=(0, seconds), ylim=(-0.5, 0.8))
+        for begin, end in true_spans(~speech, 25.0):
+            axes.axvspan(begin, end, color=LISTENING, lw=0)
+        for begin, end in true_spans(lanes[n], 25.0):
+            axes.axvspan(begin, end, color=rgb(n, 0.75), lw=0)
+        axes.plot((np.arange(lanes.shape[1]) + 0.5) / 25, scores[n], color=TEXT, lw=1.2)
+        top += height
+    time_axis(axes, seconds)
+    return page.image()
