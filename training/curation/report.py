@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
@@ -14,20 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from bya_core.io.atomic import atomic_write
 from bya_core.io.media import write_video
-from bya_core.io.overlay import character_color, tint_frame
+from bya_core.io.overlay import tint_frame
 from training.curation.output import CurationOutput, OutputLayout, read_index
 from training.curation.pipeline import STAGE_NAMES
 from training.curation.record import FPS
 from training.data.clip import SAMPLE_RATE, ClipSample
 from training.data.shards.reader import read_shards
+from training.data.view import STYLE, card, embed_image
 
 _MAX_CLIPS = 60  # on the contact sheet
-_FRAMES_PER_CLIP = 3
-_THUMBNAIL_WIDTH = 240
 _MAX_REASONS = 40
 _HISTOGRAMS = {
     "sync_mean": "mean Sync-C",
@@ -36,16 +33,6 @@ _HISTOGRAMS = {
     "fps": "source frame rate",
     "height": "source height in pixels",
 }
-_STYLE = """
-body{font:14px/1.45 system-ui,sans-serif;margin:24px auto;max-width:1180px;color:#1c2430;background:#fff}
-h1{font-size:22px}h2{font-size:17px;margin-top:32px}table{border-collapse:collapse}
-td,th{padding:3px 10px;text-align:right;border-bottom:1px solid #e4e8ee}td:first-child,th:first-child{text-align:left}
-.bar{background:#e4e8ee;width:320px;height:14px}.bar div{background:#3b76c4;height:14px}
-.warn{background:#fff1d6;border-left:4px solid #e0a020;padding:8px 12px}
-.clip{width:740px;border-bottom:1px solid #e4e8ee;padding-bottom:8px;margin-bottom:18px}
-img{display:block;max-width:100%}
-.small{color:#5a6676;font-size:12px}
-"""
 
 
 def write_report(path: Path, output: CurationOutput) -> None:
@@ -64,7 +51,7 @@ def write_report(path: Path, output: CurationOutput) -> None:
     parts += ["<h2>Measurements</h2>", _histograms(rows), "<h2>Clips</h2>"]
     indices = np.linspace(0, len(kept) - 1, min(_MAX_CLIPS, len(kept))).round().astype(int)
     parts += [_card(sample) for sample in _read_clips([kept[k] for k in indices], layout)] or ["<p>No clips.</p>"]
-    page = f"<!doctype html><meta charset=utf-8><title>Curation</title><style>{_STYLE}</style>{''.join(parts)}"
+    page = f"<!doctype html><meta charset=utf-8><title>Curation</title><style>{STYLE}</style>{''.join(parts)}"
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -163,39 +150,13 @@ def _histograms(rows: Sequence[dict[str, Any]]) -> str:
             axes.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return _image(buffer)
+    return embed_image(buffer)
 
 
 def _card(sample: ClipSample) -> str:
-    """Thumbnails with masks, the envelope of each speech in the color of its character, and the caption."""
-    count = len(sample.frames)
-    thumbnails = []
-    for k in np.linspace(0, count - 1, _FRAMES_PER_CLIP).round().astype(int):
-        frame = Image.fromarray(tint_frame(sample.frames[k], torch.from_numpy(sample.masks[:, k]), 0.4))
-        thumbnails.append(frame.resize((_THUMBNAIL_WIDTH, round(_THUMBNAIL_WIDTH * frame.height / frame.width))))
-    rows = [np.concatenate([np.asarray(thumbnail) for thumbnail in thumbnails], axis=1)]
-    scale = max(1e-3, float(np.abs(sample.speeches).max()))
-    for m, speech in enumerate(sample.speeches):
-        color = character_color(int(sample.matrix[m].argmax()))
-        rows.append(_envelope(speech / scale, rows[0].shape[1], color))
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(buffer, "JPEG", quality=80)
+    """A clip with its source and measurements."""
     measured = sample.measured
     sync = ", ".join("silent" if value is None else f"{value:.1f}" for value in measured.get("sync_c") or [])
-    details = (
-        f"{html.escape(str(measured['source']))}, start {measured['start']:.2f} s, {count / FPS:.2f} s, "
-        f"Sync-C {sync}, matrix {sample.matrix.astype(int).tolist()}"
-    )
-    caption = html.escape(sample.caption)
-    return f'<div class="clip">{_image(buffer, "jpeg")}<div>{caption}</div><div class="small">{details}</div></div>'
-
-
-def _envelope(speech: np.ndarray, width: int, color: tuple[int, int, int], height: int = 26) -> np.ndarray:
-    """Peak envelope of a waveform in -1..1 as uint8 [height, width, 3]."""
-    peaks = np.array([np.abs(piece).max(initial=0.0) for piece in np.array_split(speech, width)])
-    inside = np.abs(np.arange(height) - (height - 1) / 2)[:, None] <= np.maximum(0.5, peaks * height / 2)
-    return np.where(inside[..., None], np.array(color, np.uint8), np.uint8(255))
-
-
-def _image(buffer: io.BytesIO, kind: str = "png") -> str:
-    return f'<img src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="">'
+    start, seconds = f"start {measured['start']:.2f} s", f"{len(sample.frames) / FPS:.2f} s"
+    details = f"{measured['source']}, {start}, {seconds}, Sync-C {sync}, matrix {sample.matrix.astype(int).tolist()}"
+    return card(sample, details)

@@ -113,16 +113,17 @@ def _load(path: Path, offset: int, length: int) -> ClipSample:
 
 def _headers(file: BinaryIO) -> Iterator[tuple[str, bytes, int, int]]:
     """(key, JSON, offset, length) of the clips from the current position on, without a truncated last one."""
-    key, header, offset = "", b"", 0
+    key, header, offset, seen = "", b"", 0, set[str]()
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for entry in tar:
             if not entry.isfile():
                 continue
             name, extension = split_name(entry.name)
-            if name != key:
+            if name != key or extension in seen:
                 if key:
                     yield key, header, offset, entry.offset - offset
-                key, header, offset = name, b"", entry.offset
+                key, header, offset, seen = name, b"", entry.offset, set()
+            seen.add(extension)
             if extension == "json":
                 content = tar.extractfile(entry)
                 header = b"" if content is None else content.read()

@@ -77,8 +77,21 @@ def pack(sample: ClipSample) -> dict[str, bytes]:
     return {"json": text.encode(), **members}
 
 
+def with_voices(members: Mapping[str, bytes], speeches: np.ndarray) -> dict[str, bytes]:
+    """The files of a clip with other voices [M, samples] and without files that its JSON does not list."""
+    header = json.loads(members["json"])
+    changed = {extension: members[extension] for extension in header["sha256"]}
+    header["speeches"] = list(speeches.shape)
+    for m, speech in enumerate(speeches if speeches.shape[1] else ()):
+        changed[f"speech{m}.wav"] = _wav(speech)
+        header["sha256"][f"speech{m}.wav"] = hashlib.sha256(changed[f"speech{m}.wav"]).hexdigest()
+    return {"json": json.dumps(header, ensure_ascii=False).encode(), **changed}
+
+
 def check_header(header: Any) -> None:
-    """Raise ValueError, KeyError or TypeError for JSON that does not have this format."""
+    """Raise ValueError, KeyError or TypeError for JSON that does not have this format; fill in what is optional."""
+    header.setdefault("matrix_dtype", "int64")
+    header.setdefault("measured", {})
     if header["format"] > FORMAT:
         raise ValueError(f"it has format {header['format']}, this version supports up to {FORMAT}")
     streams, samples = header["speeches"]
@@ -92,6 +105,8 @@ def check_header(header: Any) -> None:
     np.array(header["matrix"], float).reshape(streams, header["characters"])
     required = {"mp4", "masks.npz", *(f"portrait{k}.png" for k in range(header["characters"]))}
     required |= {f"speech{m}.wav" for m in range(streams if samples else 0)}
+    if prefixed := sorted(name for name in header["sha256"] if name.partition(".")[2] in required):
+        raise ValueError(f"its sha256 has the key {prefixed[0]!r}, not the extension {prefixed[0].partition('.')[2]!r}")
     if missing := sorted(required - header["sha256"].keys()):
         raise ValueError(f"it has no {' and no '.join(missing)}")
 
@@ -112,7 +127,10 @@ def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
         streams, samples = header["speeches"]
         speeches = np.zeros((streams, samples), np.float32)
         for m in range(streams if samples else 0):
-            speeches[m] = _from_wav(members[f"speech{m}.wav"])
+            stream = _from_wav(members[f"speech{m}.wav"])
+            if stream.shape != (samples,):
+                raise ValueError(f"its speech{m}.wav has the shape {stream.shape}, not {samples} mono samples")
+            speeches[m] = stream
         extra = load(members["features.safetensors"]) if "features.safetensors" in members else {}
         return ClipSample(
             key=key,
@@ -128,7 +146,8 @@ def unpack(key: str, members: Mapping[str, bytes]) -> ClipSample:
             mouths=extra.get("mouths"),
         )
     except DECODE_ERRORS as error:
-        problem = f"clip {key!r} cannot be read ({f'no {error}' if isinstance(error, KeyError) else error})"
+        reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) and error.args else error
+        problem = f"clip {key!r} cannot be read ({reason})"
         raise BrokenClip(problem, "the files docs/reference/shards.md lists", "write it again or skip it") from error
 
 

@@ -78,7 +78,8 @@ def read_members(
 
 
 def iterate_members(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, files by extension) of the clips of an open shard: consecutive files with the same name before the dot.
+    """(key, files by extension) of the clips of an open shard: consecutive files with the same name before the dot. An
+    extension that occurs again starts another clip.
 
     Raises:
         BrokenClip: not a tar file, or truncated.
@@ -90,7 +91,7 @@ def iterate_members(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
                 if not entry.isfile():
                     continue
                 name, extension = split_name(entry.name)
-                if name != key and members:
+                if members and (name != key or extension in members):
                     yield key, members
                     members = {}
                 content = tar.extractfile(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -60,22 +61,29 @@ class ShardWriter:
         Raises:
             InputError: a duplicate key, `measured` that is not valid JSON, or a full disk.
         """
-        if sample.key in self._keys:
-            raise InputError(f"a second clip with key {sample.key!r}", "unique keys", "rename one of them")
-        members = pack(sample)
+        self._check_key(sample.key)
+        self.write_members(sample.key, pack(sample))
+
+    def write_members(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add a clip as its files by extension, see `pack`. Raises as `write`."""
+        self._check_key(key)
         try:
             if self._tar is None:
                 self._file = self._temporary.open("wb")
                 self._tar = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
                 self._clips_in_shard = self._bytes_in_shard = 0
-            self._bytes_in_shard += self._tar.write({"__key__": sample.key, **members})
-            self._keys.add(sample.key)
+            self._bytes_in_shard += self._tar.write({"__key__": key, **members})
+            self._keys.add(key)
             self._clips_in_shard, self.clips = self._clips_in_shard + 1, self.clips + 1
             if self._clips_in_shard >= self.per_shard or self._bytes_in_shard >= self.max_bytes:
                 self._finish()
         except OSError as error:
             self._discard()
             raise self._write_error(self._temporary, error) from error
+
+    def _check_key(self, key: str) -> None:
+        if key in self._keys:
+            raise InputError(f"a second clip with key {key!r}", "unique keys", "rename one of them")
 
     @property
     def _temporary(self) -> Path:
