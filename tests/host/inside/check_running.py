@@ -151,7 +151,7 @@ def test_long_video(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> No
     options = {"first_frame": demo["first_frame"], "frames": 17, "steps": 2, "window_frames": 9, "window_overlap": 1}
     scene, _ = run("Scene", model=model, cast=cast, prompt=demo["prompt"], **options)
     routing, masks, report = run("EmbeddingRouter", scene=scene)
-    assert masks.shape == (N * T, H, W) and "first window" in report
+    assert masks.shape == (N * T, H, W) and "window 1 of 2" in report
     routing, _, _ = run("MaskRefine", routing=routing, override_mask=half_mask("left"), character="Ada")
     frames, _, audio, masks, _, _ = run("Sampler", routing=routing)
     assert frames.shape == (17, H, W, 3) and audio["waveform"].shape[-1] == round(17 / 25 * audio["sample_rate"])
@@ -160,6 +160,43 @@ def test_long_video(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> No
     assert run("MaskOverlay", routing=routing, images=frames, masks=masks)[0].shape[0] == 17
     folder = Path(folder_paths.get_temp_directory()) / "bindyouravatar"
     assert not list(folder.rglob("*.safetensors"))
+
+
+def test_window_of_a_long_video(run: Run, model: Any, cast: Any, demo: dict[str, Any], caplog: Any) -> None:
+    """The sampler continues from the window that the router looked at, and keeps the windows before it."""
+    options = {"first_frame": demo["first_frame"], "frames": 17, "steps": 2, "window_frames": 9, "window_overlap": 1}
+    scene, _ = run("Scene", model=model, cast=cast, prompt=demo["prompt"], **options)
+    routing, masks, report = run("EmbeddingRouter", scene=scene, window=2, probe_steps=1)
+    assert masks.shape == (N * T, H, W) and "window 2 of 2" in report
+    first = run("MaskOverlay", routing=routing)[0]
+    assert first.shape[0] == F
+    routing, _, _ = run("MaskRefine", routing=routing, refine=False)
+    frames = run("Sampler", routing=routing)[0]
+    folder = Path(folder_paths.get_temp_directory()) / "bindyouravatar"
+    kept = list(folder.rglob("window_*.safetensors"))
+    assert [path.name for path in kept] == ["window_0001.safetensors"]
+    whole = run("Sampler", routing=run("EmbeddingRouter", scene=scene, probe_steps=1)[0])[0]
+    assert torch.equal(frames, whole)
+    with pytest.raises(ValueError, match="a number from 1 to 2"):
+        run("EmbeddingRouter", scene=scene, window=3)
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+
+
+def test_lengths_are_rounded_and_told(run: Run, model: Any, cast: Any, caplog: Any) -> None:
+    scene, info = run("Scene", model=model, cast=cast, frames=100_000)
+    assert scene.scene.num_frames == 100_001 and "rounded to 100001" in info and "rounded to 100001" in caplog.text
+
+
+def test_unpainted_masks(run: Run, scene: Any, routing: Any) -> None:
+    """The MASK of Load Image is 64x64 and black for a picture without transparency."""
+    black = torch.zeros(1, 64, 64)
+    with pytest.raises(ValueError, match="of .Ada. is empty"):
+        run("MaskRefine", routing=routing, override_mask=black, character="ada")
+    with pytest.raises(ValueError, match="is empty"):
+        run("EmbeddingRouter", scene=scene, mode="manual", masks=torch.cat([black, black]))
+    report = run("EmbeddingRouter", scene=scene, mode="manual", masks=torch.cat([black, 1 - black]))[2]
+    assert "Ada is empty" in report
 
 
 def test_first_frame_fit(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:
@@ -185,7 +222,6 @@ def test_first_frame_fit(run: Run, model: Any, cast: Any, demo: dict[str, Any]) 
         ("MaskRefine", {"override_mask": torch.ones(1, 8, 8), "character": "Cy"}, r"1 \(Ada\), 2 \(Bo\)"),
         ("MaskRefine", {"override_mask": torch.ones(2, 8, 8)}, "Ada"),
         ("Scene", {"width": 100}, "a multiple of 8"),
-        ("Scene", {"frames": 10}, "a multiple of 4"),
         ("Scene", {"prompt_schedule": "soon: Ada laughs"}, "2.5 - 4: Ada laughs"),
         ("FaceEncode", {"name": "Ada"}, 'two characters named "Ada"'),
         ("FaceEncode", {"image": torch.rand(2, 8, 8, 3)}, "a batch of 2 images"),
