@@ -189,7 +189,7 @@ class WindowConfig:
         Field(
             ge=1,
             le=100_000,
-            description="Number of video frames per window (a multiple of 4, plus 1). null uses the length the model "
+            description="Number of video frames per window (rounded to a multiple of 4, plus 1). null uses the length the model "
             "was trained with.",
         ),
     ] = None
@@ -198,7 +198,7 @@ class WindowConfig:
         Field(
             ge=1,
             le=100_000,
-            description="Number of video frames that a window shares with the previous one (a multiple of 4, plus 1). "
+            description="Number of video frames that a window shares with the previous one (rounded to a multiple of 4, plus 1). "
             "null uses 9, or fewer in short windows.",
         ),
     ] = None

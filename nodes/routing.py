@@ -87,7 +87,8 @@ class EmbeddingRouter(io.ComfyNode):
                     "masks",
                     optional=True,
                     tooltip="manual: one mask per character, or one per frame and character (all frames of the first "
-                    "character first), any size. Other modes: forced while the router runs.",
+                    "character first), any size. Other modes: forced while the router runs. The MASK of a picture "
+                    "without transparency is black, and refused.",
                 ),
             ],
             outputs=[

@@ -185,7 +185,7 @@ class SceneFile:
     width: Annotated[Pixels | None, Field(description="Width in pixels. null is the model's width.")] = None
     length: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)],
-        Field(description="Number of video frames (a multiple of 4, plus 1). auto fits the longest speech."),
+        Field(description="Number of video frames (rounded to a multiple of 4, plus 1). auto fits the longest speech."),
     ] = "auto"
     fps: Annotated[Literal[25], Field(description="Frames per second. Audio features have 25 frames per second.")] = 25
     seed: Seed | None = None
