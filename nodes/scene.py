@@ -33,8 +33,8 @@ def size_inputs() -> list[Any]:
             default=0,
             min=0,
             max=100_000,
-            tooltip="Number of video frames (rounded to a multiple of 4, plus 1), 25 per second. 0 fits the longest speech. "
-            "Longer videos than the model was trained for are generated in windows.",
+            tooltip="Number of video frames (rounded to a multiple of 4, plus 1), 25 per second. 0 fits the longest "
+            "speech. Longer videos than the model was trained for are generated in windows.",
         ),
         widget(SamplingConfig, "steps", default=0, min=0, hint="0 uses the model's default."),
     ]
@@ -101,15 +101,16 @@ class Scene(io.ComfyNode):
                     WindowConfig,
                     "frames",
                     "window_frames",
-                    tooltip="Number of video frames per window (rounded to a multiple of 4, plus 1). 0 uses the model's length.",
+                    tooltip="Number of video frames per window (rounded to a multiple of 4, plus 1). 0 uses the model's "
+                    "length.",
                     **window,
                 ),
                 widget(
                     WindowConfig,
                     "overlap",
                     "window_overlap",
-                    tooltip="Number of video frames that a window shares with the previous one (rounded to a multiple of 4, plus "
-                    "1). 0 is automatic: 9, or fewer in short windows.",
+                    tooltip="Number of video frames that a window shares with the previous one (rounded to a multiple "
+                    "of 4, plus 1). 0 is automatic: 9, or fewer in short windows.",
                     **window,
                 ),
                 widget(SceneFile, "first_frame_fit"),
