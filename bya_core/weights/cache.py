@@ -81,7 +81,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
 def write_manifest(root: Path, component: Component, commit: str, files: Mapping[str, Any]) -> None:
     """Add a downloaded component to the manifest."""
     components = read_manifest(root)
-    components[component.name] = {"repository": component.repository, "revision": commit, "files": files}
+    pinned = {} if component.revision in (None, commit) else {"requested_revision": component.revision}
+    entry = {"repository": component.repository, "revision": commit, **pinned, "files": files}
+    components[component.name] = entry
     write_json(root / MANIFEST, {"components": components})
 
 
@@ -90,7 +92,8 @@ def is_downloaded(component: Component, root: Path) -> bool:
     entry = read_manifest(root).get(component.name)
     if entry is None or entry["repository"] != component.repository:
         return False
-    return component.revision in (None, entry["revision"]) and not missing_files(component, root)
+    revisions = (None, entry["revision"], entry.get("requested_revision"))
+    return component.revision in revisions and not missing_files(component, root)
 
 
 def missing_files(component: Component, root: Path) -> list[str]:

@@ -42,6 +42,7 @@ class Component:
         commercial_use: Whether and under which conditions commercial use is allowed.
         known: Files with a known hash.
         required: Whether generating videos needs it.
+        optional_files: As `files`, for files that the repository may lack.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Component:
     commercial_use: str
     known: tuple[KnownFile, ...] = ()
     required: bool = True
+    optional_files: tuple[tuple[str, ...], ...] = ()
 
     @property
     def url(self) -> str:
@@ -79,6 +81,20 @@ RELEASE = Component(
     size="not published; 17.4 GB in bfloat16 (computed from the weight shapes), twice that in float32",
     license="none stated by its authors; derived from CogVideoX-5B-I2V, whose license applies as well",
     commercial_use="unclear, ask the authors; the base model requires registration with its publisher",
+)
+
+RELEASE_CONFIG = Component(
+    name="release_config",
+    purpose="configuration of scheduler and VAE in the release, used instead of the base model's",
+    repository=RELEASE.repository,
+    revision=None,
+    files=(),
+    optional_files=(("scheduler/scheduler_config.json",), ("vae/config.json",)),
+    folder="release",
+    size="a few kB",
+    license=RELEASE.license,
+    commercial_use=RELEASE.commercial_use,
+    required=False,
 )
 
 _BASE = "zai-org/CogVideoX-5b-I2V"  # formerly THUDM/CogVideoX-5b-I2V
@@ -230,7 +246,18 @@ SYNCNET = Component(
     required=False,
 )
 
-OFFICIAL: tuple[Component, ...] = (RELEASE, TEXT, CODEC, VISION, RECOGNITION, FACES, SPEECH, SEGMENTER, SYNCNET)
+OFFICIAL: tuple[Component, ...] = (
+    RELEASE,
+    RELEASE_CONFIG,
+    TEXT,
+    CODEC,
+    VISION,
+    RECOGNITION,
+    FACES,
+    SPEECH,
+    SEGMENTER,
+    SYNCNET,
+)
 """All components of the model `official`."""
 
 OFFICIAL_SETTINGS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -183,7 +183,7 @@ def download(
             notify(f"{component.name}: already downloaded")
     if not todo:
         return []
-    plans = {component.name: _plan(component, root, hub) for component in todo}
+    plans = {component.name: _plan(component, root, hub, notify) for component in todo}
     every = [file for _, files in plans.values() for file in files]
     root.mkdir(parents=True, exist_ok=True)
     hint = "free some space, choose another disk with --models-dir, or select fewer --components"
@@ -219,13 +219,19 @@ def download(
     return downloaded
 
 
-def _plan(component: Component, root: Path, hub: Hub) -> tuple[str, list[_RemoteFile]]:
+def _plan(component: Component, root: Path, hub: Hub, notify: Notify) -> tuple[str, list[_RemoteFile]]:
     """Commit and files of a component, as listed by the hub."""
     entry = read_manifest(root).get(component.name)
     if entry is not None and entry["repository"] != component.repository:
         entry = None
     pinned = component.revision or (entry["revision"] if entry is not None else None)
-    commit, listing = hub.list_files(component.repository, pinned)
+    try:
+        commit, listing = hub.list_files(component.repository, pinned)
+    except InputError as error:
+        if pinned is None or type(error.__cause__).__name__ != "RevisionNotFoundError":
+            raise
+        notify(f"{component.name}: {component.repository} has no revision {pinned[:10]}; the newest one is used")
+        commit, listing = hub.list_files(component.repository, None)
     known = {file.path: file for file in component.known}
     earlier = entry["files"] if entry is not None and entry["revision"] == commit else {}
     files = []
@@ -251,13 +257,21 @@ def _select(component: Component, commit: str, listing: Mapping[str, Any]) -> li
     """Names of the files to download."""
     selected: dict[str, None] = {}
     for patterns in component.files:
-        matches = ([n for n in sorted(listing) if n.count("/") == p.count("/") and fnmatch(n, p)] for p in patterns)
-        found = next(filter(None, matches), [])
+        found = _first_match(patterns, listing)
         if not found:
             problem = f"the repository {component.repository} at {commit[:10]} has no {' or '.join(patterns)}"
             raise InputError(problem, f"the {component.purpose}", f"check {component.url}; the files may have moved")
         selected |= dict.fromkeys(found)
+    for patterns in component.optional_files:
+        selected |= dict.fromkeys(_first_match(patterns, listing))
     return list(selected)
+
+
+def _first_match(patterns: Sequence[str], listing: Iterable[str]) -> list[str]:
+    """Names that match the first pattern that matches any; folders have to match exactly."""
+    names = sorted(listing)
+    matches = ([name for name in names if name.count("/") == p.count("/") and fnmatch(name, p)] for p in patterns)
+    return next(filter(None, matches), [])
 
 
 def _is_present(file: _RemoteFile, earlier: set[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files, repair_nested_folder
-from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, Component
+from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, RELEASE_CONFIG, Component
 from bya_core.weights.state_dict_adapter import load_released
+
+log = logging.getLogger(__name__)
 
 FACES = Path("face_encoder")
 DETECTOR = FACES / "detection_Resnet50_Final.pth"
@@ -26,6 +29,7 @@ PARSER = FACES / "parsing_bisenet.pth"
 RECOGNIZER = FACES / "models" / "antelopev2" / "glintr100.onnx"
 VISION = FACES / "EVA02_CLIP_L_336_psz14_s6B.pt"
 SPEECH = Path("wav2vec2-base-960h")
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def load_official(
@@ -84,14 +88,34 @@ def load_official(
 
 
 def _load_codec(folder: Path, dtype: torch.dtype) -> CogVideoXCodec:
-    vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
+    changes = _release_config(folder, "vae/config.json")
+    vae = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True, **changes)
     return CogVideoXCodec(vae)
 
 
 def _read_scheduler_config(folder: Path) -> dict[str, Any]:
-    """The published scheduler configuration, or that of CogVideoX-5b if its file is missing."""
-    path = folder / "scheduler/scheduler_config.json"
-    return read_json_object(path, "the configuration") if path.is_file() else dict(COGVIDEOX_SCHEDULE)
+    """The scheduler configuration of the release, else of its base model, else of CogVideoX-5b."""
+    return _base_config(folder, SCHEDULER) | _release_config(folder, SCHEDULER)
+
+
+def _base_config(folder: Path, name: str) -> dict[str, Any]:
+    """A configuration of the base model; the published noise schedule if its file is missing."""
+    defaults = dict(COGVIDEOX_SCHEDULE) if name == SCHEDULER else {}
+    path = folder / name
+    return defaults | read_json_object(path, "the configuration") if path.is_file() else defaults
+
+
+def _release_config(folder: Path, name: str) -> dict[str, Any]:
+    """Entries of a configuration in the release that differ from the base model's; logged as a warning."""
+    path = folder / RELEASE_CONFIG.folder / name
+    if not path.is_file():
+        return {}
+    base, release = _base_config(folder, name), read_json_object(path, "the configuration")
+    changes = {k: v for k, v in release.items() if not k.startswith("_") and base.get(k) != v}
+    if changes:
+        listed = ", ".join(f"{key} {value} (base model: {base.get(key)})" for key, value in changes.items())
+        log.warning("%s of the release differs from the base model and is used: %s", name, listed)
+    return changes
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

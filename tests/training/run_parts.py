@@ -118,6 +118,7 @@ def lines(output: Path) -> list[dict[str, Any]]:
 
 
 def losses(output: Path) -> dict[int, tuple[float, ...]]:
-    """Losses and gradient norm by step."""
+    """Losses and gradient norm by step; stages before the third have no cross-entropy."""
     names = ("step_loss", "loss", "diffusion", "cross_entropy", "grad_norm")
-    return {line["step"]: tuple(line[name] for name in names) for line in lines(output) if "kind" not in line}
+    steps = [line for line in lines(output) if "kind" not in line]
+    return {line["step"]: tuple(line[name] for name in names if name in line) for line in steps}

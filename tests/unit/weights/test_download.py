@@ -49,8 +49,10 @@ class FakeHub:
 
     def info(self, repository: str, revision: str) -> dict | None:
         files = self.repositories.get(repository)
-        if files is None or revision not in ("main", COMMIT):
+        if files is None:
             return None
+        if revision not in ("main", COMMIT):
+            return {}
         return {"id": repository, "sha": COMMIT, "siblings": [self._entry(n, c) for n, c in files.items()]}
 
     @staticmethod
@@ -74,8 +76,9 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if path.startswith("/api/models/"):
                 repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
                 info = hub.info(repository, revision or "main")
-                if info is None:
-                    self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+                if not info:
+                    code = "RepoNotFound" if info is None else "RevisionNotFound"
+                    self._send(404, b"{}", {"X-Error-Code": code})
                 else:
                     self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
                 return
@@ -273,6 +276,25 @@ def test_full_disk_raises(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.Monk
     assert not any("/resolve/" in path for path, _ in hub.requests)
 
 
+def test_missing_revision_falls_back_to_the_newest(hub: FakeHub, tmp_path: Path) -> None:
+    """Known hashes decide whether the files are the right ones."""
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    pinned = replace(COMPONENT, revision="f" * 40, known=(KnownFile("old/a.bin", len(WEIGHTS), digest),))
+    messages: list[str] = []
+    download([pinned], tmp_path, notify=messages.append)
+    assert any("no revision ffffffffff" in message for message in messages)
+    assert is_downloaded(pinned, tmp_path) and not is_downloaded(replace(pinned, revision="e" * 40), tmp_path)
+    wrong = replace(pinned, known=(KnownFile("old/a.bin", len(WEIGHTS), "0" * 64),))
+    with pytest.raises(InputError, match="SHA-256"):
+        download([wrong], tmp_path / "other")
+
+
+def test_optional_files_may_be_absent(hub: FakeHub, tmp_path: Path) -> None:
+    component = replace(COMPONENT, optional_files=(("absent.json",), ("deep/er/old/c.bin",)))
+    download([component], tmp_path)
+    assert is_downloaded(component, tmp_path) and (tmp_path / "below/deep/er/old/c.bin").is_file()
+
+
 def test_file_selection_in_a_repository(hub: FakeHub, tmp_path: Path) -> None:
     del hub.repositories["someone/model"]["config.json"]
     with pytest.raises(InputError, match="has no config.json; expected the weights of a test"):
@@ -308,7 +330,7 @@ def test_nested_antelopev2_folder_is_repaired(tmp_path: Path) -> None:
 def test_components_are_documented() -> None:
     assert len({component.name for component in OFFICIAL}) == len(OFFICIAL)
     for c in OFFICIAL:
-        assert c.files and c.license and c.commercial_use and c.size and c.purpose
+        assert (c.files or c.optional_files) and c.license and c.commercial_use and c.size and c.purpose
         assert c.revision is None or len(c.revision) == 40
         for file in c.known:
             assert len(bytes.fromhex(file.sha256)) == 32

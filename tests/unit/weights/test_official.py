@@ -153,6 +153,21 @@ def test_load_official_and_generate(folder: Path) -> None:
     assert video.frames.shape == (5, 64, 64, 3) and video.masks.shape[0] == 2
 
 
+def test_configuration_of_the_release_is_preferred(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    for name, config in {
+        "scheduler/scheduler_config.json": {**base, "snr_shift_scale": 3.0, "_class_name": "other"},
+        "vae/config.json": {**json.loads((folder / "vae/config.json").read_text()), "scaling_factor": 0.5},
+    }.items():
+        path = folder / "release" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(config))
+    bundle = load_bundle("official")
+    assert bundle.scheduler_config["snr_shift_scale"] == 3.0
+    assert bundle.codec.vae.config.scaling_factor == 0.5  # type: ignore[attr-defined]
+    assert "snr_shift_scale 3.0" in caplog.text and "scaling_factor 0.5" in caplog.text
+
+
 def test_converted_file_uses_the_official_encoders(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
     convert("official", file, "fp8", encoders="official")
