@@ -20,7 +20,8 @@ Segmenter = Literal["self", "sam2"]
 BackgroundAudio = Literal["model", "all", "none"]
 
 MAX_SECONDS = 36_000  # of a recording or a timeline
-MAX_NAME, MAX_CHARACTERS = 100, 100  # characters of a name; characters of a scene
+MAX_NAME, MAX_TEXT = 100, 20_000  # letters of a name and of a prompt
+MAX_CHARACTERS = 100  # of a scene
 
 Steps = Annotated[int, Field(ge=1, le=1000, description="Number of denoising steps.")]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="Random seed.")]

@@ -50,7 +50,8 @@ def open_archive(path: Path) -> MaskArchive:
     values, names, start = arrays[key], arrays.get("names"), arrays.get("start")
     if values.dtype.kind not in "buif":
         raise InputError(f"the masks {path} of type {values.dtype}", "numbers in 0..1", "save them as float32")
-    masks = torch.from_numpy(np.array(values, dtype=np.float32, order="C", copy=None))
+    with np.errstate(over="ignore"):  # infinity is refused with the other values outside 0..1
+        masks = torch.from_numpy(np.array(values, dtype=np.float32, order="C", copy=None))
     return MaskArchive(masks, key, None if names is None else _names(names, path), _start(start, path))
 
 

@@ -16,6 +16,7 @@ from bya_core.config import (
     MAX_CHARACTERS,
     MAX_NAME,
     MAX_SECONDS,
+    MAX_TEXT,
     AudioGuidanceScale,
     GuidanceScale,
     MaskEnd,
@@ -38,7 +39,7 @@ from bya_core.validation import Field, from_mapping, validated
 SCHEMA_FILE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "scene.schema.json"
 
 Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
-Text = Annotated[str, Field(max_length=20_000)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Speaker = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 Gain = Annotated[float, Field(ge=-60, le=60, description="Gain in dB.")]

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bya_core.config import MAX_NAME, MAX_SECONDS, RouterConfig, SamplingConfig, WindowConfig
+from bya_core.config import MAX_NAME, MAX_SECONDS, MAX_TEXT, RouterConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import is_silent
@@ -146,6 +146,8 @@ class Scene:
         if not names:
             raise InputError("a scene with 0 characters", "at least 1", "add a character")
         check_names(names)
+        for text in (self.prompt, self.negative_prompt, *(span.prompt for span in self.prompts)):
+            check_text(text)
         shape, expected = self.matrix.shape, (len(self.speeches), len(names))
         if tuple(shape) != expected:
             rule = f"{expected[0]} rows (speeches) x {expected[1]} columns (characters)"
@@ -213,6 +215,15 @@ def check_names(names: Sequence[str]) -> None:
         if key in seen:
             raise InputError(f'two characters named "{name}"', "unique names", "rename one")
         seen.add(key)
+
+
+def check_text(text: str) -> None:
+    """Raise InputError for a prompt that is too long or is not Unicode text."""
+    if len(text) > MAX_TEXT:
+        problem = f'the prompt "{text[:40]}..." of {len(text)} characters'
+        raise InputError(problem, f"at most {MAX_TEXT} characters", "shorten it")
+    if any(unicodedata.category(each) == "Cs" for each in text):
+        raise InputError(f'the prompt "{text}" with half of a surrogate pair', "Unicode text", "correct it")
 
 
 def name_key(name: str) -> str:

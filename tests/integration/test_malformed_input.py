@@ -256,6 +256,9 @@ NODES = {
     "huge threshold": lambda: RefineConfig(threshold=10**400),
     "unknown mode": lambda: RouterConfig(mode=LONG),  # type: ignore[arg-type]
     "overlap of a whole window": lambda: WindowConfig(frames=9, overlap=9),
+    "surrogate in a prompt": lambda: compose([member("Ada")], SceneOptions("\udcff"), DEFAULTS),
+    "long prompt": lambda: compose([member("Ada")], SceneOptions(LONG), DEFAULTS),
+    "8x8 pixels": lambda: compose([member("Ada")], SceneOptions("", width=16, height=16), DEFAULTS),
     "matrix of words": lambda: parse_matrix("a b; c d", 2, 2),
     "matrix with NaN": lambda: parse_matrix("nan 0; 0 1", 2, 2),
     "long matrix": lambda: parse_matrix("0 " * 100_000, 2, 2),
