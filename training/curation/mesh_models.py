@@ -9,12 +9,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from scipy.ndimage import binary_opening, label, median_filter, uniform_filter1d
+from scipy.ndimage import label
 
 from bya_core.encoders.face.matching import body_boxes
+from bya_core.encoders.face.tracking import FaceTrack
 from bya_core.encoders.person import PersonSegmenter
 from bya_core.encoders.vad import load_voice_activity
 from bya_core.evaluation.lip_sync import compare, load_lip_sync, mouth_shapes
+from bya_core.evaluation.speakers import find_speakers
 from bya_core.evaluation.sync_metrics import Sync
 from training.curation.footage import SAMPLE_RATE
 from training.curation.models import SpeechMixture
@@ -25,13 +27,7 @@ FACE_OVAL = (
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
 )  # fmt: skip
 """Mesh points along the outline of the face, in order."""
-STILL = 0.006
-"""Standard deviation of the lip distance (relative to the distance of the eyes) below which a mouth keeps still."""
-_WINDOW = 21  # frames for the movement of a mouth
-_MIN_TURN = 10  # frames; shorter turns go to whoever speaks around them
-_MARGIN = 0.15  # a second person speaks at the same time if the voice fits its mouth almost as well ...
-_MIN_SCORE = 0.25  # ... and better than this
-_FADE = 0.02  # seconds
+_FADE = 0.25  # of a frame at both ends of a turn
 _MAX_LAG = 4  # frames that sound and picture of a recording may be apart
 
 _MASK_SIDE = 360  # longer side in pixels at which masks are computed
@@ -39,28 +35,28 @@ _MAX_REACH = 2.2  # largest horizontal distance of a body from the center of its
 
 
 class LipSpeakers:
-    """Who speaks when, and the recorded audio of each turn as the speech of that person.
+    """Who speaks when, and the recorded audio of each turn as the speech of that person (see `find_speakers`).
 
-    The voice at a time belongs to the moving mouth that it fits best. Voices are not separated: while two people speak
-    at once, both streams hold the recording.
+    Voices are not separated: while two people speak at once, both streams hold the recording.
     """
 
     name = "lip movement"
     separates = False
 
     def __init__(self) -> None:
-        self.lip_sync, self.activity = load_lip_sync(), load_voice_activity()
+        load_lip_sync()
+        self.activity = load_voice_activity()
 
     def extract(self, mixture: SpeechMixture) -> np.ndarray:
         """See `SpeechExtractor`."""
         assert mixture.points is not None  # the settings require the detector that fits meshes
-        turns = self.turns(mixture.waveform, mixture.points)
+        lanes = self.lanes(mixture.waveform, mixture.points)
         times = np.arange(len(mixture.waveform)) / SAMPLE_RATE
-        edges = (np.arange(turns.shape[1])[:, None] + np.array([_FADE, 1 - _FADE])).flatten() / FPS
-        gates = [np.interp(times, edges, np.repeat(own.astype(np.float32), 2)) for own in turns]
+        edges = (np.arange(lanes.shape[1])[:, None] + np.array([_FADE, 1 - _FADE])).flatten() / FPS
+        gates = [np.interp(times, edges, np.repeat(lane.astype(np.float32), 2)) for lane in lanes]
         return (np.stack(gates) * mixture.waveform).astype(np.float32)
 
-    def turns(self, waveform: np.ndarray, points: np.ndarray) -> np.ndarray:
+    def lanes(self, waveform: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Frames in which each person speaks, bool [N,F].
 
         Args:
@@ -68,26 +64,17 @@ class LipSpeakers:
             points: meshes [N,F,468,2]; NaN where a face is hidden.
         """
         length = points.shape[1]
-        mouths = [mouth_shapes(each, np.arange(length) / FPS, length) for each in points]
-        voice = np.zeros(length, bool)
-        for start, end in self.activity.spans(torch.from_numpy(waveform), SAMPLE_RATE):
-            voice[int(start * FPS) : int(np.ceil(end * FPS))] = True
-        fit = compare(mouths, [self.lip_sync.predict(waveform, length)], self.lip_sync).local[:, 0]
-        movement = np.stack([_local_deviation(mouth.opening) for mouth in mouths])
-        able = (movement > STILL) & np.stack([mouth.visible for mouth in mouths])
-        evidence = np.where(able, fit + 0.1 * np.log2(np.maximum(movement, STILL) / STILL), -np.inf)
-        best = evidence.argmax(axis=0)
-        turns = np.zeros((len(mouths), length), bool)
-        turns[best, np.arange(length)] = able.any(axis=0)
-        turns = np.stack([median_filter(own, 2 * _MIN_TURN + 1) for own in turns])
-        together = able & (fit > _MIN_SCORE) & (fit > fit[best, np.arange(length)] - _MARGIN)
-        return (turns | np.stack([binary_opening(own, np.ones(_MIN_TURN, bool)) for own in together])) & voice
-
-
-def _local_deviation(values: np.ndarray) -> np.ndarray:
-    """Standard deviation around each of F values [F]."""
-    mean = uniform_filter1d(values, _WINDOW, mode="nearest")
-    return np.sqrt(np.maximum(uniform_filter1d(values**2, _WINDOW, mode="nearest") - mean**2, 0))
+        tracks = [
+            FaceTrack(
+                boxes=np.concatenate([each.min(axis=1), each.max(axis=1)], axis=1),
+                scores=np.ones(length, np.float32),
+                points=each,
+                presence=np.ones(length, np.float32),
+            )
+            for each in points
+        ]
+        names = [str(n) for n in range(len(tracks))]
+        return find_speakers(tracks, waveform, length, FPS, names, self.activity).lanes
 
 
 class LipSyncScorer:
