@@ -190,8 +190,8 @@ class WindowConfig:
         Field(
             ge=1,
             le=100_000,
-            description="Number of video frames per window (rounded to a multiple of 4, plus 1). null uses the length the "
-            "model was trained with.",
+            description="Number of video frames per window (rounded to a multiple of 4, plus 1). null uses the length "
+            "the model was trained with.",
         ),
     ] = None
     overlap: Annotated[
@@ -199,8 +199,8 @@ class WindowConfig:
         Field(
             ge=1,
             le=100_000,
-            description="Number of video frames that a window shares with the previous one (rounded to a multiple of 4, "
-            "plus 1). null uses 9, or fewer in short windows.",
+            description="Number of video frames that a window shares with the previous one (rounded to a multiple of "
+            "4, plus 1). null uses 9, or fewer in short windows.",
         ),
     ] = None
     match_colors: Annotated[bool, Field(description="Whether to match the colors of each window to the first one.")] = (

@@ -115,29 +115,25 @@ class EmbeddingRouter(io.ComfyNode):
         masks: Any = None,
         **options: Any,
     ) -> io.NodeOutput:
-        from bya_core.pipelines.interactive import (
-            first_window,
-            probe_window,
-            routing_notices,
-            routing_summary,
-            set_router,
-        )
+        from bya_core.pipelines import interactive
 
         values = {field: options.pop(name) for name, field in PROBE.items()}
         probe = ProbeConfig(**values, steps=options.pop("probe_steps") or None)
         config = RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
         model = scene.model
         with host.cancellable():
-            whole = set_router(scene.scene, config, model.bundle, audio_assignment, audio_character_matrix, masks)
-        part = first_window(whole, model.bundle)
+            whole = interactive.set_router(
+                scene.scene, config, model.bundle, audio_assignment, audio_character_matrix, masks
+            )
+        part = interactive.first_window(whole, model.bundle)
         with host.running(model, part):
             callback = host.progress_callback(model, part)
-            found, routing = probe_window(whole, model.bundle, window, host.temporary_folder(), callback)
+            found, routing = interactive.probe_window(whole, model.bundle, window, host.temporary_folder(), callback)
         complete, place = (None, None) if found.count == 1 else (whole, found.window)
         encoded = host.to_cpu(found.prepared)
         value = types.RoutingValue(model, encoded, host.to_cpu(routing), complete, complete, place, found.count)
-        host.show_notices(routing_notices(encoded.scene, routing))
-        summary = routing_summary(encoded.scene, routing, (window, found.count))
+        host.show_notices(interactive.routing_notices(encoded.scene, routing))
+        summary = interactive.routing_summary(encoded.scene, routing, (window, found.count))
         return io.NodeOutput(value, value.mask_images, summary)
 
 

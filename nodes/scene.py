@@ -101,8 +101,8 @@ class Scene(io.ComfyNode):
                     WindowConfig,
                     "frames",
                     "window_frames",
-                    tooltip="Number of video frames per window (rounded to a multiple of 4, plus 1). 0 uses the model's "
-                    "length.",
+                    tooltip="Number of video frames per window (rounded to a multiple of 4, plus 1). 0 uses the "
+                    "model's length.",
                     **window,
                 ),
                 widget(
