@@ -117,10 +117,7 @@ class EmbeddingRouter(io.ComfyNode):
     ) -> io.NodeOutput:
         from bya_core.pipelines import interactive
 
-        values = {field: options.pop(name) for name, field in PROBE.items()}
-        probe = ProbeConfig(**values, steps=options.pop("probe_steps") or None)
-        config = RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
-        model = scene.model
+        config, model = _router(options), scene.model
         with host.cancellable():
             whole = interactive.set_router(
                 scene.scene, config, model.bundle, audio_assignment, audio_character_matrix, masks
@@ -131,10 +128,24 @@ class EmbeddingRouter(io.ComfyNode):
             found, routing = interactive.probe_window(whole, model.bundle, window, host.temporary_folder(), callback)
         complete, place = (None, None) if found.count == 1 else (whole, found.window)
         encoded = host.to_cpu(found.prepared)
-        value = types.RoutingValue(model, encoded, host.to_cpu(routing), complete, complete, place, found.count)
-        host.show_notices(interactive.routing_notices(encoded.scene, routing))
-        summary = interactive.routing_summary(encoded.scene, routing, (window, found.count))
-        return io.NodeOutput(value, value.mask_images, summary)
+        return _output(types.RoutingValue(model, encoded, host.to_cpu(routing), complete, complete, place, found.count))
+
+
+def _router(options: dict[str, Any]) -> RouterConfig:
+    """The router options of the widgets."""
+    values = {field: options.pop(name) for name, field in PROBE.items()}
+    probe = ProbeConfig(**values, steps=options.pop("probe_steps") or None)
+    return RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
+
+
+def _output(value: types.RoutingValue) -> io.NodeOutput:
+    """Routing, masks and report; notices are shown on the node."""
+    from bya_core.pipelines.interactive import routing_notices, routing_summary
+
+    scene, routing = value.prepared.scene, value.routing
+    host.show_notices(routing_notices(scene, routing))
+    summary = routing_summary(scene, routing, (value.number, value.windows))
+    return io.NodeOutput(value, value.mask_images, summary)
 
 
 class MaskRefine(io.ComfyNode):
@@ -193,13 +204,10 @@ class MaskRefine(io.ComfyNode):
     def execute(
         cls, routing: types.RoutingValue, refine: bool, restart: bool, override_mask: Any = None, **options: Any
     ) -> io.NodeOutput:
-        from bya_core.pipelines.interactive import MaskEdit, edit_masks, routing_notices, routing_summary
+        from bya_core.pipelines.interactive import MaskEdit, edit_masks
 
         config = RefineConfig(**{name: options.pop(name) for name in REFINE})
         edit = MaskEdit(config if refine else None, restart, override_mask, **options)
         latent = slice(0, None) if routing.window is None else routing.window.latent
         masks, whole = edit_masks(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names, latent)
-        value, scene = replace(routing, routing=masks, whole=whole), routing.prepared.scene
-        host.show_notices(routing_notices(scene, masks))
-        summary = routing_summary(scene, masks, (routing.number, routing.windows))
-        return io.NodeOutput(value, value.mask_images, summary)
+        return _output(replace(routing, routing=masks, whole=whole))
