@@ -31,6 +31,8 @@ from bya_core.validation import Field, validated
 from training.command_line import exit_after, run_command
 from training.engine.settings import RecipeOptions, RunSettings
 
+HELD_OUT_EVERY = 500  # steps
+
 if TYPE_CHECKING:
     from training.engine.recipe import Recipe
 
@@ -52,7 +54,10 @@ class Arguments:
         in_memory: load all encoded clips at the start, for large batches.
         compile: compile the transformer blocks.
         skip_broken: skip and count unusable clips instead of ending with an error.
-        validate_every: steps between validations on held-out puppets (masks, binding, images); 0 = never.
+        held_out: share of the data that is not trained on but validated (loss, router IoU), before the first step and
+            every --validate-every steps (500 if that is not given).
+        validate_every: steps between validations on held-out puppets (masks, binding, images); 0 = never. With
+            --held-out, those of the held-out data, and --validation-scenes 0 leaves out the puppets.
         describe_motion: describe the motion in the prompts of validation scenes.
         validation_scenes: number of validation scenes.
         validation_files: scene files to generate instead, for models that are not trained on puppets.
@@ -73,9 +78,10 @@ class Arguments:
     in_memory: bool = False
     compile: bool = False
     skip_broken: bool = False
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     validate_every: Annotated[int, Field(ge=0)] = 0
     describe_motion: bool = False
-    validation_scenes: Annotated[int, Field(ge=1)] = 6
+    validation_scenes: Annotated[int, Field(ge=0)] = 6
     validation_files: tuple[Path, ...] = ()
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     plan: bool = False
@@ -93,6 +99,7 @@ def main(arguments: Arguments) -> None:
     from training.data.dataset import open_data
     from training.engine.build import build_model
     from training.engine.distributed import build_accelerator
+    from training.engine.held_out import Callbacks, HeldOut, hold_out
     from training.engine.loop import train
 
     if arguments.threads:
@@ -117,18 +124,21 @@ def main(arguments: Arguments) -> None:
         in_memory=arguments.in_memory,
         text_multiple=recipe.text_encoder.get("pad_to_multiple_of"),
     )
+    callbacks: list[Any] = []
+    if arguments.held_out:
+        clips, held = hold_out(clips, arguments.held_out)
+        callbacks.append(HeldOut(held, stage, arguments.validate_every or HELD_OUT_EVERY, recipe.scheduler))
+    if arguments.validate_every and (arguments.validation_scenes or arguments.validation_files):
+        callbacks.append(_validation(arguments, recipe))
+    callback = Callbacks(callbacks) if callbacks and arguments.dry_run is None else None
     with compiled(model) if arguments.compile else nullcontext():
-        summary = train(
-            model, clips, stage, settings, accelerator, _validation(arguments, recipe), recipe, arguments.dry_run
-        )
+        summary = train(model, clips, stage, settings, accelerator, callback, recipe, arguments.dry_run)
     if accelerator.is_main_process:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 
 
 def _validation(arguments: Arguments, recipe: Recipe) -> Any:
-    """The validation of the run as a callback, or None."""
-    if not arguments.validate_every or arguments.dry_run is not None:
-        return None
+    """The validation on puppets or scene files, as a callback."""
     from bya_core.weights.registry import MODELS
     from training.benchmark.validation import Validation
 

@@ -24,7 +24,8 @@ def test_dry_run_trains_and_writes_nothing(tmp_path, capsys, caplog):
     caplog.set_level("INFO")
     recipe, data, output = write_recipe(tmp_path / "small.yaml"), write_data(tmp_path / "data"), tmp_path / "run"
     options = RecipeOptions(3, str(recipe), batch_size=2)
-    run_stage.main(run_stage.Arguments(options, str(data), RunSettings(output, init=str(tmp_path / "init")), dry_run=2))
+    settings = RunSettings(output, init=str(tmp_path / "init"))
+    run_stage.main(run_stage.Arguments(options, str(data), settings, held_out=0.2, dry_run=2))
     shown = capsys.readouterr().out
     assert "batch_size: 2" in shown and "steps 2" in shown and "step 2" in caplog.text and "step 3" not in caplog.text
     assert not output.exists()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -48,7 +49,7 @@ class ClipFolder:
         paths = list_files(folder, ".safetensors")
         if not paths:
             raise InputError(f"data folder {str(folder)!r} without shards", "*.safetensors files", "create them first")
-        self._folder, self._paths = Path(folder), paths
+        self._folder, self._paths, self._held_out = Path(folder), paths, 0.0
         self.groups: dict[Group, list[tuple[Path, int]]] = {}
         fractions = {length: fraction for length, fraction in (length_fractions or {}).items() if fraction > 0}
         lengths: dict[int, int] = {}  # latent frames -> video frames
@@ -77,12 +78,46 @@ class ClipFolder:
             self._loaded[key] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self._open = lru_cache(MAX_OPEN_FILES)(lambda path: safe_open(path, framework="pt"))
 
+    def names(self) -> list[str]:
+        """A name of each clip, the same wherever the folder is."""
+        return [self._name(path, row) for clips in self.groups.values() for path, row in clips]
+
+    def _name(self, path: Path, row: int) -> str:
+        inside = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
+        return f"{inside.as_posix()}:{row}"
+
+    def subset(self, names: Set[str], held_out: float) -> ClipFolder:
+        """The clips with these names; `held_out` is the share of another part, for the description."""
+        part = copy.copy(self)
+        part._held_out = held_out
+        kept = {
+            key: [k for k, (path, row) in enumerate(clips) if self._name(path, row) in names]
+            for key, clips in self.groups.items()
+        }
+        part.groups = {key: [self.groups[key][k] for k in rows] for key, rows in kept.items() if rows}
+        part._loaded = {
+            key: {name: tensor[torch.tensor(kept[key])] for name, tensor in batch.items()}
+            for key, batch in self._loaded.items()
+            if kept[key]
+        }
+        return part
+
     @property
     def description(self) -> dict[str, Any]:
         """What the batches depend on, for the record of a run."""
-        content = {"source": str(self._folder), "fingerprint": files_fingerprint(self._folder, self._paths)}
+        content: dict[str, Any] = {
+            "source": str(self._folder),
+            "fingerprint": files_fingerprint(self._folder, self._paths),
+        }
+        held = {"held_out": self._held_out} if self._held_out else {}
         fractions = {str(frames): fraction for frames, fraction in self._fractions.items()}
-        return {**content, "clips": self.clips, "length_fractions": fractions, "text_multiple": self._text_multiple}
+        return {
+            **content,
+            "clips": self.clips,
+            "length_fractions": fractions,
+            "text_multiple": self._text_multiple,
+            **held,
+        }
 
     @property
     def clips(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -123,7 +124,7 @@ class EncodedClips:
         skipped: list[str] | None = None,
         name: tuple[str, str] = ("", ""),
     ) -> None:
-        self.name, self.buckets = name, tuple(buckets)
+        self.name, self.buckets, self._held_out = name, tuple(buckets), 0.0
         self.source, self.encoder, self.on_broken = source, encoder, on_broken
         self.skipped = [] if skipped is None else skipped
         self.cache = encoder.cache
@@ -154,12 +155,26 @@ class EncodedClips:
         self._shape = {(n, b): encoder.grid(Window(0, b)).latent_shape(1) for n, b in self.groups}
         self._order = lru_cache(2)(self._epoch)
 
+    def names(self) -> list[str]:
+        """A name of each clip; windows of one clip share it."""
+        return sorted({str(int(clip)) for views in self.groups.values() for clip in views[:, 0]}, key=int)
+
+    def subset(self, names: Set[str], held_out: float) -> EncodedClips:
+        """The clips with these names; `held_out` is the share of another part, for the description."""
+        part, chosen = copy.copy(self), np.array(sorted(int(name) for name in names))
+        groups = {key: views[np.isin(views[:, 0], chosen)] for key, views in self.groups.items()}
+        part.groups = {key: views for key, views in groups.items() if len(views)}
+        part._shape = {key: self._shape[key] for key in part.groups}
+        part._order, part._held_out = lru_cache(2)(part._epoch), held_out
+        return part
+
     @property
     def description(self) -> dict[str, Any]:
         """What the batches depend on, for the record of a run."""
         source, encoders = self.name
+        held = {"held_out": self._held_out} if self._held_out else {}
         content = {"source": source, "fingerprint": self.source.fingerprint(), "clips": self.clips}
-        return {**content, "encoders": encoders, "buckets": [str(bucket) for bucket in self.buckets]}
+        return {**content, "encoders": encoders, "buckets": [str(bucket) for bucket in self.buckets], **held}
 
     @property
     def clips(self) -> int:

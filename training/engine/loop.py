@@ -85,8 +85,8 @@ def train(
         settings: options of the run.
         accelerator: from `build_accelerator`; None = build one.
         callback: called as (step, averages, model) every `callback.every` steps (default `logging_steps`) in all
-            processes, with the averaged weights in the model. If it has an attribute `tracker` that is None, it is set
-            to the `MetricLog` of the run.
+            processes, with the averaged weights in the model; before the first step too if its `at_start` is true. If
+            it has an attribute `tracker` that is None, it is set to the `MetricLog` of the run.
         recipe: recipe of the model, for its noise schedule; recorded in `final/run.json`.
         dry_run: stop after this many steps and write nothing.
 
@@ -159,6 +159,8 @@ def _train(
     with closing(MetricLog(folder, accelerator, state.step, project, flatten(run_record), text)) as tracker:
         if getattr(callback, "tracker", tracker) is None:
             callback.tracker = tracker  # type: ignore[union-attr]
+        if callback is not None and state.step == 0 and getattr(callback, "at_start", False):
+            run_callback(wrapper, callback, state, ema, parameters)
         while timer.fraction_done < 1.0 and (dry_run is None or state.step < dry_run):
             lr = learning_rate(stage.optimizer, state.step, timer.fraction_done)
             for optimizer in optimizers:
