@@ -66,10 +66,10 @@ LIPS = Scale(
     "lip movement",
     "Measured: lip movement (mesh of each face) against the movement that each voice lets expect, over {frames} "
     "frames; correlations, -1 to 1. Only differences between voices and mouths are conclusive.",
-    follows=0.12,
-    margin=0.1,
+    follows=0.1,
+    margin=0.07,
     full=0.5,
-    moment=0.2,
+    moment=0.25,
 )
 SYNC = Scale(
     "lip sync (Sync-C)",
