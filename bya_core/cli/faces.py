@@ -15,14 +15,15 @@ from bya_core.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from bya_core.encoders.face.encoder import PhotoFaceEncoder
+    from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
 
 
 @dataclass(frozen=True)
 class Faces:
     """Show the face and the crop that the released model uses of each image.
 
-    The exit code is 1 if an image has no face.
+    Without the weights of its face path, the face detector of the package is used. The exit code is 1 if an image has
+    no face.
     """
 
     images: Annotated[
@@ -68,7 +69,11 @@ class Faces:
 
 
 def face_encoder(models_dir: Path | None, select: Literal["largest", "most_confident"]) -> PhotoFaceEncoder:
-    """The face encoder of the released model. Raises InputError if its files are missing."""
+    """The face encoder of the released model; where its files are missing, the networks of the package, with a notice.
+
+    Raises:
+        InputError: If `models_dir` is given and lacks the files.
+    """
     from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
     from bya_core.weights import official
     from bya_core.weights.cache import model_folders
@@ -76,9 +81,29 @@ def face_encoder(models_dir: Path | None, select: Literal["largest", "most_confi
 
     folders = [folder / "official" for folder in model_folders(models_dir)]
     folder = next((each for each in folders if (each / official.FACES).is_dir()), folders[0])
-    official.check_components([FACES, RECOGNITION, VISION], folder)
+    try:
+        official.check_components([FACES, RECOGNITION, VISION], folder)
+    except InputError:
+        if models_dir is not None:
+            raise
+        warn(
+            [
+                "The face models of the released weights are not on this machine: faces are found by BlazeFace, and "
+                "the crops show the outline of the person; the released model may crop differently."
+            ]
+        )
+        return PhotoFaceEncoder(_package_models(), select=select)
     files = (official.DETECTOR, official.PARSER, official.RECOGNIZER, official.VISION)
     return PhotoFaceEncoder(FaceModels.load(*(folder / file for file in files)), select=select)
+
+
+def _package_models() -> FaceModels:
+    """Networks inside the package, which detect and crop faces but do not encode them."""
+    from bya_core.encoders.face.encoder import FaceModels
+    from bya_core.encoders.face.mesh import FaceMesh
+    from bya_core.encoders.person import PersonParser
+
+    return FaceModels(FaceMesh(), PersonParser(), None, None)
 
 
 def _named_images(path: Path) -> list[tuple[str, Path]]:

@@ -168,3 +168,15 @@ class PersonSegmenter:
         part = torch.from_numpy(np.ascontiguousarray(frame[y0:y1, x0:x1])).to(self.device)
         image = part.permute(2, 0, 1)[None].float() / 255.0
         return F.interpolate(image, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+
+
+class PersonParser:
+    """Stands in for `face.parsing.FaceParser` where its weights are missing: head, hair and shoulders of a crop."""
+
+    def __init__(self) -> None:
+        self.segmenter = PersonSegmenter()
+
+    def face(self, crop: Tensor) -> Tensor:
+        """Boolean mask [H, W] of the person in a crop [3, H, W] in [0, 1]."""
+        frame = (crop.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        return torch.from_numpy(self.segmenter(frame[None])[0] > 0.5)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from bya_core.encoders.domains import PixelBox, PixelMeter, load_meter
+from bya_core.encoders.face.mesh import FaceMesh
 from bya_core.encoders.vad import speaking_spans
 from bya_core.environment import missing_packages
 from bya_core.errors import InputError
@@ -89,12 +90,13 @@ def preflight(
     findings, folder = _check_model(*model)
     usable = None if missing_packages() else folder
     meter = None if usable is None else load_meter(usable.domain)
-    faces: list[PixelBox | None] = [None] * len(cast)
-    try:
-        faces = [_detect_face(member.image) if meter is None else meter.face_box(member.image) for member in cast]
-        findings += [_check_face(member, box) for member, box in zip(cast, faces, strict=True)]
-    except InputError as error:  # no face detector
-        findings.append(Finding("faces", "warning", f"not checked: {_short(error)}"))
+    if meter is None:
+        detector = FaceMesh()
+        found = [_face_boxes(detector, member.image) for member in cast]
+    else:
+        found = [[box for box in (meter.face_box(member.image),) if box is not None] for member in cast]
+    faces = [max(boxes, key=_area, default=None) for boxes in found]
+    findings += [_check_face(member, boxes) for member, boxes in zip(cast, found, strict=True)]
     findings += [_check_speech(member) for member in cast]
     notices = stream_notices([member.name for member in cast], [member.speech for member in cast], [None] * len(cast))
     findings += [Finding("speech", "warning", notice) for notice in notices]
@@ -119,7 +121,7 @@ def preflight(
             findings.append(Finding("size", "warning", text))
         if masks is not None:
             findings.append(_check_masks(masks, grid, cast))
-        if first_frame is not None and meter is not None:
+        if first_frame is not None:
             findings.append(_check_first_frame(first_frame, cast, meter))
         cost = estimate(usable, grid, len(cast), sampling)
         text = f'about {cost.seconds:.0f} s on this machine with the preset "exact" (within a factor of two)'
@@ -150,22 +152,27 @@ def _check_model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFo
     return [Finding(subject, "error", text), *packages], None
 
 
-def _detect_face(image: Tensor) -> PixelBox | None:
-    """Box (x0, y0, x1, y1) of the face in a photo [3, H, W]."""
-    from bya_core.encoders.face.detection import find_detector
-
-    faces = find_detector().detect(image)
-    if not faces:
-        return None
-    x0, y0, x1, y1 = (round(value) for value in faces[0].box)
-    return max(0, x0), max(0, y0), min(image.shape[2], x1), min(image.shape[1], y1)
+def _face_boxes(detector: FaceMesh, image: Tensor) -> list[PixelBox]:
+    """Boxes (x0, y0, x1, y1) of the faces in a photo [3, H, W]."""
+    boxes = []
+    for face in detector.detect(image):
+        x0, y0, x1, y1 = (round(value) for value in face.box)
+        boxes.append((max(0, x0), max(0, y0), min(image.shape[2], x1), min(image.shape[1], y1)))
+    return boxes
 
 
-def _check_face(member: CastMember, box: PixelBox | None) -> Finding:
-    if box is None:
+def _area(box: PixelBox) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _check_face(member: CastMember, boxes: Sequence[PixelBox]) -> Finding:
+    if not boxes:
         return Finding(member.name, "error", "no face detected in the reference image")
     height, width = member.image.shape[1:]
-    share = (box[2] - box[0]) * (box[3] - box[1]) / (height * width)
+    share = max(_area(box) for box in boxes) / (height * width)
+    if len(boxes) > 1:
+        text = f"{len(boxes)} faces detected in the reference image; the largest covers {share:.0%} of it"
+        return Finding(member.name, "warning", f"{text}: crop the image to one person")
     return Finding(member.name, "ok", f"the face covers {share:.0%} of the reference image ({width}x{height} pixels)")
 
 
@@ -192,7 +199,11 @@ def _check_masks(masks: Tensor, grid: TokenGrid, cast: Sequence[CastMember]) -> 
     return Finding("masks", "ok", "one for each character")
 
 
-def _check_first_frame(frame: Tensor, cast: Sequence[CastMember], meter: PixelMeter) -> Finding:
+def _check_first_frame(frame: Tensor, cast: Sequence[CastMember], meter: PixelMeter | None) -> Finding:
+    if meter is None:
+        count = len(FaceMesh().detect(frame))
+        text = f"{count} {'face' if count == 1 else 'faces'} detected for {len(cast)} characters"
+        return Finding("first frame", "ok" if count >= len(cast) else "warning", text)
     missing = [cast[n].name for n in meter.missing_characters(frame, [member.image for member in cast])]
     if missing:
         text = f"no region has the colors of {', '.join(missing)}; all characters should be visible"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bya_core.config import Region
 from bya_core.encoders.canvas import first_frame
-from bya_core.encoders.face.detection import find_detector
 from bya_core.encoders.face.matching import CharacterFinder, DetectedCharacters, FaceFinder
+from bya_core.encoders.face.mesh import FaceMesh
 from bya_core.errors import InputError
 from bya_core.progress import ProgressTracker
 from bya_core.routing.result import Routing
@@ -79,7 +79,7 @@ def character_boxes(frame: Tensor, scene: Scene, bundle: ModelBundle) -> Tensor:
 
 def locate_characters(frame: Tensor, scene: Scene, bundle: ModelBundle) -> LocatedCharacters:
     """Locate each character in `frame` [3, H, W]. Raises InputError as `character_boxes` does."""
-    finder: CharacterFinder = bundle.character_finder or FaceFinder(find_detector(), bundle.face)
+    finder: CharacterFinder = bundle.character_finder or FaceFinder(FaceMesh(bundle.device), bundle.face)
     portraits = [character.image.to(bundle.device) for character in scene.characters]
     detected = finder.find(frame.to(bundle.device), portraits)
     names = [character.name for character in scene.characters]

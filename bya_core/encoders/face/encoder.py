@@ -24,6 +24,7 @@ from bya_core.encoders.face.detection import Face, FaceDetector, ScrfdDetector, 
 from bya_core.encoders.face.parsing import FaceParser
 from bya_core.encoders.face.recognition import ArcFace
 from bya_core.encoders.face.retinaface import RetinaFaceDetector
+from bya_core.encoders.person import PersonParser
 from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
 
@@ -47,14 +48,14 @@ class FaceModels:
     Args:
         detector: Face detector with five landmarks (eyes, nose, mouth corners).
         parser: Segments an aligned face.
-        recognizer: Face recognition network.
-        vision: EVA02-CLIP-L/14 at 336 pixels.
+        recognizer: Face recognition network; `None` where faces are only cropped.
+        vision: EVA02-CLIP-L/14 at 336 pixels; `None` where faces are only cropped.
     """
 
     detector: FaceDetector
-    parser: FaceParser
-    recognizer: ArcFace
-    vision: EvaVision
+    parser: FaceParser | PersonParser
+    recognizer: ArcFace | None
+    vision: EvaVision | None
 
     @staticmethod
     def load(detector: Path, parser: Path, recognizer: Path, vision: Path) -> FaceModels:
@@ -145,10 +146,11 @@ class PhotoFaceEncoder:
         face = self.crop(image)
         for notice in face.notices:
             log.warning("%s", notice)
-        vision = self.models.vision
+        vision, recognizer = self.models.vision, self.models.recognizer
+        assert vision is not None and recognizer is not None
         inputs = clip_input(face.crop, face.mask, vision.image_size)
         pooled, hidden = vision(inputs.to(next(vision.parameters())))
-        embedding = self.models.recognizer.features(face.crop)
+        embedding = recognizer.features(face.crop)
         identity = torch.cat([embedding, F.normalize(pooled[0].float(), dim=0).cpu()])
         return FaceFeatures(identity, hidden[0].float().cpu(), face.portrait.cpu(), face.notices)
 
@@ -202,8 +204,10 @@ class PhotoFaceEncoder:
         detector: Any = self.models.detector
         if hasattr(detector, "to"):
             detector.to(device)
-        self.models.parser.to(device)
-        self.models.vision.to(device, dtype)
+        if not isinstance(self.models.parser, PersonParser):
+            self.models.parser.to(device)
+        if self.models.vision is not None:
+            self.models.vision.to(device, dtype)
         return self
 
     def release(self) -> None:

@@ -124,6 +124,7 @@ class PhotoCharacterFinder:
         return DetectedCharacters(boxes, body_boxes(boxes), embeddings @ known.T)
 
     def _embed(self, crop: Tensor) -> Tensor:
+        assert self.face.models.recognizer is not None
         return F.normalize(self.face.models.recognizer.features(crop), dim=0)
 
     def _aligned(self, image: Tensor, face: Face) -> Tensor:

@@ -24,7 +24,8 @@ from bya_core.encoders.weights import load_weights
 _IN_NETWORK = 15.0  # smallest face in pixels of the network input
 _MIN_FACE = 24.0  # smallest face in pixels of the image
 _MAX_SIDE = 960  # of the network input in pixels: the smallest face grows with images that are larger
-_LEVEL = 4.0  # ratio of consecutive scales; a scale finds faces of 15 to 100 pixels of its input
+_LEVELS = (2.0, 2.0, 4.0)  # ratios of consecutive scales; a scale finds faces of 15 to 100 pixels of its input
+_CHEAP = 2.5  # network inputs of 128 x 128 pixels: larger scales are not run on every frame
 _RELIABLE = 20.0  # pixels of the network input: boxes of smaller faces are left to the next finer scale
 _BORDER = 16  # black pixels around the coarsest input: faces that fill the image
 _OVERLAP = 0.3  # IoU of detections that are averaged
@@ -51,6 +52,11 @@ class Detections:
     boxes: np.ndarray
     points: np.ndarray
     scores: np.ndarray
+
+    @staticmethod
+    def none() -> Detections:
+        """No detections."""
+        return Detections(np.zeros((0, 4)), np.zeros((0, 6, 2)), np.zeros(0))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -104,19 +110,18 @@ class FaceMesh:
         return faces
 
     @torch.inference_mode()
-    def detections(self, frames: np.ndarray, small: bool = True) -> list[Detections]:
+    def detections(self, frames: np.ndarray, skip: int = 0) -> list[Detections]:
         """Detections in each of the frames uint8 [F, H, W, 3], without verification by the mesh.
 
         Args:
             frames: Video frames.
-            small: Also run the finest scale, which costs ten times as much as all others: faces under about a seventh
-                of the height of a 720p frame.
+            skip: Number of the finest scales to leave out, see `costly_scales`.
         """
         height, width = frames.shape[1:3]
         scales = _scales(height, width)
         found: list[list[Detections]] = [[] for _ in frames]
         for position, scale in enumerate(scales):
-            if position == 0 and not small and len(scales) > 1:
+            if position < min(skip, len(scales) - 1):
                 continue
             size = max(16, round(height / scale)), max(16, round(width / scale))
             batch = max(1, _BATCH * blazeface.SIZE**2 // (size[0] * size[1]))
@@ -206,11 +211,20 @@ def five_points(points: np.ndarray) -> np.ndarray:
     return (points[..., pairs[:, 0], :2] + points[..., pairs[:, 1], :2]) / 2
 
 
+def costly_scales(height: int, width: int) -> int:
+    """Number of the finest scales of an image that are too costly for every frame of a video.
+
+    The finest costs about 100 ms a 720p frame on one core, the next one 25 ms, all others together 10 ms.
+    """
+    limit = _CHEAP * blazeface.SIZE**2
+    return sum(height * width / scale**2 > limit for scale in _scales(height, width)[:2])
+
+
 def _scales(height: int, width: int) -> list[float]:
     """Factors by which an image is downscaled for the detector, finest first."""
     scales = [max(_MIN_FACE / _IN_NETWORK, max(height, width) / _MAX_SIDE)]
     while min(height, width) / scales[-1] > 100:
-        scales.append(scales[-1] * _LEVEL)
+        scales.append(scales[-1] * _LEVELS[min(len(scales), len(_LEVELS)) - 1])
     return scales
 
 

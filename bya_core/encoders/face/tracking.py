@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from bya_core.encoders.face.crops import Squares, cut
-from bya_core.encoders.face.mesh import Detections, FaceMesh, squares, squares_of_meshes
+from bya_core.encoders.face.mesh import Detections, FaceMesh, costly_scales, squares, squares_of_meshes
 
 _STEP = 4  # frames between detections
-_SMALL_EVERY = 6  # detections between runs of the finest scale
+_EVERY = (12, 3)  # keyframes between runs of the finest and of the second scale where these are costly
+_SEARCHED = 24  # frames after which a lost face is no longer searched where it was last seen
 _CHUNK = 64  # keyframes decoded into network inputs at once
 _SEARCH = 3.0  # side of the searched square over the side of the face
 _NEAR = 1.0  # largest distance of a linked detection from the predicted position, in face sizes
@@ -29,6 +30,7 @@ _SAME = 0.5  # the same of a face found in the previous keyframe
 _ACROSS_CUT = 0.9  # the same of a face at the same place after a cut, or a flash taken for one
 _CUT = (20.0, 4.0)  # smallest mean difference of a frame to the last one at a cut: absolute, and over the median around
 _NEW, _CONFIRMED = 0.55, 0.65  # smallest first and best score of a track
+_SHARED = 0.6  # of the smaller of two boxes: the same face
 _GROWTH = 0.7  # largest change of the logarithm of the size between linked detections
 _DRIFT = 0.12  # of the side of the square: a larger deviation of the mesh from its center calls for a second pass
 _SHORTEST = 5  # frames; shorter tracks in longer videos are discarded
@@ -66,7 +68,7 @@ class FaceTrack:
         return result
 
 
-@dataclass
+@dataclass(eq=False)
 class _Path:
     """Linked detections of one face: frame -> position in `Detections` of one face."""
 
@@ -74,15 +76,22 @@ class _Path:
     boxes: list[np.ndarray] = field(default_factory=list)
     points: list[np.ndarray] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    look: np.ndarray | None = None
+    look: np.ndarray | None = None  # of the last detections
+    looks: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, frame: int, detections: Detections, k: int, look: np.ndarray, front: bool = False) -> None:
-        place = 0 if front else len(self.frames)
+    def add(self, frame: int, detections: Detections, k: int, look: np.ndarray) -> None:
+        place = int(np.searchsorted(self.frames, frame))
         self.frames.insert(place, frame)
         self.boxes.insert(place, detections.boxes[k])
         self.points.insert(place, detections.points[k])
         self.scores.insert(place, float(detections.scores[k]))
+        self.looks.insert(place, look)
         self.look = look if self.look is None else 0.8 * self.look + 0.2 * look
+
+    def resembles(self, look: np.ndarray) -> bool:
+        """Whether the appearance of a detection near the last position fits the face."""
+        assert self.look is not None
+        return float(look @ self.look) > _SAME * float(np.linalg.norm(self.look))
 
     def predicted(self, frame: int) -> np.ndarray:
         """Box at a later frame, by constant velocity for a short time."""
@@ -118,15 +127,16 @@ def track_faces(frames: np.ndarray, mesh: FaceMesh | None = None, max_faces: int
     paths: list[_Path] = []
     for start in range(0, len(keyframes), _CHUNK):
         chosen = keyframes[start : start + _CHUNK]
-        for frame, detections in zip(chosen, _detect(mesh, frames, chosen, start), strict=True):
+        for frame, detections in zip(chosen, _detect(mesh, frames, chosen, start, shots), strict=True):
             _link(mesh, frames, paths, frame, detections, shots)
     paths = [path for path in paths if max(path.scores) >= _CONFIRMED]
     for path in paths:
-        same_shot = [k for k in keyframes if shots[k] == shots[path.frames[0]]]
-        _extend_back(mesh, frames, path, same_shot)
+        _search_back(mesh, frames, path, [each for each in paths if each is not path], keyframes, shots)
+    paths = _stitch(paths, shots)
     tracks = [_fill(mesh, frames, path, shots) for path in paths if len(path.frames) > 1 or length <= _STEP]
     shortest = min(_SHORTEST, length)
     tracks = _without_duplicates([track for track in tracks if track.visible.sum() >= shortest])
+    tracks = [track for track in tracks if track.visible.sum() >= shortest]
     tracks = sorted(tracks, key=lambda track: -int(track.visible.sum()))[:max_faces]
     return sorted(tracks, key=lambda track: float(np.nanmedian(track.boxes[:, 0] + track.boxes[:, 2])))
 
@@ -143,15 +153,20 @@ def find_cuts(frames: np.ndarray) -> np.ndarray:
     return candidates[differences[candidates] > _CUT[1] * np.array(usual)]
 
 
-def _detect(mesh: FaceMesh, frames: np.ndarray, chosen: list[int], start: int) -> list[Detections]:
-    """Detections of keyframes; the finest scale runs on every `_SMALL_EVERY`th of them only."""
-    result: list[Detections | None] = [None] * len(chosen)
-    for small in (True, False):
-        part = [k for k in range(len(chosen)) if ((start + k) % _SMALL_EVERY == 0) == small]
-        if part:
-            for k, detections in zip(part, mesh.detections(frames[[chosen[k] for k in part]], small), strict=True):
-                result[k] = detections
-    return [detections for detections in result if detections is not None]
+def _detect(mesh: FaceMesh, frames: np.ndarray, chosen: list[int], start: int, shots: np.ndarray) -> list[Detections]:
+    """Detections of keyframes; costly scales run at the start of shots and now and then."""
+    costly = costly_scales(*frames.shape[1:3])
+    skips = []
+    for k, frame in enumerate(chosen):
+        first = frame < _STEP or shots[frame] != shots[frame - _STEP]
+        due = [first or (start + k) % every == 0 for every in _EVERY]
+        skips.append(min(costly, 0 if due[0] else 1 if due[1] else 2))
+    result = [Detections.none()] * len(chosen)
+    for skip in set(skips):
+        part = [k for k in range(len(chosen)) if skips[k] == skip]
+        for k, detections in zip(part, mesh.detections(frames[[chosen[k] for k in part]], skip), strict=True):
+            result[k] = detections
+    return result
 
 
 def _size(boxes: np.ndarray) -> np.ndarray:
@@ -191,12 +206,12 @@ def _link(
                 alive[rows[i]].add(frame, found, int(columns[j]), looks[columns[j]])
                 free[columns[j]] = False
                 matched.add(rows[i])
-    missing = [path for k, path in enumerate(alive) if k not in matched and frame - path.frames[-1] <= 2 * _STEP]
+    missing = [path for k, path in enumerate(alive) if k not in matched and frame - path.frames[-1] <= _SEARCHED]
     missing = [path for path in missing if shots[path.frames[-1]] == shots[frame]]
     if missing:
         _search(mesh, frames, missing, frame, [path.boxes[-1] for path in paths if path.frames[-1] == frame])
     taken = [path.boxes[-1] for path in paths if path.frames[-1] == frame]
-    new = [k for k in np.flatnonzero(free) if found.scores[k] >= _NEW and not _overlaps(found.boxes[k], taken)]
+    new = [int(k) for k in np.flatnonzero(free) if found.scores[k] >= _NEW and not _overlaps(found.boxes[k], taken)]
     meshes = mesh.meshes(frames, squares(np.full(len(new), frame), found[new]))
     for k, presence in zip(new, meshes.presence, strict=True):
         if presence >= mesh.min_presence:
@@ -230,29 +245,67 @@ def _overlaps(box: np.ndarray, others: list[np.ndarray], share: float = 0.4) -> 
 
 
 def _search(
-    mesh: FaceMesh, frames: np.ndarray, paths: list[_Path], frame: int, taken: list[np.ndarray], front: bool = False
+    mesh: FaceMesh,
+    frames: np.ndarray,
+    paths: list[_Path],
+    frame: int,
+    taken: list[np.ndarray],
+    boxes: np.ndarray | None = None,
 ) -> list[bool]:
-    """Search paths around their predicted position in `frame`; whether each was found."""
-    boxes = np.stack([path.boxes[0] if front else path.predicted(frame) for path in paths])
+    """Search paths around `boxes` [K, 4], or their predicted positions, in `frame`; whether each was found."""
+    if boxes is None:
+        boxes = np.stack([path.predicted(frame) for path in paths])
     around = Squares(np.full(len(paths), frame), _center(boxes), _SEARCH * _size(boxes), np.zeros(len(paths)))
     results = []
     for path, box, detections in zip(paths, boxes, mesh.detections_in(frames, around), strict=True):
         distance = np.linalg.norm(_center(detections.boxes) - _center(box), axis=-1) / _size(box)
         ratio = np.abs(np.log(np.maximum(_size(detections.boxes), 1e-3) / _size(box)))
         order = [int(k) for k in np.argsort(distance) if distance[k] < _NEAR and ratio[k] < _GROWTH]
-        order = [k for k in order if not _overlaps(detections.boxes[k], taken)][:1]
+        looks = _looks(frames, frame, detections.boxes)
+        order = [k for k in order if not _overlaps(detections.boxes[k], taken) and path.resembles(looks[k])][:1]
         for k in order:
-            path.add(frame, detections, k, _looks(frames, frame, detections.boxes[[k]])[0], front)
+            path.add(frame, detections, k, looks[k])
             taken.append(detections.boxes[k])
         results.append(bool(order))
     return results
 
 
-def _extend_back(mesh: FaceMesh, frames: np.ndarray, path: _Path, keyframes: list[int]) -> None:
-    """Search the face in the keyframes before its first detection."""
-    for frame in reversed([k for k in keyframes if k < path.frames[0]]):
-        if not _search(mesh, frames, [path], frame, [], front=True)[0]:
-            return
+def _search_back(
+    mesh: FaceMesh, frames: np.ndarray, path: _Path, others: list[_Path], keyframes: list[int], shots: np.ndarray
+) -> None:
+    """Search the face in the keyframes before its first detection and before those that follow a gap."""
+    known = set(path.frames)
+    for position in range(len(keyframes) - 1, 0, -1):
+        frame, before = keyframes[position], keyframes[position - 1]
+        if frame in known and before not in known and shots[frame] == shots[before]:
+            box = path.boxes[path.frames.index(frame)]
+            taken = [other.boxes[other.frames.index(before)] for other in others if before in other.frames]
+            if _search(mesh, frames, [path], before, taken, box[None])[0]:
+                known.add(before)
+
+
+def _stitch(paths: list[_Path], shots: np.ndarray) -> list[_Path]:
+    """Join paths of which one begins where the other was lost, by their appearance, the most similar first."""
+    paths = list(paths)
+    while True:
+        best, pair = _ALIKE, None
+        for early in paths:
+            for late in paths:
+                gap = late.frames[0] - early.frames[-1]
+                if not 0 < gap <= _LOST or shots[late.frames[0]] != shots[early.frames[-1]]:
+                    continue
+                first, second = np.median(early.looks, axis=0), np.median(late.looks, axis=0)
+                alike = float(first @ second / max(1e-6, np.linalg.norm(first) * np.linalg.norm(second)))
+                size = max(_size(early.boxes[-1]), _size(late.boxes[0]))
+                distance = float(np.linalg.norm(_center(late.boxes[0]) - _center(early.boxes[-1])) / size)
+                if alike > best and distance < _NEAR * (1 + 0.5 * gap / _STEP):
+                    best, pair = alike, (early, late)
+        if pair is None:
+            return paths
+        early, late = pair
+        for name in ("frames", "boxes", "points", "scores", "looks"):
+            getattr(early, name).extend(getattr(late, name))
+        paths.remove(late)
 
 
 def _fill(mesh: FaceMesh, frames: np.ndarray, path: _Path, shots: np.ndarray) -> FaceTrack:
@@ -290,18 +343,29 @@ def _fill(mesh: FaceMesh, frames: np.ndarray, path: _Path, shots: np.ndarray) ->
     visible = chosen[present]
     track.points[visible] = points[present]
     track.boxes[visible] = np.concatenate([points[present, :, :2].min(1), points[present, :, :2].max(1)], axis=1)
-    track.scores[visible] = np.interp(visible, known, detected.scores)
+    after = np.searchsorted(known, visible).clip(max=len(known) - 1)
+    before = (np.searchsorted(known, visible, side="right") - 1).clip(min=0)
+    firm = (known[before] <= visible) & (visible <= known[after]) & (known[after] - known[before] <= _STEP)
+    track.scores[visible] = np.interp(visible, known, detected.scores) * np.where(firm, 1.0, 0.8)
     return track
 
 
 def _without_duplicates(tracks: list[FaceTrack]) -> list[FaceTrack]:
-    """Remove tracks that follow the same face as a longer one for most of their visible frames."""
-    kept: list[FaceTrack] = []
-    for track in sorted(tracks, key=lambda track: -int(track.visible.sum())):
-        frames = np.flatnonzero(track.visible)
-        covered = np.zeros(len(frames), bool)
-        for other in kept:
-            covered |= [bool(other.visible[f]) and _overlaps(track.boxes[f], [other.boxes[f]], 0.5) for f in frames]
-        if covered.mean() < 0.5:
-            kept.append(track)
-    return kept
+    """Leave each face to one track: the one with the higher score in the frames around, else the longer one."""
+    tracks = sorted(tracks, key=lambda track: -int(track.visible.sum()))
+    lengths = [int(track.visible.sum()) for track in tracks]
+    for k, track in enumerate(tracks):
+        for j in range(k):
+            other = tracks[j]
+            both = np.flatnonzero(track.visible & other.visible)
+            shared = np.array([f for f in both if _overlaps(track.boxes[f], [other.boxes[f]], _SHARED)], int)
+            if len(shared) < 0.5 * lengths[k]:  # a moment in which one hides the other
+                weaker = track.scores[shared] <= other.scores[shared]
+                _hide(other, shared[~weaker])
+                shared = shared[weaker]
+            _hide(track, shared)
+    return tracks
+
+
+def _hide(track: FaceTrack, frames: np.ndarray) -> None:
+    track.boxes[frames], track.points[frames], track.scores[frames] = np.nan, np.nan, 0.0

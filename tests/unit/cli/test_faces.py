@@ -12,6 +12,7 @@ from PIL import Image
 from bya_core.cli import faces as cli_faces
 from bya_core.cli import main as cli
 from bya_core.encoders.face.encoder import FaceModels, PhotoFaceEncoder
+from tests.unit.encoders.face_scenes import person
 from tests.unit.encoders.networks import POINTS, picture
 from tests.unit.encoders.test_face_encoder import EllipseParser, FixedDetector, face
 
@@ -51,11 +52,26 @@ def test_image_without_face(folder, capsys):
     assert Image.open(folder / "faces.png").height == 512
 
 
-def test_missing_weights(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path / "models"))
+def test_missing_weights_in_the_given_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.fromarray(picture(64, 64)).save(tmp_path / "ada.png")
-    assert cli.main(["faces", str(tmp_path / "ada.png"), "-o", str(tmp_path / "faces.png")]) == 2
+    options = ["-o", str(tmp_path / "faces.png"), "--models-dir", str(tmp_path)]
+    assert cli.main(["faces", str(tmp_path / "ada.png"), *options]) == 2
     printed = capsys.readouterr().err
     assert "detection_Resnet50_Final.pth" in printed and "download official --components faces" in printed
     assert not (tmp_path / "faces.png").exists()
+
+
+def test_without_released_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BYA_MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, pixels in (("ada", person(192)), ("wall", picture(64, 64))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    out = tmp_path / "faces.png"
+    assert cli.main(["faces", str(tmp_path / "ada.png"), "-o", str(out)]) == 0
+    preview = np.asarray(Image.open(out))
+    assert preview.shape == (512, 1024, 3) and (preview[5, 5:500] < 255).any()
+    assert preview[300, 768].min() < 250 and preview[5, -5].tolist() == [255, 255, 255]  # the face on white
+    assert "BlazeFace" in capsys.readouterr().err
+    out.unlink()
+    assert cli.main(["faces", str(tmp_path / "wall.png"), "-o", str(out)]) == 1 and not out.exists()
