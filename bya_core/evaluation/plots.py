@@ -156,7 +156,7 @@ def draw_report(
 
     Args:
         lanes: one per character.
-        scores: of each mouth with each voice [N, M].
+        scores: of each mouth with each voice [N, M]; NaN = not measured.
         voices: names of the M voices.
         fps: frames per second.
         scale: meaning of the scores.
@@ -197,10 +197,11 @@ def _draw_scores(
             width, height = 1 - 4 / cell, 1 - 4 / CELL
             edge = TEXT if target else "none"
             box = (m + 2 / cell, n + 2 / CELL)
-            axes.add_patch(
-                Rectangle(box, width, height, facecolor=_score_color(value / full, target), edgecolor=edge, lw=1.6)
-            )
-            axes.text(m + 0.5, n + 0.5, f"{value:.2f}", color=TEXT, fontsize=11, ha="center", va="center")
+            known = np.isfinite(value)
+            face = _score_color(value / full, target) if known else LINE
+            axes.add_patch(Rectangle(box, width, height, facecolor=face, edgecolor=edge, lw=1.6))
+            text, size = (f"{value:.2f}", 11) if known else ("not\nmeasured", min(9, cell / 8))
+            axes.text(m + 0.5, n + 0.5, text, color=TEXT, fontsize=size, ha="center", va="center")
         x = left + count * cell + 24
         color = NEUTRAL if lane.passed is None else GOOD if lane.passed else BAD
         page.text(x, middle, "●", 14, color)
@@ -265,8 +266,8 @@ def _draw_lane(page: Page, top: float, n: int, lane: Lane, voices: Sequence[str]
         axes.plot(times, rival, color=NEUTRAL, lw=1)
         axes.plot(times, own, color=rgb(n), lw=1.5)
         axes.set_ylim(0, 1.05)
-        mean = float(own[np.isfinite(own)].mean()) if np.isfinite(own).any() else float("nan")
-        _annotate(axes, f"similarity to the reference {mean:.2f}")
+        known = own[np.isfinite(own)]
+        _annotate(axes, f"similarity to the reference {known.mean():.2f}" if known.size else "not measured")
     axes = track(10, NEUTRAL if lane.passed is None else GOOD)
     axes.set_ylim(0, 1)
     for begin, end in true_spans(lane.failed, fps):

@@ -120,7 +120,8 @@ def binding_report(
     metrics = _metrics(lanes, scores, masks, identity, owners, faces)
     text = [*_sentences(lanes, scores, owners, metrics, identity, given), *faces.notices]
     text.append(scores.scale.description.format(frames=length))
-    picture = draw_report(lanes, scores.scores, owners[: len(speeches)], fps, scores.scale)
+    shown = np.where(scores.measured, scores.scores, np.nan)
+    picture = draw_report(lanes, shown, owners[: len(speeches)], fps, scores.scale)
     return BindingReport("\n".join(text), picture, metrics)
 
 
@@ -173,7 +174,7 @@ def _metrics(
         "measure": scores.scale.name,
         "characters": [lane.name for lane in lanes],
         "voices": list(owners[: scores.scores.shape[1]]),
-        "score": np.round(scores.scores, 3).tolist(),
+        "score": _rounded(np.where(scores.measured, scores.scores, np.nan), 3),
         "should_follow": scores.targets.tolist(),
         "verdicts": [lane.verdict for lane in lanes],
         "offset": [int(scores.offset[n, own]) if own >= 0 else None for n, own in enumerate(scores.targets)],

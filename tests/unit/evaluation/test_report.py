@@ -48,6 +48,26 @@ def test_listeners(clip: Clip) -> None:
     assert silent.metrics["verdicts"][1] == "still" and "keeps still" in silent.text
 
 
+def test_what_is_not_measured_is_gray(clip: Clip) -> None:
+    """A short video, an invisible character, a silent voice: no number and no red cell."""
+    frames, masks, speeches = clip
+    red, gray = (200, 62, 62), (74, 77, 90)
+
+    def colors(result: BindingReport) -> set[tuple[int, ...]]:
+        table = result.picture.crop((196, 122, 500, 238))
+        return {color for count, color in table.getcolors(1 << 20) if count > 500}
+
+    short = report((frames[:9], masks[:, :9], speeches), meter=PuppetMeter())
+    assert short.metrics["score"] == [[None, None], [None, None]]
+    assert gray in colors(short) and red not in colors(short)
+    absent = report((frames, masks * torch.tensor([0.0, 1]).view(2, 1, 1, 1), speeches), meter=PuppetMeter())
+    assert absent.metrics["score"][0] == [None, None] and None not in absent.metrics["score"][1]
+    one = report((frames, masks, [speeches[0], None]), meter=PuppetMeter())
+    assert [row[1] for row in one.metrics["score"]] == [None, None] and one.metrics["score"][0][0] > 0.5
+    assert gray in colors(one)
+    assert gray not in colors(report(clip, meter=PuppetMeter()))
+
+
 def test_inconclusive_cases(clip: Clip) -> None:
     frames, masks, speeches = clip
     short = report((frames[:9], masks[:, :9], speeches), meter=PuppetMeter())
