@@ -17,7 +17,7 @@ SUCCESS, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 """Exit codes: done, failed, invalid input, interrupted."""
 
 TRACEBACK = "BYA_TRACEBACK"
-"""Environment variable that shows the traceback of an internal error."""
+"""Environment variable that shows the traceback of every error."""
 
 
 def run_guarded(
@@ -52,6 +52,8 @@ def _guarded(action: Callable[[], int | None], reduce: str, interrupted: str) ->
 
 def _report(error: Exception, reduce: str) -> int:
     """Print an error; returns its exit code."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
     if (exhausted := out_of_memory(error, reduce)) is not None:
         _say(f"error: {exhausted}")
     elif isinstance(error, InputError):
@@ -61,8 +63,6 @@ def _report(error: Exception, reduce: str) -> int:
         _say(f"error: {one_line(str(error))}")
         return FAILED
     else:
-        if os.environ.get(TRACEBACK):
-            traceback.print_exception(error)
         problem = f"internal error {type(error).__name__} ({error})"
         _say(f"error: {InputError(problem, 'none', f'report it with the output of {TRACEBACK}=1')}")
         return FAILED

@@ -19,6 +19,7 @@ from bya_core.io.files import read_json_object
 from bya_core.io.outputs import check_folder, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.components import OFFICIAL_SETTINGS
+from bya_core.weights.damaged import model_errors
 from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve
 from bya_core.weights.registry import MODELS, find_model, find_path
 from bya_core.weights.single_file import FORMAT, FP8, is_stored_in_fp8, write_single_file
@@ -160,7 +161,8 @@ def convert_to_released(model: str | Path, out: Path, precision: str = "as-store
 
 def _build_shell(arguments: Mapping[str, Any]) -> tuple[Any, Shapes]:
     """The transformer without weights, and the shapes of its state dict."""
-    shell = build_empty(lambda: BindYourAvatarTransformer3DModel(**arguments))
+    with model_errors("a model with this configuration"):
+        shell = build_empty(lambda: BindYourAvatarTransformer3DModel(**arguments))
     return shell, {name: tuple(value.shape) for name, value in shell.state_dict().items()}
 
 

@@ -14,6 +14,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.cache import missing_files
 from bya_core.weights.comparison import WeightComparison, compare_weights
 from bya_core.weights.components import OFFICIAL, RELEASE
+from bya_core.weights.damaged import named_model
 from bya_core.weights.loader import encoders_for, resolve
 from bya_core.weights.lora import check_lora_shape
 from bya_core.weights.registry import MODELS
@@ -61,6 +62,7 @@ class Inspection:
         return {"loads": self.loads, **asdict(self)}
 
 
+@named_model
 def inspect_model(name_or_path: str | Path) -> Inspection:
     """Compare the files of a model with the model that they describe, reading names and shapes only.
 

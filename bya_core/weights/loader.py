@@ -21,6 +21,7 @@ from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files
 from bya_core.weights.comparison import shorten
 from bya_core.weights.components import OFFICIAL, RELEASE
+from bya_core.weights.damaged import named_model
 from bya_core.weights.official import check_components, load_official, read_settings
 from bya_core.weights.registry import MODELS, ModelEntry, find_model, find_path
 from bya_core.weights.single_file import read_metadata
@@ -68,6 +69,7 @@ class ModelSource:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
+@named_model
 def load_bundle(
     name_or_path: str | Path,
     *,
@@ -96,6 +98,7 @@ def load_bundle(
     return _load_source(path, dtype, device, components or {})
 
 
+@named_model
 def resolve(name_or_path: str | Path) -> ModelSource:
     """Locate a model without reading its weights.
 
@@ -123,6 +126,7 @@ def resolve(name_or_path: str | Path) -> ModelSource:
     raise InputError(f"{path} is not a model", expected, "see the documentation on models")
 
 
+@named_model
 def load_defaults(name_or_path: str | Path) -> SceneDefaults:
     """Values for fields that a scene file omits. Reads weights only if no settings file has them.
 
