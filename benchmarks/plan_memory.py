@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parents[1]
 sys.path = [str(ROOT), *(path for path in sys.path if Path(path or ".").resolve() != ROOT / "benchmarks")]
 
+from bya_core.io.atomic import write_text  # noqa: E402
 from bya_core.memory.planner import (  # noqa: E402
     MEMORY_PLANS,
     plan_memory,
@@ -180,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         page = options.document.read_text(encoding="utf-8")
         before, _, rest = page.partition(BEGIN)
         _, _, after = rest.partition(END)
-        options.document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        write_text(options.document, f"{before}{BEGIN}\n{text}\n{END}{after}")
     return 0
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -33,6 +32,7 @@ sys.path = [str(ROOT), *(path for path in sys.path if Path(path or ".").resolve(
 
 from bya_core.config import Preset  # noqa: E402
 from bya_core.grid import TokenGrid  # noqa: E402
+from bya_core.io.atomic import write_json  # noqa: E402
 from bya_core.models import transformer as transformer_module  # noqa: E402
 from bya_core.progress import ProgressCallback, ProgressTracker  # noqa: E402
 
@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.model} on {name}, torch {torch.__version__}\n")
         print_runs(figures)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, figures, indent=1)
     return 0
 
 

@@ -20,6 +20,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bya_core.errors import InputError
+from bya_core.io.outputs import make_folder
 from training.command_line import OutputFile, OutputPath, run_command
 from training.curation.models import release_models
 from training.curation.output import CurationOutput
@@ -78,7 +79,7 @@ def curate(options: CurateOptions) -> RunStats:
     models = check_models(output.stages)
     if options.engine == "ray" or options.workers != 0:
         release_models()  # workers load their own
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stats = RunStats(sources, [stage.name for stage in output.stages])
     if options.engine == "ray":
         from training.curation.ray_engine import run_ray

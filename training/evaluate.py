@@ -33,6 +33,7 @@ if __package__ in (None, ""):  # run as a script
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
+from bya_core.io.outputs import make_folder
 from bya_core.progress import Progress, ProgressCallback
 from training.benchmark.gallery import write_gallery
 from training.benchmark.suites import EvaluateOptions, evaluate_scenes, evaluate_videos, write_json
@@ -44,7 +45,7 @@ def main(options: EvaluateOptions) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
+        make_folder(options.output)
         options = replace(options, json=options.json or options.output / "results.json")
     if options.json is not None and not os.access(options.json.resolve().parent, os.W_OK):
         raise InputError(f"--json {options.json}", "a writable folder", "create it or choose another one")

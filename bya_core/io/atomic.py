@@ -81,17 +81,21 @@ class AtomicFiles:
         try:
             if error is None:
                 self._commit()
-            elif self._workspaces and (failure := self._failure(error)):
+            elif self._workspaces and (failure := self.failure(error)):
                 raise failure from error
         except OSError as failed:
-            raise self._failure(failed) or failed from failed
+            raise self.failure(failed) or failed from failed
         finally:
-            with deferred_interrupts():
-                for workspace in self._workspaces.values():
-                    workspace.close()
-                for folder in reversed(self._created):
-                    with suppress(OSError):  # not empty
-                        folder.rmdir()
+            self.discard()
+
+    def discard(self) -> None:
+        """Delete the temporary files."""
+        with deferred_interrupts():
+            for workspace in self._workspaces.values():
+                workspace.close()
+            for folder in reversed(self._created):
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
 
     def _commit(self) -> None:
         for temporary in self._pending.values():
@@ -106,7 +110,7 @@ class AtomicFiles:
             with suppress(OSError):
                 _sync(folder)
 
-    def _failure(self, error: BaseException) -> WriteError | None:
+    def failure(self, error: BaseException) -> WriteError | None:
         """The error for a full disk or another failure of writing; None for other errors."""
         names = " and ".join(target.name for target in self._pending) or "files"
         return _write_error(error, names, list(self._workspaces.values()))

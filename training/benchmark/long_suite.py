@@ -9,7 +9,6 @@ separate clip, from the pixels of the finished video: masks, binding, identity. 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 
 from bya_core.evaluation import binding as bindings
+from bya_core.io.outputs import make_folder
+from bya_core.io.workspace import temporary_folder
 from bya_core.pipelines.long_video import generate_long, plan
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.scene.types import Character, Scene, Speech
@@ -91,8 +92,10 @@ def long_report(
     for index in range(settings.scenes):
         scene, truth = long_scene(settings, index, bundle)
         tracker = ProgressTracker(callback, prefix=f"Scene {truth.clip.seed}: ")
-        with tempfile.TemporaryDirectory() as temporary:
-            work_dir = Path(temporary) if folder is None else folder / str(truth.clip.seed)
+        with temporary_folder() as temporary:
+            if folder is not None:
+                make_folder(folder, "the windows")
+            work_dir = temporary if folder is None else folder / str(truth.clip.seed)
             video = generate_long(scene, bundle, work_dir, tracker.report)
             frames = torch.stack(list(video.frames)).numpy()
         windows = plan(scene, bundle)

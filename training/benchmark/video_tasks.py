@@ -8,12 +8,12 @@ SCENES/        001.json ...: the scene file of each video (docs/reference/scene.
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import write_json
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.byab import Pair
@@ -84,7 +84,7 @@ def byab_tasks(
     for index, pair in enumerate(pairs):
         file, video = scenes / f"{pair.name}.json", videos / f"{pair.name}.mp4"
         scene = pair.scene(seed=index, **({} if frames is None else {"length": frames}))
-        file.write_text(jsonlib.dumps(scene, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, scene, indent=1)
         if not video.is_file():
             if bundle is None:
                 raise InputError(f"no {video}", "a video of each pair", "pass a model to generate them")

@@ -6,7 +6,6 @@ import atexit
 import json
 import logging
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bya_core.errors import InputError
+from bya_core.io.workspace import temporary_folder
 from training.curation.models import SpeechMixture
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class ClearVoiceExtractor:
 
     def extract(self, mixture: SpeechMixture) -> np.ndarray:
         """See `SpeechExtractor`. Raises RuntimeError if the worker reports an error or dies twice."""
-        with tempfile.TemporaryDirectory() as folder:
-            inputs, outputs = Path(folder) / "in.npz", Path(folder) / "out.npy"
+        with temporary_folder() as folder:
+            inputs, outputs = folder / "in.npz", folder / "out.npy"
             np.savez(inputs, mix=mixture.waveform, faces=mixture.faces)
             for attempt in range(_MAX_ATTEMPTS):
                 try:

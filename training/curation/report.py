@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bya_core.io.atomic import atomic_write
+from bya_core.io.atomic import write_text
 from bya_core.io.media import write_video
 from bya_core.io.overlay import tint_frame
 from training.curation.output import CurationOutput, OutputLayout, read_index
@@ -52,8 +52,7 @@ def write_report(path: Path, output: CurationOutput) -> None:
     indices = np.linspace(0, len(kept) - 1, min(_MAX_CLIPS, len(kept))).round().astype(int)
     parts += [_card(sample) for sample in _read_clips([kept[k] for k in indices], layout)] or ["<p>No clips.</p>"]
     page = f"<!doctype html><meta charset=utf-8><title>Curation</title><style>{STYLE}</style>{''.join(parts)}"
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def export_random_clips(layout: OutputLayout, count: int, seed: int) -> list[Path]:
@@ -72,7 +71,7 @@ def export_random_clips(layout: OutputLayout, count: int, seed: int) -> list[Pat
         lines += [f"{name}: {value}" for name, value in sample.measured.items() if name != "boxes"]
         questions = ("number of people correct", "masks correct", "speech assignment correct", "caption correct")
         lines += ["", *(f"{question}: ?" for question in questions)]
-        path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(path.with_suffix(".txt"), "\n".join(lines) + "\n")
         paths.append(path)
     return paths
 

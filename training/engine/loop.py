@@ -7,7 +7,6 @@ configured through accelerate: `accelerate launch --config_file training/recipes
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import write_json
 from bya_core.io.outputs import check_replaceable
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.data.batches import Clips
@@ -207,7 +207,7 @@ def _train(
     if main:
         report: dict[str, Any] = {"stage": asdict(stage), "settings": asdict(settings), "measured": summary}
         report |= {"processes": accelerator.num_processes, "skipped_clips": skipped_clips}
-        (output / "summary.json").write_text(json.dumps(report, indent=1, default=str))
+        write_json(output / "summary.json", report, indent=1)
     accelerator.wait_for_everyone()
     return summary
 

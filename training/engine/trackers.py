@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from bya_core.errors import InputError
-from bya_core.io.atomic import AtomicFiles
+from bya_core.io.atomic import atomic_write, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,7 +108,8 @@ class MetricLog:
             return
         path = self.output / "images" / f"step-{step:08d}" / f"{name.replace('/', '-')}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with atomic_write(path) as temporary:
+            image.save(temporary)
         pixels = np.asarray(image.convert("RGB"))[None]
         for tracker in self.accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -126,8 +127,7 @@ def _truncate(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    with AtomicFiles() as files:
-        files.at(path).write_text("".join(line + "\n" for line in lines))
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _step_of(line: str) -> float:
@@ -141,7 +141,7 @@ def _run_id(output: Path) -> str:
     """The W&B id of this run, kept in its folder so that a restart continues the same W&B run."""
     path = output / "wandb_id"
     if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:8])
+        write_text(path, uuid.uuid4().hex[:8])
     return path.read_text().strip()
 
 

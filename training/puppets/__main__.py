@@ -6,7 +6,6 @@ python -m training.puppets --seed 1000042 --scene demo          # scene.json, po
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import atomic_contents, write_json
 from bya_core.io.media import write_video
 from bya_core.validation import Field, validated
 from training.command_line import OptionalOutput, OutputFile, run_command
@@ -57,7 +57,12 @@ class Arguments:
 
 def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Path:
     """Write portraits (PNG), recordings (16-bit WAV), first frame and scene.json; returns the path of the latter."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_contents(folder) as contents:
+        _write_files(clip, contents, first_frame)
+    return folder / "scene.json"
+
+
+def _write_files(clip: PuppetClip, folder: Path, first_frame: bool) -> None:
     names = [f"puppet {chr(ord('A') + k)}" for k in range(len(clip.looks))]
     characters = []
     for k, name in enumerate(names):
@@ -69,9 +74,7 @@ def write_scene(clip: PuppetClip, folder: Path, first_frame: bool = True) -> Pat
     if first_frame:
         Image.fromarray(clip.first_frame).save(folder / "first_frame.png")
         scene["first_frame"] = "first_frame.png"
-    path = folder / "scene.json"
-    path.write_text(json.dumps(scene, indent=2) + "\n")
-    return path
+    write_json(folder / "scene.json", scene)
 
 
 def main(arguments: Arguments) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import tyro
 
+from bya_core.io.atomic import atomic_write
 from bya_core.io.media import write_video
 from training.command_line import OUTPUT, run_command
 from training.puppets.conversation import conversation
@@ -81,7 +82,8 @@ class Truth:
 
     def save(self, path: Path) -> None:
         """Save as npz."""
-        np.savez_compressed(path, **vars(self))
+        with atomic_write(path) as temporary:
+            np.savez_compressed(temporary, **vars(self))
 
 
 def draw_video(shots: Sequence[Shot], path: Path, height: int = 192, width: int = 288, audio: bool = True) -> Truth:

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
+from bya_core.io.atomic import atomic_contents
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.toy.bundle import load_toy
 from bya_core.weights.bundle import NativeSize
 from training.command_line import OutputPath, run_command
-from training.engine.recipe import load_recipe
+from training.engine.recipe import Recipe, load_recipe
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MAX_BYTES = 40_000_000  # of the shipped weights
@@ -70,11 +71,14 @@ def assemble(arguments: Arguments) -> int:
     for name, source in components.items():
         if not source.exists():
             raise InputError(f"no {name} at {source}", "the trained component", "train it first")
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    with atomic_contents(arguments.output) as folder:
+        return _assemble(arguments, components, recipe, folder)
+
+
+def _assemble(arguments: Arguments, components: dict[str, Path], recipe: Recipe, folder: Path) -> int:
     for name, source in components.items():
-        target = arguments.output / name
+        target = folder / name
         if source.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             if (source / "checkpoints").is_dir():
                 load_latest(source, recipe.model)[0].save_pretrained(target)
@@ -93,11 +97,11 @@ def assemble(arguments: Arguments) -> int:
         "domain": "puppets",
         **recipe.bundle_settings,
     }
-    (arguments.output / "bundle.json").write_text(json.dumps(settings, indent=2) + "\n")
-    size = sum(path.stat().st_size for path in arguments.output.rglob("*.safetensors"))
+    (folder / "bundle.json").write_text(json.dumps(settings, indent=2) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if size > MAX_BYTES:
         raise InputError(f"{size / 1e6:.1f} MB of weights", f"at most {MAX_BYTES / 1e6:.0f} MB", "use a smaller recipe")
-    load_toy(arguments.output)
+    load_toy(folder)
     return size
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bya_core.io.atomic import atomic_write
 from bya_core.toy.encoders import FaceNetwork, SpeechNetwork
 from training.command_line import OutputPath, run_command
 from training.puppets.conversation import conversation
@@ -138,7 +139,8 @@ def _step(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) ->
 def save(network: FaceNetwork | SpeechNetwork, path: Path, measured: dict) -> None:
     """Write the weights with configuration and metrics in the metadata of the file."""
     metadata = {"config": json.dumps(network.config), "measured": json.dumps(measured)}
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path, metadata=metadata)
+    with atomic_write(path) as temporary:
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary, metadata=metadata)
 
 
 def main(arguments: Arguments) -> None:

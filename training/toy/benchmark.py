@@ -7,7 +7,6 @@ The CPU time of one thread is measured, so that other processes have little infl
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bya_core.io.atomic import write_json
 from bya_core.models import compat
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.toy.bundle import load_toy_encoders
@@ -116,7 +116,7 @@ def main(options: BenchmarkOptions) -> None:
     if options.json is not None:
         settings = {"batch": options.batch, "frames": options.frames, "torch": torch.__version__, "cpu": _cpu_name()}
         report = {"settings": settings, "samples_per_core_second": figures}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, report, indent=1)
 
 
 def _cpu_name() -> str:

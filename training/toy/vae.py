@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from bya_core.io.atomic import atomic_contents, write_json
 from training.command_line import OutputPath, run_command
 from training.puppets import MOUTH_RGB, make_clip
 
@@ -175,14 +177,21 @@ def train(settings: Arguments) -> dict:
             text = ", ".join(f"{name} {value:.4f}" for name, value in averages.items())
             log.info("step %d  %.0f %% of the time  %s", step, 100 * fraction, text)
         if step % 200 == 0:
-            model.save_pretrained(settings.output)
+            save(model, settings.output)
     if not settings.decoder_only:
         mean, std = latent_statistics(model)
         model.register_to_config(latents_mean=mean, latents_std=std)
-    model.save_pretrained(settings.output)
     metrics = {"steps": step, **averages, "settings": {k: str(v) for k, v in asdict(settings).items()}}
-    (settings.output / "training.json").write_text(json.dumps(metrics, indent=1))
+    save(model, settings.output, metrics)
     return metrics
+
+
+def save(model: AutoencoderKLCogVideoX, folder: Path, metrics: dict | None = None) -> None:
+    """Write the weights and, at the end, training.json."""
+    with atomic_contents(folder) as contents:
+        model.save_pretrained(contents)
+        if metrics is not None:
+            write_json(contents / "training.json", metrics)
 
 
 @torch.no_grad()

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import av
@@ -26,6 +24,7 @@ from bya_core.errors import InputError
 from bya_core.io.audio import MAX_SAMPLES
 from bya_core.io.images import MAX_PIXELS
 from bya_core.io.media import load_arrays, write_video
+from bya_core.io.workspace import temporary_folder
 from training.data.clip import SAMPLE_RATE, ClipSample
 
 FORMAT = 1
@@ -161,8 +160,8 @@ def _plain(value: Any) -> Any:
 def _video(frames: np.ndarray, fps: float) -> bytes:
     """Encode with `write_video` (H.264, CRF 16, 4:2:0); odd sizes are padded by the last row or column."""
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
+    with temporary_folder() as folder:
+        path = folder / "clip.mp4"
         write_video(path, iter(np.pad(frames, odd, mode="edge")), fps)
         return path.read_bytes()
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from webdataset import TarWriter
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import AtomicFiles
 from training.data.clip import ClipSample
 from training.data.shards.members import pack
 
@@ -20,8 +21,8 @@ from training.data.shards.members import pack
 class ShardWriter:
     """Context manager that writes clips to `folder/PREFIX-000000.tar` and so on.
 
-    A shard gets its name once it is complete and on disk. An exception (or a kill) leaves the complete shards and at
-    most one hidden `.part` file. The same clips give the same bytes.
+    A shard gets its name once it is complete and on disk. An exception (or a kill) leaves the complete shards. The same
+    clips give the same bytes.
 
     Args:
         folder: output folder, created if missing.
@@ -49,6 +50,7 @@ class ShardWriter:
         self._file: BinaryIO | None = None
         self._tar: TarWriter | None = None
         self._clips_in_shard = self._bytes_in_shard = 0
+        self._files = AtomicFiles()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.number = self._next_number() if first is None else first
@@ -69,7 +71,8 @@ class ShardWriter:
         self._check_key(key)
         try:
             if self._tar is None:
-                self._file = self._temporary.open("wb")
+                self._files = AtomicFiles()
+                self._file = self._files.at(self._path).open("wb")
                 self._tar = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
                 self._clips_in_shard = self._bytes_in_shard = 0
             self._bytes_in_shard += self._tar.write({"__key__": key, **members})
@@ -78,16 +81,17 @@ class ShardWriter:
             if self._clips_in_shard >= self.per_shard or self._bytes_in_shard >= self.max_bytes:
                 self._finish()
         except OSError as error:
+            failure = self._files.failure(error) or self._write_error(self._path, error)
             self._discard()
-            raise self._write_error(self._temporary, error) from error
+            raise failure from error
 
     def _check_key(self, key: str) -> None:
         if key in self._keys:
             raise InputError(f"a second clip with key {key!r}", "unique keys", "rename one of them")
 
     @property
-    def _temporary(self) -> Path:
-        return self.folder / f".{self.prefix}-{self.number:06d}.{os.getpid()}.part"
+    def _path(self) -> Path:
+        return self.folder / f"{self.prefix}-{self.number:06d}.tar"
 
     def _next_number(self) -> int:
         pattern = re.compile(re.escape(self.prefix) + r"-(\d{6,})\.tar")
@@ -99,12 +103,9 @@ class ShardWriter:
         if self._tar is None or self._file is None:
             return
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-        path = self.folder / f"{self.prefix}-{self.number:06d}.tar"
-        os.replace(self._temporary, path)
-        self.shards.append(path)
+        self._files.__exit__(None, None, None)
+        self.shards.append(self._path)
         self._tar = self._file = None
         self.number += 1
 
@@ -113,8 +114,9 @@ class ShardWriter:
         if self._tar is not None and self._file is not None:
             with suppress(OSError, ValueError):
                 self._tar.close()
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._file.close()
+            self._files.discard()
         self._tar = self._file = None
 
     def _write_error(self, path: Path, error: OSError) -> InputError:
@@ -132,6 +134,7 @@ class ShardWriter:
             return
         try:
             self._finish()
-        except OSError as failure:
+        except OSError as failed:
+            failure = self._files.failure(failed) or self._write_error(self._path, failed)
             self._discard()
-            raise self._write_error(self._temporary, failure) from failure
+            raise failure from failed
