@@ -193,7 +193,7 @@ def attention_works(backend: str, head_dim: int, dtype: torch.dtype, device: tor
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _has_layer_hooks(block: nn.Module) -> bool:
