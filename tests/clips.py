@@ -50,6 +50,23 @@ def side_by_side(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([frames for frames, _ in clips], axis=2), np.stack([speech for _, speech in clips])
 
 
+def taking_turns(names: Sequence[str], frames: int = 75) -> tuple[np.ndarray, np.ndarray]:
+    """People next to each other who speak one after the other; the others keep still meanwhile.
+
+    Returns:
+        Frames uint8 [N * frames, 480, 360 * N, 3] and the speech of each person, float32 [N, S] at 16 kHz.
+    """
+    clips = [read_clip(name) for name in names]
+    samples = frames * SAMPLE_RATE // FPS
+    still = np.abs((np.arange(frames) + 8) % 16 - 8)  # frames 0 to 8 and back, before anybody speaks
+    parts, speeches = [], np.zeros((len(clips), len(clips) * samples), np.float32)
+    for turn in range(len(clips)):
+        shown = [pixels[:frames] if n == turn else pixels[still] for n, (pixels, _) in enumerate(clips)]
+        parts.append(np.concatenate(shown, axis=2))
+        speeches[turn, turn * samples : (turn + 1) * samples] = clips[turn][1][:samples]
+    return np.concatenate(parts), speeches
+
+
 def write_clip(
     path: Path,
     frames: Iterable[np.ndarray],

@@ -21,6 +21,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation.face_tracks import lip_crops
 from bya_core.io import container as media
 from bya_core.io.media import Picture, decode_pictures, on_time_line, read_recording, resample_mono
+from bya_core.io.video import TOLERANCE
 from training.curation.record import FPS, Record
 from training.curation.stage import UnusableFootage
 
@@ -60,6 +61,15 @@ def decode_frames(path: str, start: float = 0.0, end: float = float("inf"), fast
     """
     with footage_errors(path):
         yield from decode_pictures(path, start, end, zero="video", fast=fast, what="the footage")
+
+
+def first_tick(before: float, time: float) -> int:
+    """First frame of the timeline that shows the picture at `time`, which follows one at `before` (seconds).
+
+    The same rule as that of `on_time_line`.
+    """
+    turn = time - min((time - before) / 2, 1 / FPS + TOLERANCE)
+    return math.floor(turn * FPS + 1e-9) + 1
 
 
 def timeline_frames(path: str, first: int, last: int) -> Iterator[tuple[int, Picture]]:

@@ -16,7 +16,7 @@ import numpy as np
 from bya_core.errors import InputError
 from bya_core.io.video import Picture, upright
 from bya_core.validation import Field, validated
-from training.curation.footage import decode_frames
+from training.curation.footage import decode_frames, first_tick
 from training.curation.record import FPS, Record
 from training.curation.stage import Stage, UnusableFootage
 
@@ -26,15 +26,15 @@ class ShotSettings:
     """Options of shot detection.
 
     Args:
-        detector: scenedetect detector: "content" (hard cuts by color change) or "adaptive" (change relative to the
-            surrounding frames, for footage with strong camera motion).
+        detector: scenedetect detector: "adaptive" (color change relative to the surrounding frames, which tells cuts
+            between similar shots from motion) or "content" (color change alone).
         threshold: threshold of the detector; None = default of scenedetect.
         width: analysis width in pixels.
         min_seconds: shorter shots are discarded.
         max_seconds: longer shots are split into parts of at most this length for parallel processing.
     """
 
-    detector: Literal["content", "adaptive"] = "content"
+    detector: Literal["content", "adaptive"] = "adaptive"
     threshold: float | None = None
     width: Annotated[int, Field(ge=16)] = 160
     min_seconds: Annotated[float, Field(gt=0)] = 1.0
@@ -73,13 +73,13 @@ class Shots(Stage):
         from scenedetect import FrameTimecode
 
         detector = _build_detector(self.settings)
-        begin, previous = 0.0, None
+        begin, previous = 0, None
         recent: list[Picture] = []
         count = 0
         for frame in decode_frames(record.source, fast=True):
             if frame.after_gap and previous is not None:
-                yield _start_frame(begin), _end_frame(previous.time), True
-                begin, recent, detector = frame.time, [], _build_detector(self.settings)
+                yield begin, _end_frame(previous.time), True
+                begin, recent, detector = _start_frame(frame.time), [], _build_detector(self.settings)
             count += 1
             cuts = detector.process_frame(FrameTimecode(count, float(FPS)), _downscale(frame, self.settings.width))
             recent.append(frame)
@@ -88,24 +88,25 @@ class Shots(Stage):
                 index = len(recent) - 1 - (count - cut)
                 if index < 1:
                     continue
-                start, begin = begin, self._locate_cut(record.source, recent[index - 1].time, recent[index].time)
-                yield _start_frame(start), _start_frame(begin), False
+                cut_at = self._locate_cut(record.source, recent[index - 1].time, recent[index].time)
+                yield begin, cut_at, False
+                begin = cut_at
             previous = frame
             recent[-1] = replace(frame, image=None, after_gap=False)  # type: ignore[arg-type]  # frees the pixels
         if previous is None:
             raise UnusableFootage("no frame can be decoded")
-        yield _start_frame(begin), min(record.end, _end_frame(previous.time) + 3), False
+        yield begin, min(record.end, _end_frame(previous.time) + 3), False
 
-    def _locate_cut(self, source: str, before: float, after: float) -> float:
-        """Time of the first frame after a cut that lies between the frames at two times in seconds."""
-        largest, cut = 0.0, after
+    def _locate_cut(self, source: str, before: float, after: float) -> int:
+        """First frame of the timeline after a cut that lies between the source frames at two times in seconds."""
+        largest, cut, last = 0.0, first_tick(before, after), before
         previous: np.ndarray | None = None
         for frame in decode_frames(source, before, after + 0.5 / FPS):
             pixels = _downscale(frame, self.settings.width).astype(np.int16)
             change = 0.0 if previous is None else float(np.abs(pixels - previous).mean())
             if change > largest and frame.time <= after + 1e-3:
-                largest, cut = change, frame.time
-            previous = pixels
+                largest, cut = change, first_tick(last, frame.time)
+            previous, last = pixels, frame.time
         return cut
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from training.curate import CurateOptions, curate
+from training.curation.output import read_index
+from training.curation.record import Record
 from training.puppets.footage import Shot, Truth, draw_video
 
 RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes"
@@ -67,3 +72,34 @@ def footage(tmp_path_factory) -> Footage:
         "min_confidence: 5.0": "min_confidence: 0.5",
     }
     return draw_footage(tmp_path_factory.mktemp("footage"), videos, 160, 240, **changes)
+
+
+def outcome(folder: Path) -> tuple[dict[str, str], list[dict]]:
+    """Hashes of all shards, and the index."""
+    shards = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
+    return shards, read_index(folder / "index.parquet")
+
+
+@pytest.fixture(scope="session")
+def reference(footage, tmp_path_factory):
+    """An uninterrupted run in one process."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    stats = curate(CurateOptions(footage.folder, out, footage.config, workers=0))
+    return out, stats, outcome(out)
+
+
+def clip_at(path: Path, start: int = 25, end: int = 42) -> Record:
+    """A clip of 17 frames with two faces."""
+    boxes = np.tile(np.array([[[40, 40, 80, 90]], [[150, 40, 190, 90]]], np.float32), (1, end - start + 10, 1))
+    data = {
+        "context": [start - 5, end + 5], "crop": [0.0, 0.0, 240.0, 160.0], "speaking": [True, True],
+        "matrix": [[1, 0], [0, 1]],
+    }  # fmt: skip
+    record = Record(str(path), path.name, "clip", lineage="t", content="c", start=start, end=end, data=data)
+    speeches = np.random.default_rng(0).standard_normal((2, boxes.shape[1] * 640)).astype(np.float32) * 0.1
+    return record.with_arrays(boxes=boxes, speeches=speeches)
+
+
+@pytest.fixture
+def clip(footage):
+    return clip_at(footage.folder / "a film.mp4")

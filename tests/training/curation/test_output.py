@@ -1,46 +1,18 @@
-"""Complete runs: resuming, both engines, report and audit."""
+"""Shards and index of complete runs, and resuming."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
 from bya_core.errors import InputError
+from tests.training.curation.conftest import outcome
 from training.curate import CurateOptions, curate
-from training.curation.output import CurationOutput, OutputLayout, read_index
-from training.curation.pipeline import STAGE_NAMES, load_settings
-from training.curation.record import list_sources
-from training.curation.stats import RunStats
+from training.curation.output import read_index
 from training.curation.store import Store
 from training.data.shards.reader import read_shards
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def outcome(folder: Path) -> tuple[dict[str, str], list[dict]]:
-    """Hashes of all shards, and the index."""
-    shards = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
-    return shards, read_index(folder / "index.parquet")
-
-
-@pytest.fixture(scope="session")
-def reference(footage, tmp_path_factory):
-    """An uninterrupted run in one process."""
-    out = tmp_path_factory.mktemp("reference") / "out"
-    stats = curate(CurateOptions(footage.folder, out, footage.config, workers=0))
-    return out, stats, outcome(out)
 
 
 def test_index_and_stats(reference):
@@ -126,72 +98,3 @@ def test_changed_settings_rerun_later_stages(reference, footage, tmp_path, monke
     curate(CurateOptions(footage.folder, tmp_path / "out", changed, workers=0, resume=True))
     assert stages == {"sync"} and not any(row["kept"] for row in read_index(tmp_path / "out" / "index.parquet"))
     assert not list((tmp_path / "out").glob("*.tar"))  # shards of the earlier settings are deleted
-
-
-def test_report_and_audit(reference, footage, tmp_path):
-    out, report = reference[0], tmp_path / "report.html"
-    curate(CurateOptions(footage.folder, out, footage.config, workers=0, resume=True, report=report, audit=2))
-    page = report.read_text()
-    assert "Puppet-only models were used" in page and page.count("data:image/jpeg;base64,") == 3
-    assert re.search(r"<td>segments<td>5<td>3<td>2", page) and "exactly 2 characters" in page
-    assert "data:image/png;base64," in page and "http" not in page and "<script" not in page
-    exported = sorted((out / "audit").glob("*.mp4"))
-    assert len(exported) == 2 and "number of people correct: ?" in exported[0].with_suffix(".txt").read_text()
-    with av.open(os.fspath(exported[0])) as video:
-        assert video.streams.audio and video.streams.video
-
-
-@pytest.mark.slow
-def test_resume_after_killed_processes(reference, footage, tmp_path):
-    """Kill the run twice and one of its workers once, then resume."""
-    pytest.importorskip("pebble")
-    psutil = pytest.importorskip("psutil")
-    out = tmp_path / "out"
-    command = [
-        sys.executable, str(ROOT / "training" / "curate.py"), "--input", str(footage.folder), "--output", str(out),
-        "--config", str(footage.config), "--workers", "2", "--resume",
-    ]  # fmt: skip
-
-    def count() -> int:
-        return len(list(OutputLayout(out).store.glob("*/*/*.json")))
-
-    for results in (4, 12):
-        run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        wait_until(lambda results=results: count() >= results, run)
-        run.kill()
-        run.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
-    done = count()
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: count() > done, run)
-    workers = [p for p in psutil.Process(run.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
-    workers[-1].kill()
-    _, messages = run.communicate(timeout=600)
-    assert run.returncode == 0, messages
-    assert outcome(out) == reference[2]
-    assert "a worker crashed" in messages or "3 clips" in messages
-
-
-def wait_until(condition, run, timeout: float = 600.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition() and run.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_ray_engine(reference, footage, tmp_path):
-    ray = pytest.importorskip("ray")
-    from training.curation.ray_engine import run_ray
-
-    _, stats, expected = reference
-    sources = list_sources(footage.folder)
-    ray_stats = RunStats(sources, STAGE_NAMES)
-    try:
-        output = CurationOutput(tmp_path / "out", load_settings(footage.config))
-        clips = run_ray(sources, output, ray_stats, num_cpus=4, include_dashboard=False)
-    finally:
-        ray.shutdown()
-    assert clips == 3 and outcome(tmp_path / "out") == expected
-    assert (ray_stats.kept, ray_stats.rejected, ray_stats.clips) == (stats.kept, stats.rejected, stats.clips)

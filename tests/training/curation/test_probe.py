@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 
 from tests.training.curation.hostile import VALID, make_hostile, video
 from training.curate import CurateOptions, curate
-from training.curation.footage import read_frame, timeline_frames
+from training.curation.footage import read_frame
 from training.curation.output import read_index
 from training.curation.probe import inspect_file
 
@@ -32,14 +31,3 @@ def test_rotated_videos(tmp_path, angle):
     path = str(video(tmp_path / "x.mp4", rotation=angle))
     info, size = inspect_file(path), (96, 128) if angle % 180 else (128, 96)
     assert (info.width, info.height) == size and read_frame(path, 3).shape == (size[1], size[0], 3)
-
-
-@pytest.mark.parametrize("fps", [23.976, 25, 29.97, 50])
-def test_timeline_frames(tmp_path, fps):
-    """Frame k is the frame nearest to k / 25, also when decoding starts in the middle."""
-    path = str(video(tmp_path / "x.mp4", frames=90, fps=fps))
-    times = [frame.time for _, frame in timeline_frames(path, 0, 40)]
-    assert np.abs(np.array(times) - np.arange(40) / 25).max() <= 0.5 / fps + 1e-3
-    assert abs(np.mean(np.array(times) - np.arange(40) / 25)) < 3e-3  # neither late nor early on average
-    middle = [frame.time for _, frame in timeline_frames(path, 23, 31)]
-    np.testing.assert_allclose(middle, times[23:31], atol=1e-9)
