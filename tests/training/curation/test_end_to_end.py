@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bya_core.evaluation.mask_metrics import iou
-from tests.training.curation.conftest import draw_footage
+from tests.clips import read_clip, taking_turns, write_clip
+from tests.training.curation.conftest import RECIPES, draw_footage
 from training.curate import CurateOptions, curate
 from training.curation.output import read_index
 from training.curation.record import FPS
@@ -102,3 +103,39 @@ def test_training_on_the_shards(curated, tmp_path):
     summary = train(model, data, stage, RunSettings(tmp_path / "run", logging_steps=1))
     assert summary["steps"] == 3 and np.isfinite(summary["loss"])
     assert any(not torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
+
+
+@pytest.mark.slow
+def test_real_people_without_downloads(tmp_path):
+    """A film of two people who take turns, a close-up, black frames and a second pair: the recipe for own footage."""
+    (tmp_path / "in").mkdir()
+    turns, speeches = taking_turns(("bbaf2n", "lbbc2a"))
+    close, voice = read_clip("lrwp9a")
+    wide = np.full((50, 480, 720, 3), 40, np.uint8)
+    wide[:, :, 180:540] = close[:50]
+    black, silence = np.zeros((15, 480, 720, 3), np.uint8), np.zeros(15 * 640, np.float32)
+    pair, voices = taking_turns(("brbk7n", "lrwp9a"), 50)
+    frames = np.concatenate([turns, wide, black, pair])
+    audio = np.concatenate([speeches.sum(axis=0), voice[: 50 * 640], silence, voices.sum(axis=0)])
+    write_clip(tmp_path / "in" / "film.mp4", frames, audio)
+    options = CurateOptions(tmp_path / "in", tmp_path / "out", RECIPES / "curation_local.yaml", workers=0)
+    stats = curate(options)
+    rows = read_index(tmp_path / "out" / "index.parquet")
+    assert not any(row["failed"] for row in rows) and stats.rejected["faces"] <= 1  # the black shot, if long enough
+    clips = [row for row in rows if row["level"] == "clip"]
+    spans = [(round(row["start"] * FPS), round(row["end"] * FPS)) for row in clips]
+    assert all(end <= 150 or start >= 215 for start, end in spans)  # only where two people are visible
+    assert sum(start < 150 for start, _ in spans) == 3 and sum(start >= 215 for start, _ in spans) == 2
+    samples = list(read_shards(tmp_path / "out"))
+    assert len(samples) >= 3
+    for sample in samples:
+        start = round(sample.measured["start"] * FPS)
+        first, second = ((0, 75), (75, 150)) if start < 150 else ((215, 265), (265, 315))
+        left = sample.measured["left_to_right"][0]
+        boxes = np.array(sample.measured["boxes"])
+        assert boxes[left, :, 0].max() < 360 and sample.masks[left].any() and not sample.masks.all(axis=0).any()
+        for character, (begin, end) in ((left, first), (1 - left, second)):
+            (stream,) = np.flatnonzero(sample.matrix[:, character])
+            inside = np.repeat((np.arange(start, start + 49) >= begin) & (np.arange(start, start + 49) < end), 640)
+            energy = sample.speeches[stream] ** 2
+            assert energy[~inside].sum() <= 0.05 * max(energy.sum(), 1e-9)  # nobody speaks in the turn of the other

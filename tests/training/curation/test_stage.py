@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bya_core.errors import InputError
 from training.curate import CurateOptions, curate
 from training.curation.output import OutputLayout
+from training.curation.pipeline import STAGE_NAMES
 from training.curation.record import Record
 from training.curation.speech import MatrixSettings
-from training.curation.stage import Stage, result_key, run_stage
+from training.curation.stage import MissingRequirements, Stage, result_key, run_stage
 from training.curation.store import Store, StoreError
 
 
@@ -54,9 +54,26 @@ def test_errors_of_stages(tmp_path):
         run_stage(stage, Record("a", "a", lineage="x"), Store(tmp_path))
 
 
-def test_missing_models_raise_before_the_run(tmp_path, footage):
+def test_everything_missing_is_one_list_before_the_run(tmp_path, footage):
     path = tmp_path / "c.yaml"
-    path.write_text(footage.config.read_text().replace("masks: {segmenter: puppet,", "masks: {segmenter: sam2,"))
-    with pytest.raises(InputError, match="SAM 2"):
+    text = footage.config.read_text()
+    for old, new in {
+        "masks: {segmenter: puppet,": "masks: {segmenter: {name: sam2, options: {weights: /nowhere}},",
+        "sync: {scorer: puppet,": "sync: {scorer: {name: syncnet, options: {weights: /nowhere/syncnet}},",
+        "captions: {captioner: puppet}": "captions: {captioner: qwen2vl}",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    with pytest.raises(MissingRequirements) as error:
         curate(CurateOptions(footage.folder, tmp_path / "out", path, workers=0))
-    assert not OutputLayout(tmp_path / "out").store.exists()
+    message = str(error.value)
+    for part in ("sync.scorer syncnet", "masks.segmenter sam2", "captions.captioner qwen2vl"):
+        assert message.count(part) == 1
+    assert len(error.value.problems) == 3 and not OutputLayout(tmp_path / "out").store.exists()
+    path.write_text(text.replace("faces:", "until: faces\nfaces:"))  # none of them is needed
+    stats = curate(CurateOptions(footage.folder, tmp_path / "out", path, workers=0))
+    assert stats.kept["faces"] == 5 and not list((tmp_path / "out").glob("*.tar"))
+    assert OutputLayout(tmp_path / "out").index.is_file()
+    summary = "\n".join(stats.summary({"faces": "detector puppet"}, STAGE_NAMES))
+    assert "faces (detector puppet): 5 kept, 0 rejected" in summary and "sync: not run (until: faces)" in summary
