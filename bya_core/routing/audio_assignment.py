@@ -45,7 +45,8 @@ def assign_audio(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | N
     """Assignment of a scene: the given matrix, or for `scene.bind == "auto"` by matching voices to faces.
 
     Raises:
-        InputError: the model cannot match voices to faces, or there are more voices than characters.
+        InputError: the model cannot match voices to faces, or not those of these characters, or there are more voices
+            than characters.
         Cancelled: the progress callback cancelled.
     """
     if scene.bind == "given":
@@ -60,11 +61,25 @@ def assign_audio(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | N
         problem = f"{len(voices)} voices ({', '.join(map(stream_name, voices))}) for {len(names)} characters"
         hint = f"remove a speech, or add a character to {', '.join(names)}"
         raise InputError(problem, "at most one voice per character", hint)
+    unknown = unknown_faces(scene, bundle) if voices and len(names) > 1 else []
+    if unknown:
+        problem = (
+            f'binding "auto" for {", ".join(unknown)}, but {bundle.name} knows the voices of drawn puppets only, not of '
+            "people as in photographs"
+        )
+        hint = "or measure which mouth follows which voice in a video of them: bya report VIDEO --voices FILE ..."
+        raise InputError(problem, "a given audio-character matrix", f"provide the matrix, {hint}")
     activity = load_voice_activity()
     with (tracker or ProgressTracker()).stage("Matching voices to faces"):
         images = [character.image for character in scene.characters]
         assignment = match_voices(scene.speeches, images, bundle.voice_face, activity)
-    return replace(assignment, notices=tuple(_notices(assignment, voices, scene, activity, bundle)))
+    return replace(assignment, notices=tuple(_notices(assignment, voices, scene, activity)))
+
+
+def unknown_faces(scene: Scene, bundle: ModelBundle) -> list[str]:
+    """Names of the characters whose reference images the voice-face network of the model was not trained for."""
+    meter = bundle.meter
+    return [] if meter is None else [each.name for each in scene.characters if not meter.is_portrait(each.image)]
 
 
 def with_audio_assignment(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Scene:
@@ -177,16 +192,11 @@ def matrix_text(matrix: Tensor, names: Sequence[str]) -> str:
 
 
 def _notices(
-    assignment: AudioAssignment, voices: list[int], scene: Scene, activity: VoiceActivity, bundle: ModelBundle
+    assignment: AudioAssignment, voices: list[int], scene: Scene, activity: VoiceActivity
 ) -> Iterator[str]:
-    names, meter = scene.names, bundle.meter
+    names = scene.names
     pairs = matrix_text(assignment.matrix, names)
     yield f"Voices were matched to faces ({pairs}), speech found by {activity.name}."
-    if meter is not None and not all(meter.is_portrait(character.image) for character in scene.characters):
-        yield (
-            f"The network of {bundle.name} that matches voices to faces was trained on drawn puppets and synthetic "
-            f"voices, not on people: check {pairs}, or provide the matrix."
-        )
     confidence = {stream_name(m): float(assignment.confidence[m]) for m in voices}
     low = ", ".join(f"{name} {100 * value:.0f} %" for name, value in confidence.items() if value < CONFIDENCE_THRESHOLD)
     if low:

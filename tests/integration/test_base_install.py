@@ -21,7 +21,6 @@ MODULES = {  # distribution -> top-level modules, where they differ
     "mkdocstrings": "mkdocstrings",
     "pillow": "PIL",
     "pyyaml": "yaml",
-    "scikit-image": "skimage",
     "silero-vad": "silero_vad",
 }
 NOT_IMPORTED = {

@@ -137,7 +137,6 @@ _PUPPET = "training.curation.puppet_models:"
 MODELS: dict[Task, dict[str, ModelEntry]] = {
     "detector": {
         "blazeface": ModelEntry("bya_core.encoders.face.mesh:FaceMesh", "BlazeFace and face mesh, in the package"),
-        "auto": ModelEntry("bya_core.encoders.face.detection:find_detector", "best available face detector"),
         "scrfd": ModelEntry(_REAL + "scrfd", "SCRFD of insightface"),
         "puppet": ModelEntry(_PUPPET + "PuppetFaces", "pairs of drawn eyes", puppet_only=True),
     },

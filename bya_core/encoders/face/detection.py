@@ -1,17 +1,14 @@
-"""Detection of faces in photos: several detectors behind one Protocol, each imported on first use.
+"""Detection of faces in photos: the protocol of detectors, and insightface's SCRFD.
 
-`find_detector` selects the best one available: insightface's SCRFD if its weights are on this machine, else the cascade
-classifiers shipped inside opencv-python 4 or scikit-image. Cascades find frontal and profile faces only. Nothing is
-downloaded. The detector of the released model is in `retinaface.py`.
+The detector inside the package, which needs no download, is `mesh.FaceMesh`; the one of the released model is in
+`retinaface.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,14 +19,10 @@ from torch import Tensor
 from bya_core.encoders.checkpoints import open_onnx
 from bya_core.errors import InputError
 
-INSIGHTFACE_HOME = Path("~/.insightface")
-"""Folder in which insightface keeps its models."""
 SCRFD_FILE = "scrfd_10g_bnkps.onnx of antelopev2 or det_10g.onnx of buffalo_l (17 MB; insightface, for research only)"
 
 _SCRFD_PATTERNS = ("scrfd_10g_bnkps.onnx", "det_10g.onnx", "scrfd*.onnx", "det_*.onnx")  # antelopev2, buffalo_l, others
 _SCRFD_STRIDES = {6: (8, 16, 32), 9: (8, 16, 32), 10: (8, 16, 32, 64, 128), 15: (8, 16, 32, 64, 128)}  # by outputs
-_MAX_SIDE = 960  # in pixels; larger images are downscaled for the cascades
-_MIN_FACE = 1 / 24  # of the shorter side of the image
 
 Box = tuple[float, float, float, float]
 Points = tuple[tuple[float, float], ...]
@@ -68,85 +61,6 @@ class FaceDetector(Protocol):
     def detect(self, image: Tensor) -> list[Face]:
         """Faces in an image [3, H, W] in [0, 1], sorted by descending score."""
         ...
-
-
-class OpenCvDetector:
-    """Haar cascades of opencv-python 4: frontal faces, and profiles facing either side."""
-
-    name = "OpenCV Haar cascades"
-
-    def __init__(self) -> None:
-        cv2: Any = import_module("cv2")
-        self.cv2 = cv2
-        folder = Path(cv2.data.haarcascades)
-        self.front = [
-            cv2.CascadeClassifier(str(folder / f"haarcascade_frontalface_{kind}.xml")) for kind in ("alt2", "default")
-        ]
-        self.profile = cv2.CascadeClassifier(str(folder / "haarcascade_profileface.xml"))
-
-    @staticmethod
-    def available() -> bool:
-        """Whether an OpenCV with cascade classifiers is installed; OpenCV 5 has none."""
-        if find_spec("cv2") is None:
-            return False
-        try:
-            cv2: Any = import_module("cv2")
-        except ImportError:  # installed, but a system library is missing
-            return False
-        return hasattr(cv2, "CascadeClassifier") and any(Path(cv2.data.haarcascades).glob("haarcascade_frontal*.xml"))
-
-    def detect(self, image: Tensor) -> list[Face]:
-        """See `FaceDetector`."""
-        small, scale = _downscaled(image)
-        gray = self.cv2.cvtColor(small, self.cv2.COLOR_RGB2GRAY)
-        mirrored, width = np.ascontiguousarray(gray[:, ::-1]), gray.shape[1]
-        faces = [face for cascade in self.front for face in self._run(cascade, gray, scale)]
-        faces += self._run(self.profile, gray, scale)
-        for face in self._run(self.profile, mirrored, scale):
-            x0, y0, x1, y1 = face.box
-            faces.append(Face((width / scale - x1, y0, width / scale - x0, y1), face.score))
-        return _suppressed(faces)
-
-    def _run(self, cascade: Any, gray: np.ndarray, scale: float) -> list[Face]:
-        size = max(20, round(min(gray.shape) * _MIN_FACE))
-        boxes, hits = cascade.detectMultiScale2(gray, 1.08, 3, minSize=(size, size))
-        return [
-            Face(_box(np.array([x, y, x + w, y + h]) / scale), float(hit / (hit + 5.0)))
-            for (x, y, w, h), hit in zip(boxes, hits, strict=True)
-        ]
-
-
-class LbpDetector:
-    """Local binary pattern cascade of scikit-image: frontal faces."""
-
-    name = "scikit-image LBP cascade"
-
-    def __init__(self) -> None:
-        from skimage.data import lbp_frontal_face_cascade_filename
-        from skimage.feature import Cascade
-
-        self.cascade = Cascade(lbp_frontal_face_cascade_filename())
-
-    @staticmethod
-    def available() -> bool:
-        """Whether scikit-image is installed."""
-        return find_spec("skimage") is not None
-
-    def detect(self, image: Tensor) -> list[Face]:
-        """See `FaceDetector`."""
-        small, scale = _downscaled(image)
-        side = min(small.shape[:2])
-        size = max(24, round(side * _MIN_FACE))  # the window of the cascade has 24 pixels
-        if side < size:
-            return []
-        detections = self.cascade.detect_multi_scale(
-            small, scale_factor=1.1, step_ratio=1, min_size=(size, size), max_size=(side, side), min_neighbor_number=3
-        )
-        faces = []
-        for box in detections:  # the cascade reports no confidence; large detections are rarely false
-            x, y, w, h = box["c"], box["r"], box["width"], box["height"]
-            faces.append(Face(_box(np.array([x, y, x + w, y + h]) / scale), float(min(1.0, w / side))))
-        return _suppressed(faces)
 
 
 class ScrfdDetector:
@@ -234,26 +148,6 @@ def scrfd_file(folder: Path) -> Path | None:
     return None
 
 
-def find_detector(folder: Path | None = None) -> FaceDetector:
-    """The best detector available on this machine.
-
-    Args:
-        folder: Folder of insightface's models; `None` selects insightface's default.
-
-    Raises:
-        InputError: If `folder` holds no model, or no detector is available.
-    """
-    if folder is not None:
-        return ScrfdDetector(folder)
-    if scrfd_file(INSIGHTFACE_HOME / "models") is not None and find_spec("onnxruntime") is not None:
-        return ScrfdDetector(INSIGHTFACE_HOME / "models")
-    for detector in (OpenCvDetector, LbpDetector):
-        if detector.available():
-            return detector()
-    problem = "no face detector is installed (OpenCV 5 has none)"
-    raise InputError(problem, "an SCRFD model or scikit-image", "pip install scikit-image, or provide masks")
-
-
 def pixels(image: Tensor) -> np.ndarray:
     """Convert an image [3, H, W] in [0, 1] to uint8 [H, W, 3]."""
     if image.ndim != 3 or image.shape[0] != 3:
@@ -274,23 +168,6 @@ def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: float) -
         both = np.prod(np.clip(high - low, 0, None), axis=1)
         remaining = remaining[both <= overlap * np.maximum(sizes[best] + sizes[remaining] - both, 1e-12)]
     return kept
-
-
-def _suppressed(faces: list[Face], overlap: float = 0.3) -> list[Face]:
-    boxes = np.array([face.box for face in faces], dtype=np.float64).reshape(-1, 4)
-    return [faces[k] for k in non_max_suppression(boxes, np.array([face.score for face in faces]), overlap)]
-
-
-def _downscaled(image: Tensor) -> tuple[np.ndarray, float]:
-    """Pixels with a longer side of at most `_MAX_SIDE`, and their scale."""
-    from PIL import Image
-
-    whole = pixels(image)
-    scale = min(1.0, _MAX_SIDE / max(whole.shape[:2]))
-    if scale == 1.0:
-        return whole, scale
-    size = (round(whole.shape[1] * scale), round(whole.shape[0] * scale))
-    return np.asarray(Image.fromarray(whole).resize(size, Image.Resampling.LANCZOS)), scale
 
 
 def _box(values: np.ndarray) -> Box:

@@ -19,12 +19,10 @@ from bya_core.encoders.face import detection as detection_module
 from bya_core.encoders.face.alignment import BORDER, TEMPLATE, similarity, warp
 from bya_core.encoders.face.detection import (
     FaceDetector,
-    LbpDetector,
-    OpenCvDetector,
     ScrfdDetector,
-    find_detector,
     non_max_suppression,
 )
+from bya_core.encoders.face.mesh import FaceMesh
 from bya_core.encoders.face.parsing import BACKGROUND_LABELS, LABELS, BiSeNet, FaceParser
 from bya_core.encoders.face.recognition import ArcFace
 from bya_core.encoders.face.retinaface import RetinaFace, RetinaFaceDetector
@@ -138,17 +136,17 @@ def test_scrfd_matches_insightface(tmp_path, reference, batched):
     assert matched >= 0.95 * len(expected)
 
 
-def test_find_detector_selects_scrfd(tmp_path):
+def test_scrfd_of_a_folder(tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     write_scrfd(tmp_path / "det_10g.onnx")
-    detector = find_detector(tmp_path)
+    detector = ScrfdDetector(tmp_path)
     assert isinstance(detector, FaceDetector) and detector.name == "SCRFD"
     scores = [face.score for face in detector.detect(image(200, 120))]
     assert scores == sorted(scores, reverse=True) and scores
     (tmp_path / "det_10g.onnx").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot be read"):
-        find_detector(tmp_path)
+        ScrfdDetector(tmp_path)
 
 
 def test_arcface_matches_insightface(tmp_path, reference):
@@ -205,34 +203,18 @@ def test_non_max_suppression():
 SAMPLES = Path(os.environ.get("BYA_SAMPLES_DIR", Path(__file__).resolve().parents[4] / "shared" / "samples"))
 # center of the frontal face, relative to width and height
 FRONTAL = {"001": (0.555, 0.415), "004": (0.675, 0.51), "014": (0.325, 0.28)}
-DETECTORS = {"opencv": OpenCvDetector, "skimage": LbpDetector}
-
-
-@pytest.fixture(params=DETECTORS)
-def embedded(request):
-    kind = DETECTORS[request.param]
-    if not kind.available():
-        pytest.skip(f"{request.param} has no cascade here")
-    return kind()
 
 
 @pytest.mark.parametrize("sample", FRONTAL)
-def test_cascades_find_frontal_faces(embedded, sample):
+def test_package_detector_finds_the_faces_of_photos(sample):
     file = SAMPLES / sample / "first_frame.jpg"
     if not file.is_file():
-        pytest.skip("no sample photos")
+        pytest.skip(f"no sample photos in {SAMPLES}; set BYA_SAMPLES_DIR")
     image = read_image(file)
     x, y = FRONTAL[sample][0] * image.shape[2], FRONTAL[sample][1] * image.shape[1]
-    faces = embedded.detect(image)
+    faces = FaceMesh().detect(image)
+    assert len(faces) == 2
     assert any(box[0] < x < box[2] and box[1] < y < box[3] for box in (face.box for face in faces))
-    assert [face.score for face in faces] == sorted((face.score for face in faces), reverse=True)
-    assert all(0 <= face.score <= 1 for face in faces)
-
-
-def test_cascades_find_no_face_in_a_blank_image(embedded):
-    assert isinstance(embedded, FaceDetector)
-    assert embedded.detect(torch.full((3, 120, 160), 0.5)) == []
-    assert embedded.detect(torch.full((3, 16, 16), 0.5)) == []
 
 
 @pytest.mark.parametrize("below", ["", "antelopev2", "models/antelopev2", "models/antelopev2/antelopev2"])
@@ -248,14 +230,3 @@ def test_scrfd_without_model_raises(tmp_path: Path) -> None:
     (tmp_path / "glintr100.onnx").touch()  # a recognition model
     with pytest.raises(InputError, match="no face detection model"):
         ScrfdDetector(tmp_path)
-
-
-def test_find_detector_without_scrfd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(detection_module, "INSIGHTFACE_HOME", tmp_path)
-    monkeypatch.setattr(OpenCvDetector, "available", staticmethod(lambda: True))
-    monkeypatch.setattr(OpenCvDetector, "__init__", lambda self: None)
-    assert find_detector().name == "OpenCV Haar cascades"
-    for detector in (OpenCvDetector, LbpDetector):
-        monkeypatch.setattr(detector, "available", staticmethod(lambda: False))
-    with pytest.raises(InputError, match="scikit-image"):
-        find_detector()

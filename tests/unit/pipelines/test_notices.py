@@ -76,13 +76,13 @@ def test_person_left_out_of_the_first_frame(toy: ModelBundle, scene: Scene) -> N
     assert "does not show Bo" in notice
 
 
-def test_network_outside_its_domain(toy: ModelBundle, scene: Scene) -> None:
+def test_voices_are_not_matched_to_people_the_network_does_not_know(toy: ModelBundle, scene: Scene) -> None:
     auto = RouterConfig("intra", ProbeConfig(steps=1))
     routed = set_router(scene, auto, toy, "auto")
-    assert not any("trained on drawn puppets" in notice for notice in routed.notices)
+    assert any("Voices were matched to faces" in notice for notice in routed.notices)
     characters = (scene.characters[0], Character("Bo", photograph()))
-    routed = set_router(replace(scene, characters=characters), auto, toy, "auto")
-    assert any("trained on drawn puppets and synthetic voices, not on people" in each for each in routed.notices)
+    with pytest.raises(InputError, match=r'"auto" for Bo, but .* drawn puppets only.*provide the matrix.*bya report'):
+        set_router(replace(scene, characters=characters), auto, toy, "auto")
 
 
 def test_regions_of_no_size() -> None:
