@@ -27,7 +27,7 @@ from training.data.view import STYLE, card, embed_image
 _MAX_CLIPS = 60  # on the contact sheet
 _MAX_REASONS = 40
 _HISTOGRAMS = {
-    "sync_mean": "mean Sync-C",
+    "sync_mean": "mean lip sync score",
     "distance_ratio": "face size to distance ratio",
     "mask_overlap": "IoU of masks",
     "fps": "source frame rate",
@@ -157,5 +157,5 @@ def _card(sample: ClipSample) -> str:
     measured = sample.measured
     sync = ", ".join("silent" if value is None else f"{value:.1f}" for value in measured.get("sync_c") or [])
     start, seconds = f"start {measured['start']:.2f} s", f"{len(sample.frames) / FPS:.2f} s"
-    details = f"{measured['source']}, {start}, {seconds}, Sync-C {sync}, matrix {sample.matrix.astype(int).tolist()}"
+    details = f"{measured['source']}, {start}, {seconds}, lip sync {sync}, matrix {sample.matrix.astype(int).tolist()}"
     return card(sample, details)
