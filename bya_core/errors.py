@@ -91,10 +91,10 @@ def out_of_memory(error: BaseException, reduce: str) -> OutOfMemory | None:
     lowered = text.casefold()
     known = (
         "out of memory", "defaultcpuallocator", "not enough memory", "alloc_failed", "cannot allocate memory",
-        "storage size calculation overflowed",
+        "storage size calculation overflowed", "failed to map segment",
     )  # fmt: skip
     if not isinstance(error, MemoryError) and not (
-        isinstance(error, (RuntimeError, OSError)) and any(each in lowered for each in known)
+        isinstance(error, (RuntimeError, OSError, ImportError)) and any(each in lowered for each in known)
     ):
         return None
     gpu = any(each in lowered for each in ("cuda", "hip out", "mps backend", "cublas", "gpu"))

@@ -324,6 +324,7 @@ def allocate(error: BaseException) -> Any:
         (MemoryError("Unable to allocate 72.8 TiB for an array with shape (10,)"), "80044.4 GB"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes."), "4.0 GB"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "the GPU"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory of the machine"),
         (OSError(12, "Cannot allocate memory"), "memory of the machine"),
     ],
 )
