@@ -11,6 +11,7 @@ r"""Evaluate a model.
     python training/evaluate.py --suite refinement --model toy --json refinement.json
     python training/evaluate.py --suite pictures --model toy --json pictures.json --characters mixed
     python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --work-dir windows
+    python training/evaluate.py --compare results/before results/after
 
 The models "truth" and "shuffled" return the ground truth of the same and of other scenes. They validate the metrics:
 values are close to 1, and at chance level. --model also accepts a folder of toy weights.
@@ -35,8 +36,9 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.io.outputs import make_folder
 from bya_core.progress import Progress, ProgressCallback
+from training.benchmark.compare import compare_reports
 from training.benchmark.gallery import write_gallery
-from training.benchmark.suites import EvaluateOptions, evaluate_scenes, evaluate_videos, write_json
+from training.benchmark.suites import EvaluateOptions, Report, evaluate_scenes, evaluate_videos, write_json
 from training.command_line import run_command
 
 
@@ -49,21 +51,32 @@ def main(options: EvaluateOptions) -> None:
         options = replace(options, json=options.json or options.output / "results.json")
     if options.json is not None and not os.access(options.json.resolve().parent, os.W_OK):
         raise InputError(f"--json {options.json}", "a writable folder", "create it or choose another one")
+    if options.compare is not None:
+        report, text = compare_reports(*options.compare)
+        print(text)
+        _write(report, text, options)
+        return
     run_suite = evaluate_videos if options.suite in ("byab", "folder") else evaluate_scenes
     with _progress_bar() as callback:
         report, text, rows = run_suite(options, callback)
     print(text)
+    _write(report, text, options)
+    if options.output is not None:
+        seeds = report.get("seeds") or sorted({row["seed"] for row in report.get("rows", ()) if "seed" in row})
+        description = [f"seeds {seeds[0]} to {seeds[-1]}"] if seeds else []
+        description.append(", ".join(f"{name}: {value}" for name, value in report["versions"].items()))
+        write_gallery(options.output / "index.html", f"{options.suite}: {report['model']}", text, rows, description)
+        print(f"wrote {options.output / 'index.html'}")
+
+
+def _write(report: Report, text: str, options: EvaluateOptions) -> None:
+    """Write the JSON report, and the table into the output folder."""
     if options.json is not None:
         write_json(report, options.json)
         print(f"wrote {options.json}")
     if options.output is not None:
         with atomic_write(options.output / "table.md") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-        seeds = report.get("seeds") or sorted({row["seed"] for row in report.get("rows", ()) if "seed" in row})
-        description = [f"seeds {seeds[0]} to {seeds[-1]}"] if seeds else []
-        description.append(", ".join(f"{name}: {value}" for name, value in report["versions"].items()))
-        write_gallery(options.output / "index.html", f"{options.suite}: {report['model']}", text, rows, description)
-        print(f"wrote {options.output / 'index.html'}")
 
 
 @contextmanager

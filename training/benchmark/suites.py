@@ -58,6 +58,8 @@ class EvaluateOptions:
         output: Folder for results.json, table.md, videos and index.html with all videos side by side.
         json: JSON report; none = results.json in `output`. The suites puppets, pictures, routers and baselines
             update it after every scene and resume from it.
+        compare: Two reports (results.json, or their folders) to compare instead: every metric, the difference and its
+            standard error; only --output and --json have an effect.
         data: Folder of the benchmark (byab), or of videos in one subfolder per system (folder).
         scenes_dir: Folder of scene files, if they are not next to the videos (folder).
         real: Folder of real videos with the same names, for FID and FVD (byab, folder).
@@ -83,6 +85,7 @@ class EvaluateOptions:
     model: str = "toy"
     output: OptionalOutput = None
     json: OutputFile = None
+    compare: tuple[Path, Path] | None = None
     data: Path | None = None
     scenes_dir: Path | None = None
     real: Path | None = None

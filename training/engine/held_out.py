@@ -1,7 +1,8 @@
 """Validation on a held-out share of the training data.
 
 The clips are chosen by a hash of their names, so that the same ones are held out after a restart. Loss terms and the
-IoU of the router's own masks are computed with all conditions, without teacher masks, and with the same noise every time.
+IoU of the router's own masks are computed with all conditions, without teacher masks, and with the same noise every
+time.
 """
 
 from __future__ import annotations
