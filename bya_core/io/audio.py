@@ -23,11 +23,12 @@ from bya_core.io.container import (
     declared_seconds,
     decode_packets,
     open_media,
+    seek,
     time_zero,
     usable_stream,
 )
 from bya_core.io.files import existing_file, file_label
-from bya_core.io.ogg import ends_early
+from bya_core.io.truncation import ends_early
 
 MIN_RATE, MAX_RATE = 2_000, 768_000  # Hz
 MAX_CHANNELS = 128
@@ -36,7 +37,7 @@ MAX_LEVEL = 1e6  # of a sample; full scale is 1
 SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
 PREROLL = 0.5  # seconds decoded before the part that is read: coders need earlier packets
 STEP = 0.02  # seconds by which time stamps may deviate from the number of samples
-SHORT = 0.1  # seconds that may be missing at the end without a notice
+SHORT = 0.05  # seconds that may be missing at the end without a notice
 BLOCK = 0.25  # seconds for which `to_mono` chooses polarities
 OPPOSITE = -0.5  # correlation below which a channel has the opposite polarity
 EXPECTED = "an audio file such as wav, flac, mp3 or m4a"
@@ -113,7 +114,7 @@ def read_recording(
             raise InputError(f"{path} has no audio", "an audio file, or a video with audio", "choose another file")
         rate = check_sample_rate(int(stream.rate or 0), file_label(what, path))
         origin = time_zero(container, zero)
-        declared = declared_seconds(container, stream, origin)
+        declared, exact = declared_seconds(container, stream, origin)
         if seconds is not None and start >= declared > 0:
             seconds = 0.0  # behind the end
         skip = _seek(container, stream, origin, start)
@@ -133,8 +134,8 @@ def read_recording(
     if complete and track.decoded == 0 and start == 0.0:
         reason = "nothing in it can be decoded" if damage.errors or damage.cut else "it has no samples"
         raise InputError(f"{file_label(what, path)} is empty ({reason})", "at least one sample", "choose another file")
-    if complete and (declared - end > max(SHORT, 0.01 * declared) or damage.cut or ends_early(path)):
-        says = f" of {declared:.2f} s" if declared - end > SHORT else ""
+    if complete and (exact and declared - end > max(SHORT, 0.01 * declared) or damage.cut or ends_early(path)):
+        says = f" of {declared:.2f} s" if exact and declared - end > SHORT else ""
         notices.append(f"{path.name} is incomplete: it ends at {end:.2f} s{says}, the end is missing.")
     elif damage.errors:
         notices.append(f"{path.name} is damaged: what cannot be decoded ({damage.errors} packets) is silent.")
@@ -148,10 +149,7 @@ def _seek(container: av.container.InputContainer, stream: Any, zero: float, star
     if start <= 2 * PREROLL:
         return None
     if container.format.name not in ("aac", "mp3"):  # without an index: time stamps after a seek are estimates
-        try:
-            container.seek(int(target / stream.time_base), stream=stream, backward=True)
-        except av.error.FFmpegError:
-            container.seek(0)
+        seek(container, stream, target)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import av
 
 from bya_core.errors import InputError
 from bya_core.io.files import file_label
-from bya_core.io.ogg import repaired
+from bya_core.io.truncation import repaired
 
 TimeZero = Literal["file", "video"]
 FORMATS = (
@@ -115,12 +116,30 @@ def time_zero(container: av.container.InputContainer, zero: TimeZero = "file") -
     return min(starts, default=0.0)
 
 
-def declared_seconds(container: av.container.InputContainer, stream: Any, zero: float) -> float:
-    """End of a stream after time zero (a time stamp) in seconds according to the header; 0 if unknown."""
+def declared_seconds(container: av.container.InputContainer, stream: Any, zero: float) -> tuple[float, bool]:
+    """End of a stream after time zero (a time stamp) in seconds according to the header, 0 if unknown.
+
+    Also whether this is the end of this stream, and not that of the longest of the file.
+    """
+    start = float((stream.start_time or 0) * (stream.time_base or 0))
     if stream.duration and stream.time_base:
-        start = float((stream.start_time or 0) * stream.time_base)
-        return max(0.0, start + float(stream.duration * stream.time_base) - zero)
-    return max(0.0, (container.duration or 0) / av.time_base)
+        return max(0.0, start + float(stream.duration * stream.time_base) - zero), True
+    clock = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", str(stream.metadata.get("DURATION", "")))  # Matroska
+    if clock is not None:
+        hours, minutes, seconds = (float(part) for part in clock.groups())
+        return max(0.0, 3600 * hours + 60 * minutes + seconds - zero), True
+    alone = sum(each.type in ("audio", "video") for each in container.streams) == 1
+    return max(0.0, (container.duration or 0) / av.time_base), alone
+
+
+def seek(container: av.container.InputContainer, stream: Any, time: float) -> None:
+    """Go to the last point at or before a time stamp in seconds from which decoding can start, if there is an index."""
+    for target in (int(time / (stream.time_base or 1)), stream.start_time or 0):
+        try:
+            container.seek(target, stream=stream, backward=True)
+            return
+        except (av.error.FFmpegError, OverflowError):
+            continue
 
 
 def decode_packets(

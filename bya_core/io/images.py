@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from bya_core.errors import InputError
@@ -78,12 +78,13 @@ def load_image(path: Path, what: str, background: str = "white", max_side: int =
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warnings on large or odd files: the limits are checked here
-            with Image.open(path, formats=_formats()) as opened:
+            with _open(path) as opened:
                 return _decode(opened, file_label(what, path), background, max_side)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(f"{file_label(what, path)} has more pixels than that") from error
+        size = "".join(filter(str.isdigit, str(error).split("pixels")[0]))
+        raise _too_large(f"{file_label(what, path)} has {size[:-6] or 0} megapixels") from error
     except ERRORS as error:
         if not path.stat().st_size:
             raise InputError(f"{file_label(what, path)} is an empty file", EXPECTED, "choose another file") from error
@@ -92,9 +93,13 @@ def load_image(path: Path, what: str, background: str = "white", max_side: int =
         raise InputError(f"{file_label(what, path)} cannot be read{reason}", EXPECTED, hint) from error
 
 
-def _formats() -> list[str]:
+def _open(path: Path) -> Image.Image:
+    """Open a file of one of the `FORMATS`. JPEG has no other limit than those of `_decode`."""
+    with path.open("rb") as file:
+        if file.read(3) == b"\xff\xd8\xff":
+            return JpegImagePlugin.JpegImageFile(path)
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _reason(error: BaseException) -> str:

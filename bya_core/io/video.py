@@ -25,6 +25,7 @@ from bya_core.io.container import (
     declared_seconds,
     decode_packets,
     open_media,
+    seek,
     time_zero,
     video_stream,
 )
@@ -36,7 +37,8 @@ MAX_PICTURE = 64_000_000  # pixels of one picture
 MIN_SIDE = 128  # pixels of the shorter side to which a video is reduced to fit into memory
 MAX_FPS = 240.0
 MAX_HOLD = 10.0  # seconds for which the last picture is shown at most
-MISSING = 0.3  # seconds that may be missing at the end without a notice
+NEAR = 2.0  # seconds from the start up to which decoding starts at the first picture
+MISSING = 0.15  # seconds that may be missing at the end without a notice
 INSPECTED = 3_000  # packets from which the frame rate is taken
 TOLERANCE = 1e-3  # seconds, rounding of time stamps
 COMMON_FPS = (23.976, 24.0, 25.0, 29.97, 30.0, 48.0, 50.0, 59.94, 60.0, 12.5, 15.0, 10.0, 12.0)
@@ -156,8 +158,8 @@ def decode_pictures(
         origin = time_zero(container)
         if first is not None and (zero == "video" or abs(float(first * base) - origin) < 0.6 / nominal_fps(stream)):
             origin = float(first * base)  # the first picture is frame 0, also if the audio starts a little earlier
-        if start > 0:
-            _seek(container, stream, origin + max(0.0, start - 0.1), base)
+        if start > NEAR:
+            seek(container, stream, origin + start - 0.1)
         clock = Clock(origin, 1 / nominal_fps(stream))
         pending: Picture | None = None  # the last picture at or before the start
         index, errors = -1, damage.errors
@@ -191,13 +193,6 @@ def nominal_fps(stream: Any) -> float:
         if rate and 0 < float(rate) <= MAX_FPS:
             return float(rate)
     return 25.0
-
-
-def _seek(container: av.container.InputContainer, stream: Any, time: float, base: Fraction) -> None:
-    try:
-        container.seek(int(time / base), stream=stream, backward=True)
-    except (av.error.FFmpegError, OverflowError):
-        container.seek(0)
 
 
 def _check_size(width: int, height: int, what: str) -> None:
@@ -267,7 +262,7 @@ def read_frames(
         InputError: The file is missing, unreadable, has no video, or is too long.
     """
     path = existing_file(path, what)
-    own, declared = _inspect(path, what)
+    own, declared, exact = _inspect(path, what)
     fps = own if fps is None else fps
     if not 0 < fps <= MAX_FPS:
         raise InputError(f"{fps:g} frames per second", f"at most {MAX_FPS:g}", "use a usual frame rate")
@@ -286,12 +281,16 @@ def read_frames(
     if not shown:
         reason = "nothing in it can be decoded" if damage.errors or damage.cut else "it has no pictures"
         raise InputError(f"{file_label(what, path)} is empty ({reason})", "at least one frame", "choose another file")
+    end = (first + len(shown)) / fps
     return Video(
         frames=buffer.frames,
         fps=fps,
         pictures=torch.tensor(shown),
         num_pictures=max(shown) + 1,
-        notices=(*buffer.notices(path.name), *_missing(path.name, damage, (first + len(shown)) / fps, declared)),
+        notices=(
+            *buffer.notices(path.name),
+            *_missing(path.name, damage, end, declared if exact else 0.0),
+        ),
     )
 
 
@@ -306,12 +305,13 @@ def _missing(name: str, damage: Damage, end: float, declared: float) -> list[str
     return notices
 
 
-def _inspect(path: Path, what: str) -> tuple[float, float]:
-    """Frame rate of a time line that shows all pictures of a video, and its length in seconds (0 if unknown)."""
+def _inspect(path: Path, what: str) -> tuple[float, float, bool]:
+    """Frame rate of a time line that shows all pictures of a video, and `declared_seconds`."""
     with open_media(path, what, EXPECTED) as container:
         stream = video_stream(container, path)
         _check_size(stream.codec_context.width or 0, stream.codec_context.height or 0, file_label(what, path))
-        nominal, declared = nominal_fps(stream), declared_seconds(container, stream, time_zero(container))
+        nominal = nominal_fps(stream)
+        declared, exact = declared_seconds(container, stream, time_zero(container))
         times = []
         for packet in islice(container.demux(stream), INSPECTED):
             if packet.pts is not None and packet.time_base:
@@ -319,13 +319,13 @@ def _inspect(path: Path, what: str) -> tuple[float, float]:
     steps = np.diff(np.unique(times))
     steps = steps[steps > TOLERANCE]
     if not len(steps):
-        return nominal, declared
+        return nominal, declared, exact
     usual = steps[abs(steps - np.median(steps)) <= max(0.3 * float(np.median(steps)), 2 * TOLERANCE)]
     rate = 1 / float(usual.mean())
     if len(usual) == len(steps) and abs(rate / nominal - 1) < 0.02:
-        return nominal, declared  # a constant rate
+        return nominal, declared, exact  # a constant rate
     nearest = min(COMMON_FPS, key=lambda common: abs(common / rate - 1))
-    return (nearest if abs(nearest / rate - 1) < 0.03 else min(rate, MAX_FPS)), declared
+    return (nearest if abs(nearest / rate - 1) < 0.03 else min(rate, MAX_FPS)), declared, exact
 
 
 class _Frames:

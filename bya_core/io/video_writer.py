@@ -8,14 +8,15 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.audio.resampler import AudioResampler
 from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
-from bya_core.io.audio import resample
+from bya_core.io.audio import resample, to_mono
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
 
 def write_video(
@@ -72,9 +73,10 @@ class _AudioWriter:
         self.rate, self.written = next((r for r in AAC_RATES if r >= rate), AAC_RATES[-1]), 0
         waveform = resample(waveform, rate, self.rate)
         if waveform.shape[0] not in LAYOUTS:
-            waveform = waveform.mean(dim=0, keepdim=True)
+            waveform = to_mono(waveform, self.rate)[None]
         self.layout = LAYOUTS[waveform.shape[0]]
         self.samples = waveform.clamp(-1, 1).float().cpu().numpy()
+        self.to_planar = AudioResampler(format="fltp", layout=self.layout, rate=self.rate)
         bits = 96_000 * self.samples.shape[0]
         self.stream = container.add_stream("aac", rate=self.rate, layout=self.layout, bit_rate=bits)
 
@@ -83,8 +85,11 @@ class _AudioWriter:
         chunk = self.samples[:, self.written : round(until * self.rate)]
         if chunk.shape[1] == 0:
             return
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk), format="fltp", layout=self.layout)
+        # packed: PyAV cannot make frames of 8 planes
+        packed = np.ascontiguousarray(chunk.T.reshape(1, -1))
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=self.layout)
         frame.sample_rate, frame.pts = self.rate, self.written
         frame.time_base = Fraction(1, self.rate)
         self.written += chunk.shape[1]
-        container.mux(self.stream.encode(frame))
+        for planar in self.to_planar.resample(frame):
+            container.mux(self.stream.encode(planar))

@@ -1,22 +1,37 @@
-"""Ogg files that are cut short: FFmpeg drops the whole last page, which may be the whole recording."""
+"""Files that are cut short.
+
+FFmpeg does not tell, and drops the whole last page of an Ogg file, which may be the whole recording.
+"""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Literal
 
+UNKNOWN = 0x7FFF_0000  # bytes; larger sizes in a RIFF file stand for an unknown length
 PAGE = 27  # bytes of a page header without its segment table
 LARGEST = PAGE + 255 + 255 * 255  # bytes of a page
 MAX_REPAIRED = 1 << 26  # bytes of a file that is held in memory
 
 
 def ends_early(path: Path) -> bool:
-    """Whether an Ogg file stops before the page that is marked as its last; False for other files."""
+    """Whether a wav, avi, aiff or ogg file is shorter than its own structure says; False for other files."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    size = path.stat().st_size
+    if head[:4] in (b"RIFF", b"FORM"):
+        order: Literal["little", "big"] = "little" if head[:4] == b"RIFF" else "big"
+        ends, at = [8 + int.from_bytes(head[4:8], order)], 12
+        while at + 8 <= len(head):
+            length = int.from_bytes(head[at + 4 : at + 8], order)
+            ends.append(at + 8 + length)
+            if head[at : at + 4] in (b"data", b"SSND") or not length:
+                break
+            at = ends[-1] + length % 2
+        return any(size < end < UNKNOWN for end in ends)
     found = _last_page(path)
-    if found is None:
-        return False
-    page, size = found
-    return size > len(page) or not page[5] & 4
+    return found is not None and (found[1] > len(found[0]) or not found[0][5] & 4)
 
 
 def repaired(path: Path) -> io.BytesIO | None:
