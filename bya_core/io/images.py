@@ -119,7 +119,8 @@ def _decode(image: Image.Image, what: str, background: str, max_side: int) -> Im
         limit = MAX_PROGRESSIVE if image.info.get("progressive") else MAX_REDUCED
     if image.width * image.height > limit:
         raise _too_large(f"{what} has {size}")
-    image.draft(None, (min(image.width, max_side), min(image.height, max_side)))  # JPEG: at 1/2, 1/4 or 1/8
+    scale = min(1.0, max_side / max(image.size))
+    image.draft(None, (max(1, int(image.width * scale)), max(1, int(image.height * scale))))  # JPEG: at 1/2, 1/4, 1/8
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(f"{what} has {size}")
     image.load()  # a TIFF is made upright here

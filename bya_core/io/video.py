@@ -381,10 +381,11 @@ class _Frames:
         if size <= self.max_bytes:
             return self.max_side
         scale *= math.sqrt(0.98 * self.max_bytes / size)
-        if min(width, height) * scale < min(MIN_SIDE, width, height):
-            raise self._too_long(3 * MIN_SIDE * MIN_SIDE)
+        least = min(1.0, MIN_SIDE / min(width, height))
+        if scale < least:
+            raise self._too_long(3 * width * height * least**2)
         return max(1, int(max(width, height) * scale))
 
-    def _too_long(self, size: int) -> InputError:
+    def _too_long(self, size: float) -> InputError:
         seconds = self.max_bytes / size / self.fps
         return InputError(f"{self.what} is too long", f"at most about {seconds:.0f} s", "use a shorter part of it")
