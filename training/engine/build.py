@@ -13,6 +13,7 @@ import torch
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.registry import MODELS
+from training.engine.base import load_base
 from training.engine.lora import add_adapters, load_model
 from training.engine.model_config import describe_differences, model_differences, read_config
 from training.engine.recipe import Recipe
@@ -20,11 +21,16 @@ from training.engine.settings import RunSettings
 
 log = logging.getLogger(__name__)
 
+MAX_RANDOM = 1_000_000_000
+"""Number of parameters from which training does not start from random weights."""
+
 
 def build_model(
     recipe: Recipe, stage: int, settings: RunSettings, adapt: bool = False
 ) -> BindYourAvatarTransformer3DModel:
-    """The model in `settings.init`, or a newly initialized one; identical in all processes.
+    """The model in `settings.init`, one with the weights of `settings.base`, or a newly initialized one.
+
+    It is identical in all processes.
 
     Args:
         recipe: the model wanted.
@@ -33,14 +39,20 @@ def build_model(
         adapt: build the model of the recipe although it differs, and take over the weights that fit.
 
     Raises:
-        InputError: no model there, weights are missing, or without `adapt` a model that differs from the recipe.
+        InputError: no model there, weights are missing, without `adapt` a model that differs from the recipe, or no
+            weights at all for a model of published size.
     """
     lora = recipe.stages[stage].lora
     torch.manual_seed(settings.seed)
+    if settings.init is not None and settings.base is not None:
+        raise InputError("--init and --base", "one of them", "leave out --base to continue from trained weights")
     if settings.init is None:
-        if stage > 1:
-            log.warning("stage %d starts from random weights; continue an earlier stage with --init FOLDER", stage)
-        return add_adapters(BindYourAvatarTransformer3DModel(**recipe.model), {}, lora)
+        if settings.base is None:
+            _check_random_start(recipe, stage)
+        model = BindYourAvatarTransformer3DModel(**recipe.model)
+        if settings.base is not None:
+            load_base(model, Path(settings.base).expanduser())
+        return add_adapters(model, {}, lora)
     folder = init_folder(settings.init)
     config = read_config(folder)
     if config is not None and not adapt:
@@ -57,6 +69,18 @@ def build_model(
     if config is None:  # released files: known only after loading
         check_same_model(recipe, dict(model.config), settings.init)
     return model
+
+
+def _check_random_start(recipe: Recipe, stage: int) -> None:
+    """Warn about random weights where they are no good start, and raise InputError at published size."""
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in BindYourAvatarTransformer3DModel(**recipe.model).parameters())
+    if size > MAX_RANDOM:
+        problem = f"stage {stage} of {size / 1e9:.1f} billion random weights"
+        hint = "use --base FOLDER with CogVideoX-5B-I2V or ConsisID, or --init FOLDER with trained weights"
+        raise InputError(problem, "pretrained weights at this size", hint)
+    if stage > 1:
+        log.warning("stage %d starts from random weights; continue an earlier stage with --init FOLDER", stage)
 
 
 def init_folder(init: str) -> Path:

@@ -82,6 +82,8 @@ class RunSettings:
         tracker_project: project name for the experiment trackers.
         init: where the weights start: the `final` folder of a run, a folder of a model, or a model name such as toy;
             None = random weights. Recorded in checkpoints and in `final`.
+        base: base model to start stage 1 from: a folder of CogVideoX-I2V or ConsisID in the layout of diffusers. The
+            model is that of the recipe; what the base model lacks is newly initialized.
         allow_change: what may differ from the run that is resumed in `output`, such as data, lr or steps; everything
             else that changes the experiment is refused.
     """
@@ -103,4 +105,5 @@ class RunSettings:
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     tracker_project: str = "bind-your-avatar"
     init: str | None = None
+    base: str | None = None
     allow_change: tuple[str, ...] = ()
