@@ -148,11 +148,19 @@ def initialize_router(init: Path, recipe: Recipe, seed: int) -> BindYourAvatarTr
 
 
 def run_variant(name: str, seed: int, data: ClipFolder, options: AblationOptions) -> dict[str, Any]:
-    """Train and evaluate one variant, or load its saved result."""
+    """Train and evaluate one variant, or load its saved result.
+
+    Raises:
+        InputError: the saved result has other settings.
+    """
     path = options.output / "results" / f"{name}-{seed}.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
     recipe = apply_variant(load_recipe(options.recipe), VARIANTS[name], options.steps, options.batch)
+    if path.is_file():
+        stored = dict(json.loads(path.read_text()))
+        if stored["settings"] != _settings(options, recipe):
+            problem = f"{path} has the settings {stored['settings']}"
+            raise InputError(problem, f"{_settings(options, recipe)}", "choose another --output, or remove the file")
+        return stored
     model = initialize_router(options.init, recipe, seed)
     settings = RunSettings(options.output / "runs" / f"{name}-{seed}", seed=seed, mixed_precision=options.precision)  # type: ignore[arg-type]
     started = time.monotonic()

@@ -38,7 +38,7 @@ from training.benchmark.refinement_suite import REFINE_SHARES, refinement_report
 from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, router_report, router_table
 from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
 from training.benchmark.targets import ModelTarget
-from training.benchmark.video_tasks import byab_tasks, folder_tasks
+from training.benchmark.video_tasks import byab_tasks, folder_tasks, generation_key
 from training.command_line import OptionalOutput, OutputFile
 
 Rows = Iterable[tuple[str, Mapping[str, Cell]]]
@@ -161,11 +161,12 @@ def evaluate_videos(options: EvaluateOptions, callback: ProgressCallback | None 
         notices = byab.check(data)
         names = [pair.name for pair in pairs]
         settings = {"list": byab.VERSION, "pairs": names, "sha256": byab.fingerprint(pairs)}
-        complete = all((output / "videos" / options.model / f"{name}.mp4").is_file() for name in names)
-        bundle = None if complete else _load(options.model, options.device)
-        tasks = byab_tasks(
-            pairs, output, options.model, bundle, steps=options.steps, frames=options.length, callback=callback
-        )
+        system = Path(options.model).name
+        given = all((output / "videos" / system / f"{name}.mp4").is_file() for name in names)
+        bundle = None if given else _load(options.model, options.device)
+        if bundle is not None:
+            system += f"-{generation_key(bundle, options.steps, options.length)}"
+        tasks = byab_tasks(pairs, output, system, bundle, steps=options.steps, frames=options.length, callback=callback)
     else:
         tasks = folder_tasks(data, options.scenes_dir)
     on_gpu = torch.cuda.is_available() and options.device != "cpu"

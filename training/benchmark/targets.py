@@ -24,6 +24,7 @@ from bya_core.sampling.schedulers import retrieve_timesteps
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, redrawn
+from training.engine.record import weights_fingerprint
 from training.puppets.world import SAMPLE_RATE, PuppetClip
 
 _MAX_HASHED_PARAMETERS = 500_000_000
@@ -256,10 +257,10 @@ def _to_frames(video: Tensor) -> np.ndarray:
     return rearrange((video + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def weights_hash(module: torch.nn.Module) -> str | None:
-    """SHA-256 of the names and values of all parameters; None for very large models."""
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 of the names and values of all parameters; for very large models of a few values of each."""
     if sum(p.numel() for p in module.parameters()) > _MAX_HASHED_PARAMETERS:
-        return None
+        return weights_fingerprint(module)
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())

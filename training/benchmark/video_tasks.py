@@ -8,8 +8,10 @@ SCENES/        001.json ...: the scene file of each video (docs/reference/scene.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bya_core.errors import InputError
@@ -17,6 +19,7 @@ from bya_core.io.atomic import write_json
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.byab import Pair
+from training.benchmark.targets import weights_hash
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ def folder_tasks(videos: Path, scenes: Path | None = None) -> list[VideoTask]:
             raise InputError(f"no {video.stem}.json for {video}", "the scene file of each video", hint)
         tasks.append(VideoTask(video.parent.name, video.stem, video, scene, _masks_of(video)))
     return tasks
+
+
+def generation_key(bundle: ModelBundle, steps: int | None, frames: int | None) -> str:
+    """Short hash of the weights and of everything else that the videos of a model depend on."""
+    settings = {**asdict(bundle.sampling), **({} if steps is None else {"steps": steps}), "frames": frames}
+    text = json.dumps([weights_hash(bundle.transformer), settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def byab_tasks(

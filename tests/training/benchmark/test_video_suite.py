@@ -16,9 +16,10 @@ from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools
 from bya_core.io.media import write_video
 from bya_core.scene.schema import read_scene_file
+from bya_core.weights.loader import load_bundle
 from training.benchmark import byab
 from training.benchmark.video_suite import MetricModels, _frechet
-from training.benchmark.video_tasks import folder_tasks
+from training.benchmark.video_tasks import folder_tasks, generation_key
 from training.evaluate import EvaluateOptions, main
 from training.puppets.world import SAMPLE_RATE, make_clip
 
@@ -166,3 +167,12 @@ def test_frechet_distances(videos, monkeypatch):
     assert _frechet(tasks, videos / "bad", MetricModels(FaceTools())) == {"fid": None, "fvd": None}
     with pytest.raises(InputError, match="001.mp4"):
         _frechet(tasks, videos, models)
+
+
+def test_key_of_generated_videos_depends_on_weights_and_settings():
+    bundle = load_bundle("toy")
+    key = generation_key(bundle, None, None)
+    assert key == generation_key(load_bundle("toy"), None, None)
+    assert len({key, generation_key(bundle, 3, None), generation_key(bundle, None, 9)}) == 3
+    next(bundle.transformer.parameters()).data.view(-1)[0] += 1
+    assert generation_key(bundle, None, None) != key
