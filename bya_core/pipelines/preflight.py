@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from bya_core.pipelines.estimate import ModelFolder, estimate
 from bya_core.pipelines.interactive import images_to_masks
 from bya_core.scene.checks import stream_notices
 from bya_core.scene.compose import CastMember, SceneOptions, compose, override_sampling
+from bya_core.scene.windows import plan_windows
 from bya_core.weights.registry import MODELS
 
 SIDE, LINE = 256, 22  # pixels: column width of the picture, and height of a line of text
@@ -95,6 +96,10 @@ def preflight(
         found = [_face_boxes(detector, member.image) for member in cast]
     else:
         found = [[box for box in (meter.face_box(member.image),) if box is not None] for member in cast]
+        photos = [member.name for member in cast if not meter.is_portrait(member.image)]
+        if photos:
+            text = f"{', '.join(photos)}: not a drawn puppet on white, which is all that the model knows"
+            findings.append(Finding("reference images", "warning", text))
     faces = [max(boxes, key=_area, default=None) for boxes in found]
     findings += [_check_face(member, boxes) for member, boxes in zip(cast, found, strict=True)]
     findings += [_check_speech(member) for member in cast]
@@ -123,8 +128,13 @@ def preflight(
             findings.append(_check_masks(masks, grid, cast))
         if first_frame is not None:
             findings.append(_check_first_frame(first_frame, cast, meter))
-        cost = estimate(usable, grid, len(cast), sampling)
-        text = f'about {cost.seconds:.0f} s on this machine with the preset "exact" (within a factor of two)'
+        windows = plan_windows(
+            scene.num_frames, scene.windows.frames or defaults.max_frames, scene.windows.overlap, defaults.time_factor
+        )
+        part = replace(grid, frames=grid.latent_index(windows[0].frames - 1) + 1)
+        cost = estimate(usable, part, len(cast), sampling)  # of one window: the windows have nearly the same length
+        seconds = cost.seconds * len(windows)
+        text = f'about {seconds:.0f} s on this machine with the preset "exact" (within a factor of two)'
         findings.append(Finding("cost", "ok", f"{text}, {cost.gigabytes:.1f} GB"))
     return Preflight(tuple(findings), _draw(cast, faces))
 

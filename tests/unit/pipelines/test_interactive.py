@@ -103,6 +103,9 @@ def test_preflight() -> None:
     assert levels["Cy"] == levels["masks"] == "error" and levels["speech of Cy"] == "warning"
     with pytest.raises(InputError, match="no face detected"):
         result.raise_errors()
+    assert "not a drawn puppet" in preflight(cast, ("toy", None), frames=25).text
+    hours = preflight(cast, ("toy", None), frames=90_001)  # the cost is that of one window, times their number
+    assert hours.ok and "cost: about" in hours.text
     result = preflight(cast, ("official", None))
     assert not result.ok and MODELS["official"].how_to_get in result.text
     assert not preflight(cast, ("no such model", None)).ok
