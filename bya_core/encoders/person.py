@@ -165,7 +165,7 @@ class PersonSegmenter:
 
     def _crop(self, frame: np.ndarray, box: np.ndarray) -> Tensor:
         x0, y0, x1, y1 = box
-        part = torch.from_numpy(np.ascontiguousarray(frame[y0:y1, x0:x1])).to(self.device)
+        part = torch.from_numpy(np.array(frame[y0:y1, x0:x1])).to(self.device)
         image = part.permute(2, 0, 1)[None].float() / 255.0
         return F.interpolate(image, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
 

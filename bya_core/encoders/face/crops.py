@@ -54,7 +54,7 @@ def cut(frames: np.ndarray, squares: Squares, size: int, device: torch.device) -
         right, bottom = min(width, int(np.ceil(x + reach))), min(height, int(np.ceil(y + reach)))
         if right - left < 2 or bottom - top < 2:
             continue
-        part = torch.from_numpy(np.ascontiguousarray(frames[squares.frame[k], top:bottom, left:right])).to(device)
+        part = torch.from_numpy(np.array(frames[squares.frame[k], top:bottom, left:right])).to(device)
         image = part.permute(2, 0, 1)[None].float() / 255.0
         factor = max(1, min(int(side / size), *image.shape[2:]))
         if factor > 1:

@@ -28,6 +28,7 @@ _LEVELS = (2.0, 2.0, 4.0)  # ratios of consecutive scales; a scale finds faces o
 _CHEAP = 2.5  # network inputs of 128 x 128 pixels: larger scales are not run on every frame
 _RELIABLE = 20.0  # pixels of the network input: boxes of smaller faces are left to the next finer scale
 _BORDER = 16  # black pixels around the coarsest input: faces that fill the image
+_SINGLE = 0.6  # smallest score of a face in one image, which no other frame confirms
 _OVERLAP = 0.3  # IoU of detections that are averaged
 _INSIDE = 0.7  # of the area of a detection inside a better one: parts of a face taken for a face
 _FACE_TO_SQUARE = 1.5  # side of the crop for the mesh over the side of the face
@@ -102,7 +103,8 @@ class FaceMesh:
         detections = self.detections(frames)[0]
         meshes = self.meshes(frames, squares(np.zeros(len(detections), int), detections))
         faces = []
-        for k in np.flatnonzero(meshes.presence >= self.min_presence):
+        confirmed = (meshes.presence >= self.min_presence) & (detections.scores >= max(self.min_score, _SINGLE))
+        for k in np.flatnonzero(confirmed):
             points = meshes.points[k, :, :2]
             x0, y0, x1, y1 = (float(value) for value in (*points.min(0), *points.max(0)))
             five = tuple((float(x), float(y)) for x, y in five_points(points))
@@ -126,7 +128,9 @@ class FaceMesh:
             size = max(16, round(height / scale)), max(16, round(width / scale))
             batch = max(1, _BATCH * blazeface.SIZE**2 // (size[0] * size[1]))
             for start in range(0, len(frames), batch):
-                images = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).permute(0, 3, 1, 2)
+                images = torch.from_numpy(np.require(frames[start : start + batch], requirements=["C", "W"])).permute(
+                    0, 3, 1, 2
+                )
                 if self.device.type != "cpu":
                     images = images.to(self.device).float()
                 images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).float()
@@ -134,7 +138,7 @@ class FaceMesh:
                 images = F.pad(images.to(self.device) / 255.0, (border,) * 4)
                 for offset, detections in enumerate(self._run_detector(images)):
                     if position > 0:
-                        detections = detections[_sizes(detections.boxes) >= _RELIABLE]
+                        detections = detections[mean_size(detections.boxes) >= _RELIABLE]
                     boxes, points = (detections.boxes - border) * scale, (detections.points - border) * scale
                     found[start + offset].append(Detections(boxes, points, detections.scores))
         return [_merged(parts) for parts in found]
@@ -247,6 +251,6 @@ def _merged(parts: list[Detections]) -> Detections:
     return merged[~inside]
 
 
-def _sizes(boxes: np.ndarray) -> np.ndarray:
+def mean_size(boxes: np.ndarray) -> np.ndarray:
     """Mean of width and height of boxes [..., 4]."""
     return (boxes[..., 2:] - boxes[..., :2]).mean(-1)
