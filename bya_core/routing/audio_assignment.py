@@ -64,8 +64,8 @@ def assign_audio(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | N
     unknown = unknown_faces(scene, bundle) if voices and len(names) > 1 else []
     if unknown:
         problem = (
-            f'binding "auto" for {", ".join(unknown)}, but {bundle.name} knows the voices of drawn puppets only, not of '
-            "people as in photographs"
+            f'binding "auto" for {", ".join(unknown)}, but {bundle.name} knows the voices of drawn puppets only, not '
+            "of people as in photographs"
         )
         hint = "or measure which mouth follows which voice in a video of them: bya report VIDEO --voices FILE ..."
         raise InputError(problem, "a given audio-character matrix", f"provide the matrix, {hint}")
@@ -191,9 +191,7 @@ def matrix_text(matrix: Tensor, names: Sequence[str]) -> str:
     return f"{', '.join(pairs)}; matrix [{rows}]"
 
 
-def _notices(
-    assignment: AudioAssignment, voices: list[int], scene: Scene, activity: VoiceActivity
-) -> Iterator[str]:
+def _notices(assignment: AudioAssignment, voices: list[int], scene: Scene, activity: VoiceActivity) -> Iterator[str]:
     names = scene.names
     pairs = matrix_text(assignment.matrix, names)
     yield f"Voices were matched to faces ({pairs}), speech found by {activity.name}."
