@@ -19,7 +19,7 @@ CLEAR = 0.25  # difference of two voices for one mouth that needs no comparison 
 EARLY, LATE = -4.6, 2.3  # frames; -185 and +90 ms are acceptable (ITU-R BT.1359)
 SHIFT_SCORE, SHIFT_GAIN = 0.2, 0.08  # smallest score at a shift, and gain over no shift
 STILL, TALKING = 0.5, 0.8  # movement of listeners relative to speakers: below = still, above = moves
-LONGEST_SLIP = 1.0  # seconds; longer spans with another voice are not passed
+LONGEST_SLIP = 0.6  # seconds; longer spans with another voice are not passed
 
 
 class LipScores(MouthScores):
