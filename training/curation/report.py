@@ -155,7 +155,7 @@ def _histograms(rows: Sequence[dict[str, Any]]) -> str:
 def _card(sample: ClipSample) -> str:
     """A clip with its source and measurements."""
     measured = sample.measured
-    sync = ", ".join("silent" if value is None else f"{value:.1f}" for value in measured.get("sync_c") or [])
+    sync = ", ".join("silent" if value is None else f"{value:.2f}" for value in measured.get("sync_c") or [])
     start, seconds = f"start {measured['start']:.2f} s", f"{len(sample.frames) / FPS:.2f} s"
     details = f"{measured['source']}, {start}, {seconds}, lip sync {sync}, matrix {sample.matrix.astype(int).tolist()}"
     return card(sample, details)
