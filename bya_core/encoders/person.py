@@ -130,7 +130,7 @@ class PersonSegmenter:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.network = load_weights(SelfieSegmentation(), "selfie_segmentation")
-        self.network.to(self.device, memory_format=torch.channels_last)
+        self.network.to(self.device)
 
     @torch.inference_mode()
     def __call__(

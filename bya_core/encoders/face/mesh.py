@@ -95,7 +95,7 @@ class FaceMesh:
         self.detector = load_weights(blazeface.BlazeFace(), "blazeface_short_range")
         self.mesh = load_weights(mesh_network.FaceMeshNetwork(), "face_mesh")
         for network in (self.detector, self.mesh):
-            network.to(self.device, memory_format=torch.channels_last)
+            network.to(self.device)
 
     def detect(self, image: Tensor) -> list[Face]:
         """Faces in an image [3, H, W] in [0, 1], sorted by descending score; boxes from forehead to chin."""
