@@ -112,14 +112,15 @@ def main(arguments: Arguments) -> None:
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     model = build_model(recipe, number, settings, arguments.adapt)
+    config: Any = model.config
     clips = open_data(
         arguments.data,
         arguments.encoders,
         buckets=arguments.buckets,
         on_broken="skip" if arguments.skip_broken else "error",
-        patch=model.config.patch_size,
+        patch=config.patch_size,
         device=accelerator.device,
-        canvas=canvas_layout(model.config.flavour),
+        canvas=canvas_layout(config.flavour),
         length_fractions=arguments.length_fractions,
         in_memory=arguments.in_memory,
         text_multiple=recipe.text_encoder.get("pad_to_multiple_of"),

@@ -280,7 +280,7 @@ class Validation:
 
     def _log_video(self, name: str, frames: np.ndarray, masks: Tensor, grid: TokenGrid, fps: float, step: int) -> None:
         """Write the video with overlaid masks beside the images of the tracker."""
-        if self.tracker is None or not self.tracker.active:
+        if self.tracker is None or self.tracker.output is None or not self.tracker.active:
             return
         folder = self.tracker.output / "images" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,7 @@ def _train(
     set_seed(settings.seed, device_specific=True)
     state = checkpoints.resume(run, settings.allow_change) if dry_run is None else TrainerState()
     batches = local_batches(accelerator, data, stage.batch_size, settings.seed, state.step)
-    loss = StageLoss(stage, settings.seed, recipe and recipe.scheduler, settings.batched_random)
+    loss = StageLoss(stage, settings.seed, recipe.scheduler if recipe is not None else None, settings.batched_random)
     timer = RunTimer(stage, settings, state)
     log.info(
         "stage %d from step %d: %d clips, %.2f M trainable parameters, %d processes (%s)",
