@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,9 @@ def console() -> Iterator[None]:
             replaced = _Stream(stream.detach(), errors="backslashreplace", **options)  # type: ignore[arg-type]
             setattr(sys, name, replaced)
             setattr(sys, f"__{name}__", replaced)
+            for handler in logging.getLogger().handlers:  # configured before: they hold the detached stream
+                if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                    handler.stream = replaced
     try:
         yield
     finally:

@@ -48,3 +48,13 @@ def test_closed_streams(redirection: str) -> None:
 def test_a_full_disk_is_reported_once() -> None:
     run = subprocess.run(["bash", "-c", '"$0" -m bya_core models > /dev/full', sys.executable], capture_output=True)
     assert run.returncode == 1 and run.stderr.decode().startswith("error: ") and run.stderr.count(b"\n") == 1
+
+
+def test_logging_that_was_configured_before() -> None:
+    program = (
+        "import logging; from bya_core.io.console import console\n"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "with console(): logging.getLogger('x').info('kept')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert run.stderr.decode().strip() == "kept"
