@@ -19,6 +19,7 @@ from typing import Any
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import check_disk_space
+from bya_core.io.locks import folder_lock
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.weights.cache import (
     MANIFEST,
@@ -172,7 +173,8 @@ def download(
         Files that were downloaded.
 
     Raises:
-        InputError: A repository lacks the files, the disk is too small, or a file has the wrong size or hash.
+        InputError: A repository lacks the files, the disk is too small, a file has the wrong size or hash, or another
+            process downloads into `root`.
         DownloadInterrupted: Network failure; received data is kept.
     """
     hub = hub or Hub()
@@ -184,8 +186,20 @@ def download(
     if not todo:
         return []
     plans = {component.name: _plan(component, root, hub, notify) for component in todo}
-    every = [file for _, files in plans.values() for file in files]
     root.mkdir(parents=True, exist_ok=True)
+    with folder_lock(root, "the downloads", "wait for the other download to finish"):
+        return _download(todo, plans, root, hub, notify, callback)
+
+
+def _download(
+    todo: Sequence[Component],
+    plans: Mapping[str, tuple[str, list[_RemoteFile]]],
+    root: Path,
+    hub: Hub,
+    notify: Notify,
+    callback: ProgressCallback | None,
+) -> list[Path]:
+    every = [file for _, files in plans.values() for file in files]
     hint = "free some space, choose another disk with --models-dir, or select fewer --components"
     check_disk_space(root, sum(file.remaining for file in every) + RESERVE, "the download", hint)
     total = sum(file.size for file in every)

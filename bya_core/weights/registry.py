@@ -17,6 +17,7 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import write_json
 from bya_core.io.files import expand_user
 from bya_core.io.inputs import note_input
+from bya_core.io.outputs import make_folder
 from bya_core.progress import ProgressCallback
 from bya_core.weights.cache import local_models, missing_files, model_folders
 from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, Component
@@ -66,7 +67,8 @@ class ModelEntry:
         """Model folder: the existing one, or the one that a download would create."""
         if self.folder is not None:
             return self.folder
-        candidates = [folder / self.name for folder in model_folders()]
+        # without a home directory there may be no folder at all
+        candidates = [folder / self.name for folder in model_folders()] or [Path("bind-your-avatar") / self.name]
         return next((folder for folder in candidates if folder.is_dir()), candidates[0])
 
     def path_in(self, models_dir: Path | None) -> Path:
@@ -182,6 +184,10 @@ def download_model(
     if unknown := [component for component in components if component not in known]:
         problem = f"{entry.name} has no component called {' or '.join(unknown)}"
         raise InputError(problem, ", ".join(known), "see bya models")
+    if models_dir is None and not model_folders():
+        raise InputError("no home directory for the models", "a folder for models", "name one with --models-dir")
+    if models_dir is not None:
+        make_folder(models_dir.expanduser(), "the models")
     root = entry.path_in(models_dir)
     downloaded = download([known[c] for c in components or known], root, notify=notify, callback=callback)
     settings = root / "bundle.json"
