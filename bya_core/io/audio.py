@@ -37,6 +37,7 @@ MAX_LEVEL = 1e6  # of a sample; full scale is 1
 SILENCE = 1e-3  # peak below which a recording counts as silent (-60 dB)
 PREROLL = 0.5  # seconds decoded before the part that is read: coders need earlier packets
 STEP = 0.02  # seconds by which time stamps may deviate from the number of samples
+LOOKAHEAD = 30.0  # seconds after the part that are decoded if the file ends in them
 SHORT = 0.05  # seconds that may be missing at the end without a notice
 BLOCK = 0.25  # seconds for which `to_mono` chooses polarities
 OPPOSITE = -0.5  # correlation below which a channel has the opposite polarity
@@ -125,10 +126,10 @@ def read_recording(
                 if not frame.samples or not frame.sample_rate:
                     continue
                 track.add(frame, clock(frame.pts, frame.time_base, frame.samples / frame.sample_rate))
-                if track.full:
-                    break
-        complete = damage.reached_end and not track.full
-    waveform, end = track.waveform(), start + track.filled / rate
+                if track.full and not 0 < declared < start + (seconds or 0.0) + LOOKAHEAD:
+                    break  # else the rest is decoded too, to tell whether the end is missing
+        complete = damage.reached_end
+    waveform, end = track.waveform(), start + track.end / rate
     total = max(end, declared) if not complete or declared - end > SHORT else end
     notices = []
     if complete and track.decoded == 0 and start == 0.0:
@@ -161,7 +162,7 @@ class _Track:
         self.limit = None if seconds is None else round(seconds * rate)
         self.expected = round(max(0.0, (declared or 10.0) - start) * rate) if seconds is None else self.limit
         self.samples = np.zeros((0, 1), np.float32)  # [S, C]
-        self.filled, self.decoded, self.full = 0, 0, self.limit == 0
+        self.filled, self.decoded, self.end, self.full = 0, 0, 0, self.limit == 0
         self.position: int | None = None
         self.key: tuple[Any, ...] | None = None
 
@@ -184,6 +185,7 @@ class _Track:
             self.samples[low:high] = values[low - self.position : high - self.position]
             self.filled = max(self.filled, high)
         self.position += len(values)
+        self.end = max(self.end, self.position)
 
     def _convert(self, frame: av.AudioFrame) -> np.ndarray:
         """[S, C] float32 with the rate and channels of the first frame."""
