@@ -139,8 +139,10 @@ def test_long_video_resumes_after_a_signal(number: signal.Signals, folder: Path)
 def test_second_run_of_a_long_scene_names_the_first(folder: Path) -> None:
     first = start(folder, "generate", "long.json", "-o", "talk.mp4")
     wait_for(first, "Window 1")
+    first.send_signal(signal.SIGSTOP)  # it must not finish before the second one has started
     second = start(folder, "generate", "long.json", "-o", "talk.mp4")
     _, error = second.communicate(timeout=300)
     assert second.returncode == 2 and re.search(rf"in use by process {first.pid} on .* since \d", error), error
+    first.send_signal(signal.SIGCONT)
     assert first.communicate(timeout=300) and first.returncode == 0
     assert "talk.windows" not in contents(folder)
