@@ -1,6 +1,6 @@
 """All checks and measurements that need a GPU, ordered by value, for one short session on a borrowed machine.
 
-    python benchmarks/gpu_session.py --output results            # about 9 minutes on an H200; random weights, no download
+    python benchmarks/gpu_session.py --output results            # about 9 minutes on an H200; random weights
     python benchmarks/gpu_session.py --output results --only doctor tests
     python benchmarks/gpu_session.py --output results --small    # the same commands on a CPU, to see that they start
 

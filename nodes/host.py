@@ -141,7 +141,7 @@ def show_text(text: str) -> None:
     except ImportError:  # older versions
         return
     context, server = get_executing_context(), getattr(PromptServer, "instance", None)
-    if context is not None and hasattr(server, "send_progress_text"):
+    if context is not None and server is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, context.node_id)
 
 

@@ -95,17 +95,15 @@ def joined(command: Generate) -> Iterator[Generate]:
 def _redirected(command: Generate, folder: Path) -> Generate:
     """The command with all outputs in `folder`; finished windows are copied there."""
     files = {name: path and folder / path.name for name, path in vars(command.files).items()}
-    work_dir = command.long_video.work_dir and folder / "windows"
-    result = replace(
+    windows, finished = folder / "windows", command.long_video.folder(command.output, command.resume_from)
+    if finished.is_dir():
+        shutil.copytree(finished, windows)
+    return replace(
         command,
         output=folder / command.output.name,
         files=replace(command.files, **files),
-        long_video=replace(command.long_video, work_dir=work_dir),
+        long_video=replace(command.long_video, work_dir=windows),
     )
-    finished = command.long_video.folder(command.output)
-    if finished.is_dir():
-        shutil.copytree(finished, result.long_video.folder(result.output))
-    return result
 
 
 @contextlib.contextmanager

@@ -284,7 +284,9 @@ def compare(
             curves[n, m] = _curve(seen[n], expected[m], mouth.visible)
     offset, scores = _common_offset(curves)
     elsewhere = np.zeros(scores.shape)
-    moves = np.unique(np.linspace(FPS, length - FPS, 20).round().astype(int)) if length >= 2 * FPS else []
+    moves: Sequence[int] = []
+    if length >= 2 * FPS:
+        moves = np.unique(np.linspace(FPS, length - FPS, 20).round().astype(int)).tolist()
     for n, m in np.ndindex(*elsewhere.shape):
         away = [_curve(seen[n], np.roll(expected[m], move, axis=0), mouths[n].visible, 1).max() for move in moves]
         elsewhere[n, m] = np.quantile(away, 0.8) if away else 0.0

@@ -103,7 +103,7 @@ def binding_report(
     if meter is not None:
         regions = F.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False).numpy() > 0.5
         opening = meter.mouth_opening(frames.numpy(), regions)
-        scores: MouthScores = ColorScores(opening, loudness, targets, regions.any(axis=(2, 3)), fps)
+        scores: MouthScores = ColorScores(opening, loudness, targets, np.asarray(regions.any(axis=(2, 3))), fps)
         if portraits is not None:
             identity["colors"] = IdentityTable(meter.likeness(frames.numpy(), regions, portraits))
     elif faces.lips is not None:

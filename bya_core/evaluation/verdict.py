@@ -166,9 +166,9 @@ class MouthScores:
     @property
     def measured(self) -> np.ndarray:
         """bool [N, M]: the character is visible, the voice is heard, and there is a measure for them."""
-        visible, heard = self.regions.any(axis=1), self.speech.max(axis=1, initial=0.0) > 0
+        visible, heard = np.asarray(self.regions.any(axis=1)), self.speech.max(axis=1, initial=0.0) > 0
         enough = self.scale.name != COLOR.name or self.length >= MIN_FRAMES
-        return visible[:, None] & heard[None] & enough
+        return np.asarray(visible[:, None] & heard[None] & enough)
 
     def _listener_verdict(self, n: int, name: str, owners: Sequence[str]) -> tuple[str, str]:
         share = self._movement_share(n)

@@ -67,7 +67,7 @@ def measure_file(
         faces = FaceMetrics(notices=tuple(notices))
     else:
         pixels = None if regions is None else regions.numpy() > 0.5
-        wanted = "match" if automatic else matrix
+        wanted: Tensor | Literal["match"] | None = "match" if automatic else matrix
         faces = measure_faces(
             frames, speeches, fps, portraits, tools or FaceTools.load(), matrix=wanted, masks=pixels, names=names
         )

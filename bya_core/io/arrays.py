@@ -74,8 +74,8 @@ def load_arrays(
                 content = stream.read(size)
                 if len(content) < size:
                     raise ValueError(f'the array "{name}" of {" x ".join(map(str, shape))} is incomplete')
-            order = "F" if fortran else "C"
-            arrays[name] = np.frombuffer(bytearray(content), kind).reshape(shape, order=order)
+            values = np.frombuffer(bytearray(content), kind)
+            arrays[name] = values.reshape(shape, order="F") if fortran else values.reshape(shape)
     return arrays
 
 

@@ -227,7 +227,7 @@ class _Track:
 
 def _plane(frame: av.AudioFrame, index: int, channels: int) -> np.ndarray:
     """Samples [S, channels] of a float32 plane."""
-    return np.frombuffer(frame.planes[index], np.float32, frame.samples * channels).reshape(-1, channels)
+    return np.frombuffer(memoryview(frame.planes[index]), np.float32, frame.samples * channels).reshape(-1, channels)
 
 
 def check_sample_rate(rate: int, what: str) -> int:

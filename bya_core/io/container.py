@@ -56,7 +56,7 @@ def open_media(path: str | os.PathLike[str], what: str, expected: str) -> Iterat
         # "file:" and an absolute path: a name with a colon is no address
         name = "file:" + os.path.abspath(path)
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        with av.open(repaired(path) or name, options=options, metadata_errors="ignore") as container:
+        with av.open(repaired(path) or name, "r", options=options, metadata_errors="ignore") as container:
             yield container
     except InputError:
         raise

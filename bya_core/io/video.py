@@ -108,10 +108,10 @@ def upright(pixels: np.ndarray, image: av.VideoFrame) -> np.ndarray:
 
 def display_transform(image: av.VideoFrame) -> tuple[int, bool]:
     """Counterclockwise quarter turns, and whether the turned picture is mirrored left to right."""
-    matrix = image.side_data.get("DISPLAYMATRIX")
+    matrix: Any = image.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return round(image.rotation / 90) % 4, False
-    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32, 9).astype(float) / 65536
+    a, b, _, c, d, *_ = np.frombuffer(memoryview(matrix), np.int32, 9).astype(float) / 65536
     mirrored = a * d - b * c < 0
     if mirrored:
         a, c = -a, -c  # the display matrix mirrors horizontally after the rotation

@@ -95,6 +95,9 @@ class _NoEncoder:
 
     sample_rate = 16000
 
+    def truncation(self, prompt: str) -> str | None:
+        return None
+
     def encode(self, *_: Any) -> Any:
         raise InputError("a model without encoders", "a model with encoders", "use a model of the registry")
 
