@@ -9,7 +9,7 @@ from .demo import LoadDemo
 from .host import register_folder
 from .loader import Loader
 from .masks import MaskOverlay, SelectCharacterMask
-from .report import BindingReport, Preflight
+from .report import BindingReport, Preflight, VideoReport
 from .routing import EmbeddingRouter, MaskRefine
 from .sampler import Sampler
 from .scene import Scene
@@ -27,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     MaskOverlay,
     SelectCharacterMask,
     BindingReport,
+    VideoReport,
     Preflight,
 ]
 

@@ -27,7 +27,10 @@ def images(frames: Tensor) -> Tensor:
 
 def to_uint8(batch: Tensor) -> Tensor:
     """IMAGE -> uint8 [F, H, W, 3]."""
-    return (batch[..., :3].cpu().float() * 255).round().clamp(0, 255).to(torch.uint8)
+    result = torch.empty((*batch.shape[:3], 3), dtype=torch.uint8)
+    for pixels, frame in zip(result, batch[..., :3], strict=True):  # no second video in float32
+        pixels.copy_((frame.cpu().float() * 255).round().clamp(0, 255))
+    return result
 
 
 def image(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""BYA Preflight and BYA Binding Report: checks before and after a run."""
+"""BYA Preflight, BYA Binding Report and BYA Video Report: checks before and after a run."""
 
 from __future__ import annotations
 
@@ -48,6 +48,46 @@ class BindingReport(io.ComfyNode):
             meter=routing.model.bundle.meter,
         )
         return io.NodeOutput(convert.from_pil(report.picture), report.text)
+
+
+MAX_VOICES = 4
+
+
+class VideoReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first, *others = (f"voice_{m + 1}" for m in range(MAX_VOICES))
+        return schema(
+            "VideoReport",
+            "BYA Video Report",
+            "Measures in a video of any model which mouth follows which voice. For real people; needs no scene and no "
+            "download.",
+            search_aliases=["lip sync", "sync check", "multi speaker", "who speaks", "evaluate"],
+            inputs=[
+                io.Video.Input("video", tooltip="A video of real people, from Load Video or any other node."),
+                io.Audio.Input(first, tooltip="Recording of one speaker alone; it starts with the video."),
+                *(io.Audio.Input(name, optional=True, tooltip="Recording of another speaker.") for name in others),
+            ],
+            outputs=[
+                io.Image.Output("image", tooltip="Each mouth against each voice, and both over time."),
+                io.String.Output("report", tooltip="The findings as text, with what can and cannot be measured."),
+                io.String.Output("verdict", tooltip="passed, failed or inconclusive."),
+            ],
+        )
+
+    @classmethod
+    @host.plain_errors
+    def execute(cls, video: Any, **voices: Any) -> io.NodeOutput:
+        from bya_core.evaluation.video_file import measure_frames
+
+        named = {name: audio for name, audio in sorted(voices.items()) if audio is not None}
+        speeches = [convert.one_speech(audio, 0.0, 0.0) for audio in named.values()]
+        parts = video.get_components()
+        with host.cancellable():
+            frames, names = convert.to_uint8(parts.images), [name.replace("_", " ") for name in named]
+            report = measure_frames(frames, speeches, float(parts.frame_rate), names)
+        verdict = {True: "passed", False: "failed", None: "inconclusive"}[report.metrics["passed"]]
+        return io.NodeOutput(convert.from_pil(report.picture), report.text, verdict)
 
 
 class Preflight(io.ComfyNode):

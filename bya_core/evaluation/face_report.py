@@ -24,7 +24,15 @@ from bya_core.evaluation.facenet import FaceNet
 from bya_core.evaluation.identity import IdentityTable, cosine_similarity, identity_table
 from bya_core.evaluation.lip_sync import FPS as LIP_FPS
 from bya_core.evaluation.lip_sync import RATE as LIP_RATE
-from bya_core.evaluation.lip_sync import STILL_MOUTH, LipSync, best_pairs, compare, load_lip_sync, mouth_shapes
+from bya_core.evaluation.lip_sync import (
+    STILL_MOUTH,
+    LipSync,
+    LipSyncModel,
+    best_pairs,
+    compare,
+    load_lip_sync,
+    mouth_shapes,
+)
 from bya_core.evaluation.metric_weights import ARCFACE, FACENET, SYNCNET
 from bya_core.evaluation.sync_metrics import CrossTalk, crosstalk, shifted_distances
 from bya_core.evaluation.syncnet import FPS, RATE, WINDOW, SyncEmbedder
@@ -77,12 +85,14 @@ class FaceTools:
         sync: SyncNet; None = not measured.
         identities: face recognition networks; may be empty.
         notices: what is missing and how to get it.
+        lip_sync: None = the model of the package.
     """
 
     mesh: FaceMesh | None = None
     sync: SyncEmbedder | None = None
     identities: Sequence[FaceEmbedder] = ()
     notices: tuple[str, ...] = ()
+    lip_sync: LipSyncModel | None = None
 
     @staticmethod
     def load(device: torch.device | str = "cpu") -> FaceTools:
@@ -153,7 +163,7 @@ def measure_faces(
     cast, references, notices = cast_faces(video, tracks, portraits, masks, tools, names)
     faces = [merge_tracks([tracks[k] for k in members], len(frames)) for members in cast]
     boxes = np.stack([face.boxes for face in faces]).astype(np.float64) if faces else np.zeros((0, len(frames), 4))
-    lips = measure_lips([face.points for face in faces], speeches, len(frames), fps)
+    lips = measure_lips([face.points for face in faces], speeches, len(frames), fps, tools.lip_sync)
     matched = None
     if isinstance(matrix, str):
         matrix = matched = match_matrix(lips, speeches, len(faces))
@@ -172,7 +182,11 @@ def measure_faces(
 
 
 def measure_lips(
-    points: Sequence[np.ndarray], speeches: Sequence[Speech | None], length: int, fps: float
+    points: Sequence[np.ndarray],
+    speeches: Sequence[Speech | None],
+    length: int,
+    fps: float,
+    model: LipSyncModel | None = None,
 ) -> LipSync | None:
     """Compare every mouth with every voice.
 
@@ -181,10 +195,12 @@ def measure_lips(
         speeches: M speeches; None = silence.
         length: number F of frames.
         fps: frames per second.
+        model: None = that of the package.
     """
     if not points:
         return None
-    model, ticks, times = load_lip_sync(), max(1, round(length / fps * LIP_FPS)), np.arange(length) / fps
+    model = model or load_lip_sync()
+    ticks, times = max(1, round(length / fps * LIP_FPS)), np.arange(length) / fps
     waves = [np.zeros(0) if each is None else speech_signal(each, LIP_RATE, length / fps).numpy() for each in speeches]
     return compare(
         [mouth_shapes(each, times, ticks) for each in points], [model.predict(w, ticks) for w in waves], model

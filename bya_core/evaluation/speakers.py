@@ -18,7 +18,7 @@ from bya_core.encoders.vad import VoiceActivity, load_voice_activity
 from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools, cast_faces
 from bya_core.evaluation.face_tracks import merge_tracks
-from bya_core.evaluation.lip_sync import FPS, RATE, STILL_MOUTH, compare, load_lip_sync, mouth_shapes
+from bya_core.evaluation.lip_sync import FPS, RATE, STILL_MOUTH, LipSyncModel, compare, load_lip_sync, mouth_shapes
 from bya_core.io.media import read_frames, read_image, read_recording, resample_mono
 from bya_core.scene.schema import read_scene_file
 from bya_core.scene.timeline import Turn
@@ -65,6 +65,7 @@ def find_speakers(
     fps: float,
     names: Sequence[str],
     activity: VoiceActivity | None = None,
+    model: LipSyncModel | None = None,
 ) -> Speakers:
     """Find who speaks when.
 
@@ -75,12 +76,13 @@ def find_speakers(
         fps: frames per second.
         names: of the N faces.
         activity: detector of speech; None = the best available one.
+        model: None = that of the package.
     """
     ticks, times = max(1, round(length / fps * FPS)), np.arange(length) / fps
     speech = np.zeros(ticks, dtype=bool)
     for start, end in (activity or load_voice_activity()).spans(torch.from_numpy(np.float32(waveform)), RATE):
         speech[round(start * FPS) : round(end * FPS)] = True
-    model = load_lip_sync()
+    model = model or load_lip_sync()
     mouths = [mouth_shapes(track.points, times, ticks) for track in tracks]
     result = compare(mouths, [model.predict(waveform, ticks)], model, own_offsets=True)
     movement = np.stack([mouth.movement_track() for mouth in mouths])
@@ -129,7 +131,7 @@ def find_speakers_in(video: Path, scene: Path | None = None, tools: FaceTools | 
         tracks = [merge_tracks([tracks[k] for k in members], len(frames)) for members in [*cast, *([k] for k in spare)]]
         names += [f"another face ({k + 1})" for k in range(len(spare))]
     waveform = resample_mono(recording.waveform, recording.sample_rate, RATE).numpy()
-    found = find_speakers(tracks, waveform, len(frames), read.fps, names)
+    found = find_speakers(tracks, waveform, len(frames), read.fps, names, model=tools.lip_sync)
     return Speakers(found.names, found.turns, found.lanes, found.scores, found.speech, tuple(notices))
 
 

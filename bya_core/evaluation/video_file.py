@@ -102,21 +102,50 @@ def measure_voices(video: Path, voices: Sequence[Path], tools: FaceTools | None 
     recordings = [read_recording(path, what="the voice") for path in voices]
     speeches = [Speech(each.waveform, each.sample_rate) for each in recordings]
     read = read_frames(video)
-    tools = tools or FaceTools.load()
-    tracks = track_faces(read.frames.numpy(), tools.mesh)
-    if not tracks:
-        raise InputError(f"no face in {video}", "a video with faces of at least 24 pixels", "check the video")
-    faces = measure_faces(read.frames, speeches, read.fps, None, tools, matrix="match", tracks=tracks)
     notices = [*read.notices, *(notice for each in recordings for notice in each.notices)]
-    notices.append("Faces are numbered from left to right; voices were matched to them by lip movement.")
+    names = _distinct([path.stem for path in voices])
+    return measure_frames(read.frames, speeches, read.fps, names, notices, tools, str(video))
+
+
+def measure_frames(
+    frames: Tensor,
+    speeches: Sequence[Speech],
+    fps: float,
+    voices: Sequence[str],
+    notices: Sequence[str] = (),
+    tools: FaceTools | None = None,
+    what: str = "the video",
+) -> BindingReport:
+    """As `measure_voices`, of frames and recordings in memory.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        speeches: M voices.
+        fps: Frames per second.
+        voices: Names of the voices.
+        notices: For the report.
+        tools: Loaded networks; None to load those that are available.
+        what: Name of the video for messages.
+
+    Raises:
+        InputError: A video of one frame, or without a face.
+    """
+    if len(frames) < 2:
+        raise InputError(f"{what} has 1 frame", "a video of several frames", "choose another one")
+    tools = tools or FaceTools.load()
+    tracks = track_faces(frames.numpy(), tools.mesh)
+    if not tracks:
+        raise InputError(f"no face in {what}", "a video with faces of at least 24 pixels", "check the video")
+    faces = measure_faces(frames, speeches, fps, None, tools, matrix="match", tracks=tracks)
+    numbered = "Faces are numbered from left to right; voices were matched to them by lip movement."
     return binding_report(
-        read.frames,
+        frames,
         None,
         speeches,
-        read.fps,
+        fps,
         [f"face {k + 1}" for k in range(len(tracks))],
-        faces=replace(faces, notices=(*notices, *faces.notices)),
-        voices=_distinct([path.stem for path in voices]),
+        faces=replace(faces, notices=(*notices, numbered, *faces.notices)),
+        voices=voices,
     )
 
 

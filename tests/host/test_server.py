@@ -14,7 +14,7 @@ from tests.host.setup import ROOT
 pytestmark = pytest.mark.host
 NODES = [
     "AudioEncode", "BindingReport", "Cast", "EmbeddingRouter", "FaceEncode", "LoadDemo", "Loader", "MaskOverlay",
-    "MaskRefine", "Preflight", "Sampler", "Scene", "SelectCharacterMask",
+    "MaskRefine", "Preflight", "Sampler", "Scene", "SelectCharacterMask", "VideoReport",
 ]  # fmt: skip
 
 

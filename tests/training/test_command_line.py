@@ -30,6 +30,7 @@ COMMANDS = {
     "training.data.fill_cache": ("Arguments", "--data . --cache"),
     "training.data.puppet_plan": ("Arguments", "-o"),
     "training.lip_sync.__main__": ("Arguments", "-o"),
+    "training.lip_sync.clips": ("Arguments", ". -o"),
     "training.puppets.__main__": ("Arguments", "--scene"),
     "training.toy.assemble": ("Arguments", "--encoders . --transformer . -o"),
     "training.toy.average": ("Arguments", ". -o"),

@@ -24,6 +24,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation.lip_sync import (
     FPS,
     RATE,
+    LipSync,
     LipSyncModel,
     MouthTrack,
     best_pairs,
@@ -113,7 +114,7 @@ class Evaluation:
     def windows(
         self, count: int, length: int, shift: int = 0
     ) -> Iterator[tuple[tuple[Person, ...], list[MouthTrack], list[np.ndarray], LipSyncModel]]:
-        """Mouths and predictions of all groups of `count` people; `shift` > 0 shows the mouths late."""
+        """Mouths and waveforms of all groups of `count` people; `shift` > 0 shows the mouths late."""
         for group in itertools.combinations(self.people, count):
             model = self.fit(frozenset(person.name for person in group if person.trained))
             shortest = min(person.length for person in group)
@@ -122,13 +123,13 @@ class Evaluation:
                 first, heard = start + max(-shift, 0), start + max(shift, 0)
                 mouths = [_cut(person.mouth, first, first + span) for person in group]
                 waves = [person.waveform[heard * RATE // FPS : (heard + span) * RATE // FPS] for person in group]
-                yield group, mouths, [model.predict(wave, span) for wave in waves], model
+                yield group, mouths, waves, model
 
     def matching(self, count: int, length: int) -> tuple[float, float, int]:
         """Fraction of windows with all voices right, of mouths that fit their own voice best, and their number."""
         groups, mouths = [], []
-        for _, seen, voices, model in self.windows(count, length):
-            scores = compare(seen, voices, model).scores
+        for _, seen, waves, model in self.windows(count, length):
+            scores = _compared(seen, waves, model).scores
             groups.append(all(n == m for n, m in best_pairs(scores)))
             mouths += (scores.argmax(axis=1) == np.arange(count)).tolist()
         return float(np.mean(groups)), float(np.mean(mouths)), len(groups)
@@ -137,11 +138,15 @@ class Evaluation:
         """Fraction of pairs of training people whose shift is told within one frame, and their number."""
         right = []
         for shift in SHIFTS:
-            for group, seen, voices, model in self.windows(2, length, shift):
+            for group, seen, waves, model in self.windows(2, length, shift):
                 if all(person.trained for person in group):
-                    offsets = np.diag(compare(seen, voices, model).offsets)
+                    offsets = np.diag(_compared(seen, waves, model).offsets)
                     right += (np.abs(offsets - shift) <= 1).tolist()
         return float(np.mean(right)), len(right)
+
+
+def _compared(mouths: Sequence[MouthTrack], waves: Sequence[np.ndarray], model: LipSyncModel) -> LipSync:
+    return compare(mouths, [model.predict(wave, len(mouths[0].shape)) for wave in waves], model)
 
 
 def _cut(mouth: MouthTrack, start: int, end: int) -> MouthTrack:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
+import os
 import weakref
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +18,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from comfy_api.latest import InputImpl, Types
 from conftest import Run
 from torch.nn.modules import module as torch_modules
 
@@ -144,6 +148,20 @@ def test_report_and_preflight(run: Run, routing: Any, sampled: Any, cast: Any, d
         run("Preflight", cast=cast, frames=F, masks=torch.ones(1, 8, 8))
     _, _, text, ok = run("Preflight", cast=cast, model="official", stop_on_error=False)
     assert ok is False and "download official" in text
+
+
+def test_report_of_any_video(run: Run) -> None:
+    """Two real people who speak at once: a VIDEO and two recordings, in the order of the other person first."""
+    spec = importlib.util.spec_from_file_location("clips", Path(os.environ["BYA_PACK"], "tests/clips.py"))
+    clips = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(clips)
+    frames, speech = clips.side_by_side(("brbk7n", "lrwp9a"))
+    sounds = [{"waveform": torch.from_numpy(each.copy())[None, None], "sample_rate": 16_000} for each in speech]
+    parts = Types.VideoComponents(images=torch.from_numpy(frames) / 255, frame_rate=Fraction(25), audio=sounds[0])
+    video = InputImpl.VideoFromComponents(parts)
+    picture, text, verdict = run("VideoReport", video=video, voice_1=sounds[1], voice_2=sounds[0])
+    assert verdict == "passed" and picture.shape[0] == 1
+    assert "face 1 follows the voice of voice 2" in text and "face 2 follows the voice of voice 1" in text
 
 
 def test_long_video(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:

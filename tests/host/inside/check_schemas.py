@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 IDS = {
     "Loader", "LoadDemo", "FaceEncode", "AudioEncode", "Cast", "Scene", "EmbeddingRouter", "MaskRefine", "Sampler",
-    "MaskOverlay", "SelectCharacterMask", "BindingReport", "Preflight",
+    "MaskOverlay", "SelectCharacterMask", "BindingReport", "VideoReport", "Preflight",
 }  # fmt: skip
 
 
