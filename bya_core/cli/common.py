@@ -27,6 +27,15 @@ Vram = Annotated[
     tyro.conf.arg(help="VRAM budget in GB: auto, 8, 12, 16, 24, 48 or 80.", metavar="GB"),
 ]
 
+Lora = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(
+        help="LoRA file (safetensors) to merge, with a strength: FILE or FILE:0.8. May be repeated.",
+        metavar="FILE",
+        help_behavior_hint="",
+    ),
+]
+
 
 def output(help: str, hint: str = "(required)") -> Any:
     """The option -o/--output."""
@@ -58,12 +67,17 @@ class RuntimeOptions:
 
     model: Annotated[str, tyro.conf.arg(help=MODEL, metavar="MODEL")] = "toy"
     vram: Vram = "auto"
+    lora: Lora = ()
 
     def check(self) -> None:
         """Record the files of the model as inputs; raise InputError for a VRAM budget without a GPU."""
+        from bya_core.io.inputs import note_input
+        from bya_core.weights.lora import parse_lora
         from bya_core.weights.registry import find_path
 
         find_path(self.model)
+        for spec in self.lora:
+            note_input(parse_lora(spec)[0])
         if self.vram == "auto":
             return
         import torch
@@ -75,7 +89,7 @@ class RuntimeOptions:
         """Load the model."""
         from bya_core.pipelines.load import load_model
 
-        return load_model(self.model, vram=self.vram)
+        return load_model(self.model, vram=self.vram, lora=self.lora)
 
 
 @dataclass(frozen=True)

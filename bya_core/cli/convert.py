@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bya_core.cli.common import optional, output
+from bya_core.cli.common import Lora, optional, output
 from bya_core.errors import InputError
 
 
@@ -22,7 +22,7 @@ class Convert:
     model: Annotated[
         Positional[str],
         arg(
-            help="Model name, folder (released files, `final` of a training run, bundle) or converted file.",
+            help="Model name, folder (released files, `final` or checkpoint of a run, bundle) or converted file.",
             metavar="MODEL",
         ),
     ]
@@ -36,14 +36,18 @@ class Convert:
         str | None, optional("Model that provides the encoders. Default: selected by tensor sizes.", "MODEL")
     ] = None
 
+    lora: Lora = ()
+
     def run(self) -> int:
         from bya_core.weights.export import convert, convert_to_released
 
         if self.to == "released":
             if self.encoders is not None:
                 raise InputError("--encoders with --to released", "--encoders with one file", "remove one of them")
+            if self.lora:
+                raise InputError("--lora with --to released", "--lora with one file", "remove one of them")
             messages = convert_to_released(self.model, self.output, self.precision)
         else:
-            messages = convert(self.model, self.output, self.precision, encoders=self.encoders)
+            messages = convert(self.model, self.output, self.precision, encoders=self.encoders, lora=self.lora)
         print("\n".join(messages))
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from bya_core.weights.bundle import ModelBundle
+    from bya_core.weights.lora import LoraSpec
 
 
 def load_model(
@@ -19,20 +20,22 @@ def load_model(
     dtype: torch.dtype | None = None,
     vram: str | None = "auto",
     components: Mapping[str, Any] | None = None,
+    lora: Sequence[LoraSpec] = (),
 ) -> ModelBundle:
     """Load a model and place it in memory, ready for `generate`.
 
     Args:
         name_or_path: Registry name, file written by `bya convert`, bundle folder, released folder or folder of a
-            training run.
+            training run (`final` or a checkpoint).
         device: Device to compute on; `None` selects the first GPU, or the CPU if there is none.
         dtype: Dtype of the weights; `None` uses the default of the model.
         vram: VRAM budget in GB ("8" to "80"), "auto" for the free memory of the GPU, or `None` to keep the complete
             model on `device`.
         components: "text" or "codec", used instead of the model's own.
+        lora: LoRA files to merge: "file.safetensors", "file.safetensors:0.8" or (path, strength).
 
     Raises:
-        InputError: Unknown model, or missing weights (with instructions to get them).
+        InputError: Unknown model, or missing weights (with instructions to get them), or a LoRA that does not fit.
     """
     import torch
 
@@ -41,7 +44,7 @@ def load_model(
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if vram is None:
-        return load_bundle(name_or_path, dtype=dtype, device=device, components=components)
-    bundle = load_bundle(name_or_path, dtype=dtype, components=components)
+        return load_bundle(name_or_path, dtype=dtype, device=device, components=components, lora=lora)
+    bundle = load_bundle(name_or_path, dtype=dtype, components=components, lora=lora)
     place_model(bundle, vram, device)
     return bundle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from bya_core.io.outputs import check_folder, check_output
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.components import OFFICIAL_SETTINGS
 from bya_core.weights.damaged import model_errors
-from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve
+from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve, with_lora
+from bya_core.weights.lora import LoraSpec
 from bya_core.weights.registry import MODELS, find_model, find_path
 from bya_core.weights.single_file import FORMAT, FP8, is_stored_in_fp8, write_single_file
 from bya_core.weights.state_dict_adapter import (
@@ -44,7 +45,14 @@ RELEASED_ARGUMENTS = (
 TRANSFORMER_FILE = "transformer/diffusion_pytorch_model.safetensors"
 
 
-def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encoders: str | None = None) -> list[str]:
+def convert(
+    model: str | Path,
+    out: Path,
+    precision: str = "as-stored",
+    *,
+    encoders: str | None = None,
+    lora: Sequence[LoraSpec] = (),
+) -> list[str]:
     """Write a single-file checkpoint, see `single_file`.
 
     Args:
@@ -53,6 +61,7 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
         precision: "as-stored", "bf16", "fp16", "fp32" or "fp8".
         encoders: Model or folder whose encoders it uses; `None` uses those stated by the model, or selects them by its
             sizes.
+        lora: LoRA files with strengths, merged into the weights.
 
     Returns:
         Messages for the user.
@@ -62,7 +71,7 @@ def convert(model: str | Path, out: Path, precision: str = "as-stored", *, encod
     """
     if encoders is not None and find_path(encoders) is None:
         find_model(encoders)
-    model_source = resolve(model)
+    model_source = with_lora(resolve(model), lora)
     source = model_source.transformer
     out = check_output(out, (".safetensors",), "the model")
     shell, shapes = _build_shell(source.arguments)

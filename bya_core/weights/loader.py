@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.scene.types import SceneDefaults
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files
+from bya_core.weights.checkpoints import checkpoint_source, is_checkpoint, read_model_record
 from bya_core.weights.comparison import shorten
 from bya_core.weights.components import OFFICIAL, RELEASE
 from bya_core.weights.damaged import named_model
+from bya_core.weights.lora import LoraSpec, add_pairs, merge_pairs_into, parse_lora, read_loras
 from bya_core.weights.official import check_components, load_official, read_settings
 from bya_core.weights.registry import MODELS, ModelEntry, find_model, find_path
 from bya_core.weights.single_file import read_metadata
@@ -32,7 +34,7 @@ from bya_core.weights.state_dict_adapter import (
     released_source,
     transformer_source,
 )
-from bya_core.weights.weight_files import WeightFile
+from bya_core.weights.weight_files import WeightFile, read_shapes
 
 RUN_LORA = "pytorch_lora_weights.safetensors"
 """LoRA of a training run, next to its weights and with scale 1."""
@@ -76,26 +78,35 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     components: Mapping[str, Any] | None = None,
+    lora: Sequence[LoraSpec] = (),
 ) -> ModelBundle:
     """Load a model with its encoders.
 
     Args:
         name_or_path: Registry name, file written by `convert`, bundle folder, released folder, folder of a training
-            run, or name of one of `local_models`.
+            run (`final` or a checkpoint), or name of one of `local_models`.
         dtype: Dtype of the weights; `None` uses the default of the model (toy model float32, official bfloat16).
         device: Target device; `None` selects the CPU.
         components: "text" or "codec", used instead of the model's own, whose files may then be missing.
+        lora: LoRA files with strengths, merged into the weights.
 
     Raises:
-        InputError: Unknown model, or missing weights (with instructions to get them).
+        InputError: Unknown model, missing weights (with instructions to get them), or a LoRA that does not fit.
     """
     path = find_path(name_or_path)
     if path is None:
-        return _load_entry(find_model(str(name_or_path)), dtype, device, components or {})
-    if path.is_dir() and (path / "bundle.json").is_file() and not is_released_folder(path):
+        bundle = _load_entry(find_model(str(name_or_path)), dtype, device, components or {})
+    elif path.is_dir() and (path / "bundle.json").is_file() and not is_released_folder(path):
         bundle = replace(_load_bundle_folder(path), **(components or {}))
-        return _convert(bundle, dtype, device)
-    return _load_source(path, dtype, device, components or {})
+        bundle = _convert(bundle, dtype, device)
+    else:
+        bundle = _load_source(path, dtype, device, components or {})
+    if lora:
+        shapes = {name: tuple(value.shape) for name, value in bundle.transformer.state_dict().items()}
+        pairs, names = read_loras(lora, shapes)
+        merge_pairs_into(bundle.transformer, pairs)
+        bundle = replace(bundle, name=f"{bundle.name} + {names}")
+    return bundle
 
 
 @named_model
@@ -117,13 +128,31 @@ def resolve(name_or_path: str | Path) -> ModelSource:
     if (path / "bundle.json").is_file():
         is_entry = path.name in MODELS and MODELS[path.name].folder == path
         name = path.name if is_entry else str(path.absolute())
-        source = _diffusers_source(path / "transformer")
-        return replace(source, encoders=name, settings=_read_json(path / "bundle.json"))
+        bundle_source = _diffusers_source(path / "transformer")
+        return replace(bundle_source, encoders=name, settings=_read_json(path / "bundle.json"))
+    if is_checkpoint(path):
+        source = checkpoint_source(path, init_source)
+        record = read_model_record(path)
+        layout = canvas_layout((default_arguments() | source.arguments)["flavour"])
+        return ModelSource(source, canvas_layout=layout, training=_training_settings(record))
     if (path / "config.json").is_file():
         run = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
         return replace(_diffusers_source(path), training=_training_settings(run))
     expected = "a converted file, or a folder with bundle.json, config.json (training run) or the released layout"
+    if (path / "checkpoints").is_dir():
+        raise InputError(f"{path} is not a model", "a model", f"use {path / 'final'}, or one of {path / 'checkpoints'}")
     raise InputError(f"{path} is not a model", expected, "see the documentation on models")
+
+
+def with_lora(source: ModelSource, lora: Sequence[LoraSpec]) -> ModelSource:
+    """A model with the updates of LoRA files added. Raises `InputError` for one that does not fit."""
+    if not lora:
+        return source
+    transformer = source.transformer
+    shapes, _ = read_shapes(transformer.files)
+    pairs, _ = read_loras(lora, shapes)
+    paths = (*transformer.paths, *(parse_lora(spec)[0] for spec in lora))
+    return replace(source, transformer=replace(transformer, lora=add_pairs(transformer.lora, pairs), paths=paths))
 
 
 @named_model
@@ -306,6 +335,14 @@ def _diffusers_source(folder: Path) -> ModelSource:
     shards = [WeightFile(path, rename=map_transformer_name) for path in files]
     layout = canvas_layout((default_arguments() | arguments)["flavour"])
     return ModelSource(transformer_source(arguments, shards, [], folder / RUN_LORA), canvas_layout=layout)
+
+
+def init_source(folder: Path) -> TransformerSource:
+    """Source of the model that a run started from."""
+    inner = folder / "transformer"
+    if (inner / "config.json").is_file() and not is_released_folder(folder):
+        return _diffusers_source(inner).transformer
+    return resolve(folder).transformer
 
 
 def _training_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

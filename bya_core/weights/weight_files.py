@@ -79,12 +79,14 @@ class WeightFile:
         unpack: Converts the contents of a pickle to (name, tensor) pairs; not used for safetensors.
         rename: Maps a stored name to ours.
         exclude: Entries whose name contains this are skipped.
+        only: Other entries than these are skipped; `None` keeps all.
     """
 
     path: Path
     unpack: Callable[[Any], Iterable[tuple[str, Tensor]]] = field(default=lambda content: content.items())
     rename: Callable[[str], str] = field(default=lambda name: name)
     exclude: str | None = None
+    only: frozenset[str] | None = None
 
     @contextmanager
     def open(self) -> Iterator[dict[str, StoredTensor]]:
@@ -112,7 +114,8 @@ class WeightFile:
 
     def _map(self, stored: Iterable[tuple[str, StoredTensor]]) -> dict[str, StoredTensor]:
         ours = ((self.rename(name), tensor) for name, tensor in stored)
-        return _attach_scales({n: tensor for n, tensor in ours if self.exclude is None or self.exclude not in n})
+        found = _attach_scales({n: tensor for n, tensor in ours if self.exclude is None or self.exclude not in n})
+        return {n: tensor for n, tensor in found.items() if self.only is None or n in self.only}
 
 
 DTYPES = {

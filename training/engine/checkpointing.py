@@ -1,9 +1,11 @@
 """Training checkpoints: atomic, small, and sufficient to continue a run bit for bit.
 
     OUTPUT/checkpoints/step-00001200/
-        trainer_state.json     step (= number of the next batch), time, averages, skipped steps; identity of the run
+        trainer_state.json     step (= number of the next batch), time, averages, skipped steps; identity of the run;
+                               `model`: what bya_core/weights/checkpoints.py needs to load the checkpoint as a model
         weights.safetensors    trained weights and adapters. Frozen weights are those of `init` and are not stored; a
                                fingerprint detects a different `init`
+        frozen.safetensors     the frozen weights, only if the run started from random weights
         ema.safetensors        exponential moving average of the weights, if the stage has one
         optimizers.pt          optimizer state by parameter name
         random_states.pt       random states of all processes, and the loss scale of fp16
@@ -36,6 +38,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_folder, format_size, free_space
+from bya_core.weights.checkpoints import FROZEN_FILE
 from training.engine.random_state import random_state, set_random_state
 
 log = logging.getLogger(__name__)
@@ -237,6 +240,10 @@ def _capture(run: TrainingObjects) -> dict[str, Any]:
     if run.ema is not None:
         shadows = zip(trainable, run.ema.shadow_params, strict=True)
         content["ema.safetensors"] = {name: unsharded(shadow) for name, shadow in shadows}
+    if not run.identity.get("init") and not run.identity.get("base"):
+        frozen = {name: value for name, value in run.model.state_dict().items() if name not in trainable}
+        if frozen:
+            content[FROZEN_FILE] = {name: unsharded(value) for name, value in frozen.items()}
     if run.deepspeed_engine is None:
         names = {id(p): name for name, p in trainable.items()}
         content["optimizers.pt"] = [

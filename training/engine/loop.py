@@ -49,6 +49,7 @@ from training.engine.optim import build_optimizers, learning_rate, select_traina
 from training.engine.recipe import Recipe
 from training.engine.record import (
     check_record,
+    describe_model,
     describe_run,
     describe_start,
     flatten,
@@ -122,7 +123,13 @@ def _train(
     set_precision(model, HALF_PRECISION.get(accelerator.mixed_precision) if settings.cast_frozen_weights else None)
     run_record = describe_run(model, weights_fingerprint(model), stage, settings, data, recipe)
     changed = check_record(output, run_record, settings.allow_change) if main and dry_run is None else {}
-    identity = {"stage": stage.number, "seed": settings.seed, "frozen": fingerprint(model), "init": settings.init}
+    identity: dict[str, Any] = {
+        "stage": stage.number,
+        "seed": settings.seed,
+        "frozen": fingerprint(model),
+        "init": settings.init,
+    }
+    identity |= {"base": settings.base, "model": describe_model(model, stage, settings, recipe)}
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model.to(accelerator.device).train()

@@ -26,6 +26,8 @@ from bya_core import __version__
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.io.locks import folder_lock
+from bya_core.weights.checkpoints import source_fingerprint
+from bya_core.weights.loader import init_source
 from training.data.batches import Clips
 from training.engine.build import parent_of
 from training.engine.model_config import model_arguments
@@ -88,6 +90,26 @@ def describe_run(
     }
     content |= recipe.bundle_settings if recipe is not None else {}
     return plain(content)
+
+
+def describe_model(
+    model: torch.nn.Module, stage: Stage, settings: RunSettings, recipe: Recipe | None = None
+) -> dict[str, Any]:
+    """What is needed to load a checkpoint as a model, see bya_core/weights/checkpoints.py.
+
+    Called before training: adapters that are not new continue those of `init`.
+    """
+    parent = parent_of(settings.init)
+    if parent is not None:
+        parent["fingerprint"] = source_fingerprint(init_source(Path(parent["path"])))
+    continues = any(".lora_B." in name and bool(weight.any()) for name, weight in model.named_parameters())
+    content: dict[str, Any] = {
+        "arguments": model_arguments(dict(model.config)),  # type: ignore[arg-type]
+        "lora": None if stage.lora is None else asdict(stage.lora),
+        "continues_lora": continues,
+        "init": parent,
+    }
+    return plain(content | (recipe.bundle_settings if recipe is not None else {}))
 
 
 def describe_start(accelerator: Accelerator, step: int) -> dict[str, Any]:
