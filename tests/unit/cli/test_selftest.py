@@ -100,7 +100,7 @@ def test_too_little_memory_is_reported_first(monkeypatch, capsys):
 def test_vram_budget_is_passed_on(command, monkeypatch, tmp_path):
     budgets: list[str | None] = []
 
-    def load(name: str, *, vram: str | None = None) -> None:
+    def load(name: str, *, vram: str | None = None, lora: tuple[str, ...] = ()) -> None:
         budgets.append(vram)
         raise InputError("problem", "expected", "hint")
 
