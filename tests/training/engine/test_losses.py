@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +114,32 @@ def test_released_teacher_masks_are_static_with_corrupted_targets() -> None:
     share = (rough.target != clean.target).float().mean()
     assert 0.08 < share < 0.12
     assert (rough.forced.flatten(2).amax(-1) == 0).any()
+
+
+@pytest.mark.parametrize("layers", [2, 21])
+def test_factors_between_the_printed_sums_and_the_means(layers: int) -> None:
+    characters, size = 2, (4, 12, 15)
+    logits = _random(layers, 1, characters + 1, *size)
+    target = (_random(1, characters, *size, seed=1) > 1).float()
+    ours = losses.router_loss_paper(logits, target)
+    log_p = logits.log_softmax(dim=2)
+    masks = log_p[:, 0, :-1].exp()
+    entropy = -(losses.with_background(target) * log_p).sum()
+    gradient = sum(masks.diff(dim=axis).abs().sum() for axis in (-3, -2, -1))
+    variance = masks.var(dim=0, unbiased=False).sum()
+    factor = (ours["layer_variance"] / ours["cross_entropy"]) / (variance / entropy)
+    assert factor == pytest.approx(layers**2 / (characters * (layers - 1)), rel=1e-4)
+    assert (ours["smoothness"] / ours["cross_entropy"]) / (gradient / entropy) == pytest.approx(0.5, rel=0.25)
+
+
+def test_table_of_equations_names_functions_that_cite_them() -> None:
+    root = Path(__file__).resolve().parents[3]
+    page = (root / "docs" / "explanation" / "fidelity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| [^|]+ \| `([\w/.]+):(\w+)` \|$", page, re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 9))
+    for number, file, function in rows:
+        tree = ast.parse((root / file).read_text(encoding="utf-8"))
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
+        cited = [int(n) for node in found for text in re.findall(r"eqs?\. ([\d-]+)", ast.get_docstring(node) or "")
+                 for n in range(int(text.split("-")[0]), int(text.split("-")[-1]) + 1)]  # fmt: skip
+        assert int(number) in cited, f"{file}:{function} does not cite eq. {number}"

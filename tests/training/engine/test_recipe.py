@@ -129,3 +129,11 @@ def test_differences_between_recipe_and_weights_are_listed():
 def test_written_yaml_reads_back():
     content = {"lr": 1e-5, "text": "1e-5", "none": None, "list": [1, 2.5, True], "name": "Jörg: #1"}
     assert parse_yaml(dump_yaml(content), "text") == content == yaml.safe_load(dump_yaml(content))
+
+
+def test_recipe_paper_trains_with_forced_masks_only() -> None:
+    stages = load_recipe("paper").stages
+    assert stages[3].scheduled_sampling == 0
+    assert [stages[n].steps for n in (1, 2, 3)] == [10_000, 40_000, 10_000]
+    assert all(stage.optimizer.lr == 1e-5 and stage.batch_size == 16 for stage in stages.values())
+    assert load_recipe("cogvideox5b").stages[3].scheduled_sampling == 0.5
