@@ -124,7 +124,7 @@ class LipScores(MouthScores):
         if follows:
             timing = f"; {self.delay(late)}" if abs(late) > 1 else ""
             return "own", self.own_text(n, name, owners).removesuffix(".") + timing + "."
-        if best >= LIPS.follows and (gain <= -LIPS.margin * scale or best - value >= CLEAR * scale):
+        if best >= max(LIPS.follows, value) and (gain <= -LIPS.margin * scale or best - value >= CLEAR * scale):
             return "wrong", (
                 f"{name} follows the voice of {owners[rival]} ({best:.2f}) more than the assigned one ({value:.2f})."
             )

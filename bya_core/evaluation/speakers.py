@@ -27,7 +27,7 @@ TALKING_MOUTH = 0.012  # typical movement of a mouth that speaks
 MOVEMENT = 0.2  # weight of the logarithm of the movement
 NOBODY = 0.08  # score of speech from outside the picture
 SWITCH = 3.0  # cost of a change of speaker
-TOGETHER = 0.42  # score above which a second mouth speaks as well
+TOGETHER = 0.55  # score above which a second mouth speaks as well
 SHORTEST = 0.3  # seconds of a turn
 PAUSE = 0.3  # seconds between two turns that are joined
 
