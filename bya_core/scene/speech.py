@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bya_core.errors import InputError
+from bya_core.io.audio import MAX_SAMPLES
 from bya_core.io.media import read_recording
 from bya_core.scene.checks import stream_notices, turn_notices
 from bya_core.scene.schema import CharacterEntry, ClipEntry, SceneFile
@@ -58,7 +59,10 @@ def read_speeches(file: SceneFile, folder: Path, seconds: float | None = None) -
     turns, incomplete = _turns(file, folder), list[str]()
     if turns and seconds is not None:  # recordings and timeline are compared beyond the video
         seconds = max(seconds, min(max(turn.end for turn in turns), seconds + COMPARED))
-    speeches = [_own_speech(character, folder, seconds, incomplete) for character in cast]
+    speeches: list[Speech | None] = []
+    for character in cast:
+        speeches.append(_own_speech(character, folder, seconds, incomplete))
+        _check_memory(sum(speech.waveform.numel() for speech in speeches if speech is not None))
     files = [c.speech if isinstance(c.speech, str) else None for c in cast]
     notices, sound = stream_notices(names, speeches, files), None
     if file.dialogue is not None:
@@ -130,6 +134,14 @@ def _clip(entry: ClipEntry, folder: Path, needed: float, what: str) -> tuple[Cli
     return Clip(part.waveform, part.sample_rate, entry.start, entry.gain, unread), part.notices
 
 
+def _check_memory(samples: int) -> None:
+    """Raise InputError if the speeches of all characters have too many samples to be held in memory."""
+    if samples > MAX_SAMPLES:
+        problem = f"speech of all characters with {samples / 1e6:.0f} million samples"
+        hint = "set a shorter length, or convert the recordings to mono at 16 kHz"
+        raise InputError(problem, f"at most {MAX_SAMPLES // 1_000_000} million in total", hint)
+
+
 def _length(seconds: float) -> float | None:
     """Length to read: None for all."""
     return None if math.isinf(seconds) else max(0.0, seconds)
@@ -146,6 +158,10 @@ def _dialogue(
     needed = max(turn.end for turn in turns) if seconds is None else seconds
     part = read_recording(folder / file.dialogue, 0.0, needed + MARGIN, "the dialogue")
     waveform, rate = part.waveform, part.sample_rate
+    ends = {turn.speaker: 0.0 for turn in turns}
+    for turn in turns:
+        ends[turn.speaker] = max(ends[turn.speaker], min(turn.end, waveform.shape[1] / rate))
+    _check_memory(round(sum(ends.values()) * rate * waveform.shape[0]))
     cut, notices = split_dialogue(waveform, rate, turns, names, part.seconds)
     notices = [*part.notices, *notices]
     speeches: list[Speech | None] = []
