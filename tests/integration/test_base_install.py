@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bya_core.cli.report import INCONCLUSIVE
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MODULES = {  # distribution -> top-level modules, where they differ
@@ -97,7 +99,8 @@ def test_base_install_runs_the_toy_model(base_python, tmp_path):
         ["report", video, "--scene", "scene.json", "-o", report],
     ):
         done = subprocess.run([bya, *arguments], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        expected = INCONCLUSIVE if arguments[0] == "report" else 0  # 9 frames are too short to be measured
+        assert done.returncode == expected, done.stderr
     assert video.stat().st_size and report.stat().st_size
     installed = subprocess.run([base_python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True)
     assert not {"peft", "onnxruntime", "opencv-python", "webdataset"} & {

@@ -11,7 +11,7 @@ import torch
 from bya_core.config import WindowConfig
 from bya_core.evaluation.mask_metrics import to_labels
 from bya_core.pipelines.long_video import generate_long, plan
-from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerprint
+from bya_core.pipelines.window_files import StoredWindow, WindowFolder, fingerprint, window_inputs
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import segment_characters
@@ -64,10 +64,11 @@ def test_masks_persist_after_characters_cross(toy, tmp_path):
     seed = 2_000_000
     clip = make_clip(seed, 2, num_frames=49, motion="crossing")
     scene = scene_of(clip, toy, 89, steps=toy.sampling.steps)
-    files = WindowFolder(tmp_path, fingerprint(scene, toy))
+    windows = plan(scene, toy)
+    files = WindowFolder(tmp_path, fingerprint(scene, toy), [window_inputs(scene, window, "") for window in windows])
     grid = toy.grid(49, 64, 96)
     masks = grid.pixels_to_tokens(torch.from_numpy(clip.masks))
-    first = plan(scene, toy)[0].frames
+    first = windows[0].frames
     latents = toy.codec.encode(as_video(clip)[:, :, :first])
     drawn = torch.from_numpy(clip.frames[:first])
     files.write(0, StoredWindow(drawn, latents, masks[:, : latents.shape[1]], torch.eye(2), seed))

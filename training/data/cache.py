@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class FeatureCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 save_file(tensors, temporary, metadata={"sha256": digest(tensors)})
-        except (SafetensorError, OSError) as error:  # safetensors wraps OSError
+        except (SafetensorError, OSError, InputError) as error:  # safetensors and atomic_write wrap OSError
             if not self.counts["unwritten"]:
                 log.warning("cannot write to %s (%s); continuing without a cache", self.folder, error)
             self.counts["unwritten"] += 1

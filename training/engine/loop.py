@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -121,7 +121,9 @@ def _train(
         add_lora(model, stage.lora)
     select_trainable(model, stage.trainable, unused_prefixes(stage))
     set_precision(model, HALF_PRECISION.get(accelerator.mixed_precision) if settings.cast_frozen_weights else None)
-    run_record = describe_run(model, weights_fingerprint(model), stage, settings, data, recipe)
+    precision = settings.mixed_precision or accelerator.mixed_precision
+    resolved = replace(settings, mixed_precision=precision)  # type: ignore[arg-type]
+    run_record = describe_run(model, weights_fingerprint(model), stage, resolved, data, recipe)
     changed = check_record(output, run_record, settings.allow_change) if main and dry_run is None else {}
     identity: dict[str, Any] = {
         "stage": stage.number,

@@ -39,7 +39,7 @@ def test_color_drift(toy, tmp_path, monkeypatch, drift):
     routing = Routing.of("intra", masks, torch.eye(2), strength=0.0)
     monkeypatch.setattr(long_video, "route", lambda prepared, *_: routing)
     monkeypatch.setattr(long_video, "denoise_latents", ground_truth)
-    monkeypatch.setattr(long_video, "_match_statistics", lambda latents, _: latents)
+    monkeypatch.setattr(long_video, "match_statistics", lambda latents, _: latents)
     report = long_report(toy, SETTINGS, folder=tmp_path)
     assert len(report["windows"]) == 2 and "| 2 |" in long_table(report)
     assert report["passed"]["binding"] and report["passed"]["identity"]

@@ -6,9 +6,9 @@ import os
 import shutil
 
 import pytest
-from training.curation.sources import list_sources
 
 from bya_core.errors import InputError
+from training.curation.record import list_sources
 from training.data.check import check
 from training.data.dataset import open_data
 from training.data.files import list_files

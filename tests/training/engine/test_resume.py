@@ -124,7 +124,7 @@ class NanBatches:
 
     def __init__(self, folder, batches):
         self.inner, self.nan_batches = ClipFolder(folder), batches
-        self.clips = self.inner.clips
+        self.clips, self.description = self.inner.clips, self.inner.description
 
     def batches(self, size, seed, start=0, rank=0, world_size=1):
         for number, batch in enumerate(self.inner.batches(size, seed, start, rank, world_size), start):

@@ -54,5 +54,5 @@ def test_computed_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     step = activations["denoising step, 2 guidance branches"]
     assert step <= sizes.denoising_memory(grid, 3072, 2, 2) < 1.1 * step
     decoding = activations["decoding 49 frames"]
-    assert decoding <= sizes.decoding_memory(grid, 2) < 1.1 * decoding
+    assert decoding <= sizes.decoding_memory(grid, 2) < 1.15 * decoding  # the planner adds workspace
     assert activations["decoding 49 frames with tiling"] < sizes.TILING_SHARE * decoding

@@ -184,7 +184,7 @@ def test_prepare_uses_the_cut_start_as_context(encoder):
     """1.2 s are cut off; the two frames before are context."""
     from types import SimpleNamespace
 
-    from bya_core.pipelines.prepare import speech_features
+    from bya_core.pipelines.prepare import MARGIN, speech_features
     from bya_core.scene.types import Character, Scene, Speech
 
     waveform = voice(3.0)
@@ -194,4 +194,5 @@ def test_prepare_uses_the_cut_start_as_context(encoder):
     whole = encoder.features(waveform[round(1.12 * RATE) :])
     assert_close(cut, whole[:25])
     plain = speech_features(Speech(waveform[None], RATE), scene, bundle)
-    assert torch.equal(plain, encoder.encode(waveform, 21))
+    used = waveform[: round((scene.seconds + MARGIN) * RATE)]
+    assert torch.equal(plain, encoder.encode(used, 21))

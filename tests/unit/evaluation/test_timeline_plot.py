@@ -98,7 +98,7 @@ def test_speech_after_the_end_is_marked(scene: Scene) -> None:
 @pytest.mark.parametrize("count", [1, 8])
 def test_long_names_are_shortened(count: int) -> None:
     image = torch.zeros(3, 8, 8)
-    characters = [Character(f"{'Bartholomew ' * 9}{k} $x_1$", image) for k in range(count)]
+    characters = [Character(f"{'Bartholomew ' * 7}{k} $x_1$", image) for k in range(count)]
     page = timeline_page(Scene("a prompt " * 80, characters, [None] * count, 64, 96, 50), spans=[[]] * count)
     assert page.image().size[0] == 1440
     names = [text for text in page.figure.texts if text.get_text().startswith("Barth")]
