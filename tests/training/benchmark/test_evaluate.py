@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from bya_core.errors import InputError
 from bya_core.evaluation.mask_metrics import mean_iou
 from bya_core.grid import TokenGrid
 from bya_core.toy.segmentation import segment_characters
+from tests import torchvision_shim
 from training.benchmark.puppet_report import Measurements, SceneEvaluator, in_processes, puppet_report, table
 from training.benchmark.puppet_suite import SHARES, evaluate_clip
 from training.benchmark.scenes import SceneSettings, all_scenes, redrawn, suite_scene, talk_of
@@ -97,7 +99,9 @@ def test_report_resume_and_groups():
 
 
 @pytest.mark.slow
-def test_multiple_processes_return_the_same_rows():
+def test_multiple_processes_return_the_same_rows(monkeypatch):
+    # the processes inherit the path, but not the operators that the tests declare for torchvision
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(torchvision_shim.ASIDE)])
     settings = SceneSettings(scenes=2, characters="mixed")
     create = functools.partial(SceneEvaluator.create, None, settings, Measurements(generate=False))
     expected = puppet_report(create())
