@@ -31,8 +31,8 @@ class PuppetMeter:
     def is_portrait(self, image: Tensor) -> bool:
         """Whether the upper corners are white and the rest has the flat, saturated colors of a drawn puppet.
 
-        Of 600 puppets at three sizes all pass; of photographs none do, and of people cut out of photographs on white
-        about one in six (`tests/training/puppets/test_domain.py`).
+        Drawn puppets pass and photographs do not (`tests/unit/pipelines/test_notices.py`); a person cut out of a
+        photograph on white may pass.
         """
         small = F.interpolate(image[None].float(), size=(_LOOK, _LOOK), mode="area")[0].clamp(0, 1)
         corner = _LOOK // 12
