@@ -12,7 +12,7 @@ from bya_core.cli.common import optional, output, report_saved
 from bya_core.errors import InputError
 
 NOT_BOUND, INCONCLUSIVE = 3, 4
-"""Exit codes if a mouth does not follow its own speech, and if that cannot be told."""
+"""Exit codes if a mouth does not follow its own speech, and if the result is inconclusive."""
 
 
 @dataclass(frozen=True)

@@ -343,7 +343,7 @@ def place(waveform: Tensor, rate: int, offset: float, gain: float) -> Tensor:
 
 
 def speech_signal(speech: PlacedSpeech, rate: int, seconds: float, lead: float = 0.0) -> Tensor:
-    """What a model hears of a speech: mono samples [S] at `rate` Hz on the time axis of the video.
+    """The signal that a model receives: mono samples [S] at `rate` Hz on the time axis of the video.
 
     Args:
         speech: speech of a character.

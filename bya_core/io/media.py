@@ -10,8 +10,8 @@ Audio (time zero is the start of playback; late starts and gaps are silent):
     read_recording(path, start, seconds): a `Recording` with waveform, sample rate, full length and notices.
     read_audio(path): its waveform [C, S] and sample rate.
     to_mono, resample, resample_mono, place: channels, sample rate and position of a waveform.
-    is_silent(waveform, rate): whether a model hears nothing of it.
-    speech_signal(speech, rate, seconds): what a model hears of a speech.
+    is_silent(waveform, rate): whether the signal that a model receives is silent.
+    speech_signal(speech, rate, seconds): the signal that a model receives.
     mix_speeches(speeches, seconds): the audio of a video.
     check_sample_rate, check_samples: the limits, for audio from elsewhere.
 

@@ -59,7 +59,7 @@ class Speech:
 
     @property
     def silent(self) -> bool:
-        """Whether what a model hears of it in the video has a peak below -60 dB."""
+        """Whether the signal that a model receives in the video has a peak below -60 dB."""
         first = max(0, round(-self.offset * self.sample_rate))
         return is_silent(self.waveform[:, first:] * 10 ** (self.gain / 20), self.sample_rate)
 

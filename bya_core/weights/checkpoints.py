@@ -53,7 +53,7 @@ def checkpoint_source(folder: Path, locate: Callable[[Path], TransformerSource])
         locate: Source of the model in the `init` folder.
 
     Raises:
-        InputError: The `init` folder is needed, but is gone or has other weights than at the start of the run.
+        InputError: The `init` folder is needed, but is missing or has other weights than at the start of the run.
     """
     record = read_model_record(folder)
     arguments: dict[str, Any] = record["arguments"]
@@ -120,7 +120,7 @@ def _locate_init(
     start = Path(init["path"])
     hint = "put it back, or use the `final` folder of the run"
     if not start.is_dir():
-        problem = f"the checkpoint {folder} needs {count} frozen weights of its --init {start}, which is gone"
+        problem = f"the checkpoint {folder} needs {count} frozen weights of its --init {start}, which is missing"
         raise InputError(problem, "the folder that the run started from", hint)
     source = locate(start)
     if source_fingerprint(source) != init["fingerprint"]:

@@ -135,7 +135,7 @@ class Evaluation:
         return float(np.mean(groups)), float(np.mean(mouths)), len(groups)
 
     def shifts(self, length: int) -> tuple[float, int]:
-        """Fraction of pairs of training people whose shift is told within one frame, and their number."""
+        """Fraction of pairs of training people whose shift is measured within one frame, and their number."""
         right = []
         for shift in SHIFTS:
             for group, seen, waves, model in self.windows(2, length, shift):
@@ -175,7 +175,7 @@ def results(people: Sequence[Person], methods: dict[str, Callable[..., LipSyncMo
             "that are not in the repository, never used for training. Each row lists all groups of that many people "
             "who speak at the same time, in windows of that length; a group is judged by a model trained without its "
             "people. In the shifted rows the mouths are 3 or 5 frames early or late, and the share is that of mouths "
-            "whose shift is told within one frame (people of `tests/assets/grid` only, whose timing is exact).",
+            "whose shift is measured within one frame (people of `tests/assets/grid` only, whose timing is exact).",
             "",
             markdown_table(["model", "people", "seconds", "all voices right", "mouths right", "windows"], rows),
             "",

@@ -122,8 +122,8 @@ def shares(results: Sequence[dict[str, Any]], clips: dict[str, dict[str, Any]]) 
         Share("right clips failed", sum(each["passed"] is False for each in right), len(right)),
         Share("swapped clips failed", sum(each["passed"] is False for each in wrong), len(wrong)),
         Share("shifted clips failed", sum(each["passed"] is False for each in shifted), len(shifted)),
-        Share("shifts told within 1 frame", sum(lag <= 1 for lag in lags), len(lags)),
-        Share("listeners told", sum(verdict == "still" for verdict in listeners), len(listeners)),
+        Share("shifts measured within 1 frame", sum(lag <= 1 for lag in lags), len(lags)),
+        Share("listeners recognized", sum(verdict == "still" for verdict in listeners), len(listeners)),
     ]
 
 
