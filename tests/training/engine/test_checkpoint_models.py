@@ -79,7 +79,7 @@ def test_init_that_is_gone_or_changed_is_told(data, tmp_path):
     with pytest.raises(InputError, match="has changed"):
         resolve(checkpoint)
     shutil.rmtree(tmp_path / "init")
-    with pytest.raises(InputError, match="is gone"):
+    with pytest.raises(InputError, match="is missing"):
         resolve(checkpoint)
 
 
