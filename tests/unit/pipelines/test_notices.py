@@ -1,4 +1,4 @@
-"""What a user is told about inputs without effect: cut prompts, photographs, missing people, empty masks."""
+"""Notices about inputs without effect: cut prompts, photographs, missing people, empty masks."""
 
 from __future__ import annotations
 
