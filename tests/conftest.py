@@ -1,16 +1,27 @@
-"""Shared fixtures: the ComfyUI installation and a server."""
+"""Shared fixtures: fixed seeds, the ComfyUI installation and a server."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+import torch
 
 from tests import torchvision_shim
 from tests.host.server import Server
 from tests.host.setup import Host, HostUnavailable, find_host
 
 torchvision_shim.importable()  # before libraries check for torchvision
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Each test draws the same random numbers in every run and in any order."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

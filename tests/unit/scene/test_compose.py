@@ -31,7 +31,7 @@ def noise(seconds: float = 1.0, seed: int = 0) -> Speech:
 
 def member(name: str, speech: Speech | None = None, strength: float = 1.0) -> CastMember:
     image = torch.ones(3, 40, 40)
-    image[:, 10:30, 12:28] = torch.rand(3, 1, 1)
+    image[:, 10:30, 12:28] = 0.4
     return CastMember(name, image, speech, strength)
 
 
