@@ -1,0 +1,1 @@
+// Binding panel of BYA Sampler.

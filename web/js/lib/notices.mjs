@@ -1,0 +1,1 @@
+// Notices of a run as toasts and badges.

@@ -1,0 +1,1 @@
+// Results shown on the nodes: findings, waveforms.

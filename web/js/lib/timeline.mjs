@@ -1,0 +1,1 @@
+// The dialogue timeline of BYA Scene.
