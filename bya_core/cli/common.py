@@ -99,19 +99,23 @@ class SamplingOptions:
     steps: Annotated[int | None, setting(SamplingConfig, "steps")] = None
     seed: Annotated[int | None, setting(SamplingConfig, "seed")] = None
     preset: Annotated[Preset | None, setting(SamplingConfig, "preset")] = None
+    force: Annotated[
+        bool, tyro.conf.arg(help="Accept reference images of a kind that the model was not trained on.")
+    ] = False
 
     def check(self, path: Path) -> None:
         """Raise InputError for an option out of range or an invalid scene file, before the model is loaded."""
         from bya_core.scene.schema import read_scene_file
 
-        SamplingConfig(**{name: value for name, value in vars(self).items() if value is not None})
+        options = {"steps": self.steps, "seed": self.seed, "preset": self.preset}
+        SamplingConfig(**{name: value for name, value in options.items() if value is not None})
         read_scene_file(path)
 
     def load_scene(self, path: Path, defaults: SceneDefaults) -> Scene:
         """Read a scene file with these options."""
         from bya_core.scene.loader import load_scene
 
-        return load_scene(path, defaults, steps=self.steps, seed=self.seed, preset=self.preset)
+        return load_scene(path, defaults, steps=self.steps, seed=self.seed, preset=self.preset, force=self.force)
 
 
 Runtime = Annotated[RuntimeOptions, tyro.conf.OmitArgPrefixes, group("model and memory")]

@@ -83,16 +83,21 @@ def prepare(
 
 
 def input_notices(scene: Scene, model: ModelBundle) -> Iterator[str]:
-    """Notices on images that the model does not know, and on characters that the first frame does not show."""
+    """Notices on images that the model does not know, and on characters that the first frame does not show.
+
+    Raises:
+        InputError: images that the model does not know, without `scene.force`.
+    """
     if model.meter is None:  # photos: the face encoder tells
         return
     unknown = [c.name for c in scene.characters if not model.meter.is_portrait(c.image)]
     if unknown:
-        images = f"the reference image{'s' if len(unknown) > 1 else ''} of {', '.join(unknown)}"
-        yield (
-            f"{model.name} knows drawn puppets on white only, and {images} shows something else, such as a photograph: "
-            "expect no usable video; the released weights are made for people."
-        )
+        image = "the reference images" if len(unknown) > 1 else "the reference image"
+        problem = f"{image} of {', '.join(unknown)}: not drawn puppets, such as photographs"
+        if not scene.force:
+            expected = f"drawn puppets on white, which is all that {model.name} was trained on"
+            raise InputError(problem, expected, 'use the released weights, or set "force" (--force)')
+        yield f"{problem}. {model.name} was trained on drawn puppets on white only: expect no usable video."
     elif (frame := first_frame(scene)) is not None:
         missing = _missing_characters(frame, scene, model)
         if missing:

@@ -47,6 +47,7 @@ class SceneOptions:
         timed_prompts: Prompts for parts of the video, see `parse_prompts`.
         window_frames, overlap_frames: See `WindowConfig`.
         first_frame_fit: See `bya_core.encoders.canvas.first_frame`.
+        force: Accept reference images of a kind that the model was not trained on.
     """
 
     prompt: str
@@ -60,6 +61,7 @@ class SceneOptions:
     window_frames: int = 0
     overlap_frames: int = 0
     first_frame_fit: FrameFit = "crop"
+    force: bool = False
 
 
 def combine_casts(*casts: Sequence[CastMember]) -> tuple[CastMember, ...]:
@@ -96,6 +98,7 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
         prompts=parse_prompts(options.timed_prompts),
         windows=windows,
         speech_strength=None if bool((strengths == 1).all()) else strengths,
+        force=options.force,
     )
     streams = stream_notices(names, speeches, [None] * len(names))
     return replace(scene, notices=(*streams, *rounded, *scene_notices(scene, defaults)))

@@ -35,6 +35,7 @@ def load_scene(
     steps: int | None = None,
     seed: int | None = None,
     preset: Preset | None = None,
+    force: bool = False,
 ) -> Scene:
     """Read a scene file and all files it names.
 
@@ -44,6 +45,7 @@ def load_scene(
         steps: Overrides the number of denoising steps of the file.
         seed: Overrides the seed of the file.
         preset: Overrides the preset of the file.
+        force: Accept reference images of a kind that the model was not trained on, as the key of the file does.
 
     Raises:
         InputError: A file that is missing or invalid.
@@ -85,6 +87,7 @@ def load_scene(
         prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in file.prompts),
         windows=windows,
         sound=audio.sound,
+        force=force or file.force,
     )
     return replace(scene, notices=(*audio.notices, *rounded, *mask_notices, *scene_notices(scene, defaults)))
 

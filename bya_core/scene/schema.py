@@ -188,6 +188,13 @@ class SceneFile:
         Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)],
         Field(description="Number of video frames (rounded to a multiple of 4, plus 1). auto fits the longest speech."),
     ] = "auto"
+    force: Annotated[
+        bool,
+        Field(
+            description="Accept reference images of a kind that the model was not trained on, such as photographs with "
+            "the toy model, and expect no usable video."
+        ),
+    ] = False
     fps: Annotated[Literal[25], Field(description="Frames per second. Audio features have 25 frames per second.")] = 25
     seed: Seed | None = None
     steps: Steps | None = None

@@ -115,6 +115,7 @@ class Scene:
         sound: Audio of the video if it is one recording of all speakers; None mixes the speeches.
         notices: Warnings, one sentence each.
         first_frame_fit: How the first frame is fitted to the size, see `bya_core.encoders.canvas.first_frame`.
+        force: Accept reference images of a kind that the model was not trained on.
 
     Raises:
         InputError: No characters, duplicate names, or fields that do not match.
@@ -140,6 +141,7 @@ class Scene:
     sound: Speech | None = None
     notices: tuple[str, ...] = ()
     first_frame_fit: FrameFit = "crop"
+    force: bool = False
 
     def __post_init__(self) -> None:
         names = self.names

@@ -62,8 +62,10 @@ def test_photograph(toy: ModelBundle, scene: Scene) -> None:
     white = torch.ones(3, 96, 96)
     white[:, 20:, 24:72] = photograph()[:, 20:, 24:72]
     for image in (photograph(), white):
-        characters = (scene.characters[0], Character("Bo", image))
-        (notice,) = input_notices(replace(scene, characters=characters), toy)
+        given = replace(scene, characters=(scene.characters[0], Character("Bo", image)))
+        with pytest.raises(InputError, match=r"image of Bo: not drawn puppets.*toy.*--force"):
+            prepare(given, toy)
+        (notice,) = input_notices(replace(given, force=True), toy)
         assert "drawn puppets" in notice and "Bo" in notice and scene.names[0] not in notice
 
 
