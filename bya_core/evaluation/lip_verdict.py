@@ -43,7 +43,8 @@ class LipScores(MouthScores):
         self.offset = lips.offsets
         self.shifted = np.take_along_axis(lips.curves, self.offset[..., None] + lips.curves.shape[2] // 2, 2)[..., 0]
         if self.length / fps * FPS >= MIN_SPEECH:
-            gains = self._local_gains(np.where(moving[:, None, None], lips.local, 0.0))
+            local = np.where(moving[:, None, None], lips.local, 0.0)
+            gains, self.local = self._local_gains(local), local[..., frames]
             self.failing = failing_spans(gains, targets, self.heard, FPS, min_seconds=0.4)
 
     @property

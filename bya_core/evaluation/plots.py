@@ -130,6 +130,8 @@ class Lane:
         identity: similarity to the own reference image, and to the most similar other (-1 if there is none), [F] each;
             None = not measured.
         failed: where something is not as expected, bool [F].
+        local: scores around each frame with the assigned voice, and with the best other (NaN if there is none), [F]
+            each; None = not measured.
     """
 
     name: str
@@ -142,6 +144,7 @@ class Lane:
     coverage: np.ndarray
     identity: tuple[np.ndarray, np.ndarray] | None
     failed: np.ndarray
+    local: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def passed(self) -> bool | None:

@@ -6,8 +6,9 @@ SyncNet besides if its weights are present. The report says which measurement it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,20 @@ class BindingReport:
 
     Args:
         text: findings, one sentence per line.
-        picture: scores of mouths and voices, and both over time.
         metrics: all numbers, ready for JSON; "passed" is True, False, or None = inconclusive.
+        lanes: the characters over time.
+        draw: draws `picture`.
     """
 
     text: str
-    picture: Image.Image
     metrics: dict[str, Any]
+    lanes: tuple[Lane, ...]
+    draw: Callable[[], Image.Image]
+
+    @cached_property
+    def picture(self) -> Image.Image:
+        """Scores of mouths and voices, and both over time."""
+        return self.draw()
 
 
 BOX_SCALE = 8  # pixels of the video per pixel of masks made from face boxes
@@ -121,8 +129,8 @@ def binding_report(
     text = [*_sentences(lanes, scores, owners, metrics, identity, given), *faces.notices]
     text.append(scores.scale.description.format(frames=length))
     shown = np.where(scores.measured, scores.scores, np.nan)
-    picture = draw_report(lanes, shown, owners[: len(speeches)], fps, scores.scale)
-    return BindingReport("\n".join(text), picture, metrics)
+    draw = partial(draw_report, lanes, shown, owners[: len(speeches)], fps, scores.scale)
+    return BindingReport("\n".join(text), metrics, tuple(lanes), draw)
 
 
 def _lane(
@@ -157,7 +165,18 @@ def _lane(
         coverage=(masks[n] > 0.5).float().mean(dim=(1, 2)).numpy(),
         identity=similarity,
         failed=failed,
+        local=_local(scores, n),
     )
+
+
+def _local(scores: MouthScores, n: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores of mouth `n` around each frame with the assigned voice, and with the best other voice that is heard."""
+    own = int(scores.targets[n])
+    if own < 0 or scores.local is None or not scores.measured[n, own]:
+        return None
+    rivals = [m for m in range(scores.local.shape[1]) if m != own and scores.measured[n, m]]
+    best = scores.local[n, rivals].max(axis=0) if rivals else np.full(scores.length, np.nan)
+    return scores.local[n, own], best
 
 
 def _metrics(

@@ -96,6 +96,7 @@ class MouthScores:
         offset: shift of each mouth with the best score [N, M] in frames; positive = late.
         shifted: the score at that shift [N, M].
         failing: where a mouth follows another voice.
+        local: scores around each frame [N, M, F]; None = not measured.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class MouthScores:
         self.scores = np.zeros((len(mouths), len(speech)))
         self.offset, self.shifted = np.zeros(self.scores.shape, dtype=int), self.scores
         self.failing: tuple[Span, ...] = ()
+        self.local: np.ndarray | None = None
 
     def verdict(self, n: int, name: str, owners: Sequence[str]) -> tuple[str, str]:
         """Verdict on character `n` as a key and a sentence; `owners` are the names of the M streams."""
@@ -196,8 +198,8 @@ class ColorScores(MouthScores):
         self.scores = table[..., reach - LAG : reach + LAG + 1].max(axis=2)
         self.offset, self.shifted = table.argmax(axis=2) - reach, table.max(axis=2)
         if self.length >= MIN_FRAMES:
-            local = local_correlations(mouths, speech, MIN_FRAMES, LAG)
-            self.failing = failing_spans(local, targets, self.audible, fps, COLOR.moment)
+            self.local = local_correlations(mouths, speech, MIN_FRAMES, LAG)
+            self.failing = failing_spans(self.local, targets, self.audible, fps, COLOR.moment)
 
 
 class SyncScores(MouthScores):
