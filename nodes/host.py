@@ -83,6 +83,21 @@ def temporary_folder() -> Path:
     return Path(folder_paths.get_temp_directory()) / FOLDER
 
 
+def input_file(reference: str) -> Path:
+    """Path of a file in a widget, such as "folder/name.png [input]"; the file may be missing.
+
+    Raises:
+        InputError: A path outside ComfyUI's folders.
+    """
+    name, base = folder_paths.annotated_filepath(reference.strip())
+    folder = Path(base or folder_paths.get_input_directory()).resolve()
+    path = (folder / name.strip()).resolve()
+    if not path.is_relative_to(folder):
+        problem = f"the file {reference} is outside of {folder.name}/"
+        raise InputError(problem, f"a file in {folder.name}/", "choose another file")
+    return path
+
+
 @contextmanager
 def cancellable() -> Iterator[None]:
     """Context in which ComfyUI can interrupt before every layer of any network."""

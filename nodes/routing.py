@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from bya_core.config import ProbeConfig, RefineConfig, RouterConfig
+from bya_core.errors import InputError
 from bya_core.scene.schema import CharacterEntry
 
 from . import host, types
+from .mask_view import masks_entry
 from .schema import schema, widget
 
 if TYPE_CHECKING:
     from bya_core.pipelines.interactive import AudioAssignment
+    from bya_core.scene.painted_masks import PaintedMasks
 
 MASK_ORDER = "characters x latent frames, all frames of the first character first, at the size of the video"
 PROBE = {"threshold": "threshold", "max_percent": "max_fraction", "num_seeds": "num_seeds"}  # widgets -> fields
@@ -126,9 +131,11 @@ class EmbeddingRouter(io.ComfyNode):
         with host.running(model, part):
             callback = host.progress_callback(model, part)
             found, routing = interactive.probe_window(whole, model.bundle, window, host.temporary_folder(), callback)
+            preview = interactive.routing_preview(routing, found.prepared.scene, model.bundle)
         complete, place = (None, None) if found.count == 1 else (whole, found.window)
-        encoded = host.to_cpu(found.prepared)
-        return _output(types.RoutingValue(model, encoded, host.to_cpu(routing), complete, complete, place, found.count))
+        encoded, routing = host.to_cpu(found.prepared), host.to_cpu(routing)
+        value = types.RoutingValue(model, encoded, routing, complete, complete, place, found.count, preview)
+        return _output(value, value)
 
 
 def _router(options: dict[str, Any]) -> RouterConfig:
@@ -138,14 +145,16 @@ def _router(options: dict[str, Any]) -> RouterConfig:
     return RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
 
 
-def _output(value: types.RoutingValue) -> io.NodeOutput:
-    """Routing, masks and report; notices are shown on the node."""
+def _output(value: types.RoutingValue, shown: types.RoutingValue) -> io.NodeOutput:
+    """Routing, masks and report; notices and the masks of `shown` are shown on the node."""
     from bya_core.pipelines.interactive import routing_notices, routing_summary
 
     scene, routing = value.prepared.scene, value.routing
-    host.show_notices(routing_notices(scene, routing))
+    notices = routing_notices(scene, routing)
+    host.show_notices(notices)
     summary = routing_summary(scene, routing, (value.number, value.windows))
-    return io.NodeOutput(value, value.mask_images, summary)
+    ui = {"bya_masks": [masks_entry(shown)], "bya_notices": notices}
+    return io.NodeOutput(value, value.mask_images, summary, ui=ui)
 
 
 class MaskRefine(io.ComfyNode):
@@ -185,6 +194,15 @@ class MaskRefine(io.ComfyNode):
                 widget(CharacterEntry, "mask_strength", "strength"),
                 widget(CharacterEntry, "mask_start_percent", "start_percent"),
                 widget(CharacterEntry, "mask_end_percent", "end_percent"),
+                io.String.Input(
+                    "painted_masks",
+                    default="",
+                    optional=True,
+                    socketless=True,
+                    tooltip="Strokes painted on the node: their file in input/, grid and characters, as JSON. Empty: "
+                    "none. Applied last, with the strength and steps above.",
+                    extra_dict={"hidden": True},
+                ),
             ],
             outputs=[
                 types.Routing.Output("routing", tooltip="The same with the edited masks."),
@@ -194,20 +212,66 @@ class MaskRefine(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
-        if start_percent is None or end_percent is None or start_percent < end_percent:  # None: connected
-            return True
-        return f"start_percent is {start_percent} and end_percent {end_percent}; expected start < end; correct them."
+    def validate_inputs(
+        cls,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+        painted_masks: str | None = None,
+    ) -> bool | str:
+        if start_percent is not None and end_percent is not None and start_percent >= end_percent:  # None: connected
+            return (
+                f"start_percent is {start_percent} and end_percent {end_percent}; expected start < end; correct them."
+            )
+        return host.validate(_check_painted, painted_masks)
+
+    @classmethod
+    def fingerprint_inputs(cls, painted_masks: str | None = None, **_: Any) -> str:
+        """Hash of the content of the painted file, which may change under the same name."""
+        try:
+            found = _painted_file(painted_masks or "")
+            return "" if found is None else hashlib.sha256(found[1].read_bytes()).hexdigest()
+        except (InputError, OSError) as error:  # reported by `execute`
+            return str(error)
 
     @classmethod
     @host.plain_errors
     def execute(
-        cls, routing: types.RoutingValue, refine: bool, restart: bool, override_mask: Any = None, **options: Any
+        cls,
+        routing: types.RoutingValue,
+        refine: bool,
+        restart: bool,
+        override_mask: Any = None,
+        painted_masks: str = "",
+        **options: Any,
     ) -> io.NodeOutput:
         from bya_core.pipelines.interactive import MaskEdit, edit_masks
+        from bya_core.scene.painted_masks import read_strokes
 
         config = RefineConfig(**{name: options.pop(name) for name in REFINE})
         edit = MaskEdit(config if refine else None, restart, override_mask, **options)
+        grid, names, painted = routing.prepared.grid, routing.names, _painted_file(painted_masks)
+        strokes = None if painted is None else read_strokes(*painted, names, grid, routing.latent_start)
         latent = slice(0, None) if routing.window is None else routing.window.latent
-        masks, whole = edit_masks(routing.routing, routing.whole, routing.prepared.grid, edit, routing.names, latent)
-        return _output(replace(routing, routing=masks, whole=whole))
+        masks, whole = edit_masks(routing.routing, routing.whole, grid, edit, names, latent)
+        edited = replace(routing, routing=masks, whole=whole)
+        if strokes is None:
+            return _output(edited, edited)
+        control = strokes.control(masks.masks, edit.strength, edit.start_percent, edit.end_percent)
+        return _output(replace(edited, routing=masks.override(control)), edited)
+
+
+def _painted_file(text: str) -> tuple[PaintedMasks, Path] | None:
+    """Painted masks and the path of their file; None without any. Raises InputError."""
+    from bya_core.scene.painted_masks import parse_painted_masks
+
+    painted = parse_painted_masks(text)
+    return None if painted is None else (painted, host.input_file(painted.file))
+
+
+def _check_painted(text: str) -> bool:
+    """For `validate_inputs`. Raises InputError for invalid text, or if the file is missing."""
+    from bya_core.scene.painted_masks import check_file
+
+    if (found := _painted_file(text)) is not None:
+        check_file(*found)
+    return True

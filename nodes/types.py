@@ -43,6 +43,8 @@ class RoutingValue:
         before: The complete scene as it was when the router ran: the windows before are made from it.
         window: That window; None if there is only one.
         windows: Number of windows.
+        preview: Predicted latent frames in colors, uint8 [T, H, W, 3] at the resolution of the latents; None if the
+            router did not denoise.
     """
 
     model: HostModel
@@ -52,6 +54,12 @@ class RoutingValue:
     before: CoreScene | None = None
     window: Window | None = None
     windows: int = 1
+    preview: Tensor | None = None
+
+    @property
+    def latent_start(self) -> int:
+        """First latent frame of the window in the video."""
+        return 0 if self.window is None else self.window.latent.start
 
     @property
     def number(self) -> int:

@@ -109,6 +109,24 @@ def render_sheet(
     return np.concatenate([sheet, legend(names, masks, sheet.shape[1])]) if names else sheet
 
 
+def tile_sheet(tiles: Tensor, max_width: int = 4096) -> tuple[np.ndarray, int]:
+    """Arrange tiles in rows, such as to send them as one picture.
+
+    Args:
+        tiles: uint8 [K, h, w] or [K, h, w, 3].
+        max_width: in pixels.
+
+    Returns:
+        uint8 [rows * h, columns * w] or [rows * h, columns * w, 3], black where no tiles are left, and the number of
+        columns.
+    """
+    count, _, width = tiles.shape[:3]
+    columns = max(1, min(count, max_width // width))
+    missing = -count % columns
+    padded = torch.cat([tiles, tiles.new_zeros(missing, *tiles.shape[1:])])
+    return rearrange(padded, "(r c) h w ... -> (r h) (c w) ...", c=columns).numpy(), columns
+
+
 def legend(names: Sequence[str], masks: Tensor, width: int) -> np.ndarray:
     """One line per character with its color, coverage and confidence: uint8 [height, width, 3], even height.
 

@@ -23,6 +23,7 @@ from bya_core.io.media import fit_image
 from bya_core.io.overlay import render_overlay
 from bya_core.masks import MaskControl, mask_notices, mask_statistics
 from bya_core.pipelines.long_video import PreparedWindow, WindowRouting, generate_long, plan, prepare_window
+from bya_core.pipelines.preview import preview_frames, scene_colors
 from bya_core.pipelines.sample import Video
 from bya_core.pipelines.window_files import fingerprint
 from bya_core.progress import ProgressCallback, ProgressTracker
@@ -114,6 +115,14 @@ def probe_window(
 
 def _folder_of(scene: Scene, model: ModelBundle, folder: Path) -> Path:
     return folder / fingerprint(scene, model)[:16]
+
+
+def routing_preview(routing: Routing, scene: Scene, model: ModelBundle) -> Tensor | None:
+    """Predicted latent frames of a partial run in colors: uint8 [T, H, W, 3]; None if nothing was denoised."""
+    state = routing.state
+    if state is None or state.previous_x0 is None:
+        return None
+    return preview_frames(state.previous_x0, scene_colors(model, scene))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,12 @@ def latent_colors(
     return torch.linalg.solve(inputs.T @ inputs + regularization, inputs.T @ torch.cat(colors))
 
 
+def preview_frames(x0: Tensor, factors: Tensor) -> Tensor:
+    """All latent frames in colors: predicted clean latents [1, T, C, H, W] -> uint8 [T, H, W, 3]."""
+    latents = rearrange(x0[0].float().cpu(), "t c h w -> t h w c")
+    return ((latents @ factors[:-1] + factors[-1]).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def preview_picture(x0: Tensor, masks: Tensor | None, factors: Tensor) -> Image.Image:
     """The middle latent frame in colors, tinted and outlined by the masks.
 
@@ -55,17 +61,20 @@ def preview_picture(x0: Tensor, masks: Tensor | None, factors: Tensor) -> Image.
         factors: see `latent_colors`.
     """
     middle = x0.shape[1] // 2
-    latent = rearrange(x0[0, middle].float().cpu(), "c h w -> h w c")
-    colors = (latent @ factors[:-1] + factors[-1]).clamp(0, 1)
-    frame = (colors * 255).round().to(torch.uint8)
+    frame = preview_frames(x0[:, middle : middle + 1], factors)[0]
     regions = torch.zeros(0, *frame.shape[:2]) if masks is None else masks[:, middle].float().cpu()
     return Image.fromarray(tint_frame(frame, regions, OPACITY, outline=True, min_side=MIN_SIDE))
 
 
-def painter_for(bundle: ModelBundle, scene: Scene) -> Callable[[StepInfo], Image.Image]:
-    """Preview renderer for the steps of a scene; the color map is fitted to the images of the scene."""
+def scene_colors(bundle: ModelBundle, scene: Scene) -> Tensor:
+    """The color map of `latent_colors`, fitted to the images of a scene."""
     images = [character.image for character in scene.characters]
     if scene.first_frame is not None:
         images.append(scene.first_frame)
-    factors = latent_colors(bundle.codec, images, (scene.height, scene.width), bundle.device)
+    return latent_colors(bundle.codec, images, (scene.height, scene.width), bundle.device)
+
+
+def painter_for(bundle: ModelBundle, scene: Scene) -> Callable[[StepInfo], Image.Image]:
+    """Preview renderer for the steps of a scene."""
+    factors = scene_colors(bundle, scene)
     return lambda info: preview_picture(info.x0, info.masks, factors)
