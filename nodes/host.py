@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -96,6 +97,14 @@ def input_file(reference: str) -> Path:
         problem = f"the file {reference} is outside of {folder.name}/"
         raise InputError(problem, f"a file in {folder.name}/", "choose another file")
     return path
+
+
+def temporary_video(video: Any) -> dict[str, str]:
+    """Save a VIDEO in ComfyUI's temporary folder; returns the file as the page requests it."""
+    folder, name = temporary_folder(), f"video_{uuid.uuid4().hex}.mp4"
+    folder.mkdir(parents=True, exist_ok=True)
+    video.save_to(str(folder / name))
+    return {"filename": name, "subfolder": folder.name, "type": "temp"}
 
 
 @contextmanager

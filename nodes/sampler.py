@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from bya_core.config import SamplingConfig
+from bya_core.errors import InputError
 
 from . import convert, host, types
 from .schema import schema, widget
 
 if TYPE_CHECKING:
     from bya_core.config import Preset
+    from bya_core.pipelines.sample import Video
+    from bya_core.scene.types import Scene
+
+log = logging.getLogger(__name__)
 
 
 class Sampler(io.ComfyNode):
@@ -23,6 +29,7 @@ class Sampler(io.ComfyNode):
             "BYA Sampler",
             "Generates the video: resumes where the router stopped, with the current masks. All other settings are "
             "those of BYA Scene.",
+            has_intermediate_output=True,  # a later run sends the panel again without sampling
             search_aliases=["generate", "talking video", "lip sync", "dialogue", "avatar"],
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
@@ -37,7 +44,10 @@ class Sampler(io.ComfyNode):
                     tooltip="Masks of the last step: characters x latent frames, first character first.",
                 ),
                 io.Float.Output("fps", tooltip="Frames per second, always 25."),
-                io.String.Output("report", tooltip="Coverage and confidence per character, time per stage, notices."),
+                io.String.Output(
+                    "report",
+                    tooltip="Coverage per character, time per stage, whether each mouth follows its voice, notices.",
+                ),
             ],
         )
 
@@ -62,4 +72,23 @@ class Sampler(io.ComfyNode):
         frames, audio = convert.images(result.frames), convert.audio(result.audio, scene.seconds)
         video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
         masks = masks_to_images(result.masks, result.grid)
-        return io.NodeOutput(frames, video, audio, masks, scene.fps, video_summary(routing.names, result))
+        panel, findings = _panel(result, scene, model)
+        panel |= {"video": host.temporary_video(video)}
+        summary = video_summary(routing.names, result)
+        return io.NodeOutput(
+            frames, video, audio, masks, scene.fps, f"{summary}\n{findings}".strip(), ui={"bya_binding": [panel]}
+        )
+
+
+def _panel(result: Video, scene: Scene, model: host.HostModel) -> tuple[dict[str, Any], str]:
+    """Data of the binding panel of a video, and the findings as text. A failed measurement does not lose the video."""
+    from bya_core.evaluation.panel import binding_panel, measure_video
+
+    try:
+        with host.cancellable():
+            report = measure_video(result, scene, model.bundle.meter)
+    except (InputError, MemoryError, RuntimeError, ValueError) as error:
+        notice = f"The binding was not measured: {error}"
+        log.warning("%s", notice)
+        return {"characters": [], "notices": [notice], "duration": len(result.frames) / result.fps}, f"note: {notice}"
+    return binding_panel(report, result.fps) | {"notices": []}, report.text
