@@ -119,6 +119,14 @@ class Scene(io.ComfyNode):
                     optional=True,
                     tooltip="Image that fixes the first frame. Not connected: the model generates it.",
                 ),
+                io.String.Input(
+                    "dialogue",
+                    optional=True,
+                    default="",
+                    socketless=True,
+                    extra_dict={"hidden": True},  # edited by the timeline on the node
+                    tooltip="Edits of the recordings, as JSON: clips, muted voices, and the voice of each character.",
+                ),
             ],
             outputs=[
                 types.Scene.Output("scene", tooltip="Connect to BYA Embedding Router."),
@@ -127,10 +135,12 @@ class Scene(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt_schedule: str | None = None) -> bool | str:
+    def validate_inputs(cls, prompt_schedule: str | None = None, dialogue: str | None = None) -> bool | str:
         from bya_core.scene.compose import parse_prompts
+        from bya_core.scene.dialogue import parse_dialogue
 
-        return host.validate(parse_prompts, prompt_schedule)
+        checks = (host.validate(parse_prompts, prompt_schedule), host.validate(parse_dialogue, dialogue))
+        return next((found for found in checks if found is not True), True)
 
     @classmethod
     @host.plain_errors

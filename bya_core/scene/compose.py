@@ -13,6 +13,7 @@ from torch import Tensor
 from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.scene.checks import scene_notices, speech_frames, stream_notices
+from bya_core.scene.dialogue import edit_speeches, parse_dialogue
 from bya_core.scene.types import Character, FrameFit, PromptSpan, Scene, SceneDefaults, Speech, check_names
 from bya_core.scene.windows import round_lengths
 
@@ -48,6 +49,7 @@ class SceneOptions:
         window_frames, overlap_frames: See `WindowConfig`.
         first_frame_fit: See `bya_core.encoders.canvas.first_frame`.
         force: Accept reference images of a kind that the model was not trained on.
+        dialogue: Edits of the voices, see `bya_core.scene.dialogue.parse_dialogue`.
     """
 
     prompt: str
@@ -62,6 +64,7 @@ class SceneOptions:
     overlap_frames: int = 0
     first_frame_fit: FrameFit = "crop"
     force: bool = False
+    dialogue: str = ""
 
 
 def combine_casts(*casts: Sequence[CastMember]) -> tuple[CastMember, ...]:
@@ -77,7 +80,9 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
     Raises:
         InputError: No characters, a size that the model does not support, or neither length nor speech.
     """
-    names, speeches = [member.name for member in members], [member.speech for member in members]
+    names = [member.name for member in members]
+    edited = edit_speeches([member.speech for member in members], names, parse_dialogue(options.dialogue))
+    speeches = edited.speeches
     frames = options.frames or speech_frames(speeches, Scene.fps, defaults.time_factor)
     windows = WindowConfig(options.window_frames or None, options.overlap_frames or None)
     frames, windows, rounded = round_lengths(frames, windows, defaults.time_factor)
@@ -88,7 +93,7 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
         prompt=options.prompt,
         negative_prompt=options.negative_prompt,
         characters=tuple(Character(member.name, member.image) for member in members),
-        speeches=tuple(speeches),
+        speeches=speeches,
         first_frame=options.first_frame,
         first_frame_fit=options.first_frame_fit,
         height=height,
@@ -101,7 +106,7 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
         force=options.force,
     )
     streams = stream_notices(names, speeches, [None] * len(names))
-    return replace(scene, notices=(*streams, *rounded, *scene_notices(scene, defaults)))
+    return replace(scene, notices=(*edited.notices, *streams, *rounded, *scene_notices(scene, defaults)))
 
 
 def matrix_rows(text: str) -> list[list[float]]:
