@@ -1,6 +1,7 @@
 // Binding panel of BYA Sampler: the video, and per character score, margin, lag, listening and coverage over time.
 // A click on a track jumps to that moment of the video.
 import { app } from "../../../../scripts/app.js";
+import { api } from "../../../../scripts/api.js";
 import {
   cells, firstMoment, laneAt, lanes, momentText, polyline, scoreRange, spoken, tickStep, timeAt, tracksHeight,
 } from "./binding_layout.mjs";
@@ -10,7 +11,6 @@ const NODES = ["BYA_Sampler", "BYA_VideoReport"];
 const KEY = "bya_binding"; // of the results of a node
 const ROW = 20;
 const VIDEO = 200; // smallest height of the video in a node that grows for its result
-const EMPTY = 44; // height without a result
 const GOOD = "#2ea05e";
 const BAD = "#e05252";
 const MUTED = "#8b8f9c";
@@ -24,6 +24,13 @@ const COLUMNS = {
   coverage: ["Area", "Mean part of the frame that is covered by the mask."],
 };
 
+// Nodes 2.0: the page's own preview of a run, which it keeps after the run
+const BODY = `.lg-node:has(.bya-binding) [data-testid^="node-body-"]`;
+
+export function setup() {
+  document.head.append(element("style", { textContent: `${BODY} > img, ${BODY} > img + div { display: none; }` }));
+}
+
 export function nodeCreated(node) {
   if (NODES.includes(node.comfyClass)) new Panel(node);
 }
@@ -34,7 +41,10 @@ class Panel {
     this.data = null;
     this.hover = null; // time under the pointer
     this.video = element("video", { controls: true, playsInline: true, preload: "auto" });
-    Object.assign(this.video.style, { flex: "1 1 0", minHeight: "0", width: "100%", background: "#000" });
+    this.preview = element("img", { attributes: { alt: "" } }); // of the run in progress
+    for (const one of [this.video, this.preview]) {
+      Object.assign(one.style, { flex: "1 1 0", minHeight: "0", width: "100%", objectFit: "contain", background: "#000" });
+    }
     this.table = element("div", { style: { flex: "none", overflow: "hidden" } });
     this.canvas = element("canvas", {
       tabIndex: 0,
@@ -50,7 +60,7 @@ class Panel {
         className: "bya-binding",
         style: { display: "flex", flexDirection: "column", gap: "4px", minHeight: "0", overflow: "hidden", font: "11px sans-serif", color: "var(--input-text, #ddd)" },
       },
-      this.video, this.table, this.canvas, this.line,
+      this.preview, this.video, this.table, this.canvas, this.line,
     );
     this.widget = node.addDOMWidget(KEY, KEY, this.root, {
       serialize: false,
@@ -63,24 +73,28 @@ class Panel {
   }
 
   minHeight() {
-    return this.data ? this.fixedHeight() + 90 : EMPTY;
+    return this.fixedHeight() + (this.data?.video || this.preview.src ? 140 : 0);
   }
 
   /** Height of everything but the video. */
   fixedHeight() {
-    const count = this.data.characters.length;
+    const count = this.data?.characters.length ?? 0;
     return (count ? (count + 1) * ROW + tracksHeight(count) + 8 : 0) + ROW + 8;
   }
 
   listen() {
     const { node, video, canvas } = this;
     const restore = () => setTimeout(() => this.restore(), 120);
+    const preview = (event) => this.showPreview(event.detail);
+    api.addEventListener("b_preview_with_metadata", preview);
     chain(node, "onExecuted", (output) => this.show(output?.[KEY]?.[0] ?? null, true));
     for (const key of ["onAdded", "onConfigure", "onGraphConfigured"]) chain(node, key, restore);
     const observer = new ResizeObserver(() => this.draw());
     observer.observe(this.root);
     chain(node, "onRemoved", () => {
       observer.disconnect();
+      api.removeEventListener("b_preview_with_metadata", preview);
+      this.hidePreview();
       cancelAnimationFrame(this.frame);
       video.removeAttribute("src");
       video.load();
@@ -121,6 +135,7 @@ class Panel {
   /** Shows a result, or what to do if there is none. */
   show(data, grow = false) {
     this.data = data;
+    this.hidePreview();
     const filled = Boolean(data?.characters?.length);
     this.video.style.display = data?.video ? "" : "none";
     this.table.style.display = this.canvas.style.display = filled ? "" : "none";
@@ -133,7 +148,6 @@ class Panel {
     if (data.video) this.video.src = fileUrl(data.video);
     if (filled) this.fillTable();
     this.describe(null);
-    this.clearPreview();
     if (grow) this.grow();
     this.draw();
   }
@@ -141,17 +155,32 @@ class Panel {
   /** Gives the node room for the result; never makes it smaller. */
   grow() {
     const { node } = this;
-    const needed = node.computeSize()[1] - this.minHeight() + this.fixedHeight() + (this.data.video ? VIDEO : 0);
+    const needed = node.computeSize()[1] - this.minHeight() + this.fixedHeight() + (this.data?.video || this.preview.src ? VIDEO : 0);
     node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], needed)]);
     node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** Removes the last preview of the sampling, which the page keeps. */
-  clearPreview() {
+  /** Shows a preview of this node in place of the video. The page's own one would stay below the result. */
+  showPreview({ blob, nodeId, displayNodeId }) {
     const { node } = this;
-    node.hideOutputImages = true; // Nodes 2.0
-    if (app.nodePreviewImages) delete app.nodePreviewImages[node.id];
+    const path = String(displayNodeId ?? nodeId).split(":"); // ids of the subgraph nodes around it, and its own
+    if (path.at(-1) !== String(node.id) || (path.length > 1) === (node.graph?.isRootGraph !== false)) return;
+    this.hidePreview();
+    this.preview.src = URL.createObjectURL(blob);
+    this.preview.style.display = "";
+    this.video.style.display = "none";
+    this.video.pause();
+    this.grow();
+    for (const key of Object.keys(app.nodePreviewImages ?? {})) {
+      if (key === String(node.id) || key.endsWith(`:${node.id}`)) delete app.nodePreviewImages[key]; // classic nodes
+    }
     node.preview = node.images = node.imgs = null;
+  }
+
+  hidePreview() {
+    if (this.preview.src) URL.revokeObjectURL(this.preview.src);
+    this.preview.removeAttribute("src");
+    this.preview.style.display = "none";
   }
 
   fillTable() {
