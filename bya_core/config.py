@@ -76,6 +76,16 @@ class SamplingConfig:
 
 
 @validated
+class LoraConfig:
+    """How a LoRA is added to the weights of a model."""
+
+    strength: Annotated[
+        float,
+        Field(ge=-100, le=100, description="Strength of the LoRA. 1 is the strength it was trained at, 0 disables it."),
+    ] = 1.0
+
+
+@validated
 class RouterSchedule:
     """When the router predicts masks. The most recent masks are reused in between."""
 

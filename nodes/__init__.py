@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .characters import AudioEncode, Cast, FaceEncode
 from .demo import LoadDemo
 from .host import register_folder
-from .loader import Loader
+from .loader import Loader, LoadLora
 from .masks import MaskOverlay, SelectCharacterMask
 from .report import BindingReport, Preflight, VideoReport
 from .routing import EmbeddingRouter, MaskRefine
@@ -16,6 +16,7 @@ from .scene import Scene
 
 NODES: list[type[io.ComfyNode]] = [
     Loader,
+    LoadLora,
     LoadDemo,
     FaceEncode,
     AudioEncode,

@@ -53,6 +53,19 @@ def resolve_model(name: str) -> tuple[str, Path | None]:
     return name, None if name in MODELS else _local_models().get(name)
 
 
+def lora_names() -> list[str]:
+    """Names of the files in ComfyUI's folders for LoRAs."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> Path:
+    """File of a LoRA. Raises InputError if it is not there any more."""
+    found = folder_paths.get_full_path("loras", name)
+    if found is None:
+        raise InputError(f'no LoRA "{name}"', "a file in models/loras", "choose one from the list")
+    return Path(found)
+
+
 def _local_models() -> dict[str, Path]:
     """Model folders and converted files in the registered folders."""
     for folder in folder_paths.get_folder_paths(FOLDER):

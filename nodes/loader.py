@@ -1,4 +1,4 @@
-"""BYA Load Model."""
+"""BYA Load Model and BYA Load LoRA."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from bya_core.config import LoraConfig
+
 from . import host, types
-from .schema import schema
+from .schema import schema, widget
 
 DTYPES = ["default", "float32", "bfloat16", "float16"]
 MEMORY_MODES = ["auto", "low"]
@@ -68,6 +70,11 @@ class Loader(io.ComfyNode):
                     tooltip="T5-XXL from Load CLIP (type cogvideox), instead of the model's. Any precision that "
                     "ComfyUI reads.",
                 ),
+                types.Lora.Input(
+                    "lora",
+                    optional=True,
+                    tooltip="LoRAs to add to the transformer, from BYA Load LoRA.",
+                ),
             ],
             outputs=[types.Model.Output("model", tooltip="The model. Connect to BYA Scene.")],
         )
@@ -83,6 +90,7 @@ class Loader(io.ComfyNode):
         download: bool,
         vae: Any = None,
         clip: Any = None,
+        lora: Any = (),
     ) -> io.NodeOutput:
         import torch
 
@@ -92,5 +100,36 @@ class Loader(io.ComfyNode):
         if download:
             host.download(model)
         torch_dtype = None if dtype == "default" else getattr(torch, dtype)
-        bundle = load_bundle(model, dtype=torch_dtype, components=host.host_components(vae, clip))
+        bundle = load_bundle(model, dtype=torch_dtype, components=host.host_components(vae, clip), lora=lora)
         return io.NodeOutput(host.manage_model(bundle, memory_mode == "low", vram_gb))
+
+
+class LoadLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "LoadLora",
+            "BYA Load LoRA",
+            "Adds a LoRA to the model, for example one trained on the own characters. Chain several; the last one "
+            "connects to BYA Load Model, which merges them into the weights.",
+            search_aliases=["lora", "adapter", "style", "fine-tune"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=host.lora_names(),
+                    tooltip="File in models/loras. Names of diffusers, peft, kohya and ComfyUI are understood.",
+                ),
+                widget(LoraConfig, "strength"),
+                types.Lora.Input("lora", optional=True, tooltip="Other LoRAs; this one is added."),
+            ],
+            outputs=[
+                types.Lora.Output("lora", tooltip="All LoRAs so far. Connect to BYA Load Model or BYA Load LoRA.")
+            ],
+        )
+
+    @classmethod
+    @host.plain_errors
+    def execute(cls, lora_name: str, strength: float, lora: Any = ()) -> io.NodeOutput:
+        from bya_core.weights.lora import parse_lora
+
+        return io.NodeOutput((*lora, parse_lora((host.lora_path(lora_name), strength))))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .host import HostModel
 
 Model = io.Custom("BYA_MODEL")
+Lora = io.Custom("BYA_LORA")  # a tuple of (file, strength)
 Cast = io.Custom("BYA_CAST")  # a tuple of cast members, in order
 Speech = io.Custom("BYA_SPEECH")
 Scene = io.Custom("BYA_SCENE")

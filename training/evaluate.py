@@ -11,10 +11,11 @@ r"""Evaluate a model.
     python training/evaluate.py --suite refinement --model toy --json refinement.json
     python training/evaluate.py --suite pictures --model toy --json pictures.json --characters mixed
     python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --work-dir windows
+    python training/evaluate.py --suite puppets --model toy --lora runs/lora/final/pytorch_lora_weights.safetensors:0.8
     python training/evaluate.py --compare results/before results/after
 
 The models "truth" and "shuffled" return the ground truth of the same and of other scenes. They validate the metrics:
-values are close to 1, and at chance level. --model also accepts a folder of toy weights.
+values are close to 1, and at chance level.
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ class Convert:
         if self.to == "released":
             if self.encoders is not None:
                 raise InputError("--encoders with --to released", "--encoders with one file", "remove one of them")
-            if self.lora:
-                raise InputError("--lora with --to released", "--lora with one file", "remove one of them")
-            messages = convert_to_released(self.model, self.output, self.precision)
+            messages = convert_to_released(self.model, self.output, self.precision, lora=self.lora)
         else:
             messages = convert(self.model, self.output, self.precision, encoders=self.encoders, lora=self.lora)
         print("\n".join(messages))

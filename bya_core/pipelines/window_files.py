@@ -211,7 +211,9 @@ class LongVideo:
 def fingerprint(scene: Scene, bundle: ModelBundle) -> str:
     """Hash of everything that determines all windows of a scene; see `window_inputs` for the rest."""
     digest = hashlib.sha256()
-    _feed(digest, [bundle.name, bya_core.__version__, str(bundle.dtype), dict(bundle.scheduler_config)])
+    _feed(
+        digest, [bundle.weights or bundle.name, bya_core.__version__, str(bundle.dtype), dict(bundle.scheduler_config)]
+    )
     _feed(digest, scene)
     return digest.hexdigest()
 

@@ -48,6 +48,7 @@ class ModelBundle:
         domain: What the model was trained on: drawn `"puppets"` or `"photos"` of people.
         canvas_layout: How reference images are arranged on the conditioning canvas: `"row"` places all characters in
             one row, `"released"` follows the released code.
+        weights: Hash of the weights of the transformer (`comparison.weights_fingerprint`); empty if it is unknown.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelBundle:
     voice_face: VoiceFace | None = None
     domain: Domain = "photos"
     canvas_layout: CanvasLayout = "released"
+    weights: str = ""
 
     @property
     def patch(self) -> int:

@@ -1,10 +1,13 @@
-"""Comparison of the weights that a model needs with those that its files contain."""
+"""Comparison of the weights that a model needs with those that its files contain, and of two models."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from bya_core.errors import InputError
 
@@ -85,3 +88,12 @@ def compare_weights(expected: Shapes, given: Shapes) -> WeightComparison:
 def shorten(names: Sequence[str]) -> str:
     """At most `MAX_LISTED` names."""
     return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Hash of all weights: names, shapes and a few values of each, the same in any precision."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()[:8].to(torch.bfloat16).float().cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.tobytes())
+    return digest.hexdigest()[:16]

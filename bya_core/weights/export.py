@@ -21,7 +21,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.components import OFFICIAL_SETTINGS
 from bya_core.weights.damaged import model_errors
 from bya_core.weights.loader import PRECISIONS, ModelSource, default_arguments, encoders_for, resolve, with_lora
-from bya_core.weights.lora import LoraSpec
+from bya_core.weights.lora import LoraSpec, read_loras
 from bya_core.weights.registry import MODELS, find_model, find_path
 from bya_core.weights.single_file import FORMAT, FP8, is_stored_in_fp8, write_single_file
 from bya_core.weights.state_dict_adapter import (
@@ -106,8 +106,10 @@ def convert(
     return messages
 
 
-def convert_to_released(model: str | Path, out: Path, precision: str = "as-stored") -> list[str]:
-    """Write the released layout. A separate LoRA stays separate.
+def convert_to_released(
+    model: str | Path, out: Path, precision: str = "as-stored", *, lora: Sequence[LoraSpec] = ()
+) -> list[str]:
+    """Write the released layout. The LoRA of a model stays separate.
 
     The transformer is written weight by weight; audio, face and router modules (3 billion weights) are held in memory.
 
@@ -115,6 +117,7 @@ def convert_to_released(model: str | Path, out: Path, precision: str = "as-store
         model: Anything that `loader.resolve` accepts.
         out: Output folder, new or empty.
         precision: "as-stored", "bf16", "fp16" or "fp32".
+        lora: LoRA files with strengths, merged into the weights.
 
     Returns:
         Messages for the user.
@@ -134,6 +137,7 @@ def convert_to_released(model: str | Path, out: Path, precision: str = "as-store
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} already exists", "a new or empty folder", "choose another name")
     shell, shapes = _build_shell(source.arguments)
+    merged, _ = read_loras(lora, shapes)
     dtype = PRECISIONS.get(precision)
     with atomic_folder(out) as partial:
         (partial / TRANSFORMER_FILE).parent.mkdir()
@@ -141,7 +145,7 @@ def convert_to_released(model: str | Path, out: Path, precision: str = "as-store
 
         def base_weights() -> Iterator[tuple[str, Tensor]]:
             for name, weight in iter_weights(
-                shapes, source.files, dtype=dtype, widen=PATCH_PROJECTION, never_read=source.never_read
+                shapes, source.files, dtype=dtype, lora=merged, widen=PATCH_PROJECTION, never_read=source.never_read
             ):
                 if name.startswith(MODULES):
                     modules[name] = weight
@@ -161,8 +165,10 @@ def convert_to_released(model: str | Path, out: Path, precision: str = "as-store
             path = partial / LORA_FILE
             path.parent.mkdir()
             save_file(_released_lora(source.lora, dtype), path)
-    lora = f"{len(source.lora)} updates in {LORA_FILE}" if source.lora else "no separate LoRA"
-    messages = [f"wrote {out} ({', '.join([TRANSFORMER_FILE, *contents])})", f"LoRA: {lora}"]
+    separate = f"{len(source.lora)} updates in {LORA_FILE}" if source.lora else "no separate LoRA"
+    messages = [f"wrote {out} ({', '.join([TRANSFORMER_FILE, *contents])})", f"LoRA: {separate}"]
+    if merged:
+        messages.append(f"merged {len(merged)} LoRA updates")
     if unsupported := _unsupported_arguments(shell):
         messages.append(f"the released code does not support these arguments of the model: {', '.join(unsupported)}")
     return messages

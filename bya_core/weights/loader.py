@@ -20,7 +20,7 @@ from bya_core.scene.types import SceneDefaults
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files
 from bya_core.weights.checkpoints import checkpoint_source, is_checkpoint, read_model_record
-from bya_core.weights.comparison import shorten
+from bya_core.weights.comparison import shorten, weights_fingerprint
 from bya_core.weights.components import OFFICIAL, RELEASE
 from bya_core.weights.damaged import named_model
 from bya_core.weights.lora import LoraSpec, add_pairs, merge_pairs_into, parse_lora, read_loras
@@ -106,7 +106,7 @@ def load_bundle(
         pairs, names = read_loras(lora, shapes)
         merge_pairs_into(bundle.transformer, pairs)
         bundle = replace(bundle, name=f"{bundle.name} + {names}")
-    return bundle
+    return replace(bundle, weights=weights_fingerprint(bundle.transformer))
 
 
 @named_model

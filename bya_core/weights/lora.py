@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bya_core.config import LoraConfig
 from bya_core.errors import InputError
 from bya_core.io.files import existing_file, expand_user, read_json_object
 
@@ -28,7 +29,6 @@ ENTRY = re.compile(r"^(?P<module>.+?)[._]lora[._](?P<side>A|B|down|up)\b")
 SIDES = {"A": "A", "down": "A", "B": "B", "up": "B"}
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIFFUSERS_METADATA = "lora_adapter_metadata"
-MAX_STRENGTH = 100.0
 
 Pairs: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 """Weight name -> (A [r, in], B [out, r])."""
@@ -61,12 +61,10 @@ def parse_lora(spec: LoraSpec) -> tuple[Path, float]:
         if colon and not path.exists():
             with contextlib.suppress(ValueError):  # else the colon is part of the path
                 path, strength = expand_user(start, "the LoRA"), float(end)
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) <= MAX_STRENGTH:
-        expected = f"a number between {-MAX_STRENGTH:g} and {MAX_STRENGTH:g}"
-        raise InputError(f"a LoRA strength of {strength!r}", expected, "use for example file.safetensors:0.8")
+    strength = LoraConfig(strength).strength
     if path.is_dir():
         path = path / (PEFT_WEIGHTS if (path / PEFT_CONFIG).is_file() else "pytorch_lora_weights.safetensors")
-    return existing_file(path, "the LoRA"), float(strength)
+    return existing_file(path, "the LoRA"), strength
 
 
 def read_lora(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Pairs:

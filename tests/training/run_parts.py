@@ -14,10 +14,17 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from bya_core.weights.registry import MODELS
 from tests.training.stage_parts import SMALL, small_model
 from training.data.batches import Clips
 from training.data.clip_folder import ClipFolder
+from training.engine.checkpointing import Checkpoints, TrainerState, TrainingObjects, fingerprint
+from training.engine.distributed import build_accelerator
 from training.engine.loop import train
+from training.engine.lora import add_lora, load_model
+from training.engine.optim import select_trainable, unused_prefixes
+from training.engine.recipe import load_recipe
+from training.engine.record import describe_model
 from training.engine.settings import RunSettings
 from training.engine.stages import Stage
 
@@ -80,6 +87,25 @@ def run(
     clips = ClipFolder(data) if isinstance(data, Path) else data
     options = RunSettings(output, **{"logging_steps": 1, "report_to": (), **settings})
     return train(small_model() if model is None else model, clips, stage, options, callback=callback)
+
+
+def toy_checkpoint(output: Path) -> Path:
+    """A checkpoint of the toy model with adapters of rank 2 that change it."""
+    recipe = load_recipe("toy", ("stage.3.lora={rank: 2, alpha: 4, targets: [attn1.to_q]}",))
+    stage, settings = recipe.stages[3], RunSettings(output, init="toy", report_to=())
+    model = load_model(MODELS["toy"].path)
+    add_lora(model, stage.lora)
+    select_trainable(model, (), unused_prefixes(stage))
+    identity = {"stage": 3, "seed": 0, "frozen": fingerprint(model), "init": "toy"}
+    identity["model"] = describe_model(model, stage, settings, recipe)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.add_(0.1 if ".lora_B." in name else 0.0)
+    output.mkdir()
+    run = TrainingObjects(build_accelerator(settings), model, [], None, identity)
+    Checkpoints(output).save(run, TrainerState(step=7))
+    (checkpoint,) = Checkpoints(output).all()
+    return checkpoint
 
 
 def command(recipe: Path, data: Path, output: Path, *more: str, processes: int = 1, stage: int = 3) -> list[str]:

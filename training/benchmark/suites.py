@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from bya_core.config import RefineConfig
 from bya_core.errors import InputError
@@ -37,10 +38,11 @@ from training.benchmark.puppet_report import (
 from training.benchmark.refinement_suite import REFINE_SHARES, refinement_report, refinement_table
 from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, router_report, router_table
 from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
-from training.benchmark.targets import ModelTarget
+from training.benchmark.targets import ModelTarget, weights_hash
 from training.benchmark.video_tasks import byab_tasks, folder_tasks, generation_key
 from training.command_line import OptionalOutput, OutputFile
 
+Loras = tyro.conf.UseAppendAction[tuple[str, ...]]
 Rows = Iterable[tuple[str, Mapping[str, Cell]]]
 Report = dict[str, Any]
 
@@ -54,7 +56,9 @@ class EvaluateOptions:
             "baselines" = comparison with baselines; "byab" = Bind-Your-Avatar benchmark (docs/how-to/benchmark.md);
             "folder" = videos of any system; "refinement" = masks before and after refinement; "long" = videos of
             20 seconds, each window evaluated separately; "pictures" = image quality of stills and videos.
-        model: Name of a model (see `bya models`), folder of toy weights, "truth" or "shuffled".
+        model: Name of a model (see `bya models`), model folder or converted file, `final` or a checkpoint of a training
+            run, "truth" or "shuffled".
+        lora: LoRA file to merge into the model, FILE or FILE:0.8; may be repeated.
         output: Folder for results.json, table.md, videos and index.html with all videos side by side.
         json: JSON report; none = results.json in `output`. The suites puppets, pictures, routers and baselines
             update it after every scene and resume from it.
@@ -83,6 +87,7 @@ class EvaluateOptions:
 
     suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long", "pictures"] = "puppets"
     model: str = "toy"
+    lora: Loras = ()
     output: OptionalOutput = None
     json: OutputFile = None
     compare: tuple[Path, Path] | None = None
@@ -106,10 +111,15 @@ class EvaluateOptions:
     threads: int = 0
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
 
+    @property
+    def model_name(self) -> str:
+        """The model with its LoRAs."""
+        return " + ".join([self.model, *(Path(spec).name for spec in self.lora)])
+
 
 def evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback | None = None) -> tuple[Report, str, Rows]:
     """Run a suite of puppet scenes: report, table and gallery rows."""
-    bundle = None if options.model in REFERENCE_TARGETS else _load(options.model, options.device)
+    bundle = _load_target(options)
     size = {} if bundle is None else {"height": bundle.native.height, "width": bundle.native.width}
     frames = options.frames or (SceneSettings.num_frames if bundle is None else bundle.native.num_frames)
     settings = SceneSettings(
@@ -143,7 +153,7 @@ def evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback | None 
         for row in report["rows"]:
             if "failed" not in row:
                 cells.setdefault(row["way"], {})[row["seed"]] = gallery_cell(row)
-    report |= {"model": options.model, "versions": versions()}
+    report |= {"model": options.model_name, "versions": versions()}
     seeds = list(dict.fromkeys(seed for by_seed in cells.values() for seed in by_seed)) or report.get("seeds", ())
     return report, text, [] if videos is None else videos.rows(seeds, cells)
 
@@ -163,7 +173,7 @@ def evaluate_videos(options: EvaluateOptions, callback: ProgressCallback | None 
         settings = {"list": byab.VERSION, "pairs": names, "sha256": byab.fingerprint(pairs)}
         system = Path(options.model).name
         given = all((output / "videos" / system / f"{name}.mp4").is_file() for name in names)
-        bundle = None if given else _load(options.model, options.device)
+        bundle = None if given and not options.lora else _load(options)
         if bundle is not None:
             system += f"-{generation_key(bundle, options.steps, options.length)}"
         tasks = byab_tasks(pairs, output, system, bundle, steps=options.steps, frames=options.length, callback=callback)
@@ -178,7 +188,7 @@ def evaluate_videos(options: EvaluateOptions, callback: ProgressCallback | None 
     )
     report = {
         "suite": options.suite,
-        "model": options.model if options.suite == "byab" else ", ".join(systems),
+        "model": options.model_name if options.suite == "byab" else ", ".join(systems),
         "systems": systems,
         "notices": [*notices, *models.notices],
         "settings": settings,
@@ -197,7 +207,7 @@ def evaluate_puppets(
 ) -> Report:
     """Run the puppet suite; resumes the report at `options.json` of the same model."""
     measurements = Measurements(options.router, options.generate, options.codec and bundle is not None)
-    arguments = (settings, measurements, options.steps, options.model, videos)
+    arguments = (settings, measurements, options.steps, options.model_name, videos)
     previous, save = _previous_report(options.json, "puppets")
     evaluator = SceneEvaluator.create(bundle, *arguments)
     source = _row_source(SceneEvaluator, options, arguments)
@@ -212,23 +222,25 @@ def evaluate_pictures(
     callback: ProgressCallback | None = None,
 ) -> Report:
     """Run the picture suite; resumes the report at `options.json` of the same model."""
-    arguments = (settings, options.lengths, options.steps, options.model, options.codec, videos)
+    arguments = (settings, options.lengths, options.steps, options.model_name, options.codec, videos)
     previous, save = _previous_report(options.json, "pictures")
     evaluator = PictureEvaluator.create(bundle, *arguments)
     source = _row_source(PictureEvaluator, options, arguments)
-    return picture_report(evaluator, options.model, previous=previous, save=save, callback=callback, row_source=source)
+    return picture_report(
+        evaluator, options.model_name, previous=previous, save=save, callback=callback, row_source=source
+    )
 
 
 def _row_source(kind: Any, options: EvaluateOptions, arguments: tuple[Any, ...]) -> RowSource | None:
     """Evaluation in other processes, if there are several."""
     if options.processes <= 1:
         return None
-    create = functools.partial(_create_evaluator, kind, options.model, options.device, arguments)
+    create = functools.partial(_create_evaluator, kind, options, arguments)
     return in_processes(create, options.processes, options.threads or 1)
 
 
-def _create_evaluator(kind: Any, model: str, device: str, arguments: tuple[Any, ...]) -> Any:
-    return kind.create(None if model in REFERENCE_TARGETS else _load(model, device), *arguments)
+def _create_evaluator(kind: Any, options: EvaluateOptions, arguments: tuple[Any, ...]) -> Any:
+    return kind.create(_load_target(options), *arguments)
 
 
 def evaluate_routers(
@@ -261,7 +273,9 @@ def evaluate_long(
     settings = LongSettings(
         scenes.scenes, scenes.seed_base, characters=scenes.characters, steps=options.steps, **frames
     )
-    return long_report(bundle, settings, callback, options.work_dir) | {"settings": asdict(settings)}
+    return long_report(bundle, settings, callback, options.work_dir) | {
+        "settings": {**asdict(settings), "transformer_sha256": weights_hash(bundle.transformer)}
+    }
 
 
 def evaluate_refinement(bundle: ModelBundle, settings: SceneSettings) -> Report:
@@ -291,6 +305,16 @@ def write_json(report: Report, path: Path) -> None:
         temporary.write_text(jsonlib.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _load(model: str, device: str) -> ModelBundle:
+def _load_target(options: EvaluateOptions) -> ModelBundle | None:
+    """The model; None for ground truth."""
+    if options.model not in REFERENCE_TARGETS:
+        return _load(options)
+    if options.lora:
+        raise InputError(f"--lora with --model {options.model}", "a model with weights", "remove one of them")
+    return None
+
+
+def _load(options: EvaluateOptions) -> ModelBundle:
     auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_bundle(model, device=auto if device == "auto" else device)
+    device = auto if options.device == "auto" else options.device
+    return load_bundle(options.model, device=device, lora=options.lora)

@@ -23,8 +23,8 @@ from bya_core.sampling.guidance import guidance_branches
 from bya_core.sampling.schedulers import retrieve_timesteps
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
+from bya_core.weights.comparison import weights_fingerprint
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, redrawn
-from training.engine.record import weights_fingerprint
 from training.puppets.world import SAMPLE_RATE, PuppetClip
 
 _MAX_HASHED_PARAMETERS = 500_000_000

@@ -6,6 +6,8 @@ notice.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from bya_core.evaluation.video_file import measure_file
 from bya_core.io.atomic import atomic_write
 from bya_core.io.media import read_video
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
+from bya_core.validation import parse_json
 from training.benchmark.gallery import Cell
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.video_tasks import VideoTask
@@ -92,11 +95,11 @@ def measure_videos(
     tracker = ProgressTracker(callback)
     for index, task in enumerate(tasks):
         tracker.report(Progress(f"Evaluating {task.system}, {task.clip}", index, len(tasks)))
-        row = (previous or {}).get((task.system, task.clip))
-        if row is not None and row.get("bytes") == task.video.stat().st_size:
+        row, key = (previous or {}).get((task.system, task.clip)), row_key(task, models)
+        if row is not None and row.get("key") == key:
             rows.append(row)
             continue
-        rows.append(_measure(task, models, output))
+        rows.append(_measure(task, models, output) | {"key": key})
         if save is not None:
             save(rows)
     systems: dict[str, dict[str, Any]] = {}
@@ -105,6 +108,28 @@ def measure_videos(
         if real is not None:
             systems[system] |= _frechet([task for task in tasks if task.system == system], real, models)
     return rows, systems
+
+
+def row_key(task: VideoTask, models: MetricModels) -> str:
+    """Hash of what a row depends on: video, masks, scene with the files that it names, and the available networks."""
+    scene = task.scene.read_bytes()
+    named = (task.scene.parent / value for value in _texts(parse_json(scene.decode(errors="replace"), str(task.scene))))
+    files = [task.video, *([task.masks] if task.masks else []), *(path for path in named if os.path.isfile(path))]
+    faces = models.faces
+    available = [faces.sync is not None, [type(network).__name__ for network in faces.identities], task.judged]
+    digest = hashlib.sha256(scene + repr(available).encode())
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _measure(task: VideoTask, models: MetricModels, output: Path) -> dict[str, Any]:
@@ -121,7 +146,6 @@ def _measure(task: VideoTask, models: MetricModels, output: Path) -> dict[str, A
         "clip": task.clip,
         "video": str(task.video),
         "picture": str(picture),
-        "bytes": task.video.stat().st_size,
         "judged": task.judged,
         "verdicts": figures["verdicts"],
         "passed": figures["passed"] if task.judged else None,

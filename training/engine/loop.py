@@ -25,6 +25,7 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import write_json
 from bya_core.io.outputs import check_replaceable
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.weights.comparison import weights_fingerprint
 from training.data.batches import Clips
 from training.engine.checkpointing import (
     Checkpoints,
@@ -54,7 +55,6 @@ from training.engine.record import (
     describe_start,
     flatten,
     lock_run,
-    weights_fingerprint,
     write_record,
 )
 from training.engine.settings import RunSettings

@@ -6,7 +6,6 @@ the experiment is refused unless `--allow-change NAME` names it. Restarts are li
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import shlex
 import subprocess
@@ -180,15 +179,6 @@ def write_record(
     except OSError as error:
         raise _unwritable(output, error) from error
     return text
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Hash of all weights: names, shapes and a few values of each, the same in any precision."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()[:8].to(torch.bfloat16).float().cpu().numpy()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:

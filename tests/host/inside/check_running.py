@@ -20,6 +20,7 @@ import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
 from conftest import Run
+from safetensors.torch import save_file
 from torch.nn.modules import module as torch_modules
 
 N, T, F, H, W = 2, 3, 9, 64, 96
@@ -351,6 +352,27 @@ def test_low_memory_mode_in_half_precision(run: Run, cast: Any) -> None:
 
 def _loaded(patchers: list[Any]) -> int:
     return sum(any(loaded.model is patcher for loaded in management.current_loaded_models) for patcher in patchers)
+
+
+def test_loras_are_merged_and_chained(run: Run, nodes: Any, tmp_path: Path) -> None:
+    name = "transformer_blocks.0.attn1.to_q"
+    weight = run("Loader")[0].bundle.transformer.state_dict()[f"{name}.weight"].clone()
+    a, b = torch.ones(1, weight.shape[1]), torch.ones(weight.shape[0], 1)
+    folder_paths.add_model_folder_path("loras", str(tmp_path))
+    for file, factor in (("first", 1.0), ("second", 3.0)):
+        pair = {f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": factor * b}
+        save_file(pair, tmp_path / f"{file}.safetensors")
+    folder_paths.filename_list_cache.clear()
+    options = nodes["LoadLora"].define_schema().inputs[0].options
+    assert {"first.safetensors", "second.safetensors"} <= set(options)
+    chain = run("LoadLora", lora_name="first.safetensors", strength=0.5)[0]
+    chain = run("LoadLora", lora_name="second.safetensors", lora=chain)[0]
+    bundle = run("Loader", lora=chain)[0].bundle
+    assert torch.allclose(bundle.transformer.state_dict()[f"{name}.weight"], weight + 0.5 + 3.0, atol=1e-5)
+    assert bundle.name == "toy + first:0.5 + second:1"
+    save_file({"unet.lora_A.weight": a, "unet.lora_B.weight": b}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="fits none of the weights"):
+        run("Loader", lora=run("LoadLora", lora_name="other.safetensors")[0])
 
 
 def test_models_in_extra_folders(run: Run, nodes: Any, tmp_path: Path, host: ModuleType) -> None:

@@ -12,8 +12,8 @@ import pytest
 from comfy_api.latest import io
 
 IDS = {
-    "Loader", "LoadDemo", "FaceEncode", "AudioEncode", "Cast", "Scene", "EmbeddingRouter", "MaskRefine", "Sampler",
-    "MaskOverlay", "SelectCharacterMask", "BindingReport", "VideoReport", "Preflight",
+    "Loader", "LoadLora", "LoadDemo", "FaceEncode", "AudioEncode", "Cast", "Scene", "EmbeddingRouter", "MaskRefine",
+    "Sampler", "MaskOverlay", "SelectCharacterMask", "BindingReport", "VideoReport", "Preflight",
 }  # fmt: skip
 
 

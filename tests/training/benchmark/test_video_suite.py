@@ -18,7 +18,7 @@ from bya_core.io.media import write_video
 from bya_core.scene.schema import read_scene_file
 from bya_core.weights.loader import load_bundle
 from training.benchmark import byab
-from training.benchmark.video_suite import MetricModels, _frechet
+from training.benchmark.video_suite import MetricModels, _frechet, row_key
 from training.benchmark.video_tasks import folder_tasks, generation_key
 from training.evaluate import EvaluateOptions, main
 from training.puppets.world import SAMPLE_RATE, make_clip
@@ -112,6 +112,28 @@ def test_folder_suite(videos, tmp_path, capsys, monkeypatch):
     main(options)
     assert json.loads((tmp_path / "results" / "results.json").read_text()) == report, "the evaluation is deterministic"
     capsys.readouterr()
+
+
+def test_rows_are_measured_again_when_something_they_depend_on_changes(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "v")
+    (task,) = [task for task in folder_tasks(tmp_path / "v") if (task.system, task.clip) == ("good", "001")]
+    models = MetricModels(FaceTools())
+    keys = [row_key(task, models)]
+    content = bytearray(task.video.read_bytes())
+    content[-1] ^= 1  # of the same size
+    task.video.write_bytes(content)
+    keys.append(row_key(task, models))
+    scene = json.loads(task.scene.read_text())
+    speech = next(Path(c["speech"]) for c in scene["characters"] if c.get("speech"))
+    shutil.copy(speech, task.scene.parent / "speech.wav")
+    scene["characters"][0]["speech"] = "speech.wav"
+    task.scene.write_text(json.dumps(scene))
+    keys.append(row_key(task, models))
+    with (task.scene.parent / "speech.wav").open("ab") as file:
+        file.write(b"x")
+    keys.append(row_key(task, models))
+    keys.append(row_key(task, MetricModels(FaceTools(identities=(FixedFeatures(),)))))
+    assert len(set(keys)) == 5 and row_key(task, models) == keys[3]
 
 
 def test_byab_suite_reuses_videos(benchmark, videos, tmp_path, monkeypatch, capsys):

@@ -15,15 +15,11 @@ from bya_core.errors import InputError
 from bya_core.weights.loader import resolve
 from bya_core.weights.registry import MODELS
 from tests.training import run_parts
-from tests.training.run_parts import write_recipe
+from tests.training.run_parts import toy_checkpoint, write_recipe
 from training.engine.build import build_model
-from training.engine.checkpointing import Checkpoints, TrainerState, TrainingObjects, fingerprint
-from training.engine.distributed import build_accelerator
-from training.engine.lora import add_lora
+from training.engine.checkpointing import Checkpoints
 from training.engine.lora import load_model as load_trained
-from training.engine.optim import select_trainable, unused_prefixes
 from training.engine.recipe import load_recipe
-from training.engine.record import describe_model
 from training.engine.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,20 +93,7 @@ def test_checkpoint_without_a_record_is_told(data, tmp_path):
 
 @pytest.mark.skipif(not MODELS["toy"].available, reason="toy weights are missing")
 def test_checkpoint_of_the_toy_model_generates_and_converts(tmp_path):
-    recipe = load_recipe("toy", ("stage.3.lora={rank: 2, alpha: 4, targets: [attn1.to_q]}",))
-    stage, settings = recipe.stages[3], RunSettings(tmp_path / "run", init="toy", report_to=())
-    model = load_trained(MODELS["toy"].path)
-    add_lora(model, stage.lora)
-    select_trainable(model, (), unused_prefixes(stage))
-    identity = {"stage": 3, "seed": 0, "frozen": fingerprint(model), "init": "toy"}
-    identity["model"] = describe_model(model, stage, settings, recipe)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.add_(0.1 if ".lora_B." in name else 0.0)
-    run = TrainingObjects(build_accelerator(settings), model, [], None, identity)
-    settings.output.mkdir()
-    Checkpoints(settings.output).save(run, TrainerState(step=7))
-    (checkpoint,) = Checkpoints(settings.output).all()
+    checkpoint = toy_checkpoint(tmp_path / "run")
     assert not (checkpoint / "frozen.safetensors").exists()
     key = "transformer_blocks.0.attn1.to_q.weight"
     toy = _state(MODELS["toy"].path)[key]

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from bya_core.errors import InputError
+from bya_core.weights.comparison import weights_fingerprint
 from tests.training.run_parts import ROOT, run, write_data
 from tests.training.stage_parts import small_model
 from training.data.clip_folder import ClipFolder
 from training.data.dataset import open_data
-from training.engine.record import check_record, describe_run, weights_fingerprint, write_record
+from training.engine.record import check_record, describe_run, write_record
 from training.engine.settings import RunSettings
 from training.engine.stages import PUBLISHED
 from training.engine.yaml_files import read_yaml

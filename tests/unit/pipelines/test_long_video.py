@@ -113,10 +113,12 @@ def test_regenerate_seed(copy: Path, bundle: ModelBundle, long_scene: LongScene)
         generate_long(long_scene(), bundle, copy, regenerate=5)
 
 
-@pytest.mark.parametrize("change", ["prompt", "gain"])
+@pytest.mark.parametrize("change", ["prompt", "gain", "weights"])
 def test_folder_of_another_scene_raises(copy: Path, bundle: ModelBundle, long_scene: LongScene, change: str) -> None:
     louder = [replace(speech, gain=3.0) for speech in long_scene().speeches]
-    other = long_scene(prompt="else") if change == "prompt" else long_scene(speeches=louder)
+    other = long_scene(**{"prompt": {"prompt": "else"}, "gain": {"speeches": louder}}.get(change, {}))
+    if change == "weights":  # trained further under the same name
+        bundle = replace(bundle, weights="other")
     with pytest.raises(InputError, match="another scene"):
         generate_long(other, bundle, copy)
 

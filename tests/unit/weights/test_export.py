@@ -213,6 +213,26 @@ def test_convert_to_released(released: tuple[Path, BindYourAvatarTransformer3DMo
     assert not list(tmp_path.glob(".*part*"))
 
 
+def test_lora_is_merged_into_released_files(
+    released: tuple[Path, BindYourAvatarTransformer3DModel], tmp_path: Path
+) -> None:
+    run, model = released
+    file, out = tmp_path / "style.safetensors", tmp_path / "pretrained"
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    content = {}
+    for module in (LAYER, "audio_model.layers.0.to_q"):
+        weight = expected[f"{module}.weight"]
+        a, b = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
+        content |= {f"transformer.{module}.lora_A.weight": a, f"transformer.{module}.lora_B.weight": b}
+        expected[f"{module}.weight"] += 0.5 * b @ a
+    save_file(content, file)
+    assert "merged 2 LoRA updates" in convert_to_released(run, out, lora=[f"{file}:0.5"])
+    assert len(load_file(out / official.LORA_FILE)) == 2, "the model's own LoRA stays separate"
+    again = official.load_released(out).state_dict()
+    for name, value in expected.items():
+        assert_close(again[name], value, msg=name)
+
+
 @needs_toy
 def test_convert_to_released_rejects_other_flavours_and_fp8(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has the flavour paper"):
