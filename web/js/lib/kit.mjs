@@ -118,7 +118,7 @@ export const outputsOf = (node) =>
  * @param name Name of the element's widget.
  * @param element Element to show.
  * @param options
- *   minHeight: smallest height in pixels;
+ *   minHeight: smallest height in pixels, or a function that returns it;
  *   onValue(value): the value was set, also by undo, paste, and opening a file;
  *   onLook(): links, other nodes or the size may have changed;
  *   onGone(): the node was removed.
@@ -133,7 +133,7 @@ export function domWidget(node, valueName, name, element, { minHeight, onValue, 
   const shown = node.addDOMWidget(name, `bya_${name}`, element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => minHeight,
+    getMinHeight: () => (typeof minHeight === "function" ? minHeight() : minHeight),
   });
   shown.serialize = false; // not in the workflow file; the option above: not in the prompt
 

@@ -1,1 +1,691 @@
-// The dialogue timeline of BYA Scene.
+// The dialogue timeline of BYA Scene: one lane per character, and one for the timed prompts.
+// Edits are stored in the inputs `dialogue` and `prompt_schedule`, once per gesture.
+import { castOf, ownValue } from "./cast.mjs";
+import * as math from "./dialogue_math.mjs";
+import { chain, domWidget, edit, element, growTo, outputsOf, text, toast, warn, widget } from "./kit.mjs";
+import * as player from "./player.mjs";
+import { Headers, Inspector, toolbar } from "./timeline_controls.mjs";
+import { draw, hit, LANE, layout, PROMPTS, RULER } from "./timeline_view.mjs";
+
+const SNAP = 7; // pixels
+const FPS = 25;
+const remembered = new Map(); // per node: view, selection, playhead; undo makes all nodes anew
+
+export function nodeCreated(node) {
+  if (node.comfyClass !== "BYA_Scene" || !widget(node, "dialogue")) return;
+  node.byaTimeline = new Timeline(node);
+  growTo(node, 480, node.size[1]);
+}
+
+class Timeline {
+  constructor(node) {
+    Object.assign(this, { node, cast: [], loaded: new Map(), draft: null, gesture: null, position: null });
+    this.state = { view: null, selection: null, playhead: 0, solo: new Set() };
+    this.build();
+    this.bound = domWidget(node, "dialogue", "timeline", this.root, {
+      minHeight: () => 2 * 30 + 12 + RULER + PROMPTS + LANE * Math.max(1, this.cast.length),
+      onValue: () => this.valueChanged(),
+      onLook: () => this.look(),
+      onGone: () => this.dispose(),
+    });
+    const prompts = widget(node, "prompt_schedule");
+    if (prompts) chain(prompts, "callback", () => this.valueChanged());
+    chain(node, "onExecuted", () => this.look());
+    this.valueChanged();
+  }
+
+  build() {
+    this.canvas = element("canvas", {
+      tabIndex: 0,
+      className: "bya-timeline-canvas",
+      attributes: { role: "application", "aria-label": text("timeline.label", "Dialogue timeline"), "aria-describedby": "" },
+      style: { position: "absolute", inset: "0", width: "100%", height: "100%", touchAction: "none", outline: "none" },
+    });
+    this.cursor = element("div", {
+      style: { position: "absolute", top: "0", bottom: "0", width: "1.5px", background: "#ff5555", pointerEvents: "none", display: "none" },
+    });
+    this.area = element("div", { style: { position: "relative", flex: "1", minWidth: "0", overflow: "hidden" } }, this.canvas, this.cursor);
+    this.headers = new Headers(this);
+    this.spacer = element("div", { style: { height: "1px" } });
+    this.scroll = element(
+      "div",
+      { className: "bya-timeline-scroll", style: { overflowX: "auto", overflowY: "hidden", height: "12px", marginLeft: `${Headers.WIDTH}px`, flex: "none" } },
+      this.spacer,
+    );
+    this.bar = toolbar(this);
+    this.inspector = new Inspector(this);
+    this.live = element("div", {
+      attributes: { "aria-live": "polite" },
+      style: { position: "absolute", width: "1px", height: "1px", overflow: "hidden", clipPath: "inset(50%)" },
+    });
+    const body = element("div", { style: { display: "flex", flex: "1", minHeight: "0", overflow: "hidden" } }, this.headers.root, this.area);
+    this.root = element(
+      "div",
+      {
+        className: "bya-timeline",
+        style: {
+          display: "flex", flexDirection: "column", position: "relative", font: "11px sans-serif", borderRadius: "6px",
+          color: "var(--input-text, #ddd)", background: "var(--comfy-input-bg, #222)", border: "1px solid var(--border-color, #444)",
+        },
+      },
+      this.bar.root, body, this.scroll, this.inspector.root, this.live,
+    );
+    const { canvas } = this;
+    canvas.addEventListener("pointerdown", (event) => this.pointerDown(event));
+    canvas.addEventListener("pointermove", (event) => this.pointerMove(event));
+    canvas.addEventListener("pointerup", (event) => this.pointerUp(event));
+    canvas.addEventListener("pointercancel", () => this.cancel());
+    canvas.addEventListener("dblclick", (event) => this.doubleClick(event));
+    canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
+    canvas.addEventListener("keydown", (event) => this.keyDown(event));
+    canvas.addEventListener("keyup", (event) => this.keyUp(event));
+    canvas.addEventListener("focus", () => this.focusChanged(true));
+    canvas.addEventListener("blur", () => this.focusChanged(false));
+    canvas.addEventListener("contextmenu", (event) => event.stopPropagation());
+    this.scroll.addEventListener("scroll", () => this.scrolledTo());
+    this.scroll.addEventListener("pointerdown", (event) => event.stopPropagation());
+  }
+
+  // values
+
+  /** The dialogue as shown: while a gesture goes on, with its changes. Null if the text is invalid. */
+  get dialogue() {
+    return this.draft?.dialogue ?? this.stored;
+  }
+
+  get prompts() {
+    return this.draft?.prompts ?? this.storedPrompts;
+  }
+
+  get count() {
+    return this.cast.length;
+  }
+
+  valueChanged() {
+    const connected = ownValue(this.node, "prompt_schedule") === undefined;
+    this.stored = math.readDialogue(widget(this.node, "dialogue").value);
+    this.storedPrompts = connected ? null : math.readPrompts(widget(this.node, "prompt_schedule").value);
+    this.draft = null;
+    this.refresh();
+  }
+
+  /** Stores the draft: one step of the undo history. */
+  commit() {
+    const { draft } = this;
+    this.draft = null;
+    if (!draft) return;
+    const values = {};
+    if (draft.dialogue) values.dialogue = math.writeDialogue(draft.dialogue);
+    if (draft.prompts) values.prompt_schedule = math.writePrompts(draft.prompts);
+    this.stored = draft.dialogue ?? this.stored;
+    this.storedPrompts = draft.prompts ?? this.storedPrompts;
+    const changed = Object.entries(values).some(([name, value]) => widget(this.node, name).value !== value);
+    if (changed) edit(this.node, values);
+    this.refresh();
+    if (changed && this.position) this.play(); // what is heard follows the edit
+  }
+
+  change(draft) {
+    this.draft = { ...this.draft, ...draft };
+    this.refresh();
+  }
+
+  /** Applies a change at once. */
+  apply(draft) {
+    this.change(draft);
+    this.commit();
+  }
+
+  // what is shown
+
+  /** Reads the cast and its recordings. Called when links, files or the size may have changed. */
+  async look() {
+    this.recall();
+    const cast = castOf(this.node);
+    this.run = outputsOf(this.node)?.bya_dialogue?.[0] ?? null;
+    const grew = cast.length !== this.cast.length;
+    this.cast = cast;
+    if (grew) this.fitNode();
+    this.valueChanged();
+    const urls = [...new Set(cast.map(({ recording }) => recording?.url).filter(Boolean))];
+    await Promise.all(
+      urls.map(async (url) => {
+        if (this.loaded.get(url)?.peaks) return;
+        try {
+          const found = await player.recording(url);
+          this.loaded.set(url, { ...found, loudest: Math.max(...found.spans.length ? [math.peakIn(found.peaks, 0, found.seconds)] : [0]) });
+        } catch (error) {
+          warn("timeline", error);
+          this.loaded.set(url, { failed: true });
+        }
+        this.refresh();
+      }),
+    );
+  }
+
+  fitNode() {
+    const [width, height] = this.node.size;
+    const needed = this.node.computeSize()[1];
+    if (height < needed) this.node.setSize([width, needed]);
+  }
+
+  source(voice) {
+    const found = this.cast[voice]?.recording;
+    if (!found) return null;
+    const loaded = this.loaded.get(found.url) ?? {};
+    return { offset: found.offset ?? 0, gain: found.gain ?? 0, seconds: loaded.seconds ?? found.seconds ?? null, ...pick(loaded) };
+  }
+
+  lanes() {
+    const voices = math.voicesOf(this.dialogue ?? { characters: null }, this.count);
+    const { solo } = this.state;
+    return voices.map((voice, lane) => {
+      const source = this.source(voice);
+      const owner = this.cast[voice];
+      const muted = this.dialogue?.voices[voice]?.mute ?? false;
+      const file = owner?.recording?.label ?? "";
+      const label = voice === lane ? file : text("timeline.voice", "Voice of {name}", { name: owner?.name ?? voice + 1 });
+      return { voice, source, label, muted, solo: solo.has(lane), audible: solo.size ? solo.has(lane) : !muted, note: this.note(owner) };
+    });
+  }
+
+  note(owner) {
+    if (!owner?.recording) return text("timeline.listener", "Silent listener: no recording is connected");
+    const loaded = this.loaded.get(owner.recording.url);
+    if (loaded?.failed) return text("timeline.unreadable", "The recording cannot be read by the browser");
+    if (owner.recording.url) return text("timeline.loading", "Loading…");
+    return text("timeline.afterRun", "Waveform after the first run");
+  }
+
+  model() {
+    const lanes = this.lanes();
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    let last = 0;
+    for (const { voice, source, muted } of lanes) {
+      if (!source || !this.dialogue || muted) continue;
+      for (const clip of math.clipsOf(this.dialogue, voice)) last = Math.max(last, math.clipSpan(clip, source)[1] ?? 0);
+    }
+    const frames = Number(ownValue(this.node, "frames") ?? this.run?.frames ?? 0);
+    const end = frames > 0 ? frames / FPS : last > 0 ? math.framesFor(last) / FPS : null;
+    const total = Math.max(1, end ?? 0, last, ...(this.prompts ?? []).map((span) => span.end));
+    this.total = this.gesture ? Math.max(this.total ?? 0, total) : total; // the scale stays while dragging
+    const fit = math.fitView(this.total, width);
+    const view = this.state.view && this.state.view.scale > fit.scale ? math.scrolled(this.state.view, 0, this.total, width) : fit;
+    const windows = (this.run?.windows ?? []).slice(1).map(([start]) => start);
+    const promptHint = this.prompts
+      ? text("timeline.promptHint", "Double-click to add a prompt for a part of the video")
+      : text("timeline.promptsElsewhere", "prompt_schedule is connected, or has lines of another form");
+    return {
+      lanes, view, width, height, end, windows, promptHint, dialogue: this.dialogue, prompts: this.prompts,
+      selection: this.state.selection, theme: theme(this.root),
+    };
+  }
+
+  refresh() {
+    if (this.pending) return;
+    this.pending = requestAnimationFrame(() => {
+      this.pending = null;
+      this.render();
+    });
+  }
+
+  render() {
+    const model = this.model();
+    const { canvas } = this;
+    if (!model.width || !model.height) return;
+    const ratio = Math.min(3, Math.max(1.5, window.devicePixelRatio || 1));
+    const [width, height] = [Math.round(model.width * ratio), Math.round(model.height * ratio)];
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const context = canvas.getContext("2d");
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.view = model.view;
+    draw(context, model);
+    this.headers.show(model, layout(model.lanes.length, model.height));
+    this.inspector.show(model);
+    this.bar.show(this, model);
+    this.spacer.style.width = `${Math.round(this.total * 1.03 * model.view.scale)}px`;
+    const left = Math.round(model.view.start * model.view.scale);
+    if (Math.abs(this.scroll.scrollLeft - left) > 1) this.scroll.scrollLeft = left;
+    this.moveCursor();
+  }
+
+  moveCursor() {
+    const x = math.timeToX(this.view, this.state.playhead);
+    this.cursor.style.display = x < 0 || x > this.canvas.clientWidth ? "none" : "";
+    this.cursor.style.transform = `translateX(${x}px)`;
+    this.bar.time(this.state.playhead);
+  }
+
+  // what is remembered when undo makes the node anew
+
+  key() {
+    return `${this.node.graph?.id}:${this.node.id}`;
+  }
+
+  recall() {
+    if (this.recalled) return;
+    this.recalled = true;
+    const found = remembered.get(this.key());
+    if (!found) return;
+    remembered.delete(this.key());
+    this.state = found.state;
+    if (found.focused) this.canvas.focus({ preventScroll: true });
+  }
+
+  dispose() {
+    cancelAnimationFrame(this.pending);
+    cancelAnimationFrame(this.playing);
+    if (this.position) player.stop();
+  }
+
+  focusChanged(focused) {
+    this.canvas.style.boxShadow = focused ? "inset 0 0 0 1px var(--p-primary-color, #60a5fa)" : "";
+    if (!focused && this.held) this.keyUp();
+    this.remember(focused);
+  }
+
+  remember(focused = document.activeElement === this.canvas) {
+    if (this.node.graph) remembered.set(this.key(), { state: this.state, focused });
+  }
+
+  select(selection) {
+    this.state.selection = selection;
+    this.remember();
+    this.refresh();
+    this.announce();
+  }
+
+  /** Describes the selection to screen readers. */
+  announce() {
+    const chosen = this.chosen();
+    if (chosen?.clip) {
+      const [start, end] = math.clipSpan(chosen.clip, chosen.source);
+      this.live.textContent = text("timeline.clipAt", "{name}, clip {number}: {start} to {end}", {
+        name: this.cast[this.state.selection.lane].name, number: this.state.selection.clip + 1, start: math.clock(start), end: end == null ? "?" : math.clock(end),
+      });
+    } else if (chosen?.span) {
+      this.live.textContent = `${math.clock(chosen.span.start)} – ${math.clock(chosen.span.end)}: ${chosen.span.prompt}`;
+    }
+  }
+
+  /** The selected clip {clip, voice, source} or prompt {span}; null without a selection. */
+  chosen() {
+    const { selection } = this.state;
+    if (selection?.kind === "prompt") {
+      const span = this.prompts?.[selection.index];
+      return span ? { span } : null;
+    }
+    if (selection?.kind !== "clip" || !this.dialogue) return null;
+    const voice = math.voicesOf(this.dialogue, this.count)[selection.lane];
+    const [clip, source] = [math.clipsOf(this.dialogue, voice)[selection.clip], this.source(voice)];
+    return clip && source ? { clip, voice, source } : null;
+  }
+
+  // pointer
+
+  point(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * this.canvas.clientWidth;
+    const y = ((event.clientY - box.top) / box.height) * this.canvas.clientHeight;
+    return { x, y, time: math.xToTime(this.view, x) };
+  }
+
+  pointerDown(event) {
+    if (event.button !== 0 || !this.view) return;
+    event.stopPropagation();
+    this.canvas.focus({ preventScroll: true });
+    this.canvas.setPointerCapture(event.pointerId);
+    const { x, y, time } = this.point(event);
+    const target = hit(this.model(), x, y);
+    if (target.kind === "clip") this.select({ kind: "clip", lane: target.lane, clip: target.clip });
+    else if (target.kind === "prompt") this.select({ kind: "prompt", index: target.index });
+    else this.select(null);
+    const chosen = this.chosen();
+    let grabbed = 0;
+    if (chosen?.clip) grabbed = time - math.clipSpan(chosen.clip, chosen.source)[target.part === "end" ? 1 : 0];
+    if (chosen?.span) grabbed = time - chosen.span[target.part === "end" ? "end" : "start"];
+    this.gesture = { ...target, ...chosen, grabbed, x, moved: false, spans: this.prompts, base: this.dialogue };
+    if (!["clip", "prompt"].includes(target.kind)) this.seek(time);
+  }
+
+  pointerMove(event) {
+    const { x, y, time } = this.point(event);
+    const { gesture } = this;
+    if (!gesture) {
+      const target = this.view ? hit(this.model(), x, y) : {};
+      const cursors = { start: "ew-resize", end: "ew-resize", body: "grab" };
+      this.canvas.style.cursor = cursors[target.part] ?? "default";
+      return;
+    }
+    event.stopPropagation();
+    if (!gesture.moved && Math.abs(x - gesture.x) < 3) return;
+    gesture.moved = true;
+    if (gesture.clip && gesture.kind === "clip") this.dragClip(gesture, time - gesture.grabbed, event.shiftKey);
+    else if (gesture.span) this.dragSpan(gesture, time - gesture.grabbed, event.shiftKey);
+    else this.seek(time);
+  }
+
+  dragClip(gesture, time, free) {
+    const { clip, voice, source, part } = gesture;
+    const number = this.state.selection.clip;
+    const [start, end] = math.clipSpan(clip, source);
+    const shifts = part === "body" && end != null ? [0, end - start] : [0];
+    const to = free ? time : this.snap(math.toFrame(time), voice, number, shifts);
+    const changes = { body: math.movedClip, start: math.trimmedStart, end: math.trimmedEnd };
+    if (end == null && part !== "body") return;
+    this.canvas.style.cursor = part === "body" ? "grabbing" : "ew-resize";
+    this.change({ dialogue: math.withClip(gesture.base, voice, number, changes[part](clip, source, to)) });
+    this.inspector.show(this.model());
+  }
+
+  dragSpan(gesture, time, free) {
+    const { selection } = this.state;
+    const length = gesture.span.end - gesture.span.start;
+    const to = free ? time : this.snap(math.toFrame(time), null, null, gesture.part === "body" ? [0, length] : [0]);
+    const span = math.changedSpan(gesture.spans, selection.index, gesture.part, to);
+    this.change({ prompts: gesture.spans.map((one, index) => (index === selection.index ? span : one)) });
+  }
+
+  /** Aligns a time with edges of other clips, prompts, the playhead and the start. */
+  snap(time, voice, number, shifts) {
+    const marks = [0, this.state.playhead];
+    for (const lane of this.lanes()) {
+      if (!lane.source) continue;
+      math.clipsOf(this.dialogue, lane.voice).forEach((clip, index) => {
+        if (lane.voice !== voice || index !== number) marks.push(...math.clipSpan(clip, lane.source).filter((one) => one != null));
+      });
+    }
+    if (voice !== null) for (const { start, end } of this.prompts ?? []) marks.push(start, end);
+    return math.snapped(time, marks, SNAP / this.view.scale, shifts);
+  }
+
+  pointerUp(event) {
+    if (!this.gesture) return;
+    event.stopPropagation();
+    this.gesture = null;
+    this.canvas.style.cursor = "default";
+    this.commit();
+    this.announce();
+  }
+
+  cancel() {
+    this.gesture = null;
+    this.draft = null;
+    this.refresh();
+  }
+
+  doubleClick(event) {
+    event.stopPropagation();
+    const { x, y, time } = this.point(event);
+    const target = hit(this.model(), x, y);
+    if (target.kind === "prompts") this.addPrompt(time);
+    else if (target.kind === "prompt") this.inspector.focusText();
+  }
+
+  wheel(event) {
+    if (document.activeElement !== this.canvas || !this.view) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const { x } = this.point(event);
+    const width = this.canvas.clientWidth;
+    const across = event.shiftKey ? event.deltaY : event.deltaX;
+    const view = across
+      ? math.scrolled(this.view, across / this.view.scale, this.total, width)
+      : math.zoomed(this.view, Math.exp(-event.deltaY * 0.0015), x, this.total, width);
+    this.setView(view);
+  }
+
+  setView(view) {
+    this.state.view = view;
+    this.refresh();
+  }
+
+  zoom(factor) {
+    const width = this.canvas.clientWidth;
+    const at = math.timeToX(this.view, this.state.playhead);
+    this.setView(math.zoomed(this.view, factor, at >= 0 && at <= width ? at : width / 2, this.total, width));
+  }
+
+  fit() {
+    this.setView(null);
+  }
+
+  scrolledTo() {
+    if (!this.view) return;
+    const start = this.scroll.scrollLeft / this.view.scale;
+    if (Math.abs(start - this.view.start) * this.view.scale > 1.5) this.setView({ ...this.view, start });
+  }
+
+  // commands of buttons and keys
+
+  /** Changes the selected clip; `how` gets (clip, source). */
+  changeClip(how) {
+    const chosen = this.chosen();
+    if (!chosen?.clip) return;
+    const clip = how(chosen.clip, chosen.source);
+    if (clip) this.change({ dialogue: math.withClip(this.dialogue, chosen.voice, this.state.selection.clip, clip) });
+  }
+
+  changePrompt(how) {
+    const { selection } = this.state;
+    const span = this.chosen()?.span;
+    if (!span) return;
+    this.change({ prompts: this.prompts.map((one, index) => (index === selection.index ? how(one) : one)) });
+  }
+
+  mute(lane) {
+    if (!this.dialogue) return;
+    const voice = math.voicesOf(this.dialogue, this.count)[lane];
+    this.apply({ dialogue: math.withVoice(this.dialogue, voice, ({ mute }) => ({ mute: !mute })) });
+  }
+
+  solo(lane) {
+    const { solo } = this.state;
+    if (!solo.delete(lane)) solo.add(lane);
+    this.remember();
+    this.refresh();
+    if (this.position) this.play();
+  }
+
+  swap(one, other) {
+    if (!this.dialogue || one === other || this.count < 2) return;
+    this.apply({ dialogue: math.swapVoices(this.dialogue, this.count, one, other) });
+    const [first, second] = [this.cast[one].name, this.cast[other].name];
+    this.live.textContent = text("timeline.swapped", "{first} and {second} have swapped voices", { first, second });
+  }
+
+  /** Splits the selected clip at the playhead, or the clip under the playhead in the selected lane. */
+  split() {
+    const chosen = this.chosen();
+    if (!chosen?.clip) {
+      toast("info", text("timeline.split", "Split"), text("timeline.selectFirst", "Select a clip and place the playhead inside of it."));
+      return;
+    }
+    const parts = math.splitClip(chosen.clip, chosen.source, this.state.playhead);
+    if (!parts) {
+      toast("info", text("timeline.split", "Split"), text("timeline.selectFirst", "Select a clip and place the playhead inside of it."));
+      return;
+    }
+    const { lane, clip } = this.state.selection;
+    this.apply({ dialogue: math.withVoice(this.dialogue, chosen.voice, ({ clips }) => ({ clips: clips.toSpliced(clip, 1, ...parts) })) });
+    this.select({ kind: "clip", lane, clip: clip + 1 });
+  }
+
+  deleteSelected() {
+    const chosen = this.chosen();
+    const { selection } = this.state;
+    if (chosen?.clip) {
+      this.apply({ dialogue: math.withVoice(this.dialogue, chosen.voice, ({ clips }) => ({ clips: clips.toSpliced(selection.clip, 1) })) });
+    } else if (chosen?.span) {
+      this.apply({ prompts: this.prompts.toSpliced(selection.index, 1) });
+    } else return;
+    this.select(null);
+  }
+
+  addPrompt(time = this.state.playhead) {
+    if (!this.prompts) return;
+    const range = math.freeRange(this.prompts, math.toFrame(time), Math.min(2, Math.max(0.4, this.total / 4)));
+    if (!range) return;
+    const prompt = widget(this.node, "prompt")?.value?.trim() || text("timeline.newPrompt", "New prompt");
+    const prompts = [...this.prompts, { ...range, prompt: prompt.replace(/\s+/g, " ") }].sort((one, other) => one.start - other.start);
+    this.apply({ prompts });
+    this.select({ kind: "prompt", index: prompts.findIndex((span) => span.start === range.start) });
+    requestAnimationFrame(() => this.inspector.focusText());
+  }
+
+  /** Removes all edits of the recordings. */
+  reset() {
+    this.state.selection = null;
+    this.draft = { dialogue: { voices: [], characters: null } };
+    this.commit();
+  }
+
+  // keys
+
+  keyDown(event) {
+    if (event.ctrlKey || event.metaKey) return;
+    const step = event.shiftKey ? 10 * math.FRAME : math.FRAME;
+    const sign = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const lane = this.state.selection?.lane ?? 0;
+    const commands = {
+      " ": () => this.toggle(), s: () => this.split(), Delete: () => this.deleteSelected(), Backspace: () => this.deleteSelected(),
+      m: () => this.mute(lane), o: () => this.solo(lane), x: () => this.swap(lane, (lane + 1) % this.count), n: () => this.addPrompt(),
+      "+": () => this.zoom(1.5), "=": () => this.zoom(1.5), "-": () => this.zoom(1 / 1.5), f: () => this.fit(),
+      Home: () => this.seek(0), End: () => this.seek(this.total), Escape: () => (this.gesture ? this.cancel() : this.select(null)),
+      ArrowUp: () => this.step(-1), ArrowDown: () => this.step(1), ",": () => this.next(-1), ".": () => this.next(1), Enter: () => this.inspector.focusText(),
+      "[": () => this.gain(-1), "]": () => this.gain(1),
+    };
+    if (sign) {
+      this.nudge(sign * step, event.altKey);
+    } else if (commands[event.key] && !event.altKey) {
+      if (event.repeat && event.key === " ") return;
+      commands[event.key]();
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  /** Key edits are stored when the key is released: one step of the undo history however long it is held. */
+  keyUp(event) {
+    event?.stopPropagation();
+    if (!this.held) return;
+    this.held = false;
+    this.commit();
+    this.announce();
+  }
+
+  nudge(seconds, trim) {
+    const { selection } = this.state;
+    if (!this.chosen()) {
+      this.seek(math.toFrame(this.state.playhead + seconds));
+      return;
+    }
+    this.held = true;
+    if (selection.kind === "prompt") {
+      const span = math.changedSpan(this.prompts, selection.index, trim ? "end" : "body", this.chosen().span[trim ? "end" : "start"] + seconds);
+      this.changePrompt(() => span);
+      return;
+    }
+    this.changeClip((clip, source) => {
+      const [start, end] = math.clipSpan(clip, source);
+      if (trim && end == null) return null;
+      return trim ? math.trimmedEnd(clip, source, end + seconds) : math.movedClip(clip, source, start + seconds);
+    });
+  }
+
+  gain(change) {
+    if (!this.chosen()?.clip) return;
+    this.held = true;
+    this.changeClip((clip) => ({ ...clip, gain: Math.max(-60, Math.min(60, clip.gain + change)) }));
+  }
+
+  /** Selects the first clip of the next lane, or the first prompt below the last one. */
+  step(by) {
+    const { selection } = this.state;
+    const now = selection?.kind === "prompt" ? this.count : (selection?.lane ?? (by > 0 ? -1 : this.count));
+    const lane = Math.max(0, Math.min(this.count, now + by));
+    if (lane < this.count) this.select({ kind: "clip", lane, clip: 0 });
+    else if (this.prompts?.length) this.select({ kind: "prompt", index: 0 });
+  }
+
+  /** Selects the next clip of the lane or prompt. */
+  next(by) {
+    const { selection } = this.state;
+    if (selection?.kind === "prompt") {
+      this.select({ kind: "prompt", index: Math.max(0, Math.min(this.prompts.length - 1, selection.index + by)) });
+    } else if (selection) {
+      const last = math.clipsOf(this.dialogue, this.lanes()[selection.lane].voice).length - 1;
+      this.select({ ...selection, clip: Math.max(0, Math.min(last, selection.clip + by)) });
+    } else this.step(1);
+  }
+
+  // playback
+
+  seek(time) {
+    this.state.playhead = Math.max(0, Math.min(time, this.total ?? 0));
+    this.remember();
+    if (this.view) this.moveCursor();
+    if (this.position && !this.gesture) this.play();
+  }
+
+  toggle() {
+    if (this.position) player.stop();
+    else this.play();
+  }
+
+  async play() {
+    if (!this.dialogue) return;
+    const end = this.model().end ?? this.total;
+    if (this.state.playhead >= end - 0.05) this.state.playhead = 0;
+    const start = this.state.playhead;
+    const entries = math
+      .playlist(this.dialogue, this.lanes(), start)
+      .map((entry) => ({ ...entry, buffer: this.loaded.get(this.cast[entry.voice]?.recording?.url)?.buffer }))
+      .filter((entry) => entry.buffer);
+    try {
+      const elapsed = await player.play(entries, () => this.stopped());
+      this.position = () => (elapsed() === null ? null : start + elapsed());
+      this.bar.show(this, this.model());
+      this.follow(end);
+    } catch (error) {
+      warn("timeline", error);
+    }
+  }
+
+  follow(end) {
+    cancelAnimationFrame(this.playing);
+    const time = this.position?.();
+    if (time == null) return;
+    if (time >= end) {
+      player.stop();
+      return;
+    }
+    this.state.playhead = time;
+    const x = math.timeToX(this.view, time);
+    if (x > this.canvas.clientWidth - 8) this.setView({ ...this.view, start: time - 8 / this.view.scale });
+    this.moveCursor();
+    this.playing = requestAnimationFrame(() => this.follow(end));
+  }
+
+  stopped() {
+    this.position = null;
+    cancelAnimationFrame(this.playing);
+    this.refresh();
+  }
+}
+
+const pick = ({ peaks, spans, loudest, buffer }) => (peaks ? { peaks, spans, loudest, buffer } : {});
+
+function theme(root) {
+  const style = getComputedStyle(root);
+  const value = (name, otherwise) => style.getPropertyValue(name).trim() || otherwise;
+  return {
+    text: value("--input-text", "#ddd"),
+    faint: value("--descrip-text", "#999"),
+    border: value("--border-color", "#4e4e4e"),
+    bar: value("--comfy-menu-bg", "#353535"),
+    faintFill: "rgba(128, 128, 128, 0.25)",
+    accent: "rgba(96, 165, 250, 0.45)",
+    shade: "rgba(0, 0, 0, 0.35)",
+  };
+}

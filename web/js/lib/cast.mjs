@@ -1,0 +1,56 @@
+// The cast and the recordings behind a node: names, files, offsets. From the nodes before it, or from its last run.
+import { fileUrl, outputsOf, parseFile, upstream, widget } from "./kit.mjs";
+
+const isLinked = (node, name) => node.inputs?.find((one) => one.name === name)?.link != null;
+
+/** The value of a widget; undefined if it is missing or its input is connected. */
+export const ownValue = (node, name) => (isLinked(node, name) ? undefined : widget(node, name)?.value);
+
+/** BYA Face Encode nodes behind an input of the type BYA_CAST, in order; null if another node makes the cast. */
+export function characterNodes(node, input = "cast", depth = 0) {
+  if (!isLinked(node, input) || depth > 100) return [];
+  const origin = upstream(node, input)?.node;
+  if (origin?.comfyClass === "BYA_FaceEncode") {
+    const before = characterNodes(origin, "cast", depth + 1);
+    return before && [...before, origin];
+  }
+  if (origin?.comfyClass !== "BYA_Cast") return null;
+  const parts = origin.inputs
+    .filter((one) => one.link != null && one.type === "BYA_CAST")
+    .map((one) => characterNodes(origin, one.name, depth + 1));
+  return parts.includes(null) ? null : parts.flat();
+}
+
+/** Recording of a BYA Face Encode: null for a listener, else {offset, gain, url, label}; url is null if unknown. */
+function recordingOf(face) {
+  if (!isLinked(face, "speech")) return null;
+  const voice = upstream(face, "speech")?.node;
+  if (voice?.comfyClass !== "BYA_AudioEncode") return { offset: 0, gain: 0, url: null, label: "" };
+  const source = upstream(voice, "audio")?.node;
+  const file = source?.type === "LoadAudio" ? widget(source, "audio")?.value : null;
+  return {
+    offset: Number(ownValue(voice, "offset") ?? 0),
+    gain: Number(ownValue(voice, "gain") ?? 0),
+    url: typeof file === "string" && file ? fileUrl(parseFile(file)) : null,
+    label: typeof file === "string" ? file.split("/").at(-1) : "",
+  };
+}
+
+/**
+ * Characters of a BYA Scene: [{name, recording: null | {offset, gain, url, seconds, label}}].
+ *
+ * Recordings that no file is known for come from the last run of the node (`bya_dialogue`).
+ */
+export function castOf(scene) {
+  const nodes = characterNodes(scene);
+  const ran = outputsOf(scene)?.bya_dialogue?.[0]?.voices;
+  const fromRun = (voice) => voice.file && { ...voice, url: fileUrl(voice.file), label: "" };
+  if (nodes === null) return (ran ?? []).map((voice) => ({ name: voice.name, recording: fromRun(voice) ?? null }));
+  return nodes.map((face, index) => {
+    const known = ran?.length === nodes.length ? ran[index] : null;
+    const recording = recordingOf(face);
+    const name = ownValue(face, "name")?.trim() || known?.name || `${index + 1}`;
+    if (recording && !recording.url && known?.file) return { name, recording: fromRun(known) };
+    return { name, recording };
+  });
+}
