@@ -14,6 +14,7 @@ export function characterNodes(node, input = "cast", depth = 0) {
     const before = characterNodes(origin, "cast", depth + 1);
     return before && [...before, origin];
   }
+  if (isLinked(origin ?? {}, "cast")) return characterNodes(origin, "cast", depth + 1); // BYA Preflight returns its input
   if (origin?.comfyClass !== "BYA_Cast") return null;
   const parts = origin.inputs
     .filter((one) => one.link != null && one.type === "BYA_CAST")

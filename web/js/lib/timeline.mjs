@@ -5,9 +5,9 @@ import * as math from "./dialogue_math.mjs";
 import { chain, domWidget, edit, element, growTo, outputsOf, text, toast, warn, widget } from "./kit.mjs";
 import * as player from "./player.mjs";
 import { Headers, Inspector, toolbar } from "./timeline_controls.mjs";
-import { draw, hit, LANE, layout, PROMPTS, RULER } from "./timeline_view.mjs";
+import { Input } from "./timeline_input.mjs";
+import { draw, LANE, layout, PROMPTS, RULER } from "./timeline_view.mjs";
 
-const SNAP = 7; // pixels
 const FPS = 25;
 const remembered = new Map(); // per node: view, selection, playhead; undo makes all nodes anew
 
@@ -19,7 +19,7 @@ export function nodeCreated(node) {
 
 class Timeline {
   constructor(node) {
-    Object.assign(this, { node, cast: [], loaded: new Map(), draft: null, gesture: null, position: null });
+    Object.assign(this, { node, cast: [], loaded: new Map(), draft: null, position: null });
     this.state = { view: null, selection: null, playhead: 0, solo: new Set() };
     this.build();
     this.bound = domWidget(node, "dialogue", "timeline", this.root, {
@@ -70,20 +70,7 @@ class Timeline {
       },
       this.bar.root, body, this.scroll, this.inspector.root, this.live,
     );
-    const { canvas } = this;
-    canvas.addEventListener("pointerdown", (event) => this.pointerDown(event));
-    canvas.addEventListener("pointermove", (event) => this.pointerMove(event));
-    canvas.addEventListener("pointerup", (event) => this.pointerUp(event));
-    canvas.addEventListener("pointercancel", () => this.cancel());
-    canvas.addEventListener("dblclick", (event) => this.doubleClick(event));
-    canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
-    canvas.addEventListener("keydown", (event) => this.keyDown(event));
-    canvas.addEventListener("keyup", (event) => this.keyUp(event));
-    canvas.addEventListener("focus", () => this.focusChanged(true));
-    canvas.addEventListener("blur", () => this.focusChanged(false));
-    canvas.addEventListener("contextmenu", (event) => event.stopPropagation());
-    this.scroll.addEventListener("scroll", () => this.scrolledTo());
-    this.scroll.addEventListener("pointerdown", (event) => event.stopPropagation());
+    this.input = new Input(this);
   }
 
   // values
@@ -102,6 +89,7 @@ class Timeline {
   }
 
   valueChanged() {
+    if (this.input.gesture || this.input.held) return; // stored when the gesture ends
     const connected = ownValue(this.node, "prompt_schedule") === undefined;
     this.stored = math.readDialogue(widget(this.node, "dialogue").value);
     this.storedPrompts = connected ? null : math.readPrompts(widget(this.node, "prompt_schedule").value);
@@ -153,7 +141,7 @@ class Timeline {
         if (this.loaded.get(url)?.peaks) return;
         try {
           const found = await player.recording(url);
-          this.loaded.set(url, { ...found, loudest: Math.max(...found.spans.length ? [math.peakIn(found.peaks, 0, found.seconds)] : [0]) });
+          this.loaded.set(url, { ...found, loudest: math.peakIn(found.peaks, 0, found.seconds) });
         } catch (error) {
           warn("timeline", error);
           this.loaded.set(url, { failed: true });
@@ -208,7 +196,7 @@ class Timeline {
     const frames = Number(ownValue(this.node, "frames") ?? this.run?.frames ?? 0);
     const end = frames > 0 ? frames / FPS : last > 0 ? math.framesFor(last) / FPS : null;
     const total = Math.max(1, end ?? 0, last, ...(this.prompts ?? []).map((span) => span.end));
-    this.total = this.gesture ? Math.max(this.total ?? 0, total) : total; // the scale stays while dragging
+    this.total = this.input.gesture ? Math.max(this.total ?? 0, total) : total; // the scale stays while dragging
     const fit = math.fitView(this.total, width);
     const view = this.state.view && this.state.view.scale > fit.scale ? math.scrolled(this.state.view, 0, this.total, width) : fit;
     const windows = (this.run?.windows ?? []).slice(1).map(([start]) => start);
@@ -280,7 +268,6 @@ class Timeline {
 
   focusChanged(focused) {
     this.canvas.style.boxShadow = focused ? "inset 0 0 0 1px var(--p-primary-color, #60a5fa)" : "";
-    if (!focused && this.held) this.keyUp();
     this.remember(focused);
   }
 
@@ -321,119 +308,7 @@ class Timeline {
     return clip && source ? { clip, voice, source } : null;
   }
 
-  // pointer
-
-  point(event) {
-    const box = this.canvas.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * this.canvas.clientWidth;
-    const y = ((event.clientY - box.top) / box.height) * this.canvas.clientHeight;
-    return { x, y, time: math.xToTime(this.view, x) };
-  }
-
-  pointerDown(event) {
-    if (event.button !== 0 || !this.view) return;
-    event.stopPropagation();
-    this.canvas.focus({ preventScroll: true });
-    this.canvas.setPointerCapture(event.pointerId);
-    const { x, y, time } = this.point(event);
-    const target = hit(this.model(), x, y);
-    if (target.kind === "clip") this.select({ kind: "clip", lane: target.lane, clip: target.clip });
-    else if (target.kind === "prompt") this.select({ kind: "prompt", index: target.index });
-    else this.select(null);
-    const chosen = this.chosen();
-    let grabbed = 0;
-    if (chosen?.clip) grabbed = time - math.clipSpan(chosen.clip, chosen.source)[target.part === "end" ? 1 : 0];
-    if (chosen?.span) grabbed = time - chosen.span[target.part === "end" ? "end" : "start"];
-    this.gesture = { ...target, ...chosen, grabbed, x, moved: false, spans: this.prompts, base: this.dialogue };
-    if (!["clip", "prompt"].includes(target.kind)) this.seek(time);
-  }
-
-  pointerMove(event) {
-    const { x, y, time } = this.point(event);
-    const { gesture } = this;
-    if (!gesture) {
-      const target = this.view ? hit(this.model(), x, y) : {};
-      const cursors = { start: "ew-resize", end: "ew-resize", body: "grab" };
-      this.canvas.style.cursor = cursors[target.part] ?? "default";
-      return;
-    }
-    event.stopPropagation();
-    if (!gesture.moved && Math.abs(x - gesture.x) < 3) return;
-    gesture.moved = true;
-    if (gesture.clip && gesture.kind === "clip") this.dragClip(gesture, time - gesture.grabbed, event.shiftKey);
-    else if (gesture.span) this.dragSpan(gesture, time - gesture.grabbed, event.shiftKey);
-    else this.seek(time);
-  }
-
-  dragClip(gesture, time, free) {
-    const { clip, voice, source, part } = gesture;
-    const number = this.state.selection.clip;
-    const [start, end] = math.clipSpan(clip, source);
-    const shifts = part === "body" && end != null ? [0, end - start] : [0];
-    const to = free ? time : this.snap(math.toFrame(time), voice, number, shifts);
-    const changes = { body: math.movedClip, start: math.trimmedStart, end: math.trimmedEnd };
-    if (end == null && part !== "body") return;
-    this.canvas.style.cursor = part === "body" ? "grabbing" : "ew-resize";
-    this.change({ dialogue: math.withClip(gesture.base, voice, number, changes[part](clip, source, to)) });
-    this.inspector.show(this.model());
-  }
-
-  dragSpan(gesture, time, free) {
-    const { selection } = this.state;
-    const length = gesture.span.end - gesture.span.start;
-    const to = free ? time : this.snap(math.toFrame(time), null, null, gesture.part === "body" ? [0, length] : [0]);
-    const span = math.changedSpan(gesture.spans, selection.index, gesture.part, to);
-    this.change({ prompts: gesture.spans.map((one, index) => (index === selection.index ? span : one)) });
-  }
-
-  /** Aligns a time with edges of other clips, prompts, the playhead and the start. */
-  snap(time, voice, number, shifts) {
-    const marks = [0, this.state.playhead];
-    for (const lane of this.lanes()) {
-      if (!lane.source) continue;
-      math.clipsOf(this.dialogue, lane.voice).forEach((clip, index) => {
-        if (lane.voice !== voice || index !== number) marks.push(...math.clipSpan(clip, lane.source).filter((one) => one != null));
-      });
-    }
-    if (voice !== null) for (const { start, end } of this.prompts ?? []) marks.push(start, end);
-    return math.snapped(time, marks, SNAP / this.view.scale, shifts);
-  }
-
-  pointerUp(event) {
-    if (!this.gesture) return;
-    event.stopPropagation();
-    this.gesture = null;
-    this.canvas.style.cursor = "default";
-    this.commit();
-    this.announce();
-  }
-
-  cancel() {
-    this.gesture = null;
-    this.draft = null;
-    this.refresh();
-  }
-
-  doubleClick(event) {
-    event.stopPropagation();
-    const { x, y, time } = this.point(event);
-    const target = hit(this.model(), x, y);
-    if (target.kind === "prompts") this.addPrompt(time);
-    else if (target.kind === "prompt") this.inspector.focusText();
-  }
-
-  wheel(event) {
-    if (document.activeElement !== this.canvas || !this.view) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const { x } = this.point(event);
-    const width = this.canvas.clientWidth;
-    const across = event.shiftKey ? event.deltaY : event.deltaX;
-    const view = across
-      ? math.scrolled(this.view, across / this.view.scale, this.total, width)
-      : math.zoomed(this.view, Math.exp(-event.deltaY * 0.0015), x, this.total, width);
-    this.setView(view);
-  }
+  // visible range
 
   setView(view) {
     this.state.view = view;
@@ -540,92 +415,13 @@ class Timeline {
     this.commit();
   }
 
-  // keys
-
-  keyDown(event) {
-    if (event.ctrlKey || event.metaKey) return;
-    const step = event.shiftKey ? 10 * math.FRAME : math.FRAME;
-    const sign = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const lane = this.state.selection?.lane ?? 0;
-    const commands = {
-      " ": () => this.toggle(), s: () => this.split(), Delete: () => this.deleteSelected(), Backspace: () => this.deleteSelected(),
-      m: () => this.mute(lane), o: () => this.solo(lane), x: () => this.swap(lane, (lane + 1) % this.count), n: () => this.addPrompt(),
-      "+": () => this.zoom(1.5), "=": () => this.zoom(1.5), "-": () => this.zoom(1 / 1.5), f: () => this.fit(),
-      Home: () => this.seek(0), End: () => this.seek(this.total), Escape: () => (this.gesture ? this.cancel() : this.select(null)),
-      ArrowUp: () => this.step(-1), ArrowDown: () => this.step(1), ",": () => this.next(-1), ".": () => this.next(1), Enter: () => this.inspector.focusText(),
-      "[": () => this.gain(-1), "]": () => this.gain(1),
-    };
-    if (sign) {
-      this.nudge(sign * step, event.altKey);
-    } else if (commands[event.key] && !event.altKey) {
-      if (event.repeat && event.key === " ") return;
-      commands[event.key]();
-    } else return;
-    event.preventDefault();
-    event.stopPropagation();
-  }
-
-  /** Key edits are stored when the key is released: one step of the undo history however long it is held. */
-  keyUp(event) {
-    event?.stopPropagation();
-    if (!this.held) return;
-    this.held = false;
-    this.commit();
-    this.announce();
-  }
-
-  nudge(seconds, trim) {
-    const { selection } = this.state;
-    if (!this.chosen()) {
-      this.seek(math.toFrame(this.state.playhead + seconds));
-      return;
-    }
-    this.held = true;
-    if (selection.kind === "prompt") {
-      const span = math.changedSpan(this.prompts, selection.index, trim ? "end" : "body", this.chosen().span[trim ? "end" : "start"] + seconds);
-      this.changePrompt(() => span);
-      return;
-    }
-    this.changeClip((clip, source) => {
-      const [start, end] = math.clipSpan(clip, source);
-      if (trim && end == null) return null;
-      return trim ? math.trimmedEnd(clip, source, end + seconds) : math.movedClip(clip, source, start + seconds);
-    });
-  }
-
-  gain(change) {
-    if (!this.chosen()?.clip) return;
-    this.held = true;
-    this.changeClip((clip) => ({ ...clip, gain: Math.max(-60, Math.min(60, clip.gain + change)) }));
-  }
-
-  /** Selects the first clip of the next lane, or the first prompt below the last one. */
-  step(by) {
-    const { selection } = this.state;
-    const now = selection?.kind === "prompt" ? this.count : (selection?.lane ?? (by > 0 ? -1 : this.count));
-    const lane = Math.max(0, Math.min(this.count, now + by));
-    if (lane < this.count) this.select({ kind: "clip", lane, clip: 0 });
-    else if (this.prompts?.length) this.select({ kind: "prompt", index: 0 });
-  }
-
-  /** Selects the next clip of the lane or prompt. */
-  next(by) {
-    const { selection } = this.state;
-    if (selection?.kind === "prompt") {
-      this.select({ kind: "prompt", index: Math.max(0, Math.min(this.prompts.length - 1, selection.index + by)) });
-    } else if (selection) {
-      const last = math.clipsOf(this.dialogue, this.lanes()[selection.lane].voice).length - 1;
-      this.select({ ...selection, clip: Math.max(0, Math.min(last, selection.clip + by)) });
-    } else this.step(1);
-  }
-
   // playback
 
   seek(time) {
     this.state.playhead = Math.max(0, Math.min(time, this.total ?? 0));
     this.remember();
     if (this.view) this.moveCursor();
-    if (this.position && !this.gesture) this.play();
+    if (this.position && !this.input.gesture) this.play();
   }
 
   toggle() {

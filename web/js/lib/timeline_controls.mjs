@@ -244,7 +244,7 @@ export class Inspector {
       event.stopPropagation();
       if (event.key === "Enter") field.blur();
       if (event.key === "Escape") {
-        this.timeline.cancel();
+        this.timeline.input.cancel();
         this.timeline.canvas.focus({ preventScroll: true });
       }
     });
