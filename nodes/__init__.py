@@ -6,7 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .characters import AudioEncode, Cast, FaceEncode
 from .demo import LoadDemo
-from .host import register_folder
+from .host import add_demo_files, register_folder
 from .loader import Loader, LoadLora
 from .masks import MaskOverlay, SelectCharacterMask
 from .report import BindingReport, Preflight, VideoReport
@@ -36,6 +36,9 @@ register_folder()
 
 
 class BindYourAvatar(ComfyExtension):
+    async def on_load(self) -> None:
+        add_demo_files()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 

@@ -43,6 +43,20 @@ def register_folder() -> None:
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
 
 
+def add_demo_files() -> None:
+    """Put the images and recordings of the workflows that come with the pack into ComfyUI's input folder."""
+    from bya_core.toy.demo import copy_demo_files
+
+    folder = Path(folder_paths.get_input_directory())
+    try:
+        new = copy_demo_files(folder)
+    except (InputError, OSError) as error:  # the nodes that load them say what is missing
+        log.warning("The demo files of the workflows could not be copied: %s", error)
+    else:
+        if new:
+            log.info("Demo files of the workflows (bya_*) copied to %s", folder)
+
+
 def model_names() -> list[str]:
     """Names of all models: of the registry, and local ones in the registered folders."""
     return [*MODELS, *(name for name in _local_models() if name not in MODELS)]

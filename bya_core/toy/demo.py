@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from bya_core.errors import InputError
+from bya_core.io.atomic import AtomicFiles
 from bya_core.io.media import read_audio, read_image
 from bya_core.scene.schema import read_scene_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "demo"
 MAIN = "two puppets"  # scene.json
 _NOT_A_NAME = ("scene", "report")  # `make demo` writes the report to the same folder
+
+FILES = {
+    "bya_A.png": "puppet_A.png",
+    "bya_B.png": "puppet_B.png",
+    "bya_A.wav": "puppet_A.wav",
+    "bya_B.wav": "puppet_B.wav",
+    "bya_first_frame.png": "first_frame.png",
+    "bya_video.mp4": "two_puppets.mp4",
+    "bya_three_A.png": "three/puppet_A.png",
+    "bya_three_B.png": "three/puppet_B.png",
+    "bya_three_C.png": "three/puppet_C.png",
+    "bya_three_A.wav": "three/puppet_A.wav",
+    "bya_three_B.wav": "three/puppet_B.wav",
+    "bya_three_C.wav": "three/puppet_C.wav",
+    "bya_three_first_frame.png": "three/first_frame.png",
+    "bya_long_A.png": "long/puppet_A.png",
+    "bya_long_B.png": "long/puppet_B.png",
+    "bya_long_dialogue.wav": "long/dialogue.wav",
+    "bya_long_first_frame.png": "long/first_frame.png",
+}
+"""Name in the input folder of ComfyUI -> file of the demo folder, for the workflows."""
+
+
+def copy_demo_files(folder: Path) -> list[Path]:
+    """Copy the images and recordings of the workflows that are not yet in `folder`; returns the new files.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    missing = {folder / name: FOLDER / source for name, source in FILES.items() if not (folder / name).exists()}
+    with AtomicFiles() as files:
+        for target, source in missing.items():
+            shutil.copyfile(source, files.at(target))
+    return list(missing)
 
 
 @dataclass(frozen=True)
