@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from bya_core.config import SamplingConfig, WindowConfig
 from bya_core.scene.schema import SceneFile
 
 from . import convert, host, types
 from .schema import schema, widget
+
+if TYPE_CHECKING:
+    from bya_core.scene.types import Scene as CoreScene
+    from bya_core.scene.types import SceneDefaults
 
 MODEL_DEFAULT = "model default"
 SAMPLING = {
@@ -40,6 +44,26 @@ def size_inputs() -> list[Any]:
     ]
 
 
+def timeline_entry(cast: Any, scene: CoreScene, defaults: SceneDefaults) -> dict[str, Any]:
+    """What the timeline on the node shows: length and windows of the video, and the recordings before their edits."""
+    from bya_core.scene.windows import plan_windows
+
+    windows = plan_windows(
+        scene.num_frames, scene.windows.frames or defaults.max_frames, scene.windows.overlap, defaults.time_factor
+    )
+    voices = []
+    for member in cast:
+        entry: dict[str, Any] = {"name": member.name, "file": None}
+        if (speech := member.speech) is not None:
+            sound = convert.audio((speech.waveform.mean(0, keepdim=True), speech.sample_rate), 0.0)
+            seconds = speech.waveform.shape[-1] / speech.sample_rate + speech.unread
+            entry |= {"offset": speech.offset, "gain": speech.gain, "seconds": seconds}
+            entry["file"] = dict(ui.PreviewAudio(sound).as_dict()["audio"][0])
+        voices.append(entry)
+    spans = [[window.start / scene.fps, window.stop / scene.fps] for window in windows]
+    return {"frames": scene.num_frames, "windows": spans, "voices": voices}
+
+
 class Scene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -49,6 +73,7 @@ class Scene(io.ComfyNode):
             "BYA Scene",
             "What the video shows: prompt, cast, first frame, size, length and sampling settings. Router and sampler "
             "both use it. Always 25 frames per second.",
+            has_intermediate_output=True,  # a later run sends the recordings of the timeline again
             search_aliases=["prompt", "settings", "dialogue", "talking"],
             inputs=[
                 types.Model.Input("model", tooltip="From BYA Load Model."),
@@ -154,4 +179,5 @@ class Scene(io.ComfyNode):
         options["overlap_frames"] = options.pop("window_overlap")
         scene = compose(cast, SceneOptions(**options, first_frame=frame, sampling=sampling), model.bundle.defaults)
         host.show_notices(scene.notices)
-        return io.NodeOutput(types.SceneValue(model, scene), summary(scene))
+        shown = {"bya_dialogue": [timeline_entry(cast, scene, model.bundle.defaults)]}
+        return io.NodeOutput(types.SceneValue(model, scene), summary(scene), ui=shown)

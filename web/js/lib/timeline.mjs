@@ -23,7 +23,7 @@ class Timeline {
     this.state = { view: null, selection: null, playhead: 0, solo: new Set() };
     this.build();
     this.bound = domWidget(node, "dialogue", "timeline", this.root, {
-      minHeight: () => 2 * 30 + 12 + RULER + PROMPTS + LANE * Math.max(1, this.cast.length),
+      minHeight: () => 100 + RULER + PROMPTS + LANE * Math.max(1, this.cast.length),
       onValue: () => this.valueChanged(),
       onLook: () => this.look(),
       onGone: () => this.dispose(),
@@ -221,7 +221,8 @@ class Timeline {
     const model = this.model();
     const { canvas } = this;
     if (!model.width || !model.height) return;
-    const ratio = Math.min(3, Math.max(1.5, window.devicePixelRatio || 1));
+    const zoom = canvas.getBoundingClientRect().width / model.width; // of the graph
+    const ratio = Math.min(3, Math.max(1.5, zoom * (window.devicePixelRatio || 1)));
     const [width, height] = [Math.round(model.width * ratio), Math.round(model.height * ratio)];
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const context = canvas.getContext("2d");

@@ -62,7 +62,7 @@ export function toolbar(timeline) {
 
 /** Names of the characters, mute, solo and the exchange of voices. */
 export class Headers {
-  static WIDTH = 128;
+  static WIDTH = 112;
 
   constructor(timeline) {
     this.timeline = timeline;
