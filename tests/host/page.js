@@ -35,6 +35,41 @@ const actions = {
     }, values);
     return null;
   },
+  // Evaluates an expression in the page, which may be a promise; returns its value.
+  async evaluate(page, { code, wait }) {
+    const answer = await page.evaluate(code);
+    await page.waitForTimeout(wait || 0);
+    return answer;
+  },
+  // Drags from one point to others; each is an expression with the value [x, y].
+  async drag(page, { from, to }) {
+    await page.mouse.move(...await page.evaluate(from));
+    await page.mouse.down();
+    for (const point of to) await page.mouse.move(...await page.evaluate(point), { steps: 4 });
+    await page.mouse.up();
+    await page.waitForTimeout(300);
+    return null;
+  },
+  async press(page, { key }) {
+    await page.keyboard.press(key);
+    await page.waitForTimeout(1200); // undo and redo load the graph again
+    return null;
+  },
+  // Classic nodes, or Nodes 2.0.
+  async nodes2(page, { on }) {
+    await page.evaluate((value) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', value), on);
+    await page.waitForTimeout(800);
+    return null;
+  },
+  // Loads the page again, with the graph as it would be saved.
+  async reload(page) {
+    const graph = await page.evaluate(() => window.app.graph.serialize());
+    await page.reload();
+    await ready(page);
+    await page.evaluate((data) => window.app.loadGraphData(data), graph);
+    await page.waitForTimeout(1500);
+    return null;
+  },
   // Queues the workflow; returns the event it ended with.
   async run(page, { seconds }) {
     const ended = page.evaluate((limit) => new Promise((resolve) => {
@@ -111,6 +146,14 @@ const actions = {
   },
 };
 
+// Waits until the nodes are registered and the first tab is open; a new user's opens late and would replace the graph.
+async function ready(page) {
+  await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph
+    && Object.keys(window.LiteGraph.registered_node_types).length > 50, null, { timeout: READY });
+  await page.waitForFunction(() => window.app.extensionManager.workflow?.activeWorkflow, null, { timeout: READY });
+  await page.waitForTimeout(1500);
+}
+
 (async () => {
   const browser = await chromium.launch({
     executablePath: job.browser,
@@ -127,11 +170,7 @@ const actions = {
     const errors = [];
     page.on('pageerror', (error) => errors.push(error.message));
     await page.goto(job.url);
-    await page.waitForFunction(() => window.app?.extensionManager && window.LiteGraph
-      && Object.keys(window.LiteGraph.registered_node_types).length > 50, null, { timeout: READY });
-    // the first tab of a new user opens late and would replace the loaded workflow
-    await page.waitForFunction(() => window.app.extensionManager.workflow?.activeWorkflow, null, { timeout: READY });
-    await page.waitForTimeout(1500);
+    await ready(page);
     const answers = [];
     for (const step of job.steps) answers.push(await actions[step.do](page, step));
     process.stdout.write(`${JSON.stringify({ answers, errors })}\n`);
