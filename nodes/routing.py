@@ -36,6 +36,7 @@ class EmbeddingRouter(io.ComfyNode):
             "Predicts which region of the video belongs to which character. Returns the masks and, in intra mode, the "
             "partially denoised video, so that nothing is computed twice.",
             search_aliases=["masks", "binding", "lip sync", "multi speaker"],
+            has_intermediate_output=True,  # cached masks are shown again after the page was reloaded
             inputs=[
                 types.Scene.Input("scene", tooltip="From BYA Scene."),
                 widget(
@@ -166,6 +167,7 @@ class MaskRefine(io.ComfyNode):
             "Cleans the router's masks, and replaces or blends the mask of one character. Chain several for several "
             "characters. The router is not run again.",
             search_aliases=["edit masks", "clean masks", "override"],
+            has_intermediate_output=True,
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or another BYA Mask Refine."),
                 io.Boolean.Input(

@@ -114,7 +114,7 @@ export const outputsOf = (node) =>
  * Adds an interactive element to a node. The value stays in the widget `valueName`, a hidden text input.
  *
  * @param node Node in `nodeCreated`.
- * @param valueName Name of the hidden widget with the value.
+ * @param valueName Name of the hidden widget with the value; null for an element without one.
  * @param name Name of the element's widget.
  * @param element Element to show.
  * @param options
@@ -125,8 +125,8 @@ export const outputsOf = (node) =>
  * @returns The value widget and the element's widget, or null if the node has no such input.
  */
 export function domWidget(node, valueName, name, element, { minHeight, onValue, onLook, onGone }) {
-  const value = widget(node, valueName);
-  if (!value) return null;
+  const value = valueName === null ? null : widget(node, valueName);
+  if (value === undefined) return null;
   hide(value);
   Object.assign(element.style, { minHeight: "0", overflow: "hidden" });
   element.dataset.captureWheel = "true";
@@ -150,8 +150,10 @@ export function domWidget(node, valueName, name, element, { minHeight, onValue, 
     clearTimeout(timer);
     timer = setTimeout(look, 120);
   };
-  chain(value, "callback", () => onValue(value.value));
-  chain(node, "onConfigure", () => onValue(value.value));
+  if (value) {
+    chain(value, "callback", () => onValue(value.value));
+    chain(node, "onConfigure", () => onValue(value.value));
+  }
   for (const key of ["onConnectionsChange", "onGraphConfigured", "onAdded"]) chain(node, key, later);
   const observer = new ResizeObserver(later); // also when first shown, as on entering a subgraph
   observer.observe(element);

@@ -1,0 +1,69 @@
+// Pictures of the mask viewer: read from and written to the server, with a cache that survives undo.
+import { app } from "../../../../scripts/app.js";
+import { api } from "../../../../scripts/api.js";
+import { fileUrl, parseFile } from "./kit.mjs";
+
+const FOLDER = "bind_your_avatar"; // below input/
+const KEPT = 60;
+const pictures = new Map();
+let histories = null;
+let uploaded = 0;
+
+/** The image of a file ({filename, subfolder, type} or a reference such as "a/b.png [input]"); null without one. */
+export function loadPicture(file) {
+  if (!file) return Promise.resolve(null);
+  const url = fileUrl(typeof file === "string" ? parseFile(file) : file);
+  if (!pictures.has(url)) {
+    const image = new Image();
+    image.src = url;
+    const loading = image.decode().then(() => image);
+    loading.catch(() => pictures.delete(url));
+    pictures.set(url, loading);
+    if (pictures.size > KEPT) pictures.delete(pictures.keys().next().value);
+  }
+  return pictures.get(url);
+}
+
+/** The pixels of an image as ImageData. */
+export function pixelsOf(image) {
+  const canvas = document.createElement("canvas");
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, canvas.width, canvas.height);
+}
+
+/** A canvas with RGBA pixels {pixels, width, height}. */
+export function pictureCanvas({ pixels, width, height }) {
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
+  return canvas;
+}
+
+/** Stores a canvas below input/; returns its reference. Each call writes a new file, so that undo finds the old one. */
+export async function uploadPicture(canvas) {
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  const form = new FormData();
+  uploaded += 1;
+  form.append("image", blob, `painted_masks_${Date.now().toString(36)}_${uploaded}.png`);
+  form.append("subfolder", FOLDER);
+  form.append("type", "input");
+  const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  const { name, subfolder, type } = await answer.json();
+  return `${subfolder ? `${subfolder}/` : ""}${name} [${type}]`;
+}
+
+/** The results of a node in the latest run of this workflow; the page forgets them when it is loaded again. */
+export async function lastResults(node) {
+  if (node.graph?.isRootGraph === false) return null;
+  histories ??= api.fetchApi("/history?max_items=8").then((answer) => answer.json()).catch(() => ({}));
+  const workflow = (app.rootGraph ?? app.graph)?.id;
+  const runs = Object.values(await histories).reverse();
+  const run = runs.find((one) => workflow && one.prompt?.[3]?.extra_pnginfo?.workflow?.id === workflow
+    && one.outputs?.[node.id]);
+  return run?.outputs[node.id] ?? null;
+}
