@@ -139,6 +139,7 @@ export function domWidget(node, valueName, name, element, { minHeight, onValue, 
 
   const look = async () => {
     if (!node.graph || app.configuringGraph) return;
+    replaceOld(`${node.graph.id}:${node.id}:${name}`, element);
     try {
       await onLook?.();
     } catch (error) {
@@ -165,6 +166,15 @@ export function domWidget(node, valueName, name, element, { minHeight, onValue, 
     onGone?.();
   });
   return { value, shown };
+}
+
+const elements = new Map(); // the last element of each widget
+
+/** Shows `element` in the place of the element that the same widget had before undo, which Nodes 2.0 keeps. */
+function replaceOld(place, element) {
+  const old = elements.get(place)?.deref();
+  if (old && old !== element && old.isConnected && !element.isConnected) old.replaceWith(element);
+  elements.set(place, new WeakRef(element));
 }
 
 /** Creates an element with properties, attributes (as `attributes`) and children. */
