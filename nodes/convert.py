@@ -15,6 +15,7 @@ from bya_core.errors import InputError
 if TYPE_CHECKING:
     import PIL.Image
 
+    from bya_core.io.video import Video
     from bya_core.scene.types import Speech
 
 SILENT_RATE = 44_100  # Hz, sample rate of the audio of a video without speech
@@ -84,6 +85,15 @@ def audio(sound: tuple[Tensor, int] | None, seconds: float) -> dict[str, Any]:
     """([C, S], sample rate) -> AUDIO; None -> silence of that duration."""
     waveform, rate = sound or (torch.zeros(1, round(seconds * SILENT_RATE)), SILENT_RATE)
     return {"waveform": waveform[None], "sample_rate": rate}
+
+
+def footage(value: Any) -> Video:
+    """VIDEO -> frames at a constant rate, without the sound."""
+    from bya_core.io.video import Video
+
+    parts = value.get_components()
+    frames = to_uint8(parts.images)
+    return Video(frames, float(parts.frame_rate), torch.arange(len(frames)), len(frames))
 
 
 def video(frames: Tensor, sound: dict[str, Any] | None, fps: float) -> Any:

@@ -13,7 +13,7 @@ from bya_core.config import ProbeConfig, RefineConfig, RouterConfig
 from bya_core.errors import InputError
 from bya_core.scene.schema import CharacterEntry
 
-from . import host, types
+from . import convert, host, types
 from .mask_view import masks_entry
 from .schema import schema, widget
 
@@ -51,7 +51,8 @@ class EmbeddingRouter(io.ComfyNode):
                     options=["given", "swapped", "auto"],
                     default="given",
                     tooltip="Which voice drives which character. given: each its own, or the matrix below. swapped: "
-                    "each voice drives the next character. auto: voices are matched to faces.",
+                    "each voice drives the next character. auto: voices are matched to the mouths of "
+                    "reference_video, or without it to drawn faces.",
                 ),
                 io.String.Input(
                     "audio_character_matrix",
@@ -96,6 +97,12 @@ class EmbeddingRouter(io.ComfyNode):
                     "character first), any size. Other modes: forced while the router runs. The MASK of a picture "
                     "without transparency is black, and refused.",
                 ),
+                io.Video.Input(
+                    "reference_video",
+                    optional=True,
+                    tooltip="For audio_assignment auto: real people saying these voices, from the start of the video. "
+                    "Each voice drives the character whose lips follow it.",
+                ),
             ],
             outputs=[
                 types.Routing.Output("routing", tooltip="Connect to BYA Mask Refine, BYA Sampler and the mask nodes."),
@@ -119,14 +126,16 @@ class EmbeddingRouter(io.ComfyNode):
         audio_character_matrix: str,
         window: int = 1,
         masks: Any = None,
+        reference_video: Any = None,
         **options: Any,
     ) -> io.NodeOutput:
         from bya_core.pipelines import interactive
 
         config, model = _router(options), scene.model
         with host.cancellable():
+            footage = None if reference_video is None else convert.footage(reference_video)
             whole = interactive.set_router(
-                scene.scene, config, model.bundle, audio_assignment, audio_character_matrix, masks
+                scene.scene, config, model.bundle, audio_assignment, audio_character_matrix, masks, footage
             )
         part = interactive.first_window(whole, model.bundle)
         with host.running(model, part):

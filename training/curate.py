@@ -91,7 +91,7 @@ def curate(options: CurateOptions) -> RunStats:
         workers = options.workers if options.workers >= 0 else len(os.sched_getaffinity(0))
         clips = run_local(sources, output, stats, workers)
     stats.log()
-    for line in stats.summary(models, STAGE_NAMES):
+    for line in stats.summary(models, STAGE_NAMES, output.store.root):
         log.info("%s", line)
     if settings.complete:
         log.info("%d clips in %s", clips, folder)

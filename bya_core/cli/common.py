@@ -102,20 +102,27 @@ class SamplingOptions:
     force: Annotated[
         bool, tyro.conf.arg(help="Accept reference images of a kind that the model was not trained on.")
     ] = False
+    reference_video: Annotated[
+        Path | None,
+        optional("Video of the characters saying the speeches: each voice drives whom its lips follow.", "FILE"),
+    ] = None
 
     def check(self, path: Path) -> None:
         """Raise InputError for an option out of range or an invalid scene file, before the model is loaded."""
+        from bya_core.io.files import existing_file
         from bya_core.scene.schema import read_scene_file
 
         options = {"steps": self.steps, "seed": self.seed, "preset": self.preset}
         SamplingConfig(**{name: value for name, value in options.items() if value is not None})
+        if self.reference_video is not None:
+            existing_file(self.reference_video, "the reference video")
         read_scene_file(path)
 
     def load_scene(self, path: Path, defaults: SceneDefaults) -> Scene:
         """Read a scene file with these options."""
         from bya_core.scene.loader import load_scene
 
-        return load_scene(path, defaults, steps=self.steps, seed=self.seed, preset=self.preset, force=self.force)
+        return load_scene(path, defaults, **vars(self))
 
 
 Runtime = Annotated[RuntimeOptions, tyro.conf.OmitArgPrefixes, group("model and memory")]

@@ -43,6 +43,8 @@ from bya_core.scene.types import Speech
 GAP = 25  # maximum number of frames without a face for SyncNet
 LIKENESS_MARGIN = 0.05  # of the assignment of faces to characters
 EMBEDDING_MARGIN = 0.1
+LEAST_LIKENESS = 0.7  # of the face of a character; faces of other people are below it, with few exceptions
+LEAST_SIMILARITY = 0.2  # the same for embeddings
 
 
 class FaceEmbedder(Protocol):
@@ -289,11 +291,13 @@ def cast_faces(
     elif references:
         network, known = tools.identities[0], references[0]
         scores = np.stack([_similarity(frames, track, network, known) for track in tracks])
+        scores = np.where(scores >= LEAST_SIMILARITY, scores, 0.0)
         margin, what = EMBEDDING_MARGIN, network.name
     else:
         assert portraits is not None
         known = np.stack([_portrait_descriptor(each, tools) for each in portraits])
         scores = likeness([track_descriptor(frames, track.points) for track in tracks], list(known))
+        scores = np.where(scores >= LEAST_LIKENESS, scores, 0.0)
         margin, what = LIKENESS_MARGIN, "likeness (proportions and colors)"
     cast, unsure = cast_tracks(scores, tracks, margin)
     notices += [f"{named[n]}: no face was assigned by {what}." for n in range(count) if not cast[n] and n not in unsure]

@@ -19,16 +19,17 @@ from torch import Tensor
 from bya_core.config import RefineConfig, RouterConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
+from bya_core.io.media import Video as Footage
 from bya_core.io.media import fit_image
 from bya_core.io.overlay import render_overlay
 from bya_core.masks import MaskControl, mask_notices, mask_statistics
+from bya_core.pipelines.assignment import with_audio_assignment
 from bya_core.pipelines.long_video import PreparedWindow, WindowRouting, generate_long, plan, prepare_window
 from bya_core.pipelines.preview import preview_frames, scene_colors
 from bya_core.pipelines.sample import Video
 from bya_core.pipelines.window_files import fingerprint
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.routing import Routing
-from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.refine import refine
 from bya_core.routing.route import route
 from bya_core.scene.compose import parse_matrix
@@ -46,6 +47,7 @@ def set_router(
     audio_assignment: AudioAssignment = "given",
     audio_character_matrix: str = "",
     masks: Tensor | None = None,
+    reference_video: Footage | None = None,
 ) -> Scene:
     """The scene with another router and audio-character matrix.
 
@@ -57,6 +59,7 @@ def set_router(
             that by one character; "auto" matches voices to faces.
         audio_character_matrix: see `bya_core.scene.compose.parse_matrix`; empty = that of the scene.
         masks: mask override as images, see `images_to_masks`; None = none.
+        reference_video: for "auto", a video in which the characters say the speeches; None = that of the scene.
 
     Raises:
         InputError: masks or matrix do not fit the scene, or a matrix is given with automatic assignment.
@@ -66,6 +69,7 @@ def set_router(
     if audio_assignment == "auto" and matrix is not None:
         problem = "an audio-character matrix with automatic audio assignment"
         raise InputError(problem, "one of the two", 'clear the matrix, or set audio_assignment to "given"')
+    reference = reference_video or (scene.reference_video if audio_assignment == "auto" else None)
     if audio_assignment == "swapped":
         matrix = rotate_speeches(scene.matrix if matrix is None else matrix)
     grid, notices = model.grid(scene.num_frames, scene.height, scene.width), scene.notices
@@ -76,6 +80,7 @@ def set_router(
         scene,
         audio_character_matrix=scene.audio_character_matrix if matrix is None else matrix,
         bind="auto" if audio_assignment == "auto" else "given",
+        reference_video=reference,
         mask_control=None if tokens is None else MaskControl(tokens),
         routing=router,
         notices=notices,

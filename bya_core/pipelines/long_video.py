@@ -28,6 +28,7 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import check_disk_space
 from bya_core.io.media import mix_speeches
 from bya_core.masks import mask_notices
+from bya_core.pipelines.assignment import with_audio_assignment
 from bya_core.pipelines.prepare import input_notices, prepare, speech_features
 from bya_core.pipelines.sample import decode_latents, denoise_latents, model_notices
 from bya_core.pipelines.window_files import (
@@ -49,7 +50,6 @@ from bya_core.pipelines.window_links import (
 )  # fmt: skip
 from bya_core.progress import ProgressCallback, ProgressTracker, WindowTracker
 from bya_core.routing import Routing
-from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.routing.route import route
 from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene, prompt_at

@@ -15,8 +15,8 @@ from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image, speech_signal
+from bya_core.pipelines.assignment import with_audio_assignment
 from bya_core.progress import ProgressTracker
-from bya_core.routing.audio_assignment import with_audio_assignment
 from bya_core.sampling import Conditions, Prepared
 from bya_core.scene.types import Character, Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle

@@ -55,25 +55,31 @@ def assign_audio(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | N
     if bundle.voice_face is None:
         problem = f'binding "auto", but the model "{bundle.name}" cannot match voices to faces'
         raise InputError(problem, 'binding "given"', "omit it, or provide the audio-character matrix")
-    names = [character.name for character in scene.characters]
-    voices = [m for m, speech in enumerate(scene.speeches) if is_audible(speech)]
-    if len(voices) > len(names):
-        problem = f"{len(voices)} voices ({', '.join(map(stream_name, voices))}) for {len(names)} characters"
-        hint = f"remove a speech, or add a character to {', '.join(names)}"
-        raise InputError(problem, "at most one voice per character", hint)
-    unknown = unknown_faces(scene, bundle) if voices and len(names) > 1 else []
+    voices = check_voices(scene)
+    unknown = unknown_faces(scene, bundle) if voices and len(scene.names) > 1 else []
     if unknown:
         problem = (
             f'binding "auto" for {", ".join(unknown)}, but {bundle.name} knows the voices of drawn puppets only, not '
             "of people as in photographs"
         )
-        hint = "or measure which mouth follows which voice in a video of them: bya report VIDEO --voices FILE ..."
-        raise InputError(problem, "a given audio-character matrix", f"provide the matrix, {hint}")
+        hint = "provide the matrix, or as reference_video a video in which they say the speeches"
+        raise InputError(problem, "a given audio-character matrix", hint)
     activity = load_voice_activity()
     with (tracker or ProgressTracker()).stage("Matching voices to faces"):
         images = [character.image for character in scene.characters]
         assignment = match_voices(scene.speeches, images, bundle.voice_face, activity)
     return replace(assignment, notices=tuple(_notices(assignment, voices, scene, activity)))
+
+
+def check_voices(scene: Scene) -> list[int]:
+    """Numbers of the streams with a voice. Raises InputError if there are more than characters."""
+    names = scene.names
+    voices = [m for m, speech in enumerate(scene.speeches) if is_audible(speech)]
+    if len(voices) > len(names):
+        problem = f"{len(voices)} voices ({', '.join(map(stream_name, voices))}) for {len(names)} characters"
+        hint = f"remove a speech, or add a character to {', '.join(names)}"
+        raise InputError(problem, "at most one voice per character", hint)
+    return voices
 
 
 def unknown_faces(scene: Scene, bundle: ModelBundle) -> list[str]:
@@ -82,7 +88,7 @@ def unknown_faces(scene: Scene, bundle: ModelBundle) -> list[str]:
     return [] if meter is None else [each.name for each in scene.characters if not meter.is_portrait(each.image)]
 
 
-def with_audio_assignment(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Scene:
+def match_scene(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | None = None) -> Scene:
     """The scene with its audio-character matrix; voices are matched to faces for `scene.bind == "auto"`.
 
     Raises as `assign_audio` does.

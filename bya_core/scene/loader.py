@@ -12,7 +12,7 @@ from torch import Tensor
 from bya_core.config import Preset, SamplingConfig
 from bya_core.errors import InputError
 from bya_core.io.files import existing_file
-from bya_core.io.media import read_image
+from bya_core.io.media import read_frames, read_image
 from bya_core.scene.checks import scene_notices, speech_frames
 from bya_core.scene.mask_files import read_masks
 from bya_core.scene.schema import SceneFile, read_scene_file
@@ -36,6 +36,7 @@ def load_scene(
     seed: int | None = None,
     preset: Preset | None = None,
     force: bool = False,
+    reference_video: str | os.PathLike[str] | None = None,
 ) -> Scene:
     """Read a scene file and all files it names.
 
@@ -46,6 +47,7 @@ def load_scene(
         seed: Overrides the seed of the file.
         preset: Overrides the preset of the file.
         force: Accept reference images of a kind that the model was not trained on, as the key of the file does.
+        reference_video: Overrides the reference video of the file, and its matrix by "auto".
 
     Raises:
         InputError: A file that is missing or invalid.
@@ -66,7 +68,10 @@ def load_scene(
         raise InputError(f"{path.name}: {error.problem}", error.expected, error.hint) from error
     strengths = torch.tensor([character.speech_strength for character in file.characters])
     mask_control, mask_notices = read_masks(file, folder, grid)
-    matrix = file.audio_character_matrix
+    matrix = file.audio_character_matrix if reference_video is None else "auto"
+    if reference_video is None and file.reference_video is not None:
+        reference_video = folder / file.reference_video
+    reference = None if reference_video is None else read_frames(reference_video)
     scene = Scene(
         prompt=file.prompt,
         negative_prompt=file.negative_prompt,
@@ -83,13 +88,23 @@ def load_scene(
         routing=file.router.config(),
         mask_control=mask_control,
         bind="auto" if matrix == "auto" else "given",
+        reference_video=reference,
         speech_strength=None if bool((strengths == 1).all()) else strengths,
         prompts=tuple(PromptSpan(span.start, span.end, span.prompt) for span in file.prompts),
         windows=windows,
         sound=audio.sound,
         force=force or file.force,
     )
-    return replace(scene, notices=(*audio.notices, *rounded, *mask_notices, *scene_notices(scene, defaults)))
+    return replace(
+        scene,
+        notices=(
+            *audio.notices,
+            *(reference.notices if reference else ()),
+            *rounded,
+            *mask_notices,
+            *scene_notices(scene, defaults),
+        ),
+    )
 
 
 def matrix_of(matrix: list[list[float]] | str | None, count: int) -> Tensor | None:

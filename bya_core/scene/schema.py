@@ -179,7 +179,14 @@ class SceneFile:
         Field(
             description="Which speech drives which character, one row per speech and one column per character, values "
             "in 0..1. identity or null assigns each speech to its own character, swapped to the next character, auto "
-            "matches voices to faces."
+            "matches voices to the mouths of reference_video, or to faces."
+        ),
+    ] = None
+    reference_video: Annotated[
+        FilePath | None,
+        Field(
+            description="Video in which the characters, real people, say the speeches, from its start. With "
+            "audio_character_matrix auto, each voice drives the character whose lips follow it."
         ),
     ] = None
     height: Annotated[Pixels | None, Field(description="Height in pixels. null is the model's height.")] = None
@@ -221,7 +228,7 @@ def read_scene_file(path: Path) -> SceneFile:
 
 def named_files(file: SceneFile) -> list[str]:
     """All files that a scene file names, as written in it."""
-    names = [file.first_frame, file.dialogue, file.router.masks]
+    names = [file.first_frame, file.dialogue, file.router.masks, file.reference_video]
     names.append(file.timeline if isinstance(file.timeline, str) else None)
     for character in file.characters:
         names += [character.image, character.mask]

@@ -14,7 +14,7 @@ from torch import Tensor
 from bya_core.config import MAX_NAME, MAX_SECONDS, MAX_TEXT, RouterConfig, SamplingConfig, WindowConfig
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.io.media import is_silent
+from bya_core.io.media import Video, is_silent
 from bya_core.masks import MaskControl
 
 FrameFit = Literal["crop", "pad", "stretch"]
@@ -115,6 +115,8 @@ class Scene:
         sound: Audio of the video if it is one recording of all speakers; None mixes the speeches.
         notices: Warnings, one sentence each.
         first_frame_fit: How the first frame is fitted to the size, see `bya_core.encoders.canvas.first_frame`.
+        reference_video: Video of the characters saying the speeches, from which bind "auto" takes who speaks; None
+            matches voices to the reference images.
         force: Accept reference images of a kind that the model was not trained on.
 
     Raises:
@@ -141,6 +143,7 @@ class Scene:
     sound: Speech | None = None
     notices: tuple[str, ...] = ()
     first_frame_fit: FrameFit = "crop"
+    reference_video: Video | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -157,6 +160,9 @@ class Scene:
             raise InputError(problem, rule, "correct its shape, or remove it")
         if not _within(self.matrix, 1):
             raise InputError("an audio-character matrix with values outside 0..1", "values in 0..1", "correct them")
+        if self.reference_video is not None and self.bind != "auto":
+            problem = "a reference video without automatic audio assignment"
+            raise InputError(problem, 'audio assignment "auto"', "set it, or remove the reference video")
         if self.routing.mode == "manual" and self.mask_control is None:
             hint = "add masks, or choose another mode"
             raise InputError('router mode "manual" without masks', "a mask for each character", hint)

@@ -83,7 +83,9 @@ class Captions(Stage):
             return [record.with_data(caption="", caption_words=0)]
         size = model_size(record, settings.max_side)
         indices = np.linspace(0, record.num_frames - 1, min(settings.frames, record.num_frames)).round().astype(int)
-        frames, boxes = clip_frames(record, size)[indices], clip_boxes(record, size)[:, indices].swapaxes(0, 1)
+        boxes = clip_boxes(record, size)[:, indices].swapaxes(0, 1)
+        seen = getattr(captioner, "uses_frames", True)
+        frames = clip_frames(record, size)[indices] if seen else np.zeros((len(indices), *size, 3), np.uint8)
         speaking = np.array(record.data["matrix"]).T @ np.array(record.data["speaking"]) > 0
         caption = " ".join(captioner.caption(frames, boxes, speaking.tolist()).split())
         words = len(caption.split())

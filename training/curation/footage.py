@@ -27,6 +27,7 @@ from training.curation.stage import UnusableFootage
 
 SAMPLE_RATE = 16_000
 _MAX_IN_MEMORY = 256 << 20  # bytes of the frames of a shot
+_REDUCED = 1.5  # size of frames over that of crops at which frames are reduced first
 MARGIN = 0.1  # seconds of audio on each side that are resampled with a part
 
 
@@ -133,9 +134,12 @@ def read_shot(path: str, first: int, last: int, max_side: int) -> tuple[np.ndarr
     return result, scale
 
 
+@lru_cache(maxsize=4)
 def read_frame(path: str, k: int) -> np.ndarray:
-    """Decode timeline frame k as uint8 [H,W,3]. Raises UnusableFootage."""
-    return next(timeline_frames(path, k, k + 1))[1].pixels
+    """Decode timeline frame k as uint8 [H,W,3], read-only; recent results are cached. Raises UnusableFootage."""
+    pixels = next(timeline_frames(path, k, k + 1))[1].pixels
+    pixels.flags.writeable = False  # shared by the clips of a shot
+    return pixels
 
 
 def read_crop(
@@ -152,10 +156,14 @@ def read_crop(
     """
     result = np.empty((last - first, *size, 3), np.uint8)
     previous: tuple[Picture, np.ndarray] | None = None
+    reduction = _REDUCED * max(size[1] / (crop[2] - crop[0]), size[0] / (crop[3] - crop[1]))
     for k, frame in timeline_frames(path, first, last):
         if previous is None or previous[0] is not frame:
-            image = Image.fromarray(frame.pixels)
-            resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=crop, reducing_gap=3.0)
+            largest = max(frame.image.width, frame.image.height)
+            pixels, scale = frame.resized(math.ceil(largest * min(1.0, reduction)))  # fast, before the exact crop
+            image = Image.fromarray(pixels)
+            box = np.minimum(np.array(crop) * scale, np.tile(image.size, 2)).tolist()  # sizes are rounded
+            resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
             previous = frame, np.asarray(resized)
         result[k - first] = previous[1]
     return result

@@ -26,7 +26,7 @@ class MaskSettings:
         segmenter: video segmentation model; "mesh" needs no download, but face meshes (faces.detector: blazeface);
             "none" computes no masks, and no shards can be written.
         prompt: box prompt: "face" = detected face box; "body" = head, shoulders and chest around it.
-        max_side: longer side of the model input in pixels.
+        max_side: longer side of the model input in pixels; of the input of "mesh", at most 360.
         min_face_coverage: minimum fraction of every face box (mean over the clip) covered by its mask.
         max_overlap: maximum IoU of two masks.
     """
@@ -42,6 +42,7 @@ class Masks(Stage):
     """Computes masks [N,F,H,W] at the resolution of the model; rejects clips whose masks lose their faces."""
 
     name = "masks"
+    version = 2
     models = {"segmenter": "segmenter"}
 
     def __call__(self, record: Record) -> list[Record]:
@@ -49,7 +50,7 @@ class Masks(Stage):
         segmenter: Segmenter | MeshSegmenter | None = self.model("segmenter")
         if segmenter is None:
             return [record]
-        size = model_size(record, settings.max_side)
+        size = model_size(record, min(settings.max_side, getattr(segmenter, "max_side", settings.max_side)))
         frames, boxes = clip_frames(record, size), clip_boxes(record, size)
         prompts = torch.from_numpy(boxes[:, 0]).float()
         if settings.prompt == "body":

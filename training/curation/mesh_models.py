@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from scipy.ndimage import label
 
@@ -30,7 +29,7 @@ FACE_OVAL = (
 _FADE = 0.25  # of a frame at both ends of a turn
 _MAX_LAG = 4  # frames that sound and picture of a recording may be apart
 
-_MASK_SIDE = 360  # longer side in pixels at which masks are computed
+_EVERY = 2  # frames between two that are segmented
 _MAX_REACH = 2.2  # largest horizontal distance of a body from the center of its face, in face widths
 
 
@@ -111,6 +110,8 @@ class MeshSegmenter:
     """
 
     name = "face mesh and selfie segmentation"
+    max_side = 360
+    """Longer side in pixels of the frames, and of the masks: finer ones are not more exact."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.people = PersonSegmenter(device)
@@ -126,28 +127,19 @@ class MeshSegmenter:
         Returns:
             bool [N, F, H, W]; a pixel belongs to one person at most.
         """
-        height, width = frames.shape[1:3]
-        scale = min(1.0, _MASK_SIDE / max(height, width))
-        size = round(height * scale), round(width * scale)
-        factor = np.array([size[1] / width, size[0] / height])
-        people = self._people(frames, boxes, size)
-        small = np.stack(
-            [_divide(people[f], boxes[:, f] * np.tile(factor, 2), points[:, f] * factor) for f in range(len(frames))],
-            axis=1,
-        )
-        result = np.empty((len(boxes), *frames.shape[:3]), bool)
-        for n, track in enumerate(small):
-            values = torch.from_numpy(track).float()[:, None]
-            large = F.interpolate(values, (height, width), mode="bilinear", align_corners=False)
-            result[n] = large[:, 0].numpy() > 0.5
-        return result
+        people = self._people(frames, boxes)
+        return np.stack([_divide(people[f], boxes[:, f], points[:, f]) for f in range(len(frames))], axis=1)
 
-    def _people(self, frames: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Pixels of any person [F, *size], from the region around all bodies."""
+    def _people(self, frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """Pixels of any person, bool [F, H, W], from the region around all bodies; interpolated between frames."""
         bodies = body_boxes(torch.from_numpy(boxes.reshape(-1, 4))).numpy().reshape(boxes.shape)
-        low, high = bodies[..., :2].min(axis=0), bodies[..., 2:].max(axis=0)
-        found = torch.from_numpy(self.people(frames, np.concatenate([low, high], axis=1)))[:, None]
-        return F.interpolate(found, size, mode="bilinear", antialias=True)[:, 0].numpy() > 0.5
+        regions = np.concatenate([bodies[..., :2].min(axis=0), bodies[..., 2:].max(axis=0)], axis=1)
+        last = len(frames) - 1
+        known = np.unique([*range(0, last, _EVERY), last])
+        found = self.people(frames[known], regions[known])
+        after = np.searchsorted(known, np.arange(last + 1))
+        before = np.where(known[after] == np.arange(last + 1), after, after - 1)
+        return (found[before] + found[after]) / 2 > 0.5
 
 
 def _divide(people: np.ndarray, boxes: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -166,6 +166,8 @@ class QwenCaptioner:
 class TemplateCaptions:
     """Captions that state what earlier stages measured: the number of people, and who speaks."""
 
+    uses_frames = False  # black ones are passed
+
     def caption(self, frames: np.ndarray, boxes: np.ndarray, speaking: Sequence[bool]) -> str:
         """See `Captioner`."""
         return describe_people(boxes, speaking)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from bya_core.io.overlay import tint_frame
 from training.curation.output import CurationOutput, OutputLayout, read_index
 from training.curation.pipeline import STAGE_NAMES
 from training.curation.record import FPS
+from training.curation.stats import stage_costs
 from training.data.clip import SAMPLE_RATE, ClipSample
 from training.data.shards.reader import read_shards
 from training.data.view import STYLE, card, embed_image
@@ -94,19 +94,8 @@ def _summary(rows: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> 
     )
 
 
-def stage_costs(store: Path) -> dict[str, tuple[int, int, int, float]]:
-    """Return (input records, kept, rejected, total seconds) of each stage from the result store."""
-    costs = {}
-    for name in STAGE_NAMES:
-        entries = [json.loads(path.read_text(encoding="utf-8")) for path in (store / name).glob("*/*.json")]
-        rejected = sum(record["rejected"] is not None for entry in entries for record in entry["records"])
-        kept = sum(len(entry["records"]) for entry in entries) - rejected
-        costs[name] = (len(entries), kept, rejected, sum(entry["seconds"] for entry in entries))
-    return costs
-
-
 def _funnel(layout: OutputLayout) -> str:
-    costs = stage_costs(layout.store)
+    costs = stage_costs(layout.store, STAGE_NAMES)
     largest = max(1, *(max(inputs, kept) for inputs, kept, *_ in costs.values()))
     lines = ["<tr><th>stage<th>input<th>kept<th>rejected<th>seconds per record<th>"]
     for name, (inputs, kept, rejected, seconds) in costs.items():

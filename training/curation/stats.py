@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from training.curation.record import Record
 
@@ -72,21 +74,38 @@ class RunStats:
         counts = f"{self.finished}/{len(self.sizes)} files  {self.clips} {self.unit}  {rate:.2f} {self.unit}/s"
         return f"{counts}  {remaining}  (kept/rejected) {stages}"
 
-    def summary(self, models: Mapping[str, str], all_stages: Sequence[str]) -> list[str]:
-        """One line per stage: records kept and rejected and the models used, or that it did not run.
+    def summary(self, models: Mapping[str, str], all_stages: Sequence[str], store: Path) -> list[str]:
+        """One line per stage: records kept and rejected, seconds and the models used, or that it did not run.
 
         Args:
             models: description of the models of each stage that ran; empty for stages without models.
             all_stages: names of all stages, in order.
+            store: folder of the cached results, see `stage_costs`.
         """
+        costs = {name: each[3] for name, each in stage_costs(store, self.stages).items()}
         lines = []
         for name in all_stages:
             if name not in self.stages:
                 lines.append(f"{name}: not run (until: {self.stages[-1]})")
             else:
                 used = f" ({models[name]})" if models.get(name) else ""
-                lines.append(f"{name}{used}: {self.kept[name]} kept, {self.rejected[name]} rejected")
+                counts = f"{self.kept[name]} kept, {self.rejected[name]} rejected"
+                lines.append(f"{name}{used}: {counts}, {costs[name]:.1f} s")
         return lines
+
+
+def stage_costs(store: Path, stages: Iterable[str]) -> dict[str, tuple[int, int, int, float]]:
+    """Return (input records, kept, rejected, total seconds of all workers) of each stage from the result store.
+
+    Cached results of earlier runs and settings are included.
+    """
+    costs = {}
+    for name in stages:
+        entries = [json.loads(path.read_text(encoding="utf-8")) for path in (store / name).glob("*/*.json")]
+        rejected = sum(record["rejected"] is not None for entry in entries for record in entry["records"])
+        kept = sum(len(entry["records"]) for entry in entries) - rejected
+        costs[name] = (len(entries), kept, rejected, sum(entry["seconds"] for entry in entries))
+    return costs
 
 
 def outcomes_of(records: Sequence[Record]) -> list[tuple[bool, bool]]:

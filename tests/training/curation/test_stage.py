@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from training.curation.pipeline import STAGE_NAMES
 from training.curation.record import Record
 from training.curation.speech import MatrixSettings
 from training.curation.stage import MissingRequirements, Stage, result_key, run_stage
+from training.curation.stats import stage_costs
 from training.curation.store import Store, StoreError
 
 
@@ -75,5 +78,8 @@ def test_everything_missing_is_one_list_before_the_run(tmp_path, footage):
     stats = curate(CurateOptions(footage.folder, tmp_path / "out", path, workers=0))
     assert stats.kept["faces"] == 5 and not list((tmp_path / "out").glob("*.tar"))
     assert OutputLayout(tmp_path / "out").index.is_file()
-    summary = "\n".join(stats.summary({"faces": "detector puppet"}, STAGE_NAMES))
-    assert "faces (detector puppet): 5 kept, 0 rejected" in summary and "sync: not run (until: faces)" in summary
+    store = OutputLayout(tmp_path / "out").store
+    summary = "\n".join(stats.summary({"faces": "detector puppet"}, STAGE_NAMES, store))
+    seconds = re.search(r"faces \(detector puppet\): 5 kept, 0 rejected, ([\d.]+) s", summary)
+    assert seconds and float(seconds[1]) == pytest.approx(stage_costs(store, ["faces"])["faces"][3], abs=0.06)
+    assert "sync: not run (until: faces)" in summary

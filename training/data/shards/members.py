@@ -162,7 +162,7 @@ def _video(frames: np.ndarray, fps: float) -> bytes:
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     with temporary_folder() as folder:
         path = folder / "clip.mp4"
-        write_video(path, iter(np.pad(frames, odd, mode="edge")), fps)
+        write_video(path, iter(np.pad(frames, odd, mode="edge")), fps, preset="veryfast")
         return path.read_bytes()
 
 
