@@ -1,14 +1,15 @@
-"""Loading a checkpoint of a training run: the trained weights over those that the run started from.
+"""Loading the trained weights of a run over those that the run started from: checkpoints, and adapters alone.
 
 A checkpoint (`checkpoints/step-*`, written by training/engine/checkpointing.py) stores the weights that are trained.
 `model` in its trainer_state.json records the arguments of the transformer, its adapters, and folder and fingerprint of
-`init`, from which the others are read. Runs that start from random weights store those too.
+`init`, from which the others are read. Runs that start from random weights store those too. `final/` of a run that
+trained adapters alone has the same record in run.json, and no weights besides the adapters.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from bya_core.weights.state_dict_adapter import PATCH_PROJECTION, TransformerSou
 from bya_core.weights.weight_files import Shapes, WeightFile, build_empty, read_shapes
 
 STATE_FILE = "trainer_state.json"
+RUN_FILE = "run.json"
+RUN_LORA = "pytorch_lora_weights.safetensors"
+"""LoRA of a training run, with scale 1."""
 WEIGHTS_FILE, AVERAGES_FILE, FROZEN_FILE = "weights.safetensors", "ema.safetensors", "frozen.safetensors"
 
 
@@ -56,9 +60,6 @@ def checkpoint_source(folder: Path, locate: Callable[[Path], TransformerSource])
         InputError: The `init` folder is needed, but is missing or has other weights than at the start of the run.
     """
     record = read_model_record(folder)
-    arguments: dict[str, Any] = record["arguments"]
-    shell = build_empty(lambda: BindYourAvatarTransformer3DModel(**arguments))
-    expected: Shapes = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
     path = folder / (AVERAGES_FILE if (folder / AVERAGES_FILE).is_file() else WEIGHTS_FILE)
     trained = WeightFile(path, rename=map_transformer_name)
     adapters: dict[str, Tensor] = {}
@@ -71,13 +72,51 @@ def checkpoint_source(folder: Path, locate: Callable[[Path], TransformerSource])
         frozen = WeightFile(folder / FROZEN_FILE, rename=map_transformer_name)
         files.insert(0, frozen)
         own |= set(read_shapes([frozen])[0])
+    return _over_init(folder, record, files, own, lora, locate)
+
+
+def read_adapter_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a `final` folder that has adapters and no other weights; None for other folders."""
+    others = [path for path in folder.glob("*.safetensors") if path.name != RUN_LORA]
+    if others or not (folder / RUN_LORA).is_file() or not (folder / RUN_FILE).is_file():
+        return None
+    record = read_json_object(folder / RUN_FILE, "the record of the run").get("model")
+    return record if isinstance(record, dict) and "arguments" in record else None
+
+
+def adapter_source(
+    folder: Path, record: Mapping[str, Any], locate: Callable[[Path], TransformerSource]
+) -> TransformerSource:
+    """Source of a transformer whose `final` folder has adapters alone, with the record of `read_adapter_record`.
+
+    Raises:
+        InputError: As `checkpoint_source`.
+    """
+    with WeightFile(folder / RUN_LORA).open() as stored:
+        lora = lora_pairs({name: tensor.load().clone() for name, tensor in stored.items()})
+    source = _over_init(folder, record, [], set(), lora, locate)
+    return replace(source, paths=(*source.paths, folder / RUN_LORA))
+
+
+def _over_init(
+    folder: Path,
+    record: Mapping[str, Any],
+    files: Sequence[WeightFile],
+    own: set[str],
+    lora: Pairs,
+    locate: Callable[[Path], TransformerSource],
+) -> TransformerSource:
+    """The weights `own` in `files` and the updates `lora`, over the weights that the run started from."""
+    arguments: dict[str, Any] = record["arguments"]
+    shell = build_empty(lambda: BindYourAvatarTransformer3DModel(**arguments))
+    expected: Shapes = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
     if expected.keys() <= own:
         return TransformerSource(arguments, tuple(files), lora, tuple(file.path for file in files))
-    start = _locate_init(folder, record, len(expected.keys() - own), locate)
+    start = locate_init(folder, record, locate)
     shapes, _ = read_shapes(start.files, expected, PATCH_PROJECTION)
     needed = frozenset(name for name, shape in shapes.items() if name not in own and expected.get(name) == shape)
     if missing := sorted(expected.keys() - own - needed - set(_never_read(start, expected))):
-        problem = f"the checkpoint {folder} and its --init lack {len(missing)} weights, such as {missing[0]}"
+        problem = f"{folder} and its --init lack {len(missing)} weights, such as {missing[0]}"
         raise InputError(problem, "all weights of the model", "use the `final` folder of the run")
     kept: Pairs = {}
     if not record.get("continues_lora"):
@@ -110,21 +149,26 @@ def source_fingerprint(source: TransformerSource) -> str:
     return digest.hexdigest()[:16]
 
 
-def _locate_init(
-    folder: Path, record: Mapping[str, Any], count: int, locate: Callable[[Path], TransformerSource]
+def locate_init(
+    folder: Path, record: Mapping[str, Any], locate: Callable[[Path], TransformerSource]
 ) -> TransformerSource:
+    """Source of the model that the run in `folder` started from.
+
+    Raises:
+        InputError: It is missing, or has other weights than at the start of the run.
+    """
     init = record.get("init")
     if not init:
-        problem = f"the checkpoint {folder} lacks {count} frozen weights, which came from --base"
+        problem = f"{folder} lacks its frozen weights, which came from --base"
         raise InputError(problem, "a run that started from --init", "use the `final` folder of the run")
     start = Path(init["path"])
-    hint = "put it back, or use the `final` folder of the run"
+    hint = "put it back; to share adapters alone, use --lora with the model they were trained on"
     if not start.is_dir():
-        problem = f"the checkpoint {folder} needs {count} frozen weights of its --init {start}, which is missing"
+        problem = f"{folder} needs the frozen weights of its --init {start}, which is missing"
         raise InputError(problem, "the folder that the run started from", hint)
     source = locate(start)
     if source_fingerprint(source) != init["fingerprint"]:
-        problem = f"the checkpoint {folder} needs {count} frozen weights of its --init {start}, which has changed"
+        problem = f"{folder} needs the frozen weights of its --init {start}, which has changed"
         raise InputError(problem, "the weights that the run started from", hint)
     return source
 

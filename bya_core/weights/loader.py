@@ -19,7 +19,14 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.scene.types import SceneDefaults
 from bya_core.weights.bundle import ModelBundle, NativeSize
 from bya_core.weights.cache import missing_files
-from bya_core.weights.checkpoints import checkpoint_source, is_checkpoint, read_model_record
+from bya_core.weights.checkpoints import (
+    RUN_LORA,
+    adapter_source,
+    checkpoint_source,
+    is_checkpoint,
+    read_adapter_record,
+    read_model_record,
+)
 from bya_core.weights.comparison import shorten, weights_fingerprint
 from bya_core.weights.components import OFFICIAL, RELEASE
 from bya_core.weights.damaged import named_model
@@ -36,8 +43,6 @@ from bya_core.weights.state_dict_adapter import (
 )
 from bya_core.weights.weight_files import WeightFile, read_shapes
 
-RUN_LORA = "pytorch_lora_weights.safetensors"
-"""LoRA of a training run, next to its weights and with scale 1."""
 OFFICIAL_ENCODER_ARGUMENTS = {
     "text_embed_dim": 4096, "out_channels": 16, "lfe_id_dim": 1280, "lfe_vit_dim": 1024, "lfe_num_scale": 5,
     "audio_blocks": 12, "audio_channels": 768,
@@ -130,9 +135,10 @@ def resolve(name_or_path: str | Path) -> ModelSource:
         name = path.name if is_entry else str(path.absolute())
         bundle_source = _diffusers_source(path / "transformer")
         return replace(bundle_source, encoders=name, settings=_read_json(path / "bundle.json"))
-    if is_checkpoint(path):
-        source = checkpoint_source(path, init_source)
-        record = read_model_record(path)
+    adapters = read_adapter_record(path)
+    if is_checkpoint(path) or adapters is not None:
+        record = adapters or read_model_record(path)
+        source = adapter_source(path, record, init_source) if adapters else checkpoint_source(path, init_source)
         layout = canvas_layout((default_arguments() | source.arguments)["flavour"])
         return ModelSource(source, canvas_layout=layout, training=_training_settings(record))
     if (path / "config.json").is_file():

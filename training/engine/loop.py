@@ -207,10 +207,12 @@ def _train(
         ema.copy_to(parameters)
     weights = {name: unsharded(value) for name, value in model.state_dict().items()}
     info = {"stage": asdict(stage), "steps": state.step, "init": settings.init, "trained": list(run.trainable())}
+    info["model"] = identity["model"]
+    adapters_alone = settings.init is not None and all(".lora_" in name for name in run.trainable())
     info |= recipe.bundle_settings if recipe is not None else {}
     with shared_atomic_folder(output / "final", accelerator, "the final weights", checkpoints) as folder:
         if main:
-            write_model(folder, model, weights, stage.lora, info)
+            write_model(folder, model, weights, stage.lora, info, adapters_alone=adapters_alone)
     skipped_clips = list(getattr(data, "skipped", ()))
     summary = {**timer.summary(), "broken_clips": len(skipped_clips), **state.averages}
     if main:

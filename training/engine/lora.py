@@ -7,6 +7,8 @@ The `final/` folder of a run contains
     pytorch_lora_weights.safetensors          the adapters in the released format, if the stage has any
     run.json                                  stage, steps, trained parameters, and rank, alpha, targets of the adapters
 
+A run that trained adapters alone writes no other weights: run.json then names the model that it started from.
+
 Adapters are not merged, because the next stage continues to train them and because merging into bfloat16 weights would
 round them. To load such a folder, add B A to each weight with scale 1: alpha / rank is already part of B.
 """
@@ -14,6 +16,7 @@ round them. To load such a folder, add B A to each weight with scale 1: alpha / 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,11 +30,14 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
+from bya_core.weights.checkpoints import RUN_FILE, RUN_LORA, adapter_source, locate_init, read_adapter_record
+from bya_core.weights.loader import init_source
 from bya_core.weights.lora import lora_pairs, merge_lora_into
 from bya_core.weights.state_dict_adapter import AUDIO_FILE, load_released
 from training.engine.stages import Lora
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_FILE = RUN_LORA
+log = logging.getLogger(__name__)
 PREFIX = "transformer."
 """Prefix of all names in a released LoRA file."""
 
@@ -106,16 +112,28 @@ def load_model(folder: Path, lora: Lora | None = None) -> BindYourAvatarTransfor
     Raises:
         InputError: the folder has no model.
     """
+    return add_adapters(*_load_parts(folder), lora)
+
+
+def _load_parts(folder: Path) -> tuple[BindYourAvatarTransformer3DModel, dict[str, Tensor]]:
+    """A model and the adapters that are not merged into it."""
+    if (record := read_adapter_record(folder)) is not None:
+        locate_init(folder, record, init_source)  # has to be unchanged
+        model, before = _load_parts(Path(record["init"]["path"]))
+        if before and not record["continues_lora"]:
+            merge_lora_into(model, before)
+        return model, load_file(folder / LORA_FILE)
+    found: dict[str, Tensor] = {}
     if (folder / "config.json").is_file():
         model: Any = BindYourAvatarTransformer3DModel.from_pretrained(folder)
         found = load_file(folder / LORA_FILE) if (folder / LORA_FILE).is_file() else {}
     elif (folder / AUDIO_FILE).is_file():
         model, found = load_released(folder), {}  # its adapters are merged while loading
     elif (folder / "transformer" / "config.json").is_file():
-        return load_model(folder / "transformer", lora)
+        return _load_parts(folder / "transformer")
     else:
         raise InputError(f"--init {folder}", "a folder with config.json", "use the final folder of a stage")
-    return add_adapters(model, found, lora)
+    return model, found
 
 
 def add_adapters(
@@ -148,14 +166,29 @@ def write_model(
     state: Mapping[str, Tensor],
     lora: Lora | None,
     info: Mapping[str, Any],
+    adapters_alone: bool = False,
 ) -> None:
-    """Write a folder as described above; `state` is the full state dict, possibly averaged."""
+    """Write a folder as described above; `state` is the full state dict, possibly averaged.
+
+    With `adapters_alone`, weights are written only if the model that `info["model"]` names lacks some of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.save_config(folder)
-    pattern = "diffusion_pytorch_model{suffix}.safetensors"
-    save_torch_state_dict(base_weights(state), folder, filename_pattern=pattern, max_shard_size="10GB")
     run: dict[str, Any] = dict(info)
     if lora is not None:
         save_file(lora_weights(model, state, lora), folder / LORA_FILE)
         run["lora"] = {"file": LORA_FILE, "merged": False, "scale": 1.0, **asdict(lora)}
-    (folder / "run.json").write_text(json.dumps(run, indent=1, default=str))
+    (folder / RUN_FILE).write_text(json.dumps(run, indent=1, default=str))
+    if not (adapters_alone and _is_complete(folder)):
+        pattern = "diffusion_pytorch_model{suffix}.safetensors"
+        save_torch_state_dict(base_weights(state), folder, filename_pattern=pattern, max_shard_size="10GB")
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder with adapters alone can be loaded."""
+    try:
+        record = read_adapter_record(folder)
+        return record is not None and bool(adapter_source(folder, record, init_source).files)
+    except InputError as error:
+        log.info("the final folder has all weights: %s", error)
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from training.engine.checkpointing import Checkpoints
 from training.engine.lora import load_model as load_trained
 from training.engine.recipe import load_recipe
 from training.engine.settings import RunSettings
+from training.engine.stages import Lora
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -64,6 +66,34 @@ def test_adapters_of_init_are_continued_or_merged(data, tmp_path):
         expected, found = _state(output / "final"), _state(Checkpoints(output).all()[-1])
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+def test_adapters_alone_are_a_small_final_that_loads_and_continues(data, tmp_path, ema):
+    recipe = load_recipe(write_recipe(tmp_path / "small.yaml", steps=2))
+    stage = replace(recipe.stages[2], trainable=(), optimizer=replace(recipe.stages[2].optimizer, ema_decay=ema))
+    init, finals = str(tmp_path / "init"), []
+    for name in ("one", "two"):  # the second continues the adapters of the first
+        output = tmp_path / name
+        model = load_trained(Path(init), stage.lora)
+        run_parts.run(data, stage, output, model, init=init, checkpointing_steps=1)
+        final = output / "final"
+        assert [path.name for path in final.glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
+        expected, found = _state(Checkpoints(output).all()[-1]), _state(final)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, msg=f"{name}: {key}")
+        for lora in (None, stage.lora, Lora(3, 3)):  # merged, continued, merged with new adapters
+            again = load_trained(final, lora)
+            assert (lora is not None) == any(".lora_" in key for key in again.state_dict())
+            if lora is None:
+                for key, value in again.state_dict().items():
+                    torch.testing.assert_close(value, found[key], msg=f"{name}: {key}")
+        init = str(final)
+        finals.append(found)
+    assert any(not torch.equal(value, finals[1][key]) for key, value in finals[0].items())
+    shutil.rmtree(tmp_path / "init")
+    with pytest.raises(InputError, match="is missing"):
+        resolve(tmp_path / "one" / "final")
 
 
 def test_init_that_is_gone_or_changed_is_told(data, tmp_path):
