@@ -20,7 +20,6 @@ from bya_core.evaluation.metric_weights import SYNCNET
 from bya_core.evaluation.sync_metrics import Sync, shifted_distances, sync_of
 from bya_core.evaluation.syncnet import SyncEmbedder
 from bya_core.io.color import histogram, histogram_similarity, lab
-from bya_core.weights.loader import load_bundle
 
 _HISTOGRAM_SIZE = 32  # side in pixels of a face for its color histogram
 _MAX_CAPTION_TOKENS = 220
@@ -118,6 +117,8 @@ def wav2vec(folder: str, device: str = "cpu") -> SpeechEncoder:
 
 def model_speech(model: str = "toy") -> SpeechEncoder:
     """Load the speech encoder of a model by name or path."""
+    from bya_core.weights.loader import load_bundle  # imports take seconds, also in every worker
+
     return load_bundle(model).speech
 
 
