@@ -9,8 +9,10 @@ from comfy_api.latest import io
 from bya_core.errors import InputError
 from bya_core.scene.schema import CharacterEntry
 
-from . import convert, host, types
+from . import checks, convert, host, results, types
 from .schema import schema, widget
+
+NO_SPEECH = "No speech was found in the recording: the mouth will hardly move."
 
 
 class FaceEncode(io.ComfyNode):
@@ -22,7 +24,8 @@ class FaceEncode(io.ComfyNode):
             "Makes one character from a reference image and a voice. Chain several, or join them with BYA Cast; their "
             "order is the order of all masks. Faces are encoded when the router runs; BYA Preflight shows the detected "
             "faces beforehand.",
-            search_aliases=["character", "reference face", "identity", "avatar"],
+            folder="characters",
+            search_aliases=["character", "reference face", "identity", "avatar", "talking", "multi speaker"],
             inputs=[
                 io.Image.Input(
                     "image",
@@ -30,7 +33,7 @@ class FaceEncode(io.ComfyNode):
                     "drawn puppet on white.",
                 ),
                 io.String.Input("name", default="character A", tooltip="Unique name, used in legends and reports."),
-                widget(CharacterEntry, "speech_strength", hint="0.7 to 1.3 is safe."),
+                widget(CharacterEntry, "speech_strength", hint="0.7 to 1.3 is safe.", optional=True, advanced=True),
                 types.Speech.Input(
                     "speech",
                     optional=True,
@@ -51,12 +54,12 @@ class FaceEncode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
-        return True if name is None or name.strip() else "the character has no name; expected text; enter one."
+        return checks.validate(lambda: checks.check_character(name))
 
     @classmethod
     @host.plain_errors
     def execute(
-        cls, image: Any, name: str, speech_strength: float, speech: Any = None, cast: Any = None
+        cls, image: Any, name: str, speech_strength: float = 1.0, speech: Any = None, cast: Any = None
     ) -> io.NodeOutput:
         from bya_core.scene.compose import CastMember, combine_casts
 
@@ -71,13 +74,22 @@ class AudioEncode(io.ComfyNode):
             "AudioEncode",
             "BYA Audio Encode",
             "Makes the voice of one character from a recording, and finds the spans with speech.",
-            search_aliases=["voice", "speech", "talking", "lip sync", "multi speaker"],
+            folder="characters",
+            search_aliases=["voice", "speech", "talking", "lip sync", "dialogue", "multi speaker"],
+            has_intermediate_output=True,
             inputs=[
                 io.Audio.Input(
                     "audio", tooltip="A recording of one speaker, any sample rate, mono or stereo, without music."
                 ),
-                widget(CharacterEntry, "offset", step=0.04, hint="One frame is 0.04 s."),
-                widget(CharacterEntry, "gain", step=0.5, hint="Applies to the model and to the audio of the video."),
+                widget(CharacterEntry, "offset", step=0.04, hint="One frame is 0.04 s.", optional=True),
+                widget(
+                    CharacterEntry,
+                    "gain",
+                    step=0.5,
+                    hint="Applies to the model and to the audio of the video.",
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 types.Speech.Output("speech", tooltip="The voice. Connect to BYA Face Encode."),
@@ -87,12 +99,14 @@ class AudioEncode(io.ComfyNode):
 
     @classmethod
     @host.plain_errors
-    def execute(cls, audio: Any, offset: float, gain: float) -> io.NodeOutput:
+    def execute(cls, audio: Any, offset: float = 0.0, gain: float = 0.0) -> io.NodeOutput:
         from bya_core.encoders.vad import speaking_spans
 
         speech = convert.one_speech(audio, offset, gain)
-        lines = [f"{start:.2f} - {end:.2f} s" for start, end in speaking_spans(speech)]
-        return io.NodeOutput(speech, "\n".join(lines) or "no speech found")
+        spans = speaking_spans(speech)
+        lines = [f"{start:.2f} - {end:.2f} s" for start, end in spans]
+        shown = {**results.waveform(speech, spans), **results.notices([] if spans else [NO_SPEECH])}
+        return io.NodeOutput(speech, "\n".join(lines) or "no speech found", ui=shown)
 
 
 class Cast(io.ComfyNode):
@@ -105,7 +119,8 @@ class Cast(io.ComfyNode):
             "Cast",
             "BYA Cast",
             "Joins characters into one cast, in the order of the inputs. Equivalent to chaining BYA Face Encode.",
-            search_aliases=["characters", "people", "dialogue", "multi speaker"],
+            folder="characters",
+            search_aliases=["characters", "people", "dialogue", "multi speaker", "talking"],
             inputs=[
                 io.Autogrow.Input(
                     "characters",

@@ -22,7 +22,8 @@ class LoadDemo(io.ComfyNode):
             "LoadDemo",
             "BYA Load Demo",
             "Images, voices, first frame and prompt of a drawn scene that comes with the pack, for the toy model.",
-            search_aliases=["example", "puppets"],
+            folder="characters",
+            search_aliases=["example", "puppets", "talking", "dialogue"],
             inputs=[
                 io.Combo.Input("demo", options=demo_names(), default=demo_names()[0], tooltip="Name of the demo scene.")
             ],

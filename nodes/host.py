@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -59,12 +60,12 @@ def add_demo_files() -> None:
 
 def model_names() -> list[str]:
     """Names of all models: of the registry, and local ones in the registered folders."""
-    return [*MODELS, *(name for name in _local_models() if name not in MODELS)]
+    return [*MODELS, *(name for name in local_model_paths() if name not in MODELS)]
 
 
 def resolve_model(name: str) -> tuple[str, Path | None]:
     """Name of a model, and its path if it is not in the registry."""
-    return name, None if name in MODELS else _local_models().get(name)
+    return name, None if name in MODELS else local_model_paths().get(name)
 
 
 def lora_names() -> list[str]:
@@ -80,7 +81,7 @@ def lora_path(name: str) -> Path:
     return Path(found)
 
 
-def _local_models() -> dict[str, Path]:
+def local_model_paths() -> dict[str, Path]:
     """Model folders and converted files in the registered folders."""
     for folder in folder_paths.get_folder_paths(FOLDER):
         add_model_folder(Path(folder))
@@ -102,8 +103,45 @@ def download(name: str) -> None:
         bar.update_absolute(progress.step // 10**6, max(1, progress.total // 10**6))
 
     if name in MODELS and MODELS[name].components and not MODELS[name].available:
-        _local_models()  # registers ComfyUI's folders
+        local_model_paths()  # registers ComfyUI's folders
         registry.download_model(name, callback=report)
+
+
+def model_defaults() -> dict[str, dict[str, Any]]:
+    """Settings of each model that the page fills in: widget -> value."""
+    known = {name: entry.settings or _settings(entry.path) for name, entry in MODELS.items()}
+    known |= {name: _settings(path) for name, path in local_model_paths().items() if name not in MODELS}
+    return {name: _widgets(settings) for name, settings in known.items() if settings is not None}
+
+
+def _settings(folder: Path) -> Mapping[str, Any] | None:
+    """Content of bundle.json; None without a readable one."""
+    try:
+        settings = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        return settings if {"native", "sampling"} <= settings.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _widgets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    native, sampling = settings["native"], settings["sampling"]
+    return {
+        "width": native.get("width"),
+        "height": native.get("height"),
+        "window_frames": native.get("num_frames"),
+        "steps": sampling.get("steps"),
+        "cfg": sampling.get("guidance_scale"),
+        "audio_cfg": sampling.get("audio_guidance_scale"),
+        "scheduler": sampling.get("scheduler"),
+    }
+
+
+def temporary_file(name: str, suffix: str) -> tuple[Path, dict[str, str]]:
+    """A new path in the folder that ComfyUI empties at startup, and how its page addresses it."""
+    folder = temporary_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_{uuid.uuid4().hex}{suffix}"
+    return path, {"filename": path.name, "subfolder": FOLDER, "type": "temp"}
 
 
 def temporary_folder() -> Path:
@@ -128,10 +166,9 @@ def input_file(reference: str) -> Path:
 
 def temporary_video(video: Any) -> dict[str, str]:
     """Save a VIDEO in ComfyUI's temporary folder; returns the file as the page requests it."""
-    folder, name = temporary_folder(), f"video_{uuid.uuid4().hex}.mp4"
-    folder.mkdir(parents=True, exist_ok=True)
-    video.save_to(str(folder / name))
-    return {"filename": name, "subfolder": folder.name, "type": "temp"}
+    path, entry = temporary_file("video", ".mp4")
+    video.save_to(str(path))
+    return entry
 
 
 @contextmanager
@@ -167,6 +204,7 @@ def progress_callback(model: HostModel, scene: Scene) -> ProgressCallback:
     def report(progress: Progress) -> None:
         management.throw_exception_if_processing_interrupted()
         if progress.total == 1:
+            show_text(progress.stage)
             return
         picture = None
         if progress.info is not None and args.preview_method != LatentPreviewMethod.NoPreviews:
@@ -175,11 +213,11 @@ def progress_callback(model: HostModel, scene: Scene) -> ProgressCallback:
 
                 painter.append(painter_for(model.bundle, scene))
             picture = ("JPEG", painter[0](progress.info), PREVIEW_SIDE)
+        show_text(f"{progress.stage} {progress.step}/{progress.total}")  # in a long video with the time left
         if progress.overall is None:
             bar.update_absolute(progress.step, progress.total, picture)
-            return
-        bar.update_absolute(round(PARTS * progress.overall), PARTS, picture)
-        show_text(progress.stage)  # number of the window and time left
+        else:
+            bar.update_absolute(round(PARTS * progress.overall), PARTS, picture)
 
     return report
 
@@ -196,12 +234,24 @@ def show_text(text: str) -> None:
         server.send_progress_text(text, context.node_id)
 
 
+def show_result(shown: Mapping[str, list[Any]]) -> None:
+    """Show the result of the node that runs now, before it raises an error."""
+    try:
+        from comfy_execution.utils import get_executing_context
+        from server import PromptServer
+    except ImportError:  # older versions
+        return
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        entry = {"node": context.node_id, "display_node": context.node_id, "output": dict(shown)}
+        server.send_sync("executed", entry | {"prompt_id": context.prompt_id}, server.client_id)
+
+
 def show_notices(notices: Sequence[str]) -> None:
-    """Show notices on the node that runs and in the log of ComfyUI."""
+    """Show notices, if any, on the node that runs instead of its progress, and in the log of ComfyUI."""
     for notice in notices:
         log.warning("%s", notice)
-    if notices:
-        show_text("\n".join(f"\N{WARNING SIGN} {notice}" for notice in notices))
+    show_text("\n".join(f"\N{WARNING SIGN} {notice}" for notice in notices) or "Done")
 
 
 def to_cpu(value: Any) -> Any:
@@ -213,14 +263,6 @@ def to_cpu(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: to_cpu(getattr(value, f.name)) for f in fields(value) if f.init})
     return value
-
-
-def validate(read: Callable[[str], Any], text: str | None) -> bool | str:
-    """For `validate_inputs`: whether the text can be parsed. None (connected) is checked in `execute`."""
-    try:
-        return text is None or read(text) is not None
-    except InputError as error:
-        return str(error)
 
 
 def plain_errors(execute: Callable[..., Any]) -> Callable[..., Any]:

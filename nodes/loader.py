@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from bya_core.config import LoraConfig
 
-from . import host, types
-from .schema import schema, widget
+from . import checks, host, types
+from .schema import made, schema, widget
 
 DTYPES = ["default", "float32", "bfloat16", "float16"]
 MEMORY_MODES = ["auto", "low"]
@@ -24,7 +24,8 @@ class Loader(io.ComfyNode):
             "BYA Load Model",
             "Loads a Bind-Your-Avatar model with its encoders. Nothing is downloaded unless download is on. The toy "
             "model comes with the pack: drawn puppets, no GPU.",
-            search_aliases=["talking", "lip sync", "multi speaker", "avatar", "bind your avatar"],
+            folder="video",
+            search_aliases=["talking", "lip sync", "dialogue", "multi speaker", "avatar", "bind your avatar"],
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -33,29 +34,39 @@ class Loader(io.ComfyNode):
                     tooltip="toy: drawn puppets at 96x64, runs on any machine. official: the released weights, real "
                     "people. Others: converted .safetensors files and model folders in models/bindyouravatar.",
                 ),
-                io.Combo.Input(
+                made(
+                    io.Combo.Input,
                     "dtype",
                     options=DTYPES,
                     default="default",
+                    optional=True,
+                    advanced=True,
                     tooltip="Data type of the transformer. default is that of the checkpoint.",
                 ),
-                io.Combo.Input(
+                made(
+                    io.Combo.Input,
                     "memory_mode",
                     options=MEMORY_MODES,
                     default="auto",
+                    optional=True,
+                    advanced=True,
                     tooltip="auto keeps components on the GPU until ComfyUI needs the memory (fastest). low unloads "
                     "each component after its node.",
                 ),
-                io.Combo.Input(
+                made(
+                    io.Combo.Input,
                     "vram_gb",
                     options=VRAM_GB,
                     default="auto",
+                    optional=True,
+                    advanced=True,
                     tooltip="VRAM budget in GB. auto uses what the card has. If the transformer does not fit, its "
                     "blocks are streamed from host memory (slower, same video) and decoding is tiled.",
                 ),
                 io.Boolean.Input(
                     "download",
                     default=False,
+                    optional=True,
                     tooltip="Download missing files of the model into models/bindyouravatar (official: about 30 GB; "
                     "can be interrupted and resumed). See the help page for licenses.",
                 ),
@@ -80,14 +91,18 @@ class Loader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model: str | None = None, download: bool | None = None) -> bool | str:
+        return checks.validate(checks.check_packages, lambda: checks.check_model(model, bool(download)))
+
+    @classmethod
     @host.plain_errors
     def execute(
         cls,
         model: str,
-        dtype: str,
-        memory_mode: str,
-        vram_gb: str,
-        download: bool,
+        dtype: str = "default",
+        memory_mode: str = "auto",
+        vram_gb: str = "auto",
+        download: bool = False,
         vae: Any = None,
         clip: Any = None,
         lora: Any = (),
@@ -112,6 +127,7 @@ class LoadLora(io.ComfyNode):
             "BYA Load LoRA",
             "Adds a LoRA to the model, for example one trained on the own characters. Chain several; the last one "
             "connects to BYA Load Model, which merges them into the weights.",
+            folder="video",
             search_aliases=["lora", "adapter", "style", "fine-tune"],
             inputs=[
                 io.Combo.Input(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from PIL import Image
 from torch import Tensor
 
-from . import types
+from . import host, types
 
 Entry = dict[str, Any]
 STILL_SIDE = 768  # pixels; a larger first frame is reduced
@@ -64,7 +62,7 @@ def _file(name: str, picture: Image.Image) -> Entry:
     stream = BytesIO()
     picture.save(stream, "PNG")
     content = stream.getvalue()
-    path = Path(folder_paths.get_temp_directory()) / f"bya_{name}_{hashlib.sha256(content).hexdigest()[:16]}.png"
+    path = host.temporary_folder() / f"{name}_{hashlib.sha256(content).hexdigest()[:16]}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    return {"filename": path.name, "subfolder": "", "type": "temp"}
+    return {"filename": path.name, "subfolder": path.parent.name, "type": "temp"}

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import convert, host, types
-from .schema import schema
+from . import checks, convert, host, results, types
+from .schema import character_widget, schema
 
 
 class MaskOverlay(io.ComfyNode):
@@ -17,7 +17,9 @@ class MaskOverlay(io.ComfyNode):
             "MaskOverlay",
             "BYA Mask Overlay",
             "Draws the character masks over images, each character in its own color, with a legend.",
-            search_aliases=["show masks", "preview masks", "visualize", "dialogue"],
+            folder="masks",
+            search_aliases=["show masks", "preview masks", "visualize", "dialogue", "multi speaker"],
+            has_intermediate_output=True,
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
                 io.Float.Input(
@@ -26,10 +28,14 @@ class MaskOverlay(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
+                    optional=True,
                     tooltip="Opacity of the colors where a mask is 1.",
                 ),
                 io.Boolean.Input(
-                    "legend", default=True, tooltip="Whether to draw names, coverage and confidence below each image."
+                    "legend",
+                    default=True,
+                    optional=True,
+                    tooltip="Whether to draw names, coverage and confidence below each image.",
                 ),
                 io.Image.Input(
                     "images",
@@ -49,14 +55,20 @@ class MaskOverlay(io.ComfyNode):
     @classmethod
     @host.plain_errors
     def execute(
-        cls, routing: types.RoutingValue, opacity: float, legend: bool, images: Any = None, masks: Any = None
+        cls,
+        routing: types.RoutingValue,
+        opacity: float = 0.5,
+        legend: bool = True,
+        images: Any = None,
+        masks: Any = None,
     ) -> io.NodeOutput:
         from bya_core.pipelines.interactive import overlay_images, still_frame
 
         tokens, grid = routing.token_masks(masks)
         frames = still_frame(routing.prepared.scene.first_frame, grid) if images is None else convert.to_uint8(images)
         names = routing.names if legend else []
-        return io.NodeOutput(convert.images(overlay_images(tokens, grid, frames, names, opacity)))
+        shown = results.overlay(routing, tokens, grid, images)
+        return io.NodeOutput(convert.images(overlay_images(tokens, grid, frames, names, opacity)), ui=shown)
 
 
 class SelectCharacterMask(io.ComfyNode):
@@ -66,14 +78,16 @@ class SelectCharacterMask(io.ComfyNode):
             "SelectCharacterMask",
             "BYA Select Character Mask",
             "Returns the mask of one character as a MASK batch, for the mask nodes of ComfyUI.",
-            search_aliases=["pick mask", "character mask"],
+            folder="masks",
+            search_aliases=["pick mask", "character mask", "multi speaker"],
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
-                io.String.Input("character", default="1", tooltip="Name of the character, or its number from 1."),
+                character_widget("The character: its name, or its number from 1."),
                 io.Combo.Input(
                     "frames",
                     options=["latent", "video"],
                     default="latent",
+                    optional=True,
                     tooltip="latent returns one mask per latent frame, video one per video frame.",
                 ),
                 io.Mask.Input(
@@ -86,8 +100,14 @@ class SelectCharacterMask(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, character: str | None = None) -> bool | str:
+        return checks.validate(lambda: checks.check_character(character))
+
+    @classmethod
     @host.plain_errors
-    def execute(cls, routing: types.RoutingValue, character: str, frames: str, masks: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, routing: types.RoutingValue, character: str, frames: str = "latent", masks: Any = None
+    ) -> io.NodeOutput:
         from bya_core.pipelines.interactive import character_index, masks_to_images
 
         tokens, grid = routing.token_masks(masks)

@@ -6,8 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import convert, host, types
-from .scene import size_inputs
+from . import checks, convert, host, lengths, results, types
 from .schema import schema
 
 
@@ -19,7 +18,9 @@ class BindingReport(io.ComfyNode):
             "BYA Binding Report",
             "Measures in the generated frames whether each mouth follows its own voice, and whether listeners keep "
             "still.",
-            search_aliases=["lip sync", "sync check", "dialogue", "multi speaker"],
+            folder="checks",
+            search_aliases=["lip sync", "sync check", "dialogue", "multi speaker", "who speaks"],
+            has_intermediate_output=True,
             inputs=[
                 types.Routing.Input("routing", tooltip="Names, voices and audio-character matrix."),
                 io.Image.Input("frames", tooltip="All video frames, from BYA Sampler."),
@@ -47,7 +48,8 @@ class BindingReport(io.ComfyNode):
             matrix=routing.routing.matrix,
             meter=routing.model.bundle.meter,
         )
-        return io.NodeOutput(convert.from_pil(report.picture), report.text)
+        shown = {**results.picture(report.picture), "bya_text": [report.text]}
+        return io.NodeOutput(convert.from_pil(report.picture), report.text, ui=shown)
 
 
 MAX_VOICES = 4
@@ -62,7 +64,9 @@ class VideoReport(io.ComfyNode):
             "BYA Video Report",
             "Measures in a video of any model which mouth follows which voice. For real people; needs no scene and no "
             "download.",
-            search_aliases=["lip sync", "sync check", "multi speaker", "who speaks", "evaluate"],
+            folder="checks",
+            search_aliases=["lip sync", "sync check", "multi speaker", "who speaks", "talking", "evaluate"],
+            has_intermediate_output=True,
             inputs=[
                 io.Video.Input("video", tooltip="A video of real people, from Load Video or any other node."),
                 io.Audio.Input(first, tooltip="Recording of one speaker alone; it starts with the video."),
@@ -87,7 +91,8 @@ class VideoReport(io.ComfyNode):
             frames, names = convert.to_uint8(parts.images), [name.replace("_", " ") for name in named]
             report = measure_frames(frames, speeches, float(parts.frame_rate), names)
         verdict = {True: "passed", False: "failed", None: "inconclusive"}[report.metrics["passed"]]
-        return io.NodeOutput(convert.from_pil(report.picture), report.text, verdict)
+        shown = {**results.picture(report.picture), "bya_text": [report.text]}
+        return io.NodeOutput(convert.from_pil(report.picture), report.text, verdict, ui=shown)
 
 
 class Preflight(io.ComfyNode):
@@ -98,7 +103,9 @@ class Preflight(io.ComfyNode):
             "BYA Preflight",
             "Checks everything before a model is loaded: faces, voices, masks, sizes, weights, time and memory. Put it "
             "between the cast and BYA Scene to stop early.",
-            search_aliases=["check inputs", "estimate", "validate"],
+            folder="checks",
+            search_aliases=["check inputs", "estimate", "validate", "lip sync", "dialogue"],
+            has_intermediate_output=True,
             inputs=[
                 types.Cast.Input("cast", tooltip="The characters, from BYA Face Encode or BYA Cast."),
                 io.Combo.Input(
@@ -107,10 +114,13 @@ class Preflight(io.ComfyNode):
                     default="toy",
                     tooltip="Model to check for. Only its settings are read, no weights are loaded.",
                 ),
-                *size_inputs(),
+                *lengths.length_inputs(),
+                lengths.settings_input(),
+                *lengths.size_inputs(),
                 io.Boolean.Input(
                     "stop_on_error",
                     default=True,
+                    optional=True,
                     tooltip="Whether errors stop the graph here. Off: they are only reported.",
                 ),
                 io.Image.Input("first_frame", optional=True, tooltip="First frame to check, as in BYA Scene."),
@@ -127,15 +137,30 @@ class Preflight(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, settings: str | None = lengths.MODEL_DEFAULTS, width: int | None = None, height: int | None = None
+    ) -> bool | str:
+        return checks.validate(checks.check_packages, lambda: lengths.check_settings(settings, width, height))
+
+    @classmethod
     @host.plain_errors
     def execute(
-        cls, cast: Any, model: str, stop_on_error: bool, first_frame: Any = None, masks: Any = None, **sizes: int
+        cls,
+        cast: Any,
+        model: str,
+        stop_on_error: bool = True,
+        first_frame: Any = None,
+        masks: Any = None,
+        **options: Any,
     ) -> io.NodeOutput:
         from bya_core.pipelines.preflight import preflight
 
         frame = None if first_frame is None else convert.one_image(first_frame, "the first frame")
+        sizes = {"frames": lengths.chosen_frames(options), **lengths.chosen_settings(options)}
         with host.cancellable():
             found = preflight(cast, host.resolve_model(model), **sizes, first_frame=frame, masks=masks)
-        if stop_on_error:
+        shown = {**results.picture(found.picture), **results.findings(found.findings)}
+        if stop_on_error and not found.ok:
+            host.show_result(shown)
             found.raise_errors()
-        return io.NodeOutput(cast, convert.from_pil(found.picture), found.text, found.ok)
+        return io.NodeOutput(cast, convert.from_pil(found.picture), found.text, found.ok, ui=shown)

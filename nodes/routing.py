@@ -13,14 +13,19 @@ from bya_core.config import ProbeConfig, RefineConfig, RouterConfig
 from bya_core.errors import InputError
 from bya_core.scene.schema import CharacterEntry
 
-from . import convert, host, types
+from . import checks, convert, host, results, types
 from .mask_view import masks_entry
-from .schema import schema, widget
+from .schema import character_widget, made, schema, widget
 
 if TYPE_CHECKING:
     from bya_core.pipelines.interactive import AudioAssignment
     from bya_core.scene.painted_masks import PaintedMasks
 
+ASSIGNMENTS = ("given", "swapped", "auto", "matrix")
+ROUTER_MODES = ("intra", "pre", "post", "manual")
+PROBES = ("until the masks converge", "fixed number of steps")
+DEFAULT_STEPS = 6
+RARE = ("propagate", "max_regions", "fill_holes", "exclusive")
 MASK_ORDER = "characters x latent frames, all frames of the first character first, at the size of the video"
 PROBE = {"threshold": "threshold", "max_percent": "max_fraction", "num_seeds": "num_seeds"}  # widgets -> fields
 REPORT = "Coverage and confidence per character, audio assignment, notices."
@@ -35,58 +40,80 @@ class EmbeddingRouter(io.ComfyNode):
             "BYA Embedding Router",
             "Predicts which region of the video belongs to which character. Returns the masks and, in intra mode, the "
             "partially denoised video, so that nothing is computed twice.",
-            search_aliases=["masks", "binding", "lip sync", "multi speaker"],
-            has_intermediate_output=True,  # cached masks are shown again after the page was reloaded
+            folder="masks",
+            search_aliases=["masks", "binding", "lip sync", "dialogue", "multi speaker"],
+            has_intermediate_output=True,
             inputs=[
                 types.Scene.Input("scene", tooltip="From BYA Scene."),
                 widget(
                     RouterConfig,
                     "mode",
-                    options=["intra", "pre", "post", "manual"],
+                    options=list(ROUTER_MODES),
                     hint="intra costs nothing extra; pre needs a first frame; post takes twice the time; manual needs "
                     "masks.",
                 ),
                 io.Combo.Input(
                     "audio_assignment",
-                    options=["given", "swapped", "auto"],
+                    options=list(ASSIGNMENTS),
                     default="given",
-                    tooltip="Which voice drives which character. given: each its own, or the matrix below. swapped: "
-                    "each voice drives the next character. auto: voices are matched to the mouths of "
-                    "reference_video, or without it to drawn faces.",
+                    optional=True,
+                    tooltip="Which voice drives which character. given: each its own. swapped: each voice drives the "
+                    "next character. auto: voices are matched to the mouths of reference_video, or without it to drawn "
+                    "faces. matrix: as in audio_character_matrix.",
                 ),
                 io.String.Input(
                     "audio_character_matrix",
-                    default="",
-                    tooltip="One row per voice, one column per character, values 0 to 1, rows separated by ';', such "
-                    "as 1 0; 0 1. Empty: each voice drives its own character.",
+                    default="1 0; 0 1",
+                    optional=True,
+                    tooltip="With audio_assignment matrix: one row per voice, one column per character, values 0 to 1, "
+                    "rows separated by ';'. 0 1; 1 0 swaps two voices.",
+                ),
+                io.Combo.Input(
+                    "probe",
+                    options=list(PROBES),
+                    default=PROBES[0],
+                    optional=True,
+                    tooltip="intra: when the masks are returned. The steps until then are part of the run.",
                 ),
                 widget(
                     ProbeConfig,
                     "steps",
                     "probe_steps",
-                    default=0,
-                    min=0,
-                    tooltip="intra: number of steps before the masks are returned. 0 runs until they converge. These "
-                    "steps are part of the run.",
+                    default=DEFAULT_STEPS,
+                    optional=True,
+                    tooltip="Number of steps before the masks are returned, with probe set to a fixed number of steps.",
                 ),
-                widget(ProbeConfig, "threshold", step=0.001, round=0.0001, hint="intra, with probe_steps 0."),
+                widget(
+                    ProbeConfig,
+                    "threshold",
+                    step=0.001,
+                    round=0.0001,
+                    optional=True,
+                    advanced=True,
+                    hint="With probe set to until the masks converge.",
+                ),
                 widget(
                     ProbeConfig,
                     "max_fraction",
                     "max_percent",
-                    tooltip="intra, with probe_steps 0: largest fraction of all steps to run before the masks are "
-                    "returned.",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Largest fraction of all steps to run before the masks are returned, with probe set to "
+                    "until the masks converge.",
                 ),
-                widget(RouterConfig, "region", options=["head", "box"]),
-                widget(RouterConfig, "segmenter"),
-                widget(RouterConfig, "static", "static_masks"),
-                widget(RouterConfig, "background_audio"),
-                widget(ProbeConfig, "num_seeds", hint="intra only."),
-                io.Int.Input(
+                widget(ProbeConfig, "num_seeds", optional=True, advanced=True, hint="intra only."),
+                widget(RouterConfig, "region", options=["head", "box"], optional=True),
+                widget(RouterConfig, "segmenter", optional=True),
+                widget(RouterConfig, "static", "static_masks", optional=True, advanced=True),
+                widget(RouterConfig, "background_audio", optional=True, advanced=True),
+                made(
+                    io.Int.Input,
                     "window",
                     default=1,
                     min=1,
                     max=100_000,
+                    optional=True,
+                    advanced=True,
                     tooltip="Window of a long video whose masks are predicted. The windows before it are generated "
                     "first and kept for the sampler.",
                 ),
@@ -112,18 +139,29 @@ class EmbeddingRouter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, audio_character_matrix: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        mode: str | None = None,
+        audio_assignment: str | None = None,
+        audio_character_matrix: str | None = None,
+        masks: Any = checks.NOT_CONNECTED,
+    ) -> bool | str:
         from bya_core.scene.compose import matrix_rows
 
-        return host.validate(matrix_rows, audio_character_matrix)
+        return checks.validate(
+            lambda: checks.check_choice("mode", mode, ROUTER_MODES),
+            lambda: checks.check_choice("audio_assignment", audio_assignment, ASSIGNMENTS),
+            lambda: checks.check_masks(mode, masks),
+            lambda: audio_assignment == "matrix" and matrix_rows(audio_character_matrix or "1"),
+        )
 
     @classmethod
     @host.plain_errors
     def execute(
         cls,
         scene: types.SceneValue,
-        audio_assignment: AudioAssignment,
-        audio_character_matrix: str,
+        audio_assignment: AudioAssignment = "given",
+        audio_character_matrix: str = "",
         window: int = 1,
         masks: Any = None,
         reference_video: Any = None,
@@ -149,10 +187,12 @@ class EmbeddingRouter(io.ComfyNode):
 
 
 def _router(options: dict[str, Any]) -> RouterConfig:
-    """The router options of the widgets."""
-    values = {field: options.pop(name) for name, field in PROBE.items()}
-    probe = ProbeConfig(**values, steps=options.pop("probe_steps") or None)
-    return RouterConfig(probe=probe, static=options.pop("static_masks"), **options)
+    """The router options of the widgets; those that are missing keep their defaults."""
+    probe = {field: options.pop(name) for name, field in PROBE.items() if name in options}
+    steps = options.pop("probe_steps", DEFAULT_STEPS)
+    if options.pop("probe", PROBES[0]) == PROBES[0]:
+        steps = None
+    return RouterConfig(probe=ProbeConfig(**probe, steps=steps), static=options.pop("static_masks", False), **options)
 
 
 def _output(value: types.RoutingValue, shown: types.RoutingValue) -> io.NodeOutput:
@@ -160,10 +200,8 @@ def _output(value: types.RoutingValue, shown: types.RoutingValue) -> io.NodeOutp
     from bya_core.pipelines.interactive import routing_notices, routing_summary
 
     scene, routing = value.prepared.scene, value.routing
-    notices = routing_notices(scene, routing)
-    host.show_notices(notices)
     summary = routing_summary(scene, routing, (value.number, value.windows))
-    ui = {"bya_masks": [masks_entry(shown)], "bya_notices": notices}
+    ui = {"bya_masks": [masks_entry(shown)], **results.notices(routing_notices(scene, routing))}
     return io.NodeOutput(value, value.mask_images, summary, ui=ui)
 
 
@@ -175,21 +213,24 @@ class MaskRefine(io.ComfyNode):
             "BYA Mask Refine",
             "Cleans the router's masks, and replaces or blends the mask of one character. Chain several for several "
             "characters. The router is not run again.",
-            search_aliases=["edit masks", "clean masks", "override"],
+            folder="masks",
+            search_aliases=["edit masks", "clean masks", "override", "multi speaker"],
             has_intermediate_output=True,
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or another BYA Mask Refine."),
                 io.Boolean.Input(
                     "refine",
                     default=True,
+                    optional=True,
                     tooltip="Whether to clean the masks with the options below. Turn it off in the second BYA Mask "
                     "Refine of a chain.",
                 ),
-                *(widget(RefineConfig, name) for name in REFINE[:-1]),
-                widget(RefineConfig, "grow", min=-8, max=8),
+                *(widget(RefineConfig, name, optional=True, advanced=name in RARE) for name in REFINE[:-1]),
+                widget(RefineConfig, "grow", min=-8, max=8, optional=True),
                 io.Boolean.Input(
                     "restart",
                     default=False,
+                    optional=True,
                     tooltip="Off: the sampler resumes from the partially denoised video, and edits apply to the "
                     "remaining steps. On: it starts from noise, and edits apply to all steps.",
                 ),
@@ -199,12 +240,10 @@ class MaskRefine(io.ComfyNode):
                     tooltip="Mask for one character: one image, or one per latent or video frame, any size. White is "
                     "the character.",
                 ),
-                io.String.Input(
-                    "character", default="1", tooltip="Character of override_mask: its name, or its number from 1."
-                ),
-                widget(CharacterEntry, "mask_strength", "strength"),
-                widget(CharacterEntry, "mask_start_percent", "start_percent"),
-                widget(CharacterEntry, "mask_end_percent", "end_percent"),
+                character_widget("Character of override_mask: its name, or its number from 1.", optional=True),
+                widget(CharacterEntry, "mask_strength", "strength", optional=True),
+                widget(CharacterEntry, "mask_start_percent", "start_percent", optional=True, advanced=True),
+                widget(CharacterEntry, "mask_end_percent", "end_percent", optional=True, advanced=True),
                 io.String.Input(
                     "painted_masks",
                     default="",
@@ -225,15 +264,16 @@ class MaskRefine(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
+        character: str | None = None,
         start_percent: float | None = None,
         end_percent: float | None = None,
         painted_masks: str | None = None,
     ) -> bool | str:
-        if start_percent is not None and end_percent is not None and start_percent >= end_percent:  # None: connected
-            return (
-                f"start_percent is {start_percent} and end_percent {end_percent}; expected start < end; correct them."
-            )
-        return host.validate(_check_painted, painted_masks)
+        return checks.validate(
+            lambda: checks.check_character(character),
+            lambda: checks.check_span(start_percent, end_percent),
+            lambda: _check_painted(painted_masks or ""),
+        )
 
     @classmethod
     def fingerprint_inputs(cls, painted_masks: str | None = None, **_: Any) -> str:
@@ -249,8 +289,8 @@ class MaskRefine(io.ComfyNode):
     def execute(
         cls,
         routing: types.RoutingValue,
-        refine: bool,
-        restart: bool,
+        refine: bool = True,
+        restart: bool = False,
         override_mask: Any = None,
         painted_masks: str = "",
         **options: Any,
@@ -258,7 +298,7 @@ class MaskRefine(io.ComfyNode):
         from bya_core.pipelines.interactive import MaskEdit, edit_masks
         from bya_core.scene.painted_masks import read_strokes
 
-        config = RefineConfig(**{name: options.pop(name) for name in REFINE})
+        config = RefineConfig(**{name: options.pop(name) for name in REFINE if name in options})
         edit = MaskEdit(config if refine else None, restart, override_mask, **options)
         grid, names, painted = routing.prepared.grid, routing.names, _painted_file(painted_masks)
         strokes = None if painted is None else read_strokes(*painted, names, grid, routing.latent_start)
@@ -279,10 +319,9 @@ def _painted_file(text: str) -> tuple[PaintedMasks, Path] | None:
     return None if painted is None else (painted, host.input_file(painted.file))
 
 
-def _check_painted(text: str) -> bool:
-    """For `validate_inputs`. Raises InputError for invalid text, or if the file is missing."""
+def _check_painted(text: str) -> None:
+    """Raise InputError for invalid text, or if the file is missing."""
     from bya_core.scene.painted_masks import check_file
 
     if (found := _painted_file(text)) is not None:
         check_file(*found)
-    return True

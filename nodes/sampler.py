@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 
-from . import convert, host, types
+from . import convert, host, results, types
 from .schema import schema, widget
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ class Sampler(io.ComfyNode):
             "BYA Sampler",
             "Generates the video: resumes where the router stopped, with the current masks. All other settings are "
             "those of BYA Scene.",
+            folder="video",
+            search_aliases=["generate", "talking video", "lip sync", "dialogue", "multi speaker", "avatar"],
             has_intermediate_output=True,  # a later run sends the panel again without sampling
-            search_aliases=["generate", "talking video", "lip sync", "dialogue", "avatar"],
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
-                widget(SamplingConfig, "preset"),
+                widget(SamplingConfig, "preset", optional=True),
             ],
             outputs=[
                 io.Image.Output("frames", tooltip="All video frames."),
@@ -68,16 +69,14 @@ class Sampler(io.ComfyNode):
                 before = routing.before or routing.whole
                 resume = window_routing(routing.number - 1, routing.routing, before)
                 result = sample_windows(routing.whole, model.bundle, host.temporary_folder(), callback, resume=resume)
-        host.show_notices(result.notices)
         frames, audio = convert.images(result.frames), convert.audio(result.audio, scene.seconds)
         video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
         masks = masks_to_images(result.masks, result.grid)
         panel, findings = _panel(result, scene, model)
         panel |= {"video": host.temporary_video(video)}
-        summary = video_summary(routing.names, result)
-        return io.NodeOutput(
-            frames, video, audio, masks, scene.fps, f"{summary}\n{findings}".strip(), ui={"bya_binding": [panel]}
-        )
+        summary = f"{video_summary(routing.names, result)}\n{findings}".strip()
+        shown = {"bya_binding": [panel], **results.notices(result.notices)}
+        return io.NodeOutput(frames, video, audio, masks, scene.fps, summary, ui=shown)
 
 
 def _panel(result: Video, scene: Scene, model: host.HostModel) -> tuple[dict[str, Any], str]:

@@ -6,42 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from bya_core.config import SamplingConfig, WindowConfig
+from bya_core.config import SamplingConfig
 from bya_core.scene.schema import SceneFile
 
-from . import convert, host, types
-from .schema import schema, widget
+from . import checks, convert, host, lengths, results, types
+from .schema import made, schema, widget
 
 if TYPE_CHECKING:
     from bya_core.scene.types import Scene as CoreScene
     from bya_core.scene.types import SceneDefaults
 
-MODEL_DEFAULT = "model default"
-SAMPLING = {
-    "steps": "steps",
-    "cfg": "guidance_scale",
-    "audio_cfg": "audio_guidance_scale",
-    "scheduler": "scheduler",
-    "seed": "seed",
-}  # widgets -> fields of SamplingConfig
-
-
-def size_inputs() -> list[Any]:
-    """Width, height, frames and steps; 0 is the default of the model or of the speech."""
-    pixels: dict[str, Any] = {"default": 0, "min": 0, "step": 8}
-    return [
-        widget(SceneFile, "width", tooltip="Width in pixels. 0 uses the model's width.", **pixels),
-        widget(SceneFile, "height", tooltip="Height in pixels. 0 uses the model's height.", **pixels),
-        io.Int.Input(
-            "frames",
-            default=0,
-            min=0,
-            max=100_000,
-            tooltip="Number of video frames (rounded to a multiple of 4, plus 1), 25 per second. 0 fits the longest "
-            "speech. Longer videos than the model was trained for are generated in windows.",
-        ),
-        widget(SamplingConfig, "steps", default=0, min=0, hint="0 uses the model's default."),
-    ]
+SAMPLING = ("steps", "guidance_scale", "audio_guidance_scale", "scheduler")
 
 
 def timeline_entry(cast: Any, scene: CoreScene, defaults: SceneDefaults) -> dict[str, Any]:
@@ -67,83 +42,52 @@ def timeline_entry(cast: Any, scene: CoreScene, defaults: SceneDefaults) -> dict
 class Scene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        window: dict[str, Any] = {"default": 0, "min": 0}
+        text: dict[str, Any] = {"multiline": True, "default": ""}
         return schema(
             "Scene",
             "BYA Scene",
-            "What the video shows: prompt, cast, first frame, size, length and sampling settings. Router and sampler "
-            "both use it. Always 25 frames per second.",
-            has_intermediate_output=True,  # a later run sends the recordings of the timeline again
-            search_aliases=["prompt", "settings", "dialogue", "talking"],
+            "What the video shows: prompt, cast, first frame, length and settings. Router and sampler both use it. "
+            "Always 25 frames per second.",
+            folder="video",
+            search_aliases=["prompt", "settings", "dialogue", "talking", "lip sync", "multi speaker", "avatar"],
+            has_intermediate_output=True,
             inputs=[
                 types.Model.Input("model", tooltip="From BYA Load Model."),
                 types.Cast.Input("cast", tooltip="The characters, from BYA Face Encode or BYA Cast."),
                 io.String.Input(
                     "prompt",
-                    multiline=True,
-                    default="",
                     tooltip="Description of the video. Name positions (left, right): it helps the router.",
+                    **text,
                 ),
-                io.String.Input(
-                    "negative_prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What the video should not contain. Has an effect only with cfg above 1.",
-                ),
-                *size_inputs(),
-                widget(
-                    SamplingConfig,
-                    "guidance_scale",
-                    "cfg",
-                    default=0.0,
-                    step=0.1,
-                    hint="0 uses the model's default.",
-                ),
-                widget(
-                    SamplingConfig,
-                    "audio_guidance_scale",
-                    "audio_cfg",
-                    default=0.0,
-                    step=0.1,
-                    tooltip="Guidance scale for the speech. 0 uses the model's default. If it differs from cfg, every "
-                    "step needs one more forward pass.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=[MODEL_DEFAULT, "dpm", "ddim"],
-                    default=MODEL_DEFAULT,
-                    tooltip="Scheduler, one of the CogVideoX schedulers of diffusers.",
-                ),
-                widget(SamplingConfig, "seed", control_after_generate=True),
-                io.String.Input(
-                    "prompt_schedule",
-                    multiline=True,
-                    default="",
-                    tooltip="Prompts for parts of a long video, one per line in seconds, such as 2.5 - 4: Ada laughs. "
-                    "Each window uses the prompt that covers most of it.",
-                ),
-                widget(
-                    WindowConfig,
-                    "frames",
-                    "window_frames",
-                    tooltip="Number of video frames per window (rounded to a multiple of 4, plus 1). 0 uses the "
-                    "model's length.",
-                    **window,
-                ),
-                widget(
-                    WindowConfig,
-                    "overlap",
-                    "window_overlap",
-                    tooltip="Number of video frames that a window shares with the previous one (rounded to a multiple "
-                    "of 4, plus 1). 0 is automatic: 9, or fewer in short windows.",
-                    **window,
-                ),
-                widget(SceneFile, "first_frame_fit"),
                 io.Image.Input(
                     "first_frame",
                     optional=True,
                     tooltip="Image that fixes the first frame. Not connected: the model generates it.",
                 ),
+                *lengths.length_inputs(),
+                widget(SamplingConfig, "seed", control_after_generate=True, optional=True),
+                lengths.settings_input(),
+                *lengths.size_inputs(),
+                *lengths.sampling_inputs(),
+                made(
+                    io.String.Input,
+                    "negative_prompt",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the video should not contain. Has an effect only with cfg above 1.",
+                    **text,
+                ),
+                made(
+                    io.String.Input,
+                    "prompt_schedule",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Prompts for parts of a long video, one per line in seconds, such as 2.5 - 4: Ada laughs. "
+                    "Each window uses the prompt that covers most of it.",
+                    **text,
+                ),
+                widget(SceneFile, "first_frame_fit", optional=True, advanced=True),
+                widget(SceneFile, "force", optional=True, advanced=True),
                 io.String.Input(
                     "dialogue",
                     optional=True,
@@ -160,24 +104,44 @@ class Scene(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt_schedule: str | None = None, dialogue: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        prompt_schedule: str | None = None,
+        settings: str | None = lengths.MODEL_DEFAULTS,
+        width: int | None = None,
+        height: int | None = None,
+        window_frames: int | None = None,
+        window_overlap: int | None = None,
+        dialogue: str | None = None,
+    ) -> bool | str:
         from bya_core.scene.compose import parse_prompts
         from bya_core.scene.dialogue import parse_dialogue
 
-        checks = (host.validate(parse_prompts, prompt_schedule), host.validate(parse_dialogue, dialogue))
-        return next((found for found in checks if found is not True), True)
+        return checks.validate(
+            lambda: parse_prompts(prompt_schedule or ""),
+            lambda: parse_dialogue(dialogue or ""),
+            lambda: lengths.check_settings(settings, width, height, window_frames, window_overlap),
+        )
 
     @classmethod
     @host.plain_errors
-    def execute(cls, model: host.HostModel, cast: Any, first_frame: Any = None, **options: Any) -> io.NodeOutput:
+    def execute(
+        cls, model: host.HostModel, cast: Any, prompt: str, first_frame: Any = None, seed: int = 0, **options: Any
+    ) -> io.NodeOutput:
         from bya_core.scene.compose import SceneOptions, compose, override_sampling, summary
 
-        sampling_options = {field: options.pop(name) for name, field in SAMPLING.items()}
-        sampling = override_sampling(model.bundle.sampling, **sampling_options)
+        frames, settings = lengths.chosen_frames(options), lengths.chosen_settings(options)
+        changes = {name: settings.pop(name) for name in SAMPLING if name in settings}
+        sampling = override_sampling(model.bundle.sampling, seed=seed, **changes)
         frame = None if first_frame is None else convert.one_image(first_frame, "the first frame")
-        options["timed_prompts"] = options.pop("prompt_schedule")
-        options["overlap_frames"] = options.pop("window_overlap")
-        scene = compose(cast, SceneOptions(**options, first_frame=frame, sampling=sampling), model.bundle.defaults)
-        host.show_notices(scene.notices)
-        shown = {"bya_dialogue": [timeline_entry(cast, scene, model.bundle.defaults)]}
-        return io.NodeOutput(types.SceneValue(model, scene), summary(scene), ui=shown)
+        options |= settings | {"frames": frames, "timed_prompts": options.pop("prompt_schedule", "")}
+        scene = compose(
+            cast, SceneOptions(prompt, first_frame=frame, sampling=sampling, **options), model.bundle.defaults
+        )
+        info = summary(scene)
+        shown = {
+            "bya_dialogue": [timeline_entry(cast, scene, model.bundle.defaults)],
+            **results.text(info),
+            **results.notices(scene.notices),
+        }
+        return io.NodeOutput(types.SceneValue(model, scene), info, ui=shown)

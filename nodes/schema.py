@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,23 +11,40 @@ from comfy_api.latest import io
 from bya_core.validation import option
 
 CATEGORY = "BindYourAvatar"
+CHARACTER_NUMBERS = [str(number) for number in range(1, 9)]
 
 
-def schema(node_id: str, display_name: str, description: str, **keywords: Any) -> io.Schema:
+def schema(node_id: str, display_name: str, description: str, *, folder: str, **keywords: Any) -> io.Schema:
     """Build a schema of this pack.
 
     Keywords that the running ComfyUI does not know are dropped. Older versions require output ids that differ from
     input ids: where one does not, only its display name keeps it.
+
+    Args:
+        node_id: Id without the prefix of the pack.
+        display_name: Title of the node.
+        description: What the node does.
+        folder: Sub-category.
+        keywords: Further arguments of `io.Schema`.
     """
     input_ids = {entry.id for entry in keywords.get("inputs", ())}
     for output in keywords.get("outputs", ()):
         if output.id in input_ids:
             output.display_name, output.id = output.display_name or output.id, f"{output.id}_out"
-    known = inspect.signature(io.Schema).parameters
-    supported = {name: value for name, value in keywords.items() if name in known}
-    return io.Schema(
-        node_id=f"BYA_{node_id}", display_name=display_name, category=CATEGORY, description=description, **supported
+    return made(
+        io.Schema,
+        node_id=f"BYA_{node_id}",
+        display_name=display_name,
+        category=f"{CATEGORY}/{folder}",
+        description=description,
+        **keywords,
     )
+
+
+def made(kind: Callable[..., Any], *values: Any, **keywords: Any) -> Any:
+    """Call a class of ComfyUI without the keywords that the running version does not know, such as `advanced`."""
+    known = inspect.signature(kind).parameters
+    return kind(*values, **{name: value for name, value in keywords.items() if name in known})
 
 
 def widget(kind: type, field: str, name: str | None = None, hint: str = "", **changes: Any) -> Any:
@@ -42,10 +60,19 @@ def widget(kind: type, field: str, name: str | None = None, hint: str = "", **ch
     declared = option(kind, field)
     keywords: dict[str, Any] = {"default": declared.default, "tooltip": f"{declared.description} {hint}".strip()}
     if declared.choices:
-        return io.Combo.Input(name or field, **keywords | {"options": list(declared.choices)} | changes)
+        return made(io.Combo.Input, name or field, **keywords | {"options": list(declared.choices)} | changes)
     if declared.type is bool:
-        return io.Boolean.Input(name or field, **keywords | changes)
+        return made(io.Boolean.Input, name or field, **keywords | changes)
     limits = {"min": declared.type(declared.minimum), "max": declared.type(declared.maximum)}
     if declared.type is int:
-        return io.Int.Input(name or field, **keywords | limits | changes)
-    return io.Float.Input(name or field, **keywords | limits | {"step": 0.05} | changes)
+        return made(io.Int.Input, name or field, **keywords | limits | changes)
+    return made(io.Float.Input, name or field, **keywords | limits | {"step": 0.05} | changes)
+
+
+def character_widget(tooltip: str, **changes: Any) -> Any:
+    """A list of characters, which the page fills with the names of the cast; any text is accepted.
+
+    The class has to name the input in its `validate_inputs`: otherwise ComfyUI only accepts the numbers.
+    """
+    keywords = {"options": CHARACTER_NUMBERS, "default": "1", "tooltip": tooltip}
+    return io.Combo.Input("character", **keywords | changes)

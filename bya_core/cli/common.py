@@ -112,7 +112,7 @@ class SamplingOptions:
         from bya_core.io.files import existing_file
         from bya_core.scene.schema import read_scene_file
 
-        options = {"steps": self.steps, "seed": self.seed, "preset": self.preset}
+        options: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "preset": self.preset}
         SamplingConfig(**{name: value for name, value in options.items() if value is not None})
         if self.reference_video is not None:
             existing_file(self.reference_video, "the reference video")

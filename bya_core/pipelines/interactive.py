@@ -37,7 +37,7 @@ from bya_core.scene.mask_files import empty_notices, resize_masks
 from bya_core.scene.types import Scene, rotate_speeches
 from bya_core.weights.bundle import ModelBundle
 
-AudioAssignment = Literal["given", "swapped", "auto"]
+AudioAssignment = Literal["given", "swapped", "auto", "matrix"]
 
 
 def set_router(
@@ -55,23 +55,22 @@ def set_router(
         scene: the scene.
         router: where the masks come from.
         model: the model.
-        audio_assignment: "given" uses the matrix, or else assigns each speech to its own character; "swapped" shifts
-            that by one character; "auto" matches voices to faces.
-        audio_character_matrix: see `bya_core.scene.compose.parse_matrix`; empty = that of the scene.
+        audio_assignment: "given" is the matrix of the scene, by default each speech for its own character; "swapped"
+            shifts that by one character; "auto" matches voices to faces; "matrix" is the following one.
+        audio_character_matrix: see `bya_core.scene.compose.parse_matrix`; only used with "matrix".
         masks: mask override as images, see `images_to_masks`; None = none.
         reference_video: for "auto", a video in which the characters say the speeches; None = that of the scene.
 
     Raises:
-        InputError: masks or matrix do not fit the scene, or a matrix is given with automatic assignment.
+        InputError: masks or matrix do not fit the scene.
     """
     count = len(scene.characters)
-    matrix = parse_matrix(audio_character_matrix, len(scene.speeches), count)
-    if audio_assignment == "auto" and matrix is not None:
-        problem = "an audio-character matrix with automatic audio assignment"
-        raise InputError(problem, "one of the two", 'clear the matrix, or set audio_assignment to "given"')
+    matrix = None
+    if audio_assignment == "matrix":
+        matrix = parse_matrix(audio_character_matrix, len(scene.speeches), count)
     reference = reference_video or (scene.reference_video if audio_assignment == "auto" else None)
     if audio_assignment == "swapped":
-        matrix = rotate_speeches(scene.matrix if matrix is None else matrix)
+        matrix = rotate_speeches(scene.matrix)
     grid, notices = model.grid(scene.num_frames, scene.height, scene.width), scene.notices
     tokens = None if masks is None else images_to_masks(masks, grid, count)
     if tokens is not None:

@@ -70,10 +70,10 @@ def preflight(
     cast: Sequence[CastMember],
     model: tuple[str, Path | None],
     *,
-    width: int = 0,
-    height: int = 0,
-    frames: int = 0,
-    steps: int = 0,
+    width: int | None = None,
+    height: int | None = None,
+    frames: int | None = None,
+    steps: int | None = None,
     first_frame: Tensor | None = None,
     masks: Tensor | None = None,
 ) -> Preflight:
@@ -82,9 +82,9 @@ def preflight(
     Args:
         cast: the characters.
         model: its name, and its folder if it is not in the registry.
-        width, height: of the video in pixels; 0 = native size of the model.
-        frames: of the video; 0 = length of the speech.
-        steps: denoising steps; 0 = default of the model.
+        width, height: of the video in pixels; None = native size of the model.
+        frames: of the video; None = length of the speech.
+        steps: denoising steps; None = default of the model.
         first_frame: [3, H, W] in 0..1.
         masks: mask images [B, H, W], see `bya_core.pipelines.interactive.images_to_masks`.
     """
@@ -107,9 +107,7 @@ def preflight(
     findings += [Finding("speech", "warning", notice) for notice in notices]
     if usable is not None:
         defaults = usable.defaults
-        sampling = override_sampling(
-            defaults.sampling, steps=steps, guidance_scale=0, audio_guidance_scale=0, scheduler="", seed=0
-        )
+        sampling = override_sampling(defaults.sampling, steps=steps)
         try:
             scene = compose(cast, SceneOptions("", "", first_frame, width, height, frames, sampling), defaults)
             grid = usable.grid(scene.num_frames, scene.height, scene.width)

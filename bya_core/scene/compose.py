@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,15 +35,20 @@ class CastMember:
     speech_strength: float = 1.0
 
 
+Length = Literal["as long as the speech", "seconds", "frames"]
+LENGTHS: tuple[Length, ...] = get_args(Length)
+"""How the length of a video is given."""
+
+
 @dataclass(frozen=True)
 class SceneOptions:
-    """Options of a scene besides its characters; 0 selects the default.
+    """Options of a scene besides its characters; None selects the default of the model.
 
     Args:
         prompt, negative_prompt: What the video should and should not contain.
         first_frame: First frame [3, H, W] in 0..1, or None.
         width, height: Size in pixels.
-        frames: Number of video frames; 0 fits the longest speech.
+        frames: Number of video frames; None fits the longest speech.
         sampling: Sampling options.
         timed_prompts: Prompts for parts of the video, see `parse_prompts`.
         window_frames, overlap_frames: See `WindowConfig`.
@@ -55,13 +60,13 @@ class SceneOptions:
     prompt: str
     negative_prompt: str = ""
     first_frame: Tensor | None = None
-    width: int = 0
-    height: int = 0
-    frames: int = 0
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
     sampling: SamplingConfig = SamplingConfig()
     timed_prompts: str = ""
-    window_frames: int = 0
-    overlap_frames: int = 0
+    window_frames: int | None = None
+    overlap_frames: int | None = None
     first_frame_fit: FrameFit = "crop"
     force: bool = False
     dialogue: str = ""
@@ -83,8 +88,10 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
     names = [member.name for member in members]
     edited = edit_speeches([member.speech for member in members], names, parse_dialogue(options.dialogue))
     speeches = edited.speeches
-    frames = options.frames or speech_frames(speeches, Scene.fps, defaults.time_factor)
-    windows = WindowConfig(options.window_frames or None, options.overlap_frames or None)
+    frames = options.frames
+    if frames is None:
+        frames = speech_frames(speeches, Scene.fps, defaults.time_factor)
+    windows = WindowConfig(options.window_frames, options.overlap_frames)
     frames, windows, rounded = round_lengths(frames, windows, defaults.time_factor)
     height, width = options.height or defaults.height, options.width or defaults.width
     defaults.grid(frames, height, width)
@@ -161,23 +168,27 @@ def parse_prompts(text: str) -> tuple[PromptSpan, ...]:
     return tuple(spans)
 
 
-def override_sampling(
-    base: SamplingConfig, *, steps: int, guidance_scale: float, audio_guidance_scale: float, scheduler: str, seed: int
-) -> SamplingConfig:
-    """Override the sampling options of a model; 0, or another scheduler than "dpm" and "ddim", keeps the model's.
+def video_frames(length: Length, seconds: float, frames: int) -> int | None:
+    """Number of video frames of a length, not yet rounded; None fits the longest speech.
+
+    Raises:
+        InputError: An unknown kind of length.
+    """
+    if length not in LENGTHS:
+        raise InputError(f'the length "{length}"', " or ".join(f'"{each}"' for each in LENGTHS), "choose one of them")
+    if length == "seconds":
+        return max(1, round(seconds * Scene.fps))
+    return frames if length == "frames" else None
+
+
+def override_sampling(base: SamplingConfig, **options: Any) -> SamplingConfig:
+    """Override the sampling options of a model; None keeps the model's.
 
     Without an own value, the audio guidance scale follows an overridden guidance scale.
     """
-    options: dict[str, Any] = {"seed": seed}
-    if steps:
-        options["steps"] = steps
-    if guidance_scale:
-        options["guidance_scale"] = guidance_scale
-    if audio_guidance_scale or guidance_scale:
-        options["audio_guidance_scale"] = audio_guidance_scale or guidance_scale
-    if scheduler in ("dpm", "ddim"):
-        options["scheduler"] = scheduler
-    return replace(base, **options)
+    if options.get("audio_guidance_scale") is None:
+        options["audio_guidance_scale"] = options.get("guidance_scale")
+    return replace(base, **{name: value for name, value in options.items() if value is not None})
 
 
 def summary(scene: Scene) -> str:

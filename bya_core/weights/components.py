@@ -8,6 +8,7 @@ use).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ OFFICIAL: tuple[Component, ...] = (
 )
 """All components of the model `official`."""
 
-OFFICIAL_SETTINGS = {
+OFFICIAL_SETTINGS: dict[str, Any] = {
     "native": {"height": 480, "width": 720, "num_frames": 49},
     "sampling": {
         "steps": 50,

@@ -19,6 +19,7 @@ from tests.host.setup import ROOT
 GRAPHS = ROOT / "tests" / "host" / "graphs_api"
 DEMO = ROOT / "demo"
 NAMES = sorted(path.stem for path in GRAPHS.glob("*.json"))
+MODEL_SETTINGS = ("width", "height", "cfg", "audio_cfg", "scheduler", "window_frames", "window_overlap")
 REAL = "02-two-talkers-real-weights"
 
 
@@ -43,8 +44,13 @@ def with_inputs(graph: Graph, kind: str, index: int | None = None, **inputs: Any
 
 
 def shorten(graph: Graph, frames: int = 17, steps: int = 6, seed: int = 0) -> Graph:
-    """A copy with fewer frames and steps."""
-    return with_inputs(graph, "BYA_Scene", frames=frames, steps=steps, seed=seed)
+    """A copy with fewer frames and steps; all other settings are those of the model."""
+    values = {"length": "frames", "frames": frames, "settings": "custom", "steps": steps, "seed": seed}
+    graph = with_inputs(graph, "BYA_Scene", **values)
+    for number in nodes_of(graph, "BYA_Scene"):
+        for name in MODEL_SETTINGS:
+            graph[number]["inputs"].pop(name, None)
+    return graph
 
 
 def without(graph: Graph, *kinds: str) -> Graph:

@@ -50,7 +50,10 @@ def test_own_voice(one_speaker: Graph, server: Server) -> None:
 
 
 def test_swapped_matrix(one_speaker: Graph, server: Server) -> None:
-    for change in ({"audio_assignment": "swapped"}, {"audio_character_matrix": "0 1; 1 0"}):
+    for change in (
+        {"audio_assignment": "swapped"},
+        {"audio_assignment": "matrix", "audio_character_matrix": "0 1; 1 0"},
+    ):
         moved = mouth_movement(server, graphs.with_inputs(one_speaker, "BYA_EmbeddingRouter", **change))
         assert moved[RIGHT] > 2 * moved[LEFT], (change, moved)
 

@@ -13,7 +13,7 @@ import comfy.sd
 import comfy.text_encoders.cogvideo as cogvideo
 import pytest
 import torch
-from conftest import Run
+from conftest import FIXED, Run, short
 
 F, H, W = 9, 64, 96
 
@@ -30,9 +30,9 @@ def expected(run: Run, routing: Any) -> torch.Tensor:
 
 def generate(run: Run, cast: Any, demo: dict[str, Any], model: Any) -> torch.Tensor:
     """The frames of the scene in conftest, with another model."""
-    options = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "frames": 9, "steps": 4, "seed": 2_000_001}
-    scene, _ = run("Scene", model=model, cast=cast, **options)
-    routing, _, _ = run("EmbeddingRouter", scene=scene, probe_steps=2)
+    options = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "seed": 2_000_001}
+    scene, _ = run("Scene", model=model, cast=cast, **options, **short(9, steps=4))
+    routing, _, _ = run("EmbeddingRouter", scene=scene, **FIXED, probe_steps=2)
     return run("Sampler", routing=routing)[0]
 
 

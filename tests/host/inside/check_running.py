@@ -19,7 +19,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-from conftest import Run
+from conftest import FIXED, Run, short
 from safetensors.torch import save_file
 from torch.nn.modules import module as torch_modules
 
@@ -97,7 +97,7 @@ def test_manual_masks(run: Run, scene: Any, routing: Any) -> None:
     [
         ({}, [[1, 0], [0, 1]]),
         ({"audio_assignment": "swapped"}, [[0, 1], [1, 0]]),
-        ({"audio_character_matrix": "1 1; 0 0.5"}, [[1, 1], [0, 0.5]]),
+        ({"audio_assignment": "matrix", "audio_character_matrix": "1 1; 0 0.5"}, [[1, 1], [0, 0.5]]),
     ],
 )
 def test_audio_assignment(run: Run, scene: Any, inputs: dict[str, str], matrix: list[list[float]]) -> None:
@@ -122,7 +122,7 @@ def test_router_modes(mode: str, run: Run, scene: Any) -> None:
 
 
 def test_probe_options(run: Run, scene: Any) -> None:
-    options = {"probe_steps": 1, "num_seeds": 5, "threshold": 0.01, "max_percent": 0.3}
+    options = {**FIXED, "probe_steps": 1, "num_seeds": 5, "threshold": 0.01, "max_percent": 0.3}
     probe = run("EmbeddingRouter", scene=scene, **options)[0].scene.routing.probe
     assert (probe.steps, probe.num_seeds, probe.threshold, probe.max_fraction) == (1, 5, 0.01, 0.3)
 
@@ -142,11 +142,13 @@ def test_overlay_and_selection(run: Run, routing: Any, sampled: tuple[Any, ...])
 def test_report_and_preflight(run: Run, routing: Any, sampled: Any, cast: Any, demo: dict[str, Any]) -> None:
     picture, text = run("BindingReport", routing=routing, frames=sampled[0], masks=sampled[3])
     assert picture.shape[0] == 1 and "9 frames" in text
-    checked, faces, text, ok = run("Preflight", cast=cast, frames=F, first_frame=demo["first_frame"], masks=sampled[3])
+    checked, faces, text, ok = run(
+        "Preflight", cast=cast, **short(F), first_frame=demo["first_frame"], masks=sampled[3]
+    )
     assert checked is cast and ok is True and faces.shape[0] == 1
     assert "Ada" in text and "Bo" in text
     with pytest.raises(ValueError, match="1 image for 2 characters"):
-        run("Preflight", cast=cast, frames=F, masks=torch.ones(1, 8, 8))
+        run("Preflight", cast=cast, **short(F), masks=torch.ones(1, 8, 8))
     _, _, text, ok = run("Preflight", cast=cast, model="official", stop_on_error=False)
     assert ok is False and "download official" in text
 
@@ -167,7 +169,7 @@ def test_report_of_any_video(run: Run) -> None:
 
 def test_long_video(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:
     """Windows of 9 frames; an edited mask applies to all of them, and no temporary files are left."""
-    options = {"first_frame": demo["first_frame"], "frames": 17, "steps": 2, "window_frames": 9, "window_overlap": 1}
+    options = {"first_frame": demo["first_frame"], **short(17, steps=2, window_frames=9, window_overlap=1)}
     scene, _ = run("Scene", model=model, cast=cast, prompt=demo["prompt"], **options)
     routing, masks, report = run("EmbeddingRouter", scene=scene)
     assert masks.shape == (N * T, H, W) and "window 1 of 2" in report
@@ -183,9 +185,9 @@ def test_long_video(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> No
 
 def test_window_of_a_long_video(run: Run, model: Any, cast: Any, demo: dict[str, Any], caplog: Any) -> None:
     """The sampler continues from the window that the router looked at, and keeps the windows before it."""
-    options = {"first_frame": demo["first_frame"], "frames": 17, "steps": 2, "window_frames": 9, "window_overlap": 1}
+    options = {"first_frame": demo["first_frame"], **short(17, steps=2, window_frames=9, window_overlap=1)}
     scene, _ = run("Scene", model=model, cast=cast, prompt=demo["prompt"], **options)
-    routing, masks, report = run("EmbeddingRouter", scene=scene, window=2, probe_steps=1)
+    routing, masks, report = run("EmbeddingRouter", scene=scene, window=2, **FIXED, probe_steps=1)
     assert masks.shape == (N * T, H, W) and "window 2 of 2" in report
     first = run("MaskOverlay", routing=routing)[0]
     assert first.shape[0] == F
@@ -194,7 +196,7 @@ def test_window_of_a_long_video(run: Run, model: Any, cast: Any, demo: dict[str,
     folder = Path(folder_paths.get_temp_directory()) / "bindyouravatar"
     kept = list(folder.rglob("window_*.safetensors"))
     assert [path.name for path in kept] == ["window_0001.safetensors"]
-    whole = run("Sampler", routing=run("EmbeddingRouter", scene=scene, probe_steps=1)[0])[0]
+    whole = run("Sampler", routing=run("EmbeddingRouter", scene=scene, **FIXED, probe_steps=1)[0])[0]
     assert torch.equal(frames, whole)
     with pytest.raises(ValueError, match="a number from 1 to 2"):
         run("EmbeddingRouter", scene=scene, window=3)
@@ -203,7 +205,7 @@ def test_window_of_a_long_video(run: Run, model: Any, cast: Any, demo: dict[str,
 
 
 def test_lengths_are_rounded_and_told(run: Run, model: Any, cast: Any, caplog: Any) -> None:
-    scene, info = run("Scene", model=model, cast=cast, frames=100_000)
+    scene, info = run("Scene", model=model, cast=cast, prompt="", **short(100_000))
     assert scene.scene.num_frames == 100_001 and "rounded to 100001" in info and "rounded to 100001" in caplog.text
 
 
@@ -221,7 +223,7 @@ def test_unpainted_masks(run: Run, scene: Any, routing: Any) -> None:
 def test_first_frame_fit(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> None:
     """A first frame twice as tall as the video gets black bars with pad, and none with crop."""
     tall = torch.nn.functional.pad(demo["first_frame"], (0, 0, 0, 0, 32, 32), value=0.5)
-    options = {"model": model, "cast": cast, "prompt": demo["prompt"], "first_frame": tall, "frames": 9, "steps": 2}
+    options = {"model": model, "cast": cast, "prompt": demo["prompt"], "first_frame": tall, **short(9, steps=2)}
     edge = {}
     for fit in ("crop", "pad"):
         scene, _ = run("Scene", first_frame_fit=fit, **options)
@@ -236,11 +238,14 @@ def test_first_frame_fit(run: Run, model: Any, cast: Any, demo: dict[str, Any]) 
     [
         ("EmbeddingRouter", {"mode": "manual"}, "masks"),
         ("EmbeddingRouter", {"mode": "manual", "masks": torch.ones(1, 8, 8)}, "1 image for 2 characters"),
-        ("EmbeddingRouter", {"audio_character_matrix": "1 0 0; 0 1 0"}, "audio-character matrix"),
-        ("EmbeddingRouter", {"audio_character_matrix": "1 0; 0 1", "audio_assignment": "auto"}, "one of the two"),
+        (
+            "EmbeddingRouter",
+            {"audio_assignment": "matrix", "audio_character_matrix": "1 0 0; 0 1 0"},
+            "audio-character matrix",
+        ),
         ("MaskRefine", {"override_mask": torch.ones(1, 8, 8), "character": "Cy"}, r"1 \(Ada\), 2 \(Bo\)"),
         ("MaskRefine", {"override_mask": torch.ones(2, 8, 8)}, "Ada"),
-        ("Scene", {"width": 100}, "a multiple of 8"),
+        ("Scene", short(9, width=100), "a multiple of 8"),
         ("Scene", {"prompt_schedule": "soon: Ada laughs"}, "2.5 - 4: Ada laughs"),
         ("FaceEncode", {"name": "Ada"}, 'two characters named "Ada"'),
         ("FaceEncode", {"image": torch.rand(2, 8, 8, 3)}, "a batch of 2 images"),
@@ -261,7 +266,7 @@ def test_invalid_input(
     with pytest.raises(ValueError, match=match) as raised:
         outputs = run(node, **valid | inputs)
         if node == "FaceEncode":  # faces are encoded by the router
-            scene, _ = run("Scene", model=request.getfixturevalue("model"), cast=outputs[0], frames=F)
+            scene, _ = run("Scene", model=request.getfixturevalue("model"), cast=outputs[0], **short(F))
             run("EmbeddingRouter", scene=scene)
     assert type(raised.value).__name__ == "InputError" and "\n" not in str(raised.value)
 
@@ -323,7 +328,7 @@ def test_memory_is_managed_by_comfyui(run: Run, cast: Any) -> None:
     (model,) = run("Loader")
     patchers = [managed.patcher for managed in model.managed]
     assert len(patchers) == 4  # transformer, face, speech, codec; the toy text encoder has no weights
-    scene, _ = run("Scene", model=model, cast=cast, frames=1, steps=1)
+    scene, _ = run("Scene", model=model, cast=cast, **short(1, steps=1))
     routing, _, _ = run("EmbeddingRouter", scene=scene)
     run("Sampler", routing=routing)
     assert _loaded(patchers) == 4
@@ -342,7 +347,7 @@ def test_low_memory_mode_in_half_precision(run: Run, cast: Any) -> None:
     (model,) = run("Loader", memory_mode="low", dtype="bfloat16")
     assert model.bundle.dtype == torch.bfloat16
     patchers = [managed.patcher for managed in model.managed]
-    scene, _ = run("Scene", model=model, cast=cast, frames=1, steps=1)
+    scene, _ = run("Scene", model=model, cast=cast, **short(1, steps=1))
     routing, _, _ = run("EmbeddingRouter", scene=scene)
     assert _loaded(patchers) == 0
     frames = run("Sampler", routing=routing)[0]

@@ -17,11 +17,14 @@ IDS = {
 }  # fmt: skip
 
 
+CATEGORIES = {f"BindYourAvatar/{folder}" for folder in ("characters", "video", "masks", "checks")}
+
+
 def test_descriptions_and_tooltips(nodes: dict[str, Any]) -> None:
     assert set(nodes) == IDS
     for node in nodes.values():
         schema = node.GET_SCHEMA()
-        assert schema.node_id.startswith("BYA_") and schema.category == "BindYourAvatar"
+        assert schema.node_id.startswith("BYA_") and schema.category in CATEGORIES
         assert len(schema.description) > 30
         for socket in [*schema.inputs, *schema.outputs]:
             assert socket.tooltip and len(socket.tooltip) > 10, (schema.node_id, socket.id)
@@ -54,14 +57,33 @@ def test_outputs_can_be_cached(nodes: dict[str, Any]) -> None:
     ("node", "inputs", "error"),
     [
         ("FaceEncode", {"name": "Ada"}, None),
-        ("FaceEncode", {"name": "  "}, "has no name"),
-        ("EmbeddingRouter", {"audio_character_matrix": "1 0; 0 1"}, None),
-        ("EmbeddingRouter", {"audio_character_matrix": None}, None),
-        ("EmbeddingRouter", {"audio_character_matrix": "1 o"}, "numbers in 0..1"),
-        ("EmbeddingRouter", {"audio_character_matrix": "2 0; 0 1"}, "numbers in 0..1"),
+        ("FaceEncode", {"name": "  "}, "an empty name"),
+        ("FaceEncode", {"name": "a\nb"}, "without line breaks"),
+        ("EmbeddingRouter", {"audio_assignment": "matrix", "audio_character_matrix": "1 0; 0 1"}, None),
+        ("EmbeddingRouter", {"audio_assignment": "matrix", "audio_character_matrix": None}, None),
+        ("EmbeddingRouter", {"audio_assignment": "matrix", "audio_character_matrix": "1 o"}, "numbers in 0..1"),
+        ("EmbeddingRouter", {"audio_assignment": "matrix", "audio_character_matrix": "2 0; 0 1"}, "numbers in 0..1"),
+        ("EmbeddingRouter", {"audio_assignment": "given", "audio_character_matrix": "1 o"}, None),  # not used
+        ("EmbeddingRouter", {"audio_assignment": "random"}, '"given" or "swapped"'),
+        ("EmbeddingRouter", {"mode": "manual"}, "connect masks"),
+        ("EmbeddingRouter", {"mode": "manual", "masks": None}, None),  # connected
+        ("EmbeddingRouter", {"mode": "magic"}, '"intra" or "pre"'),
+        ("SelectCharacterMask", {"character": "Ada"}, None),
+        ("SelectCharacterMask", {"character": " "}, "an empty name"),
+        ("MaskRefine", {"character": "2"}, None),
+        ("MaskRefine", {"start_percent": -0.1}, "from 0 to 1"),
+        ("Loader", {"model": "toy", "download": False}, None),
+        ("Loader", {"model": "official", "download": False}, "turn on download"),
+        ("Loader", {"model": "official", "download": True}, None),
+        ("Loader", {"model": "unofficial"}, "one of toy, official"),
+        ("Preflight", {"settings": "custom", "width": 100, "height": 64}, "a multiple of 8"),
+        ("Scene", {"settings": "custom", "width": 100, "height": 64}, "a multiple of 8"),
+        ("Scene", {"settings": "model defaults", "width": 100}, None),  # not used
+        ("Scene", {"settings": "custom", "window_frames": 9, "window_overlap": 13}, "an overlap shorter"),
+        ("Scene", {"settings": "custom", "window_frames": 0}, "at least 1"),
         ("MaskRefine", {"start_percent": 0.2, "end_percent": 0.5}, None),
         ("MaskRefine", {"end_percent": 0.5}, None),
-        ("MaskRefine", {"start_percent": 0.5, "end_percent": 0.5}, "expected start < end"),
+        ("MaskRefine", {"start_percent": 0.5, "end_percent": 0.5}, "start < end"),
         ("Scene", {"prompt_schedule": ""}, None),
         ("Scene", {"prompt_schedule": "later: Ada laughs"}, "2.5 - 4: Ada laughs"),
     ],

@@ -26,6 +26,14 @@ import nodes as comfy_nodes  # noqa: E402, F401  # ComfyUI's own module of that 
 Run = Callable[..., tuple[Any, ...]]
 
 
+FIXED = {"probe": "fixed number of steps"}
+
+
+def short(frames: int, **settings: Any) -> dict[str, Any]:
+    """Widgets of BYA Scene for a length and settings that differ from those of the model."""
+    return {"length": "frames", "frames": frames, **({"settings": "custom", **settings} if settings else {})}
+
+
 def load_pack(folder: Path) -> ModuleType:
     """Import the pack as ComfyUI does: by path, with the path as module name."""
     name = str(folder).replace(".", "_x_")
@@ -64,11 +72,15 @@ def host(pack: ModuleType) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def run(nodes: dict[str, Any]) -> Run:
-    """Executes a node with default values for missing inputs, in inference mode as ComfyUI does."""
+    """Executes a node with default values for missing required inputs, in inference mode as ComfyUI does."""
 
     def execute(node: str, /, **inputs: Any) -> tuple[Any, ...]:
         schema = nodes[node].define_schema()
-        defaults = {entry.id: entry.default for entry in schema.inputs if getattr(entry, "default", None) is not None}
+        defaults = {
+            entry.id: entry.default
+            for entry in schema.inputs
+            if getattr(entry, "default", None) is not None and not entry.optional
+        }
         with torch.inference_mode():
             return nodes[node].execute(**defaults | inputs).result
 
@@ -98,13 +110,13 @@ def cast(run: Run, demo: dict[str, Any]) -> Any:
 @pytest.fixture(scope="session")
 def scene(run: Run, model: Any, cast: Any, demo: dict[str, Any]) -> Any:
     """9 frames and 4 steps."""
-    options = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "frames": 9, "steps": 4, "seed": 2_000_001}
-    return run("Scene", model=model, cast=cast, **options)[0]
+    options = {"prompt": demo["prompt"], "first_frame": demo["first_frame"], "seed": 2_000_001}
+    return run("Scene", model=model, cast=cast, **options, **short(9, steps=4))[0]
 
 
 @pytest.fixture(scope="session")
 def routing(run: Run, scene: Any) -> Any:
-    return run("EmbeddingRouter", scene=scene, probe_steps=2)[0]
+    return run("EmbeddingRouter", scene=scene, **FIXED, probe_steps=2)[0]
 
 
 @pytest.fixture

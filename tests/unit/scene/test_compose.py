@@ -17,6 +17,7 @@ from bya_core.scene.compose import (
     override_sampling,
     parse_matrix,
     parse_prompts,
+    video_frames,
 )
 from bya_core.scene.types import SceneDefaults, Speech, rotate_speeches
 from tests.fakes import RATE
@@ -66,7 +67,7 @@ def test_invalid_casts_raise():
 )
 def test_override_sampling(options, changes):
     base = SamplingConfig(steps=16, guidance_scale=1.0, audio_guidance_scale=2.0, scheduler="ddim")
-    unset = {"steps": 0, "guidance_scale": 0.0, "audio_guidance_scale": 0.0, "scheduler": "as the model", "seed": 3}
+    unset = {"steps": None, "guidance_scale": None, "audio_guidance_scale": None, "scheduler": None, "seed": 3}
     assert override_sampling(base, **unset | options) == replace(base, seed=3, **changes)
 
 
@@ -90,3 +91,13 @@ def test_parse_prompts():
     for invalid in ("Ada laughs", "1.2.3 - 4: Ada laughs", "2 - 1: Ada laughs"):
         with pytest.raises(InputError):
             parse_prompts(invalid)
+
+
+@pytest.mark.parametrize(("length", "frames"), [("as long as the speech", None), ("seconds", 50), ("frames", 10)])
+def test_video_frames(length, frames):
+    assert video_frames(length, 2.0, 10) == frames
+
+
+def test_unknown_length_raises():
+    with pytest.raises(InputError, match='"seconds"'):
+        video_frames("hours", 2.0, 10)
