@@ -20,7 +20,7 @@ GRAPHS = ROOT / "tests" / "host" / "graphs_api"
 DEMO = ROOT / "demo"
 NAMES = sorted(path.stem for path in GRAPHS.glob("*.json"))
 MODEL_SETTINGS = ("width", "height", "cfg", "audio_cfg", "scheduler", "window_frames", "window_overlap")
-REAL = "02-two-talkers-real-weights"
+REAL = "02 Real people with the released weights"
 
 
 def load(name: str) -> Graph:
@@ -74,22 +74,13 @@ def with_node(graph: Graph, kind: str, **inputs: Any) -> tuple[Graph, str]:
     return graph, number
 
 
-def load_runnable(name: str, server: Server) -> Graph:
+def load_runnable(name: str) -> Graph:
     """Graph of a workflow; the one for the released weights runs the toy model instead."""
     graph = load(name)
     if name == REAL:
-        copy_inputs(server)
         graph = with_inputs(graph, "BYA_Loader", model="toy", dtype="default")
         graph = with_inputs(graph, "BYA_Preflight", model="toy")
     return graph
-
-
-def copy_inputs(server: Server) -> None:
-    """Copy the images and recordings that the workflow for the released weights loads."""
-    for letter in "AB":
-        for kind in ("png", "wav"):
-            target = server.folder / "input" / f"person_{letter}.{kind}"
-            target.write_bytes((DEMO / f"puppet_{letter}.{kind}").read_bytes())
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,6 @@ def _is_picture(path: Path) -> bool:
 
 def test_workflows_load(server: Server, shots: Path) -> None:
     """All nodes are known and do not overlap, and the page queues the graph in graphs_api."""
-    graphs.copy_inputs(server)  # the page marks nodes whose files are missing
     steps: list[dict[str, Any]] = []
     for path in FILES:
         picture = shots / f"{path.stem}.png"

@@ -2,11 +2,12 @@
 
     python -m tools.workflows.build         # writes workflows/*.json, and the graphs they run to tests/host/graphs_api
 
-Shared groups of nodes first, then the workflows.
+Shared groups of nodes first, then the workflows. Names of workflows are their titles in the template browser.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,15 @@ from typing import Any
 
 from tools.workflows.sheet import Group, Node, NodeInfo, Sheet, Wire
 
-LETTERS = "ABCDEFGH"
 NOTES = Path(__file__).resolve().parent / "notes"
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+REAL_PROMPT = "Two people sit side by side on a sofa and talk: on the left a woman, on the right a man."
+NARROW, WIDE, PANEL = 240, 430, 380  # widths of the nodes of characters, of the scene, and with results
+
+
+def prompt_of(demo: str) -> str:
+    """Prompt of a scene file in the demo folder."""
+    return json.loads((DEMO / f"{demo}.json").read_text(encoding="utf-8"))["prompt"]
 
 
 @dataclass
@@ -23,241 +31,245 @@ class Cast:
     """Nodes of a cast.
 
     Args:
-        faces, voices: Nodes of the characters.
+        files: Load Image and Load Audio of each character.
+        encoders: BYA Audio Encode and BYA Face Encode of each character.
         out: Connection of the whole cast.
     """
 
-    faces: list[Node]
-    voices: list[Node]
+    files: list[Node]
+    encoders: list[Node]
     out: Wire
 
-
-def cast(sheet: Sheet, pictures: Sequence[Wire], voices: Sequence[Wire | None], names: Sequence[str]) -> Cast:
-    """Characters, chained in order; None as a voice is a silent listener."""
-    faces: list[Node] = []
-    speeches: list[Node] = []
-    for picture, voice, name in zip(pictures, voices, names, strict=True):
-        inputs: dict[str, Any] = {"image": picture, "name": name}
-        if voice is not None:
-            speeches.append(sheet.add("BYA_AudioEncode", f"Voice of {name}", audio=voice))
-            inputs["speech"] = speeches[-1]["speech"]
-        if faces:
-            inputs["cast"] = faces[-1]["cast"]
-        faces.append(sheet.add("BYA_FaceEncode", f"Face of {name}", **inputs))
-    return Cast(faces, speeches, faces[-1]["cast"])
+    @property
+    def group(self) -> Group:
+        """The characters, one below the other."""
+        return Group("1 Characters", [self.files, self.encoders], "green")
 
 
-def puppets(sheet: Sheet, demo: Node, count: int, silent: Sequence[int] = ()) -> Cast:
-    """The first characters of a demo; those in `silent` get no voice."""
-    numbers = range(1, count + 1)
-    return cast(
-        sheet,
-        [demo[f"image_{number}"] for number in numbers],
-        [None if number in silent else demo[f"audio_{number}"] for number in numbers],
-        [f"puppet {LETTERS[number - 1]}" for number in numbers],
-    )
+def cast(
+    sheet: Sheet, images: Sequence[str], recordings: Sequence[str | None], names: Sequence[str] | None = None
+) -> Cast:
+    """Characters from files in the input folder, chained in order; None as a recording is a silent listener.
 
-
-def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, list[Node]]:
-    """Sampler and Save Video; returns the sampler and both."""
-    sampler = sheet.add("BYA_Sampler", routing=routing)
-    saved = sheet.add("SaveVideo", wide=360, video=sampler["video"], filename_prefix=f"video/{prefix}")
-    return sampler, [sampler, saved]
-
-
-def preview_masks(sheet: Sheet, routing: Wire, title: str) -> list[Node]:
-    """Masks over the first frame, before anything is sampled."""
-    overlay = sheet.add("BYA_MaskOverlay", routing=routing)
-    one = sheet.add("ImageFromBatch", "One frame", image=overlay["images"], batch_index=24)
-    return [overlay, one, sheet.add("PreviewImage", title, wide=360, high=300, images=one["IMAGE"])]
-
-
-def used_masks(sheet: Sheet, routing: Wire, sampler: Node, prefix: str) -> list[Node]:
-    """The video with the masks that were used, saved."""
-    overlay = sheet.add("BYA_MaskOverlay", routing=routing, images=sampler["frames"], masks=sampler["masks"])
-    joined = sheet.add("CreateVideo", images=overlay["images"], fps=sampler["fps"], audio=sampler["audio"])
-    saved = sheet.add("SaveVideo", "Masks", wide=360, video=joined["VIDEO"], filename_prefix=f"video/{prefix}_overlay")
-    return [overlay, joined, saved]
-
-
-def report(sheet: Sheet, routing: Wire, sampler: Node) -> Group:
-    """Binding report with its image and text."""
-    binding = sheet.add("BYA_BindingReport", routing=routing, frames=sampler["frames"], masks=sampler["masks"])
-    picture = sheet.add("PreviewImage", "Binding report", wide=480, high=330, images=binding["image"])
-    text = sheet.add("PreviewAny", "Report text", wide=480, high=260, source=binding["report"])
-    return Group("Check", [[binding], [picture], [text]], "grey")
-
-
-def box(
-    sheet: Sheet, size: tuple[int, int], position: tuple[int, int], inside: tuple[int, int]
-) -> tuple[Node, list[Node]]:
-    """A mask [size] with a white box [inside] at `position`; returns its last node and all nodes."""
-    black = sheet.add("SolidMask", "Black", wide=240, value=0.0, width=size[0], height=size[1])
-    white = sheet.add("SolidMask", "White box", wide=240, value=1.0, width=inside[0], height=inside[1])
-    mask = sheet.add(
-        "MaskComposite", "Box", wide=260, destination=black["MASK"], source=white["MASK"], x=position[0], y=position[1],
-        operation="add",
-    )  # fmt: skip
-    return mask, [black, white, mask]
+    The same recording twice is loaded once.
+    """
+    files: list[Node] = []
+    encoders: list[Node] = []
+    loaded: dict[str, Node] = {}
+    previous: Wire | None = None
+    for number, (image, recording) in enumerate(zip(images, recordings, strict=True)):
+        name = names[number] if names else f"puppet {'ABCDEFGH'[number]}"
+        picture = sheet.add("LoadImage", f"Image of {name}", wide=NARROW, image=image)
+        files.append(picture)
+        inputs: dict[str, Any] = {"image": picture["IMAGE"], "name": name}
+        if recording is not None:
+            if recording not in loaded:
+                title = f"Recording of {'both' if recordings.count(recording) > 1 else name}"
+                loaded[recording] = sheet.add("LoadAudio", title, wide=NARROW, audio=recording)
+                files.append(loaded[recording])
+            voice = sheet.add("BYA_AudioEncode", f"Voice of {name}", wide=NARROW, audio=loaded[recording]["AUDIO"])
+            encoders.append(voice)
+            inputs["speech"] = voice["speech"]
+        if previous is not None:
+            inputs["cast"] = previous
+        face = sheet.add("BYA_FaceEncode", f"Character {name}", wide=NARROW, **inputs)
+        encoders.append(face)
+        previous = face["cast"]
+    assert previous is not None
+    return Cast(files, encoders, previous)
 
 
 @dataclass
-class ToyScene:
-    """Nodes that all workflows of the toy model begin with."""
+class Start:
+    """Nodes that most workflows begin with.
 
-    note: Node
-    inputs: Group
+    Args:
+        left: Note and model.
+        people: The characters.
+        scene: BYA Scene.
+        first_frame: Load Image of the first frame; None = without.
+    """
+
+    left: list[Group]
     people: Cast
     scene: Node
+    first_frame: Node | None
 
 
-def toy_scene(sheet: Sheet, count: int = 2, silent: Sequence[int] = (), **demo_inputs: Any) -> ToyScene:
-    """Note, model, demo, cast and scene."""
-    note = sheet.read_me()
-    model = sheet.add("BYA_Loader")
-    demo = sheet.add("BYA_LoadDemo", **demo_inputs)
-    people = puppets(sheet, demo, count, silent)
+def toy_scene(
+    sheet: Sheet, demo: str = "scene", files: str = "bya_", voices: Sequence[str | None] | None = None, count: int = 2,
+    **scene_inputs: Any,
+) -> Start:  # fmt: skip
+    """Note, model, characters and scene of a demo of the toy model."""
+    note = sheet.read_me(wide=NARROW + 20)
+    model = sheet.add("BYA_Loader", wide=NARROW + 20)
+    letters = "ABC"[:count]
+    recordings = [f"{files}{letter}.wav" for letter in letters] if voices is None else voices
+    people = cast(sheet, [f"{files}{letter}.png" for letter in letters], recordings)
+    frame = sheet.add("LoadImage", "First frame (optional)", wide=NARROW + 20, image=f"{files}first_frame.png")
     scene = sheet.add(
         "BYA_Scene",
+        wide=WIDE,
         model=model["model"],
         cast=people.out,
-        prompt=demo["prompt"],
-        first_frame=demo["first_frame"],
+        prompt=prompt_of(demo),
+        first_frame=frame["IMAGE"],
+        **scene_inputs,
     )
-    return ToyScene(note, Group("1 Model and inputs", [[model, demo]], "green"), people, scene)
+    left = [Group("Read me", [[note]], "grey"), Group("Model and first frame", [[model, frame]], "green")]
+    return Start(left, people, scene, frame)
 
 
-def toy_video(
-    prefix: str, count: int = 2, silent: Sequence[int] = (), demo: str | None = None, **router_inputs: Any
-) -> Callable[[Sheet], None]:
+def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, Node]:
+    """Sampler with the video and its binding, and Save Video."""
+    sampler = sheet.add("BYA_Sampler", wide=PANEL, routing=routing)
+    saved = sheet.add("SaveVideo", wide=PANEL, video=sampler["video"], filename_prefix=f"video/{prefix}")
+    return sampler, saved
+
+
+def toy_video(prefix: str, router_inputs: dict[str, Any] | None = None, **start_inputs: Any) -> Callable[[Sheet], None]:
     """A workflow of the toy model from the inputs to the saved video."""
 
     def build(sheet: Sheet) -> None:
-        start = toy_scene(sheet, count, silent, **({} if demo is None else {"demo": demo}))
-        router = sheet.add("BYA_EmbeddingRouter", scene=start.scene["scene"], **router_inputs)
+        start = toy_scene(sheet, **start_inputs)
+        router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"], **(router_inputs or {}))
         sampler, saved = result(sheet, router["routing"], prefix)
-        masks = used_masks(sheet, router["routing"], sampler, prefix)
         sheet.arrange([
-            [Group("Read me", [[start.note]], "grey"), start.inputs],
-            [Group("2 Characters", [start.people.voices, start.people.faces], "green")],
-            [Group("3 Scene and router", [[start.scene], [router]], "purple")],
-            [Group("4 Video", [saved, masks], "orange"), report(sheet, router["routing"], sampler)],
+            start.left,
+            [start.people.group],
+            [Group("2 Scene and masks", [[start.scene, router]], "purple")],
+            [Group("3 Video", [[sampler, saved]], "orange")],
         ])  # fmt: skip
 
     return build
 
 
-def two_talkers_real_weights(sheet: Sheet) -> None:
-    """Two characters of your own, with the released weights."""
-    note = sheet.read_me(wide=520)
-    pictures = [sheet.add("LoadImage", f"Image of person {letter}", image=f"person_{letter}.png") for letter in "AB"]
-    sounds = [sheet.add("LoadAudio", f"Recording of person {letter}", audio=f"person_{letter}.wav") for letter in "AB"]
-    people = cast(
-        sheet,
-        [picture["IMAGE"] for picture in pictures],
-        [sound["AUDIO"] for sound in sounds],
-        ["person A", "person B"],
-    )
-    check = sheet.add("BYA_Preflight", cast=people.out, model="official")
-    faces = sheet.add("PreviewImage", "Faces found", wide=360, images=check["faces"])
-    text = sheet.add("PreviewAny", "Findings", wide=360, source=check["report"])
-    model = sheet.add("BYA_Loader", model="official", dtype="bfloat16")
-    prompt = "Two people sit side by side on a sofa and talk: on the left a woman, on the right a man."
-    scene = sheet.add("BYA_Scene", model=model["model"], cast=check["cast"], prompt=prompt)
-    router = sheet.add("BYA_EmbeddingRouter", scene=scene["scene"])
+def real_weights(sheet: Sheet) -> None:
+    """Two real people, with the released weights."""
+    note = sheet.read_me(wide=NARROW + 20)
+    model = sheet.add("BYA_Loader", wide=NARROW + 20, model="official", dtype="bfloat16")
+    names = ["person A", "person B"]
+    people = cast(sheet, ["bya_A.png", "bya_B.png"], ["bya_A.wav", "bya_B.wav"], names)
+    check = sheet.add("BYA_Preflight", wide=WIDE, cast=people.out, model="official")
+    scene = sheet.add("BYA_Scene", wide=WIDE, model=model["model"], cast=check["cast"], prompt=REAL_PROMPT)
+    router = sheet.add("BYA_EmbeddingRouter", wide=PANEL, scene=scene["scene"])
     sampler, saved = result(sheet, router["routing"], "two_people")
-    masks = used_masks(sheet, router["routing"], sampler, "two_people")
     sheet.arrange([
-        [Group("Read me", [[note]], "grey")],
-        [Group("1 Your inputs", [pictures, sounds], "green"),
-         Group("2 Characters", [people.voices, people.faces], "green")],
-        [Group("3 Check", [[check], [faces, text]], "blue"),
-         Group("4 Scene and router", [[model, scene], [router]], "purple")],
-        [Group("5 Video", [saved, masks], "orange"), report(sheet, router["routing"], sampler)],
+        [Group("Read me", [[note]], "grey"), Group("Model", [[model]], "green")],
+        [people.group],
+        [Group("2 Check and scene", [[check, scene]], "purple")],
+        [Group("3 Masks and video", [[router, sampler, saved]], "orange")],
     ])  # fmt: skip
 
 
-def mask_preview_and_edit(sheet: Sheet) -> None:
-    """Preview the masks, edit one, resume."""
+def look_and_edit_masks(sheet: Sheet) -> None:
+    """Look at the masks of the router, change one, resume."""
     start = toy_scene(sheet)
-    router = sheet.add("BYA_EmbeddingRouter", scene=start.scene["scene"])
-    predicted = preview_masks(sheet, router["routing"], "Router masks")
-    refined = sheet.add("BYA_MaskRefine", "Refine all masks", routing=router["routing"])
-    picked = sheet.add("BYA_SelectCharacterMask", routing=refined["routing"], character="puppet A")
-    grown = sheet.add("GrowMask", mask=picked["mask"], expand=4)
-    shown = sheet.add("MaskPreview", "Edited mask of puppet A", wide=320, mask=grown["MASK"])
+    router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"])
+    refined = sheet.add("BYA_MaskRefine", "Refine all masks", wide=PANEL, routing=router["routing"])
+    picked = sheet.add("BYA_SelectCharacterMask", wide=PANEL, routing=refined["routing"], character="puppet A")
+    grown = sheet.add("GrowMask", wide=PANEL, mask=picked["mask"], expand=4)
     edited = sheet.add(
         "BYA_MaskRefine",
-        "Override with the edited mask",
+        "Override with the grown mask",
+        wide=PANEL,
         routing=refined["routing"],
         refine=False,
         override_mask=grown["MASK"],
         character="puppet A",
     )
-    after = preview_masks(sheet, edited["routing"], "Edited masks")
     sampler, saved = result(sheet, edited["routing"], "edited_masks")
-    used = used_masks(sheet, edited["routing"], sampler, "edited_masks")
     sheet.arrange([
-        [Group("Read me", [[start.note]], "grey"), start.inputs],
-        [Group("1 Characters", [start.people.voices, start.people.faces], "green"),
-         Group("1 Scene", [[start.scene]], "green")],
-        [Group("2 Probe", [[router], predicted], "purple")],
-        [Group("3 Edit", [[refined, picked, grown], [shown], [edited], after], "blue"),
-         Group("4 Video", [saved, used], "orange")],
+        start.left,
+        [start.people.group],
+        [Group("2 Scene and masks", [[start.scene, router]], "purple")],
+        [Group("3 Edit the masks", [[refined, picked, grown, edited]], "blue"),
+         Group("4 Video", [[sampler, saved]], "orange")],
     ])  # fmt: skip
 
 
-def hand_painted_masks(sheet: Sheet) -> None:
-    """Masks from the user only."""
+def paint_masks(sheet: Sheet) -> None:
+    """Masks painted on the node."""
     start = toy_scene(sheet)
-    left, left_nodes = box(sheet, (96, 64), (0, 4), (44, 60))
-    right, right_nodes = box(sheet, (96, 64), (52, 4), (44, 60))
-    pictures = [sheet.add("MaskToImage", "Mask to image", wide=220, mask=mask["MASK"]) for mask in (left, right)]
-    both = sheet.add("ImageBatch", "Both, in cast order", wide=260, image1=pictures[0]["IMAGE"],
-                     image2=pictures[1]["IMAGE"])  # fmt: skip
-    masks = sheet.add("ImageToMask", "As masks", wide=260, image=both["IMAGE"], channel="red")
-    painted = [
-        sheet.add("LoadImage", f"Paint here: puppet {letter}", image="example.png", muted=True, wide=240)
-        for letter in "AB"
-    ]
-    router = sheet.add("BYA_EmbeddingRouter", scene=start.scene["scene"], mode="manual", masks=masks["MASK"])
-    given = preview_masks(sheet, router["routing"], "Given masks")
-    sampler, saved = result(sheet, router["routing"], "painted_masks")
+    router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"], mode="pre")
+    painted = sheet.add("BYA_MaskRefine", "Paint here", wide=PANEL, routing=router["routing"], refine=False)
+    sampler, saved = result(sheet, painted["routing"], "painted_masks")
     sheet.arrange([
-        [Group("Read me", [[start.note]], "grey"), start.inputs],
-        [Group("2 Characters and scene", [start.people.voices, start.people.faces, [start.scene]], "green"),
-         Group("Paint instead of boxes (muted)", [[painted[0]], [painted[1]]], "grey")],
-        [Group("3 Masks", [left_nodes, right_nodes, [*pictures, both, masks]], "blue")],
-        [Group("4 Router and video", [[router], given, saved], "orange"), report(sheet, router["routing"], sampler)],
+        start.left,
+        [start.people.group],
+        [Group("2 Scene and masks", [[start.scene, router]], "purple")],
+        [Group("3 Paint", [[painted]], "blue"), Group("4 Video", [[sampler, saved]], "orange")],
     ])  # fmt: skip
 
 
-def pre_intra_post(sheet: Sheet) -> None:
+def router_comparison(sheet: Sheet) -> None:
     """The three routers compared."""
     start = toy_scene(sheet)
     rows = []
     for mode, color in (("pre", "blue"), ("intra", "purple"), ("post", "orange")):
-        router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", scene=start.scene["scene"], mode=mode)
+        router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", wide=340, scene=start.scene["scene"], mode=mode)
         sampler, saved = result(sheet, router["routing"], f"router_{mode}")
-        masks = used_masks(sheet, router["routing"], sampler, f"router_{mode}")
-        rows.append(Group(mode, [[router], saved, masks], color))
+        rows.append(Group(mode, [[router], [sampler, saved]], color))
     sheet.arrange([
-        [Group("Read me", [[start.note]], "grey"), start.inputs],
-        [Group("2 Characters and scene", [start.people.voices, start.people.faces, [start.scene]], "green")],
+        [*start.left, start.people.group],
+        [Group("2 Scene", [[start.scene]], "green")],
         rows,
     ])  # fmt: skip
 
 
+def check_any_video(sheet: Sheet) -> None:
+    """Binding report of a video file."""
+    start = toy_scene(sheet)
+    video = sheet.add("LoadVideo", "Video of the drawn puppets", wide=NARROW + 20, file="bya_video.mp4")
+    parts = sheet.add("GetVideoComponents", wide=NARROW + 20, video=video["VIDEO"])
+    router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"], mode="pre")
+    report = sheet.add("BYA_BindingReport", wide=PANEL, routing=router["routing"], frames=parts["images"])
+    picture = sheet.add("PreviewImage", "Binding report", wide=PANEL, high=260, images=report["image"])
+    text = sheet.add("PreviewAny", "Findings", wide=PANEL, high=160, source=report["report"])
+    own = sheet.add("LoadVideo", "Your video of real people", muted=True, wide=NARROW, file="bya_video.mp4")
+    voices = [
+        sheet.add("LoadAudio", f"Voice {number + 1}", muted=True, wide=NARROW, audio=f"bya_{letter}.wav")
+        for number, letter in enumerate("AB")
+    ]
+    real = sheet.add("BYA_VideoReport", muted=True, wide=PANEL, video=own["VIDEO"], voice_1=voices[0]["AUDIO"],
+                     voice_2=voices[1]["AUDIO"])  # fmt: skip
+    seen = sheet.add("PreviewImage", "Report", muted=True, wide=PANEL, high=260, images=real["image"])
+    sheet.arrange([
+        [*start.left, Group("Video", [[video, parts]], "blue")],
+        [start.people.group],
+        [Group("2 Scene and masks", [[start.scene, router]], "purple")],
+        [Group("3 Binding report", [[report, picture, text]], "orange"),
+         Group("Real people (muted: select all, Ctrl+M)", [[own, *voices, real, seen]], "grey")],
+    ])  # fmt: skip
+
+
+ONE_RECORDING = json.dumps(
+    {
+        "version": 1,
+        "voices": [
+            {"clips": [{"start": start, "from": start, "to": end} for start, end in spans]}
+            for spans in (((0.0, 1.48), (2.72, 4.4)), ((1.48, 2.72), (4.4, 5.16)))
+        ],
+    }
+)
+"""Edits of BYA Scene: puppet A says the first and third sentence of the recording, puppet B the others."""
+
 WORKFLOWS: dict[str, Callable[[Sheet], None]] = {
-    "01-two-talkers-toy": toy_video("two_talkers"),
-    "02-two-talkers-real-weights": two_talkers_real_weights,
-    "03-mask-preview-and-edit": mask_preview_and_edit,
-    "04-hand-painted-masks": hand_painted_masks,
-    "05-three-characters": toy_video("three_characters", count=3, demo="three puppets", max_percent=0.5),
-    "06-one-talker-one-listener": toy_video("one_talker", silent=(2,)),
-    "07-long-dialogue": toy_video("long_dialogue", demo="dialogue"),
-    "08-pre-intra-post": pre_intra_post,
-}
+    "01 First video": toy_video("first_video"),
+    "02 Real people with the released weights": real_weights,
+    "03 Look at the masks and edit them": look_and_edit_masks,
+    "04 Paint masks": paint_masks,
+    "05 Three characters": toy_video(
+        "three_characters", {"max_percent": 0.5}, demo="three_puppets", files="bya_three_", count=3
+    ),
+    "06 One listener": toy_video("one_listener", voices=["bya_A.wav", None]),
+    "07 Long dialogue from one recording": toy_video(
+        "long_dialogue", demo="dialogue", files="bya_long_", voices=["bya_long_dialogue.wav"] * 2,
+        dialogue=ONE_RECORDING,
+    ),
+    "08 Compare the routers": router_comparison,
+    "09 Check any video": check_any_video,
+}  # fmt: skip
 
 
 def draw(name: str, infos: dict[str, NodeInfo], measured: str = "") -> dict[str, Any]:

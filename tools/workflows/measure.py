@@ -11,6 +11,7 @@ import logging
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from PIL import Image, ImageDraw, ImageOps
 from bya_core.io.media import load_image
 from tests.host import graphs
 from tests.host.graphs import Graph
-from tests.host.server import Run, Server
+from tests.host.server import Server
 from tests.host.setup import ROOT, find_host
 from tools.workflows.build import MEASURED, text
 
 WORKFLOWS = ROOT / "workflows"
 PICTURES = ROOT / "web" / "docs" / "pictures"
-THUMBNAIL, TILE = (512, 513), (256, 171)
+TILE = (384, 256)  # pixels of the animation of one video
+EVERY = 2  # frames of the video per frame of a thumbnail
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +36,7 @@ def tile(frame: np.ndarray, size: tuple[int, int] = TILE) -> Image.Image:
     return ImageOps.fit(Image.fromarray(frame), size, Image.Resampling.BICUBIC, centering=(0.5, 0))
 
 
-def mosaic(rows: list[list[np.ndarray]], size: tuple[int, int] = TILE) -> Image.Image:
+def mosaic(rows: Sequence[Sequence[np.ndarray]], size: tuple[int, int] = TILE) -> Image.Image:
     """Frames in rows."""
     made = Image.new("RGB", (size[0] * len(rows[0]), size[1] * len(rows)))
     for y, row in enumerate(rows):
@@ -50,34 +52,36 @@ def spread(frames: np.ndarray, count: int) -> list[np.ndarray]:
 
 def silhouettes() -> Image.Image:
     """Thumbnail of the workflow for the released weights, which has not run: two silhouettes."""
-    made = Image.new("RGB", (THUMBNAIL[0] * 2, THUMBNAIL[1] * 2), "#20242c")
+    width, height = TILE[0] * 2, TILE[1] * 4
+    made = Image.new("RGB", (width, height), "#20242c")
     pen = ImageDraw.Draw(made)
-    for center, color, turn in ((270, "#f2a65a", 1), (754, "#5aa9f2", -1)):
-        pen.ellipse((center - 110, 320, center + 110, 570), fill=color)
-        pen.pieslice((center - 215, 600, center + 215, 1240), 180, 360, fill=color)
+    for center, color, turn in ((width * 0.27, "#f2a65a", 1), (width * 0.73, "#5aa9f2", -1)):
+        pen.ellipse((center - 85, 330, center + 85, 530), fill=color)
+        pen.pieslice((center - 165, 560, center + 165, 1180), 180, 360, fill=color)
         for ring in range(3):
-            x, y, radius = center + turn * 80, 460, 60 + 34 * ring
+            x, y, radius = center + turn * 62, 440, 48 + 26 * ring
             start, end = (-40, 40) if turn > 0 else (140, 220)
-            pen.arc((x - radius, y - radius, x + radius, y + radius), start, end, fill="white", width=9)
-    return made.resize(THUMBNAIL, Image.Resampling.LANCZOS)
+            pen.arc((x - radius, y - radius, x + radius, y + radius), start, end, fill="white", width=7)
+    return made.resize((TILE[0], TILE[1] * 2), Image.Resampling.LANCZOS)
 
 
-def thumbnail(name: str, server: Server, run: Run, graph: Graph) -> Image.Image:
-    """Frames of the video, with the masks between them."""
-    if name == graphs.REAL:
-        return silhouettes()
-    saved = graphs.saved_videos(server, run, graph)
-    videos = [video.frames for prefix, video in saved.items() if not prefix.endswith("_overlay")]
-    masks = [video.frames for prefix, video in saved.items() if prefix.endswith("_overlay")]
-    if len(videos) > 1:  # side by side: one column each
-        narrow = (THUMBNAIL[0] // len(videos), THUMBNAIL[0] // len(videos) * 2 // 3)
-        moments = [(which, share) for share in (0.3, 0.8) for which in (videos, masks)]
-        return mosaic([[frames[int(len(frames) * share)] for frames in row] for row, share in moments], narrow)
-    if not masks:
-        number = graphs.nodes_of(graph, "PreviewImage")[0]
-        masks = [np.repeat(graphs.shown_images(server, run, number), 5, axis=0)]
-    seen = spread(videos[0], 4)
-    return mosaic([seen[:2], spread(masks[0], 2), seen[2:]])
+def thumbnail(videos: Sequence[np.ndarray], overlays: Sequence[np.ndarray]) -> list[Image.Image]:
+    """Frames of an animation: each video with its masks, below it or, for several videos, beside it."""
+    length = min(len(frames) for frames in (*videos, *overlays))
+    if len(videos) == 1:
+        return [mosaic([[videos[0][f]], [overlays[0][f]]]) for f in range(0, length, EVERY)]
+    small = (TILE[0] // 2, TILE[1] // 2)
+    rows = list(zip(videos, overlays, strict=True))
+    return [mosaic([[video[f], masks[f]] for video, masks in rows], small) for f in range(0, length, EVERY)]
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
+    """Save as animated WebP. The page asks for .jpg; browsers go by the content of the file."""
+    with path.open("wb") as file:
+        frames[0].save(
+            file, "WEBP", save_all=True, append_images=frames[1:], duration=round(1000 * EVERY / 25), loop=0,
+            quality=70, method=6,
+        )  # fmt: skip
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -86,27 +90,53 @@ def save(picture: Image.Image, path: Path) -> None:
     picture.convert("RGB").save(path, quality=82, optimize=True)
 
 
-def help_pictures(name: str, server: Server, run: Run, graph: Graph) -> None:
+def with_views(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
+    """A copy that also shows what the help pages and thumbnails need; node ids by kind of picture."""
+    views: dict[str, list[str]] = {"frames": [], "overlay": [], "report": [], "faces": [], "refined": [], "single": []}
+
+    def show(name: str, source: str, slot: int = 0) -> None:
+        nonlocal graph
+        graph, number = graphs.with_node(graph, "PreviewImage", images=[source, slot])
+        views[name].append(number)
+
+    for picture in graphs.nodes_of(graph, "BYA_BindingReport"):
+        show("report", picture)
+    for sampler in graphs.nodes_of(graph, "BYA_Sampler"):
+        routing = graph[sampler]["inputs"]["routing"]
+        inputs = {"routing": routing, "masks": [sampler, 3]}
+        graph, overlay = graphs.with_node(
+            graph, "BYA_MaskOverlay", **inputs, images=[sampler, 0], opacity=0.5, legend=False
+        )
+        graph, report = graphs.with_node(graph, "BYA_BindingReport", **inputs, frames=[sampler, 0])
+        show("frames", sampler)
+        show("overlay", overlay)
+        show("report", report)
+    for check in graphs.nodes_of(graph, "BYA_Preflight"):
+        show("faces", check, 1)
+    for routed in [*graphs.nodes_of(graph, "BYA_EmbeddingRouter"), *graphs.nodes_of(graph, "BYA_MaskRefine")]:
+        graph, overlay = graphs.with_node(graph, "BYA_MaskOverlay", routing=[routed, 0], opacity=0.5, legend=True)
+        show("refined", overlay)
+    for mask in graphs.nodes_of(graph, "GrowMask"):
+        graph, picture = graphs.with_node(graph, "MaskToImage", mask=[mask, 0])
+        show("single", picture)
+    return graph, {name: numbers for name, numbers in views.items() if numbers}
+
+
+def help_pictures(name: str, seen: dict[str, list[np.ndarray]]) -> None:
     """Images of the help pages."""
-    videos = graphs.saved_videos(server, run, graph)
-    shown = graphs.nodes_of(graph, "PreviewImage")
     wide = (240, 160)
     if name.startswith("01"):
-        save(mosaic([spread(videos["two_talkers"].frames, 3)], wide), PICTURES / "scene.jpg")
-        save(mosaic([spread(videos["two_talkers_overlay"].frames, 3)], wide), PICTURES / "masks.jpg")
-        (number,) = shown
-        save(Image.fromarray(graphs.shown_images(server, run, number)[0]), PICTURES / "report.jpg")
+        save(mosaic([spread(seen["frames"][0], 3)], wide), PICTURES / "scene.jpg")
+        save(mosaic([spread(seen["overlay"][0], 3)], wide), PICTURES / "masks.jpg")
+        save(Image.fromarray(seen["report"][0][0]), PICTURES / "report.jpg")
     elif name == graphs.REAL:
-        checks = graphs.nodes_of(graph, "BYA_Preflight")
-        (number,) = [number for number in shown if graph[number]["inputs"]["images"][0] in checks]
-        save(Image.fromarray(graphs.shown_images(server, run, number)[0]), PICTURES / "faces.jpg")
+        save(Image.fromarray(seen["faces"][0][0]), PICTURES / "faces.jpg")
     elif name.startswith("03"):
-        rows = [graphs.shown_images(server, run, number)[:1] for number in shown]
-        save(mosaic([[row[0] for row in rows]], (360, 260)), PICTURES / "refined.jpg")
-        (number,) = graphs.nodes_of(graph, "MaskPreview")
-        save(mosaic([spread(graphs.shown_images(server, run, number), 3)], wide), PICTURES / "single.jpg")
+        save(mosaic([[frames[24] for frames in (seen["refined"][0], seen["refined"][-1])]], (360, 260)),
+             PICTURES / "refined.jpg")  # fmt: skip
+        save(mosaic([spread(seen["single"][0], 3)], wide), PICTURES / "single.jpg")
     elif name.startswith("05"):
-        save(mosaic([spread(videos["three_characters_overlay"].frames, 3)], wide), PICTURES / "three.jpg")
+        save(mosaic([spread(seen["overlay"][0], 3)], wide), PICTURES / "three.jpg")
     demo = [np.asarray(load_image(graphs.DEMO / f"{part}.png", "the image")) for part in ("puppet_A", "puppet_B")]
     first = np.asarray(load_image(graphs.DEMO / "first_frame.png", "the image"))
     save(mosaic([[*demo, first]], (200, 200)), PICTURES / "demo.jpg")
@@ -118,7 +148,7 @@ def main(wanted: list[str]) -> None:
         if wanted and not name.startswith(tuple(wanted)):
             continue
         with tempfile.TemporaryDirectory() as folder, Server(find_host(), Path(folder)) as server:
-            graph = graphs.load_runnable(name, server)
+            graph = graphs.load_runnable(name)
             process, started = Path(f"/proc/{server.process.pid}"), server.cpu_seconds()
             (process / "clear_refs").write_text("5")  # resets the peak memory
             run = server.run(graph, seconds=1200)
@@ -126,17 +156,35 @@ def main(wanted: list[str]) -> None:
             peak = int((process / "status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
             if run.ended != "execution_success":
                 raise SystemExit(f"{name}: {run.error}")
-            save(thumbnail(name, server, run, graph), WORKFLOWS / f"{name}.jpg")
-            help_pictures(name, server, run, graph)
-            if name != graphs.REAL:
-                frames = len(next(iter(graphs.saved_videos(server, run, graph).values())).frames)
-                figures[name] = (
-                    f"**Measured** {frames} frames: {seconds:.0f} s of CPU time, {peak:.1f} GB peak memory "
-                    "including ComfyUI, without GPU, from loading the model to saving the video "
-                    f"({platform.machine()}, ComfyUI 0.30.0)."
-                )
-            log.info("%s: %.0f s, %.0f s of CPU time, %.2f GB", name, run.seconds, seconds, peak)
-        MEASURED.write_text(text(figures), encoding="utf-8")
+            shown, views = with_views(graph)  # only the new nodes run
+            again = server.run(shown, seconds=600)
+            if again.ended != "execution_success":
+                raise SystemExit(f"{name}: {again.error}")
+            seen = {
+                kind: [graphs.shown_images(server, again, number) for number in numbers]
+                for kind, numbers in views.items()
+            }
+        target = WORKFLOWS / f"{name}.jpg"
+        frames = 0
+        if name == graphs.REAL:
+            save(silhouettes(), target)
+        elif "frames" not in seen:  # nothing is sampled
+            video = graphs.read_video(graphs.DEMO / "two_puppets.mp4").frames
+            report = seen["report"][0][0] if "report" in seen else video[0]
+            save_animation(thumbnail([video], [np.repeat(report[None], len(video), axis=0)]), target)
+            frames = len(video)
+        else:
+            save_animation(thumbnail(seen["frames"], seen["overlay"]), target)
+            frames = len(seen["frames"][0])
+        help_pictures(name, seen)
+        if frames:
+            figures[name] = (
+                f"**Measured** {frames} frames: {seconds:.0f} s of CPU time, {peak:.1f} GB peak memory "
+                "including ComfyUI, without GPU, from loading the model to the last node "
+                f"({platform.machine()}, ComfyUI 0.30.0)."
+            )
+        log.info("%s: %.0f s, %.0f s of CPU time, %.2f GB", name, run.seconds, seconds, peak)
+        MEASURED.write_text(text({key: figures[key] for key in sorted(figures) if key in graphs.NAMES}), "utf-8")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-GAP, COLUMN_GAP, GROUP_GAP = 50, 60, 60  # pixels between nodes of a column, columns, groups
+GAP, COLUMN_GAP, GROUP_GAP = 30, 20, 20  # pixels between nodes of a column, columns, groups
 TITLE, PADDING, GROUP_TITLE = 30, 20, 50  # title bar of a node, padding and title of a group
 SLOT, WIDGET, TEXT, PICTURE = 20, 24, 100, 230  # heights of a socket, a widget, a text box, an image
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 MUTED = 2
 COLORS = {"blue": "#3f5f8a", "green": "#3f7a5a", "purple": "#6a4f8a", "orange": "#8a6a3f", "grey": "#555555"}
 NOTE_COLORS = {"color": "#2b3648", "bgcolor": "#1f2836"}
-SHOWS = {"PreviewImage": PICTURE, "MaskPreview": PICTURE, "SaveVideo": PICTURE + 30, "PreviewAny": 160,
-         "LoadImage": PICTURE + 20, "LoadAudio": 60,
-         "BYA_EmbeddingRouter": PICTURE, "BYA_Sampler": PICTURE}  # fmt: skip  # the latter two show previews
+SHOWS = {
+    "PreviewImage": PICTURE, "MaskPreview": PICTURE, "SaveVideo": PICTURE, "PreviewAny": 160,
+    "LoadImage": 215, "LoadAudio": 60, "LoadVideo": 200,
+    "BYA_AudioEncode": 80, "BYA_Scene": 230, "BYA_EmbeddingRouter": 270, "BYA_MaskRefine": 320, "BYA_Sampler": 460,
+    "BYA_Preflight": 260,
+}  # fmt: skip  # heights of what nodes show besides their inputs
 NodeInfo = dict[str, Any]
 
 
@@ -166,7 +169,7 @@ class Sheet:
                 for number, group in enumerate(self.groups, 1)
             ],
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [40, 80]}},
+            "extra": {"ds": {"scale": 0.8, "offset": [90, 60]}},
             "version": 0.4,
         }  # fmt: skip
 
