@@ -1,4 +1,4 @@
-"""Write the workflows of the pack, as files for the page and as API graphs for the server tests.
+"""Write the workflows and blueprints of the pack, for the page and as API graphs for the server tests.
 
     python -m tools.workflows.build
 
@@ -15,10 +15,12 @@ from typing import Any
 
 from tests.host.server import Server
 from tests.host.setup import ROOT, find_host
+from tools.workflows.blueprints import BLUEPRINTS, draw_blueprint
 from tools.workflows.convert import to_api
 from tools.workflows.graphs import WORKFLOWS, draw
 
 FOLDER = ROOT / "workflows"
+SUBGRAPHS = ROOT / "subgraphs"
 GRAPHS = ROOT / "tests" / "host" / "graphs_api"
 MEASURED = ROOT / "tools" / "workflows" / "measured.json"
 
@@ -43,13 +45,15 @@ def text(data: Any) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as base, Server(find_host(), Path(base)) as server:
         infos = server.get("/object_info")
-    for folder in (FOLDER, GRAPHS):
+    for folder in (FOLDER, GRAPHS, SUBGRAPHS):
         folder.mkdir(exist_ok=True)
         for old in folder.glob("*.json"):
             old.unlink()
     for name, (workflow, graph) in build(infos).items():
         (FOLDER / f"{name}.json").write_text(text(workflow), encoding="utf-8")
         (GRAPHS / f"{name}.json").write_text(text(graph), encoding="utf-8")
+    for name in BLUEPRINTS:
+        (SUBGRAPHS / f"{name}.json").write_text(text(draw_blueprint(name, infos)), encoding="utf-8")
 
 
 if __name__ == "__main__":
