@@ -33,7 +33,7 @@ function attach(node, paints) {
   });
 }
 
-/** Removes the picture that ComfyUI showed while the node ran, which would stay below the masks. */
+/** Removes the picture that ComfyUI showed while the node ran, which would stay below the masks. Classic nodes only. */
 function removePreview(node) {
   if (LiteGraph.vueNodesMode || !app.nodePreviewImages?.[node.id]) return;
   delete app.nodePreviewImages[node.id];

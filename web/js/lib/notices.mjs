@@ -22,7 +22,7 @@ export function setup() {
     const added = notices.filter((notice) => !shown.has(notice) && !before.has(notice));
     notices.forEach((notice) => shown.add(notice));
     if (added.length) toast("warn", titleOf(detail.node), added.join("\n"), LIFE);
-    app.canvas?.setDirty?.(true, true); // badges
+    if (notices.length) refreshBadges();
   });
   api.addEventListener("execution_error", ({ detail }) => {
     if (detail.node_type?.startsWith(PREFIX)) showError(detail.node_id, sentence(detail));
@@ -61,6 +61,7 @@ export function nodeCreated(node) {
   const Badge = window.LGraphBadge;
   if (!Badge || !Array.isArray(node.badges)) return;
   node.badges.push(() => {
+    void app.extensionManager.toast.messagesToAdd; // see refreshBadges
     const count = outputsOf(node)?.[KEY]?.length ?? 0;
     const label = count === 1 ? text("notices.one", "1 notice") : text("notices.several", "{count} notices", { count });
     return new Badge({ text: count ? `⚠ ${label}` : "", fgColor: "#1e1e1e", bgColor: "#ffb84d" });
@@ -73,13 +74,22 @@ function sentence({ exception_message: message, exception_type: kind }) {
   return plain || text("notices.failed", "The node failed with {kind}.", { kind: kind ?? "" });
 }
 
-/** Title of a node by its execution id, such as "11:3" for node 3 in the subgraph of node 11. */
-function titleOf(id) {
+/** Nodes 2.0 evaluate badges again only when a value changes that the page observes, such as the list of toasts. */
+function refreshBadges() {
+  const { toast: store } = app.extensionManager;
+  if (Array.isArray(store.messagesToAdd)) store.messagesToAdd = [...store.messagesToAdd];
+  app.canvas?.setDirty?.(true, true);
+}
+
+const titleOf = (id) => nodeOf(id)?.title ?? "Bind-Your-Avatar";
+
+/** The node with an execution id, such as "11:3" for node 3 in the subgraph of node 11. */
+function nodeOf(id) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part));
     graph = node?.subgraph;
   }
-  return node?.title ?? "Bind-Your-Avatar";
+  return node;
 }
