@@ -28,6 +28,7 @@ COMMANDS = (
     "generate",
     "probe",
     "timeline",
+    "script",
     "report",
     "faces",
     "models",

@@ -22,6 +22,7 @@ from bya_core.cli.parsing import parse
 from bya_core.cli.probe import Probe
 from bya_core.cli.processes import world_size
 from bya_core.cli.report import Report
+from bya_core.cli.script import Script
 from bya_core.cli.selftest import Selftest
 from bya_core.cli.speakers import Speakers
 from bya_core.cli.timeline import Timeline
@@ -30,7 +31,7 @@ from bya_core.errors import InputError
 __all__ = ["BAD_INPUT", "COMMANDS", "FAILED", "STOPPED", "main"]
 
 GROUPS: dict[str, tuple[type, ...]] = {
-    "Generate a video": (Generate, Probe, Timeline),
+    "Generate a video": (Generate, Probe, Timeline, Script),
     "Check inputs and results": (Report, Speakers, Faces),
     "Manage models": (Models, Download, Inspect, Convert),
     "Check this machine": (Doctor, Selftest),
@@ -48,6 +49,7 @@ REDUCE = {
     Generate: 'lower "width", "height" or "windows.frames" of the scene, or --vram on a GPU',
     Probe: 'lower "width", "height" or "windows.frames" of the scene, or --vram on a GPU',
     Timeline: "use shorter recordings or smaller images",
+    Script: "use a shorter script",
     Report: "use a shorter or smaller video",
     Speakers: "use a shorter or smaller video",
     Faces: "use smaller images",
