@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.workflows.graphs import prompt_of
+from tools.workflows.graphs import cast, prompt_of
 from tools.workflows.sheet import Group, Node, NodeInfo, Sheet, Wire
 
 INPUT, OUTPUT, OUTER = -10, -20, 1  # ids of the borders, and of the subgraph node
@@ -56,28 +56,65 @@ def character(sheet: Sheet) -> Blueprint:
 
 def talk(sheet: Sheet) -> Blueprint:
     """From the cast to the saved video."""
-    model = sheet.add("BYA_Loader", wide=260)
-    scene = sheet.add("BYA_Scene", wide=430, model=model["model"], prompt=prompt_of("scene"))
-    router = sheet.add("BYA_EmbeddingRouter", wide=400, scene=scene["scene"])
-    sampler = sheet.add("BYA_Sampler", wide=400, routing=router["routing"])
-    saved = sheet.add("SaveVideo", wide=300, video=sampler["video"], filename_prefix="video/talk")
+    model, scene, router, sampler, saved = _video(sheet, "talk")
     sheet.arrange([[Group("Talk", [[model], [scene], [router], [sampler], [saved]], "orange")]])
     return Blueprint(
         inputs={"cast": (scene, "cast"), "first_frame": (scene, "first_frame")},
-        outputs={"video": sampler["video"], "frames": sampler["frames"], "masks": sampler["masks"]},
-        widgets=[
-            (model, "model"),
-            (scene, "prompt"),
-            (scene, "seed"),
-            (router, "audio_assignment"),
-            (sampler, "bya_binding"),
-        ],
+        outputs=_results(sampler),
+        widgets=_settings(model, scene, router, saved),
         description="All characters talk in one video, each with its own voice; the video is saved.",
         aliases=["BYA", "talking video", "lip sync", "dialogue", "multi speaker", "avatar"],
     )
 
 
-BLUEPRINTS: dict[str, Callable[[Sheet], Blueprint]] = {"Character": character, "Talk": talk}
+def two_people_talk(sheet: Sheet) -> Blueprint:
+    """From two images and two recordings to the saved video."""
+    people = cast(sheet, ["bya_A.png", "bya_B.png"], ["bya_A.wav", "bya_B.wav"])
+    model, scene, router, sampler, saved = _video(sheet, "two_people_talk", cast=people.out)
+    sheet.arrange([
+        [people.group], [Group("2 Video", [[model], [scene], [router], [sampler], [saved]], "orange")],
+    ])  # fmt: skip
+    return Blueprint(
+        inputs={"first_frame": (scene, "first_frame")},
+        outputs=_results(sampler),
+        widgets=[
+            *((node, "image" if node.kind == "LoadImage" else "audio") for node in people.files),
+            *_settings(model, scene, router, saved),
+        ],
+        description="Two people talk in one video: two images and two recordings. The video is saved.",
+        aliases=["BYA", "talking video", "lip sync", "dialogue", "multi speaker", "avatar"],
+    )
+
+
+def _video(sheet: Sheet, prefix: str, **scene_inputs: Any) -> tuple[Node, Node, Node, Node, Node]:
+    """Model, scene, router, sampler and Save Video."""
+    model = sheet.add("BYA_Loader", wide=260)
+    scene = sheet.add("BYA_Scene", wide=430, model=model["model"], prompt=prompt_of("scene"), **scene_inputs)
+    router = sheet.add("BYA_EmbeddingRouter", wide=400, scene=scene["scene"])
+    sampler = sheet.add("BYA_Sampler", wide=400, routing=router["routing"])
+    saved = sheet.add("SaveVideo", wide=300, video=sampler["video"], filename_prefix=f"video/{prefix}")
+    return model, scene, router, sampler, saved
+
+
+def _settings(model: Node, scene: Node, router: Node, saved: Node) -> list[tuple[Node, str]]:
+    return [
+        (model, "model"),
+        (scene, "prompt"),
+        (scene, "seed"),
+        (router, "audio_assignment"),
+        (saved, PREVIEW),
+    ]
+
+
+def _results(sampler: Node) -> dict[str, Wire]:
+    return {name: sampler[name] for name in ("video", "frames", "masks")}
+
+
+BLUEPRINTS: dict[str, Callable[[Sheet], Blueprint]] = {
+    "Character": character,
+    "Talk": talk,
+    "Two people talk": two_people_talk,
+}
 
 
 def draw_blueprint(name: str, infos: dict[str, NodeInfo]) -> dict[str, Any]:
