@@ -107,7 +107,7 @@ test("zooming keeps the time under the pointer", () => {
   const closer = math.zoomed(view, 4, 250, 10, 500);
   near(math.xToTime(closer, 250), math.xToTime(view, 250));
   assert.deepEqual(math.zoomed(closer, 1e-6, 0, 10, 500), view);
-  assert.equal(math.scrolled(closer, 1e9, 10, 500).start + 500 / closer.scale, 10.3);
+  near(math.scrolled(closer, 1e9, 10, 500).start + 500 / closer.scale, math.reach(10));
   assert.ok(math.tickStep(view.scale) * view.scale >= 64);
 });
 

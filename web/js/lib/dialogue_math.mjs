@@ -181,7 +181,10 @@ export function freeRange(spans, time, length, shortest = 0.2) {
 
 // the visible range: {start, scale}, scale in pixels per second
 
-export const fitView = (total, width) => ({ start: 0, scale: Math.max(1, width) / Math.max(0.5, total * 1.03) });
+/** Seconds that can be shown: the whole timeline, and room after its end to drag into. */
+export const reach = (total) => Math.max(0.5, total * 1.1);
+
+export const fitView = (total, width) => ({ start: 0, scale: Math.max(1, width) / reach(total) });
 export const timeToX = (view, time) => (time - view.start) * view.scale;
 export const xToTime = (view, x) => view.start + x / view.scale;
 
@@ -194,7 +197,7 @@ export function zoomed(view, factor, x, total, width) {
 
 /** The view moved by `seconds`, within the timeline. */
 export function scrolled(view, seconds, total, width) {
-  const last = Math.max(0, total * 1.03 - width / view.scale);
+  const last = Math.max(0, reach(total) - width / view.scale);
   return { ...view, start: clamp(view.start + seconds, 0, last) };
 }
 

@@ -1,5 +1,6 @@
 // The dialogue timeline of BYA Scene: one lane per character, and one for the timed prompts.
 // Edits are stored in the inputs `dialogue` and `prompt_schedule`, once per gesture.
+import { app } from "../../../../scripts/app.js";
 import { castOf, ownValue } from "./cast.mjs";
 import * as math from "./dialogue_math.mjs";
 import { chain, domWidget, edit, element, growTo, outputsOf, text, toast, warn, widget } from "./kit.mjs";
@@ -9,6 +10,8 @@ import { Input } from "./timeline_input.mjs";
 import { draw, LANE, layout, PROMPTS, RULER } from "./timeline_view.mjs";
 
 const FPS = 25;
+const AROUND = 100; // pixels above and below the lanes
+const heightFor = (count) => AROUND + RULER + PROMPTS + LANE * count;
 const remembered = new Map(); // per node: view, selection, playhead; undo makes all nodes anew
 
 export function nodeCreated(node) {
@@ -23,7 +26,7 @@ class Timeline {
     this.state = { view: null, selection: null, playhead: 0, solo: new Set() };
     this.build();
     this.bound = domWidget(node, "dialogue", "timeline", this.root, {
-      minHeight: () => 100 + RULER + PROMPTS + LANE * Math.max(1, this.cast.length),
+      minHeight: heightFor(2), // constant: a node that grows by itself would add steps to the undo history
       onValue: () => this.valueChanged(),
       onLook: () => this.look(),
       onGone: () => this.dispose(),
@@ -31,6 +34,7 @@ class Timeline {
     const prompts = widget(node, "prompt_schedule");
     if (prompts) chain(prompts, "callback", () => this.valueChanged());
     chain(node, "onExecuted", () => this.look());
+    chain(node, "onConnectionsChange", () => this.growForCast());
     this.valueChanged();
   }
 
@@ -49,7 +53,7 @@ class Timeline {
     this.spacer = element("div", { style: { height: "1px" } });
     this.scroll = element(
       "div",
-      { className: "bya-timeline-scroll", style: { overflowX: "auto", overflowY: "hidden", height: "12px", marginLeft: `${Headers.WIDTH}px`, flex: "none" } },
+      { className: "bya-timeline-scroll", style: { overflowX: "auto", overflowY: "hidden", height: "12px", scrollbarWidth: "thin", scrollbarColor: "var(--descrip-text, #888) transparent", marginLeft: `${Headers.WIDTH}px`, flex: "none" } },
       this.spacer,
     );
     this.bar = toolbar(this);
@@ -58,7 +62,8 @@ class Timeline {
       attributes: { "aria-live": "polite" },
       style: { position: "absolute", width: "1px", height: "1px", overflow: "hidden", clipPath: "inset(50%)" },
     });
-    const body = element("div", { style: { display: "flex", flex: "1", minHeight: "0", overflow: "hidden" } }, this.headers.root, this.area);
+    this.rows = element("div", { style: { display: "flex", minHeight: "100%" } }, this.headers.root, this.area);
+    const body = element("div", { style: { flex: "1", minHeight: "0", overflowX: "hidden", overflowY: "auto", scrollbarWidth: "thin" } }, this.rows);
     this.root = element(
       "div",
       {
@@ -131,9 +136,7 @@ class Timeline {
     this.recall();
     const cast = castOf(this.node);
     this.run = outputsOf(this.node)?.bya_dialogue?.[0] ?? null;
-    const grew = cast.length !== this.cast.length;
     this.cast = cast;
-    if (grew) this.fitNode();
     this.valueChanged();
     const urls = [...new Set(cast.map(({ recording }) => recording?.url).filter(Boolean))];
     await Promise.all(
@@ -151,10 +154,12 @@ class Timeline {
     );
   }
 
-  fitNode() {
-    const [width, height] = this.node.size;
-    const needed = this.node.computeSize()[1];
-    if (height < needed) this.node.setSize([width, needed]);
+  /** Makes room for all lanes when the user connects a cast. */
+  growForCast() {
+    if (app.configuringGraph || !this.node.graph) return;
+    const count = castOf(this.node).length;
+    const added = heightFor(count) - heightFor(Math.max(2, this.cast.length));
+    if (count > this.cast.length && added > 0) this.node.setSize([this.node.size[0], this.node.size[1] + added]);
   }
 
   source(voice) {
@@ -196,9 +201,8 @@ class Timeline {
     const frames = Number(ownValue(this.node, "frames") ?? this.run?.frames ?? 0);
     const end = frames > 0 ? frames / FPS : last > 0 ? math.framesFor(last) / FPS : null;
     const total = Math.max(1, end ?? 0, last, ...(this.prompts ?? []).map((span) => span.end));
-    this.total = this.input.gesture ? Math.max(this.total ?? 0, total) : total; // the scale stays while dragging
-    const fit = math.fitView(this.total, width);
-    const view = this.state.view && this.state.view.scale > fit.scale ? math.scrolled(this.state.view, 0, this.total, width) : fit;
+    this.total = total;
+    const view = this.input.gesture ? this.view : this.visible(width); // the scale stays while dragging
     const windows = (this.run?.windows ?? []).slice(1).map(([start]) => start);
     const promptHint = this.prompts
       ? text("timeline.promptHint", "Double-click to add a prompt for a part of the video")
@@ -207,6 +211,12 @@ class Timeline {
       lanes, view, width, height, end, windows, promptHint, dialogue: this.dialogue, prompts: this.prompts,
       selection: this.state.selection, theme: theme(this.root),
     };
+  }
+
+  visible(width) {
+    const { view } = this.state;
+    const fit = math.fitView(this.total, width);
+    return view && view.scale > fit.scale ? math.scrolled(view, 0, this.total, width) : fit;
   }
 
   refresh() {
@@ -218,6 +228,7 @@ class Timeline {
   }
 
   render() {
+    this.rows.style.height = `max(100%, ${heightFor(this.count) - AROUND}px)`;
     const model = this.model();
     const { canvas } = this;
     if (!model.width || !model.height) return;
@@ -232,7 +243,7 @@ class Timeline {
     this.headers.show(model, layout(model.lanes.length, model.height));
     this.inspector.show(model);
     this.bar.show(this, model);
-    this.spacer.style.width = `${Math.round(this.total * 1.03 * model.view.scale)}px`;
+    this.spacer.style.width = `${Math.round(math.reach(this.total) * model.view.scale)}px`;
     const left = Math.round(model.view.start * model.view.scale);
     if (Math.abs(this.scroll.scrollLeft - left) > 1) this.scroll.scrollLeft = left;
     this.moveCursor();
@@ -400,7 +411,7 @@ class Timeline {
 
   addPrompt(time = this.state.playhead) {
     if (!this.prompts) return;
-    const range = math.freeRange(this.prompts, math.toFrame(time), Math.min(2, Math.max(0.4, this.total / 4)));
+    const range = math.freeRange(this.prompts, math.toFrame(time), math.toFrame(Math.min(2, Math.max(0.4, this.total / 4))));
     if (!range) return;
     const prompt = widget(this.node, "prompt")?.value?.trim() || text("timeline.newPrompt", "New prompt");
     const prompts = [...this.prompts, { ...range, prompt: prompt.replace(/\s+/g, " ") }].sort((one, other) => one.start - other.start);
