@@ -45,7 +45,6 @@ BUILD = """(async () => {
   link(add("BYA_Loader", 500, 1200, { model: "toy" }), "model", scene, "model");
   link(scene, "info", add("PreviewAny", 1600, 0), "source");
   scene.setSize([640, scene.computeSize()[1]]);
-  app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState();
 })()"""
 SCENE = """(() => {
   const all = (graph) => graph.nodes.flatMap((node) => (node.subgraph ? [node, ...all(node.subgraph)] : [node]));
@@ -58,6 +57,7 @@ LOOK = f"""(async () => {{
   ds.offset = [120 - scene.pos[0], 760 / 1.2 - scene.pos[1] - scene.size[1]];
   app.canvas.setDirty(true, true);
 }})()"""
+SAVE = "app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
 VALUES = f"""(() => {{
   const scene = {SCENE};
   const value = (name) => scene.widgets.find((one) => one.name === name).value;
@@ -102,6 +102,7 @@ def run(server: Server, mode: bool, *steps: dict[str, Any], picture: str = "") -
         {"do": "nodes2", "on": mode},
         {"do": "evaluate", "code": BUILD % uuid.uuid4(), "wait": 1500},
         {"do": "evaluate", "code": LOOK, "wait": 1500},
+        {"do": "evaluate", "code": SAVE},  # nodes with a picture have grown
     )
     shots = os.environ.get("BYA_SCREENSHOTS")
     last = ({"do": "shot", "file": Path(shots) / f"{picture}.png"},) if shots and picture else ()
