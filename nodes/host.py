@@ -192,6 +192,7 @@ def running(model: HostModel, scene: Scene) -> Iterator[None]:
     with cancellable():
         try:
             yield
+            show_text("Done")
         finally:
             model.release_memory()
 
@@ -251,7 +252,8 @@ def show_notices(notices: Sequence[str]) -> None:
     """Show notices, if any, on the node that runs instead of its progress, and in the log of ComfyUI."""
     for notice in notices:
         log.warning("%s", notice)
-    show_text("\n".join(f"\N{WARNING SIGN} {notice}" for notice in notices) or "Done")
+    if notices:
+        show_text("\n".join(f"\N{WARNING SIGN} {notice}" for notice in notices))
 
 
 def to_cpu(value: Any) -> Any:

@@ -30,10 +30,11 @@ PEAKS, SAMPLES = 240, 2000  # columns of a waveform, and samples that are looked
 Shown = dict[str, list[Any]]
 
 
-def notices(sentences: Sequence[str]) -> Shown:
-    """Show notices on the node and in the log."""
-    host.show_notices(sentences)
-    return {"bya_notices": list(sentences)}
+def notices(sentences: Sequence[str], known: Sequence[str] = ()) -> Shown:
+    """Show notices on the node and in the log, without those that are `known` from a node before."""
+    new = [sentence for sentence in sentences if sentence not in known]
+    host.show_notices(new)
+    return {"bya_notices": new}
 
 
 def text(lines: str) -> Shown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +184,7 @@ class EmbeddingRouter(io.ComfyNode):
         complete, place = (None, None) if found.count == 1 else (whole, found.window)
         encoded, routing = host.to_cpu(found.prepared), host.to_cpu(routing)
         value = types.RoutingValue(model, encoded, routing, complete, complete, place, found.count, preview)
-        return _output(value, value)
+        return _output(value, value, scene.scene.notices)
 
 
 def _router(options: dict[str, Any]) -> RouterConfig:
@@ -195,13 +196,13 @@ def _router(options: dict[str, Any]) -> RouterConfig:
     return RouterConfig(probe=ProbeConfig(**probe, steps=steps), static=options.pop("static_masks", False), **options)
 
 
-def _output(value: types.RoutingValue, shown: types.RoutingValue) -> io.NodeOutput:
-    """Routing, masks and report; notices and the masks of `shown` are shown on the node."""
+def _output(value: types.RoutingValue, shown: types.RoutingValue, known: Sequence[str]) -> io.NodeOutput:
+    """Routing, masks and report; the masks of `shown` and notices that are not `known` are shown on the node."""
     from bya_core.pipelines.interactive import routing_notices, routing_summary
 
     scene, routing = value.prepared.scene, value.routing
     summary = routing_summary(scene, routing, (value.number, value.windows))
-    ui = {"bya_masks": [masks_entry(shown)], **results.notices(routing_notices(scene, routing))}
+    ui = {"bya_masks": [masks_entry(shown)], **results.notices(routing_notices(scene, routing), known)}
     return io.NodeOutput(value, value.mask_images, summary, ui=ui)
 
 
@@ -295,7 +296,7 @@ class MaskRefine(io.ComfyNode):
         painted_masks: str = "",
         **options: Any,
     ) -> io.NodeOutput:
-        from bya_core.pipelines.interactive import MaskEdit, edit_masks
+        from bya_core.pipelines.interactive import MaskEdit, edit_masks, routing_notices
         from bya_core.scene.painted_masks import read_strokes
 
         config = RefineConfig(**{name: options.pop(name) for name in REFINE if name in options})
@@ -305,10 +306,11 @@ class MaskRefine(io.ComfyNode):
         latent = slice(0, None) if routing.window is None else routing.window.latent
         masks, whole = edit_masks(routing.routing, routing.whole, grid, edit, names, latent)
         edited = replace(routing, routing=masks, whole=whole)
+        known = routing_notices(routing.prepared.scene, routing.routing)
         if strokes is None:
-            return _output(edited, edited)
+            return _output(edited, edited, known)
         control = strokes.control(masks.masks, edit.strength, edit.start_percent, edit.end_percent)
-        return _output(replace(edited, routing=masks.override(control)), edited)
+        return _output(replace(edited, routing=masks.override(control)), edited, known)
 
 
 def _painted_file(text: str) -> tuple[PaintedMasks, Path] | None:

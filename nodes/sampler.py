@@ -75,7 +75,7 @@ class Sampler(io.ComfyNode):
         panel, findings = _panel(result, scene, model)
         panel |= {"video": host.temporary_video(video)}
         summary = f"{video_summary(routing.names, result)}\n{findings}".strip()
-        shown = {"bya_binding": [panel], **results.notices(result.notices)}
+        shown = {"bya_binding": [panel], **results.notices(result.notices, scene.notices)}
         return io.NodeOutput(frames, video, audio, masks, scene.fps, summary, ui=shown)
 
 

@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { loadText, warn } from "./lib/kit.mjs";
 
-const FEATURES = ["colors", "timeline", "masks", "notices", "binding", "results"];
+const FEATURES = ["colors", "fields", "timeline", "masks", "notices", "binding", "results"];
 const PREFIX = "BYA_"; // of the ids of the nodes of this pack
 
 const loaded = await Promise.allSettled(FEATURES.map((name) => import(`./lib/${name}.mjs`)));
