@@ -9,8 +9,9 @@ from .demo import LoadDemo
 from .host import add_demo_files, register_folder
 from .loader import Loader, LoadLora
 from .masks import MaskOverlay, SelectCharacterMask
+from .refine import MaskRefine
 from .report import BindingReport, Preflight, VideoReport
-from .routing import EmbeddingRouter, MaskRefine
+from .routing import EmbeddingRouter
 from .sampler import Sampler
 from .scene import Scene
 

@@ -12,9 +12,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from comfy_api.latest import ui
+from comfy_api.latest import io, ui
 
 from . import convert, host, types
+from .mask_view import masks_entry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,11 +53,21 @@ def findings(found: Sequence[Finding]) -> Shown:
     return {"bya_findings": [asdict(finding) for finding in found]}
 
 
-def overlay(routing: types.RoutingValue, masks: Tensor, grid: TokenGrid, frames: Tensor | None = None) -> Shown:
+def routing(value: types.RoutingValue, shown: types.RoutingValue, known: Sequence[str]) -> io.NodeOutput:
+    """Routing, masks and report; the masks of `shown` and notices that are not `known` are shown on the node."""
+    from bya_core.pipelines.interactive import routing_notices, routing_summary
+
+    scene = value.prepared.scene
+    summary = routing_summary(scene, value.routing, (value.number, value.windows))
+    displayed = {"bya_masks": [masks_entry(shown)], **notices(routing_notices(scene, value.routing), known)}
+    return io.NodeOutput(value, value.mask_images, summary, ui=displayed)
+
+
+def overlay(value: types.RoutingValue, masks: Tensor, grid: TokenGrid, frames: Tensor | None = None) -> Shown:
     """Character masks over the first frame or over video frames, as a short animation.
 
     Args:
-        routing: Names and first frame.
+        value: Names and first frame.
         masks: [N, T, h, w].
         grid: Their token grid.
         frames: IMAGE of all video frames, or of one; None is the first frame of the scene, or gray.
@@ -66,12 +77,12 @@ def overlay(routing: types.RoutingValue, masks: Tensor, grid: TokenGrid, frames:
     from bya_core.pipelines.interactive import overlay_images, still_frame
 
     if frames is None:
-        frames = convert.images(still_frame(routing.prepared.scene.first_frame, grid))
+        frames = convert.images(still_frame(value.prepared.scene.first_frame, grid))
     pictures = []
     for latent in np.unique(np.linspace(0, grid.frames - 1, MAX_FRAMES).round().astype(int)):
         index = min(int(latent) * grid.time_factor, frames.shape[0] - 1)
         under = convert.to_uint8(frames[index : index + 1])
-        one = overlay_images(masks[:, latent : latent + 1], replace(grid, frames=1), under, routing.names)
+        one = overlay_images(masks[:, latent : latent + 1], replace(grid, frames=1), under, value.names)
         pictures.append(Image.fromarray(one[0].numpy()))
         pictures[-1].thumbnail((MAX_SIDE, MAX_SIDE))
 

@@ -26,6 +26,9 @@ Speech = io.Custom("BYA_SPEECH")
 Scene = io.Custom("BYA_SCENE")
 Routing = io.Custom("BYA_ROUTING")
 
+MASK_ORDER = "Masks: characters x latent frames, all frames of the first character first, at the size of the video."
+ROUTING_REPORT = "Coverage and confidence per character, audio assignment, notices."
+
 
 @dataclass(frozen=True)
 class SceneValue:
