@@ -12,6 +12,7 @@ r"""Evaluate a model.
     python training/evaluate.py --suite pictures --model toy --json pictures.json --characters mixed
     python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --work-dir windows
     python training/evaluate.py --suite puppets --model toy --lora runs/lora/final/pytorch_lora_weights.safetensors:0.8
+    python training/evaluate.py --row table3-ours --data BENCHMARK --output results/table3
     python training/evaluate.py --compare results/before results/after
 
 The models "truth" and "shuffled" return the ground truth of the same and of other scenes. They validate the metrics:
@@ -39,12 +40,15 @@ from bya_core.io.outputs import make_folder
 from bya_core.progress import Progress, ProgressCallback
 from training.benchmark.compare import compare_reports
 from training.benchmark.gallery import write_gallery
+from training.benchmark.rows import apply_row
 from training.benchmark.suites import EvaluateOptions, Report, evaluate_scenes, evaluate_videos, write_json
 from training.command_line import run_command
 
 
 def main(options: EvaluateOptions) -> None:
     """Run a suite, print its table and write its report."""
+    if options.row is not None:
+        options = apply_row(options, options.row)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.output is not None:

@@ -37,6 +37,7 @@ from training.benchmark.puppet_report import (
 )
 from training.benchmark.refinement_suite import REFINE_SHARES, refinement_report, refinement_table
 from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, router_report, router_table
+from training.benchmark.rows import read_scene_options
 from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
 from training.benchmark.targets import ModelTarget, weights_hash
 from training.benchmark.video_tasks import byab_tasks, folder_tasks, generation_key
@@ -64,6 +65,11 @@ class EvaluateOptions:
             update it after every scene and resume from it.
         compare: Two reports (results.json, or their folders) to compare instead: every metric, the difference and its
             standard error; only --output and --json have an effect.
+        row: A row of the paper's tables (training/benchmark/paper_rows.yaml), such as table3-ours: its options replace
+            those that are not given.
+        first_frames: Only pairs with or without a first frame (byab).
+        scene_options: Keys of a scene file as JSON for every pair, such as {"router": {"static": true}} (byab).
+        systems: Only these systems (folder); none = all.
         data: Folder of the benchmark (byab), or of videos in one subfolder per system (folder).
         scenes_dir: Folder of scene files, if they are not next to the videos (folder).
         real: Folder of real videos with the same names, for FID and FVD (byab, folder).
@@ -91,6 +97,10 @@ class EvaluateOptions:
     output: OptionalOutput = None
     json: OutputFile = None
     compare: tuple[Path, Path] | None = None
+    row: str | None = None
+    first_frames: Literal["any", "with", "without"] = "any"
+    scene_options: str = "{}"
+    systems: tuple[str, ...] = ()
     data: Path | None = None
     scenes_dir: Path | None = None
     real: Path | None = None
@@ -167,18 +177,23 @@ def evaluate_videos(options: EvaluateOptions, callback: ProgressCallback | None 
     notices: list[str] = []
     settings: dict[str, Any] = {}
     if options.suite == "byab":
-        pairs = byab.read_pairs(data)[: options.scenes]
+        scene_options = read_scene_options(options.scene_options)
+        pairs = _pairs(data, options)
         notices = byab.check(data)
         names = [pair.name for pair in pairs]
-        settings = {"list": byab.VERSION, "pairs": names, "sha256": byab.fingerprint(pairs)}
-        system = Path(options.model).name
+        settings = {"list": byab.VERSION, "pairs": names, "sha256": byab.fingerprint(pairs), "scene": scene_options}
+        system = options.row or Path(options.model).name
         given = all((output / "videos" / system / f"{name}.mp4").is_file() for name in names)
         bundle = None if given and not options.lora else _load(options)
         if bundle is not None:
-            system += f"-{generation_key(bundle, options.steps, options.length)}"
-        tasks = byab_tasks(pairs, output, system, bundle, steps=options.steps, frames=options.length, callback=callback)
+            system += f"-{generation_key(bundle, options.steps, options.length, scene_options)}"
+        if options.length is not None:
+            scene_options["length"] = options.length
+        tasks = byab_tasks(
+            pairs, output, system, bundle, steps=options.steps, scene_options=scene_options, callback=callback
+        )
     else:
-        tasks = folder_tasks(data, options.scenes_dir)
+        tasks = folder_tasks(data, options.scenes_dir, options.systems)
     on_gpu = torch.cuda.is_available() and options.device != "cpu"
     models = video_suite.MetricModels.load_available("cuda" if on_gpu else "cpu")
     previous, _ = _previous_report(options.json, options.suite)
@@ -196,6 +211,15 @@ def evaluate_videos(options: EvaluateOptions, callback: ProgressCallback | None 
         "rows": rows,
     }
     return report, video_suite.video_table(report), video_suite.gallery_rows(rows)
+
+
+def _pairs(data: Path, options: EvaluateOptions) -> list[byab.Pair]:
+    """The pairs that the options select. Raises InputError for none."""
+    wanted = {"any": (True, False), "with": (True,), "without": (False,)}[options.first_frames]
+    pairs = [pair for pair in byab.read_pairs(data) if (pair.first_frame is not None) in wanted]
+    if not pairs:
+        raise InputError(f"{data} has no pair {options.first_frames} a first frame", "some", "check the folder")
+    return pairs[: options.scenes]
 
 
 def evaluate_puppets(

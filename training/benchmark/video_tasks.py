@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import write_json
@@ -43,14 +44,23 @@ class VideoTask:
     judged: bool = True
 
 
-def folder_tasks(videos: Path, scenes: Path | None = None) -> list[VideoTask]:
-    """List videos of a folder, or of its subfolders, one per system. Scene files are next to them, one level up, or in
-    `scenes`.
+def folder_tasks(videos: Path, scenes: Path | None = None, systems: Sequence[str] = ()) -> list[VideoTask]:
+    """List videos of a folder, or of its subfolders, one per system.
+
+    Args:
+        videos: the folder.
+        scenes: folder of scene files; None = next to the videos or one level up.
+        systems: names of the systems to list; none = all.
 
     Raises:
         InputError: no videos, or a video without a scene file.
     """
     files = sorted(videos.glob("*.mp4")) or sorted(videos.glob("*/*.mp4"))
+    found = list(dict.fromkeys(video.parent.name for video in files))
+    if missing := [system for system in systems if system not in found]:
+        expected = f"a folder with that name; there are {', '.join(found) or 'none'}"
+        raise InputError(f"{videos} has no videos of {missing[0]}", expected, "add them, or choose another system")
+    files = [video for video in files if not systems or video.parent.name in systems]
     if not files:
         expected = "mp4 files, or subfolders of them, one per system"
         raise InputError(f"{videos} contains no videos", expected, "check the path")
@@ -65,9 +75,13 @@ def folder_tasks(videos: Path, scenes: Path | None = None) -> list[VideoTask]:
     return tasks
 
 
-def generation_key(bundle: ModelBundle, steps: int | None, frames: int | None) -> str:
+def generation_key(
+    bundle: ModelBundle, steps: int | None, frames: int | None, scene_options: Mapping[str, Any] | None = None
+) -> str:
     """Short hash of the weights and of everything else that the videos of a model depend on."""
     settings = {**asdict(bundle.sampling), **({} if steps is None else {"steps": steps}), "frames": frames}
+    if scene_options:
+        settings["scene"] = dict(scene_options)
     text = json.dumps([weights_hash(bundle.transformer), settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -79,7 +93,7 @@ def byab_tasks(
     bundle: ModelBundle | None,
     *,
     steps: int | None = None,
-    frames: int | None = None,
+    scene_options: Mapping[str, Any] | None = None,
     callback: ProgressCallback | None = None,
 ) -> list[VideoTask]:
     """Write the scene files of the benchmark to OUTPUT/scenes and generate missing videos in OUTPUT/videos/NAME.
@@ -93,7 +107,7 @@ def byab_tasks(
     tasks, tracker = [], ProgressTracker(callback)
     for index, pair in enumerate(pairs):
         file, video = scenes / f"{pair.name}.json", videos / f"{pair.name}.mp4"
-        scene = pair.scene(seed=index, **({} if frames is None else {"length": frames}))
+        scene = pair.scene(seed=index) | dict(scene_options or {})
         write_json(file, scene, indent=1)
         if not video.is_file():
             if bundle is None:
