@@ -98,7 +98,8 @@ def preflight(
         found = [[box for box in (meter.face_box(member.image),) if box is not None] for member in cast]
         photos = [member.name for member in cast if not meter.is_portrait(member.image)]
         if photos:
-            text = f"{', '.join(photos)}: not a drawn puppet on white, which is all that the model knows; the scene is refused unless force is set"
+            text = f"{', '.join(photos)}: not a drawn puppet on white, which is all that the model knows; "
+            text += "the scene is refused unless force is set"
             findings.append(Finding("reference images", "warning", text))
     faces = [max(boxes, key=_area, default=None) for boxes in found]
     findings += [_check_face(member, boxes) for member, boxes in zip(cast, found, strict=True)]
