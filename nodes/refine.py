@@ -33,6 +33,7 @@ class MaskRefine(io.ComfyNode):
             "characters. The router is not run again.",
             folder="masks",
             search_aliases=["edit masks", "clean masks", "override", "multi speaker"],
+            is_output_node=True,
             has_intermediate_output=True,
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or another BYA Mask Refine."),

@@ -32,6 +32,7 @@ class EmbeddingRouter(io.ComfyNode):
             "partially denoised video, so that nothing is computed twice.",
             folder="masks",
             search_aliases=["masks", "binding", "lip sync", "dialogue", "multi speaker"],
+            is_output_node=True,  # can be run without a sampler, to look at the masks
             has_intermediate_output=True,
             inputs=[
                 types.Scene.Input("scene", tooltip="From BYA Scene."),

@@ -1,0 +1,105 @@
+"""Mask viewer and painter in ComfyUI's page, in classic nodes and Nodes 2.0."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.page import run_steps
+from tests.host.server import Server
+from tests.host.setup import ROOT
+from tests.host.test_page import shots  # noqa: F401  # fixture
+
+pytestmark = pytest.mark.host
+WORKFLOW = ROOT / "workflows" / "04 Paint masks.json"
+NODES = {node["type"]: str(node["id"]) for node in json.loads(WORKFLOW.read_text(encoding="utf-8"))["nodes"]}
+ROUTER, REFINE, SCENE = NODES["BYA_EmbeddingRouter"], NODES["BYA_MaskRefine"], NODES["BYA_Scene"]
+VALUE = f"app.graph.getNodeById({REFINE}).widgets.find((one) => one.name === 'painted_masks').value"
+LEGEND = (
+    "[...document.querySelectorAll('.bya-masks')].map((one) => [one.querySelector('.bya-mask-tools') !== null, "
+    "one.querySelector('.bya-mask-time').textContent, ...[...one.querySelectorAll('.bya-chip')].map((chip) => "
+    "chip.innerText.replace(/\\s+/g, ' '))])"
+)
+TOASTS = "[...document.querySelectorAll('.p-toast-message')].map((one) => one.innerText).join(' ')"
+# only the painter and what it needs, at a place where it can be seen
+ALONE = f"""(() => {{
+  for (const node of app.graph.nodes) if (node.id > {REFINE}) node.mode = 2;
+  const [router, refine] = [{ROUTER}, {REFINE}].map((id) => app.graph.getNodeById(id));
+  router.pos = [-3000, 0];
+  refine.pos = [0, 0];
+  refine.setSize([480, 860]);
+  Object.assign(app.canvas.ds, {{ scale: 0.9, offset: [300, 90] }});
+  app.canvas.setDirty(true, true);
+}})()"""
+
+
+def at(x: float, y: float) -> str:
+    """Expression for a point of the painter's picture, from 0 to 1."""
+    return (
+        "(() => { const box = [...document.querySelectorAll('.bya-masks')].find((one) => "
+        "one.querySelector('.bya-mask-tools')).querySelector('.bya-mask-picture').getBoundingClientRect(); "
+        f"return [box.x + {x} * box.width, box.y + {y} * box.height]; }})()"
+    )
+
+
+def evaluate(code: str, wait: int = 0) -> dict[str, Any]:
+    return {"do": "evaluate", "code": code, "wait": wait}
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
+def test_paint(server: Server, shots: Path, nodes2: bool) -> None:  # noqa: F811
+    picture = shots / f"painted-masks-{'nodes2' if nodes2 else 'classic'}.png"
+    answers = run_steps(
+        server.url,
+        {"do": "nodes2", "on": nodes2},
+        {"do": "load", "workflow": WORKFLOW},
+        {"do": "set", "values": {SCENE: {"frames": 17, "length": "frames"}}},
+        evaluate(ALONE, 1500),
+        {"do": "run", "seconds": 240},
+        evaluate(LEGEND),
+        {"do": "drag", "from": at(0.5, 0.2), "to": [at(0.5, 0.5), at(0.5, 0.8)]},
+        evaluate(VALUE, 0),
+        evaluate(LEGEND),
+        {"do": "press", "key": "ArrowRight"},
+        {"do": "press", "key": "2"},
+        {"do": "drag", "from": at(0.3, 0.1), "to": [at(0.7, 0.1)]},
+        evaluate(VALUE),
+        {"do": "press", "key": "Control+z"},
+        evaluate(VALUE),
+        evaluate(LEGEND),
+        {"do": "shot", "file": picture},
+        {"do": "run", "seconds": 240},
+        {"do": "reload"},
+        evaluate(ALONE, 2500),
+        evaluate(VALUE),
+        evaluate(LEGEND),
+        seconds=600,
+    )
+    ran, shown, first, painted, second, undone, restored, again = (answers[k] for k in (4, 5, 7, 8, 12, 14, 15, 17))
+    assert ran["kind"] == again["kind"] == "execution_success", (ran, again)
+    views = {tools: rest for tools, *rest in shown}
+    assert views[True][0].startswith("1/5") and views[True][1].startswith("puppet A")
+    description = json.loads(first)
+    assert description["grid"][0] == 5 and description["characters"] == ["puppet A", "puppet B"]
+    file = server.folder / "input" / description["file"].removesuffix(" [input]")
+    assert file.is_file()
+    before, after, back = ({tools: rest for tools, *rest in one}[True] for one in (shown, painted, restored))
+    assert after[1] != before[1], "the stroke adds to puppet A"
+    assert second not in (first, "") and undone == first
+    assert back[0].startswith("2/5"), "undo keeps the frame"
+    assert answers[20] == first and {tools: rest for tools, *rest in answers[21]}[True][1] == after[1]
+
+
+def test_missing_painting_is_told(server: Server, shots: Path) -> None:  # noqa: F811
+    gone = json.dumps({"file": "gone.png [input]", "grid": [5, 8, 12], "characters": ["puppet A"], "columns": 5})
+    answers = run_steps(
+        server.url,
+        {"do": "load", "workflow": WORKFLOW},
+        {"do": "set", "values": {REFINE: {"painted_masks": gone}}},
+        evaluate("app.queuePrompt(0, 1)", 1500),
+        evaluate(TOASTS),
+    )
+    assert "the file gone.png [input] of painted_masks is missing" in answers[3]
