@@ -73,6 +73,9 @@ class SamplingConfig:
         bool, Field(description="Whether to drop faces and first frame from the unconditional branch as well.")
     ] = False
     preset: PresetOption = "exact"
+    spatial: Annotated[
+        bool, Field(description="Whether each voice is heard from where its character is in the picture (stereo).")
+    ] = False
 
 
 @validated

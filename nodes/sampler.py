@@ -35,6 +35,7 @@ class Sampler(io.ComfyNode):
             inputs=[
                 types.Routing.Input("routing", tooltip="From BYA Embedding Router or BYA Mask Refine."),
                 widget(SamplingConfig, "preset", optional=True),
+                widget(SamplingConfig, "spatial", optional=True),
             ],
             outputs=[
                 io.Image.Output("frames", tooltip="All video frames."),
@@ -54,12 +55,12 @@ class Sampler(io.ComfyNode):
 
     @classmethod
     @host.plain_errors
-    def execute(cls, routing: types.RoutingValue, preset: Preset = "exact") -> io.NodeOutput:
+    def execute(cls, routing: types.RoutingValue, preset: Preset = "exact", spatial: bool = False) -> io.NodeOutput:
         from bya_core.pipelines.generate import sample
         from bya_core.pipelines.interactive import masks_to_images, sample_windows, video_summary, window_routing
         from bya_core.progress import ProgressTracker
 
-        routing = routing.with_preset(preset)
+        routing = routing.with_sampling(preset, spatial)
         model, scene = routing.model, routing.scene
         with host.running(model, routing.prepared.scene):
             callback = host.progress_callback(model, scene)

@@ -75,11 +75,11 @@ class RoutingValue:
         """The complete scene."""
         return self.prepared.scene if self.whole is None else self.whole
 
-    def with_preset(self, preset: Preset) -> RoutingValue:
-        """The same, sampled with another preset."""
+    def with_sampling(self, preset: Preset, spatial: bool) -> RoutingValue:
+        """The same, sampled with another preset, and with stereo placement of the voices or without."""
 
         def update(scene: CoreScene) -> CoreScene:
-            return replace(scene, sampling=replace(scene.sampling, preset=preset))
+            return replace(scene, sampling=replace(scene.sampling, preset=preset, spatial=spatial))
 
         prepared = replace(self.prepared, scene=update(self.prepared.scene))
         return replace(self, prepared=prepared, whole=self.whole and update(self.whole))

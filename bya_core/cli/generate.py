@@ -21,6 +21,7 @@ from bya_core.cli.common import (
     optional,
     output,
     report_saved,
+    setting,
     windows_beside,
 )
 from bya_core.config import SamplingConfig
@@ -81,6 +82,7 @@ class Generate:
     scene: SceneFile
     output: Annotated[Path, output("Video to save (mp4).")]
     resume_from: Annotated[Path | None, optional("Resume from a routing state of `bya probe`.")] = None
+    spatial: Annotated[bool, setting(SamplingConfig, "spatial")] = False
     runtime: Runtime = RuntimeOptions()
     sampling: Sampling = SamplingOptions()
     long_video: Annotated[WindowOptions, OmitArgPrefixes, group("long video")] = WindowOptions()
@@ -116,6 +118,7 @@ class Generate:
             seconds = {"Loading model": round(time.perf_counter() - loading, 3)}
             bar.stage("Reading scene")
             scene = self.sampling.load_scene(self.scene, bundle.defaults)
+            scene = replace(scene, sampling=replace(scene.sampling, spatial=self.spatial))
             distribute_guidance(scene.sampling, bundle)
             bar.warn(scene.notices)
             video = self._video(scene, bundle, bar, stack)

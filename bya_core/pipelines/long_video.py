@@ -26,7 +26,6 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import check_disk_space
-from bya_core.io.media import mix_speeches
 from bya_core.masks import mask_notices
 from bya_core.pipelines.assignment import with_audio_assignment
 from bya_core.pipelines.prepare import input_notices, prepare, speech_features
@@ -52,6 +51,7 @@ from bya_core.progress import ProgressCallback, ProgressTracker, WindowTracker
 from bya_core.routing import Routing
 from bya_core.routing.route import route
 from bya_core.sampling.conditions import Prepared
+from bya_core.scene.spatial import video_audio
 from bya_core.scene.types import Scene, prompt_at
 from bya_core.scene.windows import Window, WindowJoiner, plan_windows
 from bya_core.weights.bundle import ModelBundle
@@ -190,11 +190,12 @@ def _collect(
         for notice in dict.fromkeys(stored.notices):
             places.setdefault(notice, []).append(window.index + 1)
     notices += [_placed(notice, numbers, len(job.plan)) for notice, numbers in places.items()]
+    grid, whole = model.grid(scene.num_frames, scene.height, scene.width), torch.cat(masks, dim=1)
     return LongVideo(
         frames=StoredFrames(job.files, job.plan),
-        masks=torch.cat(masks, dim=1),
-        grid=model.grid(scene.num_frames, scene.height, scene.width),
-        audio=mix_speeches(scene.sounds, scene.seconds),
+        masks=whole,
+        grid=grid,
+        audio=video_audio(scene, whole, grid, job.scene.matrix),
         matrix=job.scene.matrix,
         notices=tuple(dict.fromkeys(notices)),
         seconds=job.tracker.seconds,

@@ -12,13 +12,14 @@ from einops import rearrange
 from torch import Tensor
 
 from bya_core.grid import TokenGrid
-from bya_core.io.media import mix_speeches, write_video
+from bya_core.io.media import write_video
 from bya_core.io.outputs import check_output
 from bya_core.masks import mask_notices
 from bya_core.memory.planner import enable_tiled_decoding
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.sampling import Prepared, build_scheduler, denoise
+from bya_core.scene.spatial import video_audio
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
@@ -33,7 +34,7 @@ class Video:
         frames: uint8 [F, H, W, 3].
         masks: character masks [N, T, h, w] in 0..1, those of the last denoising step.
         grid: token grid of the masks; `grid.tokens_to_pixels(masks)` resizes them to the frames.
-        audio: ([channels, samples], sample rate in Hz), the mix of all speeches; None if there is no speech.
+        audio: ([channels, samples], sample rate in Hz), the mix of all speeches (`scene.spatial`); None without speech.
         matrix: audio-character matrix [M, N] that was used.
         notices: what the user should know, one sentence each.
         seconds: duration of each stage in seconds.
@@ -71,7 +72,7 @@ def sample(prepared: Prepared, routing: Routing, model: ModelBundle, tracker: Pr
     scene, tracker = prepared.scene, tracker or ProgressTracker()
     latents, masks = denoise_latents(prepared, routing, model, tracker)
     frames = decode_latents(latents, model, tracker)
-    audio = mix_speeches(scene.sounds, scene.seconds)
+    audio = video_audio(scene, masks, prepared.grid, routing.matrix)
     notices = (*scene.notices, *routing.notices, *model_notices(scene, model), *mask_notices(scene.names, masks))
     return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds, scene.fps)
 

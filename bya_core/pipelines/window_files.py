@@ -234,7 +234,7 @@ def window_inputs(scene: Scene, window: Window, key: str) -> str:
     return digest.hexdigest()
 
 
-VARIABLE = frozenset(["notices", "mask_control", "refine", "preset"])
+VARIABLE = frozenset(["notices", "mask_control", "refine", "preset", "spatial"])
 """Fields of a scene that are not part of `fingerprint`."""
 
 

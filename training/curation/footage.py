@@ -27,7 +27,6 @@ from training.curation.stage import UnusableFootage
 
 SAMPLE_RATE = 16_000
 _MAX_IN_MEMORY = 256 << 20  # bytes of the frames of a shot
-_REDUCED = 1.5  # size of frames over that of crops at which frames are reduced first
 MARGIN = 0.1  # seconds of audio on each side that are resampled with a part
 
 
@@ -156,7 +155,7 @@ def read_crop(
     """
     result = np.empty((last - first, *size, 3), np.uint8)
     previous: tuple[Picture, np.ndarray] | None = None
-    reduction = _REDUCED * max(size[1] / (crop[2] - crop[0]), size[0] / (crop[3] - crop[1]))
+    reduction = max(size[1] / (crop[2] - crop[0]), size[0] / (crop[3] - crop[1]))
     for k, frame in timeline_frames(path, first, last):
         if previous is None or previous[0] is not frame:
             largest = max(frame.image.width, frame.image.height)

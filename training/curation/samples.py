@@ -66,9 +66,10 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if masks.shape[2:] == tuple(size):
         return masks
     result = np.empty((*masks.shape[:2], *size), bool)
+    smaller = size[0] < masks.shape[2] or size[1] < masks.shape[3]
     for n, track in enumerate(masks):
         values = torch.from_numpy(track).float()[:, None]
-        resized = torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=True)
+        resized = torch.nn.functional.interpolate(values, size=size, mode="bilinear", antialias=smaller)
         result[n] = resized[:, 0].numpy() >= 0.5
     return result
 
