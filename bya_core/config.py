@@ -121,6 +121,15 @@ class ProbeConfig:
             "only one seed is tried.",
         ),
     ] = 3
+    num_takes: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="Number of seeds that are all tried; the one with the best masks is used. Each costs the steps "
+            "of the probe.",
+        ),
+    ] = 1
 
 
 @validated

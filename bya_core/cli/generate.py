@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 from bya_core.cli.common import (
@@ -24,12 +25,13 @@ from bya_core.cli.common import (
     setting,
     windows_beside,
 )
-from bya_core.config import SamplingConfig
+from bya_core.config import ProbeConfig, SamplingConfig
 from bya_core.errors import Cancelled, InputError, Paused
 
 if TYPE_CHECKING:
     from bya_core.pipelines.long_video import LongVideo, WindowRouting
     from bya_core.pipelines.sample import Video
+    from bya_core.pipelines.takes import Selection, Takes
     from bya_core.progress import ProgressCallback
     from bya_core.routing import Routing
     from bya_core.sampling.conditions import Prepared
@@ -67,6 +69,31 @@ class WindowOptions:
 
 
 @dataclass(frozen=True)
+class TakeOptions:
+    """Generate the scene with several seeds and choose the best."""
+
+    takes: Annotated[
+        int, tyro.conf.arg(help="Probe N seeds, from --seed on, and rank them by their masks.", metavar="N")
+    ] = 1
+    keep: Annotated[
+        int,
+        tyro.conf.arg(
+            help="Finish the K best and rank them by binding, identity and sharpness. The others of them are saved "
+            "beside the output, with their seed in the name.",
+            metavar="K",
+        ),
+    ] = 1
+
+    def selection(self) -> Selection | None:
+        """The selection; None for a single take. Raises InputError for values out of range."""
+        from bya_core.pipelines.takes import Selection
+
+        ProbeConfig(num_takes=self.takes)
+        selection = Selection(self.takes, self.keep)
+        return None if self.takes == 1 else selection
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Additional output files."""
 
@@ -86,6 +113,7 @@ class Generate:
     runtime: Runtime = RuntimeOptions()
     sampling: Sampling = SamplingOptions()
     long_video: Annotated[WindowOptions, OmitArgPrefixes, group("long video")] = WindowOptions()
+    best_take: Annotated[TakeOptions, OmitArgPrefixes, group("best take")] = TakeOptions()
     files: Annotated[OutputOptions, OmitArgPrefixes, group("output")] = OutputOptions()
 
     def run(self) -> int:
@@ -102,6 +130,10 @@ class Generate:
 
         outputs = Outputs(self.output, self.files.masks, self.files.overlay, self.files.json)
         self.long_video.check()
+        selection = self.best_take.selection()
+        if selection is not None and (self.resume_from or self.long_video != WindowOptions()):
+            problem = "--takes with --resume-from or options of long videos"
+            raise InputError(problem, "one of them", "remove the other")
         self.runtime.check()
         if self.resume_from is not None:
             existing_file(self.resume_from, "the state")
@@ -121,19 +153,51 @@ class Generate:
             scene = replace(scene, sampling=replace(scene.sampling, spatial=self.spatial))
             distribute_guidance(scene.sampling, bundle)
             bar.warn(scene.notices)
-            video = self._video(scene, bundle, bar, stack)
+            takes = None if selection is None else self._takes(scene, bundle, selection, bar)
+            video = takes.videos[0] if takes is not None else self._video(scene, bundle, bar, stack)
             bar.warn(video.notices[len(scene.notices) :])
             bar.stage("Saving")
             report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
             if isinstance(video, LongVideo):
                 report["windows"] = list(video.windows)
+            if takes is not None:
+                report |= {"seed": takes.rows[0].seed, "takes": [take.row() for take in takes.rows]}
             outputs.write(scene, video, report)
+            others = [] if takes is None else self._save_others(takes)
             if isinstance(video, LongVideo) and self.long_video.is_temporary(self.output, video):
                 video.files.remove(len(video.windows))
         size = f"{scene.width}x{scene.height}, {scene.fps:g} frames per second"
         print(f"Generated {scene.seconds:.2f} s of video ({size}) in {time.perf_counter() - start:.1f} s")
-        report_saved(*outputs.wanted)
+        if takes is not None:
+            print(takes.table())
+        report_saved(*outputs.wanted, *others)
         return 0
+
+    def _takes(self, scene: Scene, bundle: ModelBundle, selection: Selection, callback: ProgressBar) -> Takes:
+        """All takes; what they cost at most is shown first, and the files are checked."""
+        from bya_core.io.outputs import check_output
+        from bya_core.pipelines.takes import check_takes, generate_takes, takes_cost
+
+        check_takes(scene, bundle)
+        for number in range(selection.takes if selection.keep > 1 else 0):
+            check_output(self._beside(scene.sampling.seed + number), (".mp4",), "the take")
+        calls, single = takes_cost(scene, selection)
+        kept = f"the best {selection.keep} finished" if selection.keep > 1 else "the best finished"
+        callback.stage(
+            f"{selection.takes} takes, {kept}: at most {calls} transformer calls, "
+            f"{calls / single:.1f} times those of one video"
+        )
+        return generate_takes(scene, bundle, selection, callback)
+
+    def _beside(self, seed: int) -> Path:
+        return self.output.with_name(f"{self.output.stem}.seed{seed}{self.output.suffix}")
+
+    def _save_others(self, takes: Takes) -> list[Path]:
+        """Save all finished videos but the best; their paths."""
+        paths = [self._beside(take.seed) for take in takes.rows[1 : len(takes.videos)]]
+        for path, other in zip(paths, takes.videos[1:], strict=True):
+            other.save(path)
+        return paths
 
     def _video(
         self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback, stack: ExitStack

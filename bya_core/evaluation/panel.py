@@ -28,31 +28,49 @@ POINTS = 400  # of a track; longer ones are averaged
 MAX_FRAMES = 1500  # of a video with real people, whose faces have to be found in every frame
 
 
-def measure_video(video: Video, scene: Scene, meter: PixelMeter | None) -> BindingReport:
+def measure_video(
+    video: Video,
+    scene: Scene,
+    meter: PixelMeter | None,
+    *,
+    tools: FaceTools | None = None,
+    identity: bool = False,
+) -> BindingReport:
     """Binding report of a generated video, by the masks it was generated with and without any download.
 
     Args:
         video: the video.
         scene: its scene.
         meter: pixel meter of the model, see `ModelBundle.meter`; None for real people.
+        tools: networks for real people; None = those of the package.
+        identity: whether to compare the characters with their reference images.
 
     Raises:
         InputError: a video of real people that is too long to be measured at once.
     """
     frames, names = video.frames, [character.name for character in scene.characters]
     masks = video.grid.latent_to_frames(video.masks, dim=1)
+    portraits = [character.image for character in scene.characters] if identity else None
     faces = None
     if meter is None:
         if len(frames) > MAX_FRAMES:
             problem = f"the video has {len(frames)} frames"
             hint = "connect BYA Binding Report to measure longer ones"
             raise InputError(problem, f"at most {MAX_FRAMES} for the panel", hint)
-        tools, pixels = FaceTools(mesh=FaceMesh()), masks.numpy() > 0.5
+        tools, pixels = tools or FaceTools(mesh=FaceMesh()), masks.numpy() > 0.5
         faces = measure_faces(
-            frames, scene.speeches, video.fps, None, tools, matrix=video.matrix, masks=pixels, names=names
+            frames, scene.speeches, video.fps, portraits, tools, matrix=video.matrix, masks=pixels, names=names
         )
     return binding_report(
-        frames, masks, scene.speeches, video.fps, names, matrix=video.matrix, meter=meter, faces=faces
+        frames,
+        masks,
+        scene.speeches,
+        video.fps,
+        names,
+        matrix=video.matrix,
+        meter=meter,
+        faces=faces,
+        portraits=None if meter is None else portraits,
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from bya_core.config import ProbeConfig
-from bya_core.masks import MIN_RELATIVE_AREA
 from bya_core.progress import ProgressTracker
+from bya_core.routing.layout import LayoutScore, layout_score, missing_characters
 from bya_core.routing.result import Routing
 from bya_core.sampling import StepInfo, build_scheduler, denoise
 from bya_core.sampling.conditions import Prepared
@@ -30,6 +29,11 @@ def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> 
     """
     scene = prepared.scene
     seed = scene.sampling.seed
+    if scene.routing.probe.num_takes > 1 and prepared.conditions.known_latents is None:
+        takes = probe_takes(prepared, bundle, tracker)
+        table = "; ".join(f"seed {take.seed}: {take.text(scene.names)}" for take in takes)
+        notices = (f"Seed {takes[0].seed} was used, the best of {len(takes)} by masks ({table}).",)
+        return replace(takes[0].routing, calls=sum(take.routing.calls for take in takes), notices=notices)
     best = _probe(prepared, bundle, tracker, seed)
     if not layout_is_free(prepared):
         return best
@@ -42,6 +46,36 @@ def probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> 
         if len(still_missing) < len(missing):
             best, missing, seed = routing, still_missing, other
     return replace(best, calls=calls, notices=(*best.notices, *_seed_notices(scene, missing, seed)))
+
+
+@dataclass(frozen=True)
+class ProbedTake:
+    """The masks that one seed leads to.
+
+    Args:
+        seed: random seed.
+        routing: masks and partially denoised latents.
+        score: of the masks.
+    """
+
+    seed: int
+    routing: Routing
+    score: LayoutScore
+
+    def text(self, names: Sequence[str]) -> str:
+        """The score in words."""
+        missing = ", ".join(names[n] for n in self.score.missing)
+        place = f"no region for {missing}" if missing else "a region for everybody"
+        return f"{place}, confidence {self.score.confidence:.2f}, overlap {self.score.overlap:.2f}"
+
+
+def probe_takes(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker) -> list[ProbedTake]:
+    """Probe `num_takes` consecutive seeds; the best masks first. Raises as `probe` does."""
+    scene, takes = prepared.scene, []
+    for seed in range(scene.sampling.seed, scene.sampling.seed + scene.routing.probe.num_takes):
+        routing = _probe(prepared, bundle, tracker, seed)
+        takes.append(ProbedTake(seed, routing, layout_score(routing.masks)))
+    return sorted(takes, key=lambda take: take.score.rank, reverse=True)
 
 
 def _probe(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracker, seed: int) -> Routing:
@@ -68,19 +102,6 @@ def layout_is_free(prepared: Prepared) -> bool:
     return (
         conditions.first_frame_latents is None and conditions.known_latents is None and conditions.mask_control is None
     )
-
-
-def missing_characters(masks: Tensor) -> list[int]:
-    """Characters without a region.
-
-    Args:
-        masks: [N, T, h, w].
-
-    Returns:
-        Indices of masks whose area (above 0.5) is less than `MIN_RELATIVE_AREA` of the largest; none if all are empty.
-    """
-    area = (masks > 0.5).float().mean((1, 2, 3))
-    return torch.nonzero(area < MIN_RELATIVE_AREA * area.max()).flatten().tolist()
 
 
 def _seed_notices(scene: Scene, missing: list[int], seed: int) -> Iterator[str]:

@@ -1,0 +1,209 @@
+"""Best take: several seeds are probed, ranked by their masks, and the best are finished and ranked by their binding.
+
+takes = generate_takes(scene, model, Selection(takes=4, keep=2))
+takes.videos[0]        # the best video
+takes.table()          # all seeds, the best first
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bya_core.errors import InputError
+from bya_core.evaluation.face_report import FaceTools
+from bya_core.evaluation.panel import measure_video
+from bya_core.evaluation.report import BindingReport
+from bya_core.pipelines.long_video import plan
+from bya_core.pipelines.prepare import prepare
+from bya_core.pipelines.sample import Video, sample
+from bya_core.progress import ProgressCallback, ProgressTracker
+from bya_core.routing.intra import ProbedTake, max_probe_steps, probe_takes
+from bya_core.routing.route import postprocess_masks
+from bya_core.scene.types import Scene
+from bya_core.weights.bundle import ModelBundle
+
+_SHARPNESS_EVERY = 4  # frames of which one is measured
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How many takes are made.
+
+    Args:
+        takes: seeds that are probed, from that of the scene on.
+        keep: of them, the best by masks that are finished.
+
+    Raises:
+        InputError: more takes to keep than there are.
+    """
+
+    takes: int
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.takes:
+            problem = f"keep {self.keep} of {self.takes} takes"
+            raise InputError(problem, f"a number from 1 to {self.takes}", "keep fewer, or make more takes")
+
+
+@dataclass(frozen=True)
+class Take:
+    """One seed.
+
+    Args:
+        seed: random seed.
+        missing: names of characters without a region.
+        confidence, overlap: of the masks, see `LayoutScore`.
+        calls: transformer calls that it took.
+        finished: whether the video was made; only then the rest is known.
+        bound: fraction of the characters whose mouth follows its voice and no other, or keeps still as it should.
+        failed: fraction of the characters of whom the report finds the opposite.
+        margin: mean over the speakers of the score of the own voice minus that of the best other one, if measured.
+        identity: mean similarity to the reference images, if measured.
+        sharpness: mean absolute second difference of brightness in 0..255; compares takes of one scene only.
+    """
+
+    seed: int
+    missing: tuple[str, ...]
+    confidence: float
+    overlap: float
+    calls: int
+    finished: bool = False
+    bound: float | None = None
+    failed: float | None = None
+    margin: float | None = None
+    identity: float | None = None
+    sharpness: float | None = None
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Larger is better: binding, margin and identity in steps too large for noise, then sharpness."""
+        steps = (((self.bound or 0.0) - (self.failed or 0.0), 0.01), (self.margin, 0.1), (self.identity, 0.02))
+        return (*(round((value or 0.0) / step) for value, step in steps), self.sharpness or 0.0)
+
+    def row(self) -> dict[str, Any]:
+        """The take for JSON."""
+        return {**self.__dict__, "missing": list(self.missing)}
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Result of `generate_takes`.
+
+    Args:
+        rows: all takes, the best first.
+        videos: those that were finished, in the same order.
+        calls: transformer calls of all takes.
+    """
+
+    rows: tuple[Take, ...]
+    videos: tuple[Video, ...]
+    calls: int
+
+    def table(self) -> str:
+        """All takes as text, the best first."""
+        head = ("", "seed", "masks", "confidence", "overlap", "bound", "margin", "identity", "sharpness", "calls")
+        lines = [head]
+        for place, take in enumerate(self.rows, 1):
+            masks = f"no {', '.join(take.missing)}" if take.missing else "complete"
+            values = (take.confidence, take.overlap, take.bound, take.margin, take.identity, take.sharpness)
+            numbers = ["-" if value is None else f"{value:.2f}" for value in values]
+            lines.append((f"{place}.", str(take.seed), masks, *numbers, str(take.calls)))
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+        rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        return "\n".join(row.rstrip() for row in rows)
+
+
+def takes_cost(scene: Scene, selection: Selection) -> tuple[int, int]:
+    """Largest number of transformer calls of a selection, and that of a single video."""
+    steps = scene.sampling.steps
+    probe = max_probe_steps(scene.routing.probe, steps)
+    return selection.takes * probe + selection.keep * (steps - probe), steps
+
+
+def check_takes(scene: Scene, model: ModelBundle) -> None:
+    """Raise InputError if a scene cannot be made in several takes."""
+    windows = len(plan(scene, model))
+    if windows > 1:
+        problem = f"several takes of a video of {windows} windows"
+        raise InputError(problem, "a video of one window", "make it shorter, or regenerate single windows")
+    if scene.routing.mode != "intra":
+        problem = f'several takes with router "{scene.routing.mode}"'
+        raise InputError(problem, 'router "intra"', "change the router, or use another seed")
+
+
+@torch.no_grad()
+def generate_takes(
+    scene: Scene, model: ModelBundle, selection: Selection, callback: ProgressCallback | None = None
+) -> Takes:
+    """Probe several seeds, finish the best by masks, and rank those by binding, identity and sharpness.
+
+    Args:
+        scene: the scene, of one window, with the intra router.
+        model: the model.
+        selection: how many takes.
+        callback: receives the progress; returning False cancels.
+
+    Raises:
+        InputError: as `generate` and `check_takes` do.
+        Cancelled: `callback` returned False.
+    """
+    check_takes(scene, model)
+    probe = replace(scene.routing.probe, num_takes=selection.takes)
+    scene = replace(scene, routing=replace(scene.routing, probe=probe))
+    tracker = ProgressTracker(callback)
+    prepared = prepare(scene, model, tracker)
+    if scene.mask_control is not None and scene.mask_control.is_active:  # acts while the router denoises
+        prepared = replace(prepared, conditions=replace(prepared.conditions, mask_control=scene.mask_control))
+    probed = probe_takes(prepared, model, tracker)
+    finished: list[tuple[Take, Video]] = []
+    tools = None if model.meter is not None else replace(FaceTools.load(), sync=None, notices=())
+    for take in probed[: selection.keep]:
+        own = replace(prepared, scene=_with_seed(prepared.scene, take.seed))
+        video = sample(own, postprocess_masks(take.routing, own.scene), model, tracker)
+        with tracker.stage("Measuring binding"):
+            report = measure_video(video, own.scene, model.meter, tools=tools, identity=True)
+        finished.append((_finished(take, scene, report, video.frames), video))
+    finished.sort(key=lambda pair: pair[0].rank, reverse=True)
+    rows = (*(take for take, _ in finished), *(_row(take, scene) for take in probed[selection.keep :]))
+    return Takes(rows, tuple(video for _, video in finished), sum(take.calls for take in rows))
+
+
+def _with_seed(scene: Scene, seed: int) -> Scene:
+    return replace(scene, sampling=replace(scene.sampling, seed=seed))
+
+
+def _row(take: ProbedTake, scene: Scene) -> Take:
+    missing = tuple(scene.names[n] for n in take.score.missing)
+    return Take(take.seed, missing, take.score.confidence, take.score.overlap, take.routing.calls)
+
+
+def _finished(take: ProbedTake, scene: Scene, report: BindingReport, frames: Tensor) -> Take:
+    passed = [lane.passed for lane in report.lanes]
+    margins = []
+    for own, scores in zip(report.metrics["should_follow"], report.metrics["score"], strict=True):
+        others = [score for m, score in enumerate(scores) if m != own and score is not None]
+        if own >= 0 and scores[own] is not None:
+            margins.append(scores[own] - max(others, default=0.0))
+    identity = [value for table in report.metrics["identity"].values() for value in table["mean"] if value is not None]
+    return replace(
+        _row(take, scene),
+        calls=scene.sampling.steps,
+        finished=True,
+        bound=round(passed.count(True) / len(passed), 3),
+        failed=round(passed.count(False) / len(passed), 3),
+        margin=round(float(np.mean(margins)), 3) if margins else None,
+        identity=round(float(np.mean(identity)), 3) if identity else None,
+        sharpness=round(sharpness(frames), 3),
+    )
+
+
+def sharpness(frames: Tensor) -> float:
+    """Mean absolute second difference of brightness between neighboring pixels, of frames uint8 [F, H, W, 3]."""
+    gray = frames[::_SHARPNESS_EVERY].float().mean(dim=3)
+    return float((gray.diff(n=2, dim=1).abs().mean() + gray.diff(n=2, dim=2).abs().mean()) / 2)
