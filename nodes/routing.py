@@ -19,7 +19,12 @@ ASSIGNMENTS = ("given", "swapped", "auto", "matrix")
 ROUTER_MODES = ("intra", "pre", "post", "manual")
 PROBES = ("until the masks converge", "fixed number of steps")
 DEFAULT_STEPS = 6
-PROBE = {"threshold": "threshold", "max_percent": "max_fraction", "num_seeds": "num_seeds"}  # widgets -> fields
+PROBE = {  # widgets -> fields
+    "threshold": "threshold",
+    "max_percent": "max_fraction",
+    "num_seeds": "num_seeds",
+    "num_takes": "num_takes",
+}
 
 
 class EmbeddingRouter(io.ComfyNode):
@@ -108,6 +113,7 @@ class EmbeddingRouter(io.ComfyNode):
                     tooltip="Window of a long video whose masks are predicted. The windows before it are generated "
                     "first and kept for the sampler.",
                 ),
+                widget(ProbeConfig, "num_takes", optional=True, advanced=True, hint="intra only."),
                 io.Mask.Input(
                     "masks",
                     optional=True,
