@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bya_core.scene.types import Scene as CoreScene
     from bya_core.scene.types import SceneDefaults
 
+MAX_HEARD = 600.0  # seconds of a recording that is sent to the page
 SAMPLING = ("steps", "guidance_scale", "audio_guidance_scale", "scheduler")
 
 
@@ -29,9 +30,9 @@ def timeline_entry(cast: Any, scene: CoreScene, defaults: SceneDefaults) -> dict
     voices = []
     for member in cast:
         entry: dict[str, Any] = {"name": member.name, "file": None}
-        if (speech := member.speech) is not None:
+        if (speech := member.speech) is not None and speech.end - speech.offset <= MAX_HEARD:
             sound = convert.audio((speech.waveform.mean(0, keepdim=True), speech.sample_rate), 0.0)
-            seconds = speech.waveform.shape[-1] / speech.sample_rate + speech.unread
+            seconds = speech.end - speech.offset
             entry |= {"offset": speech.offset, "gain": speech.gain, "seconds": seconds}
             entry["file"] = dict(ui.PreviewAudio(sound).as_dict()["audio"][0])
         voices.append(entry)

@@ -84,6 +84,16 @@ test("frames of a video", () => {
   assert.deepEqual([0, 0.04, 0.08, 0.2, 1, 7.8].map(math.framesFor), [1, 1, 5, 5, 25, 197]);
 });
 
+test("end of the video", () => {
+  const [seconds, frames] = [2, 50];
+  near(math.videoEnd({ length: "seconds", seconds, frames }, 9, 9), 1.96);
+  near(math.videoEnd({ length: "frames", seconds, frames }, 9, 9), 1.96);
+  near(math.videoEnd({ length: "as long as the speech", seconds, frames }, 0.9, 9), 1);
+  assert.equal(math.videoEnd({ length: "as long as the speech" }, 0, undefined), null);
+  near(math.videoEnd({ length: "seconds" }, 9, 49), 1.96);
+  near(math.videoEnd({}, 9, 49), 1.96);
+});
+
 test("timed prompts", () => {
   const spans = math.readPrompts("4 to 5 s: Bo nods\n\n 0 - 2.5: Ada laughs: loudly ");
   assert.deepEqual(spans[0], { start: 0, end: 2.5, prompt: "Ada laughs: loudly" });

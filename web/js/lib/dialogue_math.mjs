@@ -136,6 +136,20 @@ export function snapped(time, candidates, tolerance, shifts = [0]) {
 /** Number of video frames that hold `seconds`: a multiple of 4, plus 1, as bya_core rounds it. */
 export const framesFor = (seconds) => Math.ceil((Math.max(1, Math.ceil(seconds / FRAME - 1e-3)) - 1) / 4) * 4 + 1;
 
+/**
+ * End of the video, in seconds; null if it is not known.
+ * @param length {length, seconds, frames} as in the inputs of BYA Scene; undefined if they are connected
+ * @param last End of the last voice; 0 without voices.
+ * @param ran Number of frames of the last run, which is used for connected inputs.
+ */
+export function videoEnd({ length, seconds, frames }, last, ran) {
+  const chosen = { seconds: seconds === undefined ? undefined : Math.round(seconds / FRAME), frames }[length];
+  if (chosen !== undefined) return (4 * Math.round((Math.max(1, chosen) - 1) / 4) + 1) * FRAME;
+  const fits = length !== undefined && length !== "seconds" && length !== "frames";
+  if (fits && last > 0) return framesFor(last) * FRAME;
+  return ran ? ran * FRAME : null;
+}
+
 // timed prompts: lines such as "2.5 - 4: Ada laughs"
 
 const LINE = /^([\d.]+)\s*(?:-|to)\s*([\d.]+)\s*s?\s*:\s*(.+)$/;

@@ -9,7 +9,6 @@ import { Headers, Inspector, toolbar } from "./timeline_controls.mjs";
 import { Input } from "./timeline_input.mjs";
 import { draw, LANE, layout, PROMPTS, RULER } from "./timeline_view.mjs";
 
-const FPS = 25;
 const AROUND = 100; // pixels above and below the lanes
 const heightFor = (count) => AROUND + RULER + PROMPTS + LANE * count;
 const remembered = new Map(); // per node: view, selection, playhead; undo makes all nodes anew
@@ -31,8 +30,10 @@ class Timeline {
       onLook: () => this.look(),
       onGone: () => this.dispose(),
     });
-    const prompts = widget(node, "prompt_schedule");
-    if (prompts) chain(prompts, "callback", () => this.valueChanged());
+    for (const name of ["prompt_schedule", "length", "seconds", "frames"]) {
+      const one = widget(node, name);
+      if (one) chain(one, "callback", () => this.valueChanged());
+    }
     chain(node, "onExecuted", () => this.look());
     chain(node, "onConnectionsChange", () => this.growForCast());
     this.valueChanged();
@@ -193,14 +194,16 @@ class Timeline {
   model() {
     const lanes = this.lanes();
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    let last = 0;
+    let [last, longest] = [0, 0];
     for (const { voice, source, muted } of lanes) {
-      if (!source || !this.dialogue || muted) continue;
-      for (const clip of math.clipsOf(this.dialogue, voice)) last = Math.max(last, math.clipSpan(clip, source)[1] ?? 0);
+      if (!source || !this.dialogue) continue;
+      const ends = math.clipsOf(this.dialogue, voice).map((clip) => math.clipSpan(clip, source)[1] ?? 0);
+      longest = Math.max(longest, ...ends);
+      if (!muted) last = Math.max(last, ...ends);
     }
-    const frames = Number(ownValue(this.node, "frames") ?? this.run?.frames ?? 0);
-    const end = frames > 0 ? frames / FPS : last > 0 ? math.framesFor(last) / FPS : null;
-    const total = Math.max(1, end ?? 0, last, ...(this.prompts ?? []).map((span) => span.end));
+    const given = Object.fromEntries(["length", "seconds", "frames"].map((name) => [name, ownValue(this.node, name)]));
+    const end = math.videoEnd(given, last, this.run?.frames);
+    const total = Math.max(1, end ?? 0, longest, ...(this.prompts ?? []).map((span) => span.end));
     this.total = total;
     const view = this.input.gesture ? this.view : this.visible(width); // the scale stays while dragging
     const windows = (this.run?.windows ?? []).slice(1).map(([start]) => start);
