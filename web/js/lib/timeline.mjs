@@ -7,7 +7,7 @@ import { chain, domWidget, edit, element, growTo, outputsOf, text, toast, warn, 
 import * as player from "./player.mjs";
 import { Headers, Inspector, toolbar } from "./timeline_controls.mjs";
 import { Input } from "./timeline_input.mjs";
-import { draw, LANE, layout, PROMPTS, RULER } from "./timeline_view.mjs";
+import { draw, LANE, layout, PROMPTS, RULER, theme } from "./timeline_view.mjs";
 
 const AROUND = 100; // pixels above and below the lanes
 const heightFor = (count) => AROUND + RULER + PROMPTS + LANE * count;
@@ -486,17 +486,3 @@ class Timeline {
 }
 
 const pick = ({ peaks, spans, loudest, buffer }) => (peaks ? { peaks, spans, loudest, buffer } : {});
-
-function theme(root) {
-  const style = getComputedStyle(root);
-  const value = (name, otherwise) => style.getPropertyValue(name).trim() || otherwise;
-  return {
-    text: value("--input-text", "#ddd"),
-    faint: value("--descrip-text", "#999"),
-    border: value("--border-color", "#4e4e4e"),
-    bar: value("--comfy-menu-bg", "#353535"),
-    faintFill: "rgba(128, 128, 128, 0.25)",
-    accent: "rgba(96, 165, 250, 0.45)",
-    shade: "rgba(0, 0, 0, 0.35)",
-  };
-}

@@ -217,3 +217,18 @@ function drawEnd(context, { view, width, end, theme, height }, places) {
   context.fillStyle = theme.faint;
   context.fillRect(Math.round(x), RULER, 1, bottom - RULER);
 }
+
+/** Colors of the page's theme. */
+export function theme(root) {
+  const style = getComputedStyle(root);
+  const value = (name, otherwise) => style.getPropertyValue(name).trim() || otherwise;
+  return {
+    text: value("--input-text", "#ddd"),
+    faint: value("--descrip-text", "#999"),
+    border: value("--border-color", "#4e4e4e"),
+    bar: value("--comfy-menu-bg", "#353535"),
+    faintFill: "rgba(128, 128, 128, 0.25)",
+    accent: "rgba(96, 165, 250, 0.45)",
+    shade: "rgba(0, 0, 0, 0.35)",
+  };
+}
