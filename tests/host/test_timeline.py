@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.host import graphs
+
 from tests.host.page import find_tools, run_steps
 from tests.host.server import Server
 from tests.host.setup import HostUnavailable
@@ -35,8 +35,8 @@ BUILD = """(async () => {
     const y = 700 * index;
     const face = add("BYA_FaceEncode", 500, y, { name: `Person ${letter}` });
     const voice = add("BYA_AudioEncode", 250, y);
-    link(add("LoadImage", -50, y, { image: `person_${letter}.png` }), "IMAGE", face, "image");
-    link(add("LoadAudio", -50, y + 400, { audio: `person_${letter}.wav` }), "AUDIO", voice, "audio");
+    link(add("LoadImage", -50, y, { image: `bya_${letter}.png` }), "IMAGE", face, "image");
+    link(add("LoadAudio", -50, y + 400, { audio: `bya_${letter}.wav` }), "AUDIO", voice, "audio");
     link(voice, "speech", face, "speech");
     return face;
   });
@@ -97,7 +97,6 @@ def run(server: Server, mode: bool, *steps: dict[str, Any], picture: str = "") -
         find_tools()
     except HostUnavailable as problem:
         pytest.skip(str(problem))
-    graphs.copy_inputs(server)
     first = (
         {"do": "nodes2", "on": mode},
         {"do": "evaluate", "code": BUILD % uuid.uuid4(), "wait": 1500},
