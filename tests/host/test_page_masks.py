@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.host.page import run_steps
 from tests.host.server import Server
@@ -93,13 +94,23 @@ def test_paint(server: Server, shots: Path, nodes2: bool) -> None:  # noqa: F811
     assert answers[20] == first and {tools: rest for tools, *rest in answers[21]}[True][1] == after[1]
 
 
-def test_missing_painting_is_told(server: Server, shots: Path) -> None:  # noqa: F811
-    gone = json.dumps({"file": "gone.png [input]", "grid": [5, 8, 12], "characters": ["puppet A"], "columns": 5})
+def test_failures_are_told(server: Server, shots: Path) -> None:  # noqa: F811
+    """The sentence of a rejected value and of a failed run are toasts."""
+    name = "strokes.png"
+    Image.new("RGBA", (60, 40)).save(server.folder / "input" / name)
+    painted = {"grid": [5, 8, 12], "characters": ["puppet A"], "columns": 5}
+    gone, other = (json.dumps({"file": f"{file} [input]", **painted}) for file in ("gone.png", name))
     answers = run_steps(
         server.url,
+        {"do": "nodes2", "on": False},
         {"do": "load", "workflow": WORKFLOW},
-        {"do": "set", "values": {REFINE: {"painted_masks": gone}}},
+        {"do": "set", "values": {REFINE: {"painted_masks": gone}, SCENE: {"frames": 9, "length": "frames"}}},
         evaluate("app.queuePrompt(0, 1)", 1500),
         evaluate(TOASTS),
+        {"do": "set", "values": {REFINE: {"painted_masks": other}}},
+        {"do": "run", "seconds": 240},
+        evaluate(TOASTS),
     )
-    assert "the file gone.png [input] of painted_masks is missing" in answers[3]
+    rejected, failed = answers[4], answers[7]
+    assert "Paint here" in rejected and "the file gone.png [input] of painted_masks is missing" in rejected
+    assert "grid of 5 x 8 x 12 tokens; expected 3 x 8 x 12" in failed and "is missing" not in failed

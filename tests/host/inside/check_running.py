@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import os
 import weakref
 from collections.abc import Callable
@@ -16,10 +17,12 @@ import comfy.cli_args
 import comfy.model_management as management
 import comfy.utils
 import folder_paths
+import numpy as np
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
 from conftest import FIXED, Run, short
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.modules import module as torch_modules
 
@@ -80,6 +83,40 @@ def test_override_mask(run: Run, routing: Any) -> None:
     control = run("MaskRefine", **override, strength=0.5, start_percent=0.2, end_percent=0.6)[0].routing.control
     assert control.strength.tolist() == [0.5, 0.0]
     assert (control.start_percent[0].item(), control.end_percent[0].item()) == pytest.approx((0.2, 0.6))
+
+
+def test_painted_masks(run: Run, nodes: dict[str, Any], routing: Any) -> None:
+    """Strokes on the second frame of Bo: white on the left half, black on the right; the other masks are kept."""
+    name = "painted.png"
+    pixels = np.zeros((2 * 8, T * 12, 4), dtype=np.uint8)
+    pixels[8:, 12:18], pixels[8:, 18:24] = 255, (0, 0, 0, 255)
+    path = Path(folder_paths.get_input_directory()) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    try:
+        description = {"file": f"{name} [input]", "grid": [T, 8, 12], "characters": ["Ada", "Bo"], "columns": T}
+        painted = {"painted_masks": json.dumps(description)}
+        assert nodes["MaskRefine"].validate_inputs(**painted) is True
+        edited, masks, _ = run("MaskRefine", routing=routing, refine=False, **painted, strength=0.5)
+        ada, bo = masks.reshape(N, T, H, W)
+        before = routing.mask_images.reshape(N, T, H, W)
+        assert bo[1, :, : W // 2].min() == 1 and bo[1, :, W // 2 :].max() == 0
+        assert torch.equal(ada, before[0]) and torch.equal(bo[[0, 2]], before[1, [0, 2]])
+        assert edited.routing.control.strength.tolist() == [[0, 0, 0], [0, 0.5, 0]]
+        shown = nodes["MaskRefine"].execute(routing=routing, refine=False, **painted).ui["bya_masks"][0]
+        temporary = Path(folder_paths.get_temp_directory())
+        sheet = np.asarray(Image.open(temporary / shown["subfolder"] / shown["filename"]))
+        assert sheet.shape == (8, N * T * 12) and shown["names"] == ["Ada", "Bo"]
+        expected = (routing.routing.masks[1, 1] * 255).round().numpy()
+        assert np.array_equal(sheet[:, (T + 1) * 12 : (T + 2) * 12], expected), "masks below the strokes"
+        key = nodes["MaskRefine"].fingerprint_inputs(**painted)
+        Image.fromarray(255 - pixels).save(path)
+        assert nodes["MaskRefine"].fingerprint_inputs(**painted) != key
+    finally:
+        path.unlink()
+    assert "is missing" in nodes["MaskRefine"].validate_inputs(**painted)
+    outside = json.dumps(description | {"file": "../outside.png [input]"})
+    assert "outside of" in nodes["MaskRefine"].validate_inputs(painted_masks=outside)
 
 
 def test_manual_masks(run: Run, scene: Any, routing: Any) -> None:

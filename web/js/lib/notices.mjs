@@ -15,7 +15,6 @@ export function setup() {
   api.addEventListener("execution_start", () => {
     before = shown;
     shown = new Set();
-    closeErrors();
   });
   api.addEventListener("executed", ({ detail }) => {
     const notices = detail.output?.[KEY] ?? [];
@@ -34,17 +33,23 @@ export function setup() {
 function watchRejected() {
   const queue = api.queuePrompt;
   api.queuePrompt = async function (...values) {
+    closeErrors();
     try {
-      return await queue.apply(this, values);
+      const answer = await queue.apply(this, values); // other parts of the workflow run
+      showRejected(answer?.node_errors);
+      return answer;
     } catch (error) {
-      closeErrors();
-      for (const [id, { class_type: kind, errors: found }] of Object.entries(error?.response?.node_errors ?? {})) {
-        const rejected = found?.find((one) => one.type === "custom_validation_failed");
-        if (kind?.startsWith(PREFIX) && rejected) showError(id, rejected.details.replace(/^[\w.]+ - /, ""));
-      }
+      showRejected(error?.response?.node_errors);
       throw error;
     }
   };
+}
+
+function showRejected(nodes) {
+  for (const [id, { class_type: kind, errors: found }] of Object.entries(nodes ?? {})) {
+    const rejected = found?.find((one) => one.type === "custom_validation_failed");
+    if (kind?.startsWith(PREFIX) && rejected) showError(id, rejected.details.replace(/^[\w.]+ - /, ""));
+  }
 }
 
 function showError(id, detail) {
