@@ -47,7 +47,7 @@ class Timeline {
       style: { position: "absolute", inset: "0", width: "100%", height: "100%", touchAction: "none", outline: "none" },
     });
     this.cursor = element("div", {
-      style: { position: "absolute", top: "0", bottom: "0", width: "1.5px", background: "#ff5555", pointerEvents: "none", display: "none" },
+      style: { position: "absolute", top: "0", width: "1.5px", background: "#ff5555", pointerEvents: "none", display: "none" },
     });
     this.area = element("div", { style: { position: "relative", flex: "1", minWidth: "0", overflow: "hidden" } }, this.canvas, this.cursor);
     this.headers = new Headers(this);
@@ -243,7 +243,9 @@ class Timeline {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.view = model.view;
     draw(context, model);
-    this.headers.show(model, layout(model.lanes.length, model.height));
+    const places = layout(model.lanes.length, model.height);
+    this.headers.show(model, places);
+    this.cursor.style.height = `${places.prompts + PROMPTS}px`;
     this.inspector.show(model);
     this.bar.show(this, model);
     this.spacer.style.width = `${Math.round(math.reach(this.total) * model.view.scale)}px`;

@@ -10,7 +10,7 @@ const GAP = 3;
 
 /** Heights and positions of the lanes in a canvas. */
 export function layout(count, height) {
-  const lane = Math.max(LANE, Math.min(96, (height - RULER - PROMPTS) / Math.max(1, count)));
+  const lane = Math.max(LANE, Math.min(150, (height - RULER - PROMPTS) / Math.max(1, count)));
   return { lane, top: (index) => RULER + index * lane, prompts: RULER + count * lane };
 }
 
@@ -229,6 +229,6 @@ export function theme(root) {
     bar: value("--comfy-menu-bg", "#353535"),
     faintFill: "rgba(128, 128, 128, 0.25)",
     accent: "rgba(96, 165, 250, 0.45)",
-    shade: "rgba(0, 0, 0, 0.35)",
+    shade: "rgba(0, 0, 0, 0.25)",
   };
 }
