@@ -153,6 +153,7 @@ def test_invalid_inputs_stop_the_prompt(node: str, inputs: dict[str, Any], match
         ("01", "BYA_EmbeddingRouter", {"mode": "manual"}),
         ("01", "BYA_Loader", {"model": "official"}),
         ("01", "BYA_Scene", {"frames": 10**9}),
+        ("01", "BYA_Scene", {"dialogue": '{"voices": [{"clips": [{"gain": 99}]}]}'}),
     ],
 )
 def test_prompts_are_validated(name: str, node: str, inputs: dict[str, Any], server: Server) -> None:
