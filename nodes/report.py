@@ -20,7 +20,7 @@ class BindingReport(io.ComfyNode):
             "still.",
             folder="checks",
             search_aliases=["lip sync", "sync check", "dialogue", "multi speaker", "who speaks"],
-            has_intermediate_output=True,
+            is_output_node=True,
             inputs=[
                 types.Routing.Input("routing", tooltip="Names, voices and audio-character matrix."),
                 io.Image.Input("frames", tooltip="All video frames, from BYA Sampler."),
@@ -66,7 +66,7 @@ class VideoReport(io.ComfyNode):
             "download.",
             folder="checks",
             search_aliases=["lip sync", "sync check", "multi speaker", "who speaks", "talking", "evaluate"],
-            has_intermediate_output=True,
+            is_output_node=True,
             inputs=[
                 io.Video.Input("video", tooltip="A video of real people, from Load Video or any other node."),
                 io.Audio.Input(first, tooltip="Recording of one speaker alone; it starts with the video."),
@@ -82,6 +82,7 @@ class VideoReport(io.ComfyNode):
     @classmethod
     @host.plain_errors
     def execute(cls, video: Any, **voices: Any) -> io.NodeOutput:
+        from bya_core.evaluation.panel import binding_panel
         from bya_core.evaluation.video_file import measure_frames
 
         named = {name: audio for name, audio in sorted(voices.items()) if audio is not None}
@@ -91,7 +92,8 @@ class VideoReport(io.ComfyNode):
             frames, names = convert.to_uint8(parts.images), [name.replace("_", " ") for name in named]
             report = measure_frames(frames, speeches, float(parts.frame_rate), names)
         verdict = {True: "passed", False: "failed", None: "inconclusive"}[report.metrics["passed"]]
-        shown = {**results.picture(report.picture), "bya_text": [report.text]}
+        panel = binding_panel(report, float(parts.frame_rate)) | {"notices": [], "video": host.temporary_video(video)}
+        shown = {"bya_binding": [panel], "bya_text": [report.text]}
         return io.NodeOutput(convert.from_pil(report.picture), report.text, verdict, ui=shown)
 
 

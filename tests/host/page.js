@@ -4,14 +4,14 @@ const fs = require('fs');
 const path = require('path');
 const job = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'));
 const { chromium } = require(path.join(job.modules, 'playwright-core'));
-const READY = 60000;
+const READY = 120000; // ms, also on a machine that is busy
 
 const actions = {
   // Opens a workflow file; returns its nodes with their boxes.
   async load(page, { workflow }) {
     const data = JSON.parse(fs.readFileSync(workflow, 'utf8'));
     await page.evaluate((graph) => window.app.loadGraphData(graph), data);
-    await page.waitForFunction((count) => window.app.graph.nodes.length === count, data.nodes.length, { timeout: 15000 });
+    await page.waitForFunction((count) => window.app.graph.nodes.length === count, data.nodes.length, { timeout: READY });
     await page.waitForTimeout(500);
     await page.keyboard.press('Escape');
     return page.evaluate(() => window.app.graph.nodes.map((node) => ({
@@ -40,6 +40,43 @@ const actions = {
     const answer = await page.evaluate(code);
     await page.waitForTimeout(wait || 0);
     return answer;
+  },
+  // Waits until an expression is true in the page; returns its value.
+  async wait(page, { code, seconds }) {
+    const handle = await page.waitForFunction(code, null, { timeout: (seconds || READY / 1000) * 1000 });
+    return handle.jsonValue();
+  },
+  // Drops a file onto the canvas, such as a workflow or a saved video.
+  async drop(page, { file, type }) {
+    const data = { text: fs.readFileSync(file).toString('base64'), name: path.basename(file), type };
+    const transfer = await page.evaluateHandle(({ text, name, type: kind }) => {
+      const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+      const made = new DataTransfer();
+      made.items.add(new File([bytes], name, { type: kind }));
+      return made;
+    }, data);
+    await page.dispatchEvent('#graph-canvas', 'drop', { dataTransfer: transfer });
+    return null;
+  },
+  // Chooses a file with the upload button of a node, as its widget `name`; waits until the widget has the file.
+  async upload(page, { node, name, file }) {
+    const chosen = page.waitForEvent('filechooser', { timeout: READY });
+    await page.evaluate((id) => {
+      const { widgets } = window.app.graph.getNodeById(id) ?? window.app.graph.getNodeById(Number(id));
+      widgets.find((one) => one.type === 'button' && /upload/i.test(`${one.name} ${one.label}`)).callback();
+    }, node);
+    await (await chosen).setFiles(file);
+    await page.waitForFunction(([id, key, wanted]) => {
+      const { widgets } = window.app.graph.getNodeById(id) ?? window.app.graph.getNodeById(Number(id));
+      return String(widgets.find((one) => one.name === key).value).includes(wanted);
+    }, [node, name, path.parse(file).name], { timeout: READY });
+    return null;
+  },
+  // Clicks an element at a share of its width and height.
+  async click(page, { selector, x, y }) {
+    const box = await page.locator(selector).first().boundingBox();
+    await page.mouse.click(box.x + x * box.width, box.y + y * box.height);
+    return null;
   },
   // Drags from one point to others; each is an expression with the value [x, y].
   async drag(page, { from, to }) {
@@ -169,6 +206,9 @@ async function ready(page) {
     const page = await context.newPage();
     const errors = [];
     page.on('pageerror', (error) => errors.push(error.message));
+    page.on('console', (message) => { // what the extension of the pack logs
+      if (message.text().includes('[BindYourAvatar]')) errors.push(message.text());
+    });
     await page.goto(job.url);
     await ready(page);
     const answers = [];

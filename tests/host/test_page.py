@@ -72,31 +72,6 @@ def test_workflows_load(server: Server, shots: Path) -> None:
         assert _is_picture(shots / f"{path.stem}.png")
 
 
-def test_run_in_the_page(server: Server, shots: Path) -> None:
-    """Runs the toy workflow; the page shows the report and two videos."""
-    path, graph = FILES[0], graphs.load(FILES[0].stem)
-    (scene,) = graphs.nodes_of(graph, "BYA_Scene")
-    picture = shots / "two-talkers-done.png"
-    _, _, ended, shown, _ = run_steps(
-        server.url,
-        {"do": "load", "workflow": path},
-        {"do": "set", "values": {scene: {"frames": 17, "steps": 6}}},
-        {"do": "run", "seconds": 240},
-        {"do": "shown"},
-        {"do": "shot", "file": picture, "fit": True},
-    )
-    assert ended["kind"] == "execution_success", ended["detail"].get("exception_message")
-    (report,) = graphs.nodes_of(graph, "PreviewImage")
-    ((width, _),) = shown["nodes"][report]["pictures"]
-    assert width > 300
-    videos = {video["source"].partition("filename=")[2].partition("_0")[0]: video for video in shown["videos"]}
-    assert set(videos) == {"two_talkers", "two_talkers_overlay"}
-    for video in videos.values():
-        assert video["seconds"] == pytest.approx(17 / 25, abs=0.1)
-        assert video["width"] >= 96
-    assert _is_picture(picture)
-
-
 def test_template_browser_lists_the_pack(server: Server, shots: Path) -> None:
     picture = shots / "templates.png"
     (answer,) = run_steps(server.url, {"do": "templates", "pack": PACK, "file": picture})

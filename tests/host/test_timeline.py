@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-
 from tests.host.page import find_tools, run_steps
 from tests.host.server import Server
 from tests.host.setup import HostUnavailable

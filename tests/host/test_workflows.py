@@ -19,8 +19,7 @@ from tools.workflows.graphs import WORKFLOWS
 CHECK = "09 Check any video"
 WORKFLOW_FILES = sorted((ROOT / "workflows").glob("*.json"))
 CORE = {
-    "GetVideoComponents", "GrowMask", "LoadAudio", "LoadImage", "LoadVideo", "MarkdownNote", "PreviewAny",
-    "PreviewImage", "SaveVideo",
+    "GetVideoComponents", "GrowMask", "LoadAudio", "LoadImage", "LoadVideo", "MarkdownNote", "SaveVideo",
 }  # fmt: skip
 WIDEST = 1800  # pixels; readable when opened
 
@@ -95,8 +94,8 @@ def test_workflow_generates_video_with_audio(name: str, server: Server) -> None:
         assert [one["name"][-1] for one in panel["characters"]] == list("ABC"[: len(panel["characters"])])
         file = server.folder / "temp" / panel["video"]["subfolder"] / panel["video"]["filename"]
         assert len(graphs.read_video(file).frames) == frames
-    for number in graphs.nodes_of(graph, "PreviewAny"):
-        (text,) = run.outputs[number]["text"]
+    for number in graphs.nodes_of(graph, "BYA_BindingReport"):
+        (text,) = run.outputs[number]["bya_text"]
         assert "puppet A follows its own voice" in text
 
 

@@ -224,8 +224,6 @@ def check_any_video(sheet: Sheet) -> None:
     parts = sheet.add("GetVideoComponents", wide=NARROW + 20, video=video["VIDEO"])
     router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"], mode="pre")
     report = sheet.add("BYA_BindingReport", wide=PANEL, routing=router["routing"], frames=parts["images"])
-    picture = sheet.add("PreviewImage", "Binding report", wide=PANEL, high=260, images=report["image"])
-    text = sheet.add("PreviewAny", "Findings", wide=PANEL, high=160, source=report["report"])
     own = sheet.add("LoadVideo", "Your video of real people", muted=True, wide=NARROW, file="bya_video.mp4")
     voices = [
         sheet.add("LoadAudio", f"Voice {number + 1}", muted=True, wide=NARROW, audio=f"bya_{letter}.wav")
@@ -233,13 +231,12 @@ def check_any_video(sheet: Sheet) -> None:
     ]
     real = sheet.add("BYA_VideoReport", muted=True, wide=PANEL, video=own["VIDEO"], voice_1=voices[0]["AUDIO"],
                      voice_2=voices[1]["AUDIO"])  # fmt: skip
-    seen = sheet.add("PreviewImage", "Report", muted=True, wide=PANEL, high=260, images=real["image"])
     sheet.arrange([
         [*start.left, Group("Video", [[video, parts]], "blue")],
         [start.people.group],
         [Group("2 Scene and masks", [[start.scene, router]], "purple")],
-        [Group("3 Binding report", [[report, picture, text]], "orange"),
-         Group("Real people (muted: select all, Ctrl+M)", [[own, *voices, real, seen]], "grey")],
+        [Group("3 Binding report", [[report]], "orange"),
+         Group("Real people (muted: select all, Ctrl+M)", [[own, *voices, real]], "grey")],
     ])  # fmt: skip
 
 

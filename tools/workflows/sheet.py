@@ -16,10 +16,13 @@ COLORS = {"blue": "#3f5f8a", "green": "#3f7a5a", "purple": "#6a4f8a", "orange": 
 NOTE_COLORS = {"color": "#2b3648", "bgcolor": "#1f2836"}
 SHOWS = {
     "PreviewImage": PICTURE, "MaskPreview": PICTURE, "SaveVideo": PICTURE, "PreviewAny": 160,
-    "LoadImage": 215, "LoadAudio": 60, "LoadVideo": 200,
-    "BYA_AudioEncode": 80, "BYA_Scene": 230, "BYA_EmbeddingRouter": 270, "BYA_MaskRefine": 320, "BYA_Sampler": 460,
-    "BYA_Preflight": 260,
+    "LoadImage": 215, "LoadAudio": 60, "LoadVideo": 240,
 }  # fmt: skip  # heights of what nodes show besides their inputs
+HEIGHTS = {
+    "BYA_AudioEncode": 190, "BYA_BindingReport": 520, "BYA_EmbeddingRouter": 520, "BYA_FaceEncode": 165,
+    "BYA_Loader": 200, "BYA_MaskRefine": 620, "BYA_Preflight": 500, "BYA_Sampler": 680, "BYA_Scene": 620,
+    "BYA_VideoReport": 560,
+}  # fmt: skip  # of nodes whose inputs are folded and hidden by the page
 NodeInfo = dict[str, Any]
 
 
@@ -227,6 +230,8 @@ def default_of(kind: str, options: dict[str, Any], info: NodeInfo, name: str) ->
 
 def _height(info: NodeInfo, kind: str) -> int:
     """Height of a node without its title bar."""
+    if kind in HEIGHTS:
+        return HEIGHTS[kind]
     sockets = widgets = texts = 0
     for _, type_, options in described_inputs(info):
         if not is_widget(type_, options):
