@@ -111,7 +111,7 @@ def main(arguments: Arguments) -> None:
     accelerator = build_accelerator(settings)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
-    model = build_model(recipe, number, settings, arguments.adapt)
+    model = build_model(recipe, number, settings, arguments.adapt, empty=not accelerator.is_main_process)
     config: Any = model.config
     clips = open_data(
         arguments.data,

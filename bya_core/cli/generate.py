@@ -29,6 +29,7 @@ from bya_core.config import ProbeConfig, SamplingConfig
 from bya_core.errors import Cancelled, InputError, Paused
 
 if TYPE_CHECKING:
+    from bya_core.pipelines.kept_latents import KeptLatents
     from bya_core.pipelines.long_video import LongVideo, WindowRouting
     from bya_core.pipelines.sample import Video
     from bya_core.pipelines.takes import Selection, Takes
@@ -154,7 +155,12 @@ class Generate:
             distribute_guidance(scene.sampling, bundle)
             bar.warn(scene.notices)
             takes = None if selection is None else self._takes(scene, bundle, selection, bar)
-            video = takes.videos[0] if takes is not None else self._video(scene, bundle, bar, stack)
+            if takes is not None:
+                video: Video | LongVideo = takes.videos[0]
+            else:
+                if (kept := self._kept_latents(scene, bundle, stack)) is not None:
+                    stack.enter_context(kept.until_written(bar.warn))
+                video = self._video(scene, bundle, bar, stack, kept)
             bar.warn(video.notices[len(scene.notices) :])
             bar.stage("Saving")
             report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
@@ -199,22 +205,43 @@ class Generate:
             other.save(path)
         return paths
 
+    def _kept_latents(self, scene: Scene, bundle: ModelBundle, stack: ExitStack) -> KeptLatents | None:
+        """File of the denoised latents of a video of one window; None for others, which have one for each window."""
+        from bya_core.pipelines.long_video import plan
+        from bya_core.pipelines.window_files import WindowFolder, fingerprint, locked_windows, window_inputs
+        from bya_core.pipelines.window_links import window_seed
+
+        windows, options = plan(scene, bundle), self.long_video
+        if len(windows) > 1 or options.work_dir is not None or options.regenerate is not None:
+            return None
+        key = "" if self.resume_from is None else check_resume(scene, bundle, self.resume_from)[1]
+        folder = options.folder(self.output, self.resume_from)
+        stack.enter_context(locked_windows(folder))
+        files = WindowFolder(folder, fingerprint(scene, bundle), [window_inputs(scene, windows[0], key)])
+        seed = window_seed(scene.sampling.seed, 0, 0)
+        return files.kept_latents(0, "", "", str(seed), "0")  # as `generate_long` does
+
     def _video(
-        self, scene: Scene, bundle: ModelBundle, callback: ProgressCallback, stack: ExitStack
+        self,
+        scene: Scene,
+        bundle: ModelBundle,
+        callback: ProgressCallback,
+        stack: ExitStack,
+        kept: KeptLatents | None,
     ) -> Video | LongVideo:
         """The video; `stack` keeps the folder of the windows of a long one locked.
 
         Raises Paused if a long video is cancelled: finished windows are kept.
         """
         from bya_core.pipelines.generate import generate
-        from bya_core.pipelines.long_video import generate_long, plan
+        from bya_core.pipelines.long_video import generate_long
         from bya_core.pipelines.window_files import locked_windows
 
         folder, options, given = self.long_video.folder(self.output, self.resume_from), self.long_video, None
-        if options.work_dir is None and options.regenerate is None and len(plan(scene, bundle)) == 1:
+        if kept is not None:
             if self.resume_from is not None:
-                return resume(scene, bundle, self.resume_from, callback)
-            return generate(scene, bundle, callback)
+                return resume(scene, bundle, self.resume_from, callback, kept)
+            return generate(scene, bundle, callback, kept)
         if self.resume_from is not None:
             given = resume_window(scene, bundle, self.resume_from)
         stack.enter_context(locked_windows(folder))
@@ -229,12 +256,18 @@ class Generate:
                 resume=given,
             )
         except (Cancelled, KeyboardInterrupt) as stopped:
-            kept = len(list(folder.glob("window_*.safetensors")))
-            windows = f"{kept} finished window{'' if kept == 1 else 's'} kept in {folder}"
+            count = len(list(folder.glob("window_*.safetensors")))
+            windows = f"{count} finished window{'' if count == 1 else 's'} kept in {folder}"
             raise Paused(f"{windows}; run the same command again to resume") from stopped
 
 
-def resume(scene: Scene, bundle: ModelBundle, state: Path, callback: ProgressCallback | None = None) -> Video:
+def resume(
+    scene: Scene,
+    bundle: ModelBundle,
+    state: Path,
+    callback: ProgressCallback | None = None,
+    kept: KeptLatents | None = None,
+) -> Video:
     """Generate the video of a scene from a routing state saved by `bya probe`.
 
     Refinement and mask control of the scene are applied to the masks of the state.
@@ -243,15 +276,19 @@ def resume(scene: Scene, bundle: ModelBundle, state: Path, callback: ProgressCal
         InputError: A state that is damaged or belongs to another scene.
         Cancelled: `callback` returned False.
     """
-    from bya_core.pipelines.generate import prepare, sample
+    from bya_core.pipelines.prepare import prepare
+    from bya_core.pipelines.sample import decode_video, sample
     from bya_core.progress import ProgressTracker
     from bya_core.routing.route import postprocess_masks
     from bya_core.routing.state import load_routing
 
     check_resume(scene, bundle, state)
     tracker = ProgressTracker(callback)
+    if kept is not None and (denoised := kept.load()) is not None:
+        return decode_video(denoised, scene, bundle, tracker)
     prepared = prepare(scene, bundle, tracker)
-    return sample(prepared, postprocess_masks(load_routing(state, prepared), prepared.scene), bundle, tracker)
+    routing = postprocess_masks(load_routing(state, prepared), prepared.scene)
+    return sample(prepared, routing, bundle, tracker, kept)
 
 
 def resume_window(scene: Scene, bundle: ModelBundle, state: Path) -> WindowRouting:

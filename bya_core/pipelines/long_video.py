@@ -28,6 +28,7 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import check_disk_space
 from bya_core.masks import mask_notices
 from bya_core.pipelines.assignment import with_audio_assignment
+from bya_core.pipelines.kept_latents import Denoised
 from bya_core.pipelines.prepare import input_notices, prepare, speech_features
 from bya_core.pipelines.sample import decode_latents, denoise_latents, model_notices
 from bya_core.pipelines.window_files import (
@@ -250,6 +251,7 @@ class _Job:
             if fresh:
                 stored = self._generate(window, previous, again, regenerate_seed)
                 self.files.write(window.index, stored)
+                self.files.latents_path(window.index).unlink(missing_ok=True)
             else:
                 stored = self.files.read(window.index)
             if self.colors is None:
@@ -265,18 +267,27 @@ class _Job:
             seed = window_seed(self.scene.sampling.seed, window.index, take)
         tracker = WindowTracker(self.tracker, window.index + 1, len(self.plan), self.clock)
         following = old if old is not None and window.tail and self.files.has(window.index + 1) else None
-        prepared = self.prepare(window, previous, seed, tracker, following)
-        if self.resume is not None and self.resume.index == window.index and not again:
-            routing = self.resume.load(prepared, version(previous))
-        else:
-            routing = route(prepared, self.model, tracker)
-        latents, masks = denoise_latents(prepared, routing, self.model, tracker)
+        joins = [version(each) for each in (previous, following)]
+        kept = self.files.kept_latents(window.index, *joins, str(seed), str(take))
+        denoised = kept.load()
+        if denoised is None:
+            prepared = self.prepare(window, previous, seed, tracker, following)
+            if self.resume is not None and self.resume.index == window.index and not again:
+                routing = self.resume.load(prepared, version(previous))
+            else:
+                routing = route(prepared, self.model, tracker)
+            latents, masks = denoise_latents(prepared, routing, self.model, tracker)
+            notices = (*prepared.scene.notices, *routing.notices, *mask_notices(self.scene.names, masks))
+            denoised = Denoised(latents, masks, routing.matrix, notices)
+            kept.save(denoised)
+        latents = denoised.latents.to(self.model.device)
         if self.scene.windows.match_colors and self.colors is not None:
             latents = match_statistics(latents, self.colors)
         frames = decode_latents(latents, self.model, tracker)
         tracker.finish()
-        notices = (*prepared.scene.notices, *routing.notices, *mask_notices(self.scene.names, masks))
-        return StoredWindow(frames, latents.float().cpu(), masks, routing.matrix, seed, take, notices)
+        return StoredWindow(
+            frames, latents.float().cpu(), denoised.masks, denoised.matrix, seed, take, denoised.notices
+        )
 
     @torch.no_grad()
     def prepare(

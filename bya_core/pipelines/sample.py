@@ -16,6 +16,7 @@ from bya_core.io.media import write_video
 from bya_core.io.outputs import check_output
 from bya_core.masks import mask_notices
 from bya_core.memory.planner import enable_tiled_decoding
+from bya_core.pipelines.kept_latents import Denoised, KeptLatents
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
 from bya_core.sampling import Prepared, build_scheduler, denoise
@@ -60,7 +61,13 @@ class Video:
 
 
 @torch.no_grad()
-def sample(prepared: Prepared, routing: Routing, model: ModelBundle, tracker: ProgressTracker | None = None) -> Video:
+def sample(
+    prepared: Prepared,
+    routing: Routing,
+    model: ModelBundle,
+    tracker: ProgressTracker | None = None,
+    kept: KeptLatents | None = None,
+) -> Video:
     """Denoise and decode the video, continuing from the latents of the router. Raises as `generate` does.
 
     Args:
@@ -68,13 +75,24 @@ def sample(prepared: Prepared, routing: Routing, model: ModelBundle, tracker: Pr
         routing: character masks and, with the intra router, partially denoised latents.
         model: the model.
         tracker: reports and measures the stages.
+        kept: where the denoised latents are saved before they are decoded; None = nowhere.
     """
     scene, tracker = prepared.scene, tracker or ProgressTracker()
     latents, masks = denoise_latents(prepared, routing, model, tracker)
-    frames = decode_latents(latents, model, tracker)
-    audio = video_audio(scene, masks, prepared.grid, routing.matrix)
     notices = (*scene.notices, *routing.notices, *model_notices(scene, model), *mask_notices(scene.names, masks))
-    return Video(frames, masks, prepared.grid, audio, routing.matrix, notices, tracker.seconds, scene.fps)
+    denoised = Denoised(latents, masks, routing.matrix, notices)
+    if kept is not None:
+        kept.save(denoised)
+    return decode_video(denoised, scene, model, tracker)
+
+
+@torch.no_grad()
+def decode_video(denoised: Denoised, scene: Scene, model: ModelBundle, tracker: ProgressTracker) -> Video:
+    """The video of a scene of one window from its latents."""
+    frames = decode_latents(denoised.latents, model, tracker)
+    grid = model.grid(scene.num_frames, scene.height, scene.width)
+    audio = video_audio(scene, denoised.masks, grid, denoised.matrix)
+    return Video(frames, denoised.masks, grid, audio, denoised.matrix, denoised.notices, tracker.seconds, scene.fps)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from bya_core.grid import TokenGrid
 from bya_core.io.atomic import atomic_write
 from bya_core.io.locks import folder_lock
 from bya_core.io.outputs import make_folder
+from bya_core.pipelines.kept_latents import KeptLatents, latents_inputs
 from bya_core.pipelines.sample import Video
 from bya_core.scene.types import Scene
 from bya_core.scene.windows import Window, WindowJoiner
@@ -95,6 +96,19 @@ class WindowFolder:
         """File of window `index`, counted from 0; the file name counts from 1."""
         return self.folder / f"window_{index + 1:04d}.safetensors"
 
+    def kept_latents(self, index: int, *parts: str) -> KeptLatents:
+        """File of the denoised latents of a window until it is saved.
+
+        Args:
+            index: of the window, from 0.
+            parts: what else determines the window.
+        """
+        return KeptLatents(self.latents_path(index), latents_inputs(self.fingerprint, self.inputs[index], *parts))
+
+    def latents_path(self, index: int) -> Path:
+        """File of the denoised latents of window `index` until it is saved."""
+        return self.folder / f"latents_{index + 1:04d}.safetensors"
+
     @property
     def speech_path(self) -> Path:
         return self.folder / "speech.safetensors"
@@ -137,7 +151,8 @@ class WindowFolder:
     def remove(self, windows: int, keep: int = 0) -> None:
         """Delete the files of this class, except the first `keep` windows, and the folder if it is then empty."""
         speech = () if keep else (self.speech_path,)
-        for path in (*speech, *(self.path(index) for index in range(keep, windows))):
+        of_windows = [path(index) for index in range(keep, windows) for path in (self.path, self.latents_path)]
+        for path in (*speech, *of_windows):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty
             self.folder.rmdir()

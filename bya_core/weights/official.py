@@ -39,6 +39,7 @@ def load_official(
     device: torch.device | str | None = None,
     transformer: BindYourAvatarTransformer3DModel | None = None,
     components: Mapping[str, Any] | None = None,
+    encoders_only: bool = False,
 ) -> ModelBundle:
     """Load the released model with all its encoders.
 
@@ -49,6 +50,7 @@ def load_official(
         transformer: Used instead of the released one, whose files may then be missing.
         components: "text" or "codec", used instead of the model's own (for example from a host application), whose
             files may then be missing.
+        encoders_only: Load no transformer, which is large; the bundle then has none.
 
     Raises:
         InputError: Components are missing (the message states purpose, source, size and license), or files do not
@@ -61,11 +63,11 @@ def load_official(
     from bya_core.encoders.wav2vec2 import Wav2Vec2SpeechEncoder
 
     given = components or {}
-    provided = {*given, *(() if transformer is None else (RELEASE.name,))}
+    provided = {*given, *((RELEASE.name,) if encoders_only or transformer is not None else ())}
     check_components([component for component in OFFICIAL if component.name not in provided], folder)
     dtype = torch.bfloat16 if dtype is None else dtype
     settings = read_settings(folder)
-    if transformer is None:
+    if transformer is None and not encoders_only:
         transformer = load_released(folder, dtype, "cpu" if device is None else device)
     models = FaceModels.load(folder / DETECTOR, folder / PARSER, folder / RECOGNIZER, folder / VISION)
     face = PhotoFaceEncoder(models)
@@ -82,7 +84,7 @@ def load_official(
         max_characters=settings["max_characters"],
         character_finder=PhotoCharacterFinder(face),
         domain="photos",
-        canvas_layout=canvas_layout(transformer.config["flavour"]),
+        canvas_layout=canvas_layout("official" if transformer is None else transformer.config["flavour"]),
     )
     return bundle if device is None else bundle.to(device)
 

@@ -125,6 +125,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64,
+    "U8": torch.uint8,
 }
 
 

@@ -254,6 +254,4 @@ def load_encoders(name: str | Path = "toy") -> Encoders:
     folder = Path(name).expanduser() if entry is None else entry.path
     if not (folder / "text_encoder").is_dir() and (entry is None or not entry.components):
         return load_bundle(name)
-    placeholder: Any = torch.nn.Identity()
-    placeholder.config = {"flavour": "official"}
-    return load_official(folder, transformer=placeholder)
+    return load_official(folder, encoders_only=True)

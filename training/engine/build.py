@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
@@ -26,17 +27,17 @@ MAX_RANDOM = 1_000_000_000
 
 
 def build_model(
-    recipe: Recipe, stage: int, settings: RunSettings, adapt: bool = False
+    recipe: Recipe, stage: int, settings: RunSettings, adapt: bool = False, empty: bool = False
 ) -> BindYourAvatarTransformer3DModel:
     """The model in `settings.init`, one with the weights of `settings.base`, or a newly initialized one.
-
-    It is identical in all processes.
 
     Args:
         recipe: the model wanted.
         stage: number of the stage, for its adapters.
         settings: seed, and the folder or name of the initial weights.
         adapt: build the model of the recipe although it differs, and take over the weights that fit.
+        empty: leave memory of the weights untouched, for processes that get them from the main one
+            (`training.engine.distributed.prepare`).
 
     Raises:
         InputError: no model there, weights are missing, without `adapt` a model that differs from the recipe, or no
@@ -44,6 +45,10 @@ def build_model(
     """
     lora = recipe.stages[stage].lora
     torch.manual_seed(settings.seed)
+    if empty:
+        with init_empty_weights():
+            model = add_adapters(BindYourAvatarTransformer3DModel(**recipe.model), {}, lora)
+        return model.to_empty(device="cpu")
     if settings.init is not None and settings.base is not None:
         raise InputError("--init and --base", "one of them", "leave out --base to continue from trained weights")
     if settings.init is None:

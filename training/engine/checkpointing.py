@@ -7,12 +7,14 @@
                                fingerprint detects a different `init`
         frozen.safetensors     the frozen weights, only if the run started from random weights
         ema.safetensors        exponential moving average of the weights, if the stage has one
-        optimizers.pt          optimizer state by parameter name
+        optimizers.safetensors optimizer state as NUMBER/NAME/VALUE; values that are no tensors in the metadata
         random_states.pt       random states of all processes, and the loss scale of fp16
-        deepspeed/             with DeepSpeed: its own shards instead of optimizers.pt
+        deepspeed/             with DeepSpeed: its own shards instead of optimizers.safetensors
 
 A checkpoint becomes visible when it is completely on disk, so that a crash or a full disk leaves the earlier ones
-intact. Tensors are stored unsharded by name: a run can resume with another number of processes, except with DeepSpeed.
+intact. Tensors are stored unsharded by name and written by the main process one at a time, so that host memory holds
+no second copy of the model (benchmarks/checkpoint_memory.py). A run can resume with another number of processes, except
+with DeepSpeed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,16 +35,17 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_folder, format_size, free_space
-from bya_core.weights.checkpoints import FROZEN_FILE
+from bya_core.weights.checkpoints import AVERAGES_FILE, FROZEN_FILE, WEIGHTS_FILE
 from training.engine.random_state import random_state, set_random_state
+from training.engine.tensor_files import TensorFile, write_tensors
 
 log = logging.getLogger(__name__)
+
+OPTIMIZERS_FILE = "optimizers.safetensors"
 
 
 @dataclass
@@ -115,20 +119,24 @@ class Checkpoints:
         Raises:
             InputError: it cannot be written, for example because the disk is full. Earlier checkpoints are unchanged.
         """
-        main, content = run.accelerator.is_main_process, _capture(run)
+        main, started = run.accelerator.is_main_process, time.monotonic()
         target = self.folder / f"step-{state.step:08d}"
+        scaler = getattr(run.accelerator, "scaler", None)
+        random_states = {
+            "processes": gather_object([random_state()]),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
         with shared_atomic_folder(target, run.accelerator, f"the checkpoint of step {state.step}", self) as folder:
             if run.deepspeed_engine is not None:
                 run.deepspeed_engine.save_checkpoint(str(folder / "deepspeed"), exclude_frozen_parameters=True)
+            _write_tensors(folder, run, main)
             if main:
-                for name, tensors in content.items():
-                    if name.endswith(".safetensors"):
-                        save_file(tensors, folder / name)
-                    else:
-                        _torch_save(tensors, folder / name)
+                _torch_save(random_states, folder / "random_states.pt")
                 info = {**asdict(state), "processes": run.accelerator.num_processes, **run.identity}
                 (folder / "trainer_state.json").write_text(json.dumps(info, indent=1, default=str))
         if main:
+            size = format_size(sum(each.stat().st_size for each in target.rglob("*")))
+            log.info("checkpoint %s: %s in %.1f s", target.name, size, time.monotonic() - started)
             for old in self.all()[: -self.limit]:
                 shutil.rmtree(old)
 
@@ -208,81 +216,59 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def unsharded(tensor: Tensor) -> Tensor:
-    """The full tensor on the CPU; for a distributed tensor, called by all processes."""
-    tensor = tensor.detach()
-    tensor = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
-    padded = tensor.untyped_storage().nbytes() > tensor.nbytes  # gathered from unequal shards
-    return tensor.clone() if padded else tensor
+def checkpoint_size(run: TrainingObjects) -> int:
+    """Bytes of a checkpoint, with 8 bytes of optimizer state per trained weight."""
+    trained = sum(p.numel() for p in run.trainable().values())
+    return trained * (4 + 8 + (4 if run.ema is not None else 0)) + sum(v.nbytes for v in _frozen(run).values())
 
 
-def _like_parameter(value: Any, parameter: Tensor) -> Any:
-    """A stored tensor on the device of a parameter and sharded like it; scalars are unchanged."""
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    value = value.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value
-
-
-def _capture(run: TrainingObjects) -> dict[str, Any]:
-    """Content of the files by name; called by all processes, complete in the main process."""
+def _frozen(run: TrainingObjects) -> dict[str, Tensor]:
+    """Frozen weights that are stored: all if the run started from random weights, else none."""
+    if run.identity.get("init") or run.identity.get("base"):
+        return {}
     trainable = run.trainable()
-    scaler = getattr(run.accelerator, "scaler", None)
-    content: dict[str, Any] = {
-        "weights.safetensors": {name: unsharded(p) for name, p in trainable.items()},
-        "random_states.pt": {
-            "processes": gather_object([random_state()]),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        },
-    }
+    return {name: value for name, value in run.model.state_dict().items() if name not in trainable}
+
+
+def _write_tensors(folder: Path, run: TrainingObjects, main: bool) -> None:
+    """Write the tensors of a checkpoint; called by all processes."""
+    trainable = run.trainable()
+    write_tensors(folder / WEIGHTS_FILE, trainable, main)
     if run.ema is not None:
-        shadows = zip(trainable, run.ema.shadow_params, strict=True)
-        content["ema.safetensors"] = {name: unsharded(shadow) for name, shadow in shadows}
-    if not run.identity.get("init") and not run.identity.get("base"):
-        frozen = {name: value for name, value in run.model.state_dict().items() if name not in trainable}
-        if frozen:
-            content[FROZEN_FILE] = {name: unsharded(value) for name, value in frozen.items()}
-    if run.deepspeed_engine is None:
-        names = {id(p): name for name, p in trainable.items()}
-        content["optimizers.pt"] = [
-            {
-                names[id(p)]: {k: unsharded(v) if isinstance(v, Tensor) else v for k, v in optimizer.state[p].items()}
-                for group in optimizer.param_groups
-                for p in group["params"]
-                if p in optimizer.state
-            }
-            for optimizer in run.optimizers
-        ]
-    return content
+        write_tensors(folder / AVERAGES_FILE, dict(zip(trainable, run.ema.shadow_params, strict=True)), main)
+    if frozen := _frozen(run):
+        write_tensors(folder / FROZEN_FILE, frozen, main)
+    if run.deepspeed_engine is not None:
+        return
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for number, optimizer in enumerate(run.optimizers):
+        for name, p in trainable.items():
+            for key, value in optimizer.state.get(p, {}).items():
+                (tensors if isinstance(value, Tensor) else values)[f"{number}/{name}/{key}"] = value
+    metadata = {"optimizers": str(len(run.optimizers)), "values": json.dumps(values)}
+    write_tensors(folder / OPTIMIZERS_FILE, tensors, main, metadata)
 
 
 @torch.no_grad()
 def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
     """Load a checkpoint into the run; called by all processes."""
     trainable = run.trainable()
-    weights = load_file(folder / "weights.safetensors")
-    if weights.keys() != trainable.keys():
-        problem = f"checkpoint {folder} has {len(weights)} trained weights"
-        raise InputError(problem, f"the {len(trainable)} that this stage trains", "choose another output folder")
+    with TensorFile(folder / WEIGHTS_FILE) as weights:
+        if set(weights.names()) != trainable.keys():
+            problem = f"checkpoint {folder} has {len(weights.names())} trained weights"
+            raise InputError(problem, f"the {len(trainable)} that this stage trains", "choose another output folder")
+        if run.deepspeed_engine is None:
+            for name, parameter in trainable.items():
+                weights.copy_to(name, parameter)
     if run.deepspeed_engine is None:
-        for name, parameter in trainable.items():
-            parameter.copy_(_like_parameter(weights[name], parameter))
-        saved = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
-        if len(saved) != len(run.optimizers):
-            problem = f"checkpoint {folder} has {len(saved)} optimizers"
-            raise InputError(problem, f"the {len(run.optimizers)} of this stage", "choose another output folder")
-        for optimizer, states in zip(run.optimizers, saved, strict=True):
-            for name, state in states.items():
-                p = trainable[name]
-                optimizer.state[p] = {key: _like_parameter(value, p) for key, value in state.items()}
+        _restore_optimizers(folder, run, trainable)
     else:
         run.deepspeed_engine.load_checkpoint(str(folder / "deepspeed"), load_module_strict=False)
     if run.ema is not None:
-        averages = load_file(folder / "ema.safetensors")
-        for (name, p), shadow in zip(trainable.items(), run.ema.shadow_params, strict=True):
-            shadow.copy_(_like_parameter(averages[name], p))
+        with TensorFile(folder / AVERAGES_FILE) as averages:
+            for name, shadow in zip(trainable, run.ema.shadow_params, strict=True):
+                averages.copy_to(name, shadow)
         run.ema.optimization_step = info["step"] - info["skipped"]
     random_states = torch.load(folder / "random_states.pt", map_location="cpu", weights_only=True)
     scaler = getattr(run.accelerator, "scaler", None)
@@ -293,6 +279,20 @@ def _restore(folder: Path, info: dict[str, Any], run: TrainingObjects) -> None:
     else:
         text = "the checkpoint was written by %d processes, this run has %d: same batches, different rounding"
         log.warning(text, len(random_states["processes"]), run.accelerator.num_processes)
+
+
+def _restore_optimizers(folder: Path, run: TrainingObjects, trainable: Mapping[str, Tensor]) -> None:
+    with TensorFile(folder / OPTIMIZERS_FILE) as saved:
+        count = int(saved.metadata["optimizers"])
+        if count != len(run.optimizers):
+            problem = f"checkpoint {folder} has {count} optimizers"
+            raise InputError(problem, f"the {len(run.optimizers)} of this stage", "choose another output folder")
+        values = json.loads(saved.metadata["values"])
+        for entry in (*saved.names(), *values):
+            number, name, key = entry.split("/")
+            p = trainable[name]
+            value = values[entry] if entry in values else saved.like(entry, p)
+            run.optimizers[int(number)].state[p][key] = value
 
 
 def _check_identity(folder: Path, info: dict[str, Any], run: TrainingObjects, allow_change: Sequence[str] = ()) -> None:

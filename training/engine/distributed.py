@@ -15,11 +15,13 @@ from accelerate.utils import (
     DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
+    broadcast,
+    broadcast_object_list,
 )
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.func import functional_call
 
 from bya_core.errors import InputError
@@ -116,17 +118,40 @@ def local_batches(accelerator: Accelerator, data: Clips, size: int, seed: int, s
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizers: list[Any], settings: RunSettings
 ) -> tuple[nn.Module, list[Any]]:
-    """The wrapped model and its optimizers, distributed as accelerate is configured."""
+    """The wrapped model with the weights of the main process, and its optimizers, as accelerate is configured.
+
+    With FSDP2 the main process keeps the model on the CPU and sends its weights tensor by tensor, so that neither the
+    host nor a device holds a full copy per process.
+    """
     bf16_weights = settings.mixed_precision == BF16_WEIGHTS
     precision = BF16_WEIGHTS if bf16_weights else accelerator.mixed_precision
-    if accelerator.is_fsdp2 and precision in HALF_PRECISION:
+    if not accelerator.is_fsdp2:
+        wrapper, *prepared = accelerator.prepare(ForwardWrapper(model, precision), *optimizers)
+        return wrapper, prepared
+    if precision in HALF_PRECISION:
         # Blocks compute in half precision; gradients are reduced, and losses returned, in float32.
         # Inputs are cast by autocast where an operation needs it: rotary tables and timesteps stay in float32.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=HALF_PRECISION[precision], reduce_dtype=torch.float32, cast_forward_inputs=False
         )
+    main = accelerator.is_main_process
+    weights = {name: p.detach() for name, p in model.named_parameters()} if main else {}
     wrapper, *prepared = accelerator.prepare(ForwardWrapper(model, precision), *optimizers)
+    for name, p in accelerator.unwrap_model(wrapper).model.named_parameters():
+        local = p.detach().to_local()
+        full = weights.pop(name).to(local.device) if main else torch.empty(p.shape, dtype=p.dtype, device=local.device)
+        local.copy_(distribute_tensor(full, p.device_mesh, p.placements).to_local())
+    for buffer in wrapper.buffers():
+        broadcast(buffer)
     return wrapper, prepared
+
+
+def share_dtypes(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give empty weights of other processes the dtypes of those of the main process."""
+    dtypes = broadcast_object_list([[p.dtype for p in model.parameters()]])[0]
+    for p, dtype in zip(model.parameters(), dtypes, strict=True):
+        if p.dtype != dtype:
+            p.data = torch.empty(p.shape, dtype=dtype)
 
 
 def clip_gradients(accelerator: Accelerator, parameters: list[nn.Parameter], max_norm: float) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -31,9 +31,9 @@ from training.engine.checkpointing import (
     Checkpoints,
     TrainerState,
     TrainingObjects,
+    checkpoint_size,
     fingerprint,
     shared_atomic_folder,
-    unsharded,
 )
 from training.engine.distributed import (
     HALF_PRECISION,
@@ -43,6 +43,7 @@ from training.engine.distributed import (
     clip_gradients,
     local_batches,
     prepare,
+    share_dtypes,
 )
 from training.engine.lora import add_lora, has_lora, write_model
 from training.engine.objective import StageLoss
@@ -123,18 +124,22 @@ def _train(
     set_precision(model, HALF_PRECISION.get(accelerator.mixed_precision) if settings.cast_frozen_weights else None)
     precision = settings.mixed_precision or accelerator.mixed_precision
     resolved = replace(settings, mixed_precision=precision)  # type: ignore[arg-type]
-    run_record = describe_run(model, weights_fingerprint(model), stage, resolved, data, recipe)
-    changed = check_record(output, run_record, settings.allow_change) if main and dry_run is None else {}
-    identity: dict[str, Any] = {
-        "stage": stage.number,
-        "seed": settings.seed,
-        "frozen": fingerprint(model),
-        "init": settings.init,
-    }
-    identity |= {"base": settings.base, "model": describe_model(model, stage, settings, recipe)}
+    share_dtypes(accelerator, model)
+    run_record: dict[str, Any] = {}
+    identity: dict[str, Any] = {}
+    changed: dict[str, tuple[Any, Any]] = {}
+    if main:  # the other processes may not have the weights yet
+        run_record = describe_run(model, weights_fingerprint(model), stage, resolved, data, recipe)
+        if dry_run is None:
+            changed = check_record(output, run_record, settings.allow_change)
+        identity = {"stage": stage.number, "seed": settings.seed, "frozen": fingerprint(model), "init": settings.init}
+        identity |= {"base": settings.base, "model": describe_model(model, stage, settings, recipe)}
+    identity = broadcast_object_list([identity])[0]
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    model.to(accelerator.device).train()
+    model.train()
+    if not accelerator.is_fsdp2:  # which places module by module
+        model.to(accelerator.device)
     optimizers = build_optimizers(model, stage.optimizer, settings.use_8bit_adam)
     wrapper, optimizers = prepare(accelerator, model, optimizers, settings)
     model = accelerator.unwrap_model(wrapper).model
@@ -148,7 +153,7 @@ def _train(
     state = checkpoints.resume(run, settings.allow_change) if dry_run is None else TrainerState()
     batches = local_batches(accelerator, data, stage.batch_size, settings.seed, state.step)
     loss = StageLoss(stage, settings.seed, recipe.scheduler if recipe is not None else None, settings.batched_random)
-    timer = RunTimer(stage, settings, state)
+    timer = RunTimer(stage, settings, state, checkpoint_size(run))
     log.info(
         "stage %d from step %d: %d clips, %.2f M trainable parameters, %d processes (%s)",
         stage.number,
@@ -205,14 +210,12 @@ def _train(
 
     if ema is not None:
         ema.copy_to(parameters)
-    weights = {name: unsharded(value) for name, value in model.state_dict().items()}
     info = {"stage": asdict(stage), "steps": state.step, "init": settings.init, "trained": list(run.trainable())}
     info["model"] = identity["model"]
     adapters_alone = settings.init is not None and all(".lora_" in name for name in run.trainable())
     info |= recipe.bundle_settings if recipe is not None else {}
     with shared_atomic_folder(output / "final", accelerator, "the final weights", checkpoints) as folder:
-        if main:
-            write_model(folder, model, weights, stage.lora, info, adapters_alone=adapters_alone)
+        write_model(folder, model, model.state_dict(), stage.lora, info, adapters_alone, main)
     skipped_clips = list(getattr(data, "skipped", ()))
     summary = {**timer.summary(), "broken_clips": len(skipped_clips), **state.averages}
     if main:

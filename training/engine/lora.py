@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import split_torch_state_dict_into_shards
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,6 +36,7 @@ from bya_core.weights.loader import init_source
 from bya_core.weights.lora import lora_pairs, merge_lora_into
 from bya_core.weights.state_dict_adapter import AUDIO_FILE, load_released
 from training.engine.stages import Lora
+from training.engine.tensor_files import full_tensor, write_tensors
 
 LORA_FILE = RUN_LORA
 log = logging.getLogger(__name__)
@@ -167,21 +169,41 @@ def write_model(
     lora: Lora | None,
     info: Mapping[str, Any],
     adapters_alone: bool = False,
+    main: bool = True,
 ) -> None:
-    """Write a folder as described above; `state` is the full state dict, possibly averaged.
+    """Write a folder as described above, tensor by tensor; called by all processes.
 
-    With `adapters_alone`, weights are written only if the model that `info["model"]` names lacks some of them.
+    Args:
+        folder: the folder.
+        model: the transformer, for its configuration.
+        state: the full state dict, possibly averaged or sharded.
+        lora: adapters of the model.
+        info: content of run.json.
+        adapters_alone: write weights only if the model that `info["model"]` names lacks some of them.
+        main: whether this is the main process, which writes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_config(folder)
-    run: dict[str, Any] = dict(info)
-    if lora is not None:
-        save_file(lora_weights(model, state, lora), folder / LORA_FILE)
-        run["lora"] = {"file": LORA_FILE, "merged": False, "scale": 1.0, **asdict(lora)}
-    (folder / RUN_FILE).write_text(json.dumps(run, indent=1, default=str))
-    if not (adapters_alone and _is_complete(folder)):
-        pattern = "diffusion_pytorch_model{suffix}.safetensors"
-        save_torch_state_dict(base_weights(state), folder, filename_pattern=pattern, max_shard_size="10GB")
+    adapters = {name: full_tensor(value, main) for name, value in state.items() if ".lora_" in name}
+    complete = False
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_config(folder)
+        run: dict[str, Any] = dict(info)
+        if lora is not None:
+            save_file(lora_weights(model, adapters, lora), folder / LORA_FILE)  # type: ignore[arg-type]
+            run["lora"] = {"file": LORA_FILE, "merged": False, "scale": 1.0, **asdict(lora)}
+        (folder / RUN_FILE).write_text(json.dumps(run, indent=1, default=str))
+        complete = adapters_alone and _is_complete(folder)
+    if broadcast_object_list([complete])[0]:
+        return
+    weights = base_weights(state)
+    sizes = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in weights.items()}
+    pattern = "diffusion_pytorch_model{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size="10GB")
+    for file, names in split.filename_to_tensors.items():
+        write_tensors(folder / file, {name: weights[name] for name in names}, main)
+    if main and split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _is_complete(folder: Path) -> bool:

@@ -62,7 +62,8 @@ class RunSettings:
         seed: random seed of data order, noise and dropout.
         max_minutes: stop after this time instead of after `stage.steps`. The learning rate then follows the clock, so
             only runs limited by steps are reproduced bit for bit after a restart.
-        checkpointing_minutes: minutes between checkpoints.
+        checkpointing_minutes: minutes between checkpoints; None = 5, or 40 seconds per GB of a checkpoint if that is
+            longer, so that a large model does not spend its time on writing.
         checkpointing_steps: steps between checkpoints; replaces `checkpointing_minutes`.
         checkpoints_total_limit: number of checkpoints to keep.
         logging_steps: steps between log lines.
@@ -91,7 +92,7 @@ class RunSettings:
     output: OutputPath
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     max_minutes: Annotated[float | None, Field(gt=0)] = None
-    checkpointing_minutes: Annotated[float, Field(gt=0)] = 5.0
+    checkpointing_minutes: Annotated[float | None, Field(gt=0)] = None
     checkpointing_steps: Annotated[int | None, Field(ge=1)] = None
     checkpoints_total_limit: Annotated[int, Field(ge=1)] = 2
     logging_steps: Annotated[int, Field(ge=1)] = 25

@@ -1,6 +1,6 @@
 """A run with FSDP2 on CPUs: `torchrun --nproc_per_node 2 sharded_run.py RECIPE DATA OUTPUT STEPS [PRECISION [STAGE]]`.
 
-accelerate offers FSDP2 on GPUs only, so the plugin of the committed configuration is set on a CPU accelerator here.
+accelerate offers FSDP2 on GPUs only; `use_fsdp2` sets the plugin of the committed configuration on a CPU accelerator.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
+from benchmarks.checkpoint_memory import use_fsdp2
 from training.data.clip_folder import ClipFolder
 from training.engine.build import build_model
 from training.engine.distributed import build_accelerator
 from training.engine.loop import train
 from training.engine.recipe import load_recipe
 from training.engine.settings import RunSettings
-
-CONFIG = Path(__file__).resolve().parents[3] / "training" / "recipes" / "accelerate" / "fsdp2.yaml"
 
 
 class ForwardCallback:
@@ -47,22 +43,10 @@ def main(
         Path(output), logging_steps=1, checkpointing_steps=4, report_to=(), init=init, mixed_precision=precision
     )
     accelerator = build_accelerator(settings)
-    config = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=config["fsdp_version"],
-        auto_wrap_policy=config["fsdp_auto_wrap_policy"].lower(),
-        transformer_cls_names_to_wrap=config["fsdp_transformer_layer_cls_to_wrap"].split(","),
-        reshard_after_forward=config["fsdp_reshard_after_forward"],
-        cpu_ram_efficient_loading=config["fsdp_cpu_ram_efficient_loading"],
-        state_dict_type=config["fsdp_state_dict_type"],
-    )
-    for state in (accelerator.state._shared_state, PartialState._shared_state):
-        state["distributed_type"] = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = plugin
-    assert accelerator.is_fsdp2 and accelerator.distributed_type is DistributedType.FSDP
+    use_fsdp2(accelerator)
     stages = load_recipe(recipe)
     stage = replace(stages.stages[int(number)], steps=int(steps))
-    model = build_model(stages, int(number), settings)
+    model = build_model(stages, int(number), settings, empty=not accelerator.is_main_process)
     train(model, ClipFolder(data), stage, settings, accelerator, ForwardCallback())
     assert all(isinstance(p, DTensor) for p in model.parameters())
 
