@@ -123,7 +123,7 @@ def match_voices(
     if voices:
         rows = list(voices)
         scores[rows] = torch.stack([voice_scores(voices[m], images, voice_face, activity) for m in rows])
-        log_odds = scores[rows].double().numpy()
+        log_odds = scores[rows].cpu().double().numpy()  # MPS has no float64
         confidence[rows] = torch.from_numpy(pair_confidence(log_odds)).float()
         for row, n in zip(*linear_sum_assignment(log_odds, maximize=True), strict=True):
             matrix[rows[row], n] = 1.0

@@ -102,7 +102,7 @@ def assign_faces(detected: DetectedCharacters, names: Sequence[str], threshold: 
     """
     from scipy.optimize import linear_sum_assignment
 
-    similarity = detected.likeness.double().cpu().numpy()
+    similarity = detected.likeness.cpu().double().numpy()  # MPS has no float64
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     assigned = dict(zip(columns.tolist(), rows.tolist(), strict=True))
     count = len(similarity)

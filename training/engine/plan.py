@@ -8,9 +8,9 @@ Parameters and FLOPs are exact (`training.engine.trace`); memory is an estimate:
 - weights, gradients, optimizer state and EMA: exact sizes under the sharding, see `_persistent_memory`;
 - activations: the tensors saved for the backward pass; with gradient checkpointing the inputs of all blocks and the
   largest block;
+- encoders: text, face and speech encoder and VAE of the published size, which stay on the device where clips are encoded
+  while training (docs/reference/shards.md); `--no-encoders` for encoded clips;
 - reserve: 10 % of the activations plus 1.5 GB for kernels, allocator and driver.
-
-Encoders and VAE are not included: their features come from the cache (docs/reference/shards.md).
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ if TYPE_CHECKING:  # these import PyTorch
     from training.engine.trace import Trace
 
 RESERVE = 1.5e9
+VAE_BYTES = 431_000_000
+"""VAE of CogVideoX in bfloat16."""
+PUBLISHED_TEXT = 4096
+"""Width of the text features of the published size, whose encoders are large; those of toy models are not counted."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Hardware:
         use_8bit_adam: optimizer state in 8 bits.
         gradient_accumulation_steps: micro-batches per device and step; 0 = one sample each.
         memory: GB per device to compare with; 0 = no comparison.
+        encoders: encode clips while training, as for shards; False for encoded clips.
         characters: characters per clip.
         frames: video frames; 0 = native length of the model. Height and width are native.
     """
@@ -60,6 +65,7 @@ class Hardware:
     use_8bit_adam: bool = False
     gradient_accumulation_steps: int = 0
     memory: float = 0.0
+    encoders: bool = True
     characters: int = 2
     frames: int = 0
 
@@ -159,6 +165,7 @@ def plan(recipe: Recipe, number: int, hardware: Hardware, callback: Callable[[in
     Raises:
         InputError: the hardware options do not match the stage.
     """
+    from bya_core.pipelines.full_size import ENCODER_BYTES
     from training.engine.distributed import HALF_PRECISION
     from training.engine.trace import trace_sample
 
@@ -177,6 +184,8 @@ def plan(recipe: Recipe, number: int, hardware: Hardware, callback: Callable[[in
     outside, blocks = trace.saved
     activations = size * (outside + (trace.inputs + max(blocks) if hardware.gradient_checkpointing else sum(blocks)))
     memory = _persistent_memory(trace, stage, hardware)
+    if hardware.encoders and recipe.model.get("text_embed_dim", PUBLISHED_TEXT) == PUBLISHED_TEXT:
+        memory["encoders"] = float(sum(ENCODER_BYTES.values()) + VAE_BYTES)
     memory |= {"activations": float(activations), "reserve": 0.1 * activations + RESERVE}
     return Plan(recipe.name, stage, hardware, trace, memory)
 
@@ -209,6 +218,8 @@ def _persistent_memory(trace: Trace, stage: Stage, hardware: Hardware) -> dict[s
         memory["EMA"] = trained * 4 / weight_shards
     if hardware.sharding == "full":
         memory["gathered weights"] = float((trace.root + trace.gathered) * half)
+        # in the precision of the backward pass, and a float32 copy for the reduction
+        memory["gradients before reduction"] = float(trace.unreduced * (half + 4))
     return memory
 
 

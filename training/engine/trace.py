@@ -6,6 +6,8 @@ activations are the tensors that autograd saves with CPU kernels, which differ f
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +42,8 @@ class Trace:
         matrices: trained parameters that are matrices.
         root: parameters that FSDP2 gathers for the whole step (all except blocks, face extractor and audio model).
         gathered: parameters of the largest unit that FSDP2 gathers: two blocks, or the speech projection.
+        unreduced: trained parameters whose gradients are whole at the same time before FSDP2 reduces them: those of the
+            root and of the largest unit.
         forward, backward, recomputed: FLOPs (2 per multiply-add); `recomputed` are those of the blocks that gradient
             checkpointing runs twice.
         saved: bytes saved for the backward pass outside of blocks, and in each block.
@@ -51,6 +55,7 @@ class Trace:
     matrices: int
     root: int
     gathered: int
+    unreduced: int
     forward: int
     backward: int
     recomputed: int
@@ -69,7 +74,47 @@ class Trace:
         return sum(pair[1] for pair in self.parameters.values())
 
 
-def trace_sample(
+def trace_sample(model_args: dict[str, Any], stage: Stage, **options: Any) -> Trace:
+    """Trace one sample of a stage as `trace_layers` does, faster for deep models.
+
+    Layers repeat with the intervals of face and speech attention. Two models with few of them are traced, one with a
+    repetition more, and the others are added: all costs are linear in the number of repetitions.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(BindYourAvatarTransformer3DModel).parameters.items()}
+    values = defaults | model_args
+    layers: int = values["num_layers"]
+    period = math.lcm(values["cross_attn_interval"], values["audio_attn_interval"])
+    special = max(values.get("num_router_layers") or 0, values.get("injection_start") or 0) * period
+    few = max(2 * period, special + period)
+    few += (layers - few) % period
+    times = (layers - few) // period - 1
+    if times < 1:
+        return trace_layers(model_args, stage, **options)
+    small, large = (
+        trace_layers({**model_args, "num_layers": count}, stage, **options) for count in (few, few + period)
+    )
+
+    def add(less: Any, more: Any) -> Any:
+        if isinstance(more, tuple):
+            return tuple(add(*pair) for pair in zip(less, more, strict=True))
+        return more + times * (more - less)
+
+    blocks = large.saved[1]
+    repeated = blocks[-2 * period : -period] * times
+    return Trace(
+        parameters={name: add(small.parameters[name], counts) for name, counts in large.parameters.items()},
+        saved=(add(small.saved[0], large.saved[0]), (*blocks[:-period], *repeated, *blocks[-period:])),
+        gathered=large.gathered,
+        unreduced=large.unreduced,
+        tokens=large.tokens,
+        **{
+            name: add(getattr(small, name), getattr(large, name))
+            for name in ("matrices", "root", "forward", "backward", "recomputed", "inputs")
+        },
+    )
+
+
+def trace_layers(
     model_args: dict[str, Any],
     stage: Stage,
     *,
@@ -80,7 +125,7 @@ def trace_sample(
     frames: int = 0,
     callback: Callable[[int, int], object] | None = None,
 ) -> Trace:
-    """Trace one sample of a stage.
+    """Trace one sample of a stage with all layers.
 
     Args:
         model_args: arguments of the transformer.
@@ -141,11 +186,15 @@ def trace_sample(
     extractor, audio = model.local_facial_extractor, model.audio_model
     separate = [0 if m is None else sum(p.numel() for p in m.parameters()) for m in (extractor, audio)]
     projection = 0 if audio is None else sum(p.numel() for p in audio.audio_proj_model.parameters())
+    trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in model.transformer_blocks]
+    units = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (extractor, audio) if m is not None]
+    all_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Trace(
         parameters=_count_parameters(model),
         matrices=sum(p.numel() for p in model.parameters() if p.requires_grad and p.ndim == 2),
         root=sum(p.numel() for p in model.parameters()) - sum(sizes) - sum(separate),
         gathered=max(2 * max(sizes), projection, separate[0]),
+        unreduced=all_trained - sum(trained) - sum(units) + max(*trained, *units, 0),
         forward=forward,
         backward=backward,
         recomputed=sum(block_flops[index] for index in needs_grad),

@@ -15,7 +15,7 @@ from training.engine.optim import select_trainable, unused_prefixes
 from training.engine.plan import Hardware, _persistent_memory, main, plan
 from training.engine.recipe import Recipe, load_recipe
 from training.engine.stages import PUBLISHED, Lora
-from training.engine.trace import trace_sample
+from training.engine.trace import trace_layers, trace_sample
 
 
 def recipe(**changes):
@@ -80,6 +80,28 @@ def test_memory_with_sharding_and_gradient_checkpointing():
     hardware = Hardware(gradient_checkpointing=True, gradient_accumulation_steps=4)
     recomputed = plan(recipe(), 1, hardware).memory["activations"]
     assert recomputed == 4 * (outside + trace.inputs + max(blocks)) < 4 * everything
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("changes", [{"cross_attn_interval": 2}, {"cross_attn_interval": 1, "num_router_layers": 2}])
+def test_deep_models_are_extrapolated_exactly(number, changes):
+    stage, arguments = recipe().stages[number], SMALL | {"num_layers": 9} | changes
+    assert trace_sample(arguments, stage, sharded=True) == trace_layers(arguments, stage, sharded=True)
+
+
+def test_encoders_and_transient_copies_are_counted():
+    stage = recipe().stages[1]
+    trace = trace_sample(SMALL, stage)
+    memory = _persistent_memory(trace, stage, Hardware(devices=2, sharding="full"))
+    assert memory["gradients before reduction"] == 6 * trace.unreduced > 0
+    assert trace.unreduced < trace.trained
+    frozen = trace_sample(SMALL, replace(stage, trainable=("patch_embed.",)))
+    assert frozen.unreduced == frozen.trained < trace.unreduced  # all in the root
+    published = Recipe("wide", SMALL | {"text_embed_dim": 4096}, recipe().stages)
+    known = plan(published, 1, Hardware()).memory["encoders"]
+    assert 10e9 < known < 13e9  # T5-XXL alone has 4.8 billion weights in bfloat16
+    assert "encoders" not in plan(published, 1, Hardware(encoders=False)).memory
+    assert "encoders" not in plan(recipe(), 1, Hardware()).memory
 
 
 def test_lora_parameters_are_counted_separately():
