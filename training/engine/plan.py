@@ -8,8 +8,8 @@ Parameters and FLOPs are exact (`training.engine.trace`); memory is an estimate:
 - weights, gradients, optimizer state and EMA: exact sizes under the sharding, see `_persistent_memory`;
 - activations: the tensors saved for the backward pass; with gradient checkpointing the inputs of all blocks and the
   largest block;
-- encoders: text, face and speech encoder and VAE of the published size, which stay on the device where clips are encoded
-  while training (docs/reference/shards.md); `--no-encoders` for encoded clips;
+- encoders: text, face and speech encoder and VAE of the published size, which stay on the device while clips are
+  encoded (docs/reference/shards.md); `--no-encoders` for encoded clips;
 - reserve: 10 % of the activations plus 1.5 GB for kernels, allocator and driver.
 """
 
