@@ -105,11 +105,10 @@ def trace_sample(model_args: dict[str, Any], stage: Stage, **options: Any) -> Tr
         parameters={name: add(small.parameters[name], counts) for name, counts in large.parameters.items()},
         saved=(add(small.saved[0], large.saved[0]), (*blocks[:-period], *repeated, *blocks[-period:])),
         gathered=large.gathered,
-        unreduced=large.unreduced,
         tokens=large.tokens,
         **{
             name: add(getattr(small, name), getattr(large, name))
-            for name in ("matrices", "root", "forward", "backward", "recomputed", "inputs")
+            for name in ("matrices", "root", "unreduced", "forward", "backward", "recomputed", "inputs")
         },
     )
 
