@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.workflows.graphs import cast, prompt_of
+from tools.workflows.graphs import cast, scene_of
 from tools.workflows.sheet import Group, Node, NodeInfo, Sheet, Wire
 
 INPUT, OUTPUT, OUTER = -10, -20, 1  # ids of the borders, and of the subgraph node
@@ -89,7 +89,7 @@ def two_people_talk(sheet: Sheet) -> Blueprint:
 def _video(sheet: Sheet, prefix: str, **scene_inputs: Any) -> tuple[Node, Node, Node, Node, Node]:
     """Model, scene, router, sampler and Save Video."""
     model = sheet.add("BYA_Loader", wide=260)
-    scene = sheet.add("BYA_Scene", wide=430, model=model["model"], prompt=prompt_of("scene"), **scene_inputs)
+    scene = sheet.add("BYA_Scene", wide=430, model=model["model"], **scene_of("scene"), **scene_inputs)
     router = sheet.add("BYA_EmbeddingRouter", wide=400, scene=scene["scene"])
     sampler = sheet.add("BYA_Sampler", wide=400, routing=router["routing"])
     saved = sheet.add("SaveVideo", wide=300, video=sampler["video"], filename_prefix=f"video/{prefix}")

@@ -21,9 +21,10 @@ REAL_PROMPT = "Two people sit side by side on a sofa and talk: on the left a wom
 NARROW, WIDE, PANEL = 240, 430, 380  # widths of the nodes of characters, of the scene, and with results
 
 
-def prompt_of(demo: str) -> str:
-    """Prompt of a scene file in the demo folder."""
-    return json.loads((DEMO / f"{demo}.json").read_text(encoding="utf-8"))["prompt"]
+def scene_of(demo: str) -> dict[str, Any]:
+    """Prompt and seed of a scene file in the demo folder."""
+    scene = json.loads((DEMO / f"{demo}.json").read_text(encoding="utf-8"))
+    return {name: scene[name] for name in ("prompt", "seed") if name in scene}
 
 
 @dataclass
@@ -112,8 +113,8 @@ def toy_scene(
         wide=WIDE,
         model=model["model"],
         cast=people.out,
-        prompt=prompt_of(demo),
         first_frame=frame["IMAGE"],
+        **scene_of(demo),
         **scene_inputs,
     )
     left = [Group("Read me", [[note]], "grey"), Group("Model and first frame", [[model, frame]], "green")]
