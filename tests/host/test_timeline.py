@@ -208,3 +208,32 @@ def test_inside_a_subgraph(server: Server, mode: bool) -> None:
     assert "clips" in json.loads(values["dialogue"])["voices"][1]
     (queued,) = [node for number, node in prompt.items() if node["class_type"] == "BYA_Scene" and ":" in number]
     assert queued["inputs"]["dialogue"] == values["dialogue"]
+
+
+def test_socket_colors(server: Server) -> None:
+    """Every type of the pack has its own color, which stays when the user chooses another color palette."""
+    colors = """(() => {
+      const found = {};
+      for (const type of ["BYA_MODEL", "BYA_CAST", "BYA_SPEECH", "BYA_SCENE", "BYA_ROUTING"]) {
+        found[type] = [
+          app.canvas.default_connection_color_byType[type],
+          app.canvas.constructor.link_type_colors[type],
+          document.documentElement.style.getPropertyValue(`--color-datatype-${type}`),
+        ];
+      }
+      return found;
+    })()"""
+    palette = 'app.extensionManager.setting.set("Comfy.ColorPalette", "{}")'
+    answers = run(
+        server,
+        False,
+        {"do": "evaluate", "code": colors},
+        {"do": "evaluate", "code": palette.format("light"), "wait": 1000},
+        {"do": "evaluate", "code": colors},
+        {"do": "evaluate", "code": palette.format("dark"), "wait": 1000},
+        {"do": "evaluate", "code": colors},
+    )
+    before, light, dark = answers[0], answers[2], answers[4]
+    assert before == light == dark
+    assert all(len(set(each)) == 1 for each in before.values()), before
+    assert len({each[0] for each in before.values()}) == len(before)

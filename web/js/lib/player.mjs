@@ -2,6 +2,7 @@
 import { loudSpans, peaksOf } from "./dialogue_math.mjs";
 
 const KEPT = 16; // recordings
+const RATE = 32_000; // Hz of decoded recordings, to save memory
 let context = null;
 const recordings = new Map();
 
@@ -26,7 +27,7 @@ export function recording(url) {
 async function decode(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`${response.status} ${response.statusText}`);
-  const buffer = await audioContext().decodeAudioData(await response.arrayBuffer());
+  const buffer = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await response.arrayBuffer());
   const channels = [...Array(buffer.numberOfChannels).keys()].map((index) => buffer.getChannelData(index));
   const peaks = peaksOf(channels, buffer.sampleRate);
   return { buffer, seconds: buffer.duration, peaks, spans: loudSpans(peaks) };

@@ -285,7 +285,9 @@ class Timeline {
 
   focusChanged(focused) {
     this.canvas.style.boxShadow = focused ? "inset 0 0 0 1px var(--p-primary-color, #60a5fa)" : "";
-    this.remember(focused);
+    // undo takes the element away, and its focus with it: the new one gets it back
+    if (focused) this.remember(true);
+    else setTimeout(() => this.canvas.isConnected && this.remember(false), 50);
   }
 
   remember(focused = document.activeElement === this.canvas) {
