@@ -1,16 +1,16 @@
 """Lip sync without SyncNet: which voice fits which mouth, when, and by how many frames it is early or late.
 
-    model = load_lip_sync()                               # weights are inside the package, 25 KB
+    model = load_lip_sync()                               # weights are inside the package, 37 KB
     mouths = [mouth_shapes(track.points, times, length) for track in track_faces(frames)]
     voices = [model.predict(waveform, length) for waveform in ...]   # mono, 16 kHz
     result = compare(mouths, voices, model)               # `LipSync`: scores [N, M], offsets, over time
 
-A linear model (ridge regression) predicts nine distances between mesh points of the mouth from the log-mel spectrum of
+A linear model (ridge regression) predicts 13 distances between mesh points of the mouth from the log-mel spectrum of
 a voice. The score of a mouth and a voice is the correlation of seen and predicted distances, after subtracting slow
 movement and whitening the residual over time and distances. There is no threshold above which a mouth surely follows a
 voice, so scores are compared: with the other voices, the other mouths, and the same voice at other times.
 
-Shapes: N mouths, M voices, L frames at 25 per second, D = 9 distances. Trained by `python -m training.lip_sync`.
+Shapes: N mouths, M voices, L frames at 25 per second, D = 13 distances. Trained by `python -m training.lip_sync`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ FPS = 25
 RATE = 16_000  # Hz
 MELS, CONTEXT = 26, 6  # bands; frames to each side
 MAX_SHIFT = 12  # frames that a mouth may be shown early or late
-DISTANCES = ((0, 17), (13, 14), (82, 87), (312, 317), (37, 84), (267, 314), (61, 291), (1, 152), (78, 308))
-"""Pairs of mesh points: lip heights from outer to inner, widths, and the jaw."""
+DISTANCES = (
+    *((0, 17), (13, 14), (82, 87), (312, 317), (37, 84), (267, 314)),
+    *((61, 291), (78, 308), (1, 152)),
+    *((61, 152), (291, 152), (61, 1), (291, 1)),
+)
+"""Pairs of mesh points: lip heights, lip widths and the jaw, and the corners of the mouth to chin and nose."""
 STILL_MOUTH = 0.004
 """`MouthTrack.movement` below which a mouth keeps still."""
 _EYES, _INNER_LIPS, _HEIGHTS = (33, 263), (13, 14), 6  # the first distances are heights
@@ -183,7 +187,7 @@ class LipSyncModel:
 
 
 def fit_model(
-    features: Sequence[np.ndarray], shapes: Sequence[np.ndarray], ridge: float = 500.0, shrinkage: float = 0.3
+    features: Sequence[np.ndarray], shapes: Sequence[np.ndarray], ridge: float = 1500.0, shrinkage: float = 0.3
 ) -> LipSyncModel:
     """Fit the linear model to clips.
 
@@ -336,7 +340,9 @@ def _common_offset(curves: np.ndarray) -> tuple[int, np.ndarray]:
         value = sum(near[n, m] for n, m in pairs) - _OFF_CENTER * abs(lag) * len(pairs)
         if value > best + 1e-9:
             best, offset, scores = value, lag, near
-    return offset, scores
+    pairs = best_pairs(scores)
+    around = [sum(curves[n, m, MAX_SHIFT + lag] for n, m in pairs) for lag in range(offset - 1, offset + 2)]
+    return offset + int(np.argmax(around)) - 1 if pairs else offset, scores
 
 
 def _local(seen: np.ndarray, expected: np.ndarray, visible: np.ndarray, offset: int, width: int) -> np.ndarray:

@@ -13,10 +13,15 @@ from bya_core.evaluation.lip_sync import FPS, STILL_MOUTH, LipSync
 from bya_core.evaluation.sync_metrics import failing_spans
 from bya_core.evaluation.verdict import LIPS, MouthScores
 
-REFERENCE = 45  # frames with speech for which the margins of `LIPS` hold; they grow with fewer
+REFERENCE = 75  # frames of evidence for which the margins hold
+PASSED = 0.04  # smallest margin of the assigned voices
+FAILED = 0.075  # smallest margin of other voices with two people; more with more, one of whom may fit by chance
+LEAST_FAILED = 0.06  # smallest margin of others in long videos
+AROUND = 25  # frames without speech around it that are evidence, too
+FOLLOWS = 0.07  # smallest score of a mouth that follows a voice
 MIN_SPEECH = 25  # frames of a visible mouth and of its voice that are needed
 CLEAR = 0.25  # difference of two voices for one mouth that needs no comparison with the other mouths
-EARLY, LATE = -4.6, 2.3  # frames; -185 and +90 ms are acceptable (ITU-R BT.1359)
+EARLY, LATE = -4.6, 3.4  # frames; -185 and +90 ms are acceptable (ITU-R BT.1359), and one frame may be mismeasured
 SHIFT_SCORE, SHIFT_GAIN = 0.2, 0.08  # smallest score at a shift, and gain over no shift
 STILL, TALKING = 0.5, 0.8  # movement of listeners relative to speakers: below = still, above = moves
 LONGEST_SLIP = 0.6  # seconds; longer spans with another voice are not passed
@@ -51,19 +56,36 @@ class LipScores(MouthScores):
     def rate(self) -> float:
         return float(FPS)
 
-    def margin(self, n: int) -> float:
-        """Gain of the best assignment of voices to mouths with the assigned voice of `n` over the best without it."""
+    def margin(self, n: int) -> tuple[float, int]:
+        """Evidence for the assigned voice of `n`.
+
+        Returns:
+            Gain of the best assignment of voices to mouths with the assigned voice of `n` over the best without it, and
+            the voice of `n` in the latter; -1 = none.
+        """
         from scipy.optimize import linear_sum_assignment
 
-        own, table = int(self.targets[n]), self.scores[:, self._voices()]
-        column = self._voices().index(own)
-        result = []
+        voices = self._voices()
+        table, column = self.scores[:, voices], voices.index(int(self.targets[n]))
+        result, other = [], -1
         for bonus in (10.0, -10.0):
             changed = table.copy()
             changed[n, column] += bonus
             rows, columns = linear_sum_assignment(changed, maximize=True)
             result.append(table[rows, columns].sum())
-        return float(result[0] - result[1])
+            other = next((voices[m] for k, m in zip(rows, columns, strict=True) if k == n and m != column), -1)
+        return float(result[0] - result[1]), other
+
+    def needed(self, n: int) -> tuple[float, float]:
+        """Margins that are needed to pass and to fail character `n`: larger with less evidence.
+
+        The evidence is that of the frames of the visible mouth in and around speech.
+        """
+        own = int(self.targets[n])
+        frames = min(int(self.lips.visible[n].sum()), int(self.heard[own].sum()) + AROUND)
+        short = max(1.0, REFERENCE / max(frames, 1))
+        people = np.sqrt(max(len(self._voices()), 2) / 2)
+        return PASSED * short, max(LEAST_FAILED, FAILED * people * short**1.5)
 
     def _voices(self) -> list[int]:
         """Voices that can be heard."""
@@ -101,19 +123,24 @@ class LipScores(MouthScores):
             )
         if self.lips.movement[n] < STILL_MOUTH:
             return "silent", f"{name} should speak, but the mouth keeps still."
-        scale = np.sqrt(max(1.0, REFERENCE / frames))
         value, row = float(self.scores[n, own]), self.scores[n].copy()
         row[[m for m in range(len(row)) if m == own or m not in self._voices()]] = -np.inf
-        rival, best, gain = int(row.argmax()), float(row.max()), self.margin(n)
+        rival, best = int(row.argmax()), float(row.max())
         late, shifted = int(self.offset[n, own]), float(self.shifted[n, own])
+        alone = abs(late - self.lips.offset) > 1
+        late = late if alone else self.lips.offset  # that of the video is measured by all mouths
         center = self.lips.curves.shape[2] // 2
         unshifted = float(self.lips.curves[n, own, center - 1 : center + 2].max())
-        compared = np.isfinite(best) or len(self.scores) > 1
-        if not compared:
+        (gain, other), (passed, failed) = self.margin(n), self.needed(n)
+        short = failed / FAILED
+        if not np.isfinite(best) and len(self.scores) == 1:  # nothing to compare with but other times
             gain = value - float(self.lips.elsewhere[n, own])
-        usual = max(LIPS.follows, float(self.lips.elsewhere[n, own]))
-        follows = value >= usual and gain >= LIPS.margin * scale and best - value < CLEAR
-        if not EARLY < late < LATE and shifted >= SHIFT_SCORE and shifted >= unshifted + SHIFT_GAIN and gain > 0:
+        preferred = value >= float(self.lips.elsewhere[n, own]) or value - best >= 2 * passed
+        follows = value >= FOLLOWS and preferred and gain >= passed and best - value < CLEAR
+        gains = shifted >= SHIFT_SCORE * (
+            max(1.0, short) if alone else 1.0
+        ) and shifted >= unshifted + SHIFT_GAIN * max(1.0, short)
+        if not EARLY < late < LATE and gains and gain > 0:
             return "shifted", f"{name} follows the assigned voice, but {self.delay(late)} ({shifted:.2f})."
         slips = [span for span in self.failing if span.character == n]
         if follows and sum(span.end - span.start for span in slips) > LONGEST_SLIP:
@@ -125,7 +152,12 @@ class LipScores(MouthScores):
         if follows:
             timing = f"; {self.delay(late)}" if abs(late) > 1 else ""
             return "own", self.own_text(n, name, owners).removesuffix(".") + timing + "."
-        if best >= max(LIPS.follows, value) and (gain <= -LIPS.margin * scale or best - value >= CLEAR * scale):
+        if gain <= -failed and other >= 0 and self.scores[n, other] >= max(LIPS.follows, value):
+            rival, best = other, float(self.scores[n, other])
+            swapped = True
+        else:
+            swapped = best >= LIPS.follows and best - value >= CLEAR * max(1.0, short)
+        if swapped:
             return "wrong", (
                 f"{name} follows the voice of {owners[rival]} ({best:.2f}) more than the assigned one ({value:.2f})."
             )

@@ -13,7 +13,7 @@ from bya_core.encoders.vad import is_audible
 from bya_core.errors import InputError
 from bya_core.evaluation.binding import targets_of
 from bya_core.evaluation.face_report import FaceMetrics, FaceTools, measure_faces
-from bya_core.evaluation.lip_verdict import MIN_SPEECH, REFERENCE, LipScores
+from bya_core.evaluation.lip_verdict import MIN_SPEECH, LipScores
 from bya_core.evaluation.verdict import LIPS, speech_loudness
 from bya_core.io.video import Video
 from bya_core.scene.types import Speech
@@ -85,8 +85,7 @@ def _unsure(video: Video, speeches: Sequence[Speech | None], faces: FaceMetrics,
     result = []
     for n in np.flatnonzero(targets >= 0):
         frames = int((faces.lips.visible[n] & scores.heard[targets[n]]).sum())
-        scale = float(np.sqrt(max(1.0, REFERENCE / max(frames, 1))))
         follows = scores.scores[n, targets[n]] >= LIPS.follows
-        if frames < MIN_SPEECH or not follows or (len(names) > 1 and scores.margin(n) < LIPS.margin * scale):
+        if frames < MIN_SPEECH or not follows or (len(names) > 1 and scores.margin(n)[0] < scores.needed(n)[1]):
             result.append(names[n])
     return result

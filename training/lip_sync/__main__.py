@@ -3,8 +3,9 @@ r"""Train the lip-sync model of the binding report, and evaluate it on people le
     python -m training.lip_sync -o runs/lip_sync
     python -m training.lip_sync -o runs/lip_sync --others ../shared/clips/base/vr_1.mp4 ...
 
-Writes lip_sync.safetensors (shipped in bya_core/encoders/weights) and lip-sync.md (docs/results). Every group of people
-is judged by a model that was trained on the other people; those of --others are never trained on.
+Writes lip_sync.safetensors (shipped in bya_core/encoders/weights), mouths.npz (tests/assets/grid) and lip-sync.md
+(docs/results). Every group of people is judged by a model that was trained on the other people; those of --others are
+never trained on.
 """
 
 from __future__ import annotations
@@ -196,6 +197,10 @@ def main(arguments: Arguments) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     with atomic_write(arguments.output / "lip_sync.safetensors") as temporary:
         temporary.write_bytes(save(model.state(), {"trained_on": ", ".join(path.stem for path in clips)}))
+    with atomic_write(arguments.output / "mouths.npz") as temporary:
+        shapes = {person.name: person.mouth.shape.astype(np.float32) for person in people if person.trained}
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **shapes)
     with atomic_write(arguments.output / "lip-sync.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(page)

@@ -55,10 +55,11 @@ def cut(frames: np.ndarray, squares: Squares, size: int, device: torch.device) -
         if right - left < 2 or bottom - top < 2:
             continue
         part = torch.from_numpy(np.array(frames[squares.frame[k], top:bottom, left:right])).to(device)
-        image = part.permute(2, 0, 1)[None].float() / 255.0
+        image = part.permute(2, 0, 1)[None]
         factor = max(1, min(int(side / size), *image.shape[2:]))
         if factor > 1:
-            image = F.avg_pool2d(image, factor)
+            image = _reduced(image, factor)
+        image = image.float() / 255.0
         cos, sin = np.cos(angle) * side, np.sin(angle) * side
         columns = cos * ramp[None, :] - sin * ramp[:, None] + float(x - left)
         rows = sin * ramp[None, :] + cos * ramp[:, None] + float(y - top)
@@ -66,3 +67,12 @@ def cut(frames: np.ndarray, squares: Squares, size: int, device: torch.device) -
         grid = torch.stack([columns * scale[0] - 1.0, rows * scale[1] - 1.0], dim=-1)
         crops[k] = F.grid_sample(image, grid[None], padding_mode="zeros", align_corners=False)[0]
     return crops
+
+
+def _reduced(image: Tensor, factor: int) -> Tensor:
+    """An image uint8 [1, 3, H, W] with means of `factor` x `factor` pixels, [1, 3, H // factor, W // factor]."""
+    height, width = (n // factor for n in image.shape[2:])
+    image = image[..., : height * factor, : width * factor]
+    if image.device.type != "cpu":
+        return F.avg_pool2d(image.float(), factor)
+    return F.interpolate(image, (height, width), mode="bilinear", antialias=True, align_corners=False)
