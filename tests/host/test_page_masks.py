@@ -50,6 +50,17 @@ def evaluate(code: str, wait: int = 0) -> dict[str, Any]:
     return {"do": "evaluate", "code": code, "wait": wait}
 
 
+def until(condition: str, code: str) -> dict[str, Any]:
+    """Value of `code` once the condition holds, or after 30 seconds."""
+    look = f"const look = () => (({condition}) || ++tries > 300 ? ok({code}) : setTimeout(look, 100))"
+    return evaluate(f"new Promise((ok) => {{ let tries = 0; {look}; look(); }})")
+
+
+def painter(views: list[list[Any]]) -> list[str]:
+    """Time and legend of the painter in the answer of `LEGEND`."""
+    return next(rest for tools, *rest in views if tools)
+
+
 @pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
 def test_paint(server: Server, shots: Path, nodes2: bool) -> None:  # noqa: F811
     picture = shots / f"painted-masks-{'nodes2' if nodes2 else 'classic'}.png"
@@ -60,38 +71,36 @@ def test_paint(server: Server, shots: Path, nodes2: bool) -> None:  # noqa: F811
         {"do": "set", "values": {SCENE: {"frames": 17, "length": "frames"}}},
         evaluate(ALONE, 1500),
         {"do": "run", "seconds": 240},
-        evaluate(LEGEND),
+        until(f"{LEGEND}.flat().length === 8", LEGEND),
         {"do": "drag", "from": at(0.5, 0.2), "to": [at(0.5, 0.5), at(0.5, 0.8)]},
-        evaluate(VALUE, 0),
+        until(f"{VALUE} !== ''", f"(window.first = {VALUE})"),
         evaluate(LEGEND),
         {"do": "press", "key": "ArrowRight"},
         {"do": "press", "key": "2"},
         {"do": "drag", "from": at(0.3, 0.1), "to": [at(0.7, 0.1)]},
-        evaluate(VALUE),
+        until(f"{VALUE} !== window.first", VALUE),
         {"do": "press", "key": "Control+z"},
-        evaluate(VALUE),
+        until(f"{VALUE} === window.first && {LEGEND}.flat().length === 8", VALUE),
         evaluate(LEGEND),
         {"do": "shot", "file": picture},
         {"do": "run", "seconds": 240},
         {"do": "reload"},
-        evaluate(ALONE, 2500),
+        evaluate(ALONE, 1500),
         evaluate(VALUE),
-        evaluate(LEGEND),
+        until(f"{LEGEND}.flat().length === 8", LEGEND),
         seconds=600,
     )
     ran, shown, first, painted, second, undone, restored, again = (answers[k] for k in (4, 5, 7, 8, 12, 14, 15, 17))
     assert ran["kind"] == again["kind"] == "execution_success", (ran, again)
-    views = {tools: rest for tools, *rest in shown}
-    assert views[True][0].startswith("1/5") and views[True][1].startswith("puppet A")
+    before, after, back = painter(shown), painter(painted), painter(restored)
+    assert before[0].startswith("1/5") and before[1].startswith("puppet A")
     description = json.loads(first)
     assert description["grid"][0] == 5 and description["characters"] == ["puppet A", "puppet B"]
-    file = server.folder / "input" / description["file"].removesuffix(" [input]")
-    assert file.is_file()
-    before, after, back = ({tools: rest for tools, *rest in one}[True] for one in (shown, painted, restored))
+    assert (server.folder / "input" / description["file"].removesuffix(" [input]")).is_file()
     assert after[1] != before[1], "the stroke adds to puppet A"
     assert second not in (first, "") and undone == first
     assert back[0].startswith("2/5"), "undo keeps the frame"
-    assert answers[20] == first and {tools: rest for tools, *rest in answers[21]}[True][1] == after[1]
+    assert answers[20] == first and painter(answers[21])[1] == after[1], "loaded again"
 
 
 def test_failures_are_told(server: Server, shots: Path) -> None:  # noqa: F811
@@ -105,11 +114,11 @@ def test_failures_are_told(server: Server, shots: Path) -> None:  # noqa: F811
         {"do": "nodes2", "on": False},
         {"do": "load", "workflow": WORKFLOW},
         {"do": "set", "values": {REFINE: {"painted_masks": gone}, SCENE: {"frames": 9, "length": "frames"}}},
-        evaluate("app.queuePrompt(0, 1)", 1500),
-        evaluate(TOASTS),
+        evaluate("app.queuePrompt(0, 1)"),
+        until(f"{TOASTS} !== ''", TOASTS),
         {"do": "set", "values": {REFINE: {"painted_masks": other}}},
         {"do": "run", "seconds": 240},
-        evaluate(TOASTS),
+        until(f"{TOASTS} !== ''", TOASTS),
     )
     rejected, failed = answers[4], answers[7]
     assert "Paint here" in rejected and "the file gone.png [input] of painted_masks is missing" in rejected

@@ -102,8 +102,8 @@ class MaskView {
       this.pictures = { still, preview };
       this.fitStrokes();
       this.changed();
-    } catch (error) {
-      warn("masks", error); // the temporary files of an earlier session are gone
+    } catch {
+      this.shown = null; // the temporary files of an earlier session are gone
     }
   }
 
@@ -172,7 +172,9 @@ class MaskView {
 
   isPainted(character, frame) {
     if (this.foreign || !this.strokes) return false;
-    return math.isPainted(math.tileOf(this.strokes, character, frame));
+    const item = this.mask(character, frame);
+    item.painted ??= math.isPainted(math.tileOf(this.strokes, character, frame));
+    return item.painted;
   }
 
   /** The picture below a frame: {image, x, y, width, height} of its part, or null. */
