@@ -54,7 +54,7 @@ test("spans of speech are those without listening", () => {
 
 test("numbers as texts", () => {
   assert.deepEqual(cells(speaker, 2, english), {
-    score: "0.71", margin: "+0.50", lag: "+2 fr (+80 ms)", listening: "60 %", coverage: "31 %",
+    score: "0.71", margin: "+0.50", lag: "+80 ms", listening: "60 %", coverage: "31 %",
   });
   const none = cells(listener, 2, english);
   assert.deepEqual([none.score, none.margin, none.lag, none.listening], ["–", "–", "–", "100 %"]);

@@ -83,12 +83,7 @@ export function cells(character, duration, text) {
     score: number(character.score, (value) => value.toFixed(2)),
     margin: number(character.margin, (value) => signed(value, 2)),
     lag: number(character.lag, (value) =>
-      value === 0
-        ? text("binding.onTime", "on time")
-        : text("binding.frames", "{lag} fr ({ms} ms)", {
-            lag: signed(value, 0),
-            ms: signed(character.lag_seconds * 1000, 0),
-          })),
+      value === 0 ? text("binding.onTime", "on time") : `${signed(character.lag_seconds * 1000, 0)} ms`),
     listening: `${Math.round((100 * covered(character.listening)) / Math.max(duration, 1e-9))} %`,
     coverage: `${Math.round(100 * character.coverage)} %`,
   };
