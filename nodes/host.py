@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bya_core.environment import PACKAGES
 from bya_core.errors import Cancelled, InputError, out_of_memory
-from bya_core.weights.cache import add_model_folder, local_models
+from bya_core.weights.cache import add_model_folder, add_shared_folder, local_models
 from bya_core.weights.registry import MODELS
 
 from .host_model import HostModel, host_components, manage_model
@@ -82,9 +82,11 @@ def lora_path(name: str) -> Path:
 
 
 def local_model_paths() -> dict[str, Path]:
-    """Model folders and converted files in the registered folders."""
+    """Model folders and converted files in the registered folders, and converted files among diffusion models."""
     for folder in folder_paths.get_folder_paths(FOLDER):
         add_model_folder(Path(folder))
+    for folder in folder_paths.get_folder_paths("diffusion_models"):
+        add_shared_folder(Path(folder))
     return local_models()
 
 

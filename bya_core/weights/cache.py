@@ -10,6 +10,7 @@ repositories that have no pinned revision.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -27,13 +28,22 @@ log = logging.getLogger(__name__)
 ENVIRONMENT = "BYA_MODELS_DIR"
 MANIFEST = "downloads.json"
 
+HEADER_BYTES = 1 << 16  # of a safetensors file, whose metadata comes first
+
 _registered: list[Path] = []
+_shared: list[Path] = []
 
 
 def add_model_folder(folder: Path) -> None:
     """Register a folder; it is searched after those registered earlier and before the default folders."""
     if folder not in _registered:
         _registered.append(folder)
+
+
+def add_shared_folder(folder: Path) -> None:
+    """Register a folder with models of all kinds, of which only converted files count; searched after all others."""
+    if folder not in _shared:
+        _shared.append(folder)
 
 
 def model_folders(first: Path | None = None) -> list[Path]:
@@ -48,7 +58,7 @@ def model_folders(first: Path | None = None) -> list[Path]:
 
 
 def local_models() -> dict[str, Path]:
-    """User models in the model folders: name -> folder with a bundle.json, or converted .safetensors file."""
+    """User models: name -> folder with a bundle.json, or converted .safetensors file."""
     found: dict[str, Path] = {}
     for folder in model_folders():
         if not folder.is_dir():
@@ -56,7 +66,20 @@ def local_models() -> dict[str, Path]:
         for path in sorted(folder.iterdir()):
             if (path / "bundle.json").is_file() or (path.suffix == ".safetensors" and path.is_file()):
                 found.setdefault(path.name, path)
+    for folder in _shared:
+        for path in sorted(folder.glob("*.safetensors")):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                if _is_converted(path, status.st_mtime_ns, status.st_size):
+                    found.setdefault(path.name, path)
     return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_converted(path: Path, modified: int, size: int) -> bool:
+    """Whether a safetensors file was written by `convert`."""
+    with path.open("rb") as file:
+        return b'"bya_format"' in file.read(HEADER_BYTES)
 
 
 def downloaded_folder(repository: str) -> str:

@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "run_stage.py"
 
 
-def write_data(folder: Path, groups: Sequence[tuple[int, int]] = ((2, 2), (1, 2), (2, 4))) -> Path:
-    """Write encoded clips, six for each (characters, latent frames) in `groups`."""
+def write_data(folder: Path, groups: Sequence[tuple[int, int]] = ((2, 2), (1, 2), (2, 4)), channels: int = 4) -> Path:
+    """Write encoded clips, six for each (characters, latent frames) in `groups`, with so many latent channels."""
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -43,10 +43,10 @@ def write_data(folder: Path, groups: Sequence[tuple[int, int]] = ((2, 2), (1, 2)
     for n, frames in groups:
         left = torch.zeros(6, n, frames, 2, 3, dtype=torch.uint8)
         left[:, 0, :, :, 0] = 255
-        first = normal(6, 4, 4, 6)
+        first = normal(6, channels, 4, 6)
         clip = {
             "latents": first[:, None].repeat(1, frames, 1, 1, 1),
-            "canvas": normal(6, 4, 4, 6),
+            "canvas": normal(6, channels, 4, 6),
             "first_frame": first,
             "text": normal(6, 4, 8),
             "masks": left,

@@ -100,10 +100,11 @@ def trace_sample(model_args: dict[str, Any], stage: Stage, **options: Any) -> Tr
         return more + times * (more - less)
 
     blocks = large.saved[1]
-    repeated = blocks[-2 * period : -period] * times
+    first = add(small.saved[1][:-period], blocks[: few - period])  # the first one saves tensors of all layers
+    repeated = blocks[-2 * period : -period] * (times + 1)
     return Trace(
         parameters={name: add(small.parameters[name], counts) for name, counts in large.parameters.items()},
-        saved=(add(small.saved[0], large.saved[0]), (*blocks[:-period], *repeated, *blocks[-period:])),
+        saved=(add(small.saved[0], large.saved[0]), (*first, *repeated, *blocks[-period:])),
         gathered=large.gathered,
         tokens=large.tokens,
         **{
