@@ -164,6 +164,23 @@ def test_probe_options(run: Run, scene: Any) -> None:
     assert (probe.steps, probe.num_seeds, probe.threshold, probe.max_fraction) == (1, 5, 0.01, 0.3)
 
 
+def test_several_takes(run: Run, scene: Any) -> None:
+    routed, _, report = run("EmbeddingRouter", scene=scene, mode="intra", **FIXED, num_takes=2)
+    assert routed.scene.routing.probe.num_takes == 2 and "the best of 2 by masks" in report
+
+
+def test_spatial(run: Run, routing: Any, sampled: tuple[Any, ...]) -> None:
+    frames, _, audio, *_ = run("Sampler", routing=routing, spatial=True)
+    left, right = audio["waveform"][0]
+    assert torch.equal(frames, sampled[0]) and not torch.allclose(left, right, atol=1e-3)
+
+
+def test_reference_video_of_drawn_people_is_refused(run: Run, scene: Any, sampled: tuple[Any, ...]) -> None:
+    for assignment, match in (("auto", "with drawn characters"), ("given", "without automatic audio assignment")):
+        with pytest.raises(ValueError, match=match):
+            run("EmbeddingRouter", scene=scene, audio_assignment=assignment, reference_video=sampled[1])
+
+
 def test_overlay_and_selection(run: Run, routing: Any, sampled: tuple[Any, ...]) -> None:
     frames, masks = sampled[0], sampled[3]
     (shown,) = run("MaskOverlay", routing=routing, images=frames, masks=masks)
