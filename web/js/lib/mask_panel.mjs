@@ -60,9 +60,9 @@ export class MaskPanel {
 
   makeTools() {
     const names = {
-      brush: text("masks.brush", "Brush: add to the mask (B). Alt: remove."),
+      brush: text("masks.brush", "Brush: add to the mask (B). Alt: remove. Shift: let masks overlap."),
       eraser: text("masks.eraser", "Eraser: remove from the mask (E)"),
-      fill: text("masks.fill", "Fill: add the area under the cursor (F). Alt: remove."),
+      fill: text("masks.fill", "Fill: add the area under the cursor (F). Alt: remove. Shift: let masks overlap."),
     };
     this.toolButtons = TOOLS.map((tool) => button(tool, names[tool], () => this.choose(tool)));
     this.sizeInput = element("input", {
@@ -220,12 +220,12 @@ export class MaskPanel {
     const { character, frame, tool } = this.state;
     const value = tool === "eraser" || event.altKey ? REMOVE : ADD;
     if (tool === "fill") {
-      if (inside) this.view.fill(character, frame, at, value);
+      if (inside) this.view.fill(character, frame, at, value, event.shiftKey);
       return;
     }
     this.canvas.setPointerCapture(event.pointerId);
-    this.stroke = { value, last: at, character, frame };
-    this.view.paint(character, frame, at, at, radius, value);
+    this.stroke = { value, last: at, character, frame, overlap: event.shiftKey };
+    this.view.paint(character, frame, at, at, radius, value, event.shiftKey);
   }
 
   move(event) {
@@ -233,7 +233,8 @@ export class MaskPanel {
     this.cursor = { x: event.clientX, y: event.clientY };
     if (this.stroke) {
       const { at, radius } = this.point(event);
-      this.view.paint(this.stroke.character, this.stroke.frame, this.stroke.last, at, radius, this.stroke.value);
+      const { character, frame, last, value, overlap } = this.stroke;
+      this.view.paint(character, frame, last, at, radius, value, overlap);
       this.stroke.last = at;
     } else if (this.paints) {
       this.draw();
@@ -391,7 +392,7 @@ export class MaskPanel {
 const STYLE = `
 .bya-masks { display: flex; flex-direction: column; gap: 5px; height: 100%; width: 100%; box-sizing: border-box;
   padding: 2px 4px 4px; font: 12px sans-serif; color: var(--input-text, #ddd); }
-.bya-mask-picture { flex: 1; width: 100%; min-height: 0; border-radius: 6px; background: #111; outline: none;
+.bya-mask-picture { flex: 1; width: 100%; min-height: 0; border-radius: 6px; background: rgb(0 0 0 / 0.35); outline: none;
   touch-action: none; cursor: crosshair; }
 .bya-mask-empty .bya-mask-picture { cursor: default; }
 .bya-mask-row { display: flex; align-items: center; gap: 4px; flex: none; }

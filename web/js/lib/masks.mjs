@@ -201,24 +201,27 @@ class MaskView {
     return this.strokes;
   }
 
+  /** Whether what is added to one character is taken from the others. */
   get exclusive() {
     return widget(this.node, "exclusive")?.value !== false;
   }
 
-  /** Paints a line of a round brush; points and radius in pixels of the strokes. */
-  paint(character, frame, from, to, radius, value) {
+  /** Paints a line of a round brush; points and radius in pixels of the strokes. `overlap` keeps the other masks. */
+  paint(character, frame, from, to, radius, value, overlap) {
     const strokes = this.editable();
-    const set = (index) => math.setPixel(strokes, character, frame, index, value, this.exclusive);
+    const exclusive = this.exclusive && !overlap;
+    const set = (index) => math.setPixel(strokes, character, frame, index, value, exclusive);
     math.visitLine(strokes.width, strokes.height, from, to, radius, set);
     this.changed(frame);
   }
 
   /** Adds or removes the region around a point. */
-  fill(character, frame, point, value) {
+  fill(character, frame, point, value, overlap) {
     const strokes = this.editable();
+    const exclusive = this.exclusive && !overlap;
     const { mask } = this.mask(character, frame);
     for (const index of math.connected(strokes.width, strokes.height, point, (at) => mask[at] > 127)) {
-      math.setPixel(strokes, character, frame, index, value, this.exclusive);
+      math.setPixel(strokes, character, frame, index, value, exclusive);
     }
     this.changed(frame);
     this.commit();
