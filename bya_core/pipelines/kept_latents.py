@@ -45,10 +45,10 @@ class KeptLatents:
 
     Args:
         path: the file, in a folder that is locked.
-        inputs: everything that determines the latents, see `latents_inputs`.
+        inputs: everything that determines the latents, see `latents_inputs`; not needed to delete the file.
     """
 
-    def __init__(self, path: Path, inputs: str) -> None:
+    def __init__(self, path: Path, inputs: str = "") -> None:
         self.path, self.inputs = path, inputs
 
     def load(self) -> Denoised | None:
@@ -75,7 +75,7 @@ class KeptLatents:
         self.path.unlink(missing_ok=True)
 
     @contextmanager
-    def until_written(self, warn: Callable[[list[str]], object]) -> Iterator[None]:
+    def until_written(self, warn: Callable[[list[str]], object] = lambda _: None) -> Iterator[None]:
         """Delete the file at the end and after a cancellation; after an error keep it, and call `warn` with a text."""
         try:
             yield

@@ -28,7 +28,7 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import check_disk_space
 from bya_core.masks import mask_notices
 from bya_core.pipelines.assignment import with_audio_assignment
-from bya_core.pipelines.kept_latents import Denoised
+from bya_core.pipelines.kept_latents import Denoised, KeptLatents
 from bya_core.pipelines.prepare import input_notices, prepare, speech_features
 from bya_core.pipelines.sample import decode_latents, denoise_latents, model_notices
 from bya_core.pipelines.window_files import (
@@ -249,9 +249,9 @@ class _Job:
             again = regenerate is not None and window.index == regenerate - 1
             fresh = again or not self.files.has(window.index)
             if fresh:
-                stored = self._generate(window, previous, again, regenerate_seed)
-                self.files.write(window.index, stored)
-                self.files.latents_path(window.index).unlink(missing_ok=True)
+                with KeptLatents(self.files.latents_path(window.index)).until_written():
+                    stored = self._generate(window, previous, again, regenerate_seed)
+                    self.files.write(window.index, stored)
             else:
                 stored = self.files.read(window.index)
             if self.colors is None:
