@@ -12,6 +12,7 @@ from bya_core.scene.schema import CharacterEntry
 from . import checks, convert, host, results, types
 from .schema import schema, widget
 
+ANALYZED = 300  # seconds of a recording in which speech is looked for
 NO_SPEECH = "No speech was found in the recording: the mouth will hardly move."
 
 
@@ -100,11 +101,13 @@ class AudioEncode(io.ComfyNode):
     @classmethod
     @host.plain_errors
     def execute(cls, audio: Any, offset: float = 0.0, gain: float = 0.0) -> io.NodeOutput:
-        from bya_core.encoders.vad import speaking_spans
+        from bya_core.encoders.vad import first_spans
 
         speech = convert.one_speech(audio, offset, gain)
-        spans = speaking_spans(speech)
+        spans = first_spans(speech, ANALYZED)
         lines = [f"{start:.2f} - {end:.2f} s" for start, end in spans]
+        if speech.end - max(0.0, speech.offset) > ANALYZED:
+            lines.append(f"only the first {ANALYZED} s were searched")
         shown = {**results.waveform(speech, spans), **results.notices([] if spans else [NO_SPEECH])}
         return io.NodeOutput(speech, "\n".join(lines) or "no speech found", ui=shown)
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from bya_core.scene.schema import SceneFile
+
 from . import checks, convert, host, lengths, results, types
-from .schema import schema
+from .schema import schema, widget
 
 
 class BindingReport(io.ComfyNode):
@@ -125,6 +127,7 @@ class Preflight(io.ComfyNode):
                     optional=True,
                     tooltip="Whether errors stop the graph here. Off: they are only reported.",
                 ),
+                widget(SceneFile, "force", optional=True, advanced=True),
                 io.Image.Input("first_frame", optional=True, tooltip="First frame to check, as in BYA Scene."),
                 io.Mask.Input("masks", optional=True, tooltip="Masks to check against the cast."),
             ],
@@ -160,7 +163,7 @@ class Preflight(io.ComfyNode):
         frame = None if first_frame is None else convert.one_image(first_frame, "the first frame")
         sizes = {"frames": lengths.chosen_frames(options), **lengths.chosen_settings(options)}
         with host.cancellable():
-            found = preflight(cast, host.resolve_model(model), **sizes, first_frame=frame, masks=masks)
+            found = preflight(cast, host.resolve_model(model), **sizes, **options, first_frame=frame, masks=masks)
         shown = {**results.picture(found.picture), **results.findings(found.findings)}
         if stop_on_error and not found.ok:
             host.show_result(shown)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -149,6 +150,13 @@ def speaking_spans(speech: Speech, activity: VoiceActivity | None = None) -> lis
     spans = (activity or load_voice_activity()).spans(mono, speech.sample_rate)
     shifted = [(max(0.0, start + speech.offset), end + speech.offset) for start, end in spans]
     return [(start, end) for start, end in shifted if end > start]
+
+
+def first_spans(speech: Speech, seconds: float) -> list[Span]:
+    """As `speaking_spans`, in the first seconds of a recording that the video uses."""
+    first = max(0, round(-speech.offset * speech.sample_rate))
+    stop = first + round(seconds * speech.sample_rate)
+    return speaking_spans(replace(speech, waveform=speech.waveform[:, :stop]))
 
 
 def spans_of(scene: Scene, activity: VoiceActivity | None = None) -> list[list[Span]]:

@@ -6,7 +6,8 @@ this machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bya_core.memory.sizes import build_meta_transformer, decoding_memory, denoi
 from bya_core.scene.types import SceneDefaults
 
 UTILIZATION = 0.35  # fraction of the matrix multiplication speed that a run reaches; measured with the toy model
+DECODED_TOGETHER = 2  # latent frames that the decoder of CogVideoX processes at once
 WEIGHTS = (".safetensors", ".pt", ".pth", ".onnx")
 
 
@@ -99,7 +101,8 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
 
     passes = len(guidance_branches(sampling.guidance_scale, sampling.audio_guidance_scale))
     step, width, cache = _transformer_cost(model, grid, characters)
-    decoding, channels = _decoder_cost(model, grid)
+    batch, channels = _decoder_cost(model, replace(grid, frames=DECODED_TOGETHER))
+    decoding = batch * grid.frames / DECODED_TOGETHER
     size = 2 if torch.cuda.is_available() else 4
     denoising = denoising_memory(grid, width, passes, size) + cache * passes * size // 4
     activations = max(denoising, decoding_memory(grid, size, channels))
@@ -107,6 +110,7 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
     return Estimate(seconds, (model.bytes + activations) / 1e9)
 
 
+@functools.lru_cache(maxsize=32)
 def _transformer_cost(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int, int]:
     """Operations of one call for one guidance branch, channels per token, and bytes of the KV cache in float32."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -118,8 +122,9 @@ def _transformer_cost(model: ModelFolder, grid: TokenGrid, characters: int) -> t
     return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim, cache.bytes
 
 
+@functools.lru_cache(maxsize=32)
 def _decoder_cost(model: ModelFolder, grid: TokenGrid) -> tuple[float, int]:
-    """Operations of decoding the video, and channels of the decoder at full resolution."""
+    """Operations of decoding latent frames, and channels of the decoder at full resolution."""
     from diffusers import AutoencoderKLCogVideoX
     from torch.utils.flop_counter import FlopCounterMode
 

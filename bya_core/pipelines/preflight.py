@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bya_core.encoders.domains import PixelBox, PixelMeter, load_meter
 from bya_core.encoders.face.mesh import FaceMesh
-from bya_core.encoders.vad import speaking_spans
+from bya_core.encoders.vad import first_spans
 from bya_core.environment import missing_packages
 from bya_core.errors import InputError
 from bya_core.evaluation.plots import BAD, GOOD, TEXT, Page
@@ -26,6 +26,8 @@ from bya_core.scene.windows import plan_windows
 from bya_core.weights.registry import MODELS
 
 SIDE, LINE = 256, 22  # pixels: column width of the picture, and height of a line of text
+MIN_FACE, SMALL_FACE = 8, 48  # pixels per side of a face: fewer are an error, and a warning
+SPEECH_SECONDS = 30  # of each recording in which speech is looked for
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def preflight(
     steps: int | None = None,
     first_frame: Tensor | None = None,
     masks: Tensor | None = None,
+    force: bool = False,
 ) -> Preflight:
-    """Run all checks.
+    """Run all checks. Takes about as long for a video of any length.
 
     Args:
         cast: the characters.
@@ -87,20 +90,17 @@ def preflight(
         steps: denoising steps; None = default of the model.
         first_frame: [3, H, W] in 0..1.
         masks: mask images [B, H, W], see `bya_core.pipelines.interactive.images_to_masks`.
+        force: as in `SceneOptions`.
     """
     findings, folder = _check_model(*model)
     usable = None if missing_packages() else folder
     meter = None if usable is None else load_meter(usable.domain)
-    if meter is None:
-        detector = FaceMesh()
-        found = [_face_boxes(detector, member.image) for member in cast]
-    else:
-        found = [[box for box in (meter.face_box(member.image),) if box is not None] for member in cast]
-        photos = [member.name for member in cast if not meter.is_portrait(member.image)]
-        if photos:
-            text = f"{', '.join(photos)}: not a drawn puppet on white, which is all that the model knows; "
-            text += "the scene is refused unless force is set"
-            findings.append(Finding("reference images", "warning", text))
+    found = [_faces(member.image, meter) for member in cast]
+    photos = [] if meter is None else [member.name for member in cast if not _is_portrait(member.image, meter)]
+    if photos:
+        text = f"{', '.join(photos)}: not a drawn puppet on white, which is all that the model knows"
+        known = "expect poor quality" if force else "use another model, or set force"
+        findings.append(Finding("reference images", "warning" if force else "error", f"{text}; {known}"))
     faces = [max(boxes, key=_area, default=None) for boxes in found]
     findings += [_check_face(member, boxes) for member, boxes in zip(cast, found, strict=True)]
     findings += [_check_speech(member) for member in cast]
@@ -110,7 +110,8 @@ def preflight(
         defaults = usable.defaults
         sampling = override_sampling(defaults.sampling, steps=steps)
         try:
-            scene = compose(cast, SceneOptions("", "", first_frame, width, height, frames, sampling), defaults)
+            options = SceneOptions("", "", first_frame, width, height, frames, sampling, force=force)
+            scene = compose(cast, options, defaults)
             grid = usable.grid(scene.num_frames, scene.height, scene.width)
         except InputError as error:
             return Preflight((*findings, Finding("scene", "error", _short(error))), _draw(cast, faces))
@@ -161,10 +162,18 @@ def _check_model(name: str, folder: Path | None) -> tuple[list[Finding], ModelFo
     return [Finding(subject, "error", text), *packages], None
 
 
-def _face_boxes(detector: FaceMesh, image: Tensor) -> list[PixelBox]:
-    """Boxes (x0, y0, x1, y1) of the faces in a photo [3, H, W]."""
+def _is_portrait(image: Tensor, meter: PixelMeter) -> bool:
+    return min(image.shape[1:]) < MIN_FACE or meter.is_portrait(image)  # a tiny image is reported as such
+
+
+def _faces(image: Tensor, meter: PixelMeter | None) -> list[PixelBox]:
+    """Boxes (x0, y0, x1, y1) of the faces in a reference image [3, H, W]; without a meter, in a photo."""
+    if min(image.shape[1:]) < MIN_FACE:
+        return []
+    if meter is not None:
+        return [box for box in (meter.face_box(image),) if box is not None]
     boxes = []
-    for face in detector.detect(image):
+    for face in FaceMesh().detect(image):
         x0, y0, x1, y1 = (round(value) for value in face.box)
         boxes.append((max(0, x0), max(0, y0), min(image.shape[2], x1), min(image.shape[1], y1)))
     return boxes
@@ -175,13 +184,18 @@ def _area(box: PixelBox) -> int:
 
 
 def _check_face(member: CastMember, boxes: Sequence[PixelBox]) -> Finding:
-    if not boxes:
-        return Finding(member.name, "error", "no face detected in the reference image")
     height, width = member.image.shape[1:]
+    if not boxes:
+        text = f"no face detected in the reference image of {width}x{height} pixels"
+        return Finding(member.name, "error", text)
     share = max(_area(box) for box in boxes) / (height * width)
     if len(boxes) > 1:
         text = f"{len(boxes)} faces detected in the reference image; the largest covers {share:.0%} of it"
         return Finding(member.name, "warning", f"{text}: crop the image to one person")
+    x0, y0, x1, y1 = boxes[0]
+    if (side := min(x1 - x0, y1 - y0)) < SMALL_FACE:
+        text = f"the face has only {x1 - x0}x{y1 - y0} pixels"
+        return Finding(member.name, "error" if side < MIN_FACE else "warning", f"{text}: use a larger image")
     return Finding(member.name, "ok", f"the face covers {share:.0%} of the reference image ({width}x{height} pixels)")
 
 
@@ -190,11 +204,12 @@ def _check_speech(member: CastMember) -> Finding:
     if speech is None:
         return Finding(subject, "ok", "none (listener)")
     text = f"{speech.end - speech.offset:.2f} s at {speech.sample_rate} Hz, starts at {speech.offset:.2f} s"
-    spans = speaking_spans(speech)
+    spans = first_spans(speech, SPEECH_SECONDS)
+    part = f" in the first {SPEECH_SECONDS} s" if speech.end - speech.offset > SPEECH_SECONDS else ""
     if not spans:
-        return Finding(subject, "warning", f"{text}; no speech detected")
+        return Finding(subject, "warning", f"{text}; no speech detected{part}")
     seconds = sum(end - start for start, end in spans)
-    return Finding(subject, "ok", f"{text}; {seconds:.2f} s of speech, from {spans[0][0]:.2f} s on")
+    return Finding(subject, "ok", f"{text}; {seconds:.2f} s of speech{part}, from {spans[0][0]:.2f} s on")
 
 
 def _check_masks(masks: Tensor, grid: TokenGrid, cast: Sequence[CastMember]) -> Finding:

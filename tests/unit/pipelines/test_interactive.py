@@ -95,7 +95,7 @@ def test_estimate() -> None:
 
 def test_preflight() -> None:
     cast = (member("Ada", noise(seed=1)), member("Bo", noise(seed=1)))
-    result = preflight(cast, ("toy", None), frames=25)
+    result = preflight(cast, ("toy", None), frames=25, force=True)
     assert result.ok and "same recording" in result.text and "cost: about" in result.text
     faceless = replace(member("Cy", Speech(torch.zeros(1, RATE), RATE)), image=torch.ones(3, 32, 32))
     result = preflight((faceless,), ("toy", None), frames=25, masks=torch.ones(3, 8, 8))
@@ -103,8 +103,11 @@ def test_preflight() -> None:
     assert levels["Cy"] == levels["masks"] == "error" and levels["speech of Cy"] == "warning"
     with pytest.raises(InputError, match="no face detected"):
         result.raise_errors()
-    assert "not a drawn puppet" in preflight(cast, ("toy", None), frames=25).text
-    hours = preflight(cast, ("toy", None), frames=90_001)  # the cost is that of one window, times their number
+    refused = preflight(cast, ("toy", None), frames=25)
+    assert not refused.ok and "not a drawn puppet" in refused.text
+    hours = preflight(
+        cast, ("toy", None), frames=90_001, force=True
+    )  # the cost is that of one window, times their number
     assert hours.ok and "cost: about" in hours.text
     result = preflight(cast, ("official", None))
     assert not result.ok and MODELS["official"].how_to_get in result.text
@@ -115,3 +118,27 @@ def test_incomplete_model_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").touch()
     with pytest.raises(InputError, match=r"lacks transformer, vae"):
         load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(("side", "level"), [(1, "error"), (7, "error"), (30, "warning"), (96, "ok")])
+def test_preflight_checks_the_size_of_faces(side: int, level: str) -> None:
+    image = torch.ones(3, side, side)
+    image[:, side // 8 :, side // 8 :] = 0.4
+    found = preflight((replace(member("Ada"), image=image),), ("toy", None), frames=9, force=True)
+    assert [finding.level for finding in found.findings if finding.subject == "Ada"] == [level]
+
+
+def test_preflight_of_long_recordings_looks_at_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of the check does not grow with the recording: speech is looked for in its first seconds."""
+    searched: list[float] = []
+
+    def spans(speech: Speech) -> list[tuple[float, float]]:
+        searched.append(speech.waveform.shape[1] / speech.sample_rate)
+        return [(0.5, 1.0)]
+
+    monkeypatch.setattr("bya_core.encoders.vad.speaking_spans", spans)
+    found = preflight(
+        (member("Ada", Speech(torch.rand(1, 90 * RATE) - 0.5, RATE, offset=-10.0)),), ("toy", None), frames=9
+    )
+    assert searched == [40.0]
+    assert "0.50 s of speech in the first 30 s" in found.text
