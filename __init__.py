@@ -36,6 +36,13 @@ def _find_core() -> None:
 
 if find_spec("comfy_api") is not None:
     _find_core()
-    from .nodes import comfy_entrypoint  # noqa: F401  # used by ComfyUI
+    try:
+        from .nodes import comfy_entrypoint  # noqa: F401  # used by ComfyUI
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"Bind-Your-Avatar: the Python package {error.name} is missing; expected those of requirements.txt; run "
+            f"pip install -r {Path(__file__).resolve().parent / 'requirements.txt'} with ComfyUI's Python, then start "
+            "ComfyUI again."
+        ) from None
 
     __all__.append("comfy_entrypoint")
