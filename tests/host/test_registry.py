@@ -32,7 +32,7 @@ def test_metadata() -> None:
 def test_published_files() -> None:
     ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
     assert {"tests/", "training/"} <= set(ignored)
-    assert not {"bya_core/", "nodes/", "web/", "locales/", "workflows/", "demo/"} & set(ignored)
+    assert not {"bya_core/", "nodes/", "web/", "locales/", "workflows/", "subgraphs/", "demo/"} & set(ignored)
 
 
 def test_requirements_do_not_conflict_with_the_host() -> None:

@@ -13,6 +13,7 @@ from tests.host import graphs
 from tests.host.server import Server
 from tests.host.setup import ROOT
 from tools.workflows import build
+from tools.workflows.blueprints import BLUEPRINTS, draw_blueprint
 from tools.workflows.convert import to_api
 from tools.workflows.graphs import WORKFLOWS
 
@@ -70,6 +71,37 @@ def test_files_are_up_to_date(name: str, server: Server) -> None:
     workflow, graph = build.build(infos)[name]
     assert saved == workflow, "run python -m tools.workflows.build"
     assert graphs.load(name) == graph == to_api(saved, infos)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_blueprints_are_up_to_date(name: str, server: Server) -> None:
+    saved = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
+    assert saved == draw_blueprint(name, server.get("/object_info")), "run python -m tools.workflows.build"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)
+def test_links_of_blueprints(path: Path) -> None:
+    """Each link of a blueprint joins an output and an input of the same type, or a border of the subgraph."""
+    blueprint = json.loads(path.read_text(encoding="utf-8"))
+    (outer,), (inside,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    assert outer["type"] == inside["id"] and path.stem in BLUEPRINTS
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    for link in inside["links"]:
+        origin, target = nodes.get(link["origin_id"]), nodes.get(link["target_id"])
+        assert origin or target
+        if origin:
+            output = origin["outputs"][link["origin_slot"]]
+            assert output["type"] == link["type"] and link["id"] in output["links"]
+        else:
+            assert link["id"] in inside["inputs"][link["origin_slot"]]["linkIds"]
+        if target:
+            entry = target["inputs"][link["target_slot"]]
+            assert entry["type"] == link["type"] and entry["link"] == link["id"]
+        else:
+            assert link["id"] in inside["outputs"][link["target_slot"]]["linkIds"]
+    for number, _ in outer["properties"]["proxyWidgets"]:
+        assert int(number) in nodes
 
 
 @pytest.mark.host
