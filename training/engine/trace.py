@@ -187,14 +187,16 @@ def trace_layers(
     separate = [0 if m is None else sum(p.numel() for p in m.parameters()) for m in (extractor, audio)]
     projection = 0 if audio is None else sum(p.numel() for p in audio.audio_proj_model.parameters())
     trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in model.transformer_blocks]
-    units = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (extractor, audio) if m is not None]
+    units = [0 if m is None else sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (extractor, audio)]
+    wide = audio.audio_proj_model.parameters() if audio is not None else ()
+    largest = max(*trained, units[0], sum(p.numel() for p in wide if p.requires_grad))
     all_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Trace(
         parameters=_count_parameters(model),
         matrices=sum(p.numel() for p in model.parameters() if p.requires_grad and p.ndim == 2),
         root=sum(p.numel() for p in model.parameters()) - sum(sizes) - sum(separate),
         gathered=max(2 * max(sizes), projection, separate[0]),
-        unreduced=all_trained - sum(trained) - sum(units) + max(*trained, *units, 0),
+        unreduced=all_trained - sum(trained) - sum(units) + largest,
         forward=forward,
         backward=backward,
         recomputed=sum(block_flops[index] for index in needs_grad),
