@@ -60,7 +60,8 @@ class Arguments:
             --held-out, those of the held-out data, and --validation-scenes 0 leaves out the puppets.
         describe_motion: describe the motion in the prompts of validation scenes.
         validation_scenes: number of validation scenes.
-        validation_files: scene files to generate instead, for models that are not trained on puppets.
+        validation_files: scene files to generate instead, for models that are not trained on puppets; of real faces,
+            lip sync is measured.
         threads: CPU threads; 0 = all.
         plan: print parameters, memory, tokens and FLOPs of the stage and exit; nothing is loaded or trained. Needs
             --stage only; --plan --help lists its options.

@@ -26,14 +26,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bya_core.encoders.domains import canvas_layout
+from bya_core.encoders.face.mesh import FaceMesh
 from bya_core.errors import InputError
 from bya_core.evaluation import binding as bindings
 from bya_core.evaluation import mask_metrics as masking
+from bya_core.evaluation.face_report import FaceTools, measure_faces
 from bya_core.grid import TokenGrid
 from bya_core.io.media import write_video
 from bya_core.io.overlay import render_overlay
 from bya_core.pipelines.generate import generate
+from bya_core.pipelines.sample import Video
 from bya_core.scene.loader import load_scene
+from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
 from training.benchmark.contact_sheet import contact_sheet
@@ -173,6 +177,30 @@ def validation_metrics(model: Any, config: ValidationConfig, bundle: ModelBundle
         return evaluate_scenes(with_transformer(bundle, model), config)[0]
 
 
+def lip_sync_metrics(video: Video, scene: Scene) -> dict[str, float]:
+    """How well the mouths of a generated video of real faces follow the voices.
+
+    Returns:
+        "lip_sync_own" and "lip_sync_other": mean score of the mouths with their own voice, and with the best other one;
+        empty without faces or voices.
+    """
+    masks = video.grid.latent_to_frames(video.masks, dim=1).numpy() >= 0.5
+    tools = FaceTools(FaceMesh())
+    faces = measure_faces(video.frames, scene.speeches, video.fps, None, tools, matrix=video.matrix, masks=masks)
+    own, other = [], []
+    for n in range(len(masks) if faces.lips is not None else 0):
+        heard = [m for m, speech in enumerate(scene.speeches) if speech is not None]
+        mine = [m for m in heard if float(video.matrix[m, n]) >= 0.5]
+        if mine:
+            own.append(max(float(faces.lips.scores[n, m]) for m in mine))
+            other += (
+                [max(float(faces.lips.scores[n, m]) for m in heard if m not in mine)] if len(mine) < len(heard) else []
+            )
+    return {
+        name: float(np.mean(values)) for name, values in (("lip_sync_own", own), ("lip_sync_other", other)) if values
+    }
+
+
 def with_transformer(bundle: ModelBundle, model: Any) -> ModelBundle:
     """The bundle with another transformer."""
     bundle = replace(bundle, transformer=model, canvas_layout=canvas_layout(model.config.flavour))
@@ -185,8 +213,8 @@ class Validation:
 
     Args:
         every: steps between validations.
-        scenes: number of puppet scenes; or scene files, which are generated and shown without metrics (for models
-            trained on real faces).
+        scenes: number of puppet scenes; or scene files, which are generated and shown, with the lip sync of real faces
+            as their only metric.
         seed: seed of the first puppet scene.
         bundle: encoders and video codec of the model: a bundle or its name.
         describe_motion: describe the motion in the prompts of puppet scenes.
@@ -245,8 +273,7 @@ class Validation:
             self.bundle = load_bundle(self.bundle)
         bundle = with_transformer(self.bundle, model)
         metrics = self._validate_puppets(bundle, self.config, step) if self.config is not None else {}
-        self._generate_files(bundle, step)
-        return metrics
+        return metrics | self._generate_files(bundle, step)
 
     def _validate_puppets(self, bundle: ModelBundle, config: ValidationConfig, step: int) -> dict[str, float]:
         metrics, scenes, predicted, videos = evaluate_scenes(bundle, config)
@@ -265,7 +292,9 @@ class Validation:
             self._log_image(name, contact_sheet(rows, grid, title), step)
         return metrics
 
-    def _generate_files(self, bundle: ModelBundle, step: int) -> None:
+    def _generate_files(self, bundle: ModelBundle, step: int) -> dict[str, float]:
+        """Generate the scene files; the metrics of real faces are means over them."""
+        found: dict[str, list[float]] = {}
         for path in self.files:
             scene = load_scene(path, bundle.defaults)
             video = generate(scene, bundle)
@@ -273,6 +302,9 @@ class Validation:
             sheet = contact_sheet([("generated, with its masks", frames, masks)], video.grid, path.stem)
             self._log_image(path.stem, sheet, step)
             self._log_video(path.stem, frames, masks, video.grid, scene.fps, step)
+            for name, value in (lip_sync_metrics(video, scene) if bundle.domain == "photos" else {}).items():
+                found.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in found.items()}
 
     def _log_image(self, name: str, image: Image.Image, step: int) -> None:
         if self.tracker is not None:

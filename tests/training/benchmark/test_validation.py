@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.weights.loader import load_bundle
+from training.benchmark import validation as validating
 from training.benchmark.contact_sheet import contact_sheet
 from training.benchmark.validation import (
     VALIDATION_SEEDS,
@@ -131,6 +133,33 @@ def test_scene_files_are_generated_without_metrics(bundle, tmp_path):
     metrics = Validation(1, scenes=[tmp_path / "alone.json"], tracker=tracker)(1, {}, bundle.transformer)
     assert set(metrics) == {"validation_seconds"} and list(tracker.images) == [(1, "alone")]
     assert (tmp_path / "images" / "step-00000001" / "alone.mp4").is_file()
+
+
+def test_lip_sync_of_real_faces_is_a_metric(bundle, tmp_path, monkeypatch):
+    scores = np.array([[0.1, 0.7], [0.5, 0.3]])  # [mouths, voices]
+    seen = []
+
+    def measure(frames, speeches, fps, portraits, tools, *, matrix, masks):
+        seen.append((masks.shape[:2], masks.dtype, len(frames)))
+        return SimpleNamespace(lips=SimpleNamespace(scores=scores))
+
+    monkeypatch.setattr(validating, "measure_faces", measure)
+    grid, masks = TokenGrid(2, 2, 2, 2, 4, 4), torch.zeros(2, 2, 2, 2)
+    frames, voice = torch.zeros(5, 16, 16, 3, dtype=torch.uint8), object()
+    for matrix, own, other in (([[1, 0], [0, 1]], 0.2, 0.6), ([[0, 1], [1, 0]], 0.6, 0.2)):
+        video = SimpleNamespace(frames=frames, masks=masks, grid=grid, matrix=torch.tensor(matrix), fps=25.0)
+        found = validating.lip_sync_metrics(video, SimpleNamespace(speeches=[voice, voice]))
+        assert found == {"lip_sync_own": pytest.approx(own), "lip_sync_other": pytest.approx(other)}
+    assert validating.lip_sync_metrics(video, SimpleNamespace(speeches=[voice, None])).keys() == {"lip_sync_own"}
+    assert validating.lip_sync_metrics(video, SimpleNamespace(speeches=[None, None])) == {}
+    assert seen[0] == ((2, 5), bool, 5)
+    scene = SimpleNamespace(fps=25.0)
+    monkeypatch.setattr(validating, "load_scene", lambda *_: scene)
+    monkeypatch.setattr(validating, "generate", lambda *_: video)
+    monkeypatch.setattr(validating, "lip_sync_metrics", lambda *_: {"lip_sync_own": 0.5})
+    validation = Validation(1, scenes=[tmp_path / "a.json"])
+    for domain, metrics in (("photos", {"lip_sync_own": 0.5}), ("puppets", {})):
+        assert validation._generate_files(replace(bundle, domain=domain), 1) == metrics
 
 
 def test_contact_sheet_tints_frames_with_their_masks():
