@@ -18,6 +18,7 @@ from training.puppets.world import Motion, PuppetClip, Talk, make_clip
 
 EVALUATION_SEEDS = range(1_000_000, 1_001_000)
 FPS = 25.0
+MAX_PUPPETS = 4  # characters whose positions a prompt can name
 
 
 def puppet_sample(clip: PuppetClip) -> ClipSample:
@@ -63,6 +64,8 @@ class PuppetPlan:
         numbers = (*self.n, *self.frames, *(side for size in self.size for side in size), self.clips, self.portrait)
         if min(numbers, default=0) < 1 or self.seed < 0 or not (self.n and self.frames and self.size):
             raise InputError(f"puppets {self}", "numbers of at least 1", "use larger numbers")
+        if max(self.n) > MAX_PUPPETS:
+            raise InputError(f"puppets:n={max(self.n)}", f"at most {MAX_PUPPETS} characters", "use fewer")
         for name, kinds in (("motion", get_args(Motion)), ("talk", get_args(Talk))):
             if getattr(self, name) not in kinds:
                 raise InputError(f"puppets:{name}={getattr(self, name)}", " or ".join(kinds), "choose one")

@@ -330,7 +330,15 @@ def test_puppet_plan_command(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["puppets:x=1", "puppets:n=none", "puppets:clips=0", "puppets:motion=up", "puppets:seed=999990", "puppets:size=64"],
+    [
+        "puppets:x=1",
+        "puppets:n=none",
+        "puppets:clips=0",
+        "puppets:motion=up",
+        "puppets:seed=999990",
+        "puppets:size=64",
+        "puppets:n=1-5",
+    ],
 )
 def test_invalid_puppet_plans_raise(text):
     with pytest.raises(InputError):
