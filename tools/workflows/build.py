@@ -26,9 +26,9 @@ MEASURED = ROOT / "tools" / "workflows" / "measured.json"
 
 
 def measured(name: str) -> str:
-    """The measured figures of a workflow as a sentence; empty if not measured."""
+    """The measured figures of a workflow as a sentence."""
     figures = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
-    return figures.get(name, "")
+    return figures.get(name, "**Not measured** yet.")
 
 
 def build(infos: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

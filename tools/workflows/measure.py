@@ -80,7 +80,7 @@ def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
     with path.open("wb") as file:
         frames[0].save(
             file, "WEBP", save_all=True, append_images=frames[1:], duration=round(1000 * EVERY / 25), loop=0,
-            quality=70, method=6,
+            quality=70, method=4,
         )  # fmt: skip
 
 
