@@ -104,7 +104,7 @@ def run(server: Server, mode: bool, *steps: dict[str, Any], picture: str = "") -
     )
     shots = os.environ.get("BYA_SCREENSHOTS")
     last = ({"do": "shot", "file": Path(shots) / f"{picture}.png"},) if shots and picture else ()
-    return run_steps(server.url, *first, *steps, *last, viewport=(1400, 850))[len(first) :]
+    return run_steps(server.url, *first, *steps, *last, seconds=900, viewport=(1400, 850))[len(first) :]
 
 
 VALUES_STEP = {"do": "evaluate", "code": VALUES}
@@ -130,7 +130,7 @@ def test_edit_undo_reload_queue(server: Server, mode: bool) -> None:
         drag(1, 2.75, 2.0),
         VALUES_STEP,
         {"do": "prompt"},
-        {"do": "run", "seconds": 120},
+        {"do": "run", "seconds": 400},
         {"do": "evaluate", "code": f"{SCENE}.byaTimeline.run"},
         picture=f"timeline-{'nodes2' if mode else 'classic'}",
     )
