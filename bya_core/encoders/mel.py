@@ -11,8 +11,8 @@ _LOWEST = 60.0  # Hz
 
 def mel_bands(mels: int, sample_rate: int = 16_000, fft: int = 1024) -> Tensor:
     """Triangular mel filters (HTK scale), each normalized to unit sum: [mels, fft // 2 + 1]."""
-    ends = 2595.0 * np.log10(1.0 + np.array([_LOWEST, sample_rate / 2]) / 700.0)
-    edges = 700.0 * (10.0 ** (np.linspace(*ends, mels + 2) / 2595.0) - 1.0)
+    low, high = (2595.0 * np.log10(1.0 + hertz / 700.0) for hertz in (_LOWEST, sample_rate / 2))
+    edges = 700.0 * (10.0 ** (np.linspace(low, high, mels + 2) / 2595.0) - 1.0)
     frequencies = np.linspace(0.0, sample_rate / 2, fft // 2 + 1)
     rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
