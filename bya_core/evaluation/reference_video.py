@@ -83,7 +83,7 @@ def _unsure(video: Video, speeches: Sequence[Speech | None], faces: FaceMetrics,
     targets = targets_of(faces.matrix.numpy())
     scores = LipScores(faces.lips, loudness, targets, video.fps)
     result = []
-    for n in np.flatnonzero(targets >= 0):
+    for n in np.flatnonzero(targets >= 0).tolist():
         frames = int((faces.lips.visible[n] & scores.heard[targets[n]]).sum())
         follows = scores.scores[n, targets[n]] >= LIPS.follows
         if frames < MIN_SPEECH or not follows or (len(names) > 1 and scores.margin(n)[0] < scores.needed(n)[1]):

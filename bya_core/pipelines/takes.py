@@ -108,7 +108,7 @@ class Takes:
     def table(self) -> str:
         """All takes as text, the best first."""
         head = ("", "seed", "masks", "confidence", "overlap", "bound", "margin", "identity", "sharpness", "calls")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for place, take in enumerate(self.rows, 1):
             masks = f"no {', '.join(take.missing)}" if take.missing else "complete"
             values = (take.confidence, take.overlap, take.bound, take.margin, take.identity, take.sharpness)
