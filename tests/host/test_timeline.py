@@ -29,7 +29,7 @@ BUILD = """(async () => {
   };
   const link = (from, output, to, input) =>
     from.connect(from.findOutputSlot(output), to, to.inputs.findIndex((one) => one.name === input));
-  const scene = add("BYA_Scene", 900, 0, { prompt: "two puppets", frames: 0 });
+  const scene = add("BYA_Scene", 900, 0, { prompt: "two puppets" });
   const faces = ["A", "B"].map((letter, index) => {
     const y = 700 * index;
     const face = add("BYA_FaceEncode", 500, y, { name: `Person ${letter}` });
