@@ -125,7 +125,7 @@ class LoadLora(io.ComfyNode):
         return schema(
             "LoadLora",
             "BYA Load LoRA",
-            "Adds a LoRA to the model, for example one trained on the own characters. Chain several; the last one "
+            "Adds a LoRA to the model, for example one trained on your own characters. Chain several; the last one "
             "connects to BYA Load Model, which merges them into the weights.",
             folder="video",
             search_aliases=["lora", "adapter", "style", "fine-tune"],
