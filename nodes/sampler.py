@@ -40,7 +40,7 @@ class Sampler(io.ComfyNode):
             outputs=[
                 io.Image.Output("frames", tooltip="All video frames."),
                 io.Video.Output("video", tooltip="Frames with the original voices. Connect to Save Video."),
-                io.Audio.Output("audio", tooltip="All voices as recorded, as long as the video."),
+                io.Audio.Output("audio", tooltip="All voices, as long as the video."),
                 io.Mask.Output(
                     "masks",
                     tooltip="Masks of the last step: characters x latent frames, first character first.",
