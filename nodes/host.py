@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bya_core.environment import PACKAGES
 from bya_core.errors import Cancelled, InputError, out_of_memory
+from bya_core.io.files import usable_path
 from bya_core.weights.cache import add_model_folder, add_shared_folder, local_models
 from bya_core.weights.registry import MODELS
 
@@ -155,11 +156,11 @@ def input_file(reference: str) -> Path:
     """Path of a file in a widget, such as "folder/name.png [input]"; the file may be missing.
 
     Raises:
-        InputError: A path outside ComfyUI's folders.
+        InputError: A path outside ComfyUI's folders, or with a name that no file can have.
     """
     name, base = folder_paths.annotated_filepath(reference.strip())
     folder = Path(base or folder_paths.get_input_directory()).resolve()
-    path = (folder / name.strip()).resolve()
+    path = usable_path(folder / name.strip(), "the file").resolve()
     if not path.is_relative_to(folder):
         problem = f"the file {reference} is outside of {folder.name}/"
         raise InputError(problem, f"a file in {folder.name}/", "choose another file")

@@ -181,12 +181,15 @@ class Generate:
 
     def _takes(self, scene: Scene, bundle: ModelBundle, selection: Selection, callback: ProgressBar) -> Takes:
         """All takes; what they cost at most is shown first, and the files are checked."""
-        from bya_core.io.outputs import check_output
+        from bya_core.io.outputs import check_distinct, check_output
         from bya_core.pipelines.takes import check_takes, generate_takes, takes_cost
 
         check_takes(scene, bundle)
-        for number in range(selection.takes if selection.keep > 1 else 0):
-            check_output(self._beside(scene.sampling.seed + number), (".mp4",), "the take")
+        numbers = range(selection.takes if selection.keep > 1 else 0)
+        beside = [self._beside(scene.sampling.seed + number) for number in numbers]
+        for path in beside:
+            check_output(path, (".mp4",), "the take")
+        check_distinct([self.output, *filter(None, vars(self.files).values()), *beside])
         calls, single = takes_cost(scene, selection)
         kept = f"the best {selection.keep} finished" if selection.keep > 1 else "the best finished"
         callback.stage(

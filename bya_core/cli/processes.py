@@ -95,15 +95,13 @@ def joined(command: Generate) -> Iterator[Generate]:
 def _redirected(command: Generate, folder: Path) -> Generate:
     """The command with all outputs in `folder`; finished windows are copied there."""
     files = {name: path and folder / path.name for name, path in vars(command.files).items()}
+    redirected = replace(command, output=folder / command.output.name, files=replace(command.files, **files))
+    if command.best_take.takes > 1:  # a video of one window, for which --work-dir is refused
+        return redirected
     windows, finished = folder / "windows", command.long_video.folder(command.output, command.resume_from)
     if finished.is_dir():
         shutil.copytree(finished, windows)
-    return replace(
-        command,
-        output=folder / command.output.name,
-        files=replace(command.files, **files),
-        long_video=replace(command.long_video, work_dir=windows),
-    )
+    return replace(redirected, long_video=replace(command.long_video, work_dir=windows))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Script:
         beside = {
             path.stem.casefold(): path
             for path in sorted(self.script.absolute().parent.iterdir())
-            if path.suffix in IMAGES
+            if path.suffix.lower() in IMAGES
         }
         images = {}
         for name in names:
@@ -152,8 +153,6 @@ def write_scene(
     prompt: str | None = None,
 ) -> list[Path]:
     """Write the scene, and recordings and subtitles into a folder beside it; returns both."""
-    import os
-
     from bya_core.io.atomic import AtomicFiles, write_json
     from bya_core.io.synthesis import write_wave
     from bya_core.scene.script import own_overlaps, schedule, subtitles
@@ -167,8 +166,7 @@ def write_scene(
     for name, image in images.items():
         own = [k for k, line in enumerate(lines) if line.speaker == name]
         speech = [{"file": f"{folder.name}/{files[k]}", "start": starts[k]} for k in own]
-        image_path = os.path.relpath(image.absolute(), path.absolute().parent)
-        characters.append({"name": name, "image": Path(image_path).as_posix(), "speech": speech})
+        characters.append({"name": name, "image": relative_path(image, path.parent), "speech": speech})
     text = prompt or f"{', '.join(images)} from left to right, talking to each other."
     with AtomicFiles() as written:
         write_json(written.at(path), {"prompt": text, "characters": characters})
@@ -177,6 +175,15 @@ def write_scene(
         written.at(folder / "subtitles.srt").write_text(subtitles(lines, starts, seconds), encoding="utf-8")
     print_lines(lines, starts, seconds)
     return [path, folder]
+
+
+def relative_path(file: Path, folder: Path) -> str:
+    """A file as a scene in `folder` names it; absolute on another drive of Windows."""
+    target = os.path.join(os.path.realpath(file.parent), file.name)  # ".." leads out of the target of a linked folder
+    try:
+        return Path(os.path.relpath(target, os.path.realpath(folder))).as_posix()
+    except ValueError:
+        return Path(target).as_posix()
 
 
 def print_lines(lines: Sequence[ScriptLine], starts: Sequence[float], seconds: Sequence[float]) -> None:

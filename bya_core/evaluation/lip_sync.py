@@ -130,7 +130,8 @@ def speech_features(waveform: np.ndarray, length: int) -> np.ndarray:
     logs = np.log(power / level + _FLOOR).reshape(length, _PER_FRAME, MELS).mean(axis=1)
     audible = total.reshape(length, _PER_FRAME).mean(axis=1) > 1e-3 * level
     logs -= logs[audible].mean(axis=0)
-    return np.concatenate([logs, np.gradient(gaussian_filter1d(logs, 1.0, axis=0), axis=0)], axis=1)
+    change = np.gradient(gaussian_filter1d(logs, 1.0, axis=0), axis=0) if length > 1 else np.zeros_like(logs)
+    return np.concatenate([logs, change], axis=1)
 
 
 def with_context(features: np.ndarray) -> np.ndarray:

@@ -89,6 +89,8 @@ class Piper:
 
             self._voices[voice] = PiperVoice.load(str(existing_file(voice, "the voice")))
         chunks = list(self._voices[voice].synthesize(text))
+        if not chunks:
+            raise _nothing_said(text)
         samples = np.concatenate([np.frombuffer(chunk.audio_int16_bytes, np.int16) for chunk in chunks])
         return torch.from_numpy(samples.astype(np.float32) / 32768)[None], int(chunks[0].sample_rate)
 
@@ -111,7 +113,13 @@ class Kokoro:
 
             self._pipelines[voice[:1]] = KPipeline(lang_code=voice[:1])
         parts = [torch.as_tensor(audio).float() for _, _, audio in self._pipelines[voice[:1]](text, voice=voice)]
+        if not parts:
+            raise _nothing_said(text)
         return torch.cat(parts)[None], self.rate
+
+
+def _nothing_said(text: str) -> InputError:
+    return InputError(f"nothing of the line {text[:40]!r} can be said", "words", "change its text")
 
 
 def find_synthesizer(engine: Engine = "auto", voices: Sequence[str] = (), language: str = "en") -> SpeechSynthesizer:

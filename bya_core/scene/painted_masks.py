@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
+from bya_core.io.files import usable_path
 from bya_core.io.images import MAX_PIXELS, load_image
 from bya_core.masks import MaskControl
 from bya_core.validation import Field, from_mapping, parse_json, validated
@@ -115,8 +116,8 @@ def read_strokes(painted: PaintedMasks, path: Path, names: Sequence[str], grid: 
 
 
 def check_file(painted: PaintedMasks, path: Path) -> None:
-    """Raise InputError if the file is missing."""
-    if not path.is_file():
+    """Raise InputError if the file is missing, or has a name that no file can have."""
+    if not usable_path(path, f"the file of {WHAT}").is_file():
         problem = f"the file {painted.file} of {WHAT} is missing"
         raise InputError(problem, "an existing file", f"restore the file, or {CLEAR}")
 

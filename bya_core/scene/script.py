@@ -171,8 +171,9 @@ def trim_silence(waveform: Tensor, rate: int) -> Tensor:
         InputError: There is only silence.
     """
     level = waveform.abs().amax(0)
-    loud = (level > FLOOR * level.max()).nonzero()
-    if not len(loud) or float(level.max()) == 0.0:
+    peak = float(level.max()) if level.numel() else 0.0
+    loud = (level > FLOOR * peak).nonzero()
+    if not len(loud):
         raise InputError("a synthesized line is silent", "speech", "change its text, or choose another voice")
     margin = round(KEPT * rate)
     return waveform[:, max(0, int(loud[0]) - margin) : int(loud[-1]) + 1 + margin]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from bya_core.cli.generate import Generate, TakeOptions, WindowOptions
 from bya_core.cli.main import main
-from bya_core.cli.processes import distribute_guidance
+from bya_core.cli.processes import _redirected, distribute_guidance
 from bya_core.config import SamplingConfig
 from bya_core.errors import InputError
 from bya_core.io.media import read_video
@@ -37,6 +41,17 @@ def test_two_processes_give_the_same_video(tmp_path):
     assert frames[0].shape == frames[1].shape and (frames[0] - frames[1]).abs().mean() < 3
     masks = [np.load(folder / "a.npz") for folder in (one, two)]
     assert np.allclose(masks[0]["masks"], masks[1]["masks"], atol=1e-3)
+
+
+def test_other_processes_write_elsewhere(tmp_path):
+    command, folder = Generate(Path(SCENE), tmp_path / "a.mp4"), tmp_path / "other"
+    (tmp_path / "a.windows").mkdir()
+    (tmp_path / "a.windows" / "window_0001.safetensors").touch()
+    redirected = _redirected(command, folder)
+    assert redirected.output == folder / "a.mp4" and redirected.long_video.work_dir == folder / "windows"
+    assert [path.name for path in (folder / "windows").iterdir()] == ["window_0001.safetensors"]
+    takes = _redirected(replace(command, best_take=TakeOptions(2)), folder)
+    assert takes.output == folder / "a.mp4" and takes.long_video == WindowOptions()  # --work-dir would be refused
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ def test_scene_has_every_line_at_its_time(folder: Path, capsys: pytest.CaptureFi
     assert "ADA: How are you?" in capsys.readouterr().out
 
 
+def test_images_are_found_from_a_linked_folder(folder: Path) -> None:
+    (folder / "ada.png").rename(folder / "Ada.PNG")
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "deep" / "er", target_is_directory=True)
+    scene = folder / "link" / "scene.json"
+    options = ["--image", f"Bo={folder / 'other.png'}"]
+    assert cli.main(["script", str(folder / "play.txt"), "-o", str(scene), *options]) == 0
+    images = [character.image for character in read_scene_file(scene).characters]
+    assert images == ["../../Ada.PNG", "../../other.png"] and all((scene.parent / image).is_file() for image in images)
+
+
 def test_estimate_needs_no_synthesizer_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(folder.iterdir())
     assert cli.main(["script", str(folder / "play.txt"), "--estimate"]) == 0
@@ -159,6 +170,11 @@ def test_packages_are_used_as_documented(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert waveform.tolist() == [[0.5] * 10] and rate == 22050
     waveform, rate = find_synthesizer("kokoro").synthesize("a", "af_heart")
     assert waveform.shape == (1, 4) and rate == 24_000
+    piper.PiperVoice = SimpleNamespace(load=lambda path: SimpleNamespace(synthesize=lambda text: []))  # type: ignore[attr-defined]
+    kokoro.KPipeline = lambda lang_code: lambda text, voice: []  # type: ignore[attr-defined]
+    for engine, name in (("piper", voice), ("kokoro", "af_heart")):
+        with pytest.raises(InputError, match=r"nothing of the line '\(\?\)' can be said"):
+            find_synthesizer(engine).synthesize("(?)", name)  # type: ignore[arg-type]
 
 
 def test_wave_files_are_read_back(tmp_path: Path) -> None:

@@ -171,3 +171,8 @@ def test_who_speaks_when(monkeypatch: pytest.MonkeyPatch) -> None:
     found = speakers.find_speakers(faces, mix, 150, 25.0, ["Ada", "Bo"], LoudnessActivity())
     assert [turn.speaker for turn in found.turns] == ["Ada", "Bo"]
     assert found.turns[0].end < 3.0 < found.turns[1].start and found.unseen < 0.3
+
+
+def test_features_of_a_single_frame() -> None:
+    features = speech_features(np.sin(np.arange(640.0)), 1)
+    assert features.shape == (1, 52) and np.isfinite(features).all()

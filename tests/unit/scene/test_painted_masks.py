@@ -72,6 +72,9 @@ def test_file_has_to_match_the_scene(tmp_path: Path) -> None:
         read_strokes(PAINTED, path, NAMES, GRID, start=10)
     with pytest.raises(InputError, match="of painted_masks is missing"):
         read_strokes(PAINTED, tmp_path / "gone.png", NAMES, GRID)
+    for name, message in (("a" * 300, "cannot be accessed"), ("a\0b", "contains a character")):
+        with pytest.raises(InputError, match=f"the file of painted_masks .*{message}"):
+            read_strokes(PAINTED, tmp_path / name, NAMES, GRID)
     with pytest.raises(InputError, match="63 x 16 pixels; expected 16 x 4 or an integer multiple"):
         read_strokes(PAINTED, save(path, sheet()[:, 1:]), NAMES, GRID)
     path.write_bytes(b"no picture")
