@@ -4,7 +4,7 @@ const fs = require('fs');
 const path = require('path');
 const job = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'));
 const { chromium } = require(path.join(job.modules, 'playwright-core'));
-const READY = 120000; // ms, also on a machine that is busy
+const READY = 600000; // ms, also on a machine that is busy
 
 const actions = {
   // Opens a workflow file; returns its nodes with their boxes.
@@ -43,7 +43,9 @@ const actions = {
   },
   // Waits until an expression is true in the page; returns its value.
   async wait(page, { code, seconds }) {
-    const handle = await page.waitForFunction(code, null, { timeout: (seconds || READY / 1000) * 1000 });
+    // false while nodes are made anew
+    const safe = `(() => { try { return (${code}); } catch { return false; } })()`;
+    const handle = await page.waitForFunction(safe, null, { timeout: (seconds || READY / 1000) * 1000 });
     return handle.jsonValue();
   },
   // Drops a file onto the canvas, such as a workflow or a saved video.
@@ -147,18 +149,18 @@ const actions = {
     await page.screenshot({ path: file, ...(file.endsWith('.jpg') ? { type: 'jpeg', quality: quality || 80 } : {}) });
     return null;
   },
-  // Opens the help of a node; returns its text and the widths of its images.
-  async help(page, { type, file }) {
+  // Opens the help of a node, waits for words and an image; returns its text and the widths of its images.
+  async help(page, { type, words, file }) {
     await page.evaluate((kind) => {
       const node = window.app.graph.nodes.find((one) => one.type === kind);
       window.app.canvas.selectNodes([node]);
     }, type);
-    await page.waitForTimeout(500);
-    await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.Canvas.SelectedNodeHelp')
-      .catch(() => null));
     const button = page.locator('[data-testid="info-button"], .help-button').first();
+    await button.waitFor({ state: 'attached', timeout: 120000 }).catch(() => null);
     if (await button.count()) await button.dispatchEvent('click');
-    await page.waitForTimeout(2500);
+    await page.waitForFunction((wanted) => wanted.every((word) => document.body.innerText.includes(word))
+      && [...document.querySelectorAll('img')].some((image) => image.src.includes('/docs/') && image.naturalWidth),
+    words, { timeout: READY });
     if (file) await page.screenshot({ path: file });
     return page.evaluate(() => ({
       text: document.body.innerText,
@@ -166,13 +168,16 @@ const actions = {
         .map((image) => image.naturalWidth),
     }));
   },
-  // Opens the templates of this pack; returns text and image widths.
-  async templates(page, { pack, file }) {
+  // Opens the templates of this pack, waits for images of these widths; returns text and image widths.
+  async templates(page, { pack, widths, file }) {
     await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'));
-    await page.waitForTimeout(2500);
     const entry = page.getByText(pack, { exact: true }).first();
+    await entry.waitFor({ state: 'attached', timeout: 120000 }).catch(() => null);
     if (await entry.count()) await entry.click();
-    await page.waitForTimeout(2500);
+    await page.waitForFunction((wanted) => {
+      const found = [...document.querySelectorAll('img')].map((image) => image.naturalWidth);
+      return wanted.every((width) => found.includes(width) && found.splice(found.indexOf(width), 1));
+    }, widths, { timeout: READY });
     if (file) await page.screenshot({ path: file });
     const answer = await page.evaluate(() => ({
       text: document.body.innerText,
@@ -195,12 +200,15 @@ async function ready(page) {
   const browser = await chromium.launch({
     executablePath: job.browser,
     headless: true,
+    timeout: READY,
     args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
       '--disable-component-update', '--disable-sync', '--autoplay-policy=no-user-gesture-required'],
   });
   try {
     const [width, height] = job.viewport || [1600, 900];
     const context = await browser.newContext({ viewport: { width, height } });
+    context.setDefaultTimeout(READY);
+    context.setDefaultNavigationTimeout(READY);
     const local = (url) => ['127.0.0.1', 'localhost'].includes(url.hostname);
     await context.route((url) => !local(url), (route) => route.abort()); // no network access
     const page = await context.newPage();

@@ -28,7 +28,7 @@ class PageError(Exception):
     """A step failed, or the page raised errors."""
 
 
-def run_steps(url: str, *steps: Step, seconds: float = 300, viewport: tuple[int, int] = (1600, 900)) -> list[Any]:
+def run_steps(url: str, *steps: Step, seconds: float = 1800, viewport: tuple[int, int] = (1600, 900)) -> list[Any]:
     """Open the page and run steps; returns the answer of each, see `actions` in page.js.
 
     Raises:

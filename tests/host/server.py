@@ -142,14 +142,14 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait_until_ready(self, seconds: float = 180) -> None:
+    def wait_until_ready(self, seconds: float = 900) -> None:
         """Wait until the server answers. Raises RuntimeError with the end of its log if it does not."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and self.process.poll() is None:
             try:
                 self.get("/system_stats")
                 return
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:  # refused, or no answer in time
                 time.sleep(0.3)
         raise RuntimeError(f"ComfyUI did not start:\n{self.tail()}")
 
@@ -158,7 +158,7 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -173,14 +173,14 @@ class Server:
 
     def fetch(self, path: str) -> bytes:
         """GET bytes."""
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=300) as answer:
             return answer.read()
 
     def post(self, path: str, data: Any) -> Any:
         """POST JSON."""
         body = json.dumps(data).encode()
         request = urllib.request.Request(self.url + path, body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.loads(answer.read() or b"null")
 
     def queue(self, graph: Graph) -> Run:
@@ -191,9 +191,9 @@ class Server:
             raise PromptRejected(json.loads(problem.read())) from problem
         return Run(answer["prompt_id"])
 
-    def run(self, graph: Graph, seconds: float = 300, callback: EventCallback | None = None) -> Run:
+    def run(self, graph: Graph, seconds: float = 1200, callback: EventCallback | None = None) -> Run:
         """Queue a graph and wait until it ends. Raises TimeoutError, and PromptRejected if it is invalid."""
-        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60)
+        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=300)
         try:
             flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
             connection.send(json.dumps(flags))
@@ -218,7 +218,7 @@ class Server:
         return run
 
     def _outputs(self, prompt: str) -> dict[str, Any]:
-        for _ in range(20):  # the history is written after the last event
+        for _ in range(600):  # the history is written after the last event
             if history := self.get(f"/history/{prompt}"):
                 return history[prompt]["outputs"]
             time.sleep(0.1)

@@ -36,7 +36,7 @@ def test_inside_comfyui(host: Host, name: str, tmp_path: Path) -> None:
     options = ["-c", os.devnull, "-p", "no:cacheprovider", "--import-mode=importlib", "--confcutdir", INSIDE]
     options += ["--rootdir", INSIDE, "-o", "python_files=check_*.py", "-q", "--basetemp", tmp_path / "inside"]
     command = [str(part) for part in (host.python, "-m", "pytest", *options, INSIDE / name)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=3600)
     if done.returncode != 0:
         pytest.fail(f"{done.stdout[-12000:]}\n{done.stderr[-4000:]}", pytrace=False)
     assert " passed" in done.stdout

@@ -87,8 +87,8 @@ def test_preflight_that_stops_the_run_shows_its_findings(server: Server, tmp_pat
     answers = run_steps(
         server.url,
         {"do": "evaluate", "code": f"window.app.loadApiJson({json.dumps(graph)}, 'check')", "wait": 1000},
-        {"do": "run", "seconds": 120},
-        {"do": "evaluate", "code": RESULT, "wait": 500},
+        {"do": "run", "seconds": 900},
+        {"do": "wait", "code": f"{RESULT}.includes('Ada: no face detected') && {RESULT}"},
     )
     assert answers[1]["kind"] == "execution_error"
     assert "Ada: no face detected" in answers[2]

@@ -69,7 +69,7 @@ def test_session(server: Server, tmp_path: Path, modern: bool) -> None:
         {"do": "upload", "node": dropped["images"][1], "name": "image", "file": image},
         {"do": "upload", "node": dropped["recordings"][1], "name": "audio", "file": recording},
         {"do": "set", "values": scene},
-        {"do": "run", "seconds": 400},
+        {"do": "run", "seconds": 1200},
         {"do": "evaluate", "code": FOCUS},
         {"do": "wait", "code": f"{ROWS} && {VIDEO}.readyState >= 1"},
         {"do": "evaluate", "code": PANEL},
@@ -80,10 +80,10 @@ def test_session(server: Server, tmp_path: Path, modern: bool) -> None:
         {"do": "reload"},
         {"do": "wait", "code": LOADED.format(count=COUNT)},
         {"do": "evaluate", "code": FILES},
-        {"do": "run", "seconds": 400},
+        {"do": "run", "seconds": 1200},
         {"do": "evaluate", "code": FOCUS},
         {"do": "wait", "code": ROWS},
-        seconds=1200,
+        seconds=5400,
         viewport=(1600, 1000),
     )
     ended, panel, clicked, files, again = (answers[index] for index in (6, 9, 12, 16, 17))
@@ -103,8 +103,8 @@ def test_session(server: Server, tmp_path: Path, modern: bool) -> None:
             "do": "wait",
             "code": f"{LOADED.format(count=COUNT)} && {FILES}.some((file) => file.includes('{image.stem}'))",
         },
-        {"do": "run", "seconds": 400},
-        seconds=600,
+        {"do": "run", "seconds": 1200},
+        seconds=2700,
     )
     assert answers[-1]["kind"] == "execution_success", answers[-1]
 

@@ -57,6 +57,11 @@ LOOK = f"""(async () => {{
   app.canvas.setDirty(true, true);
 }})()"""
 SAVE = "app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
+MINUTES = f"""(() => {{
+  const value = (name) => {SCENE}.widgets.find((one) => one.name === name);
+  value("length").value = "seconds";
+  value("seconds").value = 600;
+}})()"""
 VALUES = f"""(() => {{
   const scene = {SCENE};
   const value = (name) => scene.widgets.find((one) => one.name === name).value;
@@ -100,14 +105,26 @@ def run(server: Server, mode: bool, *steps: dict[str, Any], picture: str = "") -
         {"do": "nodes2", "on": mode},
         {"do": "evaluate", "code": BUILD % uuid.uuid4(), "wait": 1500},
         {"do": "evaluate", "code": LOOK, "wait": 1500},
+        DRAWN,
         {"do": "evaluate", "code": SAVE},  # nodes with a picture have grown
     )
     shots = os.environ.get("BYA_SCREENSHOTS")
     last = ({"do": "shot", "file": Path(shots) / f"{picture}.png"},) if shots and picture else ()
-    return run_steps(server.url, *first, *steps, *last, seconds=900, viewport=(1400, 850))[len(first) :]
+    return run_steps(server.url, *first, *steps, *last, seconds=5400, viewport=(1400, 850))[len(first) :]
 
 
 VALUES_STEP = {"do": "evaluate", "code": VALUES}
+# both recordings are read, and the lanes are drawn
+DRAWN = {
+    "do": "wait",
+    "code": f"!app.configuringGraph && {SCENE}.byaTimeline.view"
+    f" && {VALUES}.lanes.filter((lane) => lane.seconds > 0).length === 2",
+}
+
+
+def values_when(condition: str) -> dict[str, Any]:
+    """A step that waits until a condition holds for the text of the dialogue, and returns the values."""
+    return {"do": "wait", "code": f"!app.configuringGraph && {VALUES}.dialogue {condition} && {VALUES}"}
 
 
 @pytest.mark.parametrize("mode", [False, True], ids=["classic", "nodes2"])
@@ -120,18 +137,19 @@ def test_edit_undo_reload_queue(server: Server, mode: bool) -> None:
         drag(0, 0.6, 1.4),
         VALUES_STEP,
         {"do": "press", "key": "Control+z"},
-        VALUES_STEP,
+        values_when("=== ''"),
         {"do": "press", "key": "Control+y"},
-        VALUES_STEP,
+        values_when("!== ''"),
         {"do": "reload"},
         {"do": "evaluate", "code": LOOK, "wait": 1500},
+        DRAWN,
         VALUES_STEP,
         command("swap(0, 1)"),
         drag(1, 2.75, 2.0),
         VALUES_STEP,
         {"do": "prompt"},
-        {"do": "run", "seconds": 400},
-        {"do": "evaluate", "code": f"{SCENE}.byaTimeline.run"},
+        {"do": "run", "seconds": 1200},
+        {"do": "wait", "code": f"{SCENE}.byaTimeline.run"},
         picture=f"timeline-{'nodes2' if mode else 'classic'}",
     )
     before, dragged, undone, redone = (answers[index] for index in (0, 2, 4, 6))
@@ -142,7 +160,7 @@ def test_edit_undo_reload_queue(server: Server, mode: bool) -> None:
     assert voice["clips"] == [{"start": pytest.approx(0.8, abs=0.06)}]
     assert dragged["undo"] == before["undo"] + 1
     assert undone["dialogue"] == "" and redone["dialogue"] == dragged["dialogue"]
-    reloaded, edited, prompt, ended, shown = answers[9], answers[12], answers[13], answers[14], answers[15]
+    reloaded, edited, prompt, ended, shown = (answers[index] for index in (10, 13, 14, 15, 16))
     assert reloaded["dialogue"] == dragged["dialogue"] and len(reloaded["lanes"]) == 2
     assert reloaded["lanes"][0]["seconds"] == seconds
     final = json.loads(edited["dialogue"])
@@ -173,8 +191,10 @@ def test_prompts_keys_and_playback(server: Server, mode: bool) -> None:
         VALUES_STEP,
         focus,
         command("seek(0)"),
+        {"do": "evaluate", "code": MINUTES, "wait": 200},  # so that the playback does not end by itself
+        focus,
         {"do": "press", "key": "Space"},
-        {"do": "evaluate", "code": f"{SCENE}.byaTimeline.state.playhead", "wait": 0},
+        {"do": "wait", "code": f"{SCENE}.byaTimeline.state.playhead > 0"},
         {"do": "press", "key": "Space"},
         {"do": "evaluate", "code": f"!{SCENE}.byaTimeline.position"},
         picture=f"timeline-prompts-{'nodes2' if mode else 'classic'}",
@@ -183,7 +203,7 @@ def test_prompts_keys_and_playback(server: Server, mode: bool) -> None:
     assert json.loads(edited["dialogue"])["voices"] == [{"clips": [{"start": 0.4}], "mute": True}]
     start, _, rest = prompted["prompts"].partition(" - ")
     assert float(start) == pytest.approx(1.0, abs=0.06) and rest.endswith(": two puppets")
-    assert answers[11] > 0 and answers[13] is True
+    assert answers[13] is True and answers[15] is True
 
 
 @pytest.mark.parametrize("mode", [False, True], ids=["classic", "nodes2"])
@@ -198,12 +218,13 @@ def test_inside_a_subgraph(server: Server, mode: bool) -> None:
         mode,
         {"do": "evaluate", "code": enclose, "wait": 1500},
         {"do": "evaluate", "code": LOOK, "wait": 1500},
+        DRAWN,
         drag(1, 0.6, 1.2),
         VALUES_STEP,
         {"do": "prompt"},
         picture=f"timeline-subgraph-{'nodes2' if mode else 'classic'}",
     )
-    values, prompt = answers[3], answers[4]
+    values, prompt = answers[4], answers[5]
     assert [lane["voice"] for lane in values["lanes"]] == [0, 1] and values["lanes"][1]["seconds"] > 1
     assert "clips" in json.loads(values["dialogue"])["voices"][1]
     (queued,) = [node for number, node in prompt.items() if node["class_type"] == "BYA_Scene" and ":" in number]
@@ -228,9 +249,9 @@ def test_socket_colors(server: Server) -> None:
         server,
         False,
         {"do": "evaluate", "code": colors},
-        {"do": "evaluate", "code": palette.format("light"), "wait": 1000},
+        {"do": "evaluate", "code": palette.format("light"), "wait": 3000},
         {"do": "evaluate", "code": colors},
-        {"do": "evaluate", "code": palette.format("dark"), "wait": 1000},
+        {"do": "evaluate", "code": palette.format("dark"), "wait": 3000},
         {"do": "evaluate", "code": colors},
     )
     before, light, dark = answers[0], answers[2], answers[4]

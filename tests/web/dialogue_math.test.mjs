@@ -39,6 +39,11 @@ test("swapping twice restores the voices", () => {
   assert.deepEqual(math.voicesOf(once, 4), [2, 1, 0, 3]);
 });
 
+test("swapping keeps the voices of characters that are not in the cast", () => {
+  const swapped = math.swapVoices({ voices: [], characters: [2, 0, 1] }, 2, 0, 1);
+  assert.deepEqual(math.readDialogue(math.writeDialogue(swapped)).characters, [0, 2, 1]);
+});
+
 test("spans of clips in the video", () => {
   assert.deepEqual(math.clipSpan(clip, source), [1.5, 4]);
   assert.deepEqual(math.clipSpan({ ...clip, to: null }, source), [1.5, 5]);

@@ -24,7 +24,7 @@ def node(*arguments: str | Path) -> str:
     version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
     if int(version.lstrip("v").split(".")[0]) < 20:
         pytest.skip(f"node {version.strip()}; the tests need 20")
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 

@@ -247,7 +247,7 @@ class Panel {
       ArrowRight: () => this.seek(video.currentTime + frame),
       Home: () => this.seek(0),
       End: () => this.seek(data.duration),
-      " ": () => (video.paused ? video.play() : video.pause()),
+      " ": () => (video.paused ? video.play().catch(() => null) : video.pause()),
     };
     if (!actions[event.key]) return;
     event.preventDefault();

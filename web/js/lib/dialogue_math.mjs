@@ -74,7 +74,7 @@ export const withClip = (dialogue, voice, number, clip) =>
 
 /** Swaps the voices of two of `count` characters. */
 export function swapVoices(dialogue, count, one, other) {
-  const voices = voicesOf(dialogue, count);
+  const voices = voicesOf(dialogue, Math.max(count, dialogue.characters?.length ?? 0)); // stays a permutation
   [voices[one], voices[other]] = [voices[other], voices[one]];
   return { ...dialogue, characters: voices };
 }
@@ -218,7 +218,7 @@ export function scrolled(view, seconds, total, width) {
 /** Distance between labeled marks of the ruler, at least `pixels` wide. */
 export function tickStep(scale, pixels = 64) {
   const steps = [0.04, 0.2, 0.4, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600];
-  return steps.find((step) => step * scale >= pixels) ?? 7200;
+  return steps.find((step) => step * scale >= pixels) ?? 3600 * 2 ** Math.ceil(Math.log2(pixels / (3600 * scale)));
 }
 
 /** A time as m:ss.cc, or s.cc s below a minute; `digits` after the point. */

@@ -98,12 +98,18 @@ export function upstream(node, input) {
       continue;
     }
     if (origin.type === "Reroute" || origin.mode === 4) {
-      link = linkOf(graph, origin.inputs?.[0]?.link);
+      link = linkOf(graph, passed(origin, link.origin_slot)?.link);
       continue;
     }
     return { node: origin, slot: link.origin_slot };
   }
   return null;
+}
+
+/** The input that a reroute or a bypassed node passes on: the one of the output's type, at the same place if possible. */
+function passed({ type, inputs = [], outputs = [] }, slot) {
+  if (type === "Reroute") return inputs[0];
+  return [inputs[slot], ...inputs].find((one) => one && one.type === outputs[slot]?.type);
 }
 
 /** The results of a node's last run ({key: list}), also inside subgraphs. */

@@ -112,6 +112,7 @@ export class MaskPanel {
   }
 
   setFrame(frame) {
+    if (!this.ready) return;
     this.state.frame = Math.min(this.view.frames - 1, Math.max(0, frame));
     this.draw();
   }
@@ -212,7 +213,7 @@ export class MaskPanel {
   }
 
   press(event) {
-    if (event.button !== 0 || !this.ready) return;
+    if (event.button !== 0 || !this.ready || !this.area) return;
     this.canvas.focus({ preventScroll: true });
     if (!this.paints) return;
     this.play(false);

@@ -16,7 +16,8 @@ export function recording(url) {
   let found = recordings.get(url);
   if (!found) {
     found = decode(url);
-    found.catch(() => recordings.delete(url));
+    // what cannot be decoded is not tried again; what cannot be loaded is
+    found.catch((error) => error.name === "EncodingError" || recordings.delete(url));
   }
   recordings.delete(url);
   recordings.set(url, found); // the most recent is last

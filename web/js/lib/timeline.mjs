@@ -147,7 +147,7 @@ class Timeline {
           const found = await player.recording(url);
           this.loaded.set(url, { ...found, loudest: math.peakIn(found.peaks, 0, found.seconds) });
         } catch (error) {
-          warn("timeline", error);
+          if (!this.loaded.get(url)?.failed) warn("timeline", error); // once, not after every change of the graph
           this.loaded.set(url, { failed: true });
         }
         this.refresh();
@@ -278,6 +278,7 @@ class Timeline {
   }
 
   dispose() {
+    this.gone = true;
     cancelAnimationFrame(this.pending);
     cancelAnimationFrame(this.playing);
     if (this.position) player.stop();
@@ -335,6 +336,7 @@ class Timeline {
   }
 
   zoom(factor) {
+    if (!this.view) return;
     const width = this.canvas.clientWidth;
     const at = math.timeToX(this.view, this.state.playhead);
     this.setView(math.zoomed(this.view, factor, at >= 0 && at <= width ? at : width / 2, this.total, width));
@@ -459,6 +461,8 @@ class Timeline {
       .filter((entry) => entry.buffer);
     try {
       const elapsed = await player.play(entries, () => this.stopped());
+      if (elapsed() === null) return; // stopped, or started again, meanwhile
+      if (this.gone) return player.stop();
       this.position = () => (elapsed() === null ? null : start + elapsed());
       this.bar.show(this, this.model());
       this.follow(end);

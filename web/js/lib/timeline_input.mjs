@@ -57,10 +57,11 @@ export class Input {
   }
 
   pointerMove(event) {
+    if (!this.timeline.view) return; // not drawn yet
     const { x, y, time } = this.point(event);
     const { gesture } = this;
     if (!gesture) {
-      const target = this.timeline.view ? hit(this.timeline.model(), x, y) : {};
+      const target = hit(this.timeline.model(), x, y);
       const cursors = { start: "ew-resize", end: "ew-resize", body: "grab" };
       this.timeline.canvas.style.cursor = cursors[target.part] ?? "default";
       return;
@@ -124,6 +125,7 @@ export class Input {
 
   doubleClick(event) {
     event.stopPropagation();
+    if (!this.timeline.view) return;
     const { x, y, time } = this.point(event);
     const target = hit(this.timeline.model(), x, y);
     if (target.kind === "prompts") this.timeline.addPrompt(time);
