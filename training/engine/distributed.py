@@ -127,6 +127,7 @@ def prepare(
     precision = BF16_WEIGHTS if bf16_weights else accelerator.mixed_precision
     if not accelerator.is_fsdp2:
         wrapper, *prepared = accelerator.prepare(ForwardWrapper(model, precision), *optimizers)
+        _broadcast_buffers(wrapper)  # DeepSpeed sends parameters only
         return wrapper, prepared
     if precision in HALF_PRECISION:
         # Blocks compute in half precision; gradients are reduced, and losses returned, in float32.
@@ -141,9 +142,14 @@ def prepare(
         local = p.detach().to_local()
         full = weights.pop(name).to(local.device) if main else torch.empty(p.shape, dtype=p.dtype, device=local.device)
         local.copy_(distribute_tensor(full, p.device_mesh, p.placements).to_local())
-    for buffer in wrapper.buffers():
-        broadcast(buffer)
+    _broadcast_buffers(wrapper)
     return wrapper, prepared
+
+
+def _broadcast_buffers(module: nn.Module) -> None:
+    """Overwrite the buffers of other processes with those of the main process."""
+    for buffer in module.buffers():
+        broadcast(buffer)
 
 
 def share_dtypes(accelerator: Accelerator, model: nn.Module) -> None:
