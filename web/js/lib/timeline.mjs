@@ -140,6 +140,7 @@ class Timeline {
     this.cast = cast;
     this.valueChanged();
     const urls = [...new Set(cast.map(({ recording }) => recording?.url).filter(Boolean))];
+    for (const url of this.loaded.keys()) if (!urls.includes(url)) this.loaded.delete(url); // each run has new files
     await Promise.all(
       urls.map(async (url) => {
         if (this.loaded.get(url)?.peaks) return;
