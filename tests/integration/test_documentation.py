@@ -184,6 +184,14 @@ def test_fenced_code_is_valid(block):
         json.loads(text)
 
 
+PROGRAMS = {
+    "python": "",
+    "bya": " -m bya_core",
+    "torchrun": " -m torch.distributed.run",
+    "pip": " -c 'pass'",  # installed already
+}
+
+
 @pytest.mark.parametrize(
     "block",
     [pytest.param(b, marks=pytest.mark.slow if b.mark == "slow" else (), id=str(b)) for b in MARKED],
@@ -193,7 +201,7 @@ def test_marked_blocks_run(block, tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, target in {"python": "", "bya": " -m bya_core", "pip": " -c 'pass'"}.items():  # installed already
+    for name, target in PROGRAMS.items():
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{target} "$@"\n')
         (programs / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
