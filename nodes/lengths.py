@@ -155,5 +155,6 @@ def check_settings(
     """
     if settings == MODEL_DEFAULTS:
         return
-    TokenGrid.from_pixels(1, height or SIZE_UNIT, width or SIZE_UNIT, patch=1, space_factor=SIZE_UNIT)
+    height, width = (SIZE_UNIT if side is None else side for side in (height, width))
+    TokenGrid.from_pixels(1, height, width, patch=1, space_factor=SIZE_UNIT)
     WindowConfig(frames, overlap)

@@ -93,7 +93,8 @@ def compose(members: Sequence[CastMember], options: SceneOptions, defaults: Scen
         frames = speech_frames(speeches, Scene.fps, defaults.time_factor)
     windows = WindowConfig(options.window_frames, options.overlap_frames)
     frames, windows, rounded = round_lengths(frames, windows, defaults.time_factor)
-    height, width = options.height or defaults.height, options.width or defaults.width
+    height = defaults.height if options.height is None else options.height
+    width = defaults.width if options.width is None else options.width
     defaults.grid(frames, height, width)
     strengths = torch.tensor([member.speech_strength for member in members])
     scene = Scene(

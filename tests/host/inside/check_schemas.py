@@ -17,6 +17,7 @@ IDS = {
 }  # fmt: skip
 
 
+PAINTED = '{"file": "%s", "grid": [1, 1, 1], "characters": ["Ada"], "columns": 1}'
 CATEGORIES = {f"BindYourAvatar/{folder}" for folder in ("characters", "video", "masks", "checks")}
 
 
@@ -78,11 +79,14 @@ def test_outputs_can_be_cached(nodes: dict[str, Any]) -> None:
         ("Loader", {"model": "unofficial"}, "one of toy, official"),
         ("Preflight", {"settings": "custom", "width": 100, "height": 64}, "a multiple of 8"),
         ("Scene", {"settings": "custom", "width": 100, "height": 64}, "a multiple of 8"),
+        ("Scene", {"settings": "custom", "width": 0, "height": 64}, "a multiple of 8"),
         ("Scene", {"settings": "model defaults", "width": 100}, None),  # not used
         ("Scene", {"settings": "custom", "window_frames": 9, "window_overlap": 13}, "an overlap shorter"),
         ("Scene", {"settings": "custom", "window_frames": 0}, "at least 1"),
         ("MaskRefine", {"start_percent": 0.2, "end_percent": 0.5}, None),
         ("MaskRefine", {"end_percent": 0.5}, None),
+        ("MaskRefine", {"painted_masks": PAINTED % "../a.png"}, "is outside of"),
+        ("MaskRefine", {"painted_masks": PAINTED % "a\\u0000.png"}, "contains a character"),
         ("MaskRefine", {"start_percent": 0.5, "end_percent": 0.5}, "start < end"),
         ("Scene", {"prompt_schedule": ""}, None),
         ("Scene", {"prompt_schedule": "later: Ada laughs"}, "2.5 - 4: Ada laughs"),

@@ -55,6 +55,8 @@ def test_invalid_casts_raise():
         compose((member("Ada"),), SceneOptions(""), DEFAULTS)
     with pytest.raises(InputError, match="at least 1"):
         compose((), SceneOptions("", frames=9), DEFAULTS)
+    with pytest.raises(InputError, match="width of 0 pixels"):
+        compose((member("Ada"),), SceneOptions("", width=0, frames=9), DEFAULTS)
 
 
 @pytest.mark.parametrize(
