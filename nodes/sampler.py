@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bya_core.scene.types import Scene
 
 log = logging.getLogger(__name__)
+_MEASUREMENT_ERRORS = (InputError, MemoryError, RuntimeError, ValueError, OSError, LookupError, ArithmeticError)
 
 
 class Sampler(io.ComfyNode):
@@ -74,7 +75,10 @@ class Sampler(io.ComfyNode):
         video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
         masks = masks_to_images(result.masks, result.grid)
         panel, findings = _panel(result, scene, model)
-        panel |= {"video": host.temporary_video(video)}
+        try:
+            panel["video"] = host.temporary_video(video)
+        except OSError as error:  # the folder of temporary files is full: the outputs are complete without the panel
+            log.warning("The video is not shown on the node: %s", error)
         summary = f"{video_summary(routing.names, result)}\n{findings}".strip()
         shown = {"bya_binding": [panel], **results.notices(result.notices, scene.notices)}
         return io.NodeOutput(frames, video, audio, masks, scene.fps, summary, ui=shown)
@@ -87,8 +91,9 @@ def _panel(result: Video, scene: Scene, model: host.HostModel) -> tuple[dict[str
     try:
         with host.cancellable():
             report = measure_video(result, scene, model.bundle.meter)
-    except (InputError, MemoryError, RuntimeError, ValueError) as error:
+        panel = binding_panel(report, result.fps)
+    except _MEASUREMENT_ERRORS as error:
         notice = f"The binding was not measured: {error}"
         log.warning("%s", notice)
         return {"characters": [], "notices": [notice], "duration": len(result.frames) / result.fps}, f"note: {notice}"
-    return binding_panel(report, result.fps) | {"notices": []}, report.text
+    return panel | {"notices": []}, report.text

@@ -220,7 +220,7 @@ def test_lora_is_merged_into_released_files(
     file, out = tmp_path / "style.safetensors", tmp_path / "pretrained"
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     content = {}
-    for module in (LAYER, "audio_model.layers.0.to_q"):
+    for module in (LAYER, "audio_model.layers.0.attn.to_q"):
         weight = expected[f"{module}.weight"]
         a, b = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
         content |= {f"transformer.{module}.lora_A.weight": a, f"transformer.{module}.lora_B.weight": b}
