@@ -62,7 +62,7 @@ def assign_audio(scene: Scene, bundle: ModelBundle, tracker: ProgressTracker | N
             f'binding "auto" for {", ".join(unknown)}, but {bundle.name} knows the voices of drawn puppets only, not '
             "of people as in photographs"
         )
-        hint = "provide the matrix, or as reference_video a video in which they say the speeches"
+        hint = "provide the matrix, or a reference_video in which they speak"
         raise InputError(problem, "a given audio-character matrix", hint)
     activity = load_voice_activity()
     with (tracker or ProgressTracker()).stage("Matching voices to faces"):
