@@ -67,6 +67,8 @@ def test_workflows_load(server: Server, shots: Path) -> None:
             if _overlap(one["box"], other["box"])
         ]
         assert not overlapping, path.stem
+        for node in prompt.values():
+            node["inputs"].pop("video-preview", None)  # the player that the page adds to Load Video
         queued = {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in prompt.items()}
         assert queued == graphs.load(path.stem), path.stem
         assert _is_picture(shots / f"{path.stem}.png")
@@ -76,7 +78,7 @@ def test_template_browser_lists_the_pack(server: Server, shots: Path) -> None:
     picture = shots / "templates.png"
     thumbnails = [Image.open(path.with_suffix(".jpg")).width for path in FILES]
     step = {"do": "templates", "pack": PACK, "widths": thumbnails, "file": picture}
-    (answer,) = run_steps(server.url, step)
+    (answer,) = run_steps(server.url, step, viewport=(1900, 1800))  # cards out of view load no image
     for path in FILES:
         assert path.stem in answer["text"]
     assert Counter(thumbnails) <= Counter(answer["widths"])

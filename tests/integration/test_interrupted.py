@@ -69,7 +69,12 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
 def wait_for_file(folder: Path, process: subprocess.Popen[str]) -> None:
     """Wait until an unfinished file exists."""
     limit = time.monotonic() + 300
-    while not list(folder.glob(".bya-*.part/[0-9]*")):
+    while True:
+        try:
+            if list(folder.glob(".bya-*.part/[0-9]*")):
+                return
+        except FileNotFoundError:  # the folder was removed meanwhile
+            pass
         assert process.poll() is None and time.monotonic() < limit, process.communicate()
         time.sleep(0.002)
 

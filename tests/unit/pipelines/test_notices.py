@@ -83,7 +83,9 @@ def test_voices_are_not_matched_to_people_the_network_does_not_know(toy: ModelBu
     routed = set_router(scene, auto, toy, "auto")
     assert any("Voices were matched to faces" in notice for notice in routed.notices)
     characters = (scene.characters[0], Character("Bo", photograph()))
-    with pytest.raises(InputError, match=r'"auto" for Bo, but .* drawn puppets only.*provide the matrix.*reference_video'):
+    with pytest.raises(
+        InputError, match=r'"auto" for Bo, but .* drawn puppets only.*provide the matrix.*reference_video'
+    ):
         set_router(replace(scene, characters=characters), auto, toy, "auto")
 
 
