@@ -67,7 +67,8 @@ def parse_script(text: str, where: str = "the script") -> list[ScriptLine]:
     """Parse a script, see above.
 
     Raises:
-        InputError: No lines, too many, a line before the first name, or a cue that no line follows.
+        InputError: No lines, too many, a line before the first name, two cues before one line, or a
+            cue that no line follows.
     """
     lines: list[ScriptLine] = []
     names: dict[str, str] = {}
@@ -77,6 +78,9 @@ def parse_script(text: str, where: str = "the script") -> list[ScriptLine]:
         if not content or content.startswith("#"):
             continue
         if found := CUE.match(content):
+            if cue is not None:
+                problem = f"lines {cue[2]} and {number} of {where} are two cues before one line"
+                raise InputError(problem, "one cue before a line", "remove one of them")
             cue = (found["kind"].lower(), float(found["value"].replace(",", ".")), number)
             _check_seconds(cue[1], f"line {number} of {where}")
             continue

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bya_core.grid import TokenGrid
@@ -21,6 +22,8 @@ from bya_core.scene.types import Scene
 WIDTH = 0.5  # share of the full range of levels that the width of the picture covers: 7.7 dB at its edges
 MAX_DELAY = 1.2e-4  # seconds of the farther channel at the edges of the picture; more would color a mono mix
 _SMOOTH = 0.2  # seconds, standard deviation of a Gaussian
+BLOCK = 1 << 16  # samples that are placed at once
+_SPLINE = 64  # samples beside a block; those farther away change the interpolation by less than rounding does
 _SEEN = 1e-3  # smallest share of the tokens that a character covers where it has a position
 
 
@@ -36,22 +39,22 @@ def video_audio(scene: Scene, masks: Tensor, grid: TokenGrid, matrix: Tensor) ->
     Returns:
         ([channels, samples], sample rate in Hz); None if there is no speech.
     """
-    mono = mix_speeches(scene.sounds, scene.seconds)
-    if mono is None or not scene.sampling.spatial:
-        return mono
+    if not scene.sampling.spatial or all(sound is None for sound in scene.sounds):
+        return mix_speeches(scene.sounds, scene.seconds)
     positions = voice_positions(mask_centers(masks, grid, scene.num_frames, scene.fps), matrix.numpy())
-    rest = None
     rate = max(speech.sample_rate for speech in (*scene.speeches, *scene.sounds) if speech is not None)
     length = round(scene.seconds * rate)
-    voices = [None if each is None else _signal(each, rate, length) for each in scene.speeches]
-    if scene.sound is not None:  # what no turn of the dialogue contains stays in the middle
-        rest = _signal(scene.sound, rate, length) - sum((each for each in voices if each is not None), np.zeros(length))
-    mix = np.zeros((2, length)) if rest is None else np.stack([rest, rest])
-    for voice, position in zip(voices, positions, strict=True):
-        if voice is not None:
-            mix += place_voice(voice, position, rate, scene.fps)
-    stereo = torch.from_numpy(mix / max(1.0, float(np.abs(mix).max(initial=0.0)))).float()
-    return stereo, rate
+    mix = np.zeros((2, length), np.float32)
+    if scene.sound is not None:
+        mix += _signal(scene.sound, rate, length)
+    for speech, position in zip(scene.speeches, positions, strict=True):
+        if speech is not None:
+            voice = _signal(speech, rate, length)
+            if scene.sound is not None:  # what no turn of the dialogue contains stays in the middle
+                mix -= voice
+            add_voice(mix, voice, position, rate, scene.fps)
+    mix /= max(1.0, float(mix.max(initial=0.0)), -float(mix.min(initial=0.0)))
+    return torch.from_numpy(mix), rate
 
 
 def mask_centers(masks: Tensor, grid: TokenGrid, num_frames: int, fps: float) -> np.ndarray:
@@ -86,13 +89,14 @@ def voice_positions(centers: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return weights @ centers
 
 
-def place_voice(voice: np.ndarray, position: np.ndarray, rate: int, fps: float) -> np.ndarray:
-    """Stereo [2, S] of a mono voice.
+def add_voice(mix: np.ndarray, voice: np.ndarray, position: np.ndarray, rate: int, fps: float) -> None:
+    """Add a mono voice to a stereo mix in place, block by block, so that memory is bounded.
 
     The power of both channels together is twice that of the voice at every position, as of a mono voice on two
     channels.
 
     Args:
+        mix: [2, S].
         voice: [S].
         position: In each video frame [F], -1 (left) to 1 (right).
         rate: Sample rate in Hz.
@@ -100,20 +104,22 @@ def place_voice(voice: np.ndarray, position: np.ndarray, rate: int, fps: float) 
     """
     from scipy.ndimage import map_coordinates
 
-    samples = np.arange(len(voice))
-    place = np.clip(np.interp(samples / rate * fps, np.arange(len(position)), position), -1.0, 1.0)
-    angle = (1 + WIDTH * place) * math.pi / 4
-    channels = []
-    for gain, side in ((np.cos(angle), place), (np.sin(angle), -place)):
-        delay = np.maximum(side, 0.0) * MAX_DELAY * rate
-        heard = map_coordinates(voice, [samples - delay], order=3, mode="constant") if delay.any() else voice
-        channels.append(math.sqrt(2) * gain * heard)
-    return np.stack(channels)
+    margin = math.ceil(MAX_DELAY * rate) + _SPLINE
+    for start in range(0, len(voice), BLOCK):
+        samples = np.arange(start, min(start + BLOCK, len(voice)))
+        place = np.clip(np.interp(samples / rate * fps, np.arange(len(position)), position), -1.0, 1.0)
+        angle = (1 + WIDTH * place) * math.pi / 4
+        first = max(0, start - margin)
+        near = voice[first : start + BLOCK + margin].astype(np.float64)
+        for channel, gain, side in ((0, np.cos(angle), place), (1, np.sin(angle), -place)):
+            times = samples - first - np.maximum(side, 0.0) * MAX_DELAY * rate
+            heard = map_coordinates(near, [times], order=3, mode="constant")
+            mix[channel, start : start + BLOCK] += math.sqrt(2) * gain * heard
 
 
 def _signal(speech: PlacedSpeech, rate: int, length: int) -> np.ndarray:
-    """A speech as mono samples [length] at `rate` on the time axis of the video."""
+    """A speech as mono samples float32 [length] at `rate` on the time axis of the video."""
     last = max(0, math.ceil((length / rate - speech.offset + 1) * speech.sample_rate))
     mono = resample_mono(speech.waveform[:, :last], speech.sample_rate, rate)
-    placed = place(mono[None], rate, speech.offset, speech.gain)[0, :length].double().numpy()
-    return np.pad(placed, (0, length - len(placed)))
+    placed = place(mono[None], rate, speech.offset, speech.gain)[0, :length]
+    return F.pad(placed, (0, length - len(placed))).numpy()

@@ -72,6 +72,7 @@ def test_schedule_of_cues_and_gaps() -> None:
         ("Hello.", "line 1 of .* has no name"),
         ("A: Hi.\n(pause 1)\nand more", "line 3 of .* has no name"),
         ("A: Hi.\n(pause 1)", "cue without a line"),
+        ("A: Hi.\n(pause 1)\n\n(at 9)\nB: Ho.", "lines 2 and 4 of .* are two cues"),
         ("A: (nods)", "line 1 of .* has 0 letters"),
         ("A: x\n" * 1001, "1001 lines"),
         ("(at 99999)\nA: Hi.", "99999"),

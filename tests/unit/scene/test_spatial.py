@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from scipy.signal import butter, lfilter
 
 from bya_core.grid import TokenGrid
 from bya_core.io.media import mix_speeches
-from bya_core.scene.spatial import MAX_DELAY, mask_centers, place_voice, video_audio, voice_positions
+from bya_core.scene import spatial
+from bya_core.scene.spatial import MAX_DELAY, add_voice, mask_centers, video_audio, voice_positions
 from bya_core.scene.types import Character, Scene, Speech
 
 RATE, FPS, FRAMES = 16_000, 25.0, 49
@@ -42,6 +44,12 @@ def make_scene(*voices: np.ndarray | None, spatial: bool = True, sound: np.ndarr
     characters = [Character(f"C{n}", torch.rand(3, 16, 16)) for n in range(len(voices))]
     scene = Scene("", characters, [speech(voice) for voice in voices], 96, 160, FRAMES, sound=speech(sound))
     return replace(scene, sampling=replace(scene.sampling, spatial=spatial))
+
+
+def place_voice(voice: np.ndarray, position: np.ndarray, rate: int, fps: float) -> np.ndarray:
+    stereo = np.zeros((2, len(voice)))
+    add_voice(stereo, voice, position, rate, fps)
+    return stereo
 
 
 def levels(stereo: np.ndarray, parts: int = 12) -> np.ndarray:
@@ -121,3 +129,29 @@ def test_background_of_a_dialogue_stays_in_the_middle() -> None:
     measured = levels(stereo)
     assert (measured[:5] < -6).all() and np.abs(measured[7:]).max() < 0.1
     np.testing.assert_allclose(stereo[:, LENGTH // 2 + 10 :], np.stack([room, room])[:, LENGTH // 2 + 10 :], atol=1e-5)
+
+
+def test_blocks_do_not_change_the_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    voice, position = noise(8), np.sin(np.linspace(0, 9, FRAMES))
+    whole = place_voice(voice, position, RATE, FPS)
+    monkeypatch.setattr(spatial, "BLOCK", 777)
+    np.testing.assert_allclose(place_voice(voice, position, RATE, FPS), whole, atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_length() -> None:
+    voice = np.full(1_200_000, 0.1, np.float32)
+    mix = np.zeros((2, len(voice)), np.float32)
+    tracemalloc.start()
+    add_voice(mix, voice, np.array([-1.0, 1.0]), 48_000, 0.04)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6 < len(voice) * 8  # less than one array of its length
+
+
+def test_loud_voices_are_attenuated() -> None:
+    """The sum would clip: it is scaled as a whole, so that the voices keep their balance."""
+    audio, _ = video_audio(make_scene(5 * noise(9), noise(10)), column_masks([0] * 13, [9] * 13), GRID, torch.eye(2))
+    quiet, _ = video_audio(make_scene(0.5 * noise(9), 0.1 * noise(10)), column_masks([0] * 13, [9] * 13), GRID,
+                           torch.eye(2))  # fmt: skip
+    assert float(audio.abs().max()) == pytest.approx(1)
+    torch.testing.assert_close(audio / audio.abs().max(), quiet / quiet.abs().max(), atol=1e-4, rtol=0)
