@@ -37,6 +37,8 @@ DISTANCES = (
     *((61, 152), (291, 152), (61, 1), (291, 1)),
 )
 """Pairs of mesh points: lip heights, lip widths and the jaw, and the corners of the mouth to chin and nose."""
+EARLY, LATE = -4.6, 3.4
+"""Frames; -185 and +90 ms are acceptable (ITU-R BT.1359), and one frame may be mismeasured."""
 STILL_MOUTH = 0.004
 """`MouthTrack.movement` below which a mouth keeps still."""
 _EYES, _INNER_LIPS, _HEIGHTS = (33, 263), (13, 14), 6  # the first distances are heights
@@ -45,7 +47,10 @@ _FLOOR = 1e-4  # relative to the loud parts of a voice
 _SLOW, _SMOOTH, _EYE_SMOOTH = 10.0, 0.7, 5.0  # standard deviations of Gaussians in frames
 _MEMORY = 0.7  # autocorrelation of the residual from frame to frame
 _OFF_CENTER = 0.02  # cost of one frame of common offset, per mouth
+_OWN, _REACH = 0.04, 5  # cost of one frame of own offset beyond the first, and most frames
 _FEWEST = 12  # frames of overlap
+_LEAST_SPREAD = 0.05  # standard deviation of scores that only chance can explain
+_TIMES = 20  # by which a voice is moved for comparison
 
 
 @dataclass(frozen=True)
@@ -231,12 +236,16 @@ class LipSync:
         visible: frames in which the mouths are visible, bool [N, L].
         elsewhere: scores with the same voice moved by one second and more [N, M], high ones (80th percentile); 0 in
             clips below two seconds.
+        evidence: by how many standard deviations the score of each mouth with each voice exceeds its scores with the
+            other voices, and with all voices at other times [N, M]. Each mouth may have its own acceptable offset. NaN
+            in clips below two seconds.
     """
 
     scores: np.ndarray
     curves: np.ndarray
     local: np.ndarray
     elsewhere: np.ndarray
+    evidence: np.ndarray
     offset: int
     movement: np.ndarray
     opening: np.ndarray
@@ -283,18 +292,22 @@ def compare(
     fast = [voice - voice.mean(axis=0) for voice in voices]
     expected = [model.whiten(voice) for voice in fast]
     length = len(mouths[0].shape) if mouths else 0
+    pairs = list(np.ndindex(len(mouths), len(voices)))
     curves = np.zeros((len(mouths), len(voices), 2 * MAX_SHIFT + 1))
-    for n, mouth in enumerate(mouths):
-        for m in range(len(voices)):
-            curves[n, m] = _curve(seen[n], expected[m], mouth.visible)
+    for n, m in pairs:
+        curves[n, m] = _curves(seen[n], expected[m][None], mouths[n].visible)[0]
     offset, scores = _common_offset(curves)
-    elsewhere = np.zeros(scores.shape)
-    moves: Sequence[int] = []
-    if length >= 2 * FPS:
-        moves = np.unique(np.linspace(FPS, length - FPS, 20).round().astype(int)).tolist()
-    for n, m in np.ndindex(*elsewhere.shape):
-        away = [_curve(seen[n], np.roll(expected[m], move, axis=0), mouths[n].visible, 1).max() for move in moves]
-        elsewhere[n, m] = np.quantile(away, 0.8) if away else 0.0
+    elsewhere, evidence = np.zeros(scores.shape), np.full(scores.shape, np.nan)
+    if length >= 2 * FPS and pairs:
+        moves = np.unique(np.linspace(FPS, length - FPS, _TIMES).round().astype(int)).tolist()
+        moved = [np.stack([np.roll(voice, move, axis=0) for move in moves]) for voice in expected]
+        away = [
+            [_curves(mouth, voice, track.visible, _REACH) for voice in moved]
+            for mouth, track in zip(seen, mouths, strict=True)
+        ]
+        near = slice(_REACH - 1, _REACH + 2)
+        elsewhere = np.quantile(np.array(away)[..., near].max(axis=-1), 0.8, axis=2)
+        evidence = _evidence(curves, np.array(away), offset)
     offsets, local = _offsets(curves, offset), np.zeros((len(mouths), len(voices), length))
     for n, mouth in enumerate(mouths):
         for m in range(len(voices)):
@@ -305,6 +318,7 @@ def compare(
         curves,
         local,
         elsewhere,
+        evidence,
         offset,
         np.array([mouth.movement for mouth in mouths]),
         np.array([mouth.opening for mouth in mouths]).reshape(len(mouths), length),
@@ -312,19 +326,41 @@ def compare(
     )
 
 
-def _curve(seen: np.ndarray, expected: np.ndarray, visible: np.ndarray, reach: int = MAX_SHIFT) -> np.ndarray:
-    """Correlation of a mouth with a voice by offset [2 reach + 1]."""
-    length, curve = len(seen), np.zeros(2 * reach + 1)
+def _curves(seen: np.ndarray, expected: np.ndarray, visible: np.ndarray, reach: int = MAX_SHIFT) -> np.ndarray:
+    """Correlations of a mouth [L, D] with K voices [K, L, D] by offset [K, 2 reach + 1]."""
+    length, curves = len(seen), np.zeros((len(expected), 2 * reach + 1))
     for lag in range(-reach, reach + 1):
         late, early = max(lag, 0), max(-lag, 0)
         frames = visible[late : length - early] if late + early < length else visible[:0]
         if frames.sum() < _FEWEST:
             continue
-        mouth, voice = seen[late : length - early][frames], expected[early : length - late][frames]
-        mouth, voice = mouth - mouth.mean(axis=0), voice - voice.mean(axis=0)
-        norm = np.sqrt((mouth**2).sum() * (voice**2).sum())
-        curve[reach + lag] = (mouth * voice).sum() / max(norm, 1e-9) * np.sqrt(frames.sum() / visible.sum())
-    return curve
+        mouth, voices = seen[late : length - early][frames], expected[:, early : length - late][:, frames]
+        mouth, voices = mouth - mouth.mean(axis=0), voices - voices.mean(axis=1, keepdims=True)
+        norms = np.sqrt((mouth**2).sum() * np.einsum("kld,kld->k", voices, voices))
+        products = np.einsum("ld,kld->k", mouth, voices)
+        curves[:, reach + lag] = products / np.maximum(norms, 1e-9) * np.sqrt(frames.sum() / visible.sum())
+    return curves
+
+
+def _evidence(curves: np.ndarray, away: np.ndarray, offset: int) -> np.ndarray:
+    """`LipSync.evidence` [N, M].
+
+    Args:
+        curves: see `LipSync` [N, M, 2 MAX_SHIFT + 1].
+        away: those of voices at K other times [N, M, K, 2 _REACH + 1].
+        offset: common offset in frames.
+    """
+    relative = np.arange(-_REACH, _REACH + 1)
+    accepted = (np.abs(relative) <= 1) | ((offset + relative > EARLY) & (offset + relative < LATE))
+    cost = np.where(accepted, _OWN * np.maximum(np.abs(relative) - 1, 0), np.inf)
+    padded = np.pad(curves, ((0, 0), (0, 0), (_REACH, _REACH)), constant_values=-1.0)
+    scores = (padded[..., MAX_SHIFT + offset : MAX_SHIFT + offset + len(relative)] - cost).max(axis=2)
+    others = (away - cost).max(axis=3)
+    evidence = np.zeros(scores.shape)
+    for n, m in np.ndindex(*scores.shape):
+        rivals = np.concatenate([others[n].ravel(), np.repeat(np.delete(scores[n], m), others.shape[2] // 4)])
+        evidence[n, m] = (scores[n, m] - rivals.mean()) / max(rivals.std(), _LEAST_SPREAD)
+    return evidence
 
 
 def _offsets(curves: np.ndarray, common: int) -> np.ndarray:

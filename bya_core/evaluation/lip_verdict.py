@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bya_core.evaluation.lip_sync import FPS, STILL_MOUTH, LipSync
+from bya_core.evaluation.lip_sync import EARLY, FPS, LATE, STILL_MOUTH, LipSync
 from bya_core.evaluation.sync_metrics import failing_spans
 from bya_core.evaluation.verdict import LIPS, MouthScores
 
@@ -18,10 +18,10 @@ PASSED = 0.04  # smallest margin of the assigned voices
 FAILED = 0.075  # smallest margin of other voices with two people; more with more, one of whom may fit by chance
 LEAST_FAILED = 0.06  # smallest margin of others in long videos
 AROUND = 25  # frames without speech around it that are evidence, too
-FOLLOWS = 0.07  # smallest score of a mouth that follows a voice
-MIN_SPEECH = 25  # frames of a visible mouth and of its voice that are needed
+FOLLOWS = 0.07  # smallest score of a mouth that follows a voice, if it is the only one that speaks
+EVIDENCE, LEAST_EVIDENCE = 1.5, 0.0  # if several speak: smallest mean over the mouths, and smallest of one mouth
+MIN_SPEECH = 20  # frames of a visible mouth and of its voice that are needed
 CLEAR = 0.25  # difference of two voices for one mouth that needs no comparison with the other mouths
-EARLY, LATE = -4.6, 3.4  # frames; -185 and +90 ms are acceptable (ITU-R BT.1359), and one frame may be mismeasured
 SHIFT_SCORE, SHIFT_GAIN = 0.2, 0.08  # smallest score at a shift, and gain over no shift
 STILL, TALKING = 0.5, 0.8  # movement of listeners relative to speakers: below = still, above = moves
 LONGEST_SLIP = 0.6  # seconds; longer spans with another voice are not passed
@@ -87,6 +87,16 @@ class LipScores(MouthScores):
         people = np.sqrt(max(len(self._voices()), 2) / 2)
         return PASSED * short, max(LEAST_FAILED, FAILED * people * short**1.5)
 
+    def _joint_evidence(self) -> float:
+        """Mean evidence of all mouths that should speak; NaN if fewer than two do."""
+        voices = self._voices()
+        values = [
+            self.lips.evidence[k, own]
+            for k, own in enumerate(self.targets)
+            if own in voices and self.lips.movement[k] >= STILL_MOUTH and self.lips.visible[k].any()
+        ]
+        return float(np.mean(values)) if len(values) > 1 else float("nan")
+
     def _voices(self) -> list[int]:
         """Voices that can be heard."""
         return [m for m in range(len(self.speech)) if self.heard[m].sum() >= MIN_SPEECH]
@@ -136,7 +146,12 @@ class LipScores(MouthScores):
         if not np.isfinite(best) and len(self.scores) == 1:  # nothing to compare with but other times
             gain = value - float(self.lips.elsewhere[n, own])
         preferred = value >= float(self.lips.elsewhere[n, own]) or value - best >= 2 * passed
-        follows = value >= FOLLOWS and preferred and gain >= passed and best - value < CLEAR
+        joint = self._joint_evidence()
+        if np.isnan(joint):
+            follows = value >= FOLLOWS and preferred
+        else:
+            follows = joint >= EVIDENCE and float(self.lips.evidence[n, own]) >= LEAST_EVIDENCE
+        follows = follows and gain >= passed and best - value < CLEAR
         gains = shifted >= SHIFT_SCORE * (
             max(1.0, short) if alone else 1.0
         ) and shifted >= unshifted + SHIFT_GAIN * max(1.0, short)

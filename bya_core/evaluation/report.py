@@ -222,6 +222,7 @@ def _metrics(
             "offset": lips.offsets.tolist(),
             "common_offset": lips.offset,
             "other_times": _rounded(lips.elsewhere, 3),
+            "evidence": _rounded(lips.evidence, 2),
             "movement": _rounded(lips.movement, 5),
             "visible": _rounded(lips.visible.mean(axis=1), 3),
         }

@@ -122,8 +122,8 @@ class Evaluation:
             for start in range(0, max(1, shortest - length - abs(shift) + 1), STEP):
                 span = min(length, shortest - abs(shift))
                 first, heard = start + max(-shift, 0), start + max(shift, 0)
-                mouths = [_cut(person.mouth, first, first + span) for person in group]
-                waves = [person.waveform[heard * RATE // FPS : (heard + span) * RATE // FPS] for person in group]
+                mouths = [cut_mouth(person.mouth, first, first + span) for person in group]
+                waves = [cut_wave(person.waveform, heard, heard + span) for person in group]
                 yield group, mouths, waves, model
 
     def matching(self, count: int, length: int) -> tuple[float, float, int]:
@@ -150,7 +150,13 @@ def _compared(mouths: Sequence[MouthTrack], waves: Sequence[np.ndarray], model: 
     return compare(mouths, [model.predict(wave, len(mouths[0].shape)) for wave in waves], model)
 
 
-def _cut(mouth: MouthTrack, start: int, end: int) -> MouthTrack:
+def cut_wave(waveform: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Samples of the frames `start` to `end` of a waveform at 16 kHz."""
+    return waveform[start * RATE // FPS : end * RATE // FPS]
+
+
+def cut_mouth(mouth: MouthTrack, start: int, end: int) -> MouthTrack:
+    """The frames `start` to `end` of a mouth."""
     return MouthTrack(mouth.shape[start:end], mouth.visible[start:end])
 
 

@@ -12,11 +12,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,31 +19,37 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.io import wavfile
 from tyro.conf import Positional
 
 from bya_core.encoders.face.mesh import FaceMesh
 from bya_core.encoders.face.tracking import track_faces
 from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools
-from bya_core.evaluation.lip_sync import FPS, RATE, compare, load_lip_sync
+from bya_core.evaluation.lip_sync import FPS, RATE, LipSyncModel, MouthTrack, compare, load_lip_sync
 from bya_core.evaluation.lip_verdict import LipScores
 from bya_core.evaluation.speakers import find_speakers_in
 from bya_core.evaluation.verdict import speech_loudness
 from bya_core.evaluation.video_file import measure_file
 from bya_core.io.atomic import write_json, write_text
-from bya_core.io.media import read_audio, read_video
-from bya_core.io.video_writer import write_video
+from bya_core.io.media import read_video
 from bya_core.scene.types import Speech
 from training.benchmark.tables import markdown_table
 from training.command_line import OutputPath, run_command
-from training.lip_sync.__main__ import CLIPS, LENGTHS, Evaluation, Person, fit_model, read_person
+from training.lip_sync.__main__ import (
+    CLIPS,
+    LENGTHS,
+    Evaluation,
+    Person,
+    cut_mouth,
+    cut_wave,
+    fit_model,
+    read_person,
+)
 
 log = logging.getLogger(__name__)
 
-SECONDS, HEIGHT, WIDTH = 10, 720, 1280
 GOOD = ("own", "still")
+UNRELATED = 200  # random groups whose mouths follow no voice
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,13 @@ class Arguments:
     Args:
         folder: of the clips, with manifest.json.
         output: folder for clips.md and clips.json.
-        groups: also judge all groups of 2 and 3 people of the sources, in windows of 3 s and 49 frames.
-        speed: also measure the time and CPU time of a report on 10 s of 720p with two people.
+        groups: also judge all groups of 2 and 3 people of the sources, in windows of 3 s and 49 frames, and groups
+            whose mouths follow no voice.
     """
 
     folder: Positional[Path]
     output: OutputPath
     groups: bool = True
-    speed: bool = True
 
 
 @dataclass(frozen=True)
@@ -152,62 +152,50 @@ def turns(folder: Path, name: str, clip: dict[str, Any], tools: FaceTools) -> Sh
 
 
 def groups(people: Sequence[Person]) -> Iterator[Share]:
-    """Reports on all groups of 2 and 3 people who speak at once, with their own voices and with swapped ones."""
+    """Reports on groups of 2 and 3 people who speak at once, with right, swapped and unrelated voices."""
     evaluation = Evaluation(people, fit_model)
     for count, length in itertools.product((2, 3), LENGTHS):
-        tables: dict[str, list[bool | None]] = {"right": [], "swapped": []}
+        tables: dict[str, list[bool | None]] = {"right": [], "swapped": [], "unrelated": []}
+        order = np.arange(count)
         for _, mouths, waves, model in evaluation.windows(count, length):
-            lips = compare(mouths, [model.predict(wave, length) for wave in waves], model)
-            speeches = [Speech(torch.from_numpy(np.float32(wave))[None], RATE) for wave in waves]
-            loudness = np.stack([speech_loudness(speech, len(mouths[0].shape), FPS) for speech in speeches])
-            for kind, targets in (("right", np.arange(count)), ("swapped", np.roll(np.arange(count), 1))):
-                scores = LipScores(lips, loudness, targets, FPS)
-                names = [str(n) for n in range(count)]
-                verdicts = [scores.verdict(n, names[n], names)[0] for n in range(count)]
-                tables[kind].append(
-                    None
-                    if "unclear" in verdicts and set(verdicts) <= {"unclear", *GOOD}
-                    else set(verdicts) <= set(GOOD)
-                )
+            tables["right"].append(verdict(mouths, waves, order, model))
+            tables["swapped"].append(verdict(mouths, waves, np.roll(order, 1), model))
+        for mouths, waves, model in unrelated(evaluation, count, length):
+            tables["unrelated"].append(verdict(mouths, waves, order, model))
         for kind, passed in tables.items():
             for result, words in ((True, "passed"), (False, "failed")):
                 name = f"{count} people, {length} frames, {kind} voices: {words}"
                 yield Share(name, sum(each is result for each in passed), len(passed))
 
 
-def report_seconds(folder: Path, manifest: dict[str, Any]) -> tuple[float, float]:
-    """Time and CPU time of `bya report` on a two-person clip, repeated and enlarged to 10 s of 720p; 2 threads."""
-    name, clip = next((name, clip) for name, clip in manifest["videos"].items() if clip["kind"] == "n2")
-    frames, fps = read_video(folder / name)
-    count = round(SECONDS * fps)
-    with tempfile.TemporaryDirectory() as temporary:
-        video = Path(temporary) / "video.mp4"
-        large = F.interpolate(frames.permute(0, 3, 1, 2).float(), (HEIGHT, WIDTH), mode="bilinear").round().byte()
-        large = large.permute(0, 2, 3, 1)
-        write_video(video, (large[f % len(large)] for f in range(count)), fps)
-        scene = json.loads((folder / clip["scene"]).read_text(encoding="utf-8"))
-        for n, character in enumerate(scene["characters"]):
-            base = (folder / clip["scene"]).parent
-            character["image"] = str((base / character["image"]).resolve())
-            wave, rate = read_audio(base / character["speech"])
-            wave = wave.mean(dim=0)[: round(len(frames) / fps * rate)].repeat(SECONDS)[: SECONDS * rate]
-            wavfile.write(Path(temporary) / f"{n}.wav", rate, wave.numpy())
-            character["speech"] = f"{n}.wav"
-        write_json(Path(temporary) / "scene.json", scene)
-        command = [sys.executable, "-m", "bya_core", "report", str(video), "--scene", f"{temporary}/scene.json"]
-        threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads use no CPU time
-        started, used = time.perf_counter(), _children_cpu()
-        done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
-        seconds, used = time.perf_counter() - started, _children_cpu() - used
-    if done.returncode not in (0, 3, 4):
-        raise RuntimeError(done.stderr)
-    return seconds, used
+def verdict(
+    mouths: Sequence[MouthTrack], waves: Sequence[np.ndarray], targets: np.ndarray, model: LipSyncModel
+) -> bool | None:
+    """Whether the report passes; None = inconclusive."""
+    length = len(mouths[0].shape)
+    lips = compare(mouths, [model.predict(wave, length) for wave in waves], model)
+    speeches = [Speech(torch.from_numpy(np.float32(wave))[None], RATE) for wave in waves]
+    loudness = np.stack([speech_loudness(speech, length, FPS) for speech in speeches])
+    scores = LipScores(lips, loudness, targets, FPS)
+    names = [str(n) for n in range(len(mouths))]
+    verdicts = {scores.verdict(n, name, names)[0] for n, name in enumerate(names)}
+    return None if "unclear" in verdicts and verdicts <= {"unclear", *GOOD} else verdicts <= set(GOOD)
 
 
-def _children_cpu() -> float:
-    """CPU time of the finished subprocesses in seconds."""
-    times = os.times()
-    return times.children_user + times.children_system
+def unrelated(
+    evaluation: Evaluation, count: int, length: int
+) -> Iterator[tuple[list[MouthTrack], list[np.ndarray], LipSyncModel]]:
+    """Mouths of `count` people with the voices of as many others, at random; the model has not seen the mouths."""
+    rng, people = np.random.default_rng(0), evaluation.people
+    if len(people) < 2 * count:
+        return
+    for _ in range(UNRELATED):
+        drawn = [people[k] for k in rng.permutation(len(people))[: 2 * count]]
+        starts = [int(rng.integers(max(1, person.length - length + 1))) for person in drawn]
+        span = min(length, *(person.length for person in drawn))
+        mouths = [cut_mouth(p.mouth, k, k + span) for p, k in zip(drawn[:count], starts, strict=False)]
+        waves = [cut_wave(p.waveform, k, k + span) for p, k in zip(drawn[count:], starts[count:], strict=True)]
+        yield mouths, waves, evaluation.fit(frozenset(p.name for p in drawn[:count] if p.trained))
 
 
 def main(arguments: Arguments) -> None:
@@ -230,10 +218,6 @@ def main(arguments: Arguments) -> None:
     if arguments.groups:
         table += groups([*trained, *others])
     rows = [share.row for share in table]
-    if arguments.speed:
-        seconds, used = report_seconds(folder, manifest)
-        rows.append(["report on 10 s of 720p, two people: CPU time", f"{used:.1f} s", "-"])
-        rows.append(["the same: time with 2 threads", f"{seconds:.1f} s", "-"])
     page = markdown_table(["measure", "cases", "share"], rows) + "\n"
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output / "clips.json", results)

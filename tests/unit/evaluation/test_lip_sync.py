@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import combinations
 
@@ -101,6 +102,32 @@ def test_verdicts() -> None:
     assert verdicts(listener, people, [0, 1])[1] == "silent", "has a voice, but keeps still"
     talks = compare_people([still(), track(people[0])], people[:1], *people)
     assert verdicts(talks, people[:1], [0, -1]) == ["silent", "moves"]
+
+
+def test_evidence_decides_on_videos_in_which_several_people_speak() -> None:
+    people = ["brbk7n", "lrwp9a"]
+    right = compare_people([track(name) for name in people], people, *people)
+    assert np.diag(right.evidence).min() > 2 and right.evidence[0, 1] < 1
+    nobody = np.where(
+        np.eye(2), 0.1, right.evidence
+    )  # the scores are as good as before, but so they are at other times
+    assert verdicts(replace(right, evidence=nobody), people, [0, 1]) == ["unclear", "unclear"]
+    one = np.where(np.diag([0, 1]), -0.5, right.evidence)
+    assert verdicts(replace(right, evidence=one), people, [0, 1]) == ["own", "unclear"]
+
+
+def test_own_offset_counts_as_evidence_if_it_is_acceptable() -> None:
+    """The mouth of one of two people is 4 frames early, or 8."""
+    people = ["brbk7n", "lrwp9a"]
+    model = model_without(*people)
+
+    def evidence(early: int) -> float:
+        waves = [read_clip(people[0])[1], np.roll(read_clip(people[1])[1], early * 640)]
+        result = compare([track(name) for name in people], [model.predict(wave, LENGTH) for wave in waves], model)
+        assert abs(result.offset) <= 1
+        return float(result.evidence[1, 1])
+
+    assert evidence(4) > 1.5 > evidence(8)
 
 
 def test_wrong_person_for_a_moment() -> None:
