@@ -16,6 +16,7 @@ Scheduler = Literal["dpm", "ddim"]
 Preset = Literal["exact", "balanced", "fast"]
 RouterMode = Literal["intra", "pre", "post", "manual"]
 Region = Literal["box", "head"]
+DubRegion = Literal["mouth", "head", "given"]
 Segmenter = Literal["self", "sam2"]
 BackgroundAudio = Literal["model", "all", "none"]
 
@@ -201,6 +202,37 @@ class RouterConfig:
             "speech, model is what the model was trained with."
         ),
     ] = "model"
+
+
+@validated
+class DubConfig:
+    """Which part of existing footage is generated again for a new voice, see `bya_core.pipelines.dub`."""
+
+    region: Annotated[
+        DubRegion,
+        Field(
+            description="What is generated again of each character with a new voice: mouth and jaw, the whole head, or "
+            "the given masks."
+        ),
+    ] = "mouth"
+    feather: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=500,
+            description="Width of the soft border around the region, in pixels of the film. Outside of it every pixel "
+            "stays as it is.",
+        ),
+    ] = 4
+    strength: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Fraction of the denoising steps that are run. 1 starts from noise, lower values keep more of "
+            "what the film shows in the region.",
+        ),
+    ] = 1.0
 
 
 @validated

@@ -330,6 +330,7 @@ class _Job:
             sound=None,
             first_frame=first,
             num_frames=window.frames,
+            footage=scene.footage and scene.footage.part(window.start, window.stop),
             mask_control=scene.mask_control and scene.mask_control.latent_frames(window.latent),
             sampling=replace(scene.sampling, seed=seed),
             notices=(),

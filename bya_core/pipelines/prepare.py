@@ -18,7 +18,7 @@ from bya_core.io.media import fit_image, speech_signal
 from bya_core.pipelines.assignment import with_audio_assignment
 from bya_core.progress import ProgressTracker
 from bya_core.sampling import Conditions, Prepared
-from bya_core.scene.types import Character, Scene, Speech, prompt_at
+from bya_core.scene.types import Character, Footage, Scene, Speech, prompt_at
 from bya_core.weights.bundle import ModelBundle
 
 MARGIN = 1.0  # seconds of speech after the end of the video that are encoded with it
@@ -79,7 +79,18 @@ def prepare(
             speech_strength=None if scene.speech_strength is None else scene.speech_strength[None],
             inflate_audio_masks=BACKGROUND_AUDIO[scene.routing.background_audio],
         )
+        if scene.footage is not None:
+            conditions = with_footage(conditions, scene.footage, grid, model)
     return Prepared(scene, grid, conditions)
+
+
+def with_footage(conditions: Conditions, footage: Footage, grid: TokenGrid, model: ModelBundle) -> Conditions:
+    """Conditions of a run that generates only a region of existing frames: the latents of all other cells are known."""
+    video = rearrange(footage.frames, "f h w c -> 1 c f h w").to(model.device, model.dtype) / 127.5 - 1
+    latents = model.codec.encode(video)
+    cells = TokenGrid(grid.frames, latents.shape[3], latents.shape[4], 1, grid.space_factor, grid.time_factor)
+    generated = cells.pixels_to_tokens(footage.region.float()) > 0
+    return replace(conditions, known_latents=latents, known_mask=~generated, start=1 - footage.strength)
 
 
 def input_notices(scene: Scene, model: ModelBundle) -> Iterator[str]:

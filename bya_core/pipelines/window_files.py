@@ -257,7 +257,8 @@ def _feed(digest: Any, value: Any) -> None:
     """Hash a value of any type in a scene, except `VARIABLE` fields."""
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        whole = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # also of expanded tensors
+        digest.update(whole.reshape(-1).view(torch.uint8).numpy())
     elif is_dataclass(value):
         for field in fields(value):
             if field.name not in VARIABLE:

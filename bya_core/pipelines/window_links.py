@@ -31,7 +31,8 @@ def carry_over(
     """
     conditions, frames = prepared.conditions, prepared.grid.frames
     known = torch.zeros(frames, dtype=torch.bool)
-    latents = torch.zeros(1, *conditions.latent_shape)
+    given, fixed = conditions.known_latents, conditions.known_mask  # of footage
+    latents = torch.zeros(1, *conditions.latent_shape) if given is None else given.float().cpu()
     masks = torch.zeros(conditions.characters, *prepared.grid.shape)
     if previous is not None and conditions.first_frame_latents is not None:
         lead = window.latent_lead
@@ -47,7 +48,8 @@ def carry_over(
         return prepared
     strength = known.float().expand(conditions.characters, -1)
     control = MaskControl(masks, strength, end_percent=torch.tensor(OVERRIDE_END))
-    conditions = replace(conditions, known_latents=latents, known_mask=known, mask_control=control)
+    known_mask = known if fixed is None else fixed.cpu() | known[:, None, None]
+    conditions = replace(conditions, known_latents=latents, known_mask=known_mask, mask_control=control)
     return replace(prepared, conditions=conditions)
 
 

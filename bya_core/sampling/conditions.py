@@ -36,8 +36,10 @@ class Conditions:
         mask_control: masks that override the router's; None = the router decides.
         speech_strength: [1, N], scale of the speech output per character; None = 1, as in training.
         inflate_audio_masks: whether background tokens attend to every speech; None = as in training.
-        known_latents: clean latents of frames carried over from the previous window [1, T, C, H, W]; None = none.
-        known_mask: bool [T], the latent frames of `known_latents` that are fixed.
+        known_latents: clean latents [1, T, C, H, W] that are known: frames carried over from the previous window, or
+            footage; None = none.
+        known_mask: bool [T] or [T, H, W], the latent frames or cells of `known_latents` that are fixed.
+        start: fraction of the steps that are skipped: the run starts from noisy `known_latents`; 0 = from noise.
     """
 
     text: Tensor
@@ -55,6 +57,7 @@ class Conditions:
     inflate_audio_masks: bool | None = None
     known_latents: Tensor | None = None
     known_mask: Tensor | None = None
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("canvas_latents", "first_frame_latents", "known_latents"):

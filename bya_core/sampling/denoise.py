@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,13 +118,18 @@ def denoise(
     device = next(transformer.parameters()).device
     generator = generator or torch.Generator("cpu").manual_seed(config.seed)
     timesteps = schedulers.retrieve_timesteps(scheduler, config.steps)
+    known = _known_latents(conditions, config.seed, device)
     state = state or _initial_state(conditions, latents, generator, config.steps)
     if state.total != config.steps:
         raise InputError(f"a state of a run of {state.total} steps", f"{config.steps} steps", "use the same number")
     generator.set_state(state.generator)
     x, x0 = state.latents.to(device, torch.float32), state.previous_x0
     x0 = None if x0 is None else x0.to(device)
-    known = _known_frames(conditions, config.seed, device)
+    if state.step == 0 and known is not None and (skipped := _skipped(conditions, config.steps)):
+        clean, noise, _ = known
+        x = scheduler.add_noise(clean, noise, torch.tensor([timesteps[skipped]], device=device))
+        state = replace(state, step=skipped)
+        reset_step_cache(transformer)
     masks, completed = None, state.step
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     if state.step == 0:
@@ -165,8 +170,13 @@ def _initial_state(conditions: Conditions, latents: Tensor | None, generator: Ge
     return DenoiseState(0, total, latents, None, generator.get_state())
 
 
-def _known_frames(conditions: Conditions, seed: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Clean latents [1, T, C, H, W], their noise and the fixed frames, bool [T, 1, 1, 1]; None without known frames.
+def _skipped(conditions: Conditions, steps: int) -> int:
+    """Number of steps that are not run."""
+    return min(round(conditions.start * steps), steps - 1)
+
+
+def _known_latents(conditions: Conditions, seed: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Clean latents [1, T, C, H, W], their noise and the fixed cells, bool [T, 1, H or 1, W or 1]; None without them.
 
     The noise depends on the seed alone, so that runs can be interrupted and resumed.
     """
@@ -174,4 +184,5 @@ def _known_frames(conditions: Conditions, seed: int, device: torch.device) -> tu
         return None
     latents = conditions.known_latents.to(device, torch.float32)
     noise = torch.randn(latents.shape, generator=Generator("cpu").manual_seed(seed)).to(device)
-    return latents, noise, conditions.known_mask.to(device)[:, None, None, None]
+    fixed = conditions.known_mask.to(device)
+    return latents, noise, fixed[:, None] if fixed.ndim == 3 else fixed[:, None, None, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -90,6 +90,35 @@ class PromptSpan:
 
 
 @dataclass(frozen=True)
+class Footage:
+    """An existing video of which a part is generated again.
+
+    Args:
+        frames: uint8 [F, H, W, 3], in the size, length and frame rate of the scene.
+        region: bool [F, H, W], the pixels that are generated; all others stay as they are.
+        strength: In 0..1, the fraction of the denoising steps that are run; 1 starts from noise.
+
+    Raises:
+        InputError: Frames and region of different sizes, or a strength out of range.
+    """
+
+    frames: Tensor
+    region: Tensor
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if tuple(self.region.shape) != tuple(self.frames.shape[:3]):
+            problem = f"a region of shape {list(self.region.shape)} for footage of {list(self.frames.shape)}"
+            raise InputError(problem, f"{list(self.frames.shape[:3])}", "draw it for the same frames")
+        if not 0 < self.strength <= 1:
+            raise InputError(f"a strength of {self.strength:g}", "more than 0, at most 1", "correct it")
+
+    def part(self, start: int, stop: int) -> Footage:
+        """The frames from `start` to `stop`."""
+        return replace(self, frames=self.frames[start:stop], region=self.region[start:stop])
+
+
+@dataclass(frozen=True)
 class Scene:
     """The input of `generate`.
 
@@ -118,6 +147,8 @@ class Scene:
         reference_video: Video of the characters saying the speeches, from which bind "auto" takes who speaks; None
             matches voices to the reference images.
         force: Accept reference images of a kind that the model was not trained on.
+        footage: Video of which only a part is generated; None generates all. The characters' masks are given then
+            (router mode "manual").
 
     Raises:
         InputError: No characters, duplicate names, or fields that do not match.
@@ -145,6 +176,7 @@ class Scene:
     first_frame_fit: FrameFit = "crop"
     reference_video: Video | None = None
     force: bool = False
+    footage: Footage | None = None
 
     def __post_init__(self) -> None:
         names = self.names
@@ -174,6 +206,13 @@ class Scene:
         if self.speech_strength is not None and not _within(self.speech_strength, 2):
             problem = f"speech strengths {self.speech_strength.tolist()}"
             raise InputError(problem, "values in 0..2", "correct the speech strengths")
+        if self.footage is not None:
+            size, expected_size = tuple(self.footage.region.shape), (self.num_frames, self.height, self.width)
+            if size != expected_size:
+                raise InputError(f"footage of {list(size)}", f"{list(expected_size)}", "scale it to the scene")
+            if self.routing.mode != "manual":
+                problem = f'footage with router mode "{self.routing.mode}"'
+                raise InputError(problem, 'router mode "manual"', "give the masks of the characters in the footage")
         for one, other in pairwise(sorted(self.prompts, key=lambda span: span.start)):
             if other.start < one.end:
                 problem = f"prompts from {one.start:g} to {one.end:g} s and from {other.start:g} to {other.end:g} s"
