@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .best_take import BestTake
 from .characters import AudioEncode, Cast, FaceEncode
 from .demo import LoadDemo
 from .host import add_demo_files, register_folder
@@ -26,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     EmbeddingRouter,
     MaskRefine,
     Sampler,
+    BestTake,
     MaskOverlay,
     SelectCharacterMask,
     BindingReport,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -38,27 +39,14 @@ class Sampler(io.ComfyNode):
                 widget(SamplingConfig, "preset", optional=True),
                 widget(SamplingConfig, "spatial", optional=True),
             ],
-            outputs=[
-                io.Image.Output("frames", tooltip="All video frames."),
-                io.Video.Output("video", tooltip="Frames with the original voices. Connect to Save Video."),
-                io.Audio.Output("audio", tooltip="All voices, as long as the video."),
-                io.Mask.Output(
-                    "masks",
-                    tooltip="Masks of the last step: characters x latent frames, first character first.",
-                ),
-                io.Float.Output("fps", tooltip="Frames per second, always 25."),
-                io.String.Output(
-                    "report",
-                    tooltip="Coverage per character, time per stage, whether each mouth follows its voice, notices.",
-                ),
-            ],
+            outputs=video_outputs(),
         )
 
     @classmethod
     @host.plain_errors
     def execute(cls, routing: types.RoutingValue, preset: Preset = "exact", spatial: bool = False) -> io.NodeOutput:
         from bya_core.pipelines.generate import sample
-        from bya_core.pipelines.interactive import masks_to_images, sample_windows, video_summary, window_routing
+        from bya_core.pipelines.interactive import sample_windows, window_routing
         from bya_core.progress import ProgressTracker
 
         routing = routing.with_sampling(preset, spatial)
@@ -71,17 +59,52 @@ class Sampler(io.ComfyNode):
                 before = routing.before or routing.whole
                 resume = window_routing(routing.number - 1, routing.routing, before)
                 result = sample_windows(routing.whole, model.bundle, host.temporary_folder(), callback, resume=resume)
-        frames, audio = convert.images(result.frames), convert.audio(result.audio, scene.seconds)
-        video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
-        masks = masks_to_images(result.masks, result.grid)
-        panel, findings = _panel(result, scene, model)
-        try:
-            panel["video"] = host.temporary_video(video)
-        except OSError as error:  # the folder of temporary files is full: the outputs are complete without the panel
-            log.warning("The video is not shown on the node: %s", error)
-        summary = f"{video_summary(routing.names, result)}\n{findings}".strip()
-        shown = {"bya_binding": [panel], **results.notices(result.notices, scene.notices)}
-        return io.NodeOutput(frames, video, audio, masks, scene.fps, summary, ui=shown)
+        outputs, shown = video_results(result, scene, model, scene.notices)
+        return io.NodeOutput(*outputs, ui=shown)
+
+
+def video_outputs() -> list[Any]:
+    """Outputs of a node that generates a video."""
+    return [
+        io.Image.Output("frames", tooltip="All video frames."),
+        io.Video.Output("video", tooltip="Frames with the original voices. Connect to Save Video."),
+        io.Audio.Output("audio", tooltip="All voices, as long as the video."),
+        io.Mask.Output(
+            "masks",
+            tooltip="Masks of the last step: characters x latent frames, first character first.",
+        ),
+        io.Float.Output("fps", tooltip="Frames per second, always 25."),
+        io.String.Output(
+            "report",
+            tooltip="Coverage per character, time per stage, whether each mouth follows its voice, notices.",
+        ),
+    ]
+
+
+def video_results(
+    result: Video, scene: Scene, model: host.HostModel, known: Sequence[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Values of `video_outputs`, and the binding panel and notices that are shown on the node.
+
+    Args:
+        result: The video.
+        scene: Its scene.
+        model: Its model.
+        known: Notices that were shown before.
+    """
+    from bya_core.pipelines.interactive import masks_to_images, video_summary
+
+    frames, audio = convert.images(result.frames), convert.audio(result.audio, scene.seconds)
+    video = convert.video(frames, audio if result.audio is not None else None, scene.fps)
+    masks = masks_to_images(result.masks, result.grid)
+    panel, findings = _panel(result, scene, model)
+    try:
+        panel["video"] = host.temporary_video(video)
+    except OSError as error:  # the folder of temporary files is full: the outputs are complete without the panel
+        log.warning("The video is not shown on the node: %s", error)
+    summary = f"{video_summary(scene.names, result)}\n{findings}".strip()
+    shown = {"bya_binding": [panel], **results.notices(result.notices, known)}
+    return (frames, video, audio, masks, scene.fps, summary), shown
 
 
 def _panel(result: Video, scene: Scene, model: host.HostModel) -> tuple[dict[str, Any], str]:

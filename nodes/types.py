@@ -78,11 +78,8 @@ class RoutingValue:
     def with_sampling(self, preset: Preset, spatial: bool) -> RoutingValue:
         """The same, sampled with another preset, and with stereo placement of the voices or without."""
 
-        def update(scene: CoreScene) -> CoreScene:
-            return replace(scene, sampling=replace(scene.sampling, preset=preset, spatial=spatial))
-
-        prepared = replace(self.prepared, scene=update(self.prepared.scene))
-        return replace(self, prepared=prepared, whole=self.whole and update(self.whole))
+        prepared = replace(self.prepared, scene=with_sampling(self.prepared.scene, preset, spatial))
+        return replace(self, prepared=prepared, whole=self.whole and with_sampling(self.whole, preset, spatial))
 
     @property
     def names(self) -> list[str]:
@@ -107,3 +104,8 @@ class RoutingValue:
         if images.shape[0] in (count * whole.frames, count * whole.video_frames):
             grid = whole
         return images_to_masks(images, grid, count), grid
+
+
+def with_sampling(scene: CoreScene, preset: Preset, spatial: bool) -> CoreScene:
+    """The scene with the settings of the sampler."""
+    return replace(scene, sampling=replace(scene.sampling, preset=preset, spatial=spatial))

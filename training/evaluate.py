@@ -10,6 +10,7 @@ r"""Evaluate a model.
     python training/evaluate.py --suite folder --data VIDEOS --output results
     python training/evaluate.py --suite refinement --model toy --json refinement.json
     python training/evaluate.py --suite pictures --model toy --json pictures.json --characters mixed
+    python training/evaluate.py --suite takes --model toy --json takes.json --scenes 16 --frames 49
     python training/evaluate.py --suite long --model toy --scenes 2 --json long.json --work-dir windows
     python training/evaluate.py --suite puppets --model toy --lora runs/lora/final/pytorch_lora_weights.safetensors:0.8
     python training/evaluate.py --row table3-ours --data BENCHMARK --output results/table3

@@ -182,7 +182,7 @@ class Generate:
     def _takes(self, scene: Scene, bundle: ModelBundle, selection: Selection, callback: ProgressBar) -> Takes:
         """All takes; what they cost at most is shown first, and the files are checked."""
         from bya_core.io.outputs import check_distinct, check_output
-        from bya_core.pipelines.takes import check_takes, generate_takes, takes_cost
+        from bya_core.pipelines.takes import check_takes, cost_text, generate_takes
 
         check_takes(scene, bundle)
         numbers = range(selection.takes if selection.keep > 1 else 0)
@@ -190,12 +190,7 @@ class Generate:
         for path in beside:
             check_output(path, (".mp4",), "the take")
         check_distinct([self.output, *filter(None, vars(self.files).values()), *beside])
-        calls, single = takes_cost(scene, selection)
-        kept = f"the best {selection.keep} finished" if selection.keep > 1 else "the best finished"
-        callback.stage(
-            f"{selection.takes} takes, {kept}: at most {calls} transformer calls, "
-            f"{calls / single:.1f} times those of one video"
-        )
+        callback.stage(cost_text(scene, selection))
         return generate_takes(scene, bundle, selection, callback)
 
     def _beside(self, seed: int) -> Path:

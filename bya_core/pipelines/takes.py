@@ -22,8 +22,11 @@ from bya_core.pipelines.long_video import plan
 from bya_core.pipelines.prepare import prepare
 from bya_core.pipelines.sample import Video, sample
 from bya_core.progress import ProgressCallback, ProgressTracker
+from bya_core.routing import Routing
 from bya_core.routing.intra import ProbedTake, max_probe_steps, probe_takes
+from bya_core.routing.layout import LayoutScore
 from bya_core.routing.route import postprocess_masks
+from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
@@ -86,6 +89,11 @@ class Take:
         steps = (((self.bound or 0.0) - (self.failed or 0.0), 0.01), (self.margin, 0.1), (self.identity, 0.02))
         return (*(round((value or 0.0) / step) for value, step in steps), self.sharpness or 0.0)
 
+    @property
+    def layout(self) -> LayoutScore:
+        """Score of the masks; its character indices are 0, 1 and so on, only their number counts."""
+        return LayoutScore(tuple(range(len(self.missing))), self.confidence, self.overlap)
+
     def row(self) -> dict[str, Any]:
         """The take for JSON."""
         return {**self.__dict__, "missing": list(self.missing)}
@@ -99,11 +107,14 @@ class Takes:
         rows: all takes, the best first.
         videos: those that were finished, in the same order.
         calls: transformer calls of all takes.
+        prepared, routing: of the best take, such as to edit its masks and sample it again.
     """
 
     rows: tuple[Take, ...]
     videos: tuple[Video, ...]
     calls: int
+    prepared: Prepared
+    routing: Routing
 
     def table(self) -> str:
         """All takes as text, the best first."""
@@ -124,6 +135,14 @@ def takes_cost(scene: Scene, selection: Selection) -> tuple[int, int]:
     steps = scene.sampling.steps
     probe = max_probe_steps(scene.routing.probe, steps)
     return selection.takes * probe + selection.keep * (steps - probe), steps
+
+
+def cost_text(scene: Scene, selection: Selection) -> str:
+    """The largest cost of a selection in words."""
+    calls, single = takes_cost(scene, selection)
+    kept = f"the best {selection.keep} finished" if selection.keep > 1 else "the best finished"
+    times = f"{calls / single:.1f} times those of one video"
+    return f"{selection.takes} takes, {kept}: at most {calls} transformer calls, {times}"
 
 
 def check_takes(scene: Scene, model: ModelBundle) -> None:
@@ -161,17 +180,19 @@ def generate_takes(
     if scene.mask_control is not None and scene.mask_control.is_active:  # acts while the router denoises
         prepared = replace(prepared, conditions=replace(prepared.conditions, mask_control=scene.mask_control))
     probed = probe_takes(prepared, model, tracker)
-    finished: list[tuple[Take, Video]] = []
+    finished: list[tuple[Take, Video, Prepared, Routing]] = []
     tools = None if model.meter is not None else replace(FaceTools.load(), sync=None, notices=())
     for take in probed[: selection.keep]:
         own = replace(prepared, scene=_with_seed(prepared.scene, take.seed))
-        video = sample(own, postprocess_masks(take.routing, own.scene), model, tracker)
+        routing = postprocess_masks(take.routing, own.scene)
+        video = sample(own, routing, model, tracker)
         with tracker.stage("Measuring binding"):
             report = measure_video(video, own.scene, model.meter, tools=tools, identity=True)
-        finished.append((_finished(take, scene, report, video.frames), video))
-    finished.sort(key=lambda pair: pair[0].rank, reverse=True)
-    rows = (*(take for take, _ in finished), *(_row(take, scene) for take in probed[selection.keep :]))
-    return Takes(rows, tuple(video for _, video in finished), sum(take.calls for take in rows))
+        finished.append((_finished(take, scene, report, video.frames), video, own, routing))
+    finished.sort(key=lambda entry: entry[0].rank, reverse=True)
+    made, videos, conditions, routings = zip(*finished, strict=True)
+    rows = (*made, *(_row(take, scene) for take in probed[selection.keep :]))
+    return Takes(rows, videos, sum(take.calls for take in rows), conditions[0], routings[0])
 
 
 def _with_seed(scene: Scene, seed: int) -> Scene:

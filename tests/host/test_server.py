@@ -14,8 +14,8 @@ from tests.host.setup import ROOT
 
 pytestmark = pytest.mark.host
 NODES = [
-    "AudioEncode", "BindingReport", "Cast", "EmbeddingRouter", "FaceEncode", "LoadDemo", "LoadLora", "Loader",
-    "MaskOverlay", "MaskRefine", "Preflight", "Sampler", "Scene", "SelectCharacterMask", "VideoReport",
+    "AudioEncode", "BestTake", "BindingReport", "Cast", "EmbeddingRouter", "FaceEncode", "LoadDemo", "LoadLora",
+    "Loader", "MaskOverlay", "MaskRefine", "Preflight", "Sampler", "Scene", "SelectCharacterMask", "VideoReport",
 ]  # fmt: skip
 
 

@@ -120,12 +120,15 @@ def test_workflow_generates_video_with_audio(name: str, server: Server) -> None:
         assert 0.02 < video.peak <= 1.0
         assert video.frames.shape[1:] == (64, 96, 3)
         assert video.frames.std() > 20
-    for sampler in graphs.nodes_of(graph, "BYA_Sampler"):
+    for sampler in [*graphs.nodes_of(graph, "BYA_Sampler"), *graphs.nodes_of(graph, "BYA_BestTake")]:
         (panel,) = run.outputs[sampler]["bya_binding"]
         assert panel["duration"] == pytest.approx(frames / 25) and not panel["notices"]
         assert [one["name"][-1] for one in panel["characters"]] == list("ABC"[: len(panel["characters"])])
         file = server.folder / "temp" / panel["video"]["subfolder"] / panel["video"]["filename"]
         assert len(graphs.read_video(file).frames) == frames
+    for number in graphs.nodes_of(graph, "BYA_BestTake"):
+        (table,) = run.outputs[number]["bya_table"]
+        assert len(table.splitlines()) == 6  # head, four seeds, cost
     for number in graphs.nodes_of(graph, "BYA_BindingReport"):
         (text,) = run.outputs[number]["bya_text"]
         assert "puppet A follows its own voice" in text

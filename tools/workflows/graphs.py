@@ -18,7 +18,7 @@ from tools.workflows.sheet import Group, Node, NodeInfo, Sheet, Wire
 NOTES = Path(__file__).resolve().parent / "notes"
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 REAL_PROMPT = "Two people sit side by side on a sofa and talk: on the left a woman, on the right a man."
-NARROW, WIDE, PANEL = 240, 430, 380  # widths of the nodes of characters, of the scene, and with results
+NARROW, WIDE, PANEL, BEST = 240, 430, 380, 520  # widths of the nodes of characters, of the scene, and with results
 
 
 def scene_of(demo: str) -> dict[str, Any]:
@@ -99,25 +99,32 @@ class Start:
 
 def toy_scene(
     sheet: Sheet, demo: str = "scene", files: str = "bya_", voices: Sequence[str | None] | None = None, count: int = 2,
-    **scene_inputs: Any,
+    with_frame: bool = True, **scene_inputs: Any,
 ) -> Start:  # fmt: skip
-    """Note, model, characters and scene of a demo of the toy model."""
+    """Note, model, characters and scene of a demo of the toy model, with its first frame or without."""
     note = sheet.read_me(wide=NARROW + 20)
     model = sheet.add("BYA_Loader", wide=NARROW + 20)
     letters = "ABC"[:count]
     recordings = [f"{files}{letter}.wav" for letter in letters] if voices is None else voices
     people = cast(sheet, [f"{files}{letter}.png" for letter in letters], recordings)
-    frame = sheet.add("LoadImage", "First frame (optional)", wide=NARROW + 20, image=f"{files}first_frame.png")
+    frame = None
+    if with_frame:
+        frame = sheet.add("LoadImage", "First frame (optional)", wide=NARROW + 20, image=f"{files}first_frame.png")
+        scene_inputs["first_frame"] = frame["IMAGE"]
     scene = sheet.add(
         "BYA_Scene",
         wide=WIDE,
         model=model["model"],
         cast=people.out,
-        first_frame=frame["IMAGE"],
         **scene_of(demo),
         **scene_inputs,
     )
-    left = [Group("Read me", [[note]], "grey"), Group("Model and first frame", [[model, frame]], "green")]
+    models = (
+        Group("Model", [[model]], "green")
+        if frame is None
+        else Group("Model and first frame", [[model, frame]], "green")
+    )
+    left = [Group("Read me", [[note]], "grey"), models]
     return Start(left, people, scene, frame)
 
 
@@ -241,6 +248,19 @@ def check_any_video(sheet: Sheet) -> None:
     ])  # fmt: skip
 
 
+def best_of_four(sheet: Sheet) -> None:
+    """Four seeds tried, the best two finished, the best one saved."""
+    start = toy_scene(sheet, with_frame=False)
+    best = sheet.add("BYA_BestTake", wide=BEST, scene=start.scene["scene"])
+    saved = sheet.add("SaveVideo", wide=BEST, video=best["video"], filename_prefix="video/best_of_four")
+    sheet.arrange([
+        start.left,
+        [start.people.group],
+        [Group("2 Scene", [[start.scene]], "purple")],
+        [Group("3 Best take", [[best, saved]], "orange")],
+    ])  # fmt: skip
+
+
 ONE_RECORDING = json.dumps(
     {
         "version": 1,
@@ -267,6 +287,7 @@ WORKFLOWS: dict[str, Callable[[Sheet], None]] = {
     ),
     "08 Compare the routers": router_comparison,
     "09 Check any video": check_any_video,
+    "11 Best of four": best_of_four,
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from tools.workflows.build import MEASURED, text
 WORKFLOWS = ROOT / "workflows"
 PICTURES = ROOT / "web" / "docs" / "pictures"
 TILE = (384, 256)  # pixels of the animation of one video
+BEST_ROUTING = 8  # output of BYA Best Take
 EVERY = 2  # frames of the video per frame of a thumbnail
 log = logging.getLogger(__name__)
 
@@ -101,8 +102,8 @@ def with_views(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
 
     for picture in graphs.nodes_of(graph, "BYA_BindingReport"):
         show("report", picture)
-    for sampler in graphs.nodes_of(graph, "BYA_Sampler"):
-        routing = graph[sampler]["inputs"]["routing"]
+    for sampler in [*graphs.nodes_of(graph, "BYA_Sampler"), *graphs.nodes_of(graph, "BYA_BestTake")]:
+        routing = graph[sampler]["inputs"].get("routing", [sampler, BEST_ROUTING])
         inputs = {"routing": routing, "masks": [sampler, 3]}
         graph, overlay = graphs.with_node(
             graph, "BYA_MaskOverlay", **inputs, images=[sampler, 0], opacity=0.5, legend=False

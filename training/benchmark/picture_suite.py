@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bya_core.evaluation.frechet import frechet_distance, gaussian
 from bya_core.grid import TokenGrid
-from bya_core.progress import Progress, ProgressCallback, ProgressTracker
+from bya_core.progress import ProgressCallback
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.gallery import VideoStore
 from training.benchmark.picture_metrics import (
@@ -33,7 +33,7 @@ from training.benchmark.picture_metrics import (
     occluded_heads,
 )
 from training.benchmark.puppet_fit import fit_frame
-from training.benchmark.puppet_report import REFERENCE_TARGETS, RowSource, comparable, versions
+from training.benchmark.puppet_report import REFERENCE_TARGETS, RowSource, comparable, evaluate_missing, versions
 from training.benchmark.scenes import SceneSettings, suite_scene
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import EvaluationTarget, ModelTarget, ReconstructionTarget
@@ -171,7 +171,7 @@ def picture_report(
     row_source: RowSource | None = None,
 ) -> dict[str, Any]:
     """Evaluate the missing scenes and aggregate all of them; arguments as of `puppet_report`."""
-    settings, tracker = evaluator.settings, ProgressTracker(callback)
+    settings = evaluator.settings
     described = asdict(settings) | next(iter(evaluator.targets.values())).describe()
     described |= {"lengths": list(evaluator.targets), "measure": MEASURE, "list": settings.version}
     del described["num_frames"]
@@ -192,13 +192,7 @@ def picture_report(
             "scenes": ordered,
         }
 
-    missing = [index for index in range(settings.scenes) if index not in rows]
-    tracker.report(Progress("Evaluating scenes", len(rows), settings.scenes))
-    for row in row_source(missing) if row_source is not None else map(evaluator.row, missing):
-        rows[row["seed"] - settings.seed_base] = row
-        tracker.report(Progress("Evaluating scenes", len(rows), settings.scenes))
-        if save is not None:
-            save(report())
+    evaluate_missing(evaluator.row, settings, rows, callback, row_source, lambda: save and save(report()))
     return report()
 
 

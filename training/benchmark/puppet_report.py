@@ -125,7 +125,7 @@ def puppet_report(
         InputError: the size does not fit the model.
     """
     start = time.perf_counter()
-    settings, target, tracker = evaluator.settings, evaluator.target, ProgressTracker(callback)
+    settings, target = evaluator.settings, evaluator.target
     fixed = {"points": SHARES, "list": settings.version, "measure": MEASURE}
     described = {**asdict(settings), **fixed, **target.describe()}
     known: dict[int, dict[str, Any]] = {}
@@ -148,14 +148,35 @@ def puppet_report(
             "scenes": ordered,
         }
 
+    evaluate_missing(evaluator.row, settings, rows, callback, row_source, lambda: save and save(report()))
+    return report()
+
+
+def evaluate_missing(
+    evaluate: Callable[[int], dict[str, Any]],
+    settings: SceneSettings,
+    rows: dict[int, dict[str, Any]],
+    callback: ProgressCallback | None,
+    row_source: RowSource | None,
+    finished: Callable[[], object],
+) -> None:
+    """Add the rows of scenes that are missing, by index.
+
+    Args:
+        evaluate: evaluates a scene by its index.
+        settings: scenes.
+        rows: known rows, by index.
+        callback: progress per scene.
+        row_source: evaluates scenes in other processes instead, see `in_processes`.
+        finished: called after each scene.
+    """
+    tracker = ProgressTracker(callback)
     missing = [index for index in range(settings.scenes) if index not in rows]
     tracker.report(Progress("Evaluating scenes", len(rows), settings.scenes))
-    for row in row_source(missing) if row_source is not None else map(evaluator.row, missing):
+    for row in row_source(missing) if row_source is not None else map(evaluate, missing):
         rows[row["seed"] - settings.seed_base] = row
         tracker.report(Progress("Evaluating scenes", len(rows), settings.scenes))
-        if save is not None:
-            save(report())
-    return report()
+        finished()
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from training.benchmark.refinement_suite import REFINE_SHARES, refinement_report
 from training.benchmark.router_suite import ALL_VARIANTS, BASELINES, VARIANTS, router_report, router_table
 from training.benchmark.rows import read_scene_options
 from training.benchmark.scenes import HELD_OUT, SceneSettings, all_scenes
+from training.benchmark.takes_suite import TakesEvaluator, takes_report, takes_table
 from training.benchmark.targets import ModelTarget, weights_hash
 from training.benchmark.video_tasks import byab_tasks, folder_tasks, generation_key
 from training.command_line import OptionalOutput, OutputFile
@@ -56,13 +57,14 @@ class EvaluateOptions:
         suite: "puppets" = router, binding and identity on puppet scenes; "routers" = comparison of router variants;
             "baselines" = comparison with baselines; "byab" = Bind-Your-Avatar benchmark (docs/how-to/benchmark.md);
             "folder" = videos of any system; "refinement" = masks before and after refinement; "long" = videos of
-            20 seconds, each window evaluated separately; "pictures" = image quality of stills and videos.
+            20 seconds, each window evaluated separately; "pictures" = image quality of stills and videos; "takes" = the
+            best of several takes, without a first frame.
         model: Name of a model (see `bya models`), model folder or converted file, `final` or a checkpoint of a training
             run, "truth" or "shuffled".
         lora: LoRA file to merge into the model, FILE or FILE:0.8; may be repeated.
         output: Folder for results.json, table.md, videos and index.html with all videos side by side.
-        json: JSON report; none = results.json in `output`. The suites puppets, pictures, routers and baselines
-            update it after every scene and resume from it.
+        json: JSON report; none = results.json in `output`. The suites puppets, pictures, takes, routers and
+            baselines update it after every scene and resume from it.
         compare: Two reports (results.json, or their folders) to compare instead: every metric, the difference and its
             standard error; only --output and --json have an effect.
         row: A row of the paper's tables (training/benchmark/paper_rows.yaml), such as table3-ours: its options replace
@@ -76,7 +78,7 @@ class EvaluateOptions:
         length: Frames of a video; none = length of the speech (byab).
         scenes: Number of held-out scenes, or pairs; use 64 or more for published figures.
         seed_base: Seed of the first scene.
-        characters: Characters per scene; "mixed" = 1 to 4 in turn (puppets, pictures).
+        characters: Characters per scene; "mixed" = 1 to 4 in turn (puppets, pictures, takes).
         frames: Video frames per scene; 0 = native length of the model.
         steps: Number of sampling steps; none = default of the model.
         generate: Generate the scenes, which takes most of the time; otherwise only the router is evaluated.
@@ -84,14 +86,17 @@ class EvaluateOptions:
         codec: Evaluate the ground truth reconstructed by the VAE, the upper bound for the transformer.
         variants: Variants with this name or prefix (routers, baselines); none = all of the suite.
         lengths: Numbers of frames in which each scene is generated (pictures).
+        takes: Number of takes (takes).
         describe_motion: Describe the motion in the prompts, for models trained with such prompts.
         work_dir: Folder that keeps the windows, so that an interrupted evaluation can be resumed (long).
         device: "auto" = GPU if available.
         threads: CPU threads; 0 = all, or 1 with several processes.
-        processes: Parallel processes (puppets, pictures); one per core is fastest for the toy model.
+        processes: Parallel processes (puppets, pictures, takes); one per core is fastest for the toy model.
     """
 
-    suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long", "pictures"] = "puppets"
+    suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long", "pictures", "takes"] = (
+        "puppets"
+    )
     model: str = "toy"
     lora: Loras = ()
     output: OptionalOutput = None
@@ -115,6 +120,7 @@ class EvaluateOptions:
     codec: bool = False
     variants: tuple[str, ...] = ()
     lengths: tuple[int, ...] = LENGTHS
+    takes: Annotated[int, Field(ge=2, le=16)] = 4
     describe_motion: bool = False
     work_dir: OutputFile = None
     device: str = "auto"
@@ -154,6 +160,10 @@ def evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback | None 
     elif options.suite == "long":
         report = evaluate_long(bundle, settings, options, callback)
         text = long_table(report)
+    elif options.suite == "takes":
+        report = evaluate_takes(bundle, settings, options, videos, callback)
+        text = takes_table(report)
+        cells = {f"place {place}": {} for place in range(1, options.takes + 1)}
     elif options.suite == "refinement":
         report = evaluate_refinement(bundle, settings)
         text = refinement_table(report)
@@ -253,6 +263,21 @@ def evaluate_pictures(
     return picture_report(
         evaluator, options.model_name, previous=previous, save=save, callback=callback, row_source=source
     )
+
+
+def evaluate_takes(
+    bundle: ModelBundle,
+    settings: SceneSettings,
+    options: EvaluateOptions,
+    videos: VideoStore | None = None,
+    callback: ProgressCallback | None = None,
+) -> Report:
+    """Run the takes suite; resumes the report at `options.json` of the same model."""
+    arguments = (settings, options.takes, options.steps, videos)
+    previous, save = _previous_report(options.json, "takes")
+    evaluator = TakesEvaluator.create(bundle, *arguments)
+    source = _row_source(TakesEvaluator, options, arguments)
+    return takes_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
 
 
 def _row_source(kind: Any, options: EvaluateOptions, arguments: tuple[Any, ...]) -> RowSource | None:

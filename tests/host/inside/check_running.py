@@ -58,6 +58,23 @@ def test_sampler(run: Run, routing: Any, sampled: tuple[Any, ...], cast: Any) ->
     assert torch.equal(run("Sampler", routing=routing)[0], frames)  # inputs were not modified
 
 
+def test_best_take(run: Run, nodes: dict[str, Any], model: Any, cast: Any, demo: dict[str, Any]) -> None:
+    """Three seeds are listed, two are finished; the video is that of the best seed, and its masks can be edited."""
+    options = {"model": model, "cast": cast, "prompt": demo["prompt"], **short(9, steps=4)}
+    (scene,) = run("Scene", seed=7, **options)[:1]
+    frames, _, _, masks, fps, report, table, seed, routing = run("BestTake", scene=scene, num_takes=3, keep=2)
+    assert frames.shape == (F, H, W, 3) and masks.shape == (N * T, H, W) and fps == 25 and "Denoising: " in report
+    head, *rows, cost = table.splitlines()
+    assert [row.split()[0] for row in rows] == ["1.", "2.", "3."] and head.split()[-1] == "calls"
+    assert sorted(int(row.split()[1]) for row in rows) == [7, 8, 9] and int(rows[0].split()[1]) == seed
+    assert int(cost.split()[0]) == sum(int(row.split()[-1]) for row in rows)
+    (alone,) = run("Scene", seed=seed, **options)[:1]
+    assert torch.equal(run("Sampler", routing=run("EmbeddingRouter", scene=alone)[0])[0], frames)
+    assert torch.equal(run("Sampler", routing=run("MaskRefine", routing=routing, refine=False)[0])[0], frames)
+    refused = nodes["BestTake"].validate_inputs(num_takes=2, keep=3)
+    assert "keep 3 of 2 takes" in refused and nodes["BestTake"].validate_inputs(num_takes=3, keep=3) is True
+
+
 def test_outputs_are_on_the_cpu(routing: Any) -> None:
     values = [*vars(routing.prepared.conditions).values(), *vars(routing.routing.state).values(), routing.routing.masks]
     assert all(value.device.type == "cpu" for value in values if isinstance(value, torch.Tensor))

@@ -7,7 +7,7 @@ import {
 } from "./binding_layout.mjs";
 import { chain, element, fileUrl, outputsOf, text, warn } from "./kit.mjs";
 
-const NODES = ["BYA_Sampler", "BYA_VideoReport"];
+const NODES = ["BYA_Sampler", "BYA_VideoReport", "BYA_BestTake"];
 const KEY = "bya_binding"; // of the results of a node
 const ROW = 20;
 const VIDEO = 200; // smallest height of the video in a node that grows for its result

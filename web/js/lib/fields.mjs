@@ -7,6 +7,7 @@ import { chain, edit, text, undoPoint, upstream, warn, widget } from "./kit.mjs"
 
 const OPEN = "bya_advanced"; // property of a node whose rare inputs are shown
 const CHARACTER = ["BYA_MaskRefine", "BYA_SelectCharacterMask"];
+const SCENE_INPUT = ["BYA_EmbeddingRouter", "BYA_BestTake"];
 const SETTINGS = ["BYA_Scene", "BYA_Preflight"];
 const definitions = {}; // node class -> {advanced: names, defaults: {name: value}, models: {model: {name: value}}}
 const alive = new Set();
@@ -140,7 +141,7 @@ function sceneOf(node) {
   let origin = upstream(node, "routing")?.node;
   for (let step = 0; origin && step < 100; step++) {
     if (origin.comfyClass === "BYA_Scene") return origin;
-    origin = upstream(origin, origin.comfyClass === "BYA_EmbeddingRouter" ? "scene" : "routing")?.node;
+    origin = upstream(origin, SCENE_INPUT.includes(origin.comfyClass) ? "scene" : "routing")?.node;
   }
   return undefined;
 }

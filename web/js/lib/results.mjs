@@ -2,8 +2,8 @@
 import { chain, domWidget, element, fileUrl, outputsOf, text } from "./kit.mjs";
 import { bars, clock, MARKS } from "./results_view.mjs";
 
-const NODES = ["BYA_Scene", "BYA_Preflight", "BYA_AudioEncode", "BYA_MaskOverlay", "BYA_BindingReport", "BYA_VideoReport"];
-const KEYS = ["bya_findings", "bya_waveform", "bya_overlay", "bya_text"];
+const NODES = ["BYA_Scene", "BYA_Preflight", "BYA_AudioEncode", "BYA_MaskOverlay", "BYA_BindingReport", "BYA_VideoReport", "BYA_BestTake"];
+const KEYS = ["bya_findings", "bya_waveform", "bya_overlay", "bya_table", "bya_text"];
 const LINE = 15; // pixels
 const HEIGHTS = { bya_waveform: 74, bya_overlay: 200 };
 const MAX_LINES = 10;
@@ -68,6 +68,14 @@ class Result {
     return element("div", {
       textContent: content,
       style: { overflowY: "auto", flex: "1 1 0", minHeight: "0", whiteSpace: "pre-wrap", userSelect: "text" },
+    });
+  }
+
+  bya_table([content]) {
+    this.height += LINE * Math.min(MAX_LINES, content.split("\n").length + 1) + 4;
+    return element("div", {
+      textContent: content,
+      style: { overflow: "auto", flex: "1 1 0", minHeight: "0", whiteSpace: "pre", fontFamily: "monospace", userSelect: "text" },
     });
   }
 
