@@ -15,6 +15,7 @@ from .report import BindingReport, Preflight, VideoReport
 from .routing import EmbeddingRouter
 from .sampler import Sampler
 from .scene import Scene
+from .script import Script, ScriptLines
 
 NODES: list[type[io.ComfyNode]] = [
     Loader,
@@ -23,6 +24,8 @@ NODES: list[type[io.ComfyNode]] = [
     FaceEncode,
     AudioEncode,
     *([Cast] if hasattr(io, "Autogrow") else []),
+    ScriptLines,
+    Script,
     Scene,
     EmbeddingRouter,
     MaskRefine,

@@ -152,6 +152,21 @@ def temporary_folder() -> Path:
     return Path(folder_paths.get_temp_directory()) / FOLDER
 
 
+def voice(name: str) -> str:
+    """A voice of a speech synthesizer; a .onnx file is one of the folders of models.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if not name.endswith(".onnx"):
+        return name
+    for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        path = (folder / name).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return str(path)
+    raise InputError(f'no voice "{name}"', f"a file in models/{FOLDER}", "put it there, with its .onnx.json")
+
+
 def input_file(reference: str) -> Path:
     """Path of a file in a widget, such as "folder/name.png [input]"; the file may be missing.
 

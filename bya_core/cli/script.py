@@ -15,10 +15,7 @@ from bya_core.cli.common import ProgressBar, optional, output, report_saved, war
 from bya_core.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bya_core.io.synthesis import SpeechSynthesizer
-    from bya_core.scene.script import ScriptLine
+    from bya_core.scene.spoken import SpokenScript
 
 Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -59,40 +56,40 @@ class Script:
     def run(self) -> int:
         from bya_core.io.files import existing_file, read_text
         from bya_core.io.outputs import check_output
-        from bya_core.scene.script import estimate_seconds, own_overlaps, parse_script, schedule, speakers
+        from bya_core.scene.script import own_overlaps, parse_script, speakers
+        from bya_core.scene.spoken import SpokenScript, choose_voices, estimate, named_values, timetable
 
         path = existing_file(self.script, "the script")
         lines = parse_script(read_text(path, "the script"), path.name)
-        seconds = [estimate_seconds(line.text) for line in lines]
+        starts, seconds = estimate(lines)
         if self.estimate:
-            starts = schedule(lines, seconds)
             warn(own_overlaps(lines, starts, seconds))
-            print_lines(lines, starts, seconds)
+            print(timetable(lines, starts, seconds))
             return 0
         if self.output is None:
             raise InputError("no output", "--output SCENE.json, or --estimate", "add one of them")
         scene = check_output(self.output, (".json",), "the scene")
         names = speakers(lines)
-        voices = named_values(self.voice, names, "--voice")
+        given = named_values(self.voice, names, "--voice")
         images = self._images(names)
-        from bya_core.io.synthesis import find_synthesizer
-
-        synthesizer = find_synthesizer(self.engine, list(voices.values()), self.language)
-        if missing := [name for name in names if name not in voices]:
-            voices |= dict(zip(missing, synthesizer.default_voices(len(missing)), strict=True))
+        voices, synthesizer = choose_voices(names, given, self.engine, self.language)
+        total = max(map(sum, zip(starts, seconds, strict=True)))
+        what = "a line" if len(lines) == 1 else f"{len(lines)} lines"
         with ProgressBar() as bar:
-            total = sum(seconds) + 0.3 * len(lines)
-            bar.stage(f"Synthesizing {len(lines)} lines with {synthesizer.name}, about {total:.0f} s of speech")
-            clips = synthesize(lines, voices, synthesizer)
-        saved = write_scene(scene, lines, clips, images, self.prompt)
+            bar.stage(f"Synthesizing {what} with {synthesizer.name}, about {total:.0f} s in total")
+            recordings = [synthesizer.synthesize(line.text, voices[line.speaker]) for line in lines]
+            spoken = SpokenScript.of(lines, recordings)
+        saved = write_scene(scene, spoken, images, self.prompt)
+        print(spoken.text)
         for name in names:
-            print(f"{name}: {voices[name]}")
+            print(f"Voice of {name}: {voices[name]}")
         report_saved(*saved)
         return 0
 
     def _images(self, names: Sequence[str]) -> dict[str, Path]:
         """The reference image of each character."""
         from bya_core.io.files import existing_file
+        from bya_core.scene.spoken import named_values
 
         given = named_values(self.image, names, "--image")
         beside = {
@@ -110,70 +107,27 @@ class Script:
         return images
 
 
-def named_values(pairs: Sequence[str], names: Sequence[str], option: str) -> dict[str, str]:
-    """NAME=VALUE pairs by the name in the script.
-
-    Raises:
-        InputError: Another form, or a name that the script does not have.
-    """
-    from bya_core.scene.types import name_key
-
-    known, values = {name_key(name).casefold(): name for name in names}, {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        name = known.get(name_key(name).casefold(), "")
-        if not equals or not value or not name:
-            expected = f"NAME=VALUE with one of {', '.join(names)}"
-            raise InputError(f"{option} {pair}", expected, "correct it")
-        values[name] = value
-    return values
-
-
-def synthesize(
-    lines: Sequence[ScriptLine], voices: Mapping[str, str], synthesizer: SpeechSynthesizer
-) -> list[tuple[Tensor, int]]:
-    """The speech of each line without silence around it, and its sample rate."""
-    from bya_core.io.media import check_sample_rate, check_samples
-    from bya_core.scene.script import trim_silence
-
-    clips = []
-    for line in lines:
-        waveform, rate = synthesizer.synthesize(line.text, voices[line.speaker])
-        check_samples(waveform, f"the speech of line {line.number}")
-        rate = check_sample_rate(rate, f"the speech of line {line.number}")
-        clips.append((trim_silence(waveform, rate), rate))
-    return clips
-
-
-def write_scene(
-    path: Path,
-    lines: Sequence[ScriptLine],
-    clips: Sequence[tuple[Tensor, int]],
-    images: Mapping[str, Path],
-    prompt: str | None = None,
-) -> list[Path]:
+def write_scene(path: Path, spoken: SpokenScript, images: Mapping[str, Path], prompt: str | None = None) -> list[Path]:
     """Write the scene, and recordings and subtitles into a folder beside it; returns both."""
     from bya_core.io.atomic import AtomicFiles, write_json
     from bya_core.io.synthesis import write_wave
-    from bya_core.scene.script import own_overlaps, schedule, subtitles
+    from bya_core.scene.script import subtitles
 
-    seconds = [waveform.shape[1] / rate for waveform, rate in clips]
-    starts = schedule(lines, seconds)
-    warn(own_overlaps(lines, starts, seconds))
+    warn(spoken.notices)
     folder = path.with_name(f"{path.stem}_speech")
-    files = [f"{number:03}.wav" for number in range(1, len(lines) + 1)]
+    files = [f"{number:03}.wav" for number in range(1, len(spoken.lines) + 1)]
     characters = []
     for name, image in images.items():
-        own = [k for k, line in enumerate(lines) if line.speaker == name]
-        speech = [{"file": f"{folder.name}/{files[k]}", "start": starts[k]} for k in own]
+        own = [k for k, line in enumerate(spoken.lines) if line.speaker == name]
+        speech = [{"file": f"{folder.name}/{files[k]}", "start": spoken.starts[k]} for k in own]
         characters.append({"name": name, "image": relative_path(image, path.parent), "speech": speech})
     text = prompt or f"{', '.join(images)} from left to right, talking to each other."
     with AtomicFiles() as written:
         write_json(written.at(path), {"prompt": text, "characters": characters})
-        for file, (waveform, rate) in zip(files, clips, strict=True):
+        for file, (waveform, rate) in zip(files, spoken.clips, strict=True):
             write_wave(written.at(folder / file), waveform, rate)
-        written.at(folder / "subtitles.srt").write_text(subtitles(lines, starts, seconds), encoding="utf-8")
-    print_lines(lines, starts, seconds)
+        srt = subtitles(spoken.lines, spoken.starts, spoken.seconds)
+        written.at(folder / "subtitles.srt").write_text(srt, encoding="utf-8")
     return [path, folder]
 
 
@@ -184,10 +138,3 @@ def relative_path(file: Path, folder: Path) -> str:
         return Path(os.path.relpath(target, os.path.realpath(folder))).as_posix()
     except ValueError:
         return Path(target).as_posix()
-
-
-def print_lines(lines: Sequence[ScriptLine], starts: Sequence[float], seconds: Sequence[float]) -> None:
-    """Print when each line is said."""
-    for line, start, duration in zip(lines, starts, seconds, strict=True):
-        print(f"{start:7.2f} to {start + duration:7.2f} s  {line.speaker}: {line.text}")
-    print(f"{max(start + duration for start, duration in zip(starts, seconds, strict=True)):.1f} s in total")

@@ -116,6 +116,20 @@ def speakers(lines: Sequence[ScriptLine]) -> list[str]:
     return list(dict.fromkeys(line.speaker for line in lines))
 
 
+def lines_of(lines: Sequence[ScriptLine], name: str) -> list[ScriptLine]:
+    """Lines of one speaker; upper and lower case of the name do not matter.
+
+    Raises:
+        InputError: There is no such speaker.
+    """
+    key = name_key(name).casefold()
+    own = [line for line in lines if name_key(line.speaker).casefold() == key]
+    if not own:
+        problem = f'no line of "{name}" in the script'
+        raise InputError(problem, f"one of {', '.join(speakers(lines))}", "correct the name")
+    return own
+
+
 def estimate_seconds(text: str) -> float:
     """Estimated duration of a text that is read at a usual rate."""
     signs = len(SIGNS.findall(text)) + 2 * len(NUMBER.findall(text))

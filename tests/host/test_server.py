@@ -15,7 +15,8 @@ from tests.host.setup import ROOT
 pytestmark = pytest.mark.host
 NODES = [
     "AudioEncode", "BestTake", "BindingReport", "Cast", "EmbeddingRouter", "FaceEncode", "LoadDemo", "LoadLora",
-    "Loader", "MaskOverlay", "MaskRefine", "Preflight", "Sampler", "Scene", "SelectCharacterMask", "VideoReport",
+    "Loader", "MaskOverlay", "MaskRefine", "Preflight", "Sampler", "Scene", "Script", "ScriptLines",
+    "SelectCharacterMask", "VideoReport",
 ]  # fmt: skip
 
 

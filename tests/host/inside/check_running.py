@@ -75,6 +75,29 @@ def test_best_take(run: Run, nodes: dict[str, Any], model: Any, cast: Any, demo:
     assert "keep 3 of 2 takes" in refused and nodes["BestTake"].validate_inputs(num_takes=3, keep=3) is True
 
 
+def test_script_gives_the_cast_its_speech(run: Run, nodes: dict[str, Any], cast: Any) -> None:
+    """Recordings as a text-to-speech node behind BYA Script Lines returns them: one per line of a character."""
+    play = "ADA: One.\nbo: Two.\n(pause 2)\nAda: Three."
+    lines, estimate = run("ScriptLines", script=play, character="ada")
+    assert lines == ["One.", "Three."] and "s in total" in estimate
+    audio = {"waveform": torch.linspace(0, 300, 8000).cos()[None, None], "sample_rate": 16_000}
+    inputs = {"cast": [cast], "script": [play], "recordings_1": [audio, audio], "recordings_2": [audio]}
+    spoken, table, subtitles = run("Script", **inputs)
+    assert [member.name for member in spoken] == ["Ada", "Bo"] and spoken[0].image is cast[0].image
+    starts = [float(row.split()[0]) for row in table.splitlines()[:-1]]
+    ends = [float(row.split()[2]) for row in table.splitlines()[:-1]]
+    assert starts[2] == pytest.approx(ends[1] + 2, abs=0.02) and starts[0] == 0.3
+    assert [member.speech.end for member in spoken] == pytest.approx([ends[2], ends[1]], abs=0.02)
+    assert "Ada: Three." in subtitles
+    check = nodes["Script"].validate_inputs
+    assert check(script=[play], voices=["Bo=en+m1"]) is True and "Cy=x" in check(script=[play], voices=["Cy=x"])
+    assert "has no name" in check(script=["Hello."], voices=[""]) and "0 lines" in check(script=[""])
+    assert check(voices=["anything"]) is True  # the script is connected
+    assert 'no line of "Cy"' in nodes["ScriptLines"].validate_inputs(script=play, character="Cy")
+    with pytest.raises(ValueError, match="1 recordings of Ada, who has 2 lines"):
+        run("Script", **inputs | {"recordings_1": [audio]})
+
+
 def test_outputs_are_on_the_cpu(routing: Any) -> None:
     values = [*vars(routing.prepared.conditions).values(), *vars(routing.routing.state).values(), routing.routing.masks]
     assert all(value.device.type == "cpu" for value in values if isinstance(value, torch.Tensor))

@@ -1,6 +1,8 @@
 // The cast and the recordings behind a node: names, files, offsets. From the nodes before it, or from its last run.
 import { fileUrl, outputsOf, parseFile, upstream, widget } from "./kit.mjs";
 
+const UNKNOWN = { offset: 0, gain: 0, url: null, label: "" }; // a recording without a file
+
 const isLinked = (node, name) => node.inputs?.find((one) => one.name === name)?.link != null;
 
 /** The value of a widget; undefined if it is missing or its input is connected. */
@@ -22,11 +24,17 @@ export function characterNodes(node, input = "cast", depth = 0) {
   return parts.includes(null) ? null : parts.flat();
 }
 
+/** Whether the speech of a cast comes from a BYA Script. */
+function isScripted(node, depth = 0) {
+  const origin = isLinked(node, "cast") && depth < 100 ? upstream(node, "cast")?.node : null;
+  return Boolean(origin) && (origin.comfyClass === "BYA_Script" || isScripted(origin, depth + 1));
+}
+
 /** Recording of a BYA Face Encode: null for a listener, else {offset, gain, url, label}; url is null if unknown. */
 function recordingOf(face) {
   if (!isLinked(face, "speech")) return null;
   const voice = upstream(face, "speech")?.node;
-  if (voice?.comfyClass !== "BYA_AudioEncode") return { offset: 0, gain: 0, url: null, label: "" };
+  if (voice?.comfyClass !== "BYA_AudioEncode") return UNKNOWN;
   const source = upstream(voice, "audio")?.node;
   const file = source?.type === "LoadAudio" ? widget(source, "audio")?.value : null;
   return {
@@ -47,9 +55,10 @@ export function castOf(scene) {
   const ran = outputsOf(scene)?.bya_dialogue?.[0]?.voices;
   const fromRun = (voice) => voice.file && { ...voice, url: fileUrl(voice.file), label: "" };
   if (nodes === null) return (ran ?? []).map((voice) => ({ name: voice.name, recording: fromRun(voice) ?? null }));
+  const scripted = isScripted(scene);
   return nodes.map((face, index) => {
     const known = ran?.length === nodes.length ? ran[index] : null;
-    const recording = recordingOf(face);
+    const recording = scripted ? UNKNOWN : recordingOf(face);
     const name = ownValue(face, "name")?.trim() || known?.name || `${index + 1}`;
     if (recording && !recording.url && known?.file) return { name, recording: fromRun(known) };
     return { name, recording };

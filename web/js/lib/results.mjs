@@ -2,7 +2,10 @@
 import { chain, domWidget, element, fileUrl, outputsOf, text } from "./kit.mjs";
 import { bars, clock, MARKS } from "./results_view.mjs";
 
-const NODES = ["BYA_Scene", "BYA_Preflight", "BYA_AudioEncode", "BYA_MaskOverlay", "BYA_BindingReport", "BYA_VideoReport", "BYA_BestTake"];
+const NODES = [
+  "BYA_Scene", "BYA_Preflight", "BYA_AudioEncode", "BYA_MaskOverlay", "BYA_BindingReport", "BYA_VideoReport", "BYA_BestTake",
+  "BYA_Script", "BYA_ScriptLines",
+];
 const KEYS = ["bya_findings", "bya_waveform", "bya_overlay", "bya_table", "bya_text"];
 const LINE = 15; // pixels
 const HEIGHTS = { bya_waveform: 74, bya_overlay: 200 };
