@@ -108,6 +108,8 @@ def _usage_error(box: str, prog: str | None) -> InputError:
         return InputError(f'{_long_name(found[2])} is "{found[1]}"', expected, hint)
     if found := re.search(r"Error parsing ([^:]*): '(.*)' is not (an? \w+)", text):
         return InputError(f'{_long_name(found[1])} is "{found[2]}"', found[3], hint)
+    if found := re.search(r"Error parsing [^:]*: (.*); expected (.*?); (.*)\.", text):  # an InputError of `kind` itself
+        return InputError(*found.groups())
     return InputError(text or "an invalid command line", "valid options", hint)
 
 

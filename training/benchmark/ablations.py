@@ -2,11 +2,13 @@
 
     python -m training.benchmark.ablations --data runs/ablations/data --output runs/ablations  # all, three seeds
     python -m training.benchmark.ablations --data runs/ablations/data --output runs/ablations --variants no_layer_loss
+    python -m training.benchmark.ablations --data runs/ablations/data --output runs/ablations --variants base mine.yaml
     python -m training.benchmark.ablations --output runs/ablations --table  # finished runs only
 
 Every variant changes the recipe (`training/recipes/ablation.yaml`). It starts from the weights `init` with a router
 initialized from the seed; all variants of a seed use the same clips and noise in the same order. Results are saved to
-`OUTPUT/results`, one file per variant and seed, so that an interrupted run can be resumed.
+`OUTPUT/results`, one file per variant and seed, so that an interrupted run can be resumed; results of other data,
+weights or settings are refused. A variant of your own is a YAML file with the fields of `Variant`, named by the file.
 """
 
 from __future__ import annotations
@@ -25,19 +27,27 @@ import torch
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.weights.loader import load_bundle
+from bya_core.validation import from_mapping, validated
+from bya_core.weights.checkpoints import source_fingerprint
+from bya_core.weights.loader import init_source, load_bundle
 from training.benchmark.tables import markdown_table
 from training.benchmark.validation import ValidationConfig, validation_metrics
 from training.command_line import OutputPath, run_command
-from training.data.clip_folder import ClipFolder
+from training.data.batches import Clips
+from training.data.dataset import open_data
+from training.engine.build import init_folder
 from training.engine.loop import RunSettings, train
+from training.engine.lora import load_model
+from training.engine.model_config import check_model
 from training.engine.recipe import Recipe, load_recipe, override
+from training.engine.record import plain
 from training.engine.stages import Stage
+from training.engine.yaml_files import read_yaml
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@validated
 class Variant:
     """A change of the recipe.
 
@@ -89,11 +99,11 @@ class AblationOptions:
 
     Args:
         output: Folder of runs and results.
-        data: Folder of encoded clips (see training/toy/clips.py).
-        init: Folder of the initial transformer; its router is not used.
+        data: Encoded clips (see training/toy/clips.py), shards, or puppets, as of training/run_stage.py.
+        init: Initial weights, a folder or a name; their router is not used.
         bundle: Model that provides encoders and VAE.
         recipe: Base recipe.
-        variants: Names of variants, in this order; none = all.
+        variants: Names of variants or YAML files of variants, in this order; none = all that have a name.
         seeds: Random seeds of router, data order and noise. All variants of the first seed are run first.
         steps: Override of the recipe's number of steps.
         batch: Override of the recipe's batch size.
@@ -104,8 +114,8 @@ class AblationOptions:
     """
 
     output: OutputPath
-    data: Path | None = None
-    init: Path = Path("bya_core/toy/weights/transformer")
+    data: str | None = None
+    init: str = "toy"
     bundle: str = "toy"
     recipe: str = "ablation"
     variants: tuple[str, ...] = ()
@@ -127,15 +137,36 @@ def apply_variant(recipe: Recipe, variant: Variant, steps: int | None = None, ba
     return replace(recipe, model=recipe.model | variant.model, stages={**recipe.stages, 3: stage})
 
 
-def initialize_router(init: Path, recipe: Recipe, seed: int) -> BindYourAvatarTransformer3DModel:
+def read_variants(names: Sequence[str]) -> dict[str, Variant]:
+    """Variants by name: those of `VARIANTS`, and YAML files with the fields of `Variant`.
+
+    Raises:
+        InputError: an unknown name, or a file that is no variant.
+    """
+    found: dict[str, Variant] = {}
+    for given in names or VARIANTS:
+        name, variant = given, VARIANTS.get(given)
+        if given.endswith((".yaml", ".yml")):
+            path = Path(given)
+            name, variant = path.stem, from_mapping(Variant, read_yaml(path), path.name)
+            check_model(variant.model, f"{path.name}: model")
+            if name in VARIANTS:
+                raise InputError(f"--variants {given}", f"a name other than {name}", "rename the file")
+        if variant is None:
+            raise InputError(f"--variants {given}", f"{', '.join(VARIANTS)}, or a .yaml file", "check the spelling")
+        if name in found:
+            raise InputError(f"the variant {name} twice", "different variants", "remove one")
+        found[name] = variant
+    return found
+
+
+def initialize_router(init: str, recipe: Recipe, seed: int) -> BindYourAvatarTransformer3DModel:
     """Load `init` into the model of a recipe, with a router initialized from the seed.
 
     Raises:
         InputError: the weights do not fit the model outside of the router.
     """
-    if not (init / "config.json").is_file():
-        raise InputError(f"--init {init}", "a folder with config.json", "pass the transformer of a model")
-    pretrained = BindYourAvatarTransformer3DModel.from_pretrained(init)
+    pretrained = load_model(init_folder(init))
     torch.manual_seed(seed)
     model = BindYourAvatarTransformer3DModel(**recipe.model)
     weights = {name: value for name, value in pretrained.state_dict().items() if not name.startswith("router.")}
@@ -147,24 +178,36 @@ def initialize_router(init: Path, recipe: Recipe, seed: int) -> BindYourAvatarTr
     return model
 
 
-def run_variant(name: str, seed: int, data: ClipFolder, options: AblationOptions) -> dict[str, Any]:
+def run_variant(
+    name: str, variant: Variant, seed: int, data: Clips, options: AblationOptions, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Train and evaluate one variant, or load its saved result.
 
+    Args:
+        name, variant: the variant.
+        seed: random seed.
+        data: training clips.
+        options: options of the command.
+        settings: from `comparable_settings`.
+
     Raises:
-        InputError: the saved result has other settings.
+        InputError: the saved result is of another variant or has other settings.
     """
     path = options.output / "results" / f"{name}-{seed}.json"
-    recipe = apply_variant(load_recipe(options.recipe), VARIANTS[name], options.steps, options.batch)
+    content = {"settings": settings, "changes": plain(asdict(variant))}
     if path.is_file():
         stored = dict(json.loads(path.read_text()))
-        if stored["settings"] != _settings(options, recipe):
-            problem = f"{path} has the settings {stored['settings']}"
-            raise InputError(problem, f"{_settings(options, recipe)}", "choose another --output, or remove the file")
+        for part, wanted in content.items():
+            found = stored.get(part) or {}
+            if differing := [key for key in wanted | found if wanted.get(key) != found.get(key)]:
+                problem = f"{path} was measured with another {' and '.join(differing)}"
+                raise InputError(problem, "the settings of this run", "choose another --output, or remove the file")
         return stored
+    recipe = apply_variant(load_recipe(options.recipe), variant, options.steps, options.batch)
     model = initialize_router(options.init, recipe, seed)
-    settings = RunSettings(options.output / "runs" / f"{name}-{seed}", seed=seed, mixed_precision=options.precision)  # type: ignore[arg-type]
+    run = RunSettings(options.output / "runs" / f"{name}-{seed}", seed=seed, mixed_precision=options.precision)  # type: ignore[arg-type]
     started = time.monotonic()
-    summary = train(model, data, recipe.stages[3], settings)
+    summary = train(model, data, recipe.stages[3], run)
     trained = time.monotonic()
     figures = validation_metrics(model.float(), options.held_out, load_bundle(options.bundle))
     result = {
@@ -173,7 +216,7 @@ def run_variant(name: str, seed: int, data: ClipFolder, options: AblationOptions
         "figures": {key: round(value, 5) for key, value in figures.items()},
         "training": {key: round(float(value), 5) for key, value in summary.items() if isinstance(value, (int, float))},
         "seconds": {"training": round(trained - started), "measuring": round(time.monotonic() - trained)},
-        "settings": _settings(options, recipe),
+        **content,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
@@ -181,16 +224,20 @@ def run_variant(name: str, seed: int, data: ClipFolder, options: AblationOptions
     return result
 
 
-def _settings(options: AblationOptions, recipe: Recipe) -> dict[str, Any]:
-    """Settings that must be equal for a comparison."""
-    stage = recipe.stages[3]
-    return {
-        "recipe": options.recipe,
-        "steps": stage.steps,
-        "batch": stage.batch_size,
+def comparable_settings(options: AblationOptions, data: Clips) -> dict[str, Any]:
+    """What must be equal for a comparison: data, initial weights, the recipe that variants change, the evaluation."""
+    recipe = apply_variant(load_recipe(options.recipe), Variant(""), options.steps, options.batch)
+    description: dict[str, Any] = getattr(data, "description", {})
+    settings = {
+        "data": {name: value for name, value in description.items() if name != "source"},
+        "init": source_fingerprint(init_source(init_folder(options.init))),
+        "bundle": source_fingerprint(init_source(init_folder(options.bundle))),
+        "model": recipe.model,
+        "stage": asdict(recipe.stages[3]),
         "precision": options.precision,
-        "held_out": json.loads(json.dumps(asdict(options.held_out))),
+        "held_out": asdict(options.held_out),
     }
+    return dict(json.loads(json.dumps(settings)))
 
 
 def report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -203,18 +250,17 @@ def report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if any(other != settings[0] for other in settings):
         raise InputError("results with different settings", "one folder per setting", "choose another --output")
     base = {r["seed"]: r["figures"] for r in results if r["variant"] == BASE}
+    results = sorted(results, key=_order)
     variants = {}
-    for name in VARIANTS:
+    for name in dict.fromkeys(result["variant"] for result in results):
         runs = [result for result in results if result["variant"] == name]
-        if not runs:
-            continue
         figures = {
             column: _spread([r["figures"][column] for r in runs if column in r["figures"]]) for column in COLUMNS
         }
         pairs = [(r["figures"], base[r["seed"]]) for r in runs if r["seed"] in base and name != BASE]
         deltas = {c: [a[c] - b[c] for a, b in pairs if c in a and c in b] for c in COLUMNS}
         variants[name] = {
-            "says": VARIANTS[name].description,
+            "says": runs[0]["changes"]["description"],
             "seeds": sorted(r["seed"] for r in runs),
             "figures": {key: value for key, value in figures.items() if value},
             "from_base": {key: _spread(values) for key, values in deltas.items() if values},
@@ -224,12 +270,14 @@ def report(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "settings": settings[0] if settings else {},
         "flicker_drawn": drawn[0] if drawn else None,
         "variants": variants,
-        "runs": sorted(({k: v for k, v in r.items() if k != "settings"} for r in results), key=_order),
+        "runs": [{k: v for k, v in r.items() if k not in ("settings", "changes")} for r in results],
     }
 
 
-def _order(result: dict[str, Any]) -> tuple[int, int]:
-    return list(VARIANTS).index(result["variant"]), result["seed"]
+def _order(result: dict[str, Any]) -> tuple[int, str, int]:
+    """Named variants first, in their order."""
+    name, known = result["variant"], list(VARIANTS)
+    return known.index(name) if name in known else len(known), name, result["seed"]
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -261,17 +309,15 @@ def main(options: AblationOptions) -> None:
     """Run missing variants, then write report and table."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    names = options.variants or tuple(VARIANTS)
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise InputError(f"--variants {unknown[0]}", f"{', '.join(VARIANTS)}", "check the spelling")
+    variants = read_variants(options.variants)
     if not options.table:
         if options.data is None:
-            raise InputError("no --data", "a folder of encoded clips", "create one with python -m training.toy.clips")
-        data = ClipFolder(options.data)
+            raise InputError("no --data", "encoded clips, shards or puppets", "see python -m training.toy.clips")
+        data = open_data(options.data, options.bundle)
+        settings = comparable_settings(options, data)
         for seed in options.seeds:
-            for name in names:
-                result = run_variant(name, seed, data, options)
+            for name, variant in variants.items():
+                result = run_variant(name, variant, seed, data, options, settings)
                 log.info("%s, seed %d: IoU %.3f", name, seed, result["figures"]["iou"])
                 write_tables(options.output)
     print(write_tables(options.output))

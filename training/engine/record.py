@@ -231,6 +231,8 @@ def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
 
 
 def _unwritable(output: Path, error: OSError) -> InputError:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return InputError(f"{output} is a file or below one", "a folder", "choose another --output")
     problem = f"the folder {output} cannot be written ({error.strerror or error})"
     return InputError(problem, "a folder with free space", "choose another --output or free some space")
 

@@ -61,7 +61,7 @@ def init(tmp_path):
 def test_initialize_router(init):
     recipe = Recipe("small", SMALL | {"num_router_layers": 2}, load_recipe("ablation").stages)
     given = small_model(num_router_layers=1).state_dict()
-    one, again, other = (initialize_router(init, recipe, seed).state_dict() for seed in (0, 0, 1))
+    one, again, other = (initialize_router(str(init), recipe, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], value) for name, value in given.items() if not name.startswith("router."))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["router.to_q.0.weight"], other["router.to_q.0.weight"])
@@ -69,7 +69,7 @@ def test_initialize_router(init):
     assert "router.to_q.1.weight" in one
     wider = Recipe("small", SMALL | {"audio_dim": 24}, recipe.stages)
     with pytest.raises(InputError, match="no matching audio_model"):
-        initialize_router(init, wider, 0)
+        initialize_router(str(init), wider, 0)
 
 
 def test_runs_and_resume(init, tmp_path, monkeypatch):
@@ -87,9 +87,10 @@ def test_runs_and_resume(init, tmp_path, monkeypatch):
         return {"iou": 0.1 * len(evaluated), "flicker_drawn": 0.01}
 
     monkeypatch.setattr(ablations, "load_recipe", lambda name: small)
+    monkeypatch.setattr(ablations, "load_bundle", lambda name: None)
     monkeypatch.setattr(ablations, "validation_metrics", evaluate)
     options = AblationOptions(
-        tmp_path / "out", folder, init, variants=("base", "no_smoothness"), seeds=(0, 1), precision="no"
+        tmp_path / "out", str(folder), str(init), variants=("base", "no_smoothness"), seeds=(0, 1), precision="no"
     )
     main(options)
     files = sorted(path.name for path in (tmp_path / "out" / "results").iterdir())
@@ -103,10 +104,35 @@ def test_runs_and_resume(init, tmp_path, monkeypatch):
     main(replace(options, variants=("base",), seeds=(1,)))
     assert len(evaluated) == 5
 
+    (tmp_path / "mine.yaml").write_text("description: strong smoothness\nstage: {router_weights: {smoothness: 1e-1}}\n")
+    main(replace(options, variants=(str(tmp_path / "mine.yaml"),), seeds=(0,)))
+    table = (tmp_path / "out" / "ablations.md").read_text().splitlines()
+    assert len(evaluated) == 6 and "strong smoothness" in table[-1] and len(table) == 5
+    (tmp_path / "mine.yaml").write_text("description: strong smoothness\nstage: {router_weights: {smoothness: 2e-1}}\n")
+    with pytest.raises(InputError, match="mine-0.json was measured with another stage"):
+        main(replace(options, variants=(str(tmp_path / "mine.yaml"),), seeds=(0,)))
+    for changed, name in (("data", "data"), ("init", "init"), ("model", "model"), ("steps", "stage")):
+        other = options
+        if changed == "data":
+            save_file(
+                shard | {"seed": torch.arange(6), "text": shard["text"] + 1}, tmp_path / "data" / "more.safetensors"
+            )
+        elif changed == "init":
+            small_model(num_router_layers=2).save_pretrained(tmp_path / "other")
+            other = replace(options, init=str(tmp_path / "other"))
+        elif changed == "model":
+            small = replace(small, model=SMALL | {"router_dim": 4})
+        else:
+            other = replace(options, steps=3)
+        with pytest.raises(InputError, match=f"measured with another .*{name}"):
+            main(other)
+    assert len(evaluated) == 6
+
 
 def result(variant, seed, iou, steps=10):
     figures = {"iou": iou, "flicker": 0.02, "flicker_drawn": 0.004}
-    return {"variant": variant, "seed": seed, "figures": figures, "settings": {"steps": steps}}
+    changes = {"description": VARIANTS[variant].description}
+    return {"variant": variant, "seed": seed, "figures": figures, "settings": {"steps": steps}, "changes": changes}
 
 
 def test_report_of_several_seeds():
