@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 WEB_DIRECTORY = "./web"
+OLDEST_COMFYUI = "0.3.48"  # the first release with the V3 node API
 
 __all__ = ["WEB_DIRECTORY"]
 
@@ -34,7 +36,13 @@ def _find_core() -> None:
         )
 
 
-if find_spec("comfy_api") is not None:
+if find_spec("comfy_api") is None:
+    pass  # not in ComfyUI
+elif find_spec("comfy_api.latest") is None:
+    logging.getLogger(__name__).error(
+        "Bind-Your-Avatar: this ComfyUI has no V3 node API; expected ComfyUI %s or newer; update ComfyUI.", OLDEST_COMFYUI
+    )
+else:
     _find_core()
     try:
         from .nodes import comfy_entrypoint  # noqa: F401  # used by ComfyUI

@@ -42,12 +42,10 @@ register_folder()
 
 
 class BindYourAvatar(ComfyExtension):
-    async def on_load(self) -> None:
-        add_demo_files()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 
 
 async def comfy_entrypoint() -> BindYourAvatar:
+    add_demo_files()  # not in `on_load`, which older versions of ComfyUI do not call
     return BindYourAvatar()

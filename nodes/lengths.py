@@ -14,7 +14,7 @@ from bya_core.scene.windows import OVERLAP
 from bya_core.weights.components import OFFICIAL_SETTINGS
 
 from . import host
-from .schema import widget
+from .schema import made, widget
 
 MODEL_DEFAULTS, CUSTOM = "model defaults", "custom"
 CUSTOM_SETTINGS = {
@@ -66,7 +66,8 @@ def length_inputs() -> list[Any]:
 
 def settings_input() -> Any:
     """Choice between the settings of the model and those of the widgets below it."""
-    return io.Combo.Input(
+    return made(
+        io.Combo.Input,
         "settings",
         options=[MODEL_DEFAULTS, CUSTOM],
         default=MODEL_DEFAULTS,

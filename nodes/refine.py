@@ -14,7 +14,7 @@ from bya_core.errors import InputError
 from bya_core.scene.schema import CharacterEntry
 
 from . import checks, host, results, types
-from .schema import character_widget, schema, widget
+from .schema import character_widget, made, schema, widget
 
 if TYPE_CHECKING:
     from bya_core.scene.painted_masks import PaintedMasks
@@ -29,10 +29,10 @@ class MaskRefine(io.ComfyNode):
         return schema(
             "MaskRefine",
             "BYA Mask Refine",
-            "Cleans the router's masks, and replaces or blends the mask of one character. Chain several for several "
-            "characters. The router is not run again.",
+            "Cleans the router's masks, replaces or blends the mask of one character, and applies masks that are painted "
+            "on the node. Chain several for several characters. The router is not run again.",
             folder="masks",
-            search_aliases=["edit masks", "clean masks", "override", "multi speaker"],
+            search_aliases=["edit masks", "paint masks", "mask painter", "clean masks", "override", "multi speaker"],
             is_output_node=True,
             has_intermediate_output=True,
             inputs=[
@@ -63,7 +63,8 @@ class MaskRefine(io.ComfyNode):
                 widget(CharacterEntry, "mask_strength", "strength", optional=True),
                 widget(CharacterEntry, "mask_start_percent", "start_percent", optional=True, advanced=True),
                 widget(CharacterEntry, "mask_end_percent", "end_percent", optional=True, advanced=True),
-                io.String.Input(
+                made(
+                    io.String.Input,
                     "painted_masks",
                     default="",
                     optional=True,

@@ -89,7 +89,8 @@ class Scene(io.ComfyNode):
                 ),
                 widget(SceneFile, "first_frame_fit", optional=True, advanced=True),
                 widget(SceneFile, "force", optional=True, advanced=True),
-                io.String.Input(
+                made(
+                    io.String.Input,
                     "dialogue",
                     optional=True,
                     default="",

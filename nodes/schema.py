@@ -42,9 +42,15 @@ def schema(node_id: str, display_name: str, description: str, *, folder: str, **
 
 
 def made(kind: Callable[..., Any], *values: Any, **keywords: Any) -> Any:
-    """Call a class of ComfyUI without the keywords that the running version does not know, such as `advanced`."""
+    """Call a class of ComfyUI without the keywords that the running version does not know, such as `advanced`.
+
+    Inputs of older versions have `extra_dict`, but do not all accept it as a keyword.
+    """
     known = inspect.signature(kind).parameters
-    return kind(*values, **{name: value for name, value in keywords.items() if name in known})
+    instance = kind(*values, **{name: value for name, value in keywords.items() if name in known})
+    if "extra_dict" in keywords and "extra_dict" not in known:
+        instance.extra_dict = keywords["extra_dict"]
+    return instance
 
 
 def widget(kind: type, field: str, name: str | None = None, hint: str = "", **changes: Any) -> Any:

@@ -32,6 +32,19 @@ def test_node_pack_outside_comfyui():
     assert set(sys.modules) == before
 
 
+def test_node_pack_in_comfyui_without_v3_nodes(tmp_path, monkeypatch, caplog):
+    (tmp_path / "comfy_api").mkdir()
+    (tmp_path / "comfy_api" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        module = import_node_pack()
+    finally:
+        sys.modules.pop("comfy_api", None)
+    assert not hasattr(module, "comfy_entrypoint")
+    (message,) = caplog.messages
+    assert f"expected ComfyUI {module.OLDEST_COMFYUI} or newer" in message
+
+
 def test_public_names():
     assert {"load_model", "load_scene", "generate", "Scene", "Character", "Speech", "Video"} == set(bya_core.__all__)
     assert set(bya_core.__all__) <= set(dir(bya_core))
