@@ -40,7 +40,8 @@ if find_spec("comfy_api") is None:
     pass  # not in ComfyUI
 elif find_spec("comfy_api.latest") is None:
     logging.getLogger(__name__).error(
-        "Bind-Your-Avatar: this ComfyUI has no V3 node API; expected ComfyUI %s or newer; update ComfyUI.", OLDEST_COMFYUI
+        "Bind-Your-Avatar: this ComfyUI has no V3 node API; expected ComfyUI %s or newer; update ComfyUI.",
+        OLDEST_COMFYUI,
     )
 else:
     _find_core()

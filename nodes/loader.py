@@ -32,8 +32,8 @@ class Loader(io.ComfyNode):
                     options=host.model_names(),
                     default="toy",
                     tooltip="toy: drawn puppets at 96x64, runs on any machine. official: the released weights, real "
-                    "people. Others: converted .safetensors files in models/diffusion_models or models/bindyouravatar, and "
-                    "model folders in models/bindyouravatar.",
+                    "people. Others: converted .safetensors files and model folders in models/bindyouravatar, and "
+                    "converted files in models/diffusion_models.",
                 ),
                 made(
                     io.Combo.Input,

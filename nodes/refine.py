@@ -29,8 +29,8 @@ class MaskRefine(io.ComfyNode):
         return schema(
             "MaskRefine",
             "BYA Mask Refine",
-            "Cleans the router's masks, replaces or blends the mask of one character, and applies masks that are painted "
-            "on the node. Chain several for several characters. The router is not run again.",
+            "Cleans the router's masks, replaces or blends the mask of one character, and applies masks painted on the "
+            "node. Chain several for several characters. The router is not run again.",
             folder="masks",
             search_aliases=["edit masks", "paint masks", "mask painter", "clean masks", "override", "multi speaker"],
             is_output_node=True,

@@ -7,6 +7,7 @@ this machine.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,33 @@ def estimate(model: ModelFolder, grid: TokenGrid, characters: int, sampling: Sam
 
 @functools.lru_cache(maxsize=32)
 def _transformer_cost(model: ModelFolder, grid: TokenGrid, characters: int) -> tuple[float, int, int]:
-    """Operations of one call for one guidance branch, channels per token, and bytes of the KV cache in float32."""
+    """Operations of one call for one guidance branch, channels per token, and bytes of the KV cache in float32.
+
+    Layers repeat with a period, so that one and two periods are counted, and the other layers cost what the second did.
+    """
+    from bya_core.weights.loader import default_arguments
+
+    config = default_arguments() | model.settings("transformer", "config.json")
+    layers = config["num_layers"]
+    period = math.lcm(config["cross_attn_interval"], config["audio_attn_interval"])
+    short, long = (config["injection_start"] + n * period for n in (1, 2))
+    if layers <= long:
+        short = long = layers
+    first = _count(config | {"num_layers": short}, grid, characters)
+    second = first if long == short else _count(config | {"num_layers": long}, grid, characters)
+    periods = (layers - short) / period
+    operations, cached = (one + periods * (other - one) for one, other in zip(first, second, strict=True))
+    return operations, config["num_attention_heads"] * config["attention_head_dim"], round(cached)
+
+
+def _count(config: dict[str, Any], grid: TokenGrid, characters: int) -> tuple[float, int]:
+    """Operations of one call of a transformer, and bytes of its KV cache."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    transformer = build_meta_transformer(model.settings("transformer", "config.json"))
+    transformer = build_meta_transformer(config)
     with FlopCounterMode(display=False) as counter:
         cache = run_meta_step(transformer, grid, characters)
-    c = transformer.config
-    return float(counter.get_total_flops()), c.num_attention_heads * c.attention_head_dim, cache.bytes
+    return float(counter.get_total_flops()), cache.bytes
 
 
 @functools.lru_cache(maxsize=32)

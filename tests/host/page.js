@@ -48,16 +48,36 @@ const actions = {
     const handle = await page.waitForFunction(safe, null, { timeout: (seconds || READY / 1000) * 1000 });
     return handle.jsonValue();
   },
-  // Drops a file onto the canvas, such as a workflow or a saved video.
-  async drop(page, { file, type }) {
-    const data = { text: fs.readFileSync(file).toString('base64'), name: path.basename(file), type };
-    const transfer = await page.evaluateHandle(({ text, name, type: kind }) => {
-      const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  // Drops files together onto the canvas, or onto the node with an id: {file, type} or {files: [{file, type}]}.
+  async drop(page, { file, type, files, node }) {
+    const data = (files || [{ file, type }]).map((one) => (
+      { text: fs.readFileSync(one.file).toString('base64'), name: path.basename(one.file), type: one.type }));
+    const dataTransfer = await page.evaluateHandle((all) => {
       const made = new DataTransfer();
-      made.items.add(new File([bytes], name, { type: kind }));
+      for (const { text, name, type: kind } of all) {
+        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+        made.items.add(new File([bytes], name, { type: kind }));
+      }
       return made;
     }, data);
-    await page.dispatchEvent('#graph-canvas', 'drop', { dataTransfer: transfer });
+    let selector = '#graph-canvas';
+    let place = {};
+    if (node != null) {
+      place = await page.evaluate((id) => {
+        const { graph, ds, canvas } = window.app.canvas;
+        const { pos, size } = graph.getNodeById(id) ?? graph.getNodeById(Number(id));
+        ds.offset = [300 - pos[0], 200 - pos[1]];
+        ds.scale = 1;
+        window.app.canvas.draw(true, true);
+        const box = canvas.getBoundingClientRect();
+        return { clientX: box.left + 300 + size[0] / 2, clientY: box.top + 200 - 10 };
+      }, node);
+      await page.waitForTimeout(500);
+      if (await page.locator(`[data-node-id="${node}"]`).count()) selector = `[data-node-id="${node}"]`;
+    }
+    for (const event of node == null ? ['drop'] : ['dragover', 'drop']) {
+      await page.dispatchEvent(selector, event, { dataTransfer, ...place });
+    }
     return null;
   },
   // Chooses a file with the upload button of a node, as its widget `name`; waits until the widget has the file.

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { characterChoices, hasEffect, startValues } from "../../web/js/lib/field_rules.mjs";
+import { characterChoices, freeName, hasEffect, startValues } from "../../web/js/lib/field_rules.mjs";
 
 test("settings of the video have an effect if they are custom", () => {
   assert.equal(hasEffect("BYA_Scene", "width", { settings: "model defaults" }), false);
@@ -45,4 +45,11 @@ test("custom settings start with those of the model", () => {
 test("characters keep a value that is no name", () => {
   assert.deepEqual(characterChoices(["Ada", "Bo", "Bo", ""], "Bo"), ["Ada", "Bo"]);
   assert.deepEqual(characterChoices(["Ada", "Bo"], "1"), ["Ada", "Bo", "1"]);
+});
+
+test("default names of characters are unique", () => {
+  const names = ["character A", "Ada", "character A", "Ada"];
+  assert.equal(freeName("character A", names, 0), "character A");
+  assert.equal(freeName("character A", names, 2), "character B");
+  assert.equal(freeName("Ada", names, 3), "Ada"); // chosen by someone
 });

@@ -9,4 +9,4 @@ test("characters have different colors", () => {
 
 test("CSS colors", () => assert.equal(characterColor(0, 0.5), "rgba(230, 120, 0, 0.5)"));
 
-test("socket types have different colors", () => assert.equal(new Set(Object.values(TYPES)).size, 5));
+test("socket types have different colors", () => assert.equal(new Set(Object.values(TYPES)).size, 6));

@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { loadText, warn } from "./lib/kit.mjs";
 
-const FEATURES = ["colors", "fields", "timeline", "masks", "notices", "binding", "results"];
+const FEATURES = ["colors", "fields", "timeline", "masks", "notices", "binding", "results", "files"];
 const PREFIX = "BYA_"; // of the ids of the nodes of this pack
 
 const loaded = await Promise.allSettled(FEATURES.map((name) => import(`./lib/${name}.mjs`)));
@@ -47,6 +47,10 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.comfyClass?.startsWith(PREFIX)) forwardNow("nodeCreated", node);
+  },
+  getNodeMenuItems(node) {
+    if (!node.comfyClass?.startsWith(PREFIX)) return [];
+    return features.flatMap((feature) => feature.getNodeMenuItems?.(node) ?? []);
   },
   afterConfigureGraph: () => forwardNow("afterConfigureGraph"),
 });

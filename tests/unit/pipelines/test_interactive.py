@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image
-from bya_core.pipelines.estimate import ModelFolder, estimate
+from bya_core.pipelines.estimate import ModelFolder, _count, _transformer_cost, estimate
 from bya_core.pipelines.interactive import (
     character_index,
     images_to_masks,
@@ -91,6 +91,16 @@ def test_estimate() -> None:
     large = estimate(model, model.grid(17, 128, 192), 2, replace(sampling, steps=5 * sampling.steps))
     assert 0.1 < small.seconds < 1000 and large.seconds > 4 * small.seconds
     assert small.gigabytes < large.gigabytes < 10
+
+
+def test_estimate_counts_some_layers_for_all() -> None:
+    folder = MODELS["toy"].folder
+    assert folder is not None
+    model = ModelFolder(folder)
+    grid, config = model.grid(5, 64, 96), model.settings("transformer", "config.json")
+    operations, width, cached = _transformer_cost(model, grid, 2)
+    assert (operations, cached) == _count(config, grid, 2)  # of all layers
+    assert width == config["num_attention_heads"] * config["attention_head_dim"]
 
 
 def test_preflight() -> None:

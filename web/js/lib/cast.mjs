@@ -1,12 +1,13 @@
 // The cast and the recordings behind a node: names, files, offsets. From the nodes before it, or from its last run.
-import { fileUrl, outputsOf, parseFile, upstream, widget } from "./kit.mjs";
+import { fileUrl, holder, outputsOf, parseFile, upstream } from "./kit.mjs";
 
 const UNKNOWN = { offset: 0, gain: 0, url: null, label: "" }; // a recording without a file
 
-const isLinked = (node, name) => node.inputs?.find((one) => one.name === name)?.link != null;
+/** Whether an input has a link. */
+export const isLinked = (node, name) => node.inputs?.find((one) => one.name === name)?.link != null;
 
-/** The value of a widget; undefined if it is missing or its input is connected. */
-export const ownValue = (node, name) => (isLinked(node, name) ? undefined : widget(node, name)?.value);
+/** The value of a widget, also if a subgraph node shows it; undefined if it is missing or another node sets it. */
+export const ownValue = (node, name) => holder(node, name)?.value;
 
 /** BYA Face Encode nodes behind an input of the type BYA_CAST, in order; null if another node makes the cast. */
 export function characterNodes(node, input = "cast", depth = 0) {
@@ -36,7 +37,7 @@ function recordingOf(face) {
   const voice = upstream(face, "speech")?.node;
   if (voice?.comfyClass !== "BYA_AudioEncode") return UNKNOWN;
   const source = upstream(voice, "audio")?.node;
-  const file = source?.type === "LoadAudio" ? widget(source, "audio")?.value : null;
+  const file = source?.type === "LoadAudio" ? ownValue(source, "audio") : null;
   return {
     offset: Number(ownValue(voice, "offset") ?? 0),
     gain: Number(ownValue(voice, "gain") ?? 0),

@@ -59,3 +59,18 @@ export function characterChoices(names, current) {
   const known = [...new Set(names.filter(Boolean))];
   return known.includes(current) || current == null ? known : [...known, current];
 }
+
+const DEFAULT_NAME = /^character [A-Z]$/;
+
+/**
+ * The name of a new character: its own, or the next default name that no other character has.
+ *
+ * @param name Its name.
+ * @param names Names of all characters; a default name that only later ones have is kept.
+ * @param index Its place among them.
+ */
+export function freeName(name, names, index) {
+  if (!DEFAULT_NAME.test(name) || !names.slice(0, index).includes(name)) return name;
+  const all = Array.from({ length: 26 }, (_, letter) => `character ${String.fromCharCode(65 + letter)}`);
+  return all.find((one) => !names.includes(one)) ?? name;
+}

@@ -2,8 +2,8 @@
 import { app } from "../../../../scripts/app.js";
 import { api } from "../../../../scripts/api.js";
 import { castOf, ownValue } from "./cast.mjs";
-import { characterChoices, CUSTOM, hasEffect, RULES, startValues } from "./field_rules.mjs";
-import { chain, edit, text, undoPoint, upstream, warn, widget } from "./kit.mjs";
+import { characterChoices, CUSTOM, freeName, hasEffect, RULES, startValues } from "./field_rules.mjs";
+import { chain, edit, holder, nodesOf, text, undoPoint, upstream, warn, widget } from "./kit.mjs";
 
 const OPEN = "bya_advanced"; // property of a node whose rare inputs are shown
 const CHARACTER = ["BYA_MaskRefine", "BYA_SelectCharacterMask"];
@@ -50,6 +50,16 @@ export function nodeCreated(node) {
     chain(one, "callback", () => changed(node, one));
   }
   refresh(node, true);
+  if (node.comfyClass === "BYA_FaceEncode") setTimeout(() => nameCharacter(node), 0);
+}
+
+/** Names must be unique: a character that is added or copied gets the next default name. Also in a blueprint. */
+function nameCharacter(node) {
+  const shown = node.graph && holder(node, "name");
+  if (!shown) return;
+  const all = nodesOf(node.comfyClass);
+  const name = freeName(shown.value, all.map((one) => ownValue(one, "name")), all.indexOf(node));
+  if (name !== shown.value) shown.value = name;
 }
 
 function changed(node, one) {

@@ -72,6 +72,22 @@ function hostOf(graph, within = app.rootGraph ?? app.graph) {
   return null;
 }
 
+/** The widget that sets an input: its own, or that of the subgraph node which shows it; undefined behind other nodes. */
+export function holder(node, name) {
+  const input = node.inputs?.find((one) => one.name === name);
+  if (input?.link == null) return widget(node, name);
+  const link = linkOf(node.graph, input.link);
+  const host = link?.originIsIoNode && hostOf(node.graph);
+  const outer = host && host.inputs[link.origin_slot];
+  if (!outer) return undefined;
+  if (outer.link != null) return holder(host, outer.name);
+  return host.widgets?.find((one) => outer.widgetId && one.widgetId === outer.widgetId) ?? widget(host, outer.name);
+}
+
+/** All nodes of a class, also in subgraphs. */
+export const nodesOf = (kind, graph = app.rootGraph ?? app.graph) =>
+  (graph?.nodes ?? []).flatMap((node) => (node.subgraph ? nodesOf(kind, node.subgraph) : node.comfyClass === kind ? [node] : []));
+
 const linkOf = (graph, id) => (id == null ? null : graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id]);
 
 /**

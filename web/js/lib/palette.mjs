@@ -18,6 +18,7 @@ export const TYPES = {
   BYA_SPEECH: "#22d3ee",
   BYA_SCENE: "#a3e635",
   BYA_ROUTING: "#fb923c",
+  BYA_LORA: "#f87171",
 };
 
 /** RGB color [0..255, 0..255, 0..255] of a character, as in the mask overlays. */

@@ -1,7 +1,7 @@
 // The dialogue timeline of BYA Scene: one lane per character, and one for the timed prompts.
 // Edits are stored in the inputs `dialogue` and `prompt_schedule`, once per gesture.
 import { app } from "../../../../scripts/app.js";
-import { castOf, ownValue } from "./cast.mjs";
+import { castOf, isLinked, ownValue } from "./cast.mjs";
 import * as math from "./dialogue_math.mjs";
 import { chain, domWidget, edit, element, growTo, outputsOf, text, toast, warn, widget } from "./kit.mjs";
 import * as player from "./player.mjs";
@@ -96,7 +96,7 @@ class Timeline {
 
   valueChanged() {
     if (this.input.gesture || this.input.held) return; // stored when the gesture ends
-    const connected = ownValue(this.node, "prompt_schedule") === undefined;
+    const connected = isLinked(this.node, "prompt_schedule");
     this.stored = math.readDialogue(widget(this.node, "dialogue").value);
     this.storedPrompts = connected ? null : math.readPrompts(widget(this.node, "prompt_schedule").value);
     this.draft = null;
