@@ -27,6 +27,7 @@ QUICK = {
     "baselines": {"variants": ("drawn truth",)},
     "refinement": {},
     "long": {},
+    "takes": {},
 }
 
 
