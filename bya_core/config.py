@@ -232,7 +232,7 @@ class DubConfig:
             description="Fraction of the denoising steps that are run. 1 starts from noise, lower values keep more of "
             "what the film shows in the region.",
         ),
-    ] = 1.0
+    ] = 0.75
 
 
 @validated

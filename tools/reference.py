@@ -27,6 +27,7 @@ REFERENCE = ROOT / "docs" / "reference"
 COMMANDS = (
     "generate",
     "probe",
+    "dub",
     "timeline",
     "script",
     "report",

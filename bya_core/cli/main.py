@@ -13,6 +13,7 @@ from bya_core import __version__
 from bya_core.cli.convert import Convert
 from bya_core.cli.doctor import Doctor
 from bya_core.cli.download import Download
+from bya_core.cli.dub import Dub
 from bya_core.cli.faces import Faces
 from bya_core.cli.generate import Generate
 from bya_core.cli.guard import BAD_INPUT, FAILED, STOPPED, run_guarded
@@ -31,7 +32,7 @@ from bya_core.errors import InputError
 __all__ = ["BAD_INPUT", "COMMANDS", "FAILED", "STOPPED", "main"]
 
 GROUPS: dict[str, tuple[type, ...]] = {
-    "Generate a video": (Generate, Probe, Timeline, Script),
+    "Generate a video": (Generate, Probe, Dub, Timeline, Script),
     "Check inputs and results": (Report, Speakers, Faces),
     "Manage models": (Models, Download, Inspect, Convert),
     "Check this machine": (Doctor, Selftest),
@@ -48,6 +49,7 @@ Options:
 REDUCE = {
     Generate: 'lower "width", "height" or "windows.frames" of the scene, or --vram on a GPU',
     Probe: 'lower "width", "height" or "windows.frames" of the scene, or --vram on a GPU',
+    Dub: 'use a shorter film, lower "windows.frames" of the scene, or --vram on a GPU',
     Timeline: "use shorter recordings or smaller images",
     Script: "use a shorter script",
     Report: "use a shorter or smaller video",

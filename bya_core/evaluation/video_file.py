@@ -58,7 +58,7 @@ def measure_file(
     meter = load_meter(DOMAINS.get(people) or guess_domain(portraits))
     regions, notices = None, [*read.notices, *audio.notices]
     if masks is not None:
-        regions, more = _read_masks(masks, names, read)
+        regions, more = read_video_masks(masks, names, read)
         notices += more
     if meter is not None:
         regions = meter.segment(frames, portraits) if regions is None else regions
@@ -154,8 +154,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({names[: k + 1].count(name)})" if names.count(name) > 1 else name for k, name in enumerate(names)]
 
 
-def _read_masks(path: Path, names: list[str], video: Video) -> tuple[Tensor, list[str]]:
-    """Masks of an npz file for the F frames of a video, [N, F, h, w] in the order of `names`, and notices."""
+def read_video_masks(path: Path, names: list[str], video: Video) -> tuple[Tensor, list[str]]:
+    """Masks of an npz file for the F frames of a video, [N, F, h, w] in the order of `names`, and notices.
+
+    Raises:
+        InputError: A file that is invalid or does not match.
+    """
     length = len(video.frames)
     archive, what = open_archive(path), f"the masks {path}"
     if archive.start is not None:

@@ -25,6 +25,7 @@ def write_video(
     fps: float,
     audio: tuple[Tensor, int] | None = None,
     preset: str = "medium",
+    lossless: bool = False,
 ) -> None:
     """Write an mp4 (H.264 and AAC) atomically.
 
@@ -33,6 +34,7 @@ def write_video(
         frames: uint8 [H, W, 3] each, all of the same even size.
         fps: frames per second.
         audio: ([C, S] in -1..1, sample rate in Hz); cut to the length of the video.
+        lossless: store the exact pixels (H.264 in RGB, which few players show); also of odd sizes.
         preset: effort of the encoder, a preset of x264; the quality is the same, faster ones give larger files.
 
     Raises:
@@ -42,9 +44,10 @@ def write_video(
     with atomic_write(path) as temporary, temporary.open("wb") as out, av.open(out, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         # mbtree reads uninitialized memory for small frames, so that equal frames would not give equal files
-        options = {"crf": "16", "preset": preset, "x264-params": "mbtree=0"}
-        video = container.add_stream("libx264", rate=rate, options=options)
-        video.pix_fmt = "yuv420p"
+        quality = {"qp": "0"} if lossless else {"crf": "16"}
+        options = {**quality, "preset": preset, "x264-params": "mbtree=0"}
+        video = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate, options=options)
+        video.pix_fmt = "rgb24" if lossless else "yuv420p"
         track = _AudioWriter(container, *audio) if audio is not None else None
         size: tuple[int, int] | None = None
         count = 0
@@ -52,7 +55,7 @@ def write_video(
             pixels = np.ascontiguousarray(np.asarray(frame))
             if size is None:
                 size = pixels.shape[0], pixels.shape[1]
-                if size[0] % 2 or size[1] % 2:
+                if not lossless and (size[0] % 2 or size[1] % 2):
                     raise InputError(f"frames of {size[1]}x{size[0]} pixels", "even sizes", "change the size")
                 video.height, video.width = size
             if pixels.shape != (*size, 3) or pixels.dtype != np.uint8:

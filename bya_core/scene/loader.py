@@ -37,6 +37,7 @@ def load_scene(
     preset: Preset | None = None,
     force: bool = False,
     reference_video: str | os.PathLike[str] | None = None,
+    length: int | None = None,
 ) -> Scene:
     """Read a scene file and all files it names.
 
@@ -48,6 +49,7 @@ def load_scene(
         preset: Overrides the preset of the file.
         force: Accept reference images of a kind that the model was not trained on, as the key of the file does.
         reference_video: Overrides the reference video of the file, and its matrix by "auto".
+        length: Overrides the number of video frames of the file.
 
     Raises:
         InputError: A file that is missing or invalid.
@@ -55,6 +57,7 @@ def load_scene(
     defaults = model if isinstance(model, SceneDefaults) else model.defaults
     path = existing_file(path, "the scene")
     file, folder = read_scene_file(path), path.parent
+    file = file if length is None else replace(file, length=length)
     fixed = None if file.length == "auto" else file.length + defaults.time_factor
     audio = read_speeches(file, folder, None if fixed is None else fixed / file.fps)
     height, width = file.height or defaults.height, file.width or defaults.width

@@ -18,6 +18,7 @@ from bya_core.config import (
     MAX_SECONDS,
     MAX_TEXT,
     AudioGuidanceScale,
+    DubConfig,
     GuidanceScale,
     MaskEnd,
     MaskStart,
@@ -147,6 +148,42 @@ class RouterEntry(RouterConfig):
 
 
 @validated
+class StemEntry:
+    """The recording of one old voice of a film, or of everything but the voices."""
+
+    file: Annotated[FilePath, Field(description="Audio file that starts with the film.")]
+    character: Annotated[
+        Speaker | None,
+        Field(description="Whose voice it is. null is everything but the voices, such as music and noise."),
+    ] = None
+
+
+@validated
+class DubEntry(DubConfig):
+    """How a film is dubbed with this scene, and what is known of its old voices. Used by `bya dub` only."""
+
+    timeline: Annotated[
+        FilePath | Annotated[list[TurnEntry], Field(min_length=1, max_length=10_000)] | None,
+        Field(
+            description="Who speaks when in the film, a file (rttm, srt, vtt, json) or a list. Its sound is muted "
+            "where a character with a new voice speaks."
+        ),
+    ] = None
+    stems: Annotated[
+        tuple[StemEntry, ...],
+        Field(
+            max_length=1000,
+            description="The sound of the film as separate recordings. Those of characters with a new voice are left "
+            "out.",
+        ),
+    ] = ()
+
+    def config(self) -> DubConfig:
+        """The options without what is known of the old voices."""
+        return DubConfig(self.region, self.feather, self.strength)
+
+
+@validated
 class SceneFile:
     """A scene of Bind-Your-Avatar."""
 
@@ -213,6 +250,7 @@ class SceneFile:
     windows: Annotated[WindowConfig, Field(description="How a video longer than one window is generated.")] = (
         WindowConfig()
     )
+    dub: Annotated[DubEntry, Field(description="How a film is dubbed with this scene (bya dub).")] = DubEntry()
 
 
 def read_scene_file(path: Path) -> SceneFile:
@@ -229,7 +267,8 @@ def read_scene_file(path: Path) -> SceneFile:
 def named_files(file: SceneFile) -> list[str]:
     """All files that a scene file names, as written in it."""
     names = [file.first_frame, file.dialogue, file.router.masks, file.reference_video]
-    names.append(file.timeline if isinstance(file.timeline, str) else None)
+    names += [each if isinstance(each, str) else None for each in (file.timeline, file.dub.timeline)]
+    names += [stem.file for stem in file.dub.stems]
     for character in file.characters:
         names += [character.image, character.mask]
         speech = character.speech

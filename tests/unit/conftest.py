@@ -9,9 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import bya_core.pipelines.dub.dub as dubbing
 import bya_core.weights.registry as registry
+from bya_core.pipelines.dub.people import People
+from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 from tests.fakes import fake_bundle, tone, write_picture, write_wav
 
@@ -59,3 +64,18 @@ def make_scene(tmp_path: Path) -> SceneMaker:
         return path
 
     return make
+
+
+@pytest.fixture
+def found_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two characters are found on the left and on the right of every film that is dubbed."""
+
+    def find(frames: torch.Tensor, scene: Scene, model: ModelBundle, masks: np.ndarray | None) -> People:
+        length, height, width = frames.shape[:3]
+        side = height / 3
+        boxes = np.array([[[x * width, height / 3, side, side]] * length for x in (0.25, 0.75)])
+        own = np.zeros((2, length, height, width), dtype=bool)
+        own[0, :, :, : width // 2], own[1, :, :, width // 2 :] = True, True
+        return People(boxes, np.zeros((2, length)), own if masks is None else masks)
+
+    monkeypatch.setattr(dubbing, "find_people", find)

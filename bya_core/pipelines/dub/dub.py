@@ -25,11 +25,12 @@ from bya_core.masks import MaskControl
 from bya_core.pipelines.dub.film import FPS, Film
 from bya_core.pipelines.dub.people import People, dubbed_characters, find_people
 from bya_core.pipelines.dub.picture import Box, Regions, choose_box, compose, scaled
-from bya_core.pipelines.dub.sound import OriginalVoices, dubbed_sound
+from bya_core.pipelines.dub.sound import dubbed_sound
 from bya_core.pipelines.long_video import generate_long
 from bya_core.pipelines.sample import Video
 from bya_core.pipelines.window_files import LongVideo
 from bya_core.progress import ProgressCallback, ProgressTracker
+from bya_core.scene.original_voices import OriginalVoices
 from bya_core.scene.types import Footage, Scene
 from bya_core.weights.bundle import ModelBundle
 
@@ -130,10 +131,8 @@ def prepare_dub(
     dubbed = tuple(dubbed_characters(scene))
     if config.region == "given" and masks is None:
         raise InputError('region "given" without masks', "masks of the characters in the film", "give them")
-    factor = model.codec.time_factor
-    count = -(-(len(film.copy) - 1) // factor) * factor + 1
-    last = len(film.copy) - 1
-    padded = torch.arange(count).clamp(max=last)
+    count = padded_length(film, model)
+    padded = torch.arange(count).clamp(max=len(film.copy) - 1)
     frames = film.copy[padded]
     given = None if masks is None else masks[:, padded.numpy()]
     with tracker.stage("Finding people"):
@@ -155,6 +154,12 @@ def prepare_dub(
         notices=(),
     )
     return Dub(film, scene, box, regions, audio, (*film.notices, *people.notices, *sound_notices))
+
+
+def padded_length(film: Film, model: ModelBundle) -> int:
+    """Frames that the model generates for a film: those of its copy, and the last one up to a length of the model."""
+    factor = model.codec.time_factor
+    return -(-(len(film.copy) - 1) // factor) * factor + 1
 
 
 def generate_dub(

@@ -15,7 +15,7 @@ from bya_core.errors import InputError
 from bya_core.io.container import open_media, usable_stream
 from bya_core.io.files import existing_file
 from bya_core.io.media import decode_pictures, on_time_line, read_frames, read_recording
-from bya_core.io.video import EXPECTED, MAX_FPS
+from bya_core.io.video import EXPECTED, MAX_FPS, Video
 from bya_core.scene.types import Scene, Speech
 
 MAX_SIDE = 960  # pixels of the longer side of the copy in which people are searched
@@ -43,6 +43,12 @@ class Film:
     frames: Callable[[], Iterable[np.ndarray]]
     sound: Speech | None = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def video(self) -> Video:
+        """The copy, with the number of the frame of the film that each of its frames shows."""
+        shown = nearest_frames(len(self.copy), self.fps, self.num_frames)
+        return Video(self.copy, FPS, shown, self.num_frames)
 
     @property
     def seconds(self) -> float:
@@ -100,10 +106,15 @@ def film_of(frames: Tensor, fps: float, sound: tuple[Tensor, int] | None = None)
     if not 0 < fps <= MAX_FPS:
         raise InputError(f"{fps:g} frames per second", f"at most {MAX_FPS:g}", "use a usual frame rate")
     count = max(1, round(len(frames) / fps * FPS))
-    nearest = (torch.arange(count) / FPS * fps).round().long().clamp(max=len(frames) - 1)
+    nearest = nearest_frames(count, fps, len(frames))
     size = int(frames.shape[1]), int(frames.shape[2])
     speech = None if sound is None else Speech(*sound)
     return Film(_reduced(frames[nearest]), size, fps, len(frames), lambda: (f.numpy() for f in frames), speech)
+
+
+def nearest_frames(count: int, fps: float, num_frames: int) -> Tensor:
+    """Number of the frame of a film that is nearest to each of `count` frames at `FPS` frames per second."""
+    return (torch.arange(count) / FPS * fps).round().long().clamp(max=num_frames - 1)
 
 
 def _reduced(frames: Tensor) -> Tensor:

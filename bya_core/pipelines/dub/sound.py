@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from bya_core.evaluation.lip_sync import RATE
 from bya_core.evaluation.speakers import find_speakers
 from bya_core.io.media import mix_speeches, resample_mono
 from bya_core.pipelines.dub.people import People
-from bya_core.scene.timeline import Turn
+from bya_core.scene.original_voices import OriginalVoices
 from bya_core.scene.types import Scene, Speech
 
 FADE = 0.02  # seconds
@@ -21,21 +21,6 @@ WHILE_SPEAKING = (
     "The original sound is muted while the new voices speak: a timeline of the film or its voices as separate "
     "recordings say where the old voices are."
 )
-
-
-@dataclass(frozen=True)
-class OriginalVoices:
-    """What is known of the voices in the film.
-
-    Args:
-        stems: Recording of each voice by the name of its character, which together are the sound of the film.
-        background: Recording of everything else.
-        turns: Who speaks when.
-    """
-
-    stems: Mapping[str, Speech]
-    background: Speech | None = None
-    turns: Sequence[Turn] = ()
 
 
 def dubbed_sound(
@@ -63,13 +48,22 @@ def dubbed_sound(
     kept: list[Speech | None] = []
     if voices is not None and (voices.stems or voices.background is not None):
         kept = [*(speech for name, speech in voices.stems.items() if name not in names), voices.background]
+        notices = _unknown(names, voices.stems, "separate recording")
     elif original is not None:
         if voices is not None and voices.turns:
             spans = [(turn.start, turn.end) for turn in voices.turns if turn.speaker in names]
+            notices = _unknown(names, {turn.speaker for turn in voices.turns}, "turn")
         else:
             spans, notices = _old_voices(original, scene, people, dubbed, seconds)
         kept = [muted(original, spans)]
     return mix_speeches([*kept, *scene.speeches], seconds), notices
+
+
+def _unknown(names: set[str], known: Container[str], what: str) -> tuple[str, ...]:
+    """One notice for each character whose old voice is not known."""
+    return tuple(
+        f"The film has no {what} of {name}: an old voice may stay." for name in sorted(names) if name not in known
+    )
 
 
 def _old_voices(

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-import bya_core.pipelines.dub.dub as dubbing
 from bya_core.config import DubConfig, WindowConfig
 from bya_core.errors import Cancelled, InputError
 from bya_core.pipelines.dub.dub import Dub, dub_film, generate_dub, prepare_dub
 from bya_core.pipelines.dub.film import Film, film_of
-from bya_core.pipelines.dub.people import People
 from bya_core.progress import Progress
 from bya_core.scene.types import Character, Scene, Speech
 from bya_core.weights.bundle import ModelBundle
@@ -39,22 +37,7 @@ def scene(**changes: object) -> Scene:
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ada on the left and Bo on the right, in every film."""
-
-    def find(frames: torch.Tensor, scene: Scene, model: ModelBundle, masks: np.ndarray | None) -> People:
-        length, height, width = frames.shape[:3]
-        side = height / 3
-        boxes = np.array([[[x * width, height / 3, side, side]] * length for x in (0.25, 0.75)])
-        own = np.zeros((2, length, height, width), dtype=bool)
-        own[0, :, :, : width // 2], own[1, :, :, width // 2 :] = True, True
-        return People(boxes, np.zeros((2, length)), own if masks is None else masks)
-
-    monkeypatch.setattr(dubbing, "find_people", find)
-
-
-@pytest.fixture
-def make(bundle: ModelBundle, found: None) -> Maker:
+def make(bundle: ModelBundle, found_people: None) -> Maker:
     def prepare(film: Film | None = None, config: DubConfig | None = None, **changes: object) -> Dub:
         model = replace(bundle, sampling=replace(bundle.sampling, steps=2))
         return prepare_dub(film or film_of(noise(21), 25.0), scene(sampling=model.sampling, **changes), model, config)
@@ -137,7 +120,7 @@ def test_somebody_needs_a_new_voice(make: Maker) -> None:
         make(speeches=[None, None])
 
 
-def test_in_memory(bundle: ModelBundle, found: None) -> None:
+def test_in_memory(bundle: ModelBundle, found_people: None) -> None:
     film = noise(9)
     done = dub_film(film_of(film, 25.0), scene(sampling=bundle.sampling), bundle)
     frames, overlay = np.stack(list(done.frames)), np.stack(list(done.overlay))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bya_core.pipelines.dub.people import People
-from bya_core.pipelines.dub.sound import OriginalVoices, dubbed_sound, muted
+from bya_core.pipelines.dub.sound import dubbed_sound, muted
+from bya_core.scene.original_voices import OriginalVoices
 from bya_core.scene.timeline import Turn
 from bya_core.scene.types import Character, Scene, Speech
 from tests.fakes import RATE, tone
