@@ -5,7 +5,7 @@ import { api } from "../../../../scripts/api.js";
 import {
   cells, firstMoment, laneAt, lanes, momentText, polyline, scoreRange, spoken, tickStep, timeAt, tracksHeight,
 } from "./binding_layout.mjs";
-import { chain, element, fileUrl, outputsOf, text, warn } from "./kit.mjs";
+import { chain, element, fileUrl, isPreviewOf, outputsOf, text, warn } from "./kit.mjs";
 
 const NODES = ["BYA_Sampler", "BYA_VideoReport", "BYA_BestTake"];
 const KEY = "bya_binding"; // of the results of a node
@@ -161,12 +161,11 @@ class Panel {
   }
 
   /** Shows a preview of this node in place of the video. The page's own one would stay below the result. */
-  showPreview({ blob, nodeId, displayNodeId }) {
+  showPreview(detail) {
     const { node } = this;
-    const path = String(displayNodeId ?? nodeId).split(":"); // ids of the subgraph nodes around it, and its own
-    if (path.at(-1) !== String(node.id) || (path.length > 1) === (node.graph?.isRootGraph !== false)) return;
+    if (!isPreviewOf(node, detail)) return;
     this.hidePreview();
-    this.preview.src = URL.createObjectURL(blob);
+    this.preview.src = URL.createObjectURL(detail.blob);
     this.preview.style.display = "";
     this.video.style.display = "none";
     this.video.pause();

@@ -20,11 +20,12 @@ export function setup() {
 /** Files on the canvas, or on a subgraph node: the page would add a node for each. */
 function dropped(event) {
   const files = media(event);
-  if (event.defaultPrevented || files.length < 2 || files.length < event.dataTransfer.files.length) return;
-  const under = app.dragOverNode ?? nodeOf(event.target);
-  if (under && !under.isSubgraphNode?.()) return; // see `nodeCreated`; other nodes do what they do
-  const kinds = new Set(files.map(kindOf));
-  const target = under ? targetOf(innerNode(under)) : kinds.size > 1 ? onlyScene() : null;
+  if (event.defaultPrevented || !files.length || files.length < event.dataTransfer.files.length) return;
+  const under = app.dragOverNode ?? nodeOf(event.target) ?? nodeAt(event);
+  const onSubgraph = under?.isSubgraphNode?.();
+  if (under?.onDragDrop && !onSubgraph) return; // see `nodeCreated`; other nodes do what they do
+  const several = new Set(files.map(kindOf)).size > 1;
+  const target = (onSubgraph && targetOf(innerNode(under))) || (several ? onlyScene() : null);
   if (!target?.characters.length) return;
   event.preventDefault();
   event.stopPropagation();
@@ -36,6 +37,13 @@ function dropped(event) {
 function nodeOf(element) {
   const id = element?.closest?.("[data-node-id]")?.dataset.nodeId;
   return id == null ? null : (app.canvas.graph?.getNodeById(id) ?? app.canvas.graph?.getNodeById(Number(id)));
+}
+
+/** The node at the pointer in classic nodes. */
+function nodeAt(event) {
+  if (!event.clientX && !event.clientY) return null;
+  app.canvas.adjustMouseEvent(event);
+  return app.canvas.graph?.getNodeOnPos(event.canvasX, event.canvasY);
 }
 
 export function nodeCreated(node) {

@@ -132,6 +132,12 @@ function passed({ type, inputs = [], outputs = [] }, slot) {
 export const outputsOf = (node) =>
   app.nodeOutputs?.[node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id];
 
+/** Whether a preview of a run is of this node; `detail` of the event "b_preview_with_metadata". */
+export function isPreviewOf(node, { nodeId, displayNodeId }) {
+  const path = String(displayNodeId ?? nodeId).split(":"); // ids of the subgraph nodes around it, and its own
+  return path.at(-1) === String(node.id) && (path.length > 1) === (node.graph?.isRootGraph === false);
+}
+
 /**
  * Adds an interactive element to a node. The value stays in the widget `valueName`, a hidden text input.
  *

@@ -391,6 +391,8 @@ export class MaskPanel {
 }
 
 const STYLE = `
+.lg-node:has(.bya-masks[data-ran]) [data-testid^="node-body-"] > img,
+.lg-node:has(.bya-masks[data-ran]) [data-testid^="node-body-"] > img + div { display: none; }
 .bya-masks { display: flex; flex-direction: column; gap: 5px; height: 100%; width: 100%; box-sizing: border-box;
   padding: 2px 4px 4px; font: 12px sans-serif; color: var(--input-text, #ddd); }
 .bya-mask-picture { flex: 1; width: 100%; min-height: 0; border-radius: 6px; background: rgb(0 0 0 / 0.35); outline: none;

@@ -1,6 +1,7 @@
 // Mask viewer of BYA Embedding Router and BYA Mask Refine, and painter of BYA Mask Refine.
 import { app } from "../../../../scripts/app.js";
-import { domWidget, edit, growTo, outputsOf, chain, text, toast, warn, widget } from "./kit.mjs";
+import { api } from "../../../../scripts/api.js";
+import { domWidget, edit, growTo, isPreviewOf, outputsOf, chain, text, toast, warn, widget } from "./kit.mjs";
 import { lastResults, loadPicture, pixelsOf, pictureCanvas, uploadPicture } from "./mask_files.mjs";
 import * as math from "./masks_math.mjs";
 import { characterRgb } from "./palette.mjs";
@@ -27,8 +28,13 @@ function attach(node, paints) {
   });
   if (!added) return;
   growTo(node, 400, node.size[1] + (paints ? 330 : 280));
+  const { dataset } = view.panel.root;
+  const preview = ({ detail }) => isPreviewOf(node, detail) && delete dataset.ran;
+  api.addEventListener("b_preview_with_metadata", preview);
+  chain(node, "onRemoved", () => api.removeEventListener("b_preview_with_metadata", preview));
   chain(node, "onExecuted", (output) => {
     removePreview(node);
+    dataset.ran = "true"; // hides it in Nodes 2.0, see the style sheet of the panel
     view.show(output?.[KEY]?.[0]);
   });
 }
