@@ -1,9 +1,12 @@
 // Controls ComfyUI's page in Chromium: node page.js JOB.json; prints {answers, errors} as one line of JSON.
-// Job: {modules, browser, url, viewport: [w, h], steps: [{do: "load" | "prompt" | ...}, ...]}; one answer per step.
+// Job: {modules, browser, url, viewport: [w, h], steps: [{do: "load" | "prompt" | ...}, ...],
+// strict: whether any error in the console counts}; one answer per step.
 const fs = require('fs');
 const path = require('path');
 const job = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'));
 const { chromium } = require(path.join(job.modules, 'playwright-core'));
+// what the page itself logs in every session: missing files of a new user, and models of its own first workflow
+const OF_THE_PAGE = ['Failed to load resource', 'ComfyApp graph accessed before initialization', 'Content Security Policy'];
 const READY = 600000; // ms, also on a machine that is busy
 
 const actions = {
@@ -160,6 +163,16 @@ const actions = {
       return { nodes: found, videos };
     });
   },
+  // Repeats steps until the minutes are over, at least once; returns how often.
+  async repeat(page, { minutes, steps }) {
+    const end = Date.now() + minutes * 60000;
+    let rounds = 0;
+    do {
+      for (const step of steps) await actions[step.do](page, step);
+      rounds += 1;
+    } while (Date.now() < end);
+    return rounds;
+  },
   // Screenshot; `fit` shows the whole graph.
   async shot(page, { file, fit, quality }) {
     if (fit) {
@@ -234,8 +247,9 @@ async function ready(page) {
     const page = await context.newPage();
     const errors = [];
     page.on('pageerror', (error) => errors.push(error.message));
-    page.on('console', (message) => { // what the extension of the pack logs
-      if (message.text().includes('[BindYourAvatar]')) errors.push(message.text());
+    page.on('console', (message) => { // what the extension of the pack logs; all errors of the page on request
+      const counted = job.strict && message.type() === 'error' && !OF_THE_PAGE.some((one) => message.text().includes(one));
+      if (counted || message.text().includes('[BindYourAvatar]')) errors.push(message.text());
     });
     await page.goto(job.url);
     await ready(page);

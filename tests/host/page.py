@@ -28,8 +28,12 @@ class PageError(Exception):
     """A step failed, or the page raised errors."""
 
 
-def run_steps(url: str, *steps: Step, seconds: float = 1800, viewport: tuple[int, int] = (1600, 900)) -> list[Any]:
+def run_steps(
+    url: str, *steps: Step, seconds: float = 1800, viewport: tuple[int, int] = (1600, 900), strict: bool = False
+) -> list[Any]:
     """Open the page and run steps; returns the answer of each, see `actions` in page.js.
+
+    Errors of the page are exceptions and what the extension of the pack logs; with `strict`, all errors in the console.
 
     Raises:
         HostUnavailable: The browser or node is missing.
@@ -41,6 +45,7 @@ def run_steps(url: str, *steps: Step, seconds: float = 1800, viewport: tuple[int
         "browser": browser,
         "url": url,
         "viewport": list(viewport),
+        "strict": strict,
         "steps": [dict(step) for step in steps],
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +56,7 @@ def run_steps(url: str, *steps: Step, seconds: float = 1800, viewport: tuple[int
         raise PageError(done.stderr.strip()[-2000:])
     result = json.loads(done.stdout)
     if result["errors"]:
-        raise PageError(f"errors in the page: {result['errors'][:3]}")
+        raise PageError(f"errors in the page: {result['errors'][:5]}")
     return result["answers"]
 
 
