@@ -30,7 +30,7 @@ LEAD_IN = 0.3  # seconds before the first line
 GAPS = {"?": 0.3, "!": 0.2, "-": 0.05, "…": 0.6}
 """Seconds of silence after a line that ends with this; a question is thought about, a dash is an interruption."""
 GAP, SAME_SPEAKER = 0.25, 0.45  # seconds after other lines, and at least before the next line of the same speaker
-SYLLABLES_PER_SECOND, SIGNS_PER_SECOND = 4.5, 4.2
+SYLLABLES_PER_SECOND, SIGNS_PER_SECOND = 5.3, 4.2
 PAUSES = {",": 0.15, ";": 0.25, ":": 0.25, ".": 0.35, "!": 0.35, "?": 0.35, "…": 0.4, "。": 0.35, "，": 0.15}
 """Seconds of silence within a line."""
 FLOOR, KEPT = 0.01, 0.03  # speech is louder than this fraction of the peak; seconds kept beside it
@@ -136,7 +136,7 @@ def estimate_seconds(text: str) -> float:
     words = [word for word in re.findall(r"[^\W\d_]+", SIGNS.sub(" ", text))]
     syllables = sum(max(1, len(VOWELS.findall(word.removesuffix("e") or word))) for word in words)
     pauses = sum(PAUSES.get(sign, 0.0) for sign in text.rstrip()[:-1])
-    return max(0.3, syllables / SYLLABLES_PER_SECOND + signs / SIGNS_PER_SECOND + pauses)
+    return max(0.4, syllables / SYLLABLES_PER_SECOND + signs / SIGNS_PER_SECOND + pauses)
 
 
 def schedule(lines: Sequence[ScriptLine], seconds: Sequence[float]) -> list[float]:
