@@ -33,10 +33,10 @@ from bya_core.memory.planner import (  # noqa: E402
     required_memory,
     required_pinned_memory,
 )
-from bya_core.memory.sizes import component_sizes  # noqa: E402
+from bya_core.memory.sizes import ENCODER_BYTES, component_sizes  # noqa: E402
 from bya_core.models import rope, router  # noqa: E402
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel  # noqa: E402
-from bya_core.pipelines.full_size import ENCODER_BYTES, NATIVE, VAE  # noqa: E402
+from bya_core.pipelines.full_size import NATIVE, VAE  # noqa: E402
 
 GPUS = ("80", "48", "24", "16", "12", "8")
 GB = 1e9

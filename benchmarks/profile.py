@@ -154,8 +154,8 @@ def profile_full_size(
 ) -> dict[str, Any]:
     """Some steps at full size with random weights, after one step to warm up; on a GPU with guidance and decoding."""
     from bya_core.memory.planner import MEMORY_PLANS, apply_memory_plan, plan_memory
-    from bya_core.memory.sizes import component_sizes
-    from bya_core.pipelines.full_size import ENCODER_BYTES, build_full_size, run_steps
+    from bya_core.memory.sizes import ENCODER_BYTES, component_sizes
+    from bya_core.pipelines.full_size import build_full_size, run_steps
 
     cuda, steps = device.type == "cuda", steps or 3
     dtype = torch.bfloat16 if cuda else torch.float32

@@ -19,6 +19,8 @@ Region = Literal["box", "head"]
 DubRegion = Literal["mouth", "head", "given"]
 Segmenter = Literal["self", "sam2"]
 BackgroundAudio = Literal["model", "all", "none"]
+SAM2_WEIGHTS = "facebook/sam2.1-hiera-large"
+"""SAM 2 weights that `bya download official` fetches."""
 
 MAX_SECONDS = 36_000  # of a recording or a timeline
 MAX_NAME, MAX_TEXT = 100, 20_000  # letters of a name and of a prompt
@@ -188,7 +190,7 @@ class RouterConfig:
     ] = "self"
     segmenter_weights: Annotated[
         str, Field(description="SAM 2 weights, a folder or a repository name in the Hugging Face cache.")
-    ] = "facebook/sam2.1-hiera-tiny"
+    ] = SAM2_WEIGHTS
     static: Annotated[
         bool, Field(description="Whether to use the union over all frames in every frame (2D masks of the paper).")
     ] = False

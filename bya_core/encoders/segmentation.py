@@ -9,9 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from bya_core.config import SAM2_WEIGHTS
 from bya_core.errors import InputError
-
-SAM2_WEIGHTS = "facebook/sam2.1-hiera-tiny"
 
 
 @runtime_checkable
@@ -102,7 +101,7 @@ def load_sam2(weights: str = SAM2_WEIGHTS, device: str = "cpu", dtype: torch.dty
         processor = processor_class.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         problem = f"the segmenter SAM 2 has no usable weights on this machine ({weights})"
-        hint = f'download them (hf download {SAM2_WEIGHTS}), or choose the segmenter "self", which needs none'
+        hint = 'run `bya download official --components segmenter`, or choose the segmenter "self", which needs none'
         raise InputError(problem, "a folder with them, or a name in the Hugging Face cache", hint) from error
     return Sam2Segmenter(model.to(device), processor)
 

@@ -162,26 +162,16 @@ def atomic_contents(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(
-    path: str | os.PathLike[str], main: bool = True, share: Callable[[Path | None], Path | None] = lambda path: path
-) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new folder that replaces `path` on a normal exit and is deleted on an exception.
 
     Args:
         path: Final path of the folder; an existing folder is replaced.
-        main: In a distributed job, whether this process creates and renames the folder. All processes enter.
-        share: In a distributed job, returns the argument of the main process in all processes, and waits for them.
 
     Raises:
         InputError: The disk is full, the folder cannot be written, or it contains an input.
     """
     target = Path(os.path.realpath(path))
-    if not main:
-        fresh = share(None)
-        assert fresh is not None
-        yield fresh
-        share(None)
-        return
     created: list[Path] = []
     workspace: Workspace | None = None
     try:
@@ -194,9 +184,7 @@ def atomic_folder(
         workspace = _open_workspace(target.parent)
         fresh = workspace.path / "new"
         fresh.mkdir()
-        share(fresh)
         yield fresh
-        share(None)
         for each in (*fresh.rglob("*"), fresh):
             _sync(each)
         with deferred_interrupts():

@@ -23,6 +23,8 @@ DECODER_FRAMES = 9  # video frames decoded together
 DECODER_WIDTH = 128  # channels of the decoder at pixel resolution
 TILING_SHARE = 0.26  # share of the activations alive when decoding tiles of half height and width; counted: 0.255
 ENCODERS = ("text", "face", "speech")
+ENCODER_BYTES = {"text": 9_524_000_000, "face": 900_000_000, "speech": 190_000_000}
+"""Encoders of the released model: T5-XXL; face recognition and EVA02-CLIP; wav2vec2."""
 NOT_FP8 = ("norm", "patch_embed")  # layers that keep their dtype when weights are stored in float8
 
 

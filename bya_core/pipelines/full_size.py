@@ -33,8 +33,6 @@ VAE: dict[str, Any] = {
 NATIVE = NativeSize(480, 720, 49)
 CHARACTERS, CLIP_TOKENS = 2, 577  # tokens of EVA02-CLIP at 336 pixels
 STEPS = 50  # length of the schedule
-ENCODER_BYTES = {"text": 9_524_000_000, "face": 900_000_000, "speech": 190_000_000}
-"""Encoders of the released model: T5-XXL; face recognition and EVA02-CLIP; wav2vec2."""
 
 
 def build_full_size(

@@ -30,8 +30,8 @@ from bya_core.memory.planner import (
     free_vram,
     plan_memory,
 )
-from bya_core.memory.sizes import build_meta_transformer, component_sizes
-from bya_core.pipelines.full_size import ENCODER_BYTES, NATIVE, SALT, build_full_size, run_steps, synchronize
+from bya_core.memory.sizes import ENCODER_BYTES, build_meta_transformer, component_sizes
+from bya_core.pipelines.full_size import NATIVE, SALT, build_full_size, run_steps, synchronize
 from bya_core.sampling.acceleration import attention, attention_works, compiled
 from bya_core.sampling.fp8 import block_linears, fp8_matmul
 from bya_core.weights.bundle import ModelBundle, NativeSize

@@ -17,10 +17,9 @@ from torch import Tensor
 from bya_core.config import SamplingConfig
 from bya_core.io.workspace import temporary_folder
 from bya_core.memory.planner import MEMORY_PLANS, apply_memory_plan, free_host_memory, free_vram, plan_memory
-from bya_core.memory.sizes import component_sizes
+from bya_core.memory.sizes import ENCODER_BYTES, component_sizes
 from bya_core.pipelines.full_size import (
     CHARACTERS,
-    ENCODER_BYTES,
     NATIVE,
     STEPS,
     build_full_size,

@@ -150,8 +150,9 @@ def _gpu_contexts(
         from bya_core.sampling.fp8 import block_linears, fp8_matmul, has_room
 
         layers = block_linears(blocks)
-        if hooked or not has_room(layers):
-            reason = "the weights are offloaded" if hooked else "too little GPU memory is free"
+        offloaded = hooked or any(layer.weight.device != device for layer in layers)
+        if offloaded or not has_room(layers):
+            reason = "the weights are offloaded" if offloaded else "too little GPU memory is free"
             log.warning("float8 is not used: %s", reason)
         else:
             yield fp8_matmul(layers)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bya_core.config import SAM2_WEIGHTS
+
 
 @dataclass(frozen=True)
 class KnownFile:
@@ -219,7 +221,7 @@ SPEECH = Component(
 SEGMENTER = Component(
     name="segmenter",
     purpose="SAM 2.1 (large) video segmentation for the post router",
-    repository="facebook/sam2.1-hiera-large",
+    repository=SAM2_WEIGHTS,
     revision=None,
     files=(("*.json",), ("model.safetensors",)),
     folder="sam2.1-hiera-large",

@@ -25,7 +25,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_folder, format_size, free_space
 from bya_core.weights.checkpoints import AVERAGES_FILE, FROZEN_FILE, WEIGHTS_FILE
 from training.engine.random_state import random_state, set_random_state
-from training.engine.tensor_files import TensorFile, write_tensors
+from training.engine.tensor_files import TensorFile, shared_failure, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -182,17 +182,24 @@ def shared_atomic_folder(
         checkpoints: the latest of these is named in the error, as the run can be resumed from it.
 
     Raises:
-        InputError: it cannot be written; nothing is left behind.
+        InputError: a process cannot write to it; nothing is left behind. Raised in all processes.
     """
 
-    def share(path: Path | None) -> Path | None:
-        return broadcast_object_list([path])[0]
-
+    main = accelerator.is_main_process
     latest = checkpoints.all()[-1:] if checkpoints is not None else []
     resume = f"start again to resume from {latest[0].name}" if latest else "start again"
-    with atomic_folder(target, accelerator.is_main_process, share) as folder:
+    folder: Path | None = None
+    with ExitStack() as stack:
         try:
-            yield folder
+            with shared_failure():
+                if main:
+                    folder = stack.enter_context(atomic_folder(target))
+            folder = broadcast_object_list([folder])[0]
+            assert folder is not None
+            with shared_failure():
+                yield folder
+            with shared_failure():
+                stack.close()  # the folder gets its final name
         except (OSError, SafetensorError) as error:
             problem = f"{what} cannot be written to {target.parent} ({format_size(free_space(target))} free): {error}"
             raise InputError(problem, "free disk space", f"free some space and {resume}") from error

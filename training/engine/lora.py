@@ -36,7 +36,7 @@ from bya_core.weights.loader import init_source
 from bya_core.weights.lora import lora_pairs, merge_lora_into
 from bya_core.weights.state_dict_adapter import AUDIO_FILE, load_released
 from training.engine.stages import Lora
-from training.engine.tensor_files import full_tensor, write_tensors
+from training.engine.tensor_files import full_tensor, shared_failure, write_tensors
 
 LORA_FILE = RUN_LORA
 log = logging.getLogger(__name__)
@@ -184,15 +184,16 @@ def write_model(
     """
     adapters = {name: full_tensor(value, main) for name, value in state.items() if ".lora_" in name}
     complete = False
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save_config(folder)
-        run: dict[str, Any] = dict(info)
-        if lora is not None:
-            save_file(lora_weights(model, adapters, lora), folder / LORA_FILE)  # type: ignore[arg-type]
-            run["lora"] = {"file": LORA_FILE, "merged": False, "scale": 1.0, **asdict(lora)}
-        (folder / RUN_FILE).write_text(json.dumps(run, indent=1, default=str))
-        complete = adapters_alone and _is_complete(folder)
+    with shared_failure():
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            model.save_config(folder)
+            run: dict[str, Any] = dict(info)
+            if lora is not None:
+                save_file(lora_weights(model, adapters, lora), folder / LORA_FILE)  # type: ignore[arg-type]
+                run["lora"] = {"file": LORA_FILE, "merged": False, "scale": 1.0, **asdict(lora)}
+            (folder / RUN_FILE).write_text(json.dumps(run, indent=1, default=str))
+            complete = adapters_alone and _is_complete(folder)
     if broadcast_object_list([complete])[0]:
         return
     weights = base_weights(state)

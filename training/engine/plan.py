@@ -3,7 +3,8 @@ r"""Print the parameters, memory per device, tokens and FLOPs of a stage without
     python training/run_stage.py --plan --stage 3 --recipe cogvideox5b --devices 8 --sharding full \
         --gradient-checkpointing --memory 80
 
-Parameters and FLOPs are exact (`training.engine.trace`); memory is an estimate:
+Parameters and FLOPs are exact (`training.engine.trace`, or `training.engine.costs` for published recipes); memory is
+an estimate:
 
 - weights, gradients, optimizer state and EMA: exact sizes under the sharding, see `_persistent_memory`;
 - activations: the tensors saved for the backward pass; with gradient checkpointing the inputs of all blocks and the
@@ -24,12 +25,12 @@ import tyro
 from tqdm import tqdm
 
 from bya_core.errors import InputError
+from training.engine.costs import Trace, stored_costs
 from training.engine.settings import RecipeOptions
 
-if TYPE_CHECKING:  # these import PyTorch
+if TYPE_CHECKING:  # import PyTorch
     from training.engine.recipe import Recipe
     from training.engine.stages import Stage
-    from training.engine.trace import Trace
 
 RESERVE = 1.5e9
 VAE_BYTES = 431_000_000
@@ -165,22 +166,24 @@ def plan(recipe: Recipe, number: int, hardware: Hardware, callback: Callable[[in
     Raises:
         InputError: the hardware options do not match the stage.
     """
-    from bya_core.pipelines.full_size import ENCODER_BYTES
-    from training.engine.distributed import HALF_PRECISION
-    from training.engine.trace import trace_sample
+    from bya_core.memory.sizes import ENCODER_BYTES
 
     stage = recipe.stages[number]
     size = hardware.micro_batch_size(stage.batch_size)
-    trace = trace_sample(
-        recipe.model,
-        stage,
-        dtype=HALF_PRECISION.get(hardware.mixed_precision),
-        sharded=hardware.sharding != "none",
-        cast_frozen_weights=hardware.cast_frozen_weights,
-        characters=hardware.characters,
-        frames=hardware.frames,
-        callback=callback,
-    )
+    options = {
+        "half_precision": hardware.mixed_precision != "no",
+        "sharded": hardware.sharding != "none",
+        "cast_frozen_weights": hardware.cast_frozen_weights,
+        "characters": hardware.characters,
+        "frames": hardware.frames,
+    }
+    trace = stored_costs(recipe, number, options)
+    if trace is None:
+        from training.engine.recipe import check_sections
+        from training.engine.trace import trace_sample
+
+        check_sections(recipe)
+        trace = trace_sample(recipe.model, stage, callback=callback, **options)
     outside, blocks = trace.saved
     activations = size * (outside + (trace.inputs + max(blocks) if hardware.gradient_checkpointing else sum(blocks)))
     memory = _persistent_memory(trace, stage, hardware)
@@ -251,8 +254,8 @@ def main(words: list[str]) -> None:
     """Print the plan for the options of a training run; options that do not affect it are ignored."""
     words = [word for word in words if word != "--plan"]
     arguments, ignored = tyro.cli(Arguments, args=words, return_unknown_args=True)
-    recipe = arguments.recipe.load_recipe()
-    with tqdm(desc="Tracing blocks", leave=False) as bar:
+    recipe = arguments.recipe.load_recipe(check=False)
+    with tqdm(desc="Tracing blocks", leave=False, delay=0.1) as bar:  # shown only if something is traced
 
         def show(done: int, total: int) -> None:
             bar.total = total

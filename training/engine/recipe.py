@@ -13,7 +13,6 @@ from typing import Any
 
 from bya_core.errors import InputError
 from bya_core.validation import from_mapping, validated
-from training.engine.model_config import check_model, check_schedule, check_text_encoder
 from training.engine.stages import FLAVOURS, PUBLISHED, Flavour, Stage
 from training.engine.yaml_files import merge, parse_assignment, read_yaml
 
@@ -64,13 +63,14 @@ class RecipeFile:
     text_encoder: dict[str, int] = field(default_factory=dict)
 
 
-def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str | Path, assignments: Sequence[str] = (), check: bool = True) -> Recipe:
     """Load a recipe by name (`training/recipes/NAME.yaml`) or path; `extends: NAME` merges it over another recipe.
 
     Args:
         name: name or path. A name or relative path after `extends` is looked up beside the file first.
         assignments: values that replace those of the file, such as "stage.3.optimizer.lr=1e-4",
             "all_stages.batch_size=8" or "model.router_dim=256".
+        check: check the free sections, see `check_sections`, which imports the model.
 
     Raises:
         InputError: there is no such recipe, or it has unknown keys or invalid values.
@@ -82,14 +82,27 @@ def load_recipe(name: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     recipe = from_mapping(RecipeFile, content, path.name)
     if unknown := recipe.stages.keys() - PUBLISHED.keys():
         raise InputError(f"{path.name}: stage {min(unknown)}", "stage 1, 2 or 3", "correct the number")
-    check_model(recipe.model, f"{path.name}: model")
-    check_schedule(recipe.scheduler, f"{path.name}: scheduler")
-    check_text_encoder(recipe.text_encoder, f"{path.name}: text_encoder")
     stages = {}
     for number, published in FLAVOURS[recipe.flavour].items():
         stage = override(published, recipe.all_stages, f"{path.name}: all_stages")
         stages[number] = override(stage, recipe.stages.get(number, {}), f"{path.name}: stage {number}")
-    return Recipe(path.stem, recipe.model, stages, recipe.scheduler, recipe.text_encoder)
+    result = Recipe(path.stem, recipe.model, stages, recipe.scheduler, recipe.text_encoder)
+    if check:
+        check_sections(result)
+    return result
+
+
+def check_sections(recipe: Recipe) -> None:
+    """Check the free sections of a recipe against the code that uses them.
+
+    Raises:
+        InputError: an unknown key or an invalid value in `model`, `scheduler` or `text_encoder`.
+    """
+    from training.engine.model_config import check_model, check_schedule, check_text_encoder
+
+    check_model(recipe.model, f"recipe {recipe.name}: model")
+    check_schedule(recipe.scheduler, f"recipe {recipe.name}: scheduler")
+    check_text_encoder(recipe.text_encoder, f"recipe {recipe.name}: text_encoder")
 
 
 def override(stage: Stage, changes: dict[str, Any], where: str) -> Stage:

@@ -39,8 +39,8 @@ class RecipeOptions:
     steps: Annotated[int | None, Field(ge=1)] = None
     batch_size: Annotated[int | None, Field(ge=1)] = None
 
-    def load_recipe(self) -> Recipe:
-        """The recipe with the values of these options.
+    def load_recipe(self, check: bool = True) -> Recipe:
+        """The recipe with the values of these options; `check` as in `training.engine.recipe.load_recipe`.
 
         Raises:
             InputError: an unknown recipe or key, or an invalid value.
@@ -50,7 +50,7 @@ class RecipeOptions:
 
         given = {"steps": self.steps, "batch_size": self.batch_size}
         options = [f"stage.{self.stage}.{name}={value}" for name, value in given.items() if value is not None]
-        return load_recipe(self.recipe, (*self.assignments, *options))
+        return load_recipe(self.recipe, (*self.assignments, *options), check)
 
 
 @validated

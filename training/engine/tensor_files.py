@@ -6,12 +6,15 @@ it is read, every process reads only its own rows. A run can therefore resume wi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -51,6 +54,27 @@ def full_tensor(tensor: Tensor, main: bool) -> Tensor | None:
     return out
 
 
+@contextmanager
+def shared_failure() -> Iterator[None]:
+    """Raise an error inside the context in all processes; entered and left by all of them.
+
+    Raises:
+        OSError: another process failed.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    texts: list[str | None] = [None if error is None else str(error) or type(error).__name__]
+    if dist.is_initialized():
+        texts = gather_object(texts)
+    if error is not None:
+        raise error
+    if failed := [f"process {number}: {text}" for number, text in enumerate(texts) if text is not None]:
+        raise OSError(failed[0])
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], main: bool, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -61,6 +85,9 @@ def write_tensors(
         tensors: tensors by name, sharded or not, in the same order in all processes.
         main: whether this is the main process, which writes.
         metadata: metadata of the file.
+
+    Raises:
+        OSError: the main process cannot write the file. Raised in all processes.
     """
 
     def gathered() -> Iterator[tuple[str, Tensor]]:
@@ -69,13 +96,17 @@ def write_tensors(
             if full is not None:
                 yield name, full
 
-    if main:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        write_single_file(path, gathered(), shapes, dtypes, metadata or {})
-    else:
-        for _ in gathered():
-            pass
+    with shared_failure():
+        remaining = gathered()
+        try:
+            if main:
+                shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+                write_single_file(path, remaining, shapes, dtypes, metadata or {})
+            deque(remaining, maxlen=0)
+        except Exception:
+            deque(remaining, maxlen=0)  # the others wait until their shards are received
+            raise
 
 
 class TensorFile:

@@ -2,16 +2,19 @@
 
 The model is built without memory, and one sample is run forward and backward. Parameters and FLOPs are exact;
 activations are the tensors that autograd saves with CPU kernels, which differ from those of a GPU by a few percent.
+
+    python -m training.engine.trace          # traces the published recipes again, for `training.engine.costs`
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -24,54 +27,18 @@ from bya_core.grid import TokenGrid
 from bya_core.models import rope, router
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from training.data.batches import Batch
+from training.engine.costs import COSTS, Trace, costs_key
 from training.engine.lora import add_lora
 from training.engine.objective import StageLoss
 from training.engine.optim import select_trainable, unused_prefixes
+from training.engine.recipe import load_recipe
 from training.engine.stages import Stage
 
+PUBLISHED_RECIPES = ("cogvideox5b", "cogvideox5b_official", "cogvideox5b_one_gpu", "paper")
+WEIGHT_OPTIONS: tuple[dict[str, bool], ...] = ({}, {"cast_frozen_weights": True}, {"sharded": True})
+"""How the weights reach the forward pass in half precision: as float32, frozen ones cast, or all cast."""
 FACE_FEATURE_TOKENS = 577
 """Vision tokens per face of the published encoder."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Costs of one sample.
-
-    Args:
-        parameters: (trained, frozen) parameters by model component.
-        matrices: trained parameters that are matrices.
-        root: parameters that FSDP2 gathers for the whole step (all except blocks, face extractor and audio model).
-        gathered: parameters of the largest unit that FSDP2 gathers: two blocks, or the speech projection.
-        unreduced: trained parameters whose gradients are whole at the same time before FSDP2 reduces them: those of the
-            root and of the largest unit.
-        forward, backward, recomputed: FLOPs (2 per multiply-add); `recomputed` are those of the blocks that gradient
-            checkpointing runs twice.
-        saved: bytes saved for the backward pass outside of blocks, and in each block.
-        inputs: bytes of the inputs of all blocks.
-        tokens: video and text tokens.
-    """
-
-    parameters: dict[str, tuple[int, int]]
-    matrices: int
-    root: int
-    gathered: int
-    unreduced: int
-    forward: int
-    backward: int
-    recomputed: int
-    saved: tuple[int, tuple[int, ...]]
-    inputs: int
-    tokens: int
-
-    @property
-    def trained(self) -> int:
-        """Number of trained parameters."""
-        return sum(pair[0] for pair in self.parameters.values())
-
-    @property
-    def frozen(self) -> int:
-        """Number of frozen parameters."""
-        return sum(pair[1] for pair in self.parameters.values())
 
 
 def trace_sample(model_args: dict[str, Any], stage: Stage, **options: Any) -> Trace:
@@ -118,7 +85,7 @@ def trace_layers(
     model_args: dict[str, Any],
     stage: Stage,
     *,
-    dtype: torch.dtype | None = torch.bfloat16,
+    half_precision: bool = True,
     sharded: bool = False,
     cast_frozen_weights: bool = False,
     characters: int = 2,
@@ -130,13 +97,14 @@ def trace_layers(
     Args:
         model_args: arguments of the transformer.
         stage: configuration of the stage.
-        dtype: half precision of the forward pass, or None for float32.
+        half_precision: run the forward pass in bfloat16 (float16 costs the same), or else in float32.
         sharded: weights are handed to the forward pass in half precision, as FSDP2 and DeepSpeed do.
         cast_frozen_weights: frozen matrices are stored in half precision.
         characters: N.
         frames: video frames; 0 = native length of the model.
         callback: called with the number of traced blocks and of all blocks.
     """
+    dtype = torch.bfloat16 if half_precision else None
     saved, block_flops, inputs = Counter[int](), Counter[int](), Counter[int]()
     needs_grad, current, storages = set[int](), [-1], dict[int, Any]()
     with torch.device("meta"):
@@ -289,3 +257,20 @@ def _cpu_attention_flops() -> dict[Any, Any]:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
+
+
+def main() -> None:
+    """Trace the published recipes and write their costs to `training.engine.costs.COSTS`."""
+    entries: dict[str, str] = {}
+    for name in PUBLISHED_RECIPES:
+        recipe = load_recipe(name)
+        for number, stage in recipe.stages.items():
+            for options in WEIGHT_OPTIONS:
+                if (key := costs_key(recipe, number, options)) not in entries:
+                    entries[key] = json.dumps(asdict(trace_sample(recipe.model, stage, **options)))
+                    print(name, number, options, flush=True)
+    COSTS.write_text("{\n" + ",\n".join(f'"{key}": {entries[key]}' for key in sorted(entries)) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bya_core.errors import InputError
 from tests.training.stage_parts import SMALL, small_batch, small_model
+from training.engine.costs import stored_costs
 from training.engine.objective import StageLoss
 from training.engine.optim import select_trainable, unused_prefixes
 from training.engine.plan import Hardware, _persistent_memory, main, plan
 from training.engine.recipe import Recipe, load_recipe
 from training.engine.stages import PUBLISHED, Lora
-from training.engine.trace import trace_layers, trace_sample
+from training.engine.trace import PUBLISHED_RECIPES, WEIGHT_OPTIONS, trace_layers, trace_sample
 
 
 def recipe(**changes):
@@ -27,7 +30,7 @@ def recipe(**changes):
 def test_trace_matches_a_real_step(number):
     """The trace of fake tensors against a step with real ones."""
     stage, network = recipe().stages[number], small_model()
-    trace = trace_sample(SMALL, stage, dtype=None)
+    trace = trace_sample(SMALL, stage, half_precision=False)
     select_trainable(network, stage.trainable, unused_prefixes(stage))
     assert trace.trained == sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert trace.trained + trace.frozen == sum(p.numel() for p in network.parameters())
@@ -164,3 +167,50 @@ def test_published_size_has_known_parameters_and_flops():
     assert result.trace.forward / 1e12 == pytest.approx(pair / 2, rel=0.005)
     assert result.trace.tokens == 17_550 + 226
     assert 50e9 < result.total_memory < 70e9
+
+
+PLAN = """
+import sys
+from training.engine.plan import main
+for stage in "123":
+    for options in (["--cast-frozen-weights"], ["--devices", "8", "--sharding", "full", "--gradient-checkpointing"]):
+        main(["--plan", "--stage", stage, "--recipe", "cogvideox5b", *options])
+print("imported:", *{"diffusers", "transformers", "accelerate", "peft", "torch._dynamo"} & sys.modules.keys())
+"""
+
+
+def test_published_recipes_are_planned_without_importing_the_model() -> None:
+    done = subprocess.run([sys.executable, "-c", PLAN], capture_output=True, text=True, check=True)
+    assert done.stdout.count("total (estimate)") == 6
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("name", PUBLISHED_RECIPES)
+def test_costs_of_published_recipes_are_stored(name: str) -> None:
+    published = load_recipe(name)
+    for number in published.stages:
+        for options in WEIGHT_OPTIONS:
+            costs = stored_costs(published, number, options)
+            assert costs is not None, "python -m training.engine.trace"
+            assert costs.trained + costs.frozen > 8e9 and len(costs.saved[1]) == 42
+    changed = replace(published, model=published.model | {"router_dim": 256})
+    assert stored_costs(changed, 3, {}) is None
+    assert stored_costs(published, 3, {"frames": 17}) is None
+    assert stored_costs(replace(published, scheduler={"snr_shift_scale": 2.0}), 3, {}) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "number", "options"),
+    [("cogvideox5b", 1, 2), ("cogvideox5b", 2, 0), ("cogvideox5b_official", 3, 1), ("paper", 3, 0)],
+)
+def test_stored_costs_are_those_of_the_code(name: str, number: int, options: int) -> None:
+    """To be renewed by `python -m training.engine.trace` when the model or a loss changes."""
+    published = load_recipe(name)
+    traced = trace_sample(published.model, published.stages[number], **WEIGHT_OPTIONS[options])
+    assert stored_costs(published, number, WEIGHT_OPTIONS[options]) == traced
+
+
+def test_invalid_recipes_are_refused(capsys) -> None:
+    with pytest.raises(InputError, match='model has the unknown key "router_dims"'):
+        main(["--plan", "--stage", "3", "--recipe", "cogvideox5b", "--set", "model.router_dims=256"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,26 @@ def test_large_checkpoints_are_written_less_often(tmp_path, size, given, expecte
     assert not timer.checkpoint_due()
     timer.state.minutes = expected + 0.01
     assert timer.checkpoint_due() and not timer.checkpoint_due()
+
+
+@pytest.mark.slow
+def test_a_failure_of_one_process_ends_all(tmp_path: Path) -> None:
+    """A full disk in the main process or in another one, and a folder that cannot be created; nothing waits forever."""
+    script = Path(__file__).parent / "failing_write.py"
+    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=600, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    failures = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert failures.keys() == {f"{n} {case}" for n in (0, 1) for case in ("tensors", "between", "other", "folder")}
+    for name, text in failures.items():
+        if not name.endswith("folder"):
+            assert "checkpoint" in text and "No space left on device" in text
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["file", "none"]
+    stored = load_file(tmp_path / "none" / "second.safetensors")
+    assert torch.equal(stored["b"], torch.arange(24.0).view(8, 3) + 1) and len(stored) == 4
 
 
 @pytest.mark.slow

@@ -69,18 +69,6 @@ def test_atomic_folder(tmp_path: Path, earlier: bool) -> None:
     assert names(tmp_path) == ["run"] and names(target) == ["new.txt"]
 
 
-def test_other_processes_only_wait(tmp_path: Path) -> None:
-    waited: list[Path | None] = []
-
-    def share(path: Path | None) -> Path:
-        waited.append(path)
-        return tmp_path / "shared"  # by the main process
-
-    with atomic_folder(tmp_path / "run", main=False, share=share) as folder:
-        assert folder == tmp_path / "shared"
-    assert waited == [None, None] and names(tmp_path) == []
-
-
 def test_check_output_leaves_no_file(tmp_path: Path) -> None:
     assert check_output(tmp_path / "a.MP4", (".mp4",), "the video") == tmp_path / "a.MP4"
     assert names(tmp_path) == []

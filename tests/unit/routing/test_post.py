@@ -233,7 +233,8 @@ def test_sam2_from_a_folder_and_from_the_download_cache(sam2, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("weights", "text"), [(SAM2_WEIGHTS, f"hf download {SAM2_WEIGHTS}"), ("/no/such/folder", "no usable weights")]
+    ("weights", "text"),
+    [(SAM2_WEIGHTS, "bya download official --components segmenter"), ("/no/such/folder", "no usable weights")],
 )
 def test_missing_weights_raise(weights, text, monkeypatch, tmp_path):
     if not importable():

@@ -16,11 +16,13 @@ import torch
 from bya_core.config import RouterSchedule, SamplingConfig
 from bya_core.errors import InputError
 from bya_core.masks import MaskControl
+from bya_core.memory.planner import offload_layers
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel as Model
 from bya_core.sampling import Conditions, StepInfo, build_scheduler, denoise
 from bya_core.sampling.acceleration import (
     PRESETS,
     Acceleration,
+    _gpu_contexts,
     apply_preset,
     attention,
     attention_works,
@@ -318,6 +320,21 @@ def test_fp8_is_close_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error < 0.06, "three bits of mantissa"
     assert torch.equal(layers[1](layers[0](x)), exact)
     assert all(layer.weight is weight for layer, weight in zip(layers, weights, strict=True))
+
+
+@pytest.mark.parametrize("plan", ["streamed", "sequential", "resident"])
+def test_fp8_is_reported_as_unused_with_offloading(plan: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The lowest memory plans keep the blocks on the host, where torchao cannot use them."""
+    model = build().to(torch.bfloat16)
+    if plan == "sequential":
+        offload_layers(list(model.transformer_blocks), torch.device("cpu"))
+    elif plan == "streamed":
+        model.transformer_blocks.to("meta")  # another device than that of the rest
+    used = list(_gpu_contexts(model, Acceleration(fp8=True), torch.bfloat16))
+    reason = "too little GPU memory is free" if plan == "resident" else "the weights are offloaded"
+    assert not used
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("bya_core")]
+    assert messages == [f"float8 is not used: {reason}"]
 
 
 def test_gpu_options_are_ignored_on_a_cpu(model: Model) -> None:
