@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .best_take import BestTake
 from .characters import AudioEncode, Cast, FaceEncode
 from .demo import LoadDemo
+from .dub import Dub
 from .host import add_demo_files, register_folder
 from .loader import Loader, LoadLora
 from .masks import MaskOverlay, SelectCharacterMask
@@ -31,6 +32,7 @@ NODES: list[type[io.ComfyNode]] = [
     MaskRefine,
     Sampler,
     BestTake,
+    Dub,
     MaskOverlay,
     SelectCharacterMask,
     BindingReport,

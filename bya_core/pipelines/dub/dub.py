@@ -28,7 +28,7 @@ from bya_core.pipelines.dub.picture import Box, Regions, choose_box, compose, sc
 from bya_core.pipelines.dub.sound import dubbed_sound
 from bya_core.pipelines.long_video import generate_long
 from bya_core.pipelines.sample import Video
-from bya_core.pipelines.window_files import LongVideo
+from bya_core.pipelines.window_files import LongVideo, fingerprint
 from bya_core.progress import ProgressCallback, ProgressTracker
 from bya_core.scene.original_voices import OriginalVoices
 from bya_core.scene.types import Footage, Scene
@@ -83,9 +83,7 @@ class DubbedFilm:
     @property
     def overlay(self) -> Iterator[np.ndarray]:
         """The frames with the regions in color, uint8 [H, W, 3] each."""
-        for frame, weight in self._composed():
-            share = 0.5 * weight[..., None]
-            yield (frame + share * (SHOWN - frame)).round().astype(np.uint8)
+        return (_colored(frame, weight) for frame, weight in self._composed())
 
     @property
     def audio(self) -> tuple[Tensor, int] | None:
@@ -97,9 +95,55 @@ class DubbedFilm:
         """What the user should know, one sentence each."""
         return tuple(dict.fromkeys((*self.dub.notices, *self.video.notices)))
 
+    def load(self) -> LoadedDub:
+        """All frames in memory."""
+        height, width = self.dub.film.size
+        count = self.dub.film.num_frames
+        frames = torch.empty(count, height, width, 3, dtype=torch.uint8)
+        overlay, weights = torch.empty_like(frames), torch.empty(count, height, width)
+        for k, (frame, weight) in enumerate(self._composed()):
+            frames[k], weights[k] = torch.from_numpy(frame), torch.from_numpy(weight)
+            overlay[k] = torch.from_numpy(_colored(frame, weight))
+        return LoadedDub(frames, weights, overlay)
+
+    def summary(self) -> str:
+        """Who was dubbed and what was generated, then the notices, one line each."""
+        dub, config = self.dub, self.dub.regions.config
+        names, box = dub.scene.names, dub.box
+        kept = [name for n, name in enumerate(names) if n not in dub.regions.dubbed]
+        lines = [
+            f"New voice: {', '.join(names[n] for n in dub.regions.dubbed)}",
+            *([f"Voice and mouth kept: {', '.join(kept)}"] if kept else []),
+            f"Film: {dub.film.size[1]}x{dub.film.size[0]}, {dub.film.num_frames} frames, {dub.film.fps:g} per second",
+            f"Region {config.region}, feather {config.feather}, strength {config.strength:g}; the model sees "
+            f"{box.width}x{box.height} pixels at ({box.left}, {box.top})",
+        ]
+        return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
+
     def _composed(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         dub = self.dub
         return compose(dub.film.frames(), dub.film.fps, self.video.frames, FPS, dub.box, dub.regions)
+
+
+@dataclass(frozen=True)
+class LoadedDub:
+    """A dubbed film in memory.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        weights: of the generated picture, float32 [F, H, W].
+        overlay: uint8 [F, H, W, 3], the frames with the regions in color.
+    """
+
+    frames: Tensor
+    weights: Tensor
+    overlay: Tensor
+
+
+def _colored(frame: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """A frame with a region in color, uint8 [H, W, 3]."""
+    share = 0.5 * weight[..., None]
+    return np.asarray((frame + share * (SHOWN - frame)).round().astype(np.uint8))
 
 
 def prepare_dub(
@@ -197,14 +241,23 @@ def dub_film(
     masks: np.ndarray | None = None,
     voices: OriginalVoices | None = None,
     callback: ProgressCallback | None = None,
+    folder: Path | None = None,
 ) -> DubbedFilm:
-    """Dub a film; the generated windows stay in memory. Arguments and errors as of `prepare_dub` and `generate_dub`."""
+    """Dub a film; the generated windows stay in memory. Arguments and errors as of `prepare_dub` and `generate_dub`.
+
+    Args:
+        folder: For the finished windows until all are complete, in a subfolder per film, so that a cancelled run can be
+            resumed; None = a temporary one.
+    """
     tracker = ProgressTracker(callback)
     dub = prepare_dub(film, scene, model, config, masks=masks, voices=voices, tracker=tracker)
-    with temporary_folder() as folder:
-        made = generate_dub(dub, model, folder, callback).video
+    with temporary_folder() as temporary:
+        own = temporary if folder is None else folder / f"dub_{fingerprint(dub.scene, model)[:16]}"
+        made = generate_dub(dub, model, own, callback).video
         assert isinstance(made, LongVideo)
-        return DubbedFilm(dub, made.load())
+        done = DubbedFilm(dub, made.load())
+        made.files.remove(len(made.windows))
+        return done
 
 
 def _enlarged(people: People, scale: float) -> People:

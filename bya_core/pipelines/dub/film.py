@@ -117,6 +117,27 @@ def nearest_frames(count: int, fps: float, num_frames: int) -> Tensor:
     return (torch.arange(count) / FPS * fps).round().long().clamp(max=num_frames - 1)
 
 
+def masks_of(images: Tensor, count: int, film: Film) -> np.ndarray:
+    """Masks of the characters in a film, bool [N, F, h, w] at `FPS` frames per second.
+
+    Args:
+        images: [N * K, h, w] in 0..1, all K masks of the first character first: one per character, or one per frame.
+        count: Number of characters N.
+        film: The film.
+
+    Raises:
+        InputError: Another number of masks.
+    """
+    each, rest = divmod(images.shape[0], count)
+    if rest or each not in (1, film.num_frames, len(film.copy)):
+        expected = f"{count} (one per character) or {count * film.num_frames} (characters x frames)"
+        raise InputError(f"{images.shape[0]} masks for {count} characters", expected, "connect one of these numbers")
+    masks = images.reshape(count, each, *images.shape[1:]).numpy() > 0.5
+    if each == film.num_frames and each != 1:
+        masks = masks[:, film.video.pictures.numpy()]
+    return np.broadcast_to(masks, (count, len(film.copy), *masks.shape[2:]))
+
+
 def _reduced(frames: Tensor) -> Tensor:
     scale = MAX_SIDE / max(frames.shape[1:3])
     if scale >= 1:
