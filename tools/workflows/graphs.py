@@ -248,6 +248,21 @@ def check_any_video(sheet: Sheet) -> None:
     ])  # fmt: skip
 
 
+def dub_a_film(sheet: Sheet) -> None:
+    """A new voice for one of two people in a video."""
+    start = toy_scene(sheet, voices=["bya_three_B.wav", None], with_frame=False)
+    film = sheet.add("LoadVideo", "Film", wide=NARROW + 20, file="bya_video.mp4")
+    dub = sheet.add("BYA_Dub", wide=PANEL, scene=start.scene["scene"], film=film["VIDEO"])
+    saved = sheet.add("SaveVideo", wide=PANEL, video=dub["video"], filename_prefix="video/dub")
+    regions = sheet.add("PreviewImage", "Generated regions", wide=PANEL, images=dub["overlay"])
+    sheet.arrange([
+        [*start.left, Group("Film", [[film]], "blue")],
+        [start.people.group],
+        [Group("2 Scene", [[start.scene]], "purple")],
+        [Group("3 Dub", [[dub, regions, saved]], "orange")],
+    ])  # fmt: skip
+
+
 def best_of_four(sheet: Sheet) -> None:
     """Four seeds tried, the best two finished, the best one saved."""
     start = toy_scene(sheet, with_frame=False)
@@ -287,6 +302,7 @@ WORKFLOWS: dict[str, Callable[[Sheet], None]] = {
     ),
     "08 Compare the routers": router_comparison,
     "09 Check any video": check_any_video,
+    "10 Dub a film": dub_a_film,
     "11 Best of four": best_of_four,
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from bya_core.config import RefineConfig
+from bya_core.config import DubConfig, RefineConfig
 from bya_core.errors import InputError
 from bya_core.io.atomic import atomic_write
 from bya_core.progress import ProgressCallback
@@ -20,6 +20,7 @@ from bya_core.validation import Field, validated
 from bya_core.weights.bundle import ModelBundle
 from bya_core.weights.loader import load_bundle
 from training.benchmark import byab, video_suite
+from training.benchmark.dub_suite import DubEvaluator, dub_report, dub_table
 from training.benchmark.gallery import Cell, VideoStore
 from training.benchmark.long_suite import LongSettings, long_report, long_table
 from training.benchmark.picture_suite import LENGTHS, PictureEvaluator, picture_report, picture_table
@@ -58,7 +59,7 @@ class EvaluateOptions:
             "baselines" = comparison with baselines; "byab" = Bind-Your-Avatar benchmark (docs/how-to/benchmark.md);
             "folder" = videos of any system; "refinement" = masks before and after refinement; "long" = videos of
             20 seconds, each window evaluated separately; "pictures" = image quality of stills and videos; "takes" = the
-            best of several takes, without a first frame.
+            best of several takes, without a first frame; "dub" = new voices for people in drawn films.
         model: Name of a model (see `bya models`), model folder or converted file, `final` or a checkpoint of a training
             run, "truth" or "shuffled".
         lora: LoRA file to merge into the model, FILE or FILE:0.8; may be repeated.
@@ -94,9 +95,9 @@ class EvaluateOptions:
         processes: Parallel processes (puppets, pictures, takes); one per core is fastest for the toy model.
     """
 
-    suite: Literal["puppets", "byab", "folder", "routers", "baselines", "refinement", "long", "pictures", "takes"] = (
-        "puppets"
-    )
+    suite: Literal[
+        "puppets", "byab", "folder", "routers", "baselines", "refinement", "long", "pictures", "takes", "dub"
+    ] = "puppets"
     model: str = "toy"
     lora: Loras = ()
     output: OptionalOutput = None
@@ -164,6 +165,9 @@ def evaluate_scenes(options: EvaluateOptions, callback: ProgressCallback | None 
         report = evaluate_takes(bundle, settings, options, videos, callback)
         text = takes_table(report)
         cells = {f"place {place}": {} for place in range(1, options.takes + 1)}
+    elif options.suite == "dub":
+        report = evaluate_dub(bundle, settings, options, videos, callback)
+        text, cells = dub_table(report), {"film": {}, "dubbed": {}}
     elif options.suite == "refinement":
         report = evaluate_refinement(bundle, settings)
         text = refinement_table(report)
@@ -278,6 +282,21 @@ def evaluate_takes(
     evaluator = TakesEvaluator.create(bundle, *arguments)
     source = _row_source(TakesEvaluator, options, arguments)
     return takes_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
+
+
+def evaluate_dub(
+    bundle: ModelBundle,
+    settings: SceneSettings,
+    options: EvaluateOptions,
+    videos: VideoStore | None = None,
+    callback: ProgressCallback | None = None,
+) -> Report:
+    """Run the dub suite; resumes the report at `options.json` of the same model."""
+    arguments = (settings, DubConfig(), options.steps, videos)
+    previous, save = _previous_report(options.json, "dub")
+    evaluator = DubEvaluator.create(bundle, *arguments)
+    source = _row_source(DubEvaluator, options, arguments)
+    return dub_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
 
 
 def _row_source(kind: Any, options: EvaluateOptions, arguments: tuple[Any, ...]) -> RowSource | None:

@@ -1,0 +1,199 @@
+"""Dub suite: new voices for people in drawn films, found and generated as by `bya dub`.
+
+In each film everybody talks; the first character gets the speech of another film, the others keep their voices. All
+figures are measured from the pixels of the dubbed film, inside the drawn masks of its characters:
+
+- bound: the mouth correlates most with the new voice, among the new and all old voices, in the frames in which the
+  character is not hidden;
+- identity: its colors are closest to its own portrait among K;
+- outside: largest difference to the film outside of the generated region, in 0..255;
+- kept: mean squared difference to the film inside the masks of the others, and that of the VAE alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bya_core.config import DubConfig
+from bya_core.evaluation import binding as bindings
+from bya_core.io.color import color_descriptor, histogram_similarity
+from bya_core.io.loudness import loudness_track
+from bya_core.pipelines.dub.dub import dub_film
+from bya_core.pipelines.dub.film import film_of
+from bya_core.progress import ProgressCallback
+from bya_core.scene.types import Scene, Speech
+from bya_core.toy.mouth import in_view, mouth_opening
+from bya_core.toy.segmentation import foreground
+from bya_core.weights.bundle import ModelBundle
+from training.benchmark.gallery import VideoStore
+from training.benchmark.puppet_report import RowSource, comparable, evaluate_missing, versions
+from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
+from training.benchmark.tables import markdown_table, number
+from training.benchmark.targets import ModelTarget, ReconstructionTarget
+from training.puppets.looks import MOUTH_RGB
+from training.puppets.world import SAMPLE_RATE, make_clip
+
+REQUIRED = {"bound": 0.9, "identity": 0.95, "outside": 0.0}
+OTHER = 500_000  # added to the seed of a film for the film whose speech is the new voice
+MAX_CHARACTERS = 3
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DubEvaluator:
+    """Evaluates a film by its index."""
+
+    target: ModelTarget
+    codec: ReconstructionTarget
+    settings: SceneSettings
+    config: DubConfig
+    videos: VideoStore | None = None
+
+    @classmethod
+    def create(
+        cls,
+        bundle: ModelBundle,
+        settings: SceneSettings,
+        config: DubConfig,
+        steps: int | None = None,
+        videos: VideoStore | None = None,
+    ) -> DubEvaluator:
+        """Create an evaluator; with "mixed" characters, films have one to three in turn."""
+        target = ModelTarget(bundle, settings, (), steps)
+        return cls(target, ReconstructionTarget(bundle, settings, ()), settings, config, videos)
+
+    def scene(self, index: int) -> tuple[Scene, SuiteScene, np.ndarray]:
+        """The scene with the new voice of its first character, the film, and the new voice [S]."""
+        settings, seed = self.settings, self.settings.seed_base + index
+        count = 1 + index % MAX_CHARACTERS if settings.characters == "mixed" else settings.characters
+        film = with_references(settings, draw(settings, seed, "overlap", num_characters=count), first_frame=False)
+        other = make_clip(seed + OTHER, count, num_frames=settings.num_frames, talk="overlap", draw_video=False)
+        voice = other.speeches[0]
+        speeches = [Speech(torch.from_numpy(voice)[None], SAMPLE_RATE), *[None] * (count - 1)]
+        scene = self.target.scene(film, film.clip.matrix, first_frame=False)
+        return _with_speeches(scene, speeches), film, voice
+
+    def row(self, index: int) -> Row:
+        """Figures of one film."""
+        scene, film, voice = self.scene(index)
+        clip = film.clip
+        sound = torch.from_numpy(clip.mix)[None], SAMPLE_RATE
+        source = film_of(torch.from_numpy(clip.frames), float(clip.fps), sound)
+        made = dub_film(source, scene, self.target.bundle, self.config).load()
+        frames, weights = made.frames.numpy(), made.weights.numpy()
+        if self.videos is not None:
+            self.videos.save(clip, "film", clip.frames)
+            self.videos.save(clip, "dubbed", frames)
+        own = clip.masks[:1]
+        streams = [loudness_track(each, SAMPLE_RATE, len(frames), clip.fps) for each in (voice, *clip.speeches)]
+        binding = bindings.bind(
+            mouth_opening(frames, own, MOUTH_RGB), np.stack(streams), np.array([0]), visible=in_view(own)
+        )
+        known = np.stack([color_descriptor(each, foreground(each)) for each in film.references[0]])
+        likeness = histogram_similarity(color_descriptor(frames, own[0]), known)
+        (coded,) = self.codec.generate(film, [clip.matrix])
+        others = clip.masks[1:].any(axis=0)
+        changed = np.abs(frames.astype(int) - clip.frames)
+        return {
+            "seed": clip.seed,
+            "characters": len(clip.portraits),
+            "motion": clip.motion,
+            "judged": bool(binding.judged[0]),
+            "bound": bool(binding.correct[0]),
+            "correlation": np.round(binding.correlation[0], 3).tolist(),
+            "identity": bool(likeness[0] > likeness[1:].max()),
+            "likeness": round(float(likeness[0]), 4),
+            "outside": int(changed[weights == 0].max()),
+            "region": round(float((weights > 0).mean()), 4),
+            "kept": _mean_square(frames, clip.frames, others),
+            "kept by the codec": _mean_square(coded.frames, clip.frames, others),
+        }
+
+
+def _with_speeches(scene: Scene, speeches: Sequence[Speech | None]) -> Scene:
+    return replace(scene, speeches=tuple(speeches), audio_character_matrix=None, reference_video=None)
+
+
+def _mean_square(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float | None:
+    """Mean squared difference of pixels in 0..255; None without any."""
+    if not where.any():
+        return None
+    return round(float(np.square(one[where].astype(float) - other[where]).mean()), 4)
+
+
+def dub_report(
+    evaluator: DubEvaluator,
+    *,
+    previous: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], object] | None = None,
+    callback: ProgressCallback | None = None,
+    row_source: RowSource | None = None,
+) -> dict[str, Any]:
+    """Evaluate the missing films and aggregate all of them; arguments as of `puppet_report`."""
+    settings = evaluator.settings
+    described = {**asdict(settings), **evaluator.target.describe(), "dub": asdict(evaluator.config)}
+    rows: dict[int, Row] = {}
+    if previous is not None and comparable(previous["settings"]) == comparable(described):
+        rows = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
+        rows = {index: row for index, row in rows.items() if index < settings.scenes}
+
+    def report() -> dict[str, Any]:
+        ordered = [rows[index] for index in sorted(rows)]
+        return {
+            "suite": "dub",
+            "all": aggregate(ordered),
+            "by characters": {
+                str(count): aggregate([row for row in ordered if row["characters"] == count])
+                for count in sorted({row["characters"] for row in ordered})
+            },
+            "required": REQUIRED,
+            "settings": described,
+            "seeds": [row["seed"] for row in ordered],
+            "versions": versions(),
+            "scenes": ordered,
+        }
+
+    evaluate_missing(evaluator.row, settings, rows, callback, row_source, lambda: save and save(report()))
+    return report()
+
+
+def aggregate(rows: Sequence[Row]) -> Row:
+    """Figures over rows of `DubEvaluator.row`."""
+    judged = [row for row in rows if row["judged"]]
+    kept = [row for row in rows if row["kept"] is not None]
+    return {
+        "films": len(rows),
+        "bound": _mean([row["bound"] for row in judged]),
+        "own voice": _mean([row["correlation"][0] for row in judged]),
+        "best other voice": _mean([max(row["correlation"][1:]) for row in judged]),
+        "identity": _mean([row["identity"] for row in rows]),
+        "outside": max(row["outside"] for row in rows),
+        "kept": _mean([row["kept"] <= row["kept by the codec"] for row in kept]),
+        "kept exactly": _mean([row["kept"] == 0 for row in kept]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def dub_table(report: dict[str, Any]) -> str:
+    """Format the figures as text with a Markdown table."""
+    keys = ("bound", "own voice", "best other voice", "identity", "outside", "kept", "kept exactly")
+    columns = {**{f"{count} characters": each for count, each in report["by characters"].items()}, "all": report["all"]}
+    rows = [
+        [name, str(each["films"]), *("-" if each[key] is None else number(each[key], 3) for key in keys)]
+        for name, each in columns.items()
+    ]
+    head = [
+        "", "films", "new voice bound", "own voice, correlation", "best other voice", "identity",
+        "difference outside", "others kept as by the codec", "others identical",
+    ]  # fmt: skip
+    required = ", ".join(f"{name} {value:g}" for name, value in report["required"].items())
+    return "\n".join([markdown_table(head, rows), "", f"required: {required}, others kept in all films"])
