@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bya_core.environment import PACKAGES
 from bya_core.errors import Cancelled, InputError, out_of_memory
 from bya_core.io.files import usable_path
-from bya_core.weights.cache import add_model_folder, add_shared_folder, local_models
+from bya_core.weights.cache import add_foreign_folder, add_model_folder, add_shared_folder, local_models
 from bya_core.weights.registry import MODELS
 
 from .host_model import HostModel, host_components, manage_model
@@ -37,6 +37,8 @@ __all__ = ["HostModel", "host_components", "manage_model"]  # imported by the no
 
 FOLDER = "bindyouravatar"
 PARTS = 1000  # of the progress bar of a video in several windows
+ENCODER_FOLDERS = ("insightface", "facexlib", "facedetection", "clip_vision", "text_encoders", "clip")
+"""Folders of ComfyUI in which other nodes keep antelopev2, RetinaFace, BiSeNet and EVA02-CLIP."""
 PREVIEW_SIDE = 512  # pixels; ComfyUI scales larger previews down
 
 
@@ -83,11 +85,18 @@ def lora_path(name: str) -> Path:
 
 
 def local_model_paths() -> dict[str, Path]:
-    """Model folders and converted files in the registered folders, and converted files among diffusion models."""
+    """Model folders and converted files in the registered folders, and converted files among diffusion models.
+
+    Published face and vision encoders that other nodes have downloaded are used from the folders of `ENCODER_FOLDERS`.
+    """
     for folder in folder_paths.get_folder_paths(FOLDER):
         add_model_folder(Path(folder))
     for folder in folder_paths.get_folder_paths("diffusion_models"):
         add_shared_folder(Path(folder))
+    for name in ENCODER_FOLDERS:
+        known, _ = folder_paths.folder_names_and_paths.get(name, ([], None))
+        for folder in (*known, os.path.join(folder_paths.models_dir, name)):
+            add_foreign_folder(Path(folder))
     return local_models()
 
 

@@ -32,6 +32,7 @@ HEADER_BYTES = 1 << 16  # of a safetensors file, whose metadata comes first
 
 _registered: list[Path] = []
 _shared: list[Path] = []
+_foreign: list[Path] = []
 
 
 def add_model_folder(folder: Path) -> None:
@@ -44,6 +45,31 @@ def add_shared_folder(folder: Path) -> None:
     """Register a folder with models of all kinds, of which only converted files count; searched after all others."""
     if folder not in _shared:
         _shared.append(folder)
+
+
+def add_foreign_folder(folder: Path) -> None:
+    """Register a folder of another application, in which published files may be; see `find_file`."""
+    if folder not in _foreign:
+        _foreign.append(folder)
+
+
+def find_file(component: Component, name: str, root: Path) -> Path:
+    """Path of a file of a component in the model folder; if it is missing there, that of the same file elsewhere.
+
+    Only files with a published size are looked for, by name and size, in the folders of other applications and below
+    them. `download` also compares their hashes.
+
+    Args:
+        component: The component.
+        name: Name in the repository.
+        root: Model folder; the path in it is returned if the file is nowhere.
+    """
+    own = root / component.folder / name
+    size = next((file.size for file in component.known if file.path == name), None)
+    if size is None or own.exists():
+        return own
+    found = (path for folder in _foreign for path in sorted(folder.rglob(Path(name).name)) if _has_size(path, size))
+    return next(found, own)
 
 
 def model_folders(first: Path | None = None) -> list[Path]:
@@ -124,17 +150,23 @@ def missing_files(component: Component, root: Path) -> list[str]:
     entry = read_manifest(root).get(component.name)
     folder = root / component.folder
     if entry is not None and entry["repository"] == component.repository:
-        missing = [name for name, file in entry["files"].items() if not _has_size(folder / name, file["size"])]
+        files = entry["files"].items()
+        missing = [name for name, file in files if not _has_size(find_file(component, name, root), file["size"])]
     else:
         missing = [_example(patterns) for patterns in component.files if not any(_exists(folder, p) for p in patterns)]
+        missing = [name for name in missing if not find_file(component, name, root).exists()]
     return [(Path(component.folder) / name).as_posix() for name in missing]
 
 
 def changed_files(component: Component, root: Path) -> list[str]:
     """Downloaded files whose SHA-256 differs from the manifest. Reads all of them."""
     entry = read_manifest(root).get(component.name, {"files": {}})
-    paths = {(Path(component.folder) / name).as_posix(): file["sha256"] for name, file in entry["files"].items()}
-    return [path for path, sha256 in paths.items() if not (root / path).is_file() or sha256_of(root / path) != sha256]
+    changed = []
+    for name, file in entry["files"].items():
+        path = find_file(component, name, root)
+        if not path.is_file() or sha256_of(path) != file["sha256"]:
+            changed.append((Path(component.folder) / name).as_posix())
+    return changed
 
 
 def repair_nested_folder(root: Path) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bya_core.io.locks import folder_lock
 from bya_core.progress import Progress, ProgressCallback, ProgressTracker
 from bya_core.weights.cache import (
     MANIFEST,
+    find_file,
     is_downloaded,
     read_manifest,
     repair_nested_folder,
@@ -263,7 +264,12 @@ def _plan(component: Component, root: Path, hub: Hub, notify: Notify) -> tuple[s
             raise InputError(f"{offer} with {size} bytes", f"{known[name].size}", "do not use this mirror")
         target = root / component.folder / name
         sha256 = expected or reported
-        files.append(_RemoteFile(component, name, target, size, sha256, info.blob_id, expected is not None))
+        file = _RemoteFile(component, name, target, size, sha256, info.blob_id, expected is not None)
+        elsewhere = find_file(component, name, root)
+        if elsewhere != target and file.matches(elsewhere):
+            notify(f"{component.name}: {elsewhere} is used")
+            file = replace(file, target=elsewhere)
+        files.append(file)
     return commit, files
 
 

@@ -17,7 +17,7 @@ from bya_core.io.files import read_json_object
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.sampling.schedulers import COGVIDEOX_SCHEDULE
 from bya_core.weights.bundle import ModelBundle, NativeSize
-from bya_core.weights.cache import missing_files, repair_nested_folder
+from bya_core.weights.cache import find_file, missing_files, repair_nested_folder
 from bya_core.weights.components import OFFICIAL, OFFICIAL_SETTINGS, RELEASE, RELEASE_CONFIG, Component
 from bya_core.weights.state_dict_adapter import load_released
 
@@ -69,7 +69,7 @@ def load_official(
     settings = read_settings(folder)
     if transformer is None and not encoders_only:
         transformer = load_released(folder, dtype, "cpu" if device is None else device)
-    models = FaceModels.load(folder / DETECTOR, folder / PARSER, folder / RECOGNIZER, folder / VISION)
+    models = FaceModels.load(*(_find(folder, path) for path in (DETECTOR, PARSER, RECOGNIZER, VISION)))
     face = PhotoFaceEncoder(models)
     bundle = ModelBundle(
         name="official",
@@ -87,6 +87,13 @@ def load_official(
         canvas_layout=canvas_layout("official" if transformer is None else transformer.config["flavour"]),
     )
     return bundle if device is None else bundle.to(device)
+
+
+def _find(folder: Path, path: Path) -> Path:
+    """A file in the model folder, or the same file of another application."""
+    files = ((component, file.path) for component in OFFICIAL for file in component.known)
+    found = (find_file(component, name, folder) for component, name in files if Path(component.folder) / name == path)
+    return next(found, folder / path)
 
 
 def _load_codec(folder: Path, dtype: torch.dtype) -> CogVideoXCodec:

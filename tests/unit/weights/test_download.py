@@ -20,7 +20,7 @@ import pytest
 from bya_core.cli import main as cli
 from bya_core.errors import Cancelled, InputError
 from bya_core.progress import Progress
-from bya_core.weights import registry
+from bya_core.weights import cache, registry
 from bya_core.weights.cache import (
     MANIFEST,
     changed_files,
@@ -165,6 +165,25 @@ def test_download_writes_files_and_manifest(hub: FakeHub, tmp_path: Path) -> Non
     assert steps[-1] == (2 * len(WEIGHTS) + 8, 2 * len(WEIGHTS) + 8)
     assert any("no published hash is known for old/a.bin, old/b.bin, config.json" in text for text in messages)
     assert is_downloaded(COMPONENT, tmp_path) and not missing_files(COMPONENT, tmp_path)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_files_of_other_applications_are_not_downloaded(
+    same: bool, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If their hash is the published one; others of the same name and size are ignored."""
+    known = KnownFile("old/a.bin", len(WEIGHTS), hashlib.sha256(WEIGHTS).hexdigest())
+    component, elsewhere = replace(COMPONENT, known=(known,)), tmp_path / "elsewhere" / "models" / "a.bin"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(WEIGHTS if same else WEIGHTS[::-1])
+    monkeypatch.setattr(cache, "_foreign", [tmp_path / "elsewhere"])
+    root, before = tmp_path / "official", elsewhere.read_bytes()
+    downloaded = {path.name for path in download([component], root)}
+    assert downloaded == {"b.bin", "config.json"} | (set() if same else {"a.bin"})
+    assert is_downloaded(component, root) and changed_files(component, root) == []
+    assert elsewhere.read_bytes() == before
+    elsewhere.unlink()
+    assert is_downloaded(component, root) is not same
 
 
 def test_complete_download_makes_no_requests(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
