@@ -237,6 +237,8 @@ def _describe(error: Any, place: str, parent: str, path: tuple[Any, ...], kind: 
         near = difflib.get_close_matches(str(path[-1])[:100], known, n=3)
         hint = "use " + " or ".join(f'"{each}"' for each in near) if near else "remove it"
         return InputError(f'{parent} has the unknown key "{_cut(str(path[-1]))}"', f"one of {', '.join(known)}", hint)
+    if name == "missing" and isinstance(error["loc"][-1], int):  # of a list of fixed length
+        return InputError(f"{place} has {len(value)} entries", "more of them", "add the missing entries")
     if name == "missing":
         return InputError(f'{parent} has no "{path[-1]}"', "a value for it", f'add "{path[-1]}"')
     if name == "too_short":

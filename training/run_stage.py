@@ -27,6 +27,7 @@ import tyro
 if __package__ in (None, ""):  # started as a script: make the packages beside it importable
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bya_core.cli.parsing import parse
 from bya_core.validation import Field, validated
 from training.command_line import exit_after, run_command
 from training.engine.settings import RecipeOptions, RunSettings
@@ -166,19 +167,25 @@ def _plain(value: Any) -> Any:
 
 
 def print_config(words: list[str]) -> None:
-    """Print the recipe for the options of a training run; options that are not part of it are ignored."""
-    words = [word for word in words if word != "--print-config"]
-    options, ignored = tyro.cli(RecipeOptions, args=words, return_unknown_args=True)
+    """Print the recipe for the options of a training run; options that are not part of it are only checked."""
+    ignored: list[str] = []
+    options = parse(RecipeOptions, [word for word in words if word != "--print-config"], unknown=ignored)
+    check_options(ignored)
     print(config_text(options.load_recipe(), options.stage), end="")
     if ignored:
         print(f"# not part of the recipe: {' '.join(ignored)}")
+
+
+def check_options(words: list[str]) -> None:
+    """Raise InputError for words that are no options of a training run, or have invalid values."""
+    parse(Arguments, ["--stage", "1", "--data", "puppets", "--output", "runs/x", *words])
 
 
 if __name__ == "__main__":
     if "--plan" in sys.argv:
         from training.engine.plan import main as print_plan
 
-        exit_after(lambda: print_plan(sys.argv[1:]))
+        exit_after(lambda: print_plan(sys.argv[1:], check_options))
     elif "--print-config" in sys.argv:
         exit_after(lambda: print_config(sys.argv[1:]))
     else:

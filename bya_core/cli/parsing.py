@@ -61,7 +61,11 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def parse(
-    kind: type[T] | Any, arguments: Sequence[str] | None = None, prog: str | None = None, description: str | None = None
+    kind: type[T] | Any,
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+    unknown: list[str] | None = None,
 ) -> T:
     """Parse a command line.
 
@@ -70,6 +74,7 @@ def parse(
         arguments: The words; None for those of this process.
         prog: Name of the command in its help.
         description: Text of its help; None for the docstring of `kind`.
+        unknown: Receives the words of unknown options; None = they are an error.
 
     Raises:
         InputError: Unknown, missing or invalid options.
@@ -78,7 +83,12 @@ def parse(
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), REGISTRY:
-            return tyro.cli(kind, prog=prog, description=description, args=arguments, config=(FlagCreatePairsOff,))
+            options: dict[str, Any] = {"prog": prog, "description": description, "config": (FlagCreatePairsOff,)}
+            if unknown is None:
+                return tyro.cli(kind, args=arguments, **options)
+            parsed, words = tyro.cli(kind, args=arguments, return_unknown_args=True, **options)
+            unknown += words
+            return parsed
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
@@ -86,10 +96,11 @@ def parse(
 
 
 def _usage_error(box: str, prog: str | None) -> InputError:
-    """One sentence from the framed text that tyro prints."""
+    """One sentence from the framed text that tyro prints; the frame has no sides where stdout is not UTF-8."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯").rstrip() for line in box.splitlines()]
-    rules = [index for index, line in enumerate(lines) if line.strip(" ─") == "" and "─" in line]
-    body = [line[1:] for line in lines[1 : rules[0] if rules else None]]
+    framed = box.lstrip().startswith("╭")
+    inside = [line[1:] for line in lines[1:]] if framed else [line[2:] for line in lines[2:]]
+    body = inside[: next((k for k, line in enumerate(inside) if line.strip() and not line.strip(" ─-")), None)]
     text = " ".join(" ".join(body).split())
     hint = f"see {prog} --help" if prog else "see --help"
     if "Missing from" in text:
@@ -97,7 +108,7 @@ def _usage_error(box: str, prog: str | None) -> InputError:
         missing = " and ".join(f"no {_long_name(name)}" for name in names)
         return InputError(missing or "missing options", "a value for each", hint)
     if found := re.search(r"Unrecognized options: (.*)", text):
-        near = next((line.split()[0] for line in lines if re.match(r"\s{5}--", line)), None)
+        near = next((line.split()[0] for line in inside if line.startswith("    --")), None)
         problem = f"the unknown option or value {found[1].split(',')[0]}"
         return InputError(problem, "options of the command", f"use {near}, or {hint}" if near else hint)
     if found := re.search(r"Missing value for argument '([^']*)'", text):

@@ -86,8 +86,8 @@ def folder_lock(folder: Path, what: str, hint: str) -> Iterator[None]:
     try:
         owner = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         handle.truncate(0)
-        handle.write(json.dumps(owner).encode())
-        handle.flush()
+        with suppress(OSError):  # a full disk: the lock holds, its owner is not named
+            os.write(handle.fileno(), json.dumps(owner).encode())
         yield
     finally:
         del _held[folder]

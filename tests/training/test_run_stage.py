@@ -8,8 +8,10 @@ import sys
 import pytest
 from accelerate.state import AcceleratorState
 
+from bya_core.errors import InputError
 from tests.training.run_parts import SCRIPT, write_data, write_recipe
 from training import run_stage
+from training.engine.plan import main as print_plan
 from training.engine.recipe import load_recipe
 from training.engine.settings import RecipeOptions, RunSettings
 
@@ -37,6 +39,24 @@ def test_printed_configuration_is_a_recipe_of_the_same_values(tmp_path, capsys):
     path.write_text(capsys.readouterr().out)
     printed, toy = load_recipe(path), load_recipe("toy", ["stage.3.optimizer.lr=1e-4"])
     assert printed.stages[3] == toy.stages[3] and toy.model.items() <= printed.model.items()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--stage", "3", "--lr", "1e-4"], "unknown option or value --lr"),
+        (["--stage", "3", "--steps", "0"], "steps is 0; expected at least 1; use a larger value"),
+        (["--stage", "3", "--threads", "-1"], "threads is -1; expected at least 0; use a larger value"),
+        (["--stage", "4"], '--stage is "4"'),
+        ([], "no --stage"),
+    ],
+)
+def test_wrong_options_are_one_sentence_in_every_mode(words, problem, capsys):
+    for action in (run_stage.print_config, lambda words: print_plan(words, run_stage.check_options)):
+        with pytest.raises(InputError) as error:
+            action(words)
+        assert problem in str(error.value) and "Error parsing" not in str(error.value)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("more", [(), ("--plan", "--stage", "3")])

@@ -105,6 +105,9 @@ def init_folder(init: str) -> Path:
 
 def check_same_model(recipe: Recipe, config: dict[str, Any], init: str) -> None:
     """Raise InputError with the differences between a recipe and the initial weights."""
+    if config.get("_class_name") == "CogVideoXTransformer3DModel":
+        problem = f"--init {init} is a CogVideoX model without the modules for faces and speech"
+        raise InputError(problem, "a trained model", "use --base to start stage 1 from it")
     if differences := model_differences(recipe.model, config):
         problem = f"recipe {recipe.name} has another model than --init {init}: {describe_differences(differences)}"
         raise InputError(

@@ -19,11 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
+from bya_core.cli.parsing import parse
 from bya_core.errors import InputError
 from training.engine.costs import Trace, stored_costs
 from training.engine.settings import RecipeOptions
@@ -250,10 +251,17 @@ class Arguments:
     hardware: tyro.conf.OmitArgPrefixes[Hardware] = field(default_factory=Hardware)
 
 
-def main(words: list[str]) -> None:
-    """Print the plan for the options of a training run; options that do not affect it are ignored."""
-    words = [word for word in words if word != "--plan"]
-    arguments, ignored = tyro.cli(Arguments, args=words, return_unknown_args=True)
+def main(words: list[str], check_ignored: Callable[[list[str]], Any] | None = None) -> None:
+    """Print the plan for the options of a training run.
+
+    Args:
+        words: options of the plan, and others that do not affect it.
+        check_ignored: gets the words of the other options, and raises InputError for those of no run.
+    """
+    ignored: list[str] = []
+    arguments = parse(Arguments, [word for word in words if word != "--plan"], unknown=ignored)
+    if check_ignored is not None:
+        check_ignored(ignored)
     recipe = arguments.recipe.load_recipe(check=False)
     with tqdm(desc="Tracing blocks", leave=False, delay=0.1) as bar:  # shown only if something is traced
 

@@ -18,10 +18,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        names = [str(key) for key in keys]
         for key in keys:
             if not isinstance(key, str | int):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a name", node.start_mark)
-            if keys.count(key) > 1:
+            if names.count(str(key)) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 

@@ -29,6 +29,14 @@ def test_a_recipe_with_another_model_is_refused_and_the_differences_are_listed(t
         _build(tmp_path, "model.router_dim=8", "model.router_temperature=0.5")
 
 
+def test_a_base_model_is_no_init(tmp_path):
+    _build(tmp_path)
+    config = tmp_path / "init" / "config.json"
+    config.write_text(config.read_text().replace("BindYourAvatarTransformer3DModel", "CogVideoXTransformer3DModel"))
+    with pytest.raises(InputError, match="use --base"):
+        _build(tmp_path)
+
+
 def test_adapt_takes_over_what_fits(tmp_path, caplog):
     caplog.set_level("INFO")
     same = _build(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -84,6 +85,16 @@ def test_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with temporary_folder() as folder:
         assert folder.is_dir() and tmp_path in folder.parents and not list(folder.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_does_not_prevent_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with folder_lock(tmp_path, "the windows", "wait"):
+        assert (tmp_path / LOCK).is_file()
     assert not list(tmp_path.iterdir())
 
 
