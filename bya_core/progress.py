@@ -61,6 +61,10 @@ class ProgressTracker:
         if self.callback(progress) is False:
             raise Cancelled(f"stopped during the stage {progress.stage!r}")
 
+    def within(self, part: str) -> ProgressTracker:
+        """A tracker of a part of the operation: its reports name the part, its durations are added to these."""
+        return ProgressTracker(self.report, f"{part}: ", self.seconds)
+
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[ProgressCallback]:
         """Measure a stage. Durations of stages with the same name are summed.

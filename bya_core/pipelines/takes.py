@@ -185,8 +185,9 @@ def generate_takes(
     for take in probed[: selection.keep]:
         own = replace(prepared, scene=_with_seed(prepared.scene, take.seed))
         routing = postprocess_masks(take.routing, own.scene)
-        video = sample(own, routing, model, tracker)
-        with tracker.stage("Measuring binding"):
+        part = tracker.within(f"Seed {take.seed}")
+        video = sample(own, routing, model, part)
+        with part.stage("Measuring binding"):
             report = measure_video(video, own.scene, model.meter, tools=tools, identity=True)
         finished.append((_finished(take, scene, report, video.frames), video, own, routing))
     finished.sort(key=lambda entry: entry[0].rank, reverse=True)

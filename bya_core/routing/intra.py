@@ -73,7 +73,7 @@ def probe_takes(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTracke
     """Probe `num_takes` consecutive seeds; the best masks first. Raises as `probe` does."""
     scene, takes = prepared.scene, []
     for seed in range(scene.sampling.seed, scene.sampling.seed + scene.routing.probe.num_takes):
-        routing = _probe(prepared, bundle, tracker, seed)
+        routing = _probe(prepared, bundle, tracker.within(f"Seed {seed}"), seed)
         takes.append(ProbedTake(seed, routing, layout_score(routing.masks)))
     return sorted(takes, key=lambda take: take.score.rank, reverse=True)
 

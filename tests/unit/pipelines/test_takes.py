@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bya_core.config import ProbeConfig, RouterConfig, WindowConfig
-from bya_core.errors import InputError
+from bya_core.errors import Cancelled, InputError
 from bya_core.pipelines import takes as module
 from bya_core.pipelines.generate import generate
 from bya_core.pipelines.takes import Selection, Take, generate_takes, sharpness, takes_cost
@@ -45,6 +45,17 @@ def test_videos_are_those_of_their_seeds(scene: Scene, bundle: ModelBundle, monk
         assert torch.equal(video.frames, alone.frames) and torch.equal(video.masks, alone.masks)
     lines = result.table().splitlines()
     assert len(lines) == 4 and [line.split()[1] for line in lines[1:]] == [str(take.seed) for take in result.rows]
+
+
+def test_progress_names_the_seeds(scene: Scene, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measure_video", lambda *_, **__: fake_report(True))
+    stages: list[str] = []
+    result = generate_takes(scene, bundle, Selection(2, 1), lambda progress: stages.append(progress.stage))
+    assert {"Seed 5: Predicting masks", "Seed 6: Predicting masks", "Encoding prompt"} <= set(stages)
+    assert {stage for stage in stages if "Denoising" in stage} == {f"Seed {result.rows[0].seed}: Denoising"}
+    assert {"Predicting masks", "Denoising"} <= set(result.videos[0].seconds), "durations are those of the stages"
+    with pytest.raises(Cancelled, match="Seed 5"):
+        generate_takes(scene, bundle, Selection(2, 1), lambda progress: "Seed 5" not in progress.stage)
 
 
 def test_masks_choose_what_is_finished(scene: Scene, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
