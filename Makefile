@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 check: $(VENV)/.test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy bya_core nodes
+	$(PY) -m mypy bya_core nodes training
 	$(VENV)/bin/lint-imports
 
 test: $(VENV)/.test

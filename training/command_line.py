@@ -96,7 +96,7 @@ def run_command(main: Callable[[T], Any], arguments: type[T]) -> None:
     """Parse the command line into `arguments` and call `main`; an integer that it returns is the exit code."""
 
     def run() -> int:
-        parsed = parse(arguments)
+        parsed: Any = parse(arguments)
         check_values(parsed)
         check_outputs(parsed)
         code = main(parsed)

@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
 def print_config(words: list[str]) -> None:
     """Print the recipe for the options of a training run; options that are not part of it are only checked."""
     ignored: list[str] = []
-    options = parse(RecipeOptions, [word for word in words if word != "--print-config"], unknown=ignored)
+    options: RecipeOptions = parse(RecipeOptions, [word for word in words if word != "--print-config"], unknown=ignored)
     check_options(ignored)
     print(config_text(options.load_recipe(), options.stage), end="")
     if ignored:

@@ -98,7 +98,7 @@ class DubEvaluator:
         known = np.stack([color_descriptor(each, foreground(each)) for each in film.references[0]])
         likeness = histogram_similarity(color_descriptor(frames, own[0]), known)
         (coded,) = self.codec.generate(film, [clip.matrix])
-        others = clip.masks[1:].any(axis=0)
+        others = np.asarray(clip.masks[1:].any(axis=0))
         changed = np.abs(frames.astype(int) - clip.frames)
         return {
             "seed": clip.seed,

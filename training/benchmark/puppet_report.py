@@ -241,8 +241,8 @@ def table(report: dict[str, Any]) -> str:
         parts.append(_router_table(router))
     if generated is None:
         return "\n\n".join(parts)
-    columns = (generated, generated["with_first_frame"], generated["without_first_frame"])
-    columns += (report["ceiling"], report["codec_ceiling"])
+    by_first_frame = generated["with_first_frame"], generated["without_first_frame"]
+    columns = (generated, *by_first_frame, report["ceiling"], report["codec_ceiling"])
     rows = {
         "mask IoU with pixels": ("mask_iou",),
         "binding": ("binding", "accuracy"),

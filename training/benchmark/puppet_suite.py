@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def aggregate(rows: Rows, points: Sequence[NoisePoint]) -> dict[str, Any]:
     """
     report: dict[str, Any] = {"router": aggregate_router(rows, points) if "router" in rows[0] else None}
     for name, key in (("generated", "made"), ("ceiling", "drawn truth"), ("codec_ceiling", "behind the codec")):
-        report[name] = _with_groups(rows, lambda part, key=key: aggregate_videos(part, key)) if key in rows[0] else None
+        report[name] = _with_groups(rows, partial(aggregate_videos, key=key)) if key in rows[0] else None
     if report["router"] is not None:
         report["router"]["headline_iou_by"] = {
             name: aggregate_router(part, points)["headline_iou"] for name, part in _groups(rows).items()

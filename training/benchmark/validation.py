@@ -188,14 +188,13 @@ def lip_sync_metrics(video: Video, scene: Scene) -> dict[str, float]:
     tools = FaceTools(FaceMesh())
     faces = measure_faces(video.frames, scene.speeches, video.fps, None, tools, matrix=video.matrix, masks=masks)
     own, other = [], []
-    for n in range(len(masks) if faces.lips is not None else 0):
-        heard = [m for m, speech in enumerate(scene.speeches) if speech is not None]
+    heard = [m for m, speech in enumerate(scene.speeches) if speech is not None]
+    for n, scores in enumerate(faces.lips.scores if faces.lips is not None else ()):
         mine = [m for m in heard if float(video.matrix[m, n]) >= 0.5]
+        others = [m for m in heard if m not in mine]
         if mine:
-            own.append(max(float(faces.lips.scores[n, m]) for m in mine))
-            other += (
-                [max(float(faces.lips.scores[n, m]) for m in heard if m not in mine)] if len(mine) < len(heard) else []
-            )
+            own.append(max(float(scores[m]) for m in mine))
+            other += [max(float(scores[m]) for m in others)] if others else []
     return {
         name: float(np.mean(values)) for name, values in (("lip_sync_own", own), ("lip_sync_other", other)) if values
     }

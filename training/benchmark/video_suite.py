@@ -225,7 +225,7 @@ def video_table(report: dict[str, Any]) -> str:
 def gallery_rows(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Cell]]]:
     """Rows for the gallery: (clip, system -> cell)."""
     for clip in dict.fromkeys(row["clip"] for row in rows):
-        cells = {}
+        cells: dict[str, Cell] = {}
         for row in rows:
             if row["clip"] == clip:
                 cell = {"video": row["video"], "picture": row["picture"], "good": row["passed"], "words": row["text"]}

@@ -81,7 +81,7 @@ def run_ray(sources: Sequence[Record], output: CurationOutput, stats: RunStats, 
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False, **init)
     ray.data.DataContext.get_current().max_errored_blocks = -1  # lost blocks are processed locally below
     rows = [{"source": n, "record": source, "events": "[]"} for n, source in enumerate(sources)]
-    data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
+    data: Any = ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
     for first, last in actor_groups(output.stages):
         resources = output.stages[first].resources
         data = data.map_batches(

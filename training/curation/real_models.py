@@ -133,7 +133,7 @@ def qwen_captioner(weights: str, device: str = "cpu", dtype: str = "bfloat16") -
     }
     try:
         processor = AutoProcessor.from_pretrained(**options)
-        model = AutoModelForImageTextToText.from_pretrained(**options, dtype=getattr(torch, dtype))
+        model: Any = AutoModelForImageTextToText.from_pretrained(**options, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         hint = "run hf download Qwen/Qwen2-VL-7B-Instruct (16.6 GB, Apache-2.0), or the 2B model (4.4 GB)"
         expected = "a folder of weights, or a repository in the Hugging Face cache"

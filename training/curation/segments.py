@@ -167,11 +167,12 @@ class Segments(Stage):
             left_to_right=np.argsort(clip_boxes[:, 0, [0, 2]].mean(axis=-1), kind="stable").tolist(),
             reference=[_select_reference(track.rows, start, end) for track in tracks],
         )
-        if all(track.points is not None for track in tracks):
-            points = np.full((*boxes.shape[:2], *tracks[0].points.shape[1:]), np.nan, np.float16)
-            for own, track in zip(points, tracks, strict=True):
+        found = [track.points for track in tracks if track.points is not None]
+        if len(found) == len(tracks):
+            points = np.full((*boxes.shape[:2], *found[0].shape[1:]), np.nan, np.float16)
+            for own, track, stored in zip(points, tracks, found, strict=True):
                 inside = (track.rows[:, 1] >= context[0]) & (track.rows[:, 1] < context[1])
-                own[track.rows[inside, 1].astype(int) - context[0]] = track.points[inside]
+                own[track.rows[inside, 1].astype(int) - context[0]] = stored[inside]
             clip = clip.with_arrays(points=points)
         return clip.with_arrays(boxes=boxes.astype(np.float32))
 

@@ -49,7 +49,7 @@ class Stage(ABC):
 
     name: ClassVar[str]
     version: int = 1
-    models: ClassVar[Mapping[Task, str]] = {}
+    models: Mapping[Task, str] = {}
 
     def __init__(self, settings: Any, resources: Resources | None = None) -> None:
         self.settings, self.resources = settings, resources or Resources()

@@ -127,7 +127,7 @@ def _load_parts(folder: Path) -> tuple[BindYourAvatarTransformer3DModel, dict[st
         return model, load_file(folder / LORA_FILE)
     found: dict[str, Tensor] = {}
     if (folder / "config.json").is_file():
-        model: Any = BindYourAvatarTransformer3DModel.from_pretrained(folder)
+        model = BindYourAvatarTransformer3DModel.from_pretrained(folder)
         found = load_file(folder / LORA_FILE) if (folder / LORA_FILE).is_file() else {}
     elif (folder / AUDIO_FILE).is_file():
         model, found = load_released(folder), {}  # its adapters are merged while loading

@@ -259,7 +259,7 @@ def main(words: list[str], check_ignored: Callable[[list[str]], Any] | None = No
         check_ignored: gets the words of the other options, and raises InputError for those of no run.
     """
     ignored: list[str] = []
-    arguments = parse(Arguments, [word for word in words if word != "--plan"], unknown=ignored)
+    arguments: Arguments = parse(Arguments, [word for word in words if word != "--plan"], unknown=ignored)
     if check_ignored is not None:
         check_ignored(ignored)
     recipe = arguments.recipe.load_recipe(check=False)

@@ -206,7 +206,7 @@ def main(arguments: Arguments) -> None:
     with atomic_write(arguments.output / "mouths.npz") as temporary:
         shapes = {person.name: person.mouth.shape.astype(np.float32) for person in people if person.trained}
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **shapes)
+            np.savez_compressed(file, **shapes)  # type: ignore[arg-type]  # a flaw of the stubs of NumPy
     with atomic_write(arguments.output / "lip-sync.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(page)

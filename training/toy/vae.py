@@ -15,6 +15,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ class Crops(IterableDataset):
 
 
 def vae_loss(
-    model: AutoencoderKLCogVideoX, video: Tensor, characters: Tensor, mouths: Tensor, settings: Arguments
+    model: Any, video: Tensor, characters: Tensor, mouths: Tensor, settings: Arguments
 ) -> tuple[Tensor, dict[str, float]]:
     """(total loss, metrics) of video [B,3,F,H,W] with weights of characters and mouths [B,F,H,W], see `Crops`.
 
@@ -153,7 +154,7 @@ def opening_error(rebuilt: Tensor, video: Tensor, mouths: Tensor) -> Tensor:
 def train(settings: Arguments) -> dict:
     """Train, save to `settings.output`, and return the metrics."""
     torch.manual_seed(settings.seed)
-    kind = AutoencoderKLCogVideoX
+    kind: Any = AutoencoderKLCogVideoX
     model = kind.from_pretrained(settings.output) if settings.resume else kind(**TOY_VAE)
     crops = Crops(settings.crop, settings.frames, settings.seed)
     loader = iter(DataLoader(crops, batch_size=settings.batch_size, num_workers=1))
@@ -166,7 +167,8 @@ def train(settings: Arguments) -> dict:
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            loss, errors = vae_loss(model, *next(loader), settings)
+            video, characters, mouths = next(loader)
+            loss, errors = vae_loss(model, video, characters, mouths, settings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -186,7 +188,7 @@ def train(settings: Arguments) -> dict:
     return metrics
 
 
-def save(model: AutoencoderKLCogVideoX, folder: Path, metrics: dict | None = None) -> None:
+def save(model: Any, folder: Path, metrics: dict | None = None) -> None:
     """Write the weights and, at the end, training.json."""
     with atomic_contents(folder) as contents:
         model.save_pretrained(contents)
@@ -195,7 +197,7 @@ def save(model: AutoencoderKLCogVideoX, folder: Path, metrics: dict | None = Non
 
 
 @torch.no_grad()
-def latent_statistics(model: AutoencoderKLCogVideoX, clips: int = 64) -> tuple[list[float], list[float]]:
+def latent_statistics(model: Any, clips: int = 64) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of every latent channel over training clips.
 
     Without normalization the diffusion loss would be dominated by the constant means.
