@@ -18,7 +18,7 @@ from tools.workflows.sheet import Group, Node, NodeInfo, Sheet, Wire
 NOTES = Path(__file__).resolve().parent / "notes"
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 REAL_PROMPT = "Two people sit side by side on a sofa and talk: on the left a woman, on the right a man."
-NARROW, WIDE, PANEL, BEST = 240, 430, 380, 520  # widths of the nodes of characters, of the scene, and with results
+NARROW, WIDE, PANEL, BEST = 240, 430, 380, 590  # widths of the nodes of characters, of the scene, and with results
 
 
 def scene_of(demo: str) -> dict[str, Any]:
