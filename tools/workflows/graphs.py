@@ -269,8 +269,7 @@ def best_of_four(sheet: Sheet) -> None:
     best = sheet.add("BYA_BestTake", wide=BEST, scene=start.scene["scene"])
     saved = sheet.add("SaveVideo", wide=BEST, video=best["video"], filename_prefix="video/best_of_four")
     sheet.arrange([
-        start.left,
-        [start.people.group],
+        [*start.left, start.people.group],
         [Group("2 Scene", [[start.scene]], "purple")],
         [Group("3 Best take", [[best, saved]], "orange")],
     ])  # fmt: skip
