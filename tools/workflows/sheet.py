@@ -19,7 +19,7 @@ SHOWS = {
     "LoadImage": 215, "LoadAudio": 60, "LoadVideo": 240,
 }  # fmt: skip  # heights of what nodes show besides their inputs
 HEIGHTS = {
-    "BYA_AudioEncode": 190, "BYA_BestTake": 850, "BYA_BindingReport": 520, "BYA_EmbeddingRouter": 520,
+    "BYA_AudioEncode": 190, "BYA_BestTake": 850, "BYA_BindingReport": 520, "BYA_EmbeddingRouter": 555,
     "BYA_FaceEncode": 165, "BYA_Loader": 200, "BYA_MaskRefine": 620, "BYA_Preflight": 500, "BYA_Sampler": 680,
     "BYA_Scene": 620, "BYA_VideoReport": 560,
 }  # fmt: skip  # of nodes whose inputs are folded and hidden by the page
