@@ -20,7 +20,8 @@ from tools.workflows.graphs import WORKFLOWS
 CHECK = "09 Check any video"
 WORKFLOW_FILES = sorted((ROOT / "workflows").glob("*.json"))
 CORE = {
-    "GetVideoComponents", "GrowMask", "LoadAudio", "LoadImage", "LoadVideo", "MarkdownNote", "SaveVideo",
+    "GetVideoComponents", "GrowMask", "LoadAudio", "LoadImage", "LoadVideo", "MarkdownNote", "PreviewImage",
+    "SaveVideo",
 }  # fmt: skip
 WIDEST = 1800  # pixels; readable when opened
 
@@ -107,7 +108,7 @@ def test_links_of_blueprints(path: Path) -> None:
 @pytest.mark.host
 @pytest.mark.parametrize("name", graphs.NAMES)
 def test_workflow_generates_video_with_audio(name: str, server: Server) -> None:
-    frames = {"06": 33, "07": 57}.get(name[:2], 17)  # until the only speaker has started; two windows
+    frames = {"06": 33, "07": 57, "10": 49}.get(name[:2], 17)  # until the only speaker has started; two windows; a film
     graph = graphs.load_runnable(name)
     if name != CHECK:  # whose scene is as long as its video
         graph = graphs.shorten(graph, frames=frames)
@@ -129,6 +130,9 @@ def test_workflow_generates_video_with_audio(name: str, server: Server) -> None:
     for number in graphs.nodes_of(graph, "BYA_BestTake"):
         (table,) = run.outputs[number]["bya_table"]
         assert len(table.splitlines()) == 6  # head, four seeds, cost
+    for number in graphs.nodes_of(graph, "BYA_Dub"):
+        (text,) = run.outputs[number]["bya_text"]
+        assert "New voice: puppet A" in text and "kept: puppet B" in text
     for number in graphs.nodes_of(graph, "BYA_BindingReport"):
         (text,) = run.outputs[number]["bya_text"]
         assert "puppet A follows its own voice" in text

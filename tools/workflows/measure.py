@@ -112,6 +112,9 @@ def with_views(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
         show("frames", sampler)
         show("overlay", overlay)
         show("report", report)
+    for dub in graphs.nodes_of(graph, "BYA_Dub"):
+        show("frames", dub, 1)
+        show("overlay", dub, 4)
     for check in graphs.nodes_of(graph, "BYA_Preflight"):
         show("faces", check, 1)
     for routed in [*graphs.nodes_of(graph, "BYA_EmbeddingRouter"), *graphs.nodes_of(graph, "BYA_MaskRefine")]:

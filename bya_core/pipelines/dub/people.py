@@ -38,7 +38,8 @@ class People:
             character is not visible.
         roll: angle of the heads in radians, clockwise [N, F].
         masks: which part of the picture shows which character, bool [N, F, h, w] of any size.
-        tracks: of the faces of real people; empty for drawn ones.
+        tracks: of the faces of real people, first those of the N characters, then those of others; empty for drawn
+            ones.
         notices: one sentence each.
     """
 
@@ -140,7 +141,8 @@ def _find_real(frames: Tensor, portraits: Sequence[Tensor], names: Sequence[str]
     eyes = np.stack([face.points[:, EYES[1], :2] - face.points[:, EYES[0], :2] for face in faces])
     roll = np.nan_to_num(np.arctan2(eyes[..., 1], eyes[..., 0]))
     masks = _drawn_masks(boxes, frames.shape[1:3]) if given is None else given
-    return People(boxes, roll, masks, tuple(faces), tuple(notices))
+    others = [track for k, track in enumerate(tracks) if not any(k in members for members in cast)]
+    return People(boxes, roll, masks, (*faces, *others), tuple(notices))
 
 
 def _covered(box: np.ndarray, masks: np.ndarray, size: Sequence[int]) -> np.ndarray:

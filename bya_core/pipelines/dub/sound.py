@@ -54,7 +54,7 @@ def dubbed_sound(
             spans = [(turn.start, turn.end) for turn in voices.turns if turn.speaker in names]
             notices = _unknown(names, {turn.speaker for turn in voices.turns}, "turn")
         else:
-            spans, notices = _old_voices(original, scene, people, dubbed, seconds)
+            spans, notices = _old_voices(original, scene, people, dubbed)
         kept = [muted(original, spans)]
     return mix_speeches([*kept, *scene.speeches], seconds), notices
 
@@ -67,13 +67,14 @@ def _unknown(names: set[str], known: Container[str], what: str) -> tuple[str, ..
 
 
 def _old_voices(
-    original: Speech, scene: Scene, people: People, dubbed: Sequence[int], seconds: float
+    original: Speech, scene: Scene, people: People, dubbed: Sequence[int]
 ) -> tuple[list[Span], tuple[str, ...]]:
     """Spans in which the old voices of the dubbed characters are heard, and notices."""
     if people.tracks:
         waveform = resample_mono(original.waveform, original.sample_rate, RATE).numpy()
         length = len(people.tracks[0].boxes)
-        found = find_speakers(people.tracks, waveform, length, length / seconds, scene.names)
+        everyone = [*scene.names, *(f"another face ({k + 1})" for k in range(len(people.tracks) - len(scene.names)))]
+        found = find_speakers(people.tracks, waveform, length, scene.fps, everyone)
         names = {scene.names[n] for n in dubbed}
         turns = [(turn.start, turn.end) for turn in found.turns if turn.speaker in names]
         if turns or not found.speech.any():

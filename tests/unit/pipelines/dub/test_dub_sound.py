@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+import bya_core.pipelines.dub.sound as dub_sound
+from bya_core.encoders.face.tracking import FaceTrack
+from bya_core.evaluation.speakers import Speakers
 from bya_core.pipelines.dub.people import People
 from bya_core.pipelines.dub.sound import dubbed_sound, muted
 from bya_core.scene.original_voices import OriginalVoices
@@ -71,6 +77,22 @@ def test_everybody_dubbed_loses_the_old_voices_everywhere() -> None:
     old = Speech(torch.nn.functional.pad(old.waveform, (round(1.0 * RATE), round(0.4 * RATE))), RATE)
     sound, _ = dubbed_sound(old, scene(speech(900.0, 0.5), speech(700.0, 0.5)), NOBODY, [0, 1], SECONDS)
     assert level(sound, 400, 1.1, 1.5) < 0.01
+
+
+def test_lips_of_real_people_tell_where_the_old_voice_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def find(tracks: Sequence[object], waveform: np.ndarray, length: int, fps: float, names: Sequence[str]) -> Speakers:
+        asked.append((len(tracks), length, fps, list(names)))
+        turns = (Turn("Ada", 0.2, 0.8), Turn("Bo", 1.0, 1.8))
+        return Speakers(tuple(names), turns, np.zeros((3, 1), bool), np.zeros((3, 1)), np.ones(1, bool))
+
+    monkeypatch.setattr(dub_sound, "find_speakers", find)
+    nowhere = [np.full((50, 4), np.nan), np.zeros(50), np.full((50, 468, 3), np.nan), np.zeros(50)]
+    people = replace(NOBODY, tracks=(FaceTrack(*nowhere),) * 3)  # Ada, Bo and somebody else
+    sound, notices = dubbed_sound(speech(400.0), scene(speech(900.0), None), people, [0], SECONDS)
+    assert asked == [(3, 50, 25.0, ["Ada", "Bo", "another face (1)"])]
+    assert level(sound, 400, 0.3, 0.7) < 0.01 and level(sound, 400, 1.1, 1.7) > 0.2 and not notices
 
 
 @pytest.mark.parametrize("original", [None, speech(400.0)])
