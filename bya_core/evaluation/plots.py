@@ -290,7 +290,7 @@ def draw_speakers(names: Sequence[str], lanes: np.ndarray, scores: np.ndarray, s
     Args:
         names: of the N faces.
         lanes: who speaks, bool [N, L] at 25 frames per second.
-        scores: of each face [N, L].
+        scores: probability that each face speaks [N, L].
         speech: frames with speech, bool [L].
     """
     height, top = 70, MARGIN + 44
@@ -300,7 +300,7 @@ def draw_speakers(names: Sequence[str], lanes: np.ndarray, scores: np.ndarray, s
     for n, name in enumerate(names):
         page.text(MARGIN, top + height / 2, name, 12, TEXT, room=NAME_WIDTH - 16)
         axes = page.axes(left, top, WIDTH - MARGIN - left, height - 8)
-        axes.set(xlim=(0, seconds), ylim=(-0.5, 0.8))
+        axes.set(xlim=(0, seconds), ylim=(0, 1.02))
         for begin, end in true_spans(~speech, 25.0):
             axes.axvspan(begin, end, color=LISTENING, lw=0)
         for begin, end in true_spans(lanes[n], 25.0):

@@ -114,6 +114,19 @@ def parse_rttm(text: str, where: str = "the timeline") -> list[Turn]:
     return turns
 
 
+def write_rttm(turns: Sequence[Turn], recording: str) -> str:
+    """The turns of a recording as RTTM; white space in names becomes an underscore."""
+
+    def word(name: str) -> str:
+        return re.sub(r"\s+", "_", name.strip()) or "<NA>"
+
+    return "".join(
+        f"SPEAKER {word(recording)} 1 {turn.start:.3f} {turn.end - turn.start:.3f} <NA> <NA> {word(turn.speaker)} "
+        "<NA> <NA>\n"
+        for turn in turns
+    )
+
+
 def parse_cues(text: str, where: str = "the timeline") -> list[Turn]:
     """Parse SRT and WebVTT with the speakers in the text, as `Name: ...`, `[Name]: ...` or `<v Name>`.
 

@@ -12,7 +12,12 @@ from PIL import Image
 
 from bya_core.cli.main import main
 from bya_core.cli.report import INCONCLUSIVE, NOT_BOUND
+from bya_core.encoders.face.mesh import FaceMesh
+from bya_core.io.media import read_image
+from bya_core.scene.loader import load_scene
+from bya_core.scene.timeline import read_timeline
 from tests.clips import read_clip, side_by_side, write_clip
+from tests.unit.scene.test_loader import DEFAULTS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "clips"
 PEOPLE = ("brbk7n", "lrwp9a")
@@ -74,6 +79,30 @@ def test_one_speaker(folder: Path) -> None:
     options = ["-o", str(timeline), "--scene", str(folder / "right.json"), "--plot", str(plot)]
     assert main(["speakers", str(folder / "one.mp4"), *options]) == 0
     assert {turn["speaker"] for turn in json.loads(timeline.read_text())} == {PEOPLE[0]} and plot.stat().st_size > 1000
+
+
+def test_scene_of_a_video(folder: Path) -> None:
+    """The turns of a video become a scene that can be loaded, with portraits of its own or the given ones."""
+    scene, timeline = folder / "found.json", folder / "turns.rttm"
+    assert main(["speakers", str(folder / "one.mp4"), "-o", str(timeline), "--save-scene", str(scene)]) == 0
+    loaded = load_scene(scene, DEFAULTS, force=True)
+    assert [each.name for each in loaded.characters] == ["face 1", "face 2"]
+    assert [speech is None or speech.silent for speech in loaded.speeches] == [False, True]
+    assert len(FaceMesh().detect(read_image(scene.parent / "found_faces" / "face 2.png"))) == 1
+    assert {turn.speaker for turn in read_timeline(timeline)} == {"face_1"}
+    named = folder / "named.json"
+    options = [
+        "-o",
+        str(folder / "named_turns.json"),
+        "--scene",
+        str(folder / "right.json"),
+        "--save-scene",
+        str(named),
+    ]
+    assert main(["speakers", str(folder / "one.mp4"), *options]) == 0
+    written = json.loads(named.read_text())
+    assert [each["image"] for each in written["characters"]] == [f"{name}.png" for name in reversed(PEOPLE)]
+    assert written["dialogue"] == "one.mp4" and {turn["speaker"] for turn in written["timeline"]} == {PEOPLE[0]}
 
 
 def _shared() -> list[tuple[str, dict]]:

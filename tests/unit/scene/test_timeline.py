@@ -25,6 +25,7 @@ from bya_core.scene.timeline import (
     parse_rttm,
     read_timeline,
     split_dialogue,
+    write_rttm,
 )
 from bya_core.scene.types import Speech
 from tests.fakes import RATE, tone, write_picture, write_wav
@@ -336,3 +337,8 @@ def test_missing_speech_in_turns_is_reported(make_scene, tmp_path):
 def test_cut_speech_is_reported(make_scene, tmp_path):
     notices = two_recordings(make_scene, tmp_path, tone(1.0), tone(0.7))
     assert "Ada ends at 1.00 s, the video at 0.68 s" in notices and notices.count("are cut") == 1
+
+
+def test_rttm_is_read_as_it_was_written() -> None:
+    assert parse_rttm(write_rttm(EXPECTED, "my talk")) == EXPECTED
+    assert [turn.speaker for turn in parse_rttm(write_rttm([Turn("Ada L", 0.0, 1.0)], "talk"))] == ["Ada_L"]
