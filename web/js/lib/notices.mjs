@@ -5,6 +5,8 @@ import { outputsOf, text, toast } from "./kit.mjs";
 
 const KEY = "bya_notices";
 const PREFIX = "BYA_";
+const PROGRESS = "$$node-text-preview"; // the page's name of the widget
+const ENDED = "Done"; // see `running` in nodes/host.py
 const LIFE = 12000; // milliseconds; errors stay until they are closed, or the next run
 
 let before = new Set(); // sentences of the last run, which are not shown again
@@ -17,6 +19,7 @@ export function setup() {
     shown = new Set();
   });
   api.addEventListener("executed", ({ detail }) => {
+    removeProgress(nodeOf(detail.node));
     const notices = detail.output?.[KEY] ?? [];
     const added = notices.filter((notice) => !shown.has(notice) && !before.has(notice));
     notices.forEach((notice) => shown.add(notice));
@@ -27,6 +30,15 @@ export function setup() {
     if (detail.node_type?.startsWith(PREFIX)) showError(detail.node_id, sentence(detail));
   });
   watchRejected();
+}
+
+/** Removes the text of the progress from a node that has ended, which would take room from its result. */
+function removeProgress(node) {
+  const index = node?.comfyClass?.startsWith(PREFIX) ? node.widgets.findIndex((one) => one.name === PROGRESS) : -1;
+  if (index < 0 || node.widgets[index].value !== ENDED) return;
+  node.widgets[index].onRemove?.();
+  node.widgets.splice(index, 1);
+  node.graph?.setDirtyCanvas(true, true);
 }
 
 /** Shows what `validate_inputs` of a node said: the page itself only says that a value was rejected. */
