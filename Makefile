@@ -1,5 +1,5 @@
 # make demo       two drawn characters talk; no GPU and no model download
-# make check      style, types and import contracts (under a minute)
+# make check      style, types and import contracts (under a minute; the first time, with an empty cache of mypy, up to two)
 # make test       unit, parity and integration tests on all cores
 # make test-all   everything: also ComfyUI with its page in a browser, training, curation and slow tests
 # make docs       the documentation site (site/)

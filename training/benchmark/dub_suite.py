@@ -31,7 +31,7 @@ from bya_core.toy.mouth import in_view, mouth_opening
 from bya_core.toy.segmentation import foreground
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.gallery import VideoStore
-from training.benchmark.puppet_report import RowSource, comparable, evaluate_missing, versions
+from training.benchmark.puppet_report import RowSource, known_rows, scene_report
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import ModelTarget, ReconstructionTarget
@@ -138,29 +138,16 @@ def dub_report(
     """Evaluate the missing films and aggregate all of them; arguments as of `puppet_report`."""
     settings = evaluator.settings
     described = {**asdict(settings), **evaluator.target.describe(), "dub": asdict(evaluator.config)}
-    rows: dict[int, Row] = {}
-    if previous is not None and comparable(previous["settings"]) == comparable(described):
-        rows = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
-        rows = {index: row for index, row in rows.items() if index < settings.scenes}
 
-    def report() -> dict[str, Any]:
-        ordered = [rows[index] for index in sorted(rows)]
-        return {
-            "suite": "dub",
-            "all": aggregate(ordered),
-            "by characters": {
-                str(count): aggregate([row for row in ordered if row["characters"] == count])
-                for count in sorted({row["characters"] for row in ordered})
-            },
-            "required": REQUIRED,
-            "settings": described,
-            "seeds": [row["seed"] for row in ordered],
-            "versions": versions(),
-            "scenes": ordered,
+    def summary(rows: list[Row]) -> dict[str, Any]:
+        groups = {
+            str(count): aggregate([row for row in rows if row["characters"] == count])
+            for count in sorted({row["characters"] for row in rows})
         }
+        return {"suite": "dub", "all": aggregate(rows), "by characters": groups, "required": REQUIRED}
 
-    evaluate_missing(evaluator.row, settings, rows, callback, row_source, lambda: save and save(report()))
-    return report()
+    rows = known_rows(previous, described, settings)
+    return scene_report(evaluator, described, rows, summary, save, callback, row_source)
 
 
 def aggregate(rows: Sequence[Row]) -> Row:

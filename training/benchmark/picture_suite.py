@@ -33,7 +33,7 @@ from training.benchmark.picture_metrics import (
     occluded_heads,
 )
 from training.benchmark.puppet_fit import fit_frame
-from training.benchmark.puppet_report import REFERENCE_TARGETS, RowSource, comparable, evaluate_missing, versions
+from training.benchmark.puppet_report import REFERENCE_TARGETS, RowSource, known_rows, scene_report
 from training.benchmark.scenes import SceneSettings, suite_scene
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import EvaluationTarget, ModelTarget, ReconstructionTarget
@@ -175,25 +175,13 @@ def picture_report(
     described = asdict(settings) | next(iter(evaluator.targets.values())).describe()
     described |= {"lengths": list(evaluator.targets), "measure": MEASURE, "list": settings.version}
     del described["num_frames"]
-    rows: dict[int, Row] = {}
-    if previous is not None and comparable(previous["settings"]) == comparable(described):
-        known = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
-        rows = {index: known[index] for index in range(settings.scenes) if index in known}
 
-    def report() -> dict[str, Any]:
-        ordered = [rows[index] for index in sorted(rows)]
-        return {
-            "suite": "pictures",
-            "model": model,
-            "lengths": {str(frames): aggregate(ordered, frames) for frames in evaluator.targets} if ordered else {},
-            "settings": described,
-            "seeds": [row["seed"] for row in ordered],
-            "versions": versions(),
-            "scenes": ordered,
-        }
+    def summary(rows: list[Row]) -> dict[str, Any]:
+        lengths = {str(frames): aggregate(rows, frames) for frames in evaluator.targets} if rows else {}
+        return {"suite": "pictures", "model": model, "lengths": lengths}
 
-    evaluate_missing(evaluator.row, settings, rows, callback, row_source, lambda: save and save(report()))
-    return report()
+    rows = known_rows(previous, described, settings)
+    return scene_report(evaluator, described, rows, summary, save, callback, row_source)
 
 
 def aggregate(rows: Sequence[Row], frames: int) -> dict[str, Row]:

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -128,55 +128,66 @@ def puppet_report(
     settings, target = evaluator.settings, evaluator.target
     fixed = {"points": SHARES, "list": settings.version, "measure": MEASURE}
     described = {**asdict(settings), **fixed, **target.describe()}
-    known: dict[int, dict[str, Any]] = {}
-    if previous is not None and comparable(previous["settings"]) == comparable(described):
-        known = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
     complete = evaluator.measurements.keys
-    rows = {index: known[index] for index in range(settings.scenes) if complete <= known.get(index, {}).keys()}
+    rows = known_rows(previous, described, settings, complete)
     before = previous["seconds"] if previous is not None and rows else 0.0
+
+    def summary(ordered: list[dict[str, Any]]) -> dict[str, Any]:
+        seconds = round(before + time.perf_counter() - start, 1)
+        return {"suite": "puppets", "model": target.name, **aggregate(ordered, target.points), "seconds": seconds}
+
+    return scene_report(evaluator, described, rows, summary, save, callback, row_source)
+
+
+def known_rows(
+    previous: dict[str, Any] | None,
+    described: dict[str, Any],
+    settings: SceneSettings,
+    complete: Set[str] = frozenset(),
+) -> dict[int, dict[str, Any]]:
+    """Rows of an earlier report with the settings `described` that have all keys in `complete`, by index."""
+    if previous is None or comparable(previous["settings"]) != comparable(described):
+        return {}
+    known = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
+    return {index: row for index, row in known.items() if index < settings.scenes and complete <= row.keys()}
+
+
+def scene_report(
+    evaluator: RowEvaluator,
+    described: dict[str, Any],
+    rows: dict[int, dict[str, Any]],
+    summary: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    save: Callable[[dict[str, Any]], object] | None,
+    callback: ProgressCallback | None,
+    row_source: RowSource | None,
+) -> dict[str, Any]:
+    """Evaluate the scenes that are missing in `rows`, and report all.
+
+    Args:
+        evaluator: evaluates a scene by its index.
+        described: settings of the report.
+        rows: from `known_rows`; completed here.
+        summary: entries of the report that depend on the suite, from the rows in order.
+        save: called with the partial report after each scene.
+        callback: progress per scene.
+        row_source: evaluates scenes in other processes instead, see `in_processes`.
+    """
+    settings, tracker = evaluator.settings, ProgressTracker(callback)
 
     def report() -> dict[str, Any]:
         ordered = [rows[index] for index in sorted(rows)]
-        return {
-            "suite": "puppets",
-            "model": target.name,
-            **aggregate(ordered, target.points),
-            "settings": described,
-            "seeds": [row["seed"] for row in ordered],
-            "versions": versions(),
-            "seconds": round(before + time.perf_counter() - start, 1),
-            "scenes": ordered,
-        }
+        seeds = [row["seed"] for row in ordered]
+        common = {"settings": described, "seeds": seeds, "versions": versions(), "scenes": ordered}
+        return {**summary(ordered), **common}
 
-    evaluate_missing(evaluator.row, settings, rows, callback, row_source, lambda: save and save(report()))
-    return report()
-
-
-def evaluate_missing(
-    evaluate: Callable[[int], dict[str, Any]],
-    settings: SceneSettings,
-    rows: dict[int, dict[str, Any]],
-    callback: ProgressCallback | None,
-    row_source: RowSource | None,
-    finished: Callable[[], object],
-) -> None:
-    """Add the rows of scenes that are missing, by index.
-
-    Args:
-        evaluate: evaluates a scene by its index.
-        settings: scenes.
-        rows: known rows, by index.
-        callback: progress per scene.
-        row_source: evaluates scenes in other processes instead, see `in_processes`.
-        finished: called after each scene.
-    """
-    tracker = ProgressTracker(callback)
     missing = [index for index in range(settings.scenes) if index not in rows]
     tracker.report(Progress("Evaluating scenes", len(rows), settings.scenes))
-    for row in row_source(missing) if row_source is not None else map(evaluate, missing):
+    for row in row_source(missing) if row_source is not None else map(evaluator.row, missing):
         rows[row["seed"] - settings.seed_base] = row
         tracker.report(Progress("Evaluating scenes", len(rows), settings.scenes))
-        finished()
+        if save is not None:
+            save(report())
+    return report()
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +197,9 @@ def comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 class RowEvaluator(Protocol):
     """Evaluates scenes by index."""
+
+    @property
+    def settings(self) -> SceneSettings: ...
 
     def row(self, index: int) -> dict[str, Any]: ...
 

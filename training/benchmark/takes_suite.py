@@ -22,7 +22,7 @@ from bya_core.progress import ProgressCallback
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.gallery import VideoStore
-from training.benchmark.puppet_report import RowSource, comparable, evaluate_missing, versions
+from training.benchmark.puppet_report import RowSource, known_rows, scene_report
 from training.benchmark.puppet_suite import MEASURE, binding_score, evaluate_clip
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.tables import markdown_table, number
@@ -104,29 +104,22 @@ def takes_report(
     """Evaluate the missing scenes and aggregate all of them; arguments as of `puppet_report`."""
     settings = evaluator.settings
     described = {**asdict(settings), **evaluator.target.describe(), "takes": evaluator.takes, "measure": MEASURE}
-    rows: dict[int, Row] = {}
-    if previous is not None and comparable(previous["settings"]) == comparable(described):
-        rows = {row["seed"] - settings.seed_base: row for row in previous.get("scenes", ())}
-        rows = {index: row for index, row in rows.items() if index < settings.scenes}
     scene, _ = evaluator.scene(0)
     costs = {}
     for keep in range(1, evaluator.takes + 1):
         calls, single = takes_cost(scene, Selection(evaluator.takes, keep))
         costs[str(keep)] = round(calls / single, 2)
 
-    def report() -> dict[str, Any]:
-        ordered = [rows[index] for index in sorted(rows)]
-        return {
-            "suite": "takes",
-            **aggregate(ordered, costs),
-            "settings": described,
-            "seeds": [row["seed"] for row in ordered],
-            "versions": versions(),
-            "scenes": ordered,
-        }
-
-    evaluate_missing(evaluator.row, settings, rows, callback, row_source, lambda: save and save(report()))
-    return report()
+    rows = known_rows(previous, described, settings)
+    return scene_report(
+        evaluator,
+        described,
+        rows,
+        lambda rows: {"suite": "takes", **aggregate(rows, costs)},
+        save,
+        callback,
+        row_source,
+    )
 
 
 def aggregate(rows: Sequence[Row], costs: dict[str, float]) -> dict[str, Any]:
