@@ -42,7 +42,12 @@ class Part:
 
 
 PARTS = (
-    Part("doctor", (*BYA, "doctor", "--gpu"), (*BYA, "doctor"), 150),
+    Part(
+        "doctor",
+        (*BYA, "doctor", "--gpu", "--output", "{output}/doctor.json"),
+        (*BYA, "doctor", "--output", "{output}/doctor.json"),
+        150,
+    ),
     Part(
         "tests", (PYTHON, "-m", "pytest", "-q", "-m", "gpu", "tests/unit"), (PYTHON, "-m", "pytest", "--version"), 120
     ),

@@ -67,11 +67,10 @@ class ManagedComponent:
         self.component, self.name, self.slot, self.offloadable = component, name, slot, offloadable
         self.activation_bytes = 0  # memory reserved besides the weights
         patched = type(type(module).__name__, (PatchedModule,), {})(module)  # ComfyUI logs the class name
-        self.patcher = ModelPatcher(
-            patched,
-            load_device=management.get_torch_device() if device is None else device,
-            offload_device=management.unet_offload_device(),
-        )
+        load_device = management.get_torch_device() if device is None else device
+        # with --highvram the offload device is the GPU, on which a component that computes on the CPU has no business
+        offload_device = load_device if load_device.type == "cpu" else management.unet_offload_device()
+        self.patcher = ModelPatcher(patched, load_device=load_device, offload_device=offload_device)
 
     def __getattr__(self, name: str) -> Any:
         if name == "component":  # not set yet while being copied
@@ -89,6 +88,8 @@ class ManagedComponent:
         """Load all weights to the device, with memory reserved for activations."""
         self.slot.acquire(self.offloadable)
         management.load_models_gpu([self.patcher], memory_required=self.activation_bytes, force_full_load=True)
+        if self.patcher.loaded_size() < self.patcher.model_size():  # --novram loads nothing in spite of force_full_load
+            self.patcher.load(self.patcher.load_device, full_load=True)
 
     def unload(self) -> None:
         """Unload from the device and from ComfyUI's list of loaded models."""

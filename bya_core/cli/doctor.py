@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from bya_core.cli.common import output, report_saved
 from bya_core.environment import PACKAGES, Package
 
 MIN_PYTHON = (3, 11)
@@ -31,8 +32,15 @@ class Doctor:
 
     json: Annotated[bool, arg(help="Print JSON.")] = False
     gpu: Annotated[bool, arg(help="Run the released architecture on the GPU.")] = False
+    output: Annotated[Path | None, output("Also save the report (json), for an issue.", "")] = None
 
     def run(self) -> int:
+        from bya_core.io.atomic import write_json
+        from bya_core.io.outputs import check_output
+
+        saved = None if self.output is None else check_output(self.output, (".json",), "the report")
+        if self.gpu:
+            _check_cuda()
         report = examine()
         healthy = report["healthy"]
         if not self.json:
@@ -42,18 +50,28 @@ class Doctor:
             healthy = healthy and report["gpu"]["healthy"]
         if self.json:
             print(json.dumps(report, indent=2))
+        if saved is not None:
+            write_json(saved, report)
+            if not self.json:
+                report_saved(saved)
         return 0 if healthy else 1
+
+
+def _check_cuda() -> None:
+    """Raise InputError if `--gpu` has no GPU to check."""
+    import torch
+
+    from bya_core.errors import InputError
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None or torch.version.hip is not None
+        hint = "leave out --gpu" if built else "install PyTorch with CUDA (pytorch.org/get-started), or leave out --gpu"
+        raise InputError("--gpu on a machine without a CUDA GPU", "a CUDA GPU visible to PyTorch", hint)
 
 
 def _check_gpu(table: bool) -> dict[str, Any]:
     """Run `check_gpu` on the first GPU, with a table row printed after each check."""
-    import torch
-
-    from bya_core.errors import InputError
     from bya_core.pipelines.gpu_check import GpuCheck, check_gpu
-
-    if not torch.cuda.is_available():
-        raise InputError("--gpu on a machine without a CUDA GPU", "a CUDA GPU visible to PyTorch", "leave out --gpu")
 
     def row(check: GpuCheck) -> None:
         numbers = (("{:8.3f} s", check.seconds), ("error {:7.2%}", check.error), ("{:5.1f} GB", check.peak_gb))

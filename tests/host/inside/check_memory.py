@@ -82,6 +82,37 @@ def test_plan_selection(run: Run, host_model: Any, monkeypatch: Any) -> None:
     assert host_model._select_plan(None, "auto").blocks == "streamed"
 
 
+@pytest.mark.parametrize("state", ["NO_VRAM", "LOW_VRAM", "NORMAL_VRAM", "HIGH_VRAM"])
+def test_components_are_loaded_completely(
+    state: str, run: Run, cast: Any, demo: dict[str, Any], expected: Any, monkeypatch: Any
+) -> None:
+    """With every memory option of ComfyUI, also after other models have taken a part of the memory."""
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)  # as on a GPU
+    monkeypatch.setattr(management, "vram_state", management.VRAMState[state])
+    (model,) = run("Loader")
+    for managed in model.managed:
+        patcher = managed.patcher
+        managed.load()
+        assert patcher.loaded_size() == patcher.model_size() > 0, managed.name
+        assert patcher.partially_unload(patcher.offload_device, patcher.model_size() // 2) > 0
+        assert patcher.loaded_size() < patcher.model_size()
+        managed.load()
+        assert patcher.loaded_size() == patcher.model_size(), managed.name
+    assert torch.equal(generate(run, cast, demo, model), expected)
+    for managed in model.managed:
+        managed.unload()
+        assert managed.patcher.loaded_size() == 0
+        assert all(entry.model is not managed.patcher for entry in management.current_loaded_models)
+
+
+def test_components_on_the_cpu_stay_there(host_model: Any, monkeypatch: Any) -> None:
+    """With --highvram ComfyUI keeps unloaded models on the GPU."""
+    monkeypatch.setattr(management, "unet_offload_device", lambda: torch.device("cuda", 0))
+    module, cpu = torch.nn.Linear(2, 2), torch.device("cpu")
+    managed = host_model.ManagedComponent("text", module, module, host_model.DeviceSlot(), device=cpu)
+    assert managed.patcher.offload_device == cpu
+
+
 def test_component_with_lazily_loaded_weights(host_model: Any, run: Run, cast: Any, demo: dict[str, Any]) -> None:
     """Such as T5 and wav2vec2: moved to ComfyUI's device for encoding, and released after the node."""
     calls: list[str] = []

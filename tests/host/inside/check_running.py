@@ -474,6 +474,24 @@ def test_loras_are_merged_and_chained(run: Run, nodes: Any, tmp_path: Path) -> N
         run("Loader", lora=run("LoadLora", lora_name="other.safetensors")[0])
 
 
+def test_encoders_of_other_nodes(host: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
+    """Face encoders in models/insightface, and in the folders of extra_model_paths.yaml."""
+    from bya_core.weights import cache
+    from bya_core.weights.components import RECOGNITION
+
+    monkeypatch.setattr(cache, "_foreign", [])
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    places = [tmp_path / "models" / "insightface" / "models" / "antelopev2", tmp_path / "elsewhere"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "facexlib", ([str(places[1])], set()))
+    for place, file in zip(places, RECOGNITION.known, strict=True):
+        place.mkdir(parents=True)
+        with (place / Path(file.path).name).open("wb") as out:
+            out.truncate(file.size)  # sparse
+    assert len(cache.missing_files(RECOGNITION, tmp_path)) == 2
+    host.local_model_paths()
+    assert cache.missing_files(RECOGNITION, tmp_path) == []
+
+
 def test_models_in_extra_folders(run: Run, nodes: Any, tmp_path: Path, host: ModuleType) -> None:
     """Folders of extra_model_paths.yaml are searched like models/bindyouravatar."""
     from bya_core.weights.registry import MODELS

@@ -213,11 +213,14 @@ def test_models(capsys):
         assert all(text in printed for text in (entry.name, entry.purpose, entry.size, entry.license))
 
 
-def test_doctor(monkeypatch, capsys):
+def test_doctor(monkeypatch, capsys, tmp_path):
     assert cli.main(["doctor"]) == 0
     assert "torch" in capsys.readouterr().out
-    assert cli.main(["doctor", "--json"]) == 0
+    assert cli.main(["doctor", "--json", "-o", str(tmp_path / "report.json")]) == 0
     report = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert cli.main(["doctor", "-o", str(tmp_path / "report.txt")]) == 2
+    assert ".json" in capsys.readouterr().err
     states = {finding["name"]: finding["state"] for finding in report["findings"]}
     assert report["healthy"] and report["machine"]["device"]
     assert states["torch"] == states["python"] == states["video writing"] == "ok"
