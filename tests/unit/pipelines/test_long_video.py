@@ -222,3 +222,12 @@ def test_colors_match_the_first_window(whole: LongVideo) -> None:
     means = [whole.files.read(index).latents.mean(dim=(0, 1, 3, 4)) for index in range(4)]
     for mean in means[1:]:
         assert torch.allclose(mean, means[0], atol=1e-4)
+
+
+def test_masks_of_a_single_character(bundle: ModelBundle, long_scene: LongScene, tmp_path: Path) -> None:
+    """Its strength is one number for all characters, which has no memory of its own."""
+    scene = long_scene(num_frames=17)
+    masks = MaskControl(torch.ones(1, *bundle.grid(17, 64, 96).shape))
+    people = {"characters": scene.characters[:1], "speeches": scene.speeches[:1], "mask_control": masks}
+    video = generate_long(replace(scene, routing=RouterConfig(mode="manual"), **people), bundle, tmp_path)
+    assert len(video.frames) == 17
