@@ -45,3 +45,13 @@ def test_large_videos_are_decoded_alone(codec: CogVideoXCodec) -> None:
     assert 3 * height * width * codec.space_factor**2 >= SMALL_VIDEO
     seen = batch_sizes(codec)
     assert len(codec.decode(torch.zeros(1, 1, 4, height, width))) == 1 and set(seen) == {1}
+
+
+def test_images_are_encoded_as_the_mean_of_the_distribution(codec: CogVideoXCodec) -> None:
+    """The release draws a sample at inference (docs/explanation/fidelity.md)."""
+    video = torch.rand(1, 3, 1, 16, 24, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.no_grad():
+        mean = codec.vae.encode(video).latent_dist.mean.movedim(2, 1)
+        first, second = codec.encode(video), codec.encode(video)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, mean * codec.vae.config.scaling_factor)

@@ -173,3 +173,16 @@ def test_attention_splits_large_batches(monkeypatch: pytest.MonkeyPatch, shape: 
     monkeypatch.setattr(compat, "MAX_GRID_SIZE", 15)
     torch.testing.assert_close(compat.dispatch_attention(q, k, v), expected)
     assert calls is None or batches == calls
+
+
+@torch.no_grad()
+def test_background_logit_is_that_of_the_mean_over_characters() -> None:
+    """The release has no background (docs/explanation/fidelity.md)."""
+    made = router("paper")
+    assert isinstance(made, PaperRouter) and made.background is not None
+    features: list[Tensor] = []
+    made.norm_out.register_forward_hook(lambda *call: features.append(call[-1]))
+    logits, masks = made(*query_and_key(3), 0, GRID)
+    expected = GRID.unflatten(made.background(features[0].mean(1)).flatten(1))
+    torch.testing.assert_close(logits[:, 3], expected)
+    torch.testing.assert_close(masks, logits.softmax(1)[:, :3])

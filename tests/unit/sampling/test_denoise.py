@@ -211,3 +211,15 @@ def test_last_step_returns_the_clean_latents(steps):
         velocity = (alpha.sqrt() * x - guess) / (1 - alpha).sqrt()
         x, x0 = schedulers.step(scheduler, velocity, x, timesteps, index, x0, generator)
     assert float((x - clean).abs().mean()) < 0.06
+
+
+def test_noise_is_drawn_on_the_cpu_in_float32() -> None:
+    """The same on any device and in any precision; the release draws on the GPU in bfloat16."""
+    drawn = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = StandIn().to(dtype)
+        denoise(model, build_scheduler("dpm"), _conditions(), SamplingConfig(steps=2, seed=5))
+        drawn.append(model.calls[0]["hidden_states"].chunk(3, dim=2)[0][:1])
+    noise = torch.randn(1, T, C, H, W, generator=torch.Generator("cpu").manual_seed(5))
+    torch.testing.assert_close(drawn[0], noise)
+    torch.testing.assert_close(drawn[1].float(), noise.bfloat16().float())
