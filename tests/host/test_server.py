@@ -14,7 +14,7 @@ from tests.host.setup import ROOT
 
 pytestmark = pytest.mark.host
 NODES = [
-    "AudioEncode", "BestTake", "BindingReport", "Cast", "EmbeddingRouter", "FaceEncode", "LoadDemo", "LoadLora",
+    "AudioEncode", "BestTake", "BindingReport", "Cast", "Dub", "EmbeddingRouter", "FaceEncode", "LoadDemo", "LoadLora",
     "Loader", "MaskOverlay", "MaskRefine", "Preflight", "Sampler", "Scene", "Script", "ScriptLines",
     "SelectCharacterMask", "VideoReport",
 ]  # fmt: skip

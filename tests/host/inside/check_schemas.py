@@ -14,7 +14,7 @@ from comfy_api.latest import io
 IDS = {
     "Loader", "LoadLora", "LoadDemo", "FaceEncode", "AudioEncode", "Cast", "Scene", "EmbeddingRouter", "MaskRefine",
     "Sampler", "MaskOverlay", "SelectCharacterMask", "BindingReport", "VideoReport", "Preflight",
-    "BestTake", "Script", "ScriptLines",
+    "BestTake", "Dub", "Script", "ScriptLines",
 }  # fmt: skip
 
 
