@@ -173,7 +173,10 @@ def _mean(values: Sequence[float]) -> float | None:
 def dub_table(report: dict[str, Any]) -> str:
     """Format the figures as text with a Markdown table."""
     keys = ("bound", "own voice", "best other voice", "identity", "outside", "kept", "kept exactly")
-    columns = {**{f"{count} characters": each for count, each in report["by characters"].items()}, "all": report["all"]}
+    columns = {
+        **{f"{count} character{'' if count == '1' else 's'}": each for count, each in report["by characters"].items()},
+        "all": report["all"],
+    }
     rows = [
         [name, str(each["films"]), *("-" if each[key] is None else number(each[key], 3) for key in keys)]
         for name, each in columns.items()
