@@ -88,14 +88,14 @@ class MetricLog:
         try:
             if self.output is not None:
                 self._append({"step": step, **kind, **values})
+            self.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
         except OSError as error:
-            problem = f"{self.output}/log.jsonl cannot be written ({error})"
+            problem = f"the log in {self.output} cannot be written ({error})"
             raise InputError(problem, "free disk space", "free some space and resume the run") from error
         shown = {name: value for name, value in values.items() if name != "minutes_left"}
         text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         remaining = f"  remaining {_duration(values['minutes_left'])}" if "minutes_left" in values else ""
         log.info("step %d  %s%s", step, text, remaining)
-        self.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         assert self.output is not None
@@ -116,9 +116,12 @@ class MetricLog:
             tracker.log_images({name: pixels}, step=step, **options)
 
     def close(self) -> None:
-        """Flush and close the trackers."""
+        """Flush and close the trackers; entries that a full disk does not hold are lost with a warning."""
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except OSError as error:
+                log.warning("%s could not write its last entries to %s (%s)", tracker.name, self.output, error)
         self.accelerator.trackers = []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import closing
 from dataclasses import replace
 
@@ -56,6 +57,24 @@ def test_entries_after_the_last_checkpoint_are_removed_on_resume(tmp_path, open_
     with open_log(2) as log:
         log.log({"loss": 9.0}, 3)
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+class FullDisk:
+    """A tracker that cannot write."""
+
+    name = "tensorboard"
+
+    def log(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    finish = log
+
+
+def test_trackers_on_a_full_disk_end_the_run_with_one_sentence(tmp_path, open_log, caplog):
+    with pytest.raises(InputError, match="No space left on device.*resume the run"), open_log() as log:
+        log.accelerator.trackers = [FullDisk()]
+        log.log({"loss": 1.0}, 1)
+    assert "could not write its last entries" in caplog.text
 
 
 class FakeWandb(GeneralTracker):
