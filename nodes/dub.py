@@ -12,7 +12,11 @@ from . import convert, host, results, types
 from .schema import schema, widget
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bya_core.config import DubRegion
+    from bya_core.pipelines.dub.dub import DubbedFilm
+    from bya_core.pipelines.dub.film import Film
 
 
 class Dub(io.ComfyNode):
@@ -65,26 +69,37 @@ class Dub(io.ComfyNode):
         masks: Any = None,
     ) -> io.NodeOutput:
         from bya_core.pipelines.dub.dub import dub_film
-        from bya_core.pipelines.dub.film import film_of, masks_of
+        from bya_core.pipelines.dub.film import masks_of
 
-        model, core, parts = scene.model, scene.scene, film.get_components()
-        sound = None if parts.audio is None else (parts.audio["waveform"][0].cpu().float(), parts.audio["sample_rate"])
-        source = film_of(convert.to_uint8(parts.images), float(parts.frame_rate), sound)
-        given = None if masks is None else masks_of(masks.cpu(), len(core.names), source)
+        model, core = scene.model, scene.scene
+        source = _film(film)
         with host.running(model, core):
             done = dub_film(
                 source,
                 core,
                 model.bundle,
                 DubConfig(region, feather, strength),
-                masks=given,
+                masks=None if masks is None else masks_of(masks.cpu(), len(core.names), source),
                 callback=host.progress_callback(model, core),
                 folder=host.temporary_folder(),
             )
-        made = done.load()
-        frames, audio = convert.images(made.frames), convert.audio(done.audio, source.seconds)
-        video = convert.video(frames, audio if done.audio is not None else None, source.fps)
-        report = done.summary()
-        shown = {**results.text(report), **results.notices(done.notices, core.notices)}
-        overlay = convert.images(made.overlay)
-        return io.NodeOutput(video, frames, audio, made.weights, overlay, report, ui=shown)
+        return _output(done, source, core.notices)
+
+
+def _film(film: Any) -> Film:
+    """VIDEO -> film with its sound."""
+    from bya_core.pipelines.dub.film import film_of
+
+    parts = film.get_components()
+    sound = None if parts.audio is None else (parts.audio["waveform"][0].cpu().float(), parts.audio["sample_rate"])
+    return film_of(convert.to_uint8(parts.images), float(parts.frame_rate), sound)
+
+
+def _output(done: DubbedFilm, source: Film, known: Sequence[str]) -> io.NodeOutput:
+    """The outputs of the node; notices that the cast has shown already are not repeated."""
+    made = done.load()
+    frames, audio = convert.images(made.frames), convert.audio(done.audio, source.seconds)
+    video = convert.video(frames, audio if done.audio is not None else None, source.fps)
+    report = done.summary()
+    shown = {**results.text(report), **results.notices(done.notices, known)}
+    return io.NodeOutput(video, frames, audio, made.weights, convert.images(made.overlay), report, ui=shown)

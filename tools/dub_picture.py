@@ -14,6 +14,7 @@ from bya_core.pipelines.dub.dub import dub_film
 from bya_core.pipelines.dub.film import open_film
 from bya_core.pipelines.load import load_model
 from bya_core.scene.loader import load_scene
+from tools.howto_pictures import for_help_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "dub.png"
@@ -27,6 +28,7 @@ def main() -> None:
     rows = [np.concatenate(list(frames)[::EVERY], axis=1) for frames in (film.frames(), done.frames, done.overlay)]
     sheet = Image.fromarray(np.concatenate(rows))
     sheet.resize((sheet.width * SCALE, sheet.height * SCALE), Image.Resampling.LANCZOS).save(PICTURE, optimize=True)
+    for_help_page(PICTURE)
     print(f"Saved {PICTURE}")
 
 

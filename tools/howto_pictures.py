@@ -30,6 +30,7 @@ from training.puppets.world import SAMPLE_RATE, make_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO, IMAGES = ROOT / "demo", ROOT / "docs" / "images"
+HELP_PAGES = ROOT / "web" / "docs" / "pictures"
 TAKES, SEED = 4, 11
 SCRIPT = """ADA: Have you seen my umbrella?
 BO (quietly): It is raining, isn't it?
@@ -45,6 +46,13 @@ def canvas(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=100, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     return figure
+
+
+def for_help_page(picture: Path) -> None:
+    """A smaller JPEG of a picture, for the help pages in ComfyUI."""
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((960, 960), Image.Resampling.LANCZOS)
+    image.save(HELP_PAGES / f"{picture.stem}.jpg", quality=85)
 
 
 def best_take() -> None:
@@ -64,6 +72,7 @@ def best_take() -> None:
         words = f"{place + 1}. seed {take.seed}\nbound {take.bound:.2f}, margin {take.margin:.2f}"
         figure.text(place / TAKES + 0.015, 0.97, words, color=TEXT, fontsize=10, va="top")
     figure.savefig(IMAGES / "best-take.png")
+    for_help_page(IMAGES / "best-take.png")
     print(made.table())
 
 
@@ -106,6 +115,7 @@ def script() -> None:
         if bya(["script", str(play), "-o", str(scene), *images]):
             raise SystemExit(2)
         bya(["timeline", str(scene), "-o", str(IMAGES / "script.png")])
+    for_help_page(IMAGES / "script.png")
 
 
 PICTURES = {"best-take": best_take, "spatial-audio": spatial_audio, "script": script}
