@@ -1,8 +1,9 @@
-"""Progress reports, timing and cancellation, the same for every long operation."""
+"""Progress reports, timing, warnings and cancellation, the same for every long operation."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ ProgressCallback = Callable[[Progress], object]
 
 
 class ProgressTracker:
-    """Reports the stages of an operation to a callback and measures their duration.
+    """Reports the stages of an operation to a callback, measures their duration and collects their warnings.
 
     Args:
         callback: receives every report; None disables reporting.
@@ -52,6 +53,7 @@ class ProgressTracker:
     ) -> None:
         self.callback, self.prefix = callback, prefix
         self.seconds: dict[str, float] = {} if seconds is None else seconds
+        self.notices: list[str] = []  # warnings logged during the stages, such as fallbacks
 
     def report(self, progress: Progress) -> None:
         """Forward a report to the callback. Raises `Cancelled` if the callback returns False."""
@@ -67,7 +69,7 @@ class ProgressTracker:
 
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[ProgressCallback]:
-        """Measure a stage. Durations of stages with the same name are summed.
+        """Measure a stage and collect its warnings. Durations of stages with the same name are summed.
 
         Args:
             name: of the stage.
@@ -78,10 +80,28 @@ class ProgressTracker:
         """
         self.report(Progress(name, 0, total))
         start = time.perf_counter()
-        yield lambda progress: self.report(replace(progress, stage=name))
+        with _logged_warnings(self.notices):
+            yield lambda progress: self.report(replace(progress, stage=name))
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
         if total == 1:
             self.report(Progress(name, 1, 1))
+
+
+@contextmanager
+def _logged_warnings(messages: list[str]) -> Iterator[None]:
+    """Append the warnings that this thread logs to `messages`, each once."""
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread and (message := record.getMessage()) not in messages:
+                messages.append(message)
+
+    thread, logger, collector = threading.get_ident(), logging.getLogger("bya_core"), Collector(logging.WARNING)
+    logger.addHandler(collector)
+    try:
+        yield
+    finally:
+        logger.removeHandler(collector)
 
 
 class WindowTracker(ProgressTracker):

@@ -92,7 +92,7 @@ class PinnedPool:
         try:
             return torch.empty(size, dtype=torch.uint8, pin_memory=self.pinned)
         except RuntimeError as error:
-            log.warning("no more memory can be pinned, block offload will be slower: %s", error)
+            log.warning("No more memory can be pinned, block offload will be slower: %s.", error)
             self.pinned = False
             return torch.empty(size, dtype=torch.uint8)
 

@@ -50,7 +50,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) ->
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton compiles at run time: a compiler may be missing, for example
-        log.warning("The fused kernel for masked attention failed; falling back to PyTorch: %s", error)
+        log.warning("The fused kernel for masked attention failed and is replaced by PyTorch: %s.", error)
         _failed_devices.append(query.device)
         return torch_attention(query, key, value, mask)
 

@@ -278,16 +278,15 @@ class _Job:
                 routing = route(prepared, self.model, tracker)
             latents, masks = denoise_latents(prepared, routing, self.model, tracker)
             notices = (*prepared.scene.notices, *routing.notices, *mask_notices(self.scene.names, masks))
-            denoised = Denoised(latents, masks, routing.matrix, notices)
+            denoised = Denoised(latents, masks, routing.matrix, tuple(dict.fromkeys((*notices, *tracker.notices))))
             kept.save(denoised)
         latents = denoised.latents.to(self.model.device)
         if self.scene.windows.match_colors and self.colors is not None:
             latents = match_statistics(latents, self.colors)
         frames = decode_latents(latents, self.model, tracker)
         tracker.finish()
-        return StoredWindow(
-            frames, latents.float().cpu(), denoised.masks, denoised.matrix, seed, take, denoised.notices
-        )
+        notices = tuple(dict.fromkeys((*denoised.notices, *tracker.notices)))
+        return StoredWindow(frames, latents.float().cpu(), denoised.masks, denoised.matrix, seed, take, notices)
 
     @torch.no_grad()
     def prepare(

@@ -80,6 +80,7 @@ def sample(
     scene, tracker = prepared.scene, tracker or ProgressTracker()
     latents, masks = denoise_latents(prepared, routing, model, tracker)
     notices = (*scene.notices, *routing.notices, *model_notices(scene, model), *mask_notices(scene.names, masks))
+    notices = tuple(dict.fromkeys((*notices, *tracker.notices)))
     denoised = Denoised(latents, masks, routing.matrix, notices)
     if kept is not None:
         kept.save(denoised)
@@ -92,7 +93,8 @@ def decode_video(denoised: Denoised, scene: Scene, model: ModelBundle, tracker: 
     frames = decode_latents(denoised.latents, model, tracker)
     grid = model.grid(scene.num_frames, scene.height, scene.width)
     audio = video_audio(scene, denoised.masks, grid, denoised.matrix)
-    return Video(frames, denoised.masks, grid, audio, denoised.matrix, denoised.notices, tracker.seconds, scene.fps)
+    notices = tuple(dict.fromkeys((*denoised.notices, *tracker.notices)))
+    return Video(frames, denoised.masks, grid, audio, denoised.matrix, notices, tracker.seconds, scene.fps)
 
 
 @torch.no_grad()
@@ -120,7 +122,7 @@ def decode_latents(latents: Tensor, model: ModelBundle, tracker: ProgressTracker
         except torch.OutOfMemoryError as error:
             if not enable_tiled_decoding(model.codec):
                 raise
-            log.warning("Decoding needed more memory than is free and is repeated in tiles (%s)", error)
+            log.warning("Decoding needed more memory than is free and was repeated in tiles (%s).", error)
             pixels = None
         if pixels is None:  # outside of the handler, which keeps the tensors of the failed attempt alive
             torch.cuda.empty_cache()

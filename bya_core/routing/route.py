@@ -40,12 +40,14 @@ def predict_masks(prepared: Prepared, bundle: ModelBundle, tracker: ProgressTrac
     if scene.routing.mode == "pre":
         from bya_core.routing.pre import route_pre
 
-        return route_pre(prepared, bundle, tracker)
-    if scene.routing.mode == "post":
+        routing = route_pre(prepared, bundle, tracker)
+    elif scene.routing.mode == "post":
         from bya_core.routing.post import route_post
 
-        return route_post(prepared, bundle, tracker)
-    return probe(prepared, bundle, tracker)
+        routing = route_post(prepared, bundle, tracker)
+    else:
+        routing = probe(prepared, bundle, tracker)
+    return replace(routing, notices=tuple(dict.fromkeys((*routing.notices, *tracker.notices))))
 
 
 def postprocess_masks(routing: Routing, scene: Scene) -> Routing:

@@ -153,7 +153,7 @@ def _gpu_contexts(
         offloaded = hooked or any(layer.weight.device != device for layer in layers)
         if offloaded or not has_room(layers):
             reason = "the weights are offloaded" if offloaded else "too little GPU memory is free"
-            log.warning("float8 is not used: %s", reason)
+            log.warning("FP8 is not used: %s.", reason)
         else:
             yield fp8_matmul(layers)
     if acceleration.compile and not hooked and importlib.util.find_spec("triton") is not None:
@@ -185,10 +185,10 @@ def attention_works(backend: str, head_dim: int, dtype: torch.dtype, device: tor
             computed = dispatch_attention_fn(query, key, value, backend=backend).transpose(1, 2)  # type: ignore[arg-type]
             error = float((computed.float() - exact.float()).norm() / exact.float().norm())
     except Exception as reason:  # each package fails in its own way
-        log.warning("attention backend %r is not used: %s", backend, _first_line(reason))
+        log.warning("Attention backend %r is not used: %s.", backend, _first_line(reason))
         return False
     if not error < ATTENTION_TOLERANCE:
-        log.warning("attention backend %r is not used: its relative error is %.3g", backend, error)
+        log.warning("Attention backend %r is not used: its relative error is %.3g.", backend, error)
         return False
     return True
 
@@ -210,11 +210,11 @@ def _first_block_cache(transformer: Any, threshold: float, monitor: BlockMonitor
     try:
         from diffusers.hooks import FirstBlockCacheConfig
     except ImportError:  # diffusers < 0.35
-        log.warning("This version of diffusers has no First-Block Cache; every step is computed in full")
+        log.warning("This version of diffusers has no First-Block Cache; every step is computed in full.")
         yield
         return
     if transformer.is_cache_enabled or len(blocks) < 2:
-        log.warning("First-Block Cache is not used: the transformer has another step cache or a single block")
+        log.warning("First-Block Cache is not used: the transformer has another step cache or a single block.")
         yield
         return
 
@@ -258,7 +258,7 @@ def _compiled(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
             try:
                 return graph(forward.__self__, *args)
             except TorchDynamoException as error:  # for example without a C compiler
-                log.warning("blocks are not compiled: %s", _first_line(error))
+                log.warning("Blocks are not compiled: %s.", _first_line(error))
                 failed = True
         return forward(*args)
 

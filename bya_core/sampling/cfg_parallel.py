@@ -81,7 +81,7 @@ def predict(
         except torch.OutOfMemoryError:
             if count == 1:
                 raise
-            log.warning("Not enough memory for %d guidance branches at once; running sequentially", count)
+            log.warning("Not enough memory for %d guidance branches at once: they run one after another.", count)
             set_guidance_mode(transformer, "sequential")
             if inputs.kwargs.get("kv_cache") is not None:
                 inputs.kwargs["kv_cache"].clear()  # each branch has its own cache from now on

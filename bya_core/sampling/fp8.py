@@ -61,16 +61,16 @@ def _quantize(layers: list[nn.Linear]) -> bool:
     try:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
     except ModuleNotFoundError:
-        log.warning("float8 is not used: torchao is not installed (pip install torchao)")
+        log.warning("FP8 is not used: torchao is not installed (pip install torchao).")
         return False
     except Exception as error:  # builds for another version of torch fail in various ways
-        log.warning("float8 is not used: torchao cannot be imported (%s)", error)
+        log.warning("FP8 is not used: torchao cannot be imported (%s).", error)
         return False
     try:
         quantize_(nn.ModuleList(layers), Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
         with torch.no_grad():  # unsupported kernels fail in the first call
             layers[0](torch.zeros(16, layers[0].in_features, dtype=torch.bfloat16, device=layers[0].weight.device))
     except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:  # unsupported hardware
-        log.warning("float8 is not used: %s", error)
+        log.warning("FP8 is not used: %s.", error)
         return False
     return True

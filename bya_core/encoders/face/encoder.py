@@ -5,7 +5,6 @@ detect -> align (512 x 512) -> parse -> recognize (ArcFace, 512) and encode (EVA
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from bya_core.encoders.face.retinaface import RetinaFaceDetector
 from bya_core.encoders.person import PersonParser
 from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
-
-log = logging.getLogger(__name__)
 
 VISION_FILE = "EVA02_CLIP_L_336_psz14_s6B.pt (856 MB; MIT)"
 MIN_SCORE = 0.3
@@ -144,8 +141,6 @@ class PhotoFaceEncoder:
             InputError: If no face is detected.
         """
         face = self.crop(image)
-        for notice in face.notices:
-            log.warning("%s", notice)
         vision, recognizer = self.models.vision, self.models.recognizer
         assert vision is not None and recognizer is not None
         inputs = clip_input(face.crop, face.mask, vision.image_size)

@@ -302,7 +302,7 @@ def test_fp8_fallback_notice(
     weights = [layer.weight for layer in layers]
     with fp8_matmul(layers) as used:
         assert not used and all(layer.weight is weight for layer, weight in zip(layers, weights, strict=True))
-    assert "float8 is not used" in caplog.text
+    assert "FP8 is not used" in caplog.text
 
 
 @torch.no_grad()
@@ -334,7 +334,7 @@ def test_fp8_is_reported_as_unused_with_offloading(plan: str, caplog: pytest.Log
     reason = "too little GPU memory is free" if plan == "resident" else "the weights are offloaded"
     assert not used
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("bya_core")]
-    assert messages == [f"float8 is not used: {reason}"]
+    assert messages == [f"FP8 is not used: {reason}."]
 
 
 def test_gpu_options_are_ignored_on_a_cpu(model: Model) -> None:
@@ -383,7 +383,7 @@ def test_failing_compiler_is_not_used(model: Model, caplog: pytest.LogCaptureFix
     with compiled(model, backend=broken):
         made = run(model, conditions, "exact", stop_at=1)
     torch.testing.assert_close(made.latents, plain.latents)
-    assert caplog.text.count("blocks are not compiled") == 1
+    assert caplog.text.count("Blocks are not compiled") == 1
     assert_unchanged(model)
 
 

@@ -111,7 +111,7 @@ def test_out_of_memory_falls_back_to_sequential(
     with caplog.at_level(logging.WARNING):
         made = _run(model, conditions)
     assert batches == [2] + [1] * 6  # tried once
-    assert caplog.text.count("running sequentially") == 1
+    assert caplog.text.count("run one after another") == 1
     torch.testing.assert_close(made.latents, expected.latents, **CLOSE)
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
