@@ -1,7 +1,7 @@
 # make demo       two drawn characters talk; no GPU and no model download
-# make check      style, types and import contracts (under a minute; the first time, with an empty cache of mypy, up to two)
+# make check      style, types and import contracts (under a minute)
 # make test       unit, parity and integration tests on all cores
-# make test-all   everything: also ComfyUI with its page in a browser, training, curation and slow tests
+# make test-all   everything: also types of the training code, ComfyUI with its page in a browser, training, curation and slow tests
 # make docs       the documentation site (site/)
 #
 # Each target creates .venv first if it is missing. The tests keep a ComfyUI in ~/.cache/bind-your-avatar.
@@ -21,13 +21,14 @@ demo: $(VENV)/.demo
 check: $(VENV)/.test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy bya_core nodes training
+	$(PY) -m mypy bya_core nodes
 	$(VENV)/bin/lint-imports
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not host" tests/unit tests/parity tests/integration
 
 test-all: check
+	$(PY) -m mypy training
 	$(PYTEST)
 
 test-host: $(VENV)/.test
