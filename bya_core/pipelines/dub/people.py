@@ -76,7 +76,7 @@ def find_people(frames: Tensor, scene: Scene, model: ModelBundle, masks: np.ndar
         masks: Given masks, bool [N, F, h, w] of any size; None = characters are found by likeness.
 
     Raises:
-        InputError: A character with a new voice is not found, or cannot be told from another one.
+        InputError: A character with a new voice is not found, or cannot be distinguished from another one.
     """
     portraits = [character.image for character in scene.characters]
     meter = load_meter(guess_domain(portraits))
