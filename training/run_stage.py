@@ -55,10 +55,11 @@ class Arguments:
         in_memory: load all encoded clips at the start, for large batches.
         compile: compile the transformer blocks.
         skip_broken: skip and count unusable clips instead of ending with an error.
-        held_out: share of the data that is not trained on but validated (loss, router IoU), before the first step and
-            every --validate-every steps (500 if that is not given).
-        validate_every: steps between validations on held-out puppets (masks, binding, images); 0 = never. With
-            --held-out, those of the held-out data, and --validation-scenes 0 leaves out the puppets.
+        held_out: share of the data that is not trained on but validated (loss, router IoU), before the first step,
+            every --validate-every steps (500 if that is not given) and after the last.
+        validate_every: steps between validations on held-out puppets (masks, binding, images), and one before the
+            first and after the last step; 0 = never. With --held-out, those of the held-out data, and
+            --validation-scenes 0 leaves out the puppets.
         describe_motion: describe the motion in the prompts of validation scenes.
         validation_scenes: number of validation scenes.
         validation_files: scene files to generate instead, for models that are not trained on puppets; of real faces,
@@ -101,7 +102,7 @@ def main(arguments: Arguments) -> None:
     from training.data.dataset import open_data
     from training.engine.build import build_model
     from training.engine.distributed import build_accelerator
-    from training.engine.held_out import Callbacks, HeldOut, hold_out
+    from training.engine.held_out import HeldOut, hold_out
     from training.engine.loop import train
 
     if arguments.threads:
@@ -133,9 +134,10 @@ def main(arguments: Arguments) -> None:
         callbacks.append(HeldOut(held, stage, arguments.validate_every or HELD_OUT_EVERY, recipe.scheduler))
     if arguments.validate_every and (arguments.validation_scenes or arguments.validation_files):
         callbacks.append(_validation(arguments, recipe))
-    callback = Callbacks(callbacks) if callbacks and arguments.dry_run is None else None
+    if arguments.dry_run is not None:
+        callbacks = []
     with compiled(model) if arguments.compile else nullcontext():
-        summary = train(model, clips, stage, settings, accelerator, callback, recipe, arguments.dry_run)
+        summary = train(model, clips, stage, settings, accelerator, callbacks, recipe, arguments.dry_run)
     if accelerator.is_main_process:
         print("  ".join(f"{name} {value:.4g}" for name, value in summary.items()))
 

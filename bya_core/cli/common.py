@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -130,15 +131,26 @@ Sampling = Annotated[SamplingOptions, tyro.conf.OmitArgPrefixes, group("sampling
 
 
 class ProgressBar:
-    """A progress callback that shows stages, steps and remaining time on stderr."""
+    """A progress callback that shows stages, steps and remaining time on stderr, and each warning once.
+
+    Warnings that bya_core logs are shown when they are logged.
+    """
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._shown: set[str] = set()
+        self._log = _LoggedWarnings(self.warn)
 
     def __enter__(self) -> ProgressBar:
+        logger = logging.getLogger("bya_core")
+        logger.addHandler(self._log)
+        logger.propagate = False
         return self
 
     def __exit__(self, *_: object) -> None:
+        logger = logging.getLogger("bya_core")
+        logger.removeHandler(self._log)
+        logger.propagate = True
         self._close()
 
     def __call__(self, progress: Progress) -> None:
@@ -160,14 +172,27 @@ class ProgressBar:
         print(f"{name} ...", file=sys.stderr, flush=True)
 
     def warn(self, notices: Iterable[str]) -> None:
-        """Show warnings."""
-        self._close()
-        warn(notices)
+        """Show the warnings that were not shown before."""
+        new = [notice for notice in dict.fromkeys(notices) if notice not in self._shown]
+        self._shown.update(new)
+        with tqdm.external_write_mode(file=sys.stderr):
+            warn(new)
 
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class _LoggedWarnings(logging.Handler):
+    """Passes the messages of logged warnings to `show`."""
+
+    def __init__(self, show: Callable[[list[str]], object]) -> None:
+        super().__init__(logging.WARNING)
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show([record.getMessage()])
 
 
 def warn(notices: Iterable[str]) -> None:

@@ -103,7 +103,7 @@ class Dub:
             dub = self._prepare(bundle, config, bar)
             bar.warn(dub.notices)
             done = self._generate(dub, bundle, bar, stack)
-            bar.warn(notice for notice in done.notices if notice not in dub.notices)
+            bar.warn(done.notices)
             bar.stage("Saving")
             self._write(done, paths, bundle)
             if self.long_video.is_temporary(self.output, done.video):  # type: ignore[arg-type]

@@ -161,7 +161,7 @@ class Generate:
                 if (kept := self._kept_latents(scene, bundle, stack)) is not None:
                     stack.enter_context(kept.until_written(bar.warn))
                 video = self._video(scene, bundle, bar, stack, kept)
-            bar.warn(video.notices[len(scene.notices) :])
+            bar.warn(video.notices)
             bar.stage("Saving")
             report = build_report(scene, self.scene, bundle, video, seconds, outputs.wanted)
             if isinstance(video, LongVideo):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -59,8 +58,13 @@ def parse_lora(spec: LoraSpec) -> tuple[Path, float]:
         path, strength = expand_user(spec, "the LoRA"), 1.0
         start, colon, end = str(spec).rpartition(":")
         if colon and not path.exists():
-            with contextlib.suppress(ValueError):  # else the colon is part of the path
-                path, strength = expand_user(start, "the LoRA"), float(end)
+            file = expand_user(start, "the LoRA")
+            try:
+                path, strength = file, float(end)
+            except ValueError as error:
+                if file.exists():  # else the colon is part of the path
+                    problem = f"strength {end!r} of the LoRA {file.name}"
+                    raise InputError(problem, "a number, such as 0.8", "correct it") from error
     strength = LoraConfig(strength).strength
     if path.is_dir():
         path = path / (PEFT_WEIGHTS if (path / PEFT_CONFIG).is_file() else "pytorch_lora_weights.safetensors")

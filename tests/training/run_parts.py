@@ -86,7 +86,13 @@ def run(
     """Train a new small model (or `model`) on a folder of encoded clips or another source, with a log line per step."""
     clips = ClipFolder(data) if isinstance(data, Path) else data
     options = RunSettings(output, **{"logging_steps": 1, "report_to": (), **settings})
-    return train(small_model() if model is None else model, clips, stage, options, callback=callback)
+    return train(
+        small_model() if model is None else model,
+        clips,
+        stage,
+        options,
+        callbacks=() if callback is None else (callback,),
+    )
 
 
 def toy_checkpoint(output: Path) -> Path:

@@ -221,6 +221,8 @@ class Validation:
         config: scenes and metrics; None = masks of all `scenes`, half of them generated.
     """
 
+    at_ends = True
+
     def __init__(
         self,
         every: int,
@@ -240,21 +242,12 @@ class Validation:
         if config is None and isinstance(scenes, int):
             videos = (scenes + 1) // 2
             self.config = ValidationConfig(scenes, videos, seed, describe_motion=describe_motion)
-        self.last: int | None = None
-
-    def due(self, step: int) -> bool:
-        """Whether a multiple of `every` was passed since the last call."""
-        before = step - 1 if self.last is None else self.last
-        self.last = step
-        return step // self.every > before // self.every
 
     def __call__(self, step: int, means: Mapping[str, float], model: nn.Module) -> dict[str, float]:
-        """Validate the model if due and return the metrics; the model and random states are unchanged.
+        """Validate the model and return the metrics; the model and random states are unchanged.
 
         Scenes that the model cannot process are skipped with a warning and do not end the training.
         """
-        if not self.due(step):
-            return {}
         started = time.monotonic()
         with evaluation_mode(model):
             try:

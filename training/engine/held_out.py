@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -36,6 +36,8 @@ class HeldOut:
         scheduler: entries of the noise schedule, see `StageLoss`.
         tracker: receives the metrics, named "held_out_loss", "held_out_router_iou" and so on.
     """
+
+    at_ends = True
 
     def __init__(
         self, clips: Clips, stage: Stage, every: int, scheduler: Mapping[str, Any] | None = None, tracker: Any = None
@@ -76,36 +78,6 @@ class HeldOut:
         if self.tracker is not None:
             self.tracker.log(metrics, step, "validation")
         return metrics
-
-
-class Callbacks:
-    """Several callbacks of the training loop as one; all of them are called before the first step as well.
-
-    Args:
-        callbacks: each with `every` and `tracker`.
-    """
-
-    at_start = True
-
-    def __init__(self, callbacks: Sequence[Any]) -> None:
-        self.callbacks = list(callbacks)
-        self.every = math.gcd(*(callback.every for callback in self.callbacks))
-
-    @property
-    def tracker(self) -> Any:
-        """The tracker of the first callback."""
-        return self.callbacks[0].tracker
-
-    @tracker.setter
-    def tracker(self, tracker: Any) -> None:
-        for callback in self.callbacks:
-            callback.tracker = tracker
-
-    def __call__(self, step: int, means: Mapping[str, float], model: nn.Module) -> None:
-        """Call those that are due."""
-        for callback in self.callbacks:
-            if step % callback.every == 0:
-                callback(step, means, model)
 
 
 def hold_out(clips: Any, fraction: float) -> tuple[Clips, Clips]:

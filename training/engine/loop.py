@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -72,7 +72,7 @@ def train(
     stage: Stage,
     settings: RunSettings,
     accelerator: Accelerator | None = None,
-    callback: Callable[[int, dict[str, float], nn.Module], Any] | None = None,
+    callbacks: Sequence[Callable[[int, dict[str, float], nn.Module], Any]] = (),
     recipe: Recipe | None = None,
     dry_run: int | None = None,
 ) -> dict[str, float]:
@@ -86,9 +86,9 @@ def train(
         stage: configuration of the stage.
         settings: options of the run.
         accelerator: from `build_accelerator`; None = build one.
-        callback: called as (step, averages, model) every `callback.every` steps (default `logging_steps`) in all
-            processes, with the averaged weights in the model; before the first step too if its `at_start` is true. If
-            it has an attribute `tracker` that is None, it is set to the `MetricLog` of the run.
+        callbacks: each is called as (step, averages, model) every `callback.every` steps (default `logging_steps`) in
+            all processes, with the averaged weights in the model; also before the first and after the last step if its
+            `at_ends` is true. If it has an attribute `tracker` that is None, it is set to the `MetricLog` of the run.
         recipe: recipe of the model, for its noise schedule; recorded in `final/run.json`.
         dry_run: stop after this many steps and write nothing.
 
@@ -102,7 +102,7 @@ def train(
     accelerator = accelerator or build_accelerator(settings)
     check_configuration(stage, settings, accelerator)
     with nullcontext() if dry_run is not None else lock_run(settings.output, accelerator):
-        return _train(model, data, stage, settings, accelerator, callback, recipe, dry_run)
+        return _train(model, data, stage, settings, accelerator, callbacks, recipe, dry_run)
 
 
 def _train(
@@ -111,7 +111,7 @@ def _train(
     stage: Stage,
     settings: RunSettings,
     accelerator: Accelerator,
-    callback: Callable[[int, dict[str, float], nn.Module], Any] | None,
+    callbacks: Sequence[Callable[[int, dict[str, float], nn.Module], Any]],
     recipe: Recipe | None,
     dry_run: int | None,
 ) -> dict[str, float]:
@@ -171,10 +171,11 @@ def _train(
         text = write_record(output, run_record, describe_start(accelerator, state.step), changed)
     folder, project = output if dry_run is None else None, settings.tracker_project
     with closing(MetricLog(folder, accelerator, state.step, project, flatten(run_record), text)) as tracker:
-        if getattr(callback, "tracker", tracker) is None:
-            callback.tracker = tracker  # type: ignore[union-attr]
-        if callback is not None and state.step == 0 and getattr(callback, "at_start", False):
-            run_callback(wrapper, callback, state, ema, parameters)
+        for callback in callbacks:
+            if getattr(callback, "tracker", tracker) is None:
+                callback.tracker = tracker  # type: ignore[attr-defined]
+            if state.step == 0 and getattr(callback, "at_ends", False):
+                run_callback(wrapper, callback, state, ema, parameters)
         while timer.fraction_done < 1.0 and (dry_run is None or state.step < dry_run):
             lr = learning_rate(stage.optimizer, state.step, timer.fraction_done)
             for optimizer in optimizers:
@@ -198,8 +199,10 @@ def _train(
                     raise InputError(problem, "finite values", hint)
             if state.step % settings.logging_steps == 0:
                 tracker.log(timer.log_values(metrics, lr), state.step)
-            if callback is not None and state.step % getattr(callback, "every", settings.logging_steps) == 0:
-                run_callback(wrapper, callback, state, ema, parameters)
+            for callback in callbacks:
+                last = timer.fraction_done >= 1.0 and getattr(callback, "at_ends", False)
+                if last or state.step % getattr(callback, "every", settings.logging_steps) == 0:
+                    run_callback(wrapper, callback, state, ema, parameters)
             if dry_run is None and timer.checkpoint_due():
                 checkpoints.save(run, state)
                 last_saved = state.step

@@ -13,7 +13,7 @@ from tests.training.run_parts import lines, run
 from tests.training.stage_parts import small_model
 from training.data.clip_folder import ClipFolder
 from training.data.dataset import open_data
-from training.engine.held_out import Callbacks, HeldOut, hold_out
+from training.engine.held_out import HeldOut, hold_out
 from training.engine.stages import PUBLISHED
 
 STAGE = replace(PUBLISHED[3], batch_size=3, steps=4, lora=None)
@@ -54,11 +54,12 @@ def test_metrics_are_reproducible_and_leave_the_model_unchanged(data):
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_held_out_loss_is_logged_from_step_0_on(data, tmp_path):
+@pytest.mark.parametrize(("every", "steps"), [(2, [0, 2, 4]), (3, [0, 3, 4]), (500, [0, 4])])
+def test_held_out_loss_is_logged_before_the_first_and_after_the_last_step(data, tmp_path, every, steps):
     train, held = hold_out(ClipFolder(data), 0.2)
-    run(train, STAGE, tmp_path, callback=Callbacks([HeldOut(held, STAGE, 2)]))
+    run(train, STAGE, tmp_path, callback=HeldOut(held, STAGE, every))
     logged = [line for line in lines(tmp_path) if line.get("kind") == "validation"]
-    assert [line["step"] for line in logged] == [0, 2, 4] and logged[0]["held_out_loss"] > 0
+    assert [line["step"] for line in logged] == steps and logged[0]["held_out_loss"] > 0
 
 
 def test_a_single_clip_cannot_be_split():

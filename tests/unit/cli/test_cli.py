@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from PIL import Image
 from bya_core.cli import main as cli
 from bya_core.errors import InputError
 from bya_core.io.media import read_audio
+from bya_core.pipelines import sample
 from bya_core.weights import loader, registry
 from tests.fakes import tone, write_wav
 
@@ -74,6 +76,21 @@ def test_warnings_are_printed_and_reported(make_scene, out, registered, capsys, 
     assert any("1.64 s of speech are cut" in warning for warning in warnings)
     assert any("silent" in warning for warning in warnings)
     assert all(printed.count(f"warning: {warning}") == 1 for warning in warnings)
+
+
+def test_a_fallback_is_shown_once_and_reported(make_scene, out, registered, capsys, monkeypatch):
+    denoise, text = sample.denoise, "FP8 is not used: no GPU."
+
+    def falls_back(*arguments, **options):
+        logging.getLogger("bya_core.sampling.fp8").warning("FP8 is not used: %s.", "no GPU")
+        return denoise(*arguments, **options)
+
+    monkeypatch.setattr(sample, "denoise", falls_back)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # those of pytest: the command adds its own
+    report = out / "r.json"
+    assert cli.main(["generate", str(make_scene()), "-o", str(out / "a.mp4"), "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["warnings"].count(text) == 1
+    assert capsys.readouterr().err.count(text) == 1
 
 
 def test_timeline(make_scene, out, registered, capsys, tmp_path):

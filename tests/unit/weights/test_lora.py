@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,11 @@ def test_strength_follows_the_last_colon(tmp_path: Path) -> None:
     for wrong in (f"{plain}:nan", f"{plain}:1e9", str(tmp_path / "missing.safetensors:0.5")):
         with pytest.raises(InputError):
             parse_lora(wrong)
+    for wrong in ("zz", "", "0,5"):
+        with pytest.raises(InputError, match=re.escape(f"strength {wrong!r} of the LoRA a.safetensors")):
+            parse_lora(f"{plain}:{wrong}")
+    with pytest.raises(InputError, match="missing.safetensors:zz"):
+        parse_lora(str(tmp_path / "missing.safetensors:zz"))
 
 
 @pytest.mark.parametrize(
