@@ -2,7 +2,7 @@
 
 Each plan of `MEMORY_PLANS` needs less memory than the previous one and takes more time. `plan_memory` selects the first
 one that fits, based on component sizes; `apply_memory_plan` applies it. Except for `fp8_storage`, plans do not change
-the result, apart from small differences at tile borders when decoding.
+the result, apart from small differences at tile borders.
 
 Sizes are weights plus activations; activations were counted with fake tensors.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -55,7 +55,7 @@ class MemoryPlan:
         blocks: Placement of the transformer blocks while denoising: "resident" keeps all on the device, "streamed" two
             of them, copying the next while one computes, "sequential" copies each layer when it is called.
         fp8_storage: Block weights are stored in float8 (e4m3) and cast when used. Changes the result.
-        vae_tiling: The video codec decodes in tiles.
+        vae_tiling: The video codec decodes in tiles, and encodes the film of `bya dub` in tiles.
         text_encoder_on_cpu: The text encoder runs on the CPU.
         sequential_guidance: Guidance branches are computed one after the other instead of in one batch.
     """
@@ -198,7 +198,7 @@ def apply_compute_options(bundle: ModelBundle, plan: MemoryPlan) -> None:
     if plan.fp8_storage:
         store_in_fp8(bundle.transformer)
     if plan.vae_tiling:
-        enable_tiled_decoding(bundle.codec)
+        enable_tiling(bundle.codec)
 
 
 def place_transformer(transformer: Any, plan: MemoryPlan, device: torch.device, slot: DeviceSlot) -> None:
@@ -242,14 +242,14 @@ def store_in_fp8(transformer: Any) -> None:
         )
 
 
-def enable_tiled_decoding(codec: Any) -> bool:
-    """Decode in tiles of half height and width, one clip at a time.
+def enable_tiling(codec: Any) -> bool:
+    """Decode and encode videos in tiles of half height and width, one clip at a time.
 
-    Encoding is not tiled: it processes single images, needs a ninth of the memory, and tiles in the conditioning would
-    change the video from the first step on.
+    Single images are encoded whole: they need a ninth of the memory, and tiles in the conditioning would change the
+    video from the first step on.
 
     Returns:
-        Whether this changed anything: False if it is enabled already, or the codec cannot decode in tiles.
+        Whether this changed anything: False if it is enabled already, or the codec has no tiles.
     """
     vae = getattr(codec, "vae", None)
     if vae is None or not hasattr(vae, "enable_tiling") or vae.use_tiling:
@@ -266,15 +266,33 @@ def enable_tiled_decoding(codec: Any) -> bool:
     encode = codec.encode
 
     @functools.wraps(encode)
-    def encode_untiled(video: Tensor) -> Tensor:
-        vae.use_tiling = False
+    def encode_images_whole(video: Tensor) -> Tensor:
+        vae.use_tiling = video.shape[2] > 1
         try:
             return encode(video)
         finally:
             vae.use_tiling = True
 
-    codec.encode = encode_untiled
+    codec.encode = encode_images_whole
     return True
+
+
+def run_codec(codec: Any, function: Callable[[], Tensor], what: str) -> Tensor:
+    """Call a function that encodes or decodes a video, and if memory runs out, again in tiles.
+
+    Args:
+        codec: Codec that it uses.
+        function: Returns the result.
+        what: Such as "Decoding", for the warning.
+    """
+    try:
+        return function()
+    except torch.OutOfMemoryError as error:
+        if not enable_tiling(codec):
+            raise
+        log.warning("%s needed more memory than is free and was repeated in tiles (%s).", what, error)
+    torch.cuda.empty_cache()  # outside of the handler, which keeps the tensors of the failed attempt alive
+    return function()
 
 
 def free_vram(device: torch.device | str | None = None) -> int | None:

@@ -25,7 +25,7 @@ from bya_core.errors import InputError
 from bya_core.memory.planner import (
     MEMORY_PLANS,
     apply_memory_plan,
-    enable_tiled_decoding,
+    enable_tiling,
     free_host_memory,
     free_vram,
     plan_memory,
@@ -187,7 +187,7 @@ class _GpuChecks:
         latents = self.noise.to(self.device, torch.bfloat16)
         with torch.no_grad():
             self._check("decoding", lambda: bundle.codec.decode(latents), compare=False)
-            if enable_tiled_decoding(bundle.codec):
+            if enable_tiling(bundle.codec):
                 self._check("decoding in tiles", lambda: bundle.codec.decode(latents), compare=False)
 
     def _check_memory_plans(self, stored: ModelBundle) -> None:

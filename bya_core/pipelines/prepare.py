@@ -15,6 +15,7 @@ from bya_core.encoders.protocols import FaceFeatures
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
 from bya_core.io.media import fit_image, speech_signal
+from bya_core.memory.planner import run_codec
 from bya_core.pipelines.assignment import with_audio_assignment
 from bya_core.progress import ProgressTracker
 from bya_core.sampling import Conditions, Prepared
@@ -87,7 +88,7 @@ def prepare(
 def with_footage(conditions: Conditions, footage: Footage, grid: TokenGrid, model: ModelBundle) -> Conditions:
     """Conditions of a run that generates only a region of existing frames: the latents of all other cells are known."""
     video = rearrange(footage.frames, "f h w c -> 1 c f h w").to(model.device, model.dtype) / 127.5 - 1
-    latents = model.codec.encode(video)
+    latents = run_codec(model.codec, lambda: model.codec.encode(video), "Encoding the film")
     cells = TokenGrid(grid.frames, latents.shape[3], latents.shape[4], 1, grid.space_factor, grid.time_factor)
     generated = cells.pixels_to_tokens(footage.region.float()) > 0
     return replace(conditions, known_latents=latents, known_mask=~generated, start=1 - footage.strength)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from bya_core.grid import TokenGrid
 from bya_core.io.media import write_video
 from bya_core.io.outputs import check_output
 from bya_core.masks import mask_notices
-from bya_core.memory.planner import enable_tiled_decoding
+from bya_core.memory.planner import run_codec
 from bya_core.pipelines.kept_latents import Denoised, KeptLatents
 from bya_core.progress import ProgressTracker
 from bya_core.routing import Routing
@@ -23,8 +22,6 @@ from bya_core.sampling import Prepared, build_scheduler, denoise
 from bya_core.scene.spatial import video_audio
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,17 +114,7 @@ def decode_latents(latents: Tensor, model: ModelBundle, tracker: ProgressTracker
     """Latents [1, T, C, H, W] to frames, uint8 [F, H, W, 3] on the CPU; in tiles if memory runs out."""
     latents = latents.to(model.device, model.dtype)
     with tracker.stage("Decoding"):
-        try:
-            pixels = model.codec.decode(latents)
-        except torch.OutOfMemoryError as error:
-            if not enable_tiled_decoding(model.codec):
-                raise
-            log.warning("Decoding needed more memory than is free and was repeated in tiles (%s).", error)
-            pixels = None
-        if pixels is None:  # outside of the handler, which keeps the tensors of the failed attempt alive
-            torch.cuda.empty_cache()
-            pixels = model.codec.decode(latents)
-        pixels = pixels[0].float()
+        pixels = run_codec(model.codec, lambda: model.codec.decode(latents), "Decoding")[0].float()
         frames = rearrange((pixels + 1) * 127.5, "c f h w -> f h w c").round().clamp(0, 255).to(torch.uint8)
     return frames.cpu()
 

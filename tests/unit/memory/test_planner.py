@@ -269,20 +269,22 @@ def test_component_offload() -> None:
 
 
 @torch.no_grad()
-def test_tiled_decoding() -> None:
+def test_videos_are_decoded_and_encoded_in_tiles_and_images_whole() -> None:
     whole, tiled = small_codec(), small_codec()
-    memory.enable_tiled_decoding(tiled)
+    memory.enable_tiling(tiled)
     assert tiled.vae.use_tiling and tiled.vae.use_slicing
     # tiles of half the size would not start at latent cells of 8 pixels
     assert (tiled.vae.tile_sample_min_height, tiled.vae.tile_sample_min_width) == (32, 64)
     video = torch.rand(1, 3, 9, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = whole.encode(video)
-    assert torch.equal(tiled.encode(video), latents)
+    assert torch.equal(tiled.encode(video[:, :, :1]), whole.encode(video[:, :, :1]))
+    encoded = tiled.encode(video)
+    assert encoded.shape == latents.shape and not torch.equal(encoded, latents)
     expected, decoded = whole.decode(latents), tiled.decode(latents)
     assert decoded.shape == expected.shape and not torch.equal(decoded, expected)
     # for random weights; less for trained ones, see docs/how-to/memory.md
     assert (decoded - expected).square().mean().sqrt() < 0.3 * expected.std()
-    memory.enable_tiled_decoding(SimpleNamespace())  # codecs without tiling
+    memory.enable_tiling(SimpleNamespace())  # codecs without tiling
 
 
 def full_size(folder: Path) -> dict[str, int]:
@@ -304,6 +306,17 @@ def full_size(folder: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     return full_size(tmp_path_factory.mktemp("t5"))
+
+
+@pytest.mark.parametrize(("gigabytes", "tiled"), [("24", False), ("12", True)])
+@torch.no_grad()
+def test_the_memory_budget_decides_whether_videos_are_encoded_in_tiles(
+    gigabytes: str, tiled: bool, sizes: dict[str, int]
+) -> None:
+    model = bundle(small(), small_codec())
+    memory.apply_compute_options(model, plan_memory(gigabytes, sizes))
+    video = torch.rand(1, 3, 9, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(model.codec.encode(video), small_codec().encode(video)) is not tiled
 
 
 def test_sizes_of_the_released_model(sizes: dict[str, int]) -> None:
