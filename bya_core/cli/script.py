@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,7 +55,7 @@ class Script:
 
     def run(self) -> int:
         from bya_core.io.files import existing_file, read_text
-        from bya_core.io.outputs import check_output
+        from bya_core.io.outputs import check_folder, check_output
         from bya_core.scene.script import own_overlaps, parse_script, speakers
         from bya_core.scene.spoken import SpokenScript, choose_voices, estimate, named_values, timetable
 
@@ -72,6 +72,9 @@ class Script:
         names = speakers(lines)
         given = named_values(self.voice, names, "--voice")
         images = self._images(names)
+        if os.path.lexists(folder := speech_folder(scene)):
+            check_folder(folder, "the speech")
+        check_scene(scene, images, self.prompt)
         voices, synthesizer = choose_voices(names, given, self.engine, self.language)
         total = max(map(sum, zip(starts, seconds, strict=True)))
         what = "a line" if len(lines) == 1 else f"{len(lines)} lines"
@@ -90,21 +93,41 @@ class Script:
         """The reference image of each character."""
         from bya_core.io.files import existing_file
         from bya_core.scene.spoken import named_values
+        from bya_core.scene.types import name_key
 
         given = named_values(self.image, names, "--image")
         beside = {
-            path.stem.casefold(): path
+            name_key(path.stem).casefold(): path
             for path in sorted(self.script.absolute().parent.iterdir())
             if path.suffix.lower() in IMAGES
         }
         images = {}
         for name in names:
-            found = Path(given[name]) if name in given else beside.get(name.casefold())
+            found = Path(given[name]) if name in given else beside.get(name_key(name).casefold())
             if found is None:
                 expected = f"{name}.png beside the script, or --image"
                 raise InputError(f"no reference image of {name}", expected, f'add --image "{name}=FILE"')
             images[name] = existing_file(found, f"the image of {name}")
         return images
+
+
+def scene_prompt(names: Iterable[str], prompt: str | None) -> str:
+    """The prompt, or a plain one."""
+    return prompt or f"{', '.join(names)} from left to right, talking to each other."
+
+
+def speech_folder(scene: Path) -> Path:
+    """The folder for the recordings of a scene."""
+    return scene.with_name(f"{scene.stem}_speech")
+
+
+def check_scene(path: Path, images: Mapping[str, Path], prompt: str | None) -> None:
+    """Raise InputError for names or a prompt that a scene file cannot have, before anything is synthesized."""
+    from bya_core.scene.schema import SceneFile
+    from bya_core.validation import from_mapping
+
+    characters = [{"name": name, "image": image.name} for name, image in images.items()]
+    from_mapping(SceneFile, {"prompt": scene_prompt(images, prompt), "characters": characters}, path.name)
 
 
 def write_scene(path: Path, spoken: SpokenScript, images: Mapping[str, Path], prompt: str | None = None) -> list[Path]:
@@ -114,14 +137,14 @@ def write_scene(path: Path, spoken: SpokenScript, images: Mapping[str, Path], pr
     from bya_core.scene.script import subtitles
 
     warn(spoken.notices)
-    folder = path.with_name(f"{path.stem}_speech")
+    folder = speech_folder(path)
     files = [f"{number:03}.wav" for number in range(1, len(spoken.lines) + 1)]
     characters = []
     for name, image in images.items():
         own = [k for k, line in enumerate(spoken.lines) if line.speaker == name]
         speech = [{"file": f"{folder.name}/{files[k]}", "start": spoken.starts[k]} for k in own]
         characters.append({"name": name, "image": relative_path(image, path.parent), "speech": speech})
-    text = prompt or f"{', '.join(images)} from left to right, talking to each other."
+    text = scene_prompt(images, prompt)
     with AtomicFiles() as written:
         write_json(written.at(path), {"prompt": text, "characters": characters})
         for file, (waveform, rate) in zip(files, spoken.clips, strict=True):

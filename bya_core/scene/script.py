@@ -35,9 +35,13 @@ PAUSES = {",": 0.15, ";": 0.25, ":": 0.25, ".": 0.35, "!": 0.35, "?": 0.35, "…
 """Seconds of silence within a line."""
 FLOOR, KEPT = 0.01, 0.03  # speech is louder than this fraction of the peak; seconds kept beside it
 
-NAMED = re.compile(rf"^(?P<name>[^:()\[\],;!?]{{1,{MAX_NAME}}}?)\s*(?:\([^)]*\))?\s*:\s*(?P<text>.*)$")
-CUE = re.compile(r"^\((?P<kind>pause|overlap|at)\s+(?P<value>\d+(?:[.,]\d+)?)\s*s?\)$", re.IGNORECASE)
-ASIDE = re.compile(r"\([^)]*\)|\[[^\]]*\]")
+NAMED = re.compile(rf"^(?P<name>[^:：()（）\[\],;!?]{{1,{MAX_NAME}}}?) ?(?:[(（][^)）]*[)）])? ?[:：] ?(?P<text>.*)$")
+CUE = re.compile(
+    r"^[(（](?P<kind>pause|overlap|at)\s+(?P<value>\d+(?:[.,]\d+)?)\s*(?:s|sec|seconds?)?[)）]$", re.IGNORECASE
+)
+NO_CUE = re.compile(r"^(?=\D*\d)[(（]\s*(?:pause|overlap|at)\b[\s:=]*[-+]?[\d.,:]+\s*\w*\s*[)）]$", re.IGNORECASE)
+ASIDE = re.compile(r"\([^()]*\)|（[^（）]*）|\[[^\[\]]*\]")
+MAX_NESTED = 4  # brackets in brackets that are not spoken
 VOWELS = re.compile(r"[aeiouyäöüàâéèêëîïôûùœæáíóúãõåøаеёиоуыэюя]+", re.IGNORECASE)
 SIGNS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 NUMBER = re.compile(r"\d")
@@ -67,16 +71,18 @@ def parse_script(text: str, where: str = "the script") -> list[ScriptLine]:
     """Parse a script, see above.
 
     Raises:
-        InputError: No lines, too many, a line before the first name, two cues before one line, or a
+        InputError: No lines, too many, a line before the first name, two cues before one line, an invalid cue, or a
             cue that no line follows.
     """
     lines: list[ScriptLine] = []
     names: dict[str, str] = {}
     cue: tuple[str, float, int] | None = None
     for number, raw in enumerate(dedent(text.removeprefix("\ufeff")).splitlines(), 1):
-        content = raw.strip()
+        content = " ".join(raw.split())
         if not content or content.startswith("#"):
             continue
+        if len(content) > MAX_TEXT + 2 * MAX_NAME:
+            raise _too_long(number, len(content), where)
         if found := CUE.match(content):
             if cue is not None:
                 problem = f"lines {cue[2]} and {number} of {where} are two cues before one line"
@@ -84,8 +90,11 @@ def parse_script(text: str, where: str = "the script") -> list[ScriptLine]:
             cue = (found["kind"].lower(), float(found["value"].replace(",", ".")), number)
             _check_seconds(cue[1], f"line {number} of {where}")
             continue
+        if NO_CUE.match(content):
+            problem = f"line {number} of {where} is {content[:40]!r}"
+            raise InputError(problem, "(pause SECONDS), (overlap SECONDS) or (at SECONDS)", "correct it")
         named = None if raw[0].isspace() and lines else NAMED.match(content)
-        spoken = " ".join(ASIDE.sub(" ", named["text"] if named else content).split())
+        spoken = _spoken(named["text"] if named else content)
         if named is None and not spoken:  # a stage direction
             continue
         if named is None:
@@ -93,6 +102,8 @@ def parse_script(text: str, where: str = "the script") -> list[ScriptLine]:
                 problem = f"line {number} of {where} has no name: {content[:40]!r}"
                 raise InputError(problem, "NAME: what the character says", "put the name before the text")
             last = lines.pop()
+            if len(last.text) + len(spoken) > MAX_TEXT:
+                raise _too_long(last.number, len(last.text) + len(spoken), where)
             lines.append(ScriptLine(last.speaker, f"{last.text} {spoken}".strip(), last.number, last.cue, last.value))
             continue
         name = names.setdefault(name_key(named["name"]).casefold(), named["name"].strip())
@@ -103,12 +114,25 @@ def parse_script(text: str, where: str = "the script") -> list[ScriptLine]:
         raise InputError(f"line {cue[2]} of {where} is a cue without a line", "a line after it", "remove it")
     for line in lines:
         if not line.text or len(line.text) > MAX_TEXT:
-            problem = f"line {line.number} of {where} has {len(line.text)} letters to say"
-            raise InputError(problem, f"1 to {MAX_TEXT}", "write what the character says, or remove the line")
+            raise _too_long(line.number, len(line.text), where)
     if not 1 <= len(lines) <= MAX_LINES:
         problem = f"{where} has {len(lines)} lines of dialogue"
         raise InputError(problem, f"1 to {MAX_LINES}, each as NAME: text", "correct or split it")
     return lines
+
+
+def _spoken(text: str) -> str:
+    """A text without what stands in brackets."""
+    for _ in range(MAX_NESTED):
+        text, removed = ASIDE.subn(" ", text)
+        if not removed:
+            break
+    return " ".join(text.split())
+
+
+def _too_long(number: int, letters: int, where: str) -> InputError:
+    problem = f"line {number} of {where} has {letters} letters to say"
+    return InputError(problem, f"1 to {MAX_TEXT}", "write what the character says, or shorten or remove the line")
 
 
 def speakers(lines: Sequence[ScriptLine]) -> list[str]:

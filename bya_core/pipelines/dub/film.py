@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +68,10 @@ def open_film(path: str | os.PathLike[str]) -> Film:
         InputError: A file that is missing, unreadable, too long, or has no video.
     """
     path = existing_file(path, "the film")
-    start = read_frames(path, seconds=0.2, what="the film")
     copy = read_frames(path, FPS, max_side=MAX_SIDE, what="the film")
-    own = read_frames(path, start.fps, max_side=16, what="the film")
-    fps, count, height, width = start.fps, len(own.frames), start.frames.shape[1], start.frames.shape[2]
+    own = read_frames(path, max_side=16, what="the film")
+    fps, count = own.fps, len(own.frames)
+    height, width = next(decode_pictures(path, what="the film")).pixels.shape[:2]
 
     def frames() -> Iterator[np.ndarray]:
         last, pixels = -1, np.zeros(0, np.uint8)
@@ -84,10 +84,11 @@ def open_film(path: str | os.PathLike[str]) -> Film:
                 raise InputError(f"the film {path} changes its size", "one size", "convert it")
             yield pixels
 
-    notices = [notice for notice in copy.notices if "to fit into memory" not in notice]
+    sound, notices = _sound(path)
+    notices = [*(notice for notice in copy.notices if "to fit into memory" not in notice), *notices]
     if own.num_pictures != count:
         notices.append(f"{path.name} has a variable frame rate: it is written at {fps:g} frames per second.")
-    return Film(copy.frames, (height, width), fps, count, frames, _sound(path), tuple(notices))
+    return Film(copy.frames, (height, width), fps, count, frames, sound, tuple(notices))
 
 
 def film_of(frames: Tensor, fps: float, sound: tuple[Tensor, int] | None = None) -> Film:
@@ -147,9 +148,10 @@ def _reduced(frames: Tensor) -> Tensor:
     return torch.stack(small).movedim(1, -1).round().to(torch.uint8)
 
 
-def _sound(path: Path) -> Speech | None:
+def _sound(path: Path) -> tuple[Speech | None, Sequence[str]]:
+    """The sound of a film, None without, and notices."""
     with open_media(path, "the film", EXPECTED) as container:
         if usable_stream(container, "audio") is None:
-            return None
+            return None, ()
     recording = read_recording(path, what="the film")
-    return Speech(recording.waveform, recording.sample_rate)
+    return Speech(recording.waveform, recording.sample_rate), recording.notices

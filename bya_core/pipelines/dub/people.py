@@ -61,8 +61,8 @@ def dubbed_characters(scene: Scene) -> list[int]:
         n for n in range(len(scene.names)) if any(voices[m] and scene.matrix[m, n] > 0 for m in range(len(voices)))
     ]
     if not found:
-        problem = "a scene in which no character has speech"
-        raise InputError(problem, "the new speech of at least one character of the film", 'add "speech"')
+        problem = "a scene in which no character speaks before the end of the film"
+        raise InputError(problem, "the new speech of at least one character", 'add "speech", or correct its offset')
     return found
 
 

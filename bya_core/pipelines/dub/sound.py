@@ -92,7 +92,7 @@ def muted(speech: Speech, spans: Sequence[Span]) -> Speech:
     fade = max(1, round(FADE * speech.sample_rate))
     for start, end in spans:
         first, last = round(start * speech.sample_rate), round(end * speech.sample_rate)
-        around = torch.arange(max(0, first - fade), min(len(gain), last + fade))
+        around = torch.arange(len(gain))[max(0, first - fade) : max(0, last + fade)]
         outside = torch.maximum(first - around, around - last).clamp(min=0)
         gain[around] = torch.minimum(gain[around], outside / fade)
     return replace(speech, waveform=speech.waveform * gain)

@@ -114,6 +114,30 @@ def test_errors_leave_no_file(
     assert message in capsys.readouterr().err and sorted(folder.iterdir()) == before
 
 
+def test_what_a_scene_cannot_have_is_found_before_the_synthesis(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "script",
+        str(folder / "play.txt"),
+        "-o",
+        str(folder / "scene.json"),
+        "--image",
+        "Bo=" + str(folder / "ada.png"),
+    ]
+    assert cli.main([*command, "--prompt", "x" * 20_001]) == 2
+    assert "prompt" in capsys.readouterr().err
+    (folder / "scene_speech").touch()
+    assert cli.main(command) == 2
+    assert "scene_speech" in capsys.readouterr().err and not hum.said and not (folder / "scene.json").exists()
+
+
+def test_images_are_found_in_any_normal_form(folder: Path) -> None:
+    (folder / "ada.png").rename(folder / "zo\u00eb.png")
+    (folder / "play.txt").write_text("Zoe\u0308: Hello.\n", encoding="utf-8")
+    assert cli.main(["script", str(folder / "play.txt"), "-o", str(folder / "scene.json")]) == 0
+
+
 def test_without_a_synthesizer_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis.shutil, "which", lambda _: None)
     monkeypatch.setattr(synthesis, "find_spec", lambda _: None)

@@ -48,6 +48,16 @@ def test_lines_names_and_cues() -> None:
     ]
 
 
+def test_other_spellings_of_names_brackets_and_cues() -> None:
+    text = (
+        "（pause 2）\n阿达（轻声）：你好\n(Pause.)\n(at the 2nd table)\nBO : I (he says (low) [x]) am\n"
+        "(overlap 1 sec)\nBO: Ho"
+    )
+    lines = parse_script(text)
+    assert [(line.speaker, line.text) for line in lines] == [("阿达", "你好"), ("BO", "I am"), ("BO", "Ho")]
+    assert [(line.cue, line.value) for line in lines] == [("pause", 2.0), (None, 0.0), ("overlap", 1.0)]
+
+
 def test_schedule_of_cues_and_gaps() -> None:
     lines = parse_script("A: Why?\nB: So.\nB: Yes -\nA: No.\n(pause 2)\nA: Go.\n(overlap 9)\nB: Hm.\n(at 30)\nA: End.")
     starts = schedule(lines, [1.0] * len(lines))
@@ -76,6 +86,12 @@ def test_schedule_of_cues_and_gaps() -> None:
         ("A: (nods)", "line 1 of .* has 0 letters"),
         ("A: x\n" * 1001, "1001 lines"),
         ("(at 99999)\nA: Hi.", "99999"),
+        ("(pause -1)\nA: Hi.", "line 1 of .*pause -1"),
+        ("(at 1:30)\nA: Hi.", "line 1 of .*at 1:30"),
+        ("A: " + "(" * 200_000, "200003 letters"),
+        ("(" * 200_000, "200000 letters"),
+        ("A" + " " * 200_000 + "x", "line 1 of .* has no name"),
+        ("A: Hi.\n" + "  more\n" * 200_000, "line 1 of .* letters"),
     ],
 )
 def test_invalid_scripts_are_one_sentence(text: str, message: str) -> None:

@@ -116,7 +116,7 @@ def test_given_masks_are_needed_for_their_region(make: Maker) -> None:
 
 
 def test_somebody_needs_a_new_voice(make: Maker) -> None:
-    with pytest.raises(InputError, match="no character has speech"):
+    with pytest.raises(InputError, match="no character speaks"):
         make(speeches=[None, None])
 
 

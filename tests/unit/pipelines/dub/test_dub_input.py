@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import bya_core.pipelines.dub.film as film_module
 from bya_core.errors import InputError
+from bya_core.io.audio import Recording
 from bya_core.io.media import read_video, write_video
 from bya_core.pipelines.dub.film import MAX_SIDE, film_of, masks_of, open_film
 from tests.fakes import RATE
@@ -36,6 +38,19 @@ def test_film_of_a_file_is_that_in_memory(tmp_path: Path, fps: float, count: int
 def test_film_without_sound(tmp_path: Path) -> None:
     write_video(tmp_path / "film.mp4", numbered(5).contiguous(), 25.0)
     assert open_film(tmp_path / "film.mp4").sound is None
+
+
+def test_film_of_less_than_a_frame_per_second(tmp_path: Path) -> None:
+    write_video(tmp_path / "film.mp4", numbered(3).contiguous(), 0.5)
+    film = open_film(tmp_path / "film.mp4")
+    assert (film.num_frames, film.fps, film.size, len(film.copy)) == (3, 0.5, (16, 24), 150)
+
+
+def test_notices_of_the_sound_are_those_of_the_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "film.mp4", numbered(5).contiguous(), 25.0, (torch.full((1, RATE), 0.1), RATE))
+    cut = Recording(torch.zeros(1, RATE), RATE, 0.0, 9.0, ("the end is missing",))
+    monkeypatch.setattr(film_module, "read_recording", lambda *_, **__: cut)
+    assert "the end is missing" in open_film(tmp_path / "film.mp4").notices
 
 
 def test_copy_of_a_large_film_is_reduced() -> None:

@@ -48,6 +48,14 @@ def test_muted_spans_are_silent_with_fades() -> None:
     assert float(result.diff().abs().max()) < 1.2 * float(speech(220.0).waveform.diff().abs().max()), "no click"
 
 
+def test_voices_that_go_on_after_the_sound_of_the_film() -> None:
+    short = speech(220.0, seconds=0.5)
+    result = muted(short, [(-1.0, -0.5), (0.4, 3.0), (2.0, 3.0)]).waveform[0]
+    assert result[: round(0.3 * RATE)].abs().max() > 0.2 and result[round(0.4 * RATE) :].abs().max() == 0
+    sound, _ = dubbed_sound(short, scene(speech(900.0, offset=1.0), None), NOBODY, [0], SECONDS)
+    assert level(sound, 900, 1.2, 1.8) > 0.2
+
+
 def test_stems_replace_only_the_dubbed_voice() -> None:
     stems = OriginalVoices({"Ada": speech(300.0), "Bo": speech(500.0)}, background=speech(700.0))
     sound, notices = dubbed_sound(speech(100.0), scene(speech(900.0), None), NOBODY, [0], SECONDS, stems)
