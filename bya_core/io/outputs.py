@@ -9,6 +9,7 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from bya_core.errors import InputError
@@ -157,6 +158,11 @@ def make_folder(path: str | os.PathLike[str], what: str = "the output") -> list[
     return created
 
 
+@cache
+def _root() -> Path:
+    return Path(__file__).resolve().parents[2]
+
+
 def _real(path: str | os.PathLike[str], what: str) -> Path:
     return Path(os.path.realpath(usable_path(path, what)))
 
@@ -183,7 +189,7 @@ def check_outside_package(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: It is, also through a link or another spelling of the path.
     """
-    root = Path(__file__).resolve().parents[2]
+    root = _root()
     target = _real(path, "the output")
     for name in OWN_FOLDERS:
         if target.is_relative_to(root / name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
 
@@ -54,6 +55,7 @@ class Picture:
         index: number of the picture among the decoded ones.
         after_gap: whether undecodable data precedes it.
         seconds: how long it is shown according to the file; 0 if unknown.
+        reformatter: converts the pictures of a video; faster than one per picture.
     """
 
     time: float
@@ -61,11 +63,12 @@ class Picture:
     index: int = 0
     after_gap: bool = False
     seconds: float = 0.0
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter)
 
     @property
     def pixels(self) -> np.ndarray:
         """uint8 [H, W, 3], upright."""
-        return upright(self.image.to_ndarray(format="rgb24"), self.image)
+        return upright(self.reformatter.reformat(self.image, format="rgb24").to_ndarray(), self.image)
 
     def resized(self, max_side: int, interpolation: str = "AREA") -> tuple[np.ndarray, float]:
         """Return the upright pixels with the longer side at most `max_side`, and the scale factor."""
@@ -74,7 +77,8 @@ class Picture:
         if scale == 1.0:
             return self.pixels, 1.0
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        return upright(image.reformat(*size, "rgb24", interpolation=interpolation).to_ndarray(), image), scale
+        resized = self.reformatter.reformat(image, *size, "rgb24", interpolation=interpolation)
+        return upright(resized.to_ndarray(), image), scale
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def decode_pictures(
             seek(container, stream, origin + start - 0.1)
         clock = Clock(origin, 1 / nominal_fps(stream))
         pending: Picture | None = None  # the last picture at or before the start
-        index, errors = -1, damage.errors
+        index, errors, reformatter = -1, damage.errors, VideoReformatter()
         for image in decode_packets(container, stream, damage):
             _check_size(image.width, image.height, file_label(what, path))
             corrupt = getattr(image, "is_corrupt", False)
@@ -172,7 +176,7 @@ def decode_pictures(
             index += 1
             time = clock(image.pts, image.time_base or base)
             shown = float((image.duration or 0) * (image.time_base or base))
-            picture = Picture(time, image, index, damage.errors > errors, shown)
+            picture = Picture(time, image, index, damage.errors > errors, shown, reformatter)
             errors = damage.errors
             if picture.time <= start + TOLERANCE:
                 pending = picture

@@ -20,6 +20,7 @@ from PIL import Image
 from bya_core.errors import InputError
 from bya_core.evaluation.face_tracks import lip_crops
 from bya_core.io import container as media
+from bya_core.io.files import existing_file
 from bya_core.io.media import Picture, decode_pictures, on_time_line, read_recording, resample_mono
 from bya_core.io.video import TOLERANCE
 from training.curation.record import FPS, Record
@@ -27,6 +28,8 @@ from training.curation.stage import UnusableFootage
 
 SAMPLE_RATE = 16_000
 _MAX_IN_MEMORY = 256 << 20  # bytes of the frames of a shot
+_MAX_OPEN = 3  # decoders of files whose following frames may be read next
+_AHEAD = 100  # frames that are decoded instead of opening the file again
 MARGIN = 0.1  # seconds of audio on each side that are resampled with a part
 
 
@@ -75,33 +78,83 @@ def first_tick(before: float, time: float) -> int:
 def timeline_frames(path: str, first: int, last: int) -> Iterator[tuple[int, Picture]]:
     """Yield (k, picture nearest to k) for k in first..last-1.
 
+    A range that begins shortly after the end of a recent one continues its decoder, see `close_footage`.
+
     Raises:
         UnusableFootage: the file cannot be opened, or part of the range cannot be decoded.
     """
-    after, shown = first, None
-    for k, shown in on_time_line(_without_gaps(path, first, last), FPS, first):
-        if k >= last:
-            return
-        yield k, shown
-        after = k + 1
-    if shown is None:
+    decoder = _take_decoder(path, first)
+    for k, picture in decoder.frames(last):
+        if k >= first:
+            yield k, picture
+    if decoder.next == last:
+        _decoders.append(decoder)
+        return
+    if decoder.shown is None:
         raise UnusableFootage(f"not decodable from {first / FPS:.2f} s on")
-    for k in range(after, last):
-        if k / FPS > shown.time + 1.0:
-            raise UnusableFootage(f"video ends at {shown.time:.2f} s")
-        yield k, shown
+    for k in range(max(first, decoder.next), last):
+        if k / FPS > decoder.shown.time + 1.0:
+            raise UnusableFootage(f"video ends at {decoder.shown.time:.2f} s")
+        yield k, decoder.shown
 
 
-def _without_gaps(path: str, first: int, last: int) -> Iterator[Picture]:
-    """The pictures of a range. Raises UnusableFootage where some of them cannot be decoded."""
-    previous: Picture | None = None
-    for picture in decode_frames(path, first / FPS, last / FPS):
-        if previous is None and picture.time > first / FPS + 0.5:
-            raise UnusableFootage(f"not decodable between {first / FPS:.2f} and {picture.time:.2f} s")
-        if previous is not None and picture.after_gap and previous.time < (last - 1) / FPS:
-            raise UnusableFootage(f"not decodable at {picture.time:.2f} s")
-        previous = picture
-        yield picture
+class _Decoder:
+    """The frames of a file from `first` on, in ranges that follow each other."""
+
+    def __init__(self, path: str, first: int) -> None:
+        self.file, self.next, self.last = _identity(path), first, first
+        self.whole = True  # nothing undecodable so far
+        self.shown: Picture | None = None  # the last one
+        self._first, self._frames = first, on_time_line(self._pictures(path), FPS, first)
+
+    def frames(self, last: int) -> Iterator[tuple[int, Picture]]:
+        """The frames up to `last`, exclusive, or up to the end. Raises UnusableFootage where some are missing."""
+        self.last = last
+        while self.next < last and (found := next(self._frames, None)) is not None:
+            self.next, self.shown = found[0] + 1, found[1]
+            yield found
+
+    def _pictures(self, path: str) -> Iterator[Picture]:
+        previous: Picture | None = None
+        for picture in decode_frames(path, self._first / FPS):
+            if previous is None and picture.time > self._first / FPS + 0.5:
+                raise UnusableFootage(f"not decodable between {self._first / FPS:.2f} and {picture.time:.2f} s")
+            if previous is not None and picture.after_gap:
+                self.whole = False
+                if previous.time < (self.last - 1) / FPS:
+                    raise UnusableFootage(f"not decodable at {picture.time:.2f} s")
+            previous = picture
+            yield picture
+
+
+_decoders: list[_Decoder] = []  # the most recent ones last
+
+
+def _take_decoder(path: str, first: int) -> _Decoder:
+    """The open decoder that is closest before a frame, or a new one, which seeks."""
+    file = _identity(path)
+    near = [each for each in _decoders if each.file == file and 0 <= first - each.next <= _AHEAD and each.whole]
+    if not near:
+        while len(_decoders) >= _MAX_OPEN:
+            del _decoders[0]
+        return _Decoder(path, first)
+    decoder = max(near, key=lambda each: each.next)
+    _decoders.remove(decoder)
+    return decoder
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    """Path, size and time of change of a file."""
+    with footage_errors(path):
+        info = existing_file(path, "the footage").stat()
+    return path, info.st_size, info.st_mtime_ns
+
+
+def close_footage() -> None:
+    """Close the files that `timeline_frames` keeps open for following ranges, and free cached frames."""
+    _decoders.clear()
+    read_frame.cache_clear()
+    _read.cache_clear()
 
 
 def read_shot(path: str, first: int, last: int, max_side: int) -> tuple[np.ndarray, float]:
@@ -136,7 +189,8 @@ def read_shot(path: str, first: int, last: int, max_side: int) -> tuple[np.ndarr
 @lru_cache(maxsize=4)
 def read_frame(path: str, k: int) -> np.ndarray:
     """Decode timeline frame k as uint8 [H,W,3], read-only; recent results are cached. Raises UnusableFootage."""
-    pixels = next(timeline_frames(path, k, k + 1))[1].pixels
+    [(_, picture)] = timeline_frames(path, k, k + 1)
+    pixels = picture.pixels
     pixels.flags.writeable = False  # shared by the clips of a shot
     return pixels
 

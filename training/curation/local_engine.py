@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bya_core.errors import InputError
+from training.curation.footage import close_footage
 from training.curation.output import CurationOutput, Submit
 from training.curation.pipeline import CurationSettings, advance, build_stages, cached_leaves, process
 from training.curation.record import Record
@@ -102,6 +103,7 @@ def _run_in_process(sources: Sequence[Record], output: CurationOutput, stats: Ru
         return output.finish(sources, call)
     finally:
         torch.set_num_threads(threads)
+        close_footage()
 
 
 @dataclass(order=True)

@@ -145,11 +145,11 @@ class MeshSegmenter:
 def _divide(people: np.ndarray, boxes: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Masks [N, H, W] of one frame from the pixels of all people [H, W]."""
     height, width = people.shape
-    y, x = np.mgrid[:height, :width] + 0.5
+    y, x = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
     center, face_width = (boxes[:, 0] + boxes[:, 2]) / 2, np.maximum(boxes[:, 2] - boxes[:, 0], 1)
     face_height = np.maximum(boxes[:, 3] - boxes[:, 1], 1)
-    reach = np.abs(x - center[:, None, None]) / face_width[:, None, None]
-    above = np.maximum(boxes[:, 1, None, None] - y, 0) / face_height[:, None, None]
+    reach = np.abs(x - center[:, None, None]) / face_width[:, None, None]  # [N, 1, W]
+    above = np.maximum(boxes[:, 1, None, None] - y, 0) / face_height[:, None, None]  # [N, H, 1]
     owner = (reach + above).argmin(axis=0)
     hulls = np.zeros((len(boxes), height, width), bool)
     for n in np.argsort(-face_width):  # the larger face is in front
@@ -161,7 +161,10 @@ def _divide(people: np.ndarray, boxes: np.ndarray, points: np.ndarray) -> np.nda
     masks = np.zeros_like(hulls)
     for n, hull in enumerate(hulls):
         own = people & (owner == n) & (reach[n] < _MAX_REACH) & (above[n] < 1) & ~taken | hull
-        parts, _ = label(own)
+        parts, count = label(own)
         seeds = hull if hull.any() else own & (reach[n] < 0.5)
-        masks[n] = np.isin(parts, np.setdiff1d(np.unique(parts[seeds]), 0))
+        kept = np.zeros(count + 1, bool)
+        kept[parts[seeds]] = True
+        kept[0] = False
+        masks[n] = kept[parts]
     return masks

@@ -128,8 +128,8 @@ def _downscale(frame: Picture, width: int) -> np.ndarray:
     """Return the frame as uint8 BGR [h, width, 3]."""
     image = frame.image
     height = max(2, round(image.height * width / image.width / 2) * 2)
-    pixels = image.reformat(width, height, "bgr24", interpolation="FAST_BILINEAR").to_ndarray()
-    return upright(pixels, image)
+    small = frame.reformatter.reformat(image, width, height, "bgr24", interpolation="FAST_BILINEAR")
+    return upright(small.to_ndarray(), image)
 
 
 def _start_frame(time: float) -> int:

@@ -30,15 +30,15 @@ class BlazeBlock(nn.Module):
         self.stride, self.added = stride, outputs - inputs
         self.depthwise = nn.Conv2d(inputs, inputs, 3, stride, 1 if stride == 1 else 0, groups=inputs)
         self.pointwise = nn.Conv2d(inputs, outputs, 1)
-        self.activation: nn.Module = nn.PReLU(outputs) if prelu else nn.ReLU()
+        self.activation: nn.Module = nn.PReLU(outputs) if prelu else nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
+        before, shortcut = x, x
         if self.stride == 2:
-            x, shortcut = F.pad(x, _PAD), F.max_pool2d(x, 2)
-        if self.added:
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.added))
-        return self.activation(self.pointwise(self.depthwise(x)) + shortcut)
+            before, shortcut = F.pad(x, _PAD), F.max_pool2d(x, 2)
+        y = self.pointwise(self.depthwise(before))
+        y[:, : y.shape[1] - self.added] += shortcut
+        return self.activation(y)
 
 
 class BlazeFace(nn.Module):

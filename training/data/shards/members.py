@@ -159,10 +159,11 @@ def _plain(value: Any) -> Any:
 
 def _video(frames: np.ndarray, fps: float) -> bytes:
     """Encode with `write_video` (H.264, CRF 16, 4:2:0); odd sizes are padded by the last row or column."""
-    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+    odd = [(0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+    even = (np.pad(frame, odd, mode="edge") if any(frames.shape[k] % 2 for k in (1, 2)) else frame for frame in frames)
     with temporary_folder() as folder:
         path = folder / "clip.mp4"
-        write_video(path, iter(np.pad(frames, odd, mode="edge")), fps, preset="veryfast")
+        write_video(path, even, fps, preset="veryfast")
         return path.read_bytes()
 
 
@@ -194,7 +195,7 @@ def _from_masks(content: bytes) -> np.ndarray:
 
 def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)  # 4 times faster than the default, 20% larger
     return buffer.getvalue()
 
 
