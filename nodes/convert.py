@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,19 @@ def one_speech(recording: dict[str, Any] | None, offset: float, gain: float) -> 
         problem = f"the speech ends {-speech.end:.2f} s before the video starts"
         raise InputError(problem, "an offset shorter than the recording", "correct the offset")
     return speech
+
+
+def by_character(inputs: Mapping[str, Any], prefix: str, names: Sequence[str]) -> dict[str, Any]:
+    """The connected ones of PREFIX_1, PREFIX_2 and so on, by the names of their characters.
+
+    Raises:
+        InputError: One of a character that there is not.
+    """
+    connected = {int(key.removeprefix(f"{prefix}_")): value for key, value in inputs.items() if value is not None}
+    if connected and (last := max(connected)) > len(names):
+        count = f"{len(names)} character{'' if len(names) == 1 else 's'}"
+        raise InputError(f"{prefix}_{last} of {count}", f"1 to {len(names)}", "disconnect it, or add the character")
+    return {names[number - 1]: value for number, value in sorted(connected.items())}
 
 
 def audio(sound: tuple[Tensor, int] | None, seconds: float) -> dict[str, Any]:

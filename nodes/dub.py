@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from bya_core.config import DubConfig
 
-from . import convert, host, results, types
-from .schema import schema, widget
+from . import checks, convert, host, results, types
+from .schema import audio_inputs, made, schema, widget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bya_core.config import DubRegion
     from bya_core.pipelines.dub.dub import DubbedFilm
     from bya_core.pipelines.dub.film import Film
+    from bya_core.scene.original_voices import OriginalVoices
+    from bya_core.scene.timeline import Turn
 
 
 class Dub(io.ComfyNode):
@@ -46,6 +48,24 @@ class Dub(io.ComfyNode):
                     tooltip="Where the characters are in the film: one mask per character, or characters x frames, "
                     "first character first. Not connected: they are found by their reference images.",
                 ),
+                made(
+                    io.String.Input,
+                    "timeline",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Who speaks when in the film: the text of an SRT, WebVTT, RTTM or JSON file with the names "
+                    "of the characters, from a text node. The film is muted where a character with a new voice speaks.",
+                ),
+                *audio_inputs(
+                    "old_voice",
+                    "Old voice of character {} alone, from the start of the film. If any of these or background is "
+                    "connected, they replace the sound of the film, without those of characters with a new voice.",
+                ),
+                io.Audio.Input(
+                    "background",
+                    optional=True,
+                    tooltip="Sound of the film without voices, such as music and noise, from the start of the film.",
+                ),
             ],
             outputs=[
                 io.Video.Output("video", tooltip="The dubbed film. Connect to Save Video."),
@@ -58,6 +78,10 @@ class Dub(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, timeline: str | None = None) -> bool | str:
+        return checks.validate(lambda: _turns(timeline))
+
+    @classmethod
     @host.plain_errors
     def execute(
         cls,
@@ -67,12 +91,16 @@ class Dub(io.ComfyNode):
         feather: int = 4,
         strength: float = 0.75,
         masks: Any = None,
+        timeline: str | None = None,
+        background: Any = None,
+        **old_voices: Any,
     ) -> io.NodeOutput:
         from bya_core.pipelines.dub.dub import dub_film
         from bya_core.pipelines.dub.film import masks_of
 
         model, core = scene.model, scene.scene
         source = _film(film)
+        voices = _voices(core.names, timeline, old_voices, background)
         with host.running(model, core):
             done = dub_film(
                 source,
@@ -80,6 +108,7 @@ class Dub(io.ComfyNode):
                 model.bundle,
                 DubConfig(region, feather, strength),
                 masks=None if masks is None else masks_of(masks.cpu(), len(core.names), source),
+                voices=voices,
                 callback=host.progress_callback(model, core),
                 folder=host.temporary_folder(),
             )
@@ -93,6 +122,28 @@ def _film(film: Any) -> Film:
     parts = film.get_components()
     sound = None if parts.audio is None else (parts.audio["waveform"][0].cpu().float(), parts.audio["sample_rate"])
     return film_of(convert.to_uint8(parts.images), float(parts.frame_rate), sound)
+
+
+def _turns(timeline: str | None) -> Sequence[Turn]:
+    """The turns of a timeline; none of an empty one."""
+    from bya_core.scene.timeline import parse_timeline
+
+    return parse_timeline(timeline) if timeline is not None and timeline.strip() else ()
+
+
+def _voices(
+    names: Sequence[str], timeline: str | None, old_voices: dict[str, Any], background: Any
+) -> OriginalVoices | None:
+    """What is known of the voices in the film; None = nothing."""
+    from bya_core.scene.original_voices import OriginalVoices, named_turns
+
+    stems = convert.by_character(old_voices, "old_voice", names)
+    voices = OriginalVoices(
+        {name: convert.one_speech(audio, 0.0, 0.0) for name, audio in stems.items()},
+        None if background is None else convert.one_speech(background, 0.0, 0.0),
+        named_turns(_turns(timeline), names),
+    )
+    return voices if voices.stems or voices.background or voices.turns else None
 
 
 def _output(done: DubbedFilm, source: Film, known: Sequence[str]) -> io.NodeOutput:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from bya_core.scene.schema import SceneFile
 
 from . import checks, convert, host, lengths, results, types
-from .schema import schema, widget
+from .schema import audio_inputs, schema, widget
 
 
 class BindingReport(io.ComfyNode):
@@ -54,13 +54,9 @@ class BindingReport(io.ComfyNode):
         return io.NodeOutput(convert.from_pil(report.picture), report.text, ui=shown)
 
 
-MAX_VOICES = 4
-
-
 class VideoReport(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        first, *others = (f"voice_{m + 1}" for m in range(MAX_VOICES))
         return schema(
             "VideoReport",
             "BYA Video Report",
@@ -71,8 +67,8 @@ class VideoReport(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Video.Input("video", tooltip="A video of real people, from Load Video or any other node."),
-                io.Audio.Input(first, tooltip="Recording of one speaker alone; it starts with the video."),
-                *(io.Audio.Input(name, optional=True, tooltip="Recording of another speaker.") for name in others),
+                io.Audio.Input("voice_1", tooltip="Recording of one speaker alone; it starts with the video."),
+                *audio_inputs("voice", "Recording of another speaker.")[1:],
             ],
             outputs=[
                 io.Image.Output("image", tooltip="Each mouth against each voice, and both over time."),

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from bya_core.validation import option
 
 CATEGORY = "BindYourAvatar"
+MAX_VOICES = 4  # sockets for recordings of a node
 CHARACTER_NUMBERS = [str(number) for number in range(1, 9)]
 
 
@@ -73,6 +74,12 @@ def widget(kind: type, field: str, name: str | None = None, hint: str = "", **ch
     if declared.type is int:
         return made(io.Int.Input, name or field, **keywords | limits | changes)
     return made(io.Float.Input, name or field, **keywords | limits | {"step": 0.05} | changes)
+
+
+def audio_inputs(name: str, tooltip: str) -> list[Any]:
+    """One optional AUDIO for each of the first characters, named NAME_1 and so on; {} in the tooltip is the number."""
+    numbers = range(1, MAX_VOICES + 1)
+    return [io.Audio.Input(f"{name}_{number}", optional=True, tooltip=tooltip.format(number)) for number in numbers]
 
 
 def character_widget(tooltip: str, **changes: Any) -> Any:

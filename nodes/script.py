@@ -10,12 +10,11 @@ from comfy_api.latest import io
 from bya_core.io.synthesis import Engine
 
 from . import checks, convert, host, results, types
-from .schema import made, schema
+from .schema import audio_inputs, made, schema
 
 if TYPE_CHECKING:
     from bya_core.scene.spoken import Recording
 
-MAX_RECORDED = 4  # characters with inputs for recordings
 EXAMPLE = "ADA: Have you seen my umbrella?\nBO: It is raining, isn't it?\n(pause 1)\nADA: It is. And I am late."
 SCRIPT_TIP = (
     "One line per sentence, as NAME: text. Cues between lines: (pause 1.5), (overlap 0.4), (at 12), in seconds. What "
@@ -121,14 +120,10 @@ class Script(io.ComfyNode):
                     advanced=True,
                     tooltip="Language of the chosen voices of espeak-ng, such as en, de, fr or cmn.",
                 ),
-                *(
-                    io.Audio.Input(
-                        f"recordings_{number}",
-                        optional=True,
-                        tooltip=f"Recordings of character {number} of the cast, one per line, from a text-to-speech "
-                        "node behind BYA Script Lines.",
-                    )
-                    for number in range(1, MAX_RECORDED + 1)
+                *audio_inputs(
+                    "recordings",
+                    "Recordings of character {} of the cast, one per line, from a text-to-speech node behind BYA "
+                    "Script Lines.",
                 ),
             ],
             outputs=[
@@ -160,10 +155,10 @@ class Script(io.ComfyNode):
         names = [member.name for member in members]
         lines = lines_of_cast(first(script, ""), names)
         clips: dict[int, Recording] = {}
-        for number, name in enumerate(names, 1):
-            if given := recordings.get(f"recordings_{number}"):
-                speeches = [convert.one_speech(audio, 0.0, 0.0) for audio in given]
-                clips |= with_recordings(lines, name, [(each.waveform, each.sample_rate) for each in speeches])
+        given = {key: audio or None for key, audio in recordings.items()}  # not connected: none, or an empty list
+        for name, audio in convert.by_character(given, "recordings", names).items():
+            speeches = [convert.one_speech(each, 0.0, 0.0) for each in audio]
+            clips |= with_recordings(lines, name, [(each.waveform, each.sample_rate) for each in speeches])
         pairs = named_values(first(voices, "").splitlines(), names, "voice")
         chosen = {name: host.voice(voice) for name, voice in pairs.items()}
         with host.cancellable():

@@ -58,5 +58,10 @@ def read_original_voices(entry: DubEntry, folder: Path, names: Sequence[str], se
     turns: Sequence[Turn] = ()
     if timeline is not None:
         turns = read_timeline(folder / timeline) if isinstance(timeline, str) else turns_of(timeline)
-    named = [replace(turn, speaker=known.get(name_key(turn.speaker).casefold(), turn.speaker)) for turn in turns]
-    return OriginalVoices(stems, background, named)
+    return OriginalVoices(stems, background, named_turns(turns, names))
+
+
+def named_turns(turns: Sequence[Turn], names: Sequence[str]) -> list[Turn]:
+    """Turns with the names of characters as these are written; other speakers stay."""
+    known = {name_key(name).casefold(): name for name in names}
+    return [replace(turn, speaker=known.get(name_key(turn.speaker).casefold(), turn.speaker)) for turn in turns]

@@ -90,11 +90,25 @@ def read_timeline(path: str | os.PathLike[str]) -> tuple[Turn, ...]:
     parsers = {".rttm": parse_rttm, ".srt": parse_cues, ".vtt": parse_cues, ".json": parse_turns}
     if path.suffix.lower() not in parsers:
         raise InputError(f"the timeline {path}", "a file ending in .rttm, .srt, .vtt or .json", "convert it")
-    turns = parsers[path.suffix.lower()](read_text(path, "the timeline"), path.name)
+    return _sorted(parsers[path.suffix.lower()](read_text(path, "the timeline"), path.name), f"the timeline {path}")
+
+
+def parse_timeline(text: str) -> tuple[Turn, ...]:
+    """Parse RTTM, SRT, WebVTT or JSON, whichever the text is; sorted by start.
+
+    Raises:
+        InputError: An invalid text, or one without turns.
+    """
+    parse = parse_turns if text.lstrip().startswith("[") else parse_cues if "-->" in text else parse_rttm
+    return _sorted(parse(text), "the timeline")
+
+
+def _sorted(turns: list[Turn], what: str) -> tuple[Turn, ...]:
+    """The turns by start; raises InputError for none or too many."""
     if not turns:
-        raise InputError(f"the timeline {path} has no turns", "at least one", "check the file")
+        raise InputError(f"{what} has no turns", "at least one", "check it")
     if len(turns) > MAX_TURNS:
-        raise InputError(f"the timeline {path} has {len(turns)} turns", f"at most {MAX_TURNS}", "split the video")
+        raise InputError(f"{what} has {len(turns)} turns", f"at most {MAX_TURNS}", "split the video")
     return tuple(sorted(turns, key=lambda turn: turn.start))
 
 

@@ -94,6 +94,42 @@ def test_script_gives_the_cast_its_speech(run: Run, nodes: dict[str, Any], cast:
     assert 'no line of "Cy"' in nodes["ScriptLines"].validate_inputs(script=play, character="Cy")
     with pytest.raises(ValueError, match="1 recordings of Ada, who has 2 lines"):
         run("Script", **inputs | {"recordings_1": [audio]})
+    with pytest.raises(ValueError, match="recordings_3 of 2 characters"):
+        run("Script", **inputs, recordings_3=[audio], recordings_4=[])
+
+
+def level(audio: dict[str, Any], hertz: float, start: float, end: float) -> float:
+    """Amplitude of a tone in a part of a sound."""
+    rate = audio["sample_rate"]
+    part = audio["waveform"][0].mean(0)[round(start * rate) : round(end * rate)].double()
+    wave = torch.exp(-2j * torch.pi * hertz * torch.arange(len(part)) / rate)
+    return float(2 * (part * wave).sum().abs() / len(part))
+
+
+def test_dub_takes_separate_recordings_or_a_timeline(run: Run, model: Any, demo: dict[str, Any]) -> None:
+    """Ada gets a new voice: the old ones, the film and the background are told apart by their pitch."""
+
+    def tone(hertz: float) -> dict[str, Any]:
+        waveform = 0.2 * torch.sin(2 * torch.pi * hertz * torch.arange(8000) / 16_000)
+        return {"waveform": waveform[None, None], "sample_rate": 16_000}
+
+    new, _ = run("AudioEncode", audio=tone(950))
+    (one,) = run("FaceEncode", image=demo["image_1"], name="Ada", speech=new)
+    (cast,) = run("FaceEncode", image=demo["image_2"], name="Bo", cast=one)
+    scene = run("Scene", model=model, cast=cast, prompt=demo["prompt"], **short(9, steps=2))[0]
+    frames = InputImpl.VideoFromFile(str(Path(os.environ["BYA_PACK"], "demo/two_puppets.mp4"))).get_components().images
+    parts = Types.VideoComponents(images=frames[:10], frame_rate=Fraction(25), audio=tone(100))
+    film = InputImpl.VideoFromComponents(parts)
+    inputs = {"scene": scene, "film": film, "old_voice_1": tone(350), "old_voice_2": tone(550), "background": tone(750)}
+    audio = run("Dub", **inputs)[2]
+    levels = {hertz: level(audio, hertz, 0, 0.4) for hertz in (100, 350, 550, 750, 950)}
+    assert all((levels[hertz] > 0.15) == (hertz in (550, 750, 950)) for hertz in levels), levels
+
+    timeline = "1\n00:00:00,000 --> 00:00:00,200\nADA: Hello.\n\n2\n00:00:00,200 --> 00:00:00,400\nBo: Hi.\n"
+    _, _, audio, _, _, report = run("Dub", scene=scene, film=film, timeline=timeline)
+    assert level(audio, 100, 0, 0.2) < 0.02 and level(audio, 100, 0.22, 0.4) > 0.15 and "muted" not in report
+    with pytest.raises(ValueError, match="old_voice_3 of 2 characters"):
+        run("Dub", **inputs, old_voice_3=tone(1150))
 
 
 def test_outputs_are_on_the_cpu(routing: Any) -> None:

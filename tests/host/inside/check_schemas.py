@@ -90,6 +90,10 @@ def test_outputs_can_be_cached(nodes: dict[str, Any]) -> None:
         ("MaskRefine", {"painted_masks": PAINTED % "a\\u0000.png"}, "contains a character"),
         ("MaskRefine", {"start_percent": 0.5, "end_percent": 0.5}, "start < end"),
         ("Scene", {"prompt_schedule": ""}, None),
+        ("Dub", {}, None),
+        ("Dub", {"timeline": "SPEAKER film 1 0.5 1.0 <NA> <NA> Ada <NA> <NA>"}, None),
+        ("Dub", {"timeline": "Ada speaks first"}, "no turns"),
+        ("Dub", {"timeline": "00:01 --> later\nAda: Hello"}, "00:00:01,000 --> 00:00:02,500"),
         ("Scene", {"prompt_schedule": "later: Ada laughs"}, "2.5 - 4: Ada laughs"),
     ],
 )

@@ -23,6 +23,7 @@ from bya_core.scene.timeline import (
     merge_turns,
     parse_cues,
     parse_rttm,
+    parse_timeline,
     read_timeline,
     split_dialogue,
     write_rttm,
@@ -81,6 +82,7 @@ intro
 def test_all_formats_are_read(name, text, tmp_path):
     (tmp_path / name).write_bytes(text.encode())
     assert list(read_timeline(tmp_path / name)) == EXPECTED
+    assert list(parse_timeline(text)) == EXPECTED
 
 
 def test_cue_with_several_speakers():
