@@ -12,9 +12,10 @@ figures are measured from the pixels of the dubbed film, inside the drawn masks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -25,13 +26,12 @@ from bya_core.io.color import color_descriptor, histogram_similarity
 from bya_core.io.loudness import loudness_track
 from bya_core.pipelines.dub.dub import dub_film
 from bya_core.pipelines.dub.film import film_of
-from bya_core.progress import ProgressCallback
 from bya_core.scene.types import Scene, Speech
 from bya_core.toy.mouth import in_view, mouth_opening
 from bya_core.toy.segmentation import foreground
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.gallery import VideoStore
-from training.benchmark.puppet_report import RowSource, known_rows, scene_report
+from training.benchmark.puppet_report import ReportOptions, scene_report
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import ModelTarget, ReconstructionTarget
@@ -47,26 +47,21 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class DubEvaluator:
-    """Evaluates a film by its index."""
+    """Evaluates a film by its index; with "mixed" characters, films have one to three in turn."""
 
-    target: ModelTarget
-    codec: ReconstructionTarget
+    bundle: ModelBundle
     settings: SceneSettings
-    config: DubConfig
+    config: DubConfig = DubConfig()
+    steps: int | None = None
     videos: VideoStore | None = None
 
-    @classmethod
-    def create(
-        cls,
-        bundle: ModelBundle,
-        settings: SceneSettings,
-        config: DubConfig,
-        steps: int | None = None,
-        videos: VideoStore | None = None,
-    ) -> DubEvaluator:
-        """Create an evaluator; with "mixed" characters, films have one to three in turn."""
-        target = ModelTarget(bundle, settings, (), steps)
-        return cls(target, ReconstructionTarget(bundle, settings, ()), settings, config, videos)
+    @cached_property
+    def target(self) -> ModelTarget:
+        return ModelTarget(self.bundle, self.settings, (), self.steps)
+
+    @cached_property
+    def codec(self) -> ReconstructionTarget:
+        return ReconstructionTarget(self.bundle, self.settings, ())
 
     def scene(self, index: int) -> tuple[Scene, SuiteScene, np.ndarray]:
         """The scene with the new voice of its first character, the film, and the new voice [S]."""
@@ -85,7 +80,7 @@ class DubEvaluator:
         clip = film.clip
         sound = torch.from_numpy(clip.mix)[None], SAMPLE_RATE
         source = film_of(torch.from_numpy(clip.frames), float(clip.fps), sound)
-        made = dub_film(source, scene, self.target.bundle, self.config).load()
+        made = dub_film(source, scene, self.bundle, self.config).load()
         frames, weights = made.frames.numpy(), made.weights.numpy()
         if self.videos is not None:
             self.videos.save(clip, "film", clip.frames)
@@ -127,17 +122,9 @@ def _mean_square(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float
     return round(float(np.square(one[where].astype(float) - other[where]).mean()), 4)
 
 
-def dub_report(
-    evaluator: DubEvaluator,
-    *,
-    previous: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], object] | None = None,
-    callback: ProgressCallback | None = None,
-    row_source: RowSource | None = None,
-) -> dict[str, Any]:
-    """Evaluate the missing films and aggregate all of them; arguments as of `puppet_report`."""
-    settings = evaluator.settings
-    described = {**asdict(settings), **evaluator.target.describe(), "dub": asdict(evaluator.config)}
+def dub_report(evaluator: DubEvaluator, **options: Unpack[ReportOptions]) -> dict[str, Any]:
+    """Evaluate the missing films and aggregate all of them; options as of `scene_report`."""
+    described = {**asdict(evaluator.settings), **evaluator.target.describe(), "dub": asdict(evaluator.config)}
 
     def summary(rows: list[Row]) -> dict[str, Any]:
         groups = {
@@ -146,8 +133,7 @@ def dub_report(
         }
         return {"suite": "dub", "all": aggregate(rows), "by characters": groups, "required": REQUIRED}
 
-    rows = known_rows(previous, described, settings)
-    return scene_report(evaluator, described, rows, summary, save, callback, row_source)
+    return scene_report(evaluator, described, summary, **options)
 
 
 def aggregate(rows: Sequence[Row]) -> Row:

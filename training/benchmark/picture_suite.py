@@ -10,9 +10,9 @@ The targets "truth" and "shuffled" validate the metrics: about 1, and clearly lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from bya_core.evaluation.frechet import frechet_distance, gaussian
 from bya_core.grid import TokenGrid
-from bya_core.progress import ProgressCallback
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.gallery import VideoStore
 from training.benchmark.picture_metrics import (
@@ -33,7 +32,7 @@ from training.benchmark.picture_metrics import (
     occluded_heads,
 )
 from training.benchmark.puppet_fit import fit_frame
-from training.benchmark.puppet_report import REFERENCE_TARGETS, RowSource, known_rows, scene_report
+from training.benchmark.puppet_report import REFERENCE_TARGETS, ReportOptions, scene_report
 from training.benchmark.scenes import SceneSettings, suite_scene
 from training.benchmark.tables import markdown_table, number
 from training.benchmark.targets import EvaluationTarget, ModelTarget, ReconstructionTarget
@@ -161,16 +160,8 @@ def _face_row(face: FaceMetrics) -> Row:
     return row | ({"eyes": [round(value, 3) for value in face.eyes]} if face.eyes is not None else {})
 
 
-def picture_report(
-    evaluator: PictureEvaluator,
-    model: str,
-    *,
-    previous: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], object] | None = None,
-    callback: ProgressCallback | None = None,
-    row_source: RowSource | None = None,
-) -> dict[str, Any]:
-    """Evaluate the missing scenes and aggregate all of them; arguments as of `puppet_report`."""
+def picture_report(evaluator: PictureEvaluator, model: str, **options: Unpack[ReportOptions]) -> dict[str, Any]:
+    """Evaluate the missing scenes and aggregate all of them; options as of `scene_report`."""
     settings = evaluator.settings
     described = asdict(settings) | next(iter(evaluator.targets.values())).describe()
     described |= {"lengths": list(evaluator.targets), "measure": MEASURE, "list": settings.version}
@@ -180,8 +171,7 @@ def picture_report(
         lengths = {str(frames): aggregate(rows, frames) for frames in evaluator.targets} if rows else {}
         return {"suite": "pictures", "model": model, "lengths": lengths}
 
-    rows = known_rows(previous, described, settings)
-    return scene_report(evaluator, described, rows, summary, save, callback, row_source)
+    return scene_report(evaluator, described, summary, **options)
 
 
 def aggregate(rows: Sequence[Row], frames: int) -> dict[str, Row]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import torch
 
@@ -104,22 +104,24 @@ RowSource = Callable[[Sequence[int]], Iterator[dict[str, Any]]]
 """Evaluates scenes by index, in any order."""
 
 
-def puppet_report(
-    evaluator: SceneEvaluator,
-    *,
-    previous: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], object] | None = None,
-    callback: ProgressCallback | None = None,
-    row_source: RowSource | None = None,
-) -> dict[str, Any]:
-    """Evaluate the missing scenes and aggregate all of them.
+class ReportOptions(TypedDict, total=False):
+    """Options of `scene_report`.
 
     Args:
-        evaluator: target and scenes.
         previous: earlier report; its scenes are reused if model and settings are equal.
         save: called with the partial report after each scene.
         callback: progress per scene.
         row_source: evaluates scenes in other processes, see `in_processes`.
+    """
+
+    previous: dict[str, Any] | None
+    save: Callable[[dict[str, Any]], object] | None
+    callback: ProgressCallback | None
+    row_source: RowSource | None
+
+
+def puppet_report(evaluator: SceneEvaluator, **options: Unpack[ReportOptions]) -> dict[str, Any]:
+    """Evaluate the missing scenes and aggregate all of them; options as of `scene_report`.
 
     Raises:
         InputError: the size does not fit the model.
@@ -128,15 +130,14 @@ def puppet_report(
     settings, target = evaluator.settings, evaluator.target
     fixed = {"points": SHARES, "list": settings.version, "measure": MEASURE}
     described = {**asdict(settings), **fixed, **target.describe()}
-    complete = evaluator.measurements.keys
-    rows = known_rows(previous, described, settings, complete)
-    before = previous["seconds"] if previous is not None and rows else 0.0
+    previous, complete = options.get("previous"), evaluator.measurements.keys
+    before = previous["seconds"] if previous and known_rows(previous, described, settings, complete) else 0.0
 
     def summary(ordered: list[dict[str, Any]]) -> dict[str, Any]:
         seconds = round(before + time.perf_counter() - start, 1)
         return {"suite": "puppets", "model": target.name, **aggregate(ordered, target.points), "seconds": seconds}
 
-    return scene_report(evaluator, described, rows, summary, save, callback, row_source)
+    return scene_report(evaluator, described, summary, complete, **options)
 
 
 def known_rows(
@@ -155,24 +156,25 @@ def known_rows(
 def scene_report(
     evaluator: RowEvaluator,
     described: dict[str, Any],
-    rows: dict[int, dict[str, Any]],
     summary: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    save: Callable[[dict[str, Any]], object] | None,
-    callback: ProgressCallback | None,
-    row_source: RowSource | None,
+    complete: Set[str] = frozenset(),
+    *,
+    previous: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], object] | None = None,
+    callback: ProgressCallback | None = None,
+    row_source: RowSource | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the scenes that are missing in `rows`, and report all.
+    """Evaluate the scenes that an earlier report does not have, and report all.
 
     Args:
         evaluator: evaluates a scene by its index.
         described: settings of the report.
-        rows: from `known_rows`; completed here.
         summary: entries of the report that depend on the suite, from the rows in order.
-        save: called with the partial report after each scene.
-        callback: progress per scene.
-        row_source: evaluates scenes in other processes instead, see `in_processes`.
+        complete: keys that every row has.
+        previous, save, callback, row_source: see `ReportOptions`.
     """
     settings, tracker = evaluator.settings, ProgressTracker(callback)
+    rows = known_rows(previous, described, settings, complete)
 
     def report() -> dict[str, Any]:
         ordered = [rows[index] for index in sorted(rows)]

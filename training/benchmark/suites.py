@@ -27,7 +27,8 @@ from training.benchmark.picture_suite import LENGTHS, PictureEvaluator, picture_
 from training.benchmark.puppet_report import (
     REFERENCE_TARGETS,
     Measurements,
-    RowSource,
+    ReportOptions,
+    RowEvaluator,
     SceneEvaluator,
     gallery_cell,
     gallery_cells,
@@ -246,10 +247,8 @@ def evaluate_puppets(
     """Run the puppet suite; resumes the report at `options.json` of the same model."""
     measurements = Measurements(options.router, options.generate, options.codec and bundle is not None)
     arguments = (settings, measurements, options.steps, options.model_name, videos)
-    previous, save = _previous_report(options.json, "puppets")
     evaluator = SceneEvaluator.create(bundle, *arguments)
-    source = _row_source(SceneEvaluator, options, arguments)
-    return puppet_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
+    return puppet_report(evaluator, **_resumed("puppets", options, callback, SceneEvaluator.create, arguments))
 
 
 def evaluate_pictures(
@@ -261,12 +260,8 @@ def evaluate_pictures(
 ) -> Report:
     """Run the picture suite; resumes the report at `options.json` of the same model."""
     arguments = (settings, options.lengths, options.steps, options.model_name, options.codec, videos)
-    previous, save = _previous_report(options.json, "pictures")
-    evaluator = PictureEvaluator.create(bundle, *arguments)
-    source = _row_source(PictureEvaluator, options, arguments)
-    return picture_report(
-        evaluator, options.model_name, previous=previous, save=save, callback=callback, row_source=source
-    )
+    run = _resumed("pictures", options, callback, PictureEvaluator.create, arguments)
+    return picture_report(PictureEvaluator.create(bundle, *arguments), options.model_name, **run)
 
 
 def evaluate_takes(
@@ -278,10 +273,8 @@ def evaluate_takes(
 ) -> Report:
     """Run the takes suite; resumes the report at `options.json` of the same model."""
     arguments = (settings, options.takes, options.steps, videos)
-    previous, save = _previous_report(options.json, "takes")
-    evaluator = TakesEvaluator.create(bundle, *arguments)
-    source = _row_source(TakesEvaluator, options, arguments)
-    return takes_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
+    run = _resumed("takes", options, callback, TakesEvaluator, arguments)
+    return takes_report(TakesEvaluator(bundle, *arguments), **run)
 
 
 def evaluate_dub(
@@ -293,22 +286,30 @@ def evaluate_dub(
 ) -> Report:
     """Run the dub suite; resumes the report at `options.json` of the same model."""
     arguments = (settings, DubConfig(), options.steps, videos)
-    previous, save = _previous_report(options.json, "dub")
-    evaluator = DubEvaluator.create(bundle, *arguments)
-    source = _row_source(DubEvaluator, options, arguments)
-    return dub_report(evaluator, previous=previous, save=save, callback=callback, row_source=source)
+    run = _resumed("dub", options, callback, DubEvaluator, arguments)
+    return dub_report(DubEvaluator(bundle, *arguments), **run)
 
 
-def _row_source(kind: Any, options: EvaluateOptions, arguments: tuple[Any, ...]) -> RowSource | None:
-    """Evaluation in other processes, if there are several."""
-    if options.processes <= 1:
-        return None
-    create = functools.partial(_create_evaluator, kind, options, arguments)
-    return in_processes(create, options.processes, options.threads or 1)
+def _resumed(
+    suite: str,
+    options: EvaluateOptions,
+    callback: ProgressCallback | None,
+    create: Callable[..., RowEvaluator],
+    arguments: tuple[Any, ...],
+) -> ReportOptions:
+    """Options of a report that resumes the one at `options.json`; several processes create their own evaluators."""
+    previous, save = _previous_report(options.json, suite)
+    source = None
+    if options.processes > 1:
+        own = functools.partial(_create_evaluator, create, options, arguments)
+        source = in_processes(own, options.processes, options.threads or 1)
+    return {"previous": previous, "save": save, "callback": callback, "row_source": source}
 
 
-def _create_evaluator(kind: Any, options: EvaluateOptions, arguments: tuple[Any, ...]) -> Any:
-    return kind.create(_load_target(options), *arguments)
+def _create_evaluator(
+    create: Callable[..., RowEvaluator], options: EvaluateOptions, arguments: tuple[Any, ...]
+) -> RowEvaluator:
+    return create(_load_target(options), *arguments)
 
 
 def evaluate_routers(

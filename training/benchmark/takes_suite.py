@@ -11,18 +11,18 @@ video. The figures are those of the puppet suite, which knows the ground truth:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Unpack
 
 import numpy as np
 
 from bya_core.pipelines.takes import Selection, Take, generate_takes, takes_cost
-from bya_core.progress import ProgressCallback
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 from training.benchmark.gallery import VideoStore
-from training.benchmark.puppet_report import RowSource, known_rows, scene_report
+from training.benchmark.puppet_report import ReportOptions, scene_report
 from training.benchmark.puppet_suite import MEASURE, binding_score, evaluate_clip
 from training.benchmark.scenes import SceneSettings, SuiteScene, draw, with_references
 from training.benchmark.tables import markdown_table, number
@@ -36,26 +36,21 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TakesEvaluator:
-    """Evaluates all takes of a scene by its index."""
+    """Evaluates `takes` takes of a scene by its index."""
 
-    target: ModelTarget
-    truth: GroundTruthTarget
+    bundle: ModelBundle
     settings: SceneSettings
     takes: int
+    steps: int | None = None
     videos: VideoStore | None = None
 
-    @classmethod
-    def create(
-        cls,
-        bundle: ModelBundle,
-        settings: SceneSettings,
-        takes: int,
-        steps: int | None = None,
-        videos: VideoStore | None = None,
-    ) -> TakesEvaluator:
-        """Create an evaluator of `takes` takes of each scene."""
-        target = ModelTarget(bundle, settings, (), steps)
-        return cls(target, GroundTruthTarget(settings, (), target.grid), settings, takes, videos)
+    @cached_property
+    def target(self) -> ModelTarget:
+        return ModelTarget(self.bundle, self.settings, (), self.steps)
+
+    @cached_property
+    def truth(self) -> GroundTruthTarget:
+        return GroundTruthTarget(self.settings, (), self.target.grid)
 
     def scene(self, index: int) -> tuple[Scene, SuiteScene]:
         """Build the scene to generate and its ground truth. Scenes do not share seeds of takes."""
@@ -68,7 +63,7 @@ class TakesEvaluator:
     def row(self, index: int) -> Row:
         """Figures of the drawn truth and of every take, the best take first."""
         scene, truth = self.scene(index)
-        made = generate_takes(scene, self.target.bundle, Selection(self.takes, self.takes))
+        made = generate_takes(scene, self.bundle, Selection(self.takes, self.takes))
         matrix, grid = truth.clip.matrix, self.target.grid
         rows = []
         for take, video in zip(made.rows, made.videos, strict=True):
@@ -93,15 +88,8 @@ def chosen(takes: Sequence[Take], keep: int) -> int:
     return max(kept, key=lambda take: take.rank).seed
 
 
-def takes_report(
-    evaluator: TakesEvaluator,
-    *,
-    previous: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], object] | None = None,
-    callback: ProgressCallback | None = None,
-    row_source: RowSource | None = None,
-) -> dict[str, Any]:
-    """Evaluate the missing scenes and aggregate all of them; arguments as of `puppet_report`."""
+def takes_report(evaluator: TakesEvaluator, **options: Unpack[ReportOptions]) -> dict[str, Any]:
+    """Evaluate the missing scenes and aggregate all of them; options as of `scene_report`."""
     settings = evaluator.settings
     described = {**asdict(settings), **evaluator.target.describe(), "takes": evaluator.takes, "measure": MEASURE}
     scene, _ = evaluator.scene(0)
@@ -109,17 +97,7 @@ def takes_report(
     for keep in range(1, evaluator.takes + 1):
         calls, single = takes_cost(scene, Selection(evaluator.takes, keep))
         costs[str(keep)] = round(calls / single, 2)
-
-    rows = known_rows(previous, described, settings)
-    return scene_report(
-        evaluator,
-        described,
-        rows,
-        lambda rows: {"suite": "takes", **aggregate(rows, costs)},
-        save,
-        callback,
-        row_source,
-    )
+    return scene_report(evaluator, described, lambda rows: {"suite": "takes", **aggregate(rows, costs)}, **options)
 
 
 def aggregate(rows: Sequence[Row], costs: dict[str, float]) -> dict[str, Any]:

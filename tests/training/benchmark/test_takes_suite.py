@@ -38,7 +38,7 @@ def evaluator(random_bundle, monkeypatch):
     monkeypatch.setattr("bya_core.pipelines.takes.measure_video", lambda *_, **__: None)
     monkeypatch.setattr("bya_core.pipelines.takes._finished", finished)
     monkeypatch.setattr("bya_core.pipelines.takes.FaceTools.load", lambda: FaceTools(mesh=None))
-    return TakesEvaluator.create(random_bundle(2), SETTINGS, 2)
+    return TakesEvaluator(random_bundle(2), SETTINGS, 2)
 
 
 def test_takes_are_chosen_by_masks_then_by_binding():
