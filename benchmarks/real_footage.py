@@ -44,12 +44,14 @@ class Options:
 
     Args:
         clips: Two videos of one person each, with sound. Default: the first two of tests/assets/grid.
-        threads: Of PyTorch in report and curation.
+        threads: Of PyTorch in the report.
+        workers: Processes of the curation; 0 = run in the main process.
         json: File for the figures.
     """
 
     clips: tuple[Path, ...] = ()
     threads: int = 2
+    workers: int = 2
     json: Path | None = None
 
 
@@ -136,13 +138,14 @@ def measure_report(people: Sequence[Person], folder: Path, threads: int) -> dict
     return run(["-m", "bya_core", "report", str(folder / "report.mp4"), "--scene", str(scene)], threads, (0, 3, 4))
 
 
-def measure_curation(people: Sequence[Person], folder: Path, threads: int) -> dict[str, float]:
-    """Curation of 17 s of two people who take turns, in one process."""
+def measure_curation(people: Sequence[Person], folder: Path, workers: int) -> dict[str, float]:
+    """Curation of 17 s of two people who take turns."""
     footage = folder / "footage"
     footage.mkdir()
     write(footage / "interview.mp4", *interview(people, INTERVIEW))
     command = ["training/curate.py", "--input", str(footage), "--output", str(folder / "shards")]
-    return run([str(ROOT / command[0]), *command[1:], "--config", str(RECIPE), "--workers", "0"], threads, (0,))
+    options = ["--config", str(RECIPE), "--workers", str(workers)]
+    return run([str(ROOT / command[0]), *command[1:], *options], max(1, workers), (0,))
 
 
 def measure_tracking(people: Sequence[Person]) -> dict[str, float]:
@@ -163,6 +166,11 @@ def measure_tracking(people: Sequence[Person]) -> dict[str, float]:
     return {"milliseconds": 1000 * spent / len(frames) / len(people)}
 
 
+def show(what: str, cost: dict[str, float]) -> None:
+    """Print the cost of a command."""
+    print(f"{what}: {cost['seconds']:.1f} s, CPU time {cost['cpu_seconds']:.1f} s", flush=True)
+
+
 def main(options: Options) -> None:
     """Measure everything and print the results."""
     clips = options.clips or tuple(sorted((ROOT / "tests/assets/grid").glob("*.mp4"))[:2])
@@ -172,13 +180,11 @@ def main(options: Options) -> None:
     figures = {"tracking": measure_tracking(people)}
     print(f"detector and mesh, one core: {figures['tracking']['milliseconds']:.1f} ms per frame and face", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        for what, seconds, measure in (("report", SECONDS, measure_report), ("curation", INTERVIEW, measure_curation)):
-            cost = figures[what] = measure(people, Path(name), options.threads)
-            print(
-                f"{what} of {seconds:.0f} s: {cost['seconds']:.1f} s, CPU time {cost['cpu_seconds']:.1f} s, "
-                f"{options.threads} threads",
-                flush=True,
-            )
+        folder = Path(name)
+        figures["report"] = cost = measure_report(people, folder, options.threads)
+        show(f"report of {SECONDS:.0f} s, {options.threads} threads", cost)
+        figures["curation"] = cost = measure_curation(people, folder, options.workers)
+        show(f"curation of {INTERVIEW:.0f} s, {options.workers} workers", cost)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
 
