@@ -39,7 +39,7 @@ class Report:
     def run(self) -> int:
         from bya_core.io.atomic import AtomicFiles, write_json
         from bya_core.io.files import existing_file
-        from bya_core.io.outputs import check_output
+        from bya_core.io.outputs import check_distinct, check_output
         from bya_core.scene.schema import read_scene_file
 
         if (self.scene is None) == (not self.voices):
@@ -61,6 +61,7 @@ class Report:
             check_output(image, (".png",), "the image")
         if data is not None:
             check_output(data, (".json",), "the report")
+        check_distinct(path for path in (image, data) if path is not None)
         from bya_core.evaluation.video_file import measure_file, measure_voices
 
         if self.scene is None:

@@ -40,9 +40,9 @@ class Speakers:
     plot: Annotated[Path | None, optional("Plot of all faces over time to save (png).")] = None
 
     def run(self) -> int:
-        from bya_core.io.atomic import AtomicFiles, write_json
+        from bya_core.io.atomic import AtomicFiles, write_json, write_text
         from bya_core.io.files import existing_file
-        from bya_core.io.outputs import check_output
+        from bya_core.io.outputs import check_distinct, check_output
         from bya_core.scene.timeline import write_rttm
 
         existing_file(self.video, "the video")
@@ -51,8 +51,7 @@ class Speakers:
         timeline = check_output(self.output, (".json", ".rttm"), "the timeline")
         plot = None if self.plot is None else check_output(self.plot, (".png",), "the plot")
         scene = None if self.save_scene is None else check_output(self.save_scene, (".json",), "the scene")
-        if scene is not None and scene in (timeline, self.video, self.scene):
-            raise InputError(f"the scene {scene} is also another file", "a name of its own", "choose another name")
+        check_distinct(path for path in (timeline, plot, scene) if path is not None)
         from bya_core.evaluation.plots import draw_speakers
         from bya_core.evaluation.speakers import find_speakers_in
 
@@ -60,7 +59,7 @@ class Speakers:
         warn(found.notices)
         with AtomicFiles() as files:
             if timeline.suffix.lower() == ".rttm":
-                files.at(timeline).write_text(write_rttm(found.turns, self.video.stem), encoding="utf-8")
+                write_text(files.at(timeline), write_rttm(found.turns, self.video.stem))
             else:
                 write_json(files.at(timeline), _entries(found.turns))
             if scene is not None:

@@ -9,6 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.audio.resampler import AudioResampler
+from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from bya_core.errors import InputError
@@ -48,6 +49,9 @@ def write_video(
         options = {**quality, "preset": preset, "x264-params": "mbtree=0"}
         video = container.add_stream("libx264rgb" if lossless else "libx264", rate=rate, options=options)
         video.pix_fmt = "rgb24" if lossless else "yuv420p"
+        if not lossless:  # players take untagged video of 720 lines and more for BT.709, with other colors
+            video.codec_context.colorspace = Colorspace.ITU601
+            video.codec_context.color_range = ColorRange.MPEG
         track = _AudioWriter(container, *audio) if audio is not None else None
         size: tuple[int, int] | None = None
         count = 0

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from bya_core.errors import InputError
@@ -182,6 +183,15 @@ def test_write_video(rate: int, channels: int, tmp_path: Path) -> None:
     assert waveform.shape[0] == (channels if channels != 10 else 1)
     start = (waveform[0].abs() > 0.05).nonzero()[0, 0]
     assert start / actual == pytest.approx(0.5, abs=0.03)
+
+
+def test_videos_say_how_their_colors_are_stored(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", np.full((2, 16, 16, 3), (200, 40, 40), np.uint8), 25.0)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        (stream,) = container.streams.video
+        frame = next(container.decode(stream))
+        assert (frame.colorspace, frame.color_range) == (Colorspace.ITU601, ColorRange.MPEG)
+        assert frame.to_ndarray(format="rgb24")[8, 8] == pytest.approx((200, 40, 40), abs=3)
 
 
 def test_failed_videos_leave_the_old_file(tmp_path: Path) -> None:
