@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from bya_core.environment import PACKAGES
 from bya_core.errors import Cancelled, InputError, out_of_memory
+from bya_core.io.atomic import atomic_write
 from bya_core.io.files import usable_path
 from bya_core.weights.cache import add_foreign_folder, add_model_folder, add_shared_folder, local_models
 from bya_core.weights.registry import MODELS
@@ -154,6 +156,16 @@ def temporary_file(name: str, suffix: str) -> tuple[Path, dict[str, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_{uuid.uuid4().hex}{suffix}"
     return path, {"filename": path.name, "subfolder": FOLDER, "type": "temp"}
+
+
+def temporary_copy(content: bytes, suffix: str) -> Path:
+    """A file with this content in that folder; the same one for the same content."""
+    path = temporary_folder() / f"{hashlib.sha256(content).hexdigest()}{suffix}"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    return path
 
 
 def temporary_folder() -> Path:

@@ -69,8 +69,8 @@ class MaskRefine(io.ComfyNode):
                     default="",
                     optional=True,
                     socketless=True,
-                    tooltip="Strokes painted on the node: their file in input/, grid and characters, as JSON. Empty: "
-                    "none. Applied last, with the strength and steps above.",
+                    tooltip="Strokes painted on the node, as JSON: PNG (data URL or file in input/), grid, characters. "
+                    "Empty: none. Applied last, with the strength and steps above.",
                     extra_dict={"hidden": True},
                 ),
             ],
@@ -133,11 +133,14 @@ class MaskRefine(io.ComfyNode):
 
 
 def _painted_file(text: str) -> tuple[PaintedMasks, Path] | None:
-    """Painted masks and the path of their file; None without any. Raises InputError."""
+    """Painted masks and the path of their PNG; None without any. Raises InputError."""
     from bya_core.scene.painted_masks import parse_painted_masks
 
     painted = parse_painted_masks(text)
-    return None if painted is None else (painted, host.input_file(painted.file))
+    if painted is None:
+        return None
+    content = painted.image()
+    return painted, host.input_file(painted.file) if content is None else host.temporary_copy(content, ".png")
 
 
 def _check_painted(text: str) -> None:

@@ -30,11 +30,12 @@ def timeline_entry(cast: Any, scene: CoreScene, defaults: SceneDefaults) -> dict
     voices = []
     for member in cast:
         entry: dict[str, Any] = {"name": member.name, "file": None}
-        if (speech := member.speech) is not None and speech.end - speech.offset <= MAX_HEARD:
-            sound = convert.audio((speech.waveform.mean(0, keepdim=True), speech.sample_rate), 0.0)
+        if (speech := member.speech) is not None:
             seconds = speech.end - speech.offset
             entry |= {"offset": speech.offset, "gain": speech.gain, "seconds": seconds}
-            entry["file"] = dict(ui.PreviewAudio(sound).as_dict()["audio"][0])
+            if seconds <= MAX_HEARD:
+                sound = convert.audio((speech.waveform.mean(0, keepdim=True), speech.sample_rate), 0.0)
+                entry["file"] = dict(ui.PreviewAudio(sound).as_dict()["audio"][0])
         voices.append(entry)
     spans = [[window.start / scene.fps, window.stop / scene.fps] for window in windows]
     return {"frames": scene.num_frames, "windows": spans, "voices": voices}

@@ -7,6 +7,7 @@ router. A tile may have any number of pixels per token.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from bya_core.masks import MaskControl
 from bya_core.validation import Field, from_mapping, parse_json, validated
 
 WHAT = "painted_masks"
+INLINE = "data:image/png;base64,"
+MAX_INLINE = 8_000_000  # characters
 CLEAR = "clear the painting with its button"
 RESTORE = f"{CLEAR}, or restore the scene that it was made for"
 Positive = Annotated[int, Field(ge=1, le=100_000)]
@@ -36,18 +39,32 @@ class PaintedMasks:
     """Where the strokes are stored, and what they were painted on.
 
     Args:
-        file: Reference to the PNG, for the program that stores it.
+        file: The PNG as a data URL, or a reference to it, for the program that stores it.
         grid: T, h, w of the masks.
         characters: Names of the characters, in the order of the tiles.
         columns: Tiles in each row of the file.
         start: First latent frame in the video, of masks of one window.
     """
 
-    file: Annotated[str, Field(min_length=1, max_length=1000)]
+    file: Annotated[str, Field(min_length=1, max_length=MAX_INLINE)]
     grid: tuple[Positive, Positive, Positive]
     characters: Annotated[list[str], Field(min_length=1, max_length=1000)]
     columns: Positive
     start: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def label(self) -> str:
+        """The PNG in messages."""
+        return f"the image in {WHAT}" if self.file.startswith(INLINE) else f"the file {self.file[:1000]} of {WHAT}"
+
+    def image(self) -> bytes | None:
+        """Content of the PNG; None if `file` is a reference. Raises InputError for damaged content."""
+        if not self.file.startswith(INLINE):
+            return None
+        try:
+            return base64.b64decode(self.file.removeprefix(INLINE), validate=True)
+        except ValueError as error:
+            raise InputError(f"{self.label} is not base64", "a data URL of a PNG", CLEAR) from error
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,7 @@ def read_strokes(painted: PaintedMasks, path: Path, names: Sequence[str], grid: 
 def check_file(painted: PaintedMasks, path: Path) -> None:
     """Raise InputError if the file is missing, or has a name that no file can have."""
     if not usable_path(path, f"the file of {WHAT}").is_file():
-        problem = f"the file {painted.file} of {WHAT} is missing"
+        problem = f"{painted.label} is missing"
         raise InputError(problem, "an existing file", f"restore the file, or {CLEAR}")
 
 
@@ -133,7 +150,7 @@ def _read_tiles(painted: PaintedMasks, path: Path) -> tuple[Tensor, Tensor]:
     tiles = len(painted.characters) * frames
     across, down = painted.columns * width, -(-tiles // painted.columns) * height
     if black.shape[0] % down or black.shape[1] % across or black.shape[0] // down != black.shape[1] // across:
-        problem = f"the file {painted.file} of {WHAT} with {black.shape[1]} x {black.shape[0]} pixels"
+        problem = f"{painted.label} with {black.shape[1]} x {black.shape[0]} pixels"
         raise InputError(problem, f"{across} x {down} or an integer multiple", CLEAR)
     layers = torch.from_numpy(np.stack([1 - (white - black), black]))
     tokens = F.adaptive_avg_pool2d(layers, (down, across))

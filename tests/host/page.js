@@ -97,6 +97,24 @@ const actions = {
     }, [node, name, path.parse(file).name], { timeout: READY });
     return null;
   },
+  // Chooses files with an entry of the menu that a right click on a node opens.
+  async chooseByMenu(page, { node, entry, files }) {
+    const [x, y] = await page.evaluate((id) => {
+      const { graph, ds, canvas } = window.app.canvas;
+      const { pos } = graph.getNodeById(id) ?? graph.getNodeById(Number(id));
+      ds.offset = [300 - pos[0], 200 - pos[1]];
+      ds.scale = 1;
+      window.app.canvas.draw(true, true);
+      const box = canvas.getBoundingClientRect();
+      return [box.left + 300 + 80, box.top + 200 - 15];
+    }, node);
+    await page.waitForTimeout(500);
+    await page.mouse.click(x, y, { button: 'right' });
+    const chosen = page.waitForEvent('filechooser', { timeout: READY });
+    await page.getByText(entry, { exact: true }).first().click();
+    await (await chosen).setFiles(files);
+    return null;
+  },
   // Clicks an element at a share of its width and height.
   async click(page, { selector, x, y }) {
     const box = await page.locator(selector).first().boundingBox();

@@ -23,6 +23,32 @@ from tests.host.setup import ROOT, HostUnavailable
 pytestmark = pytest.mark.host
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 
+# queues two steps of the toy model, without changing the nodes; a workflow that measures a video keeps its length
+SHORT = """(() => {
+  const queue = app.api.queuePrompt;
+  app.api.queuePrompt = function (number, data, ...rest) {
+    const nodes = Object.values(data.output);
+    const measured = nodes.some((node) => node.class_type === "BYA_BindingReport");
+    const length = measured ? {} : { length: "frames", frames: 9 };
+    const scene = { ...length, settings: "custom", width: 96, height: 64, steps: 2 };
+    const model = { model: "toy" };
+    const values = { BYA_Scene: scene, BYA_Loader: { ...model, dtype: "default" }, BYA_Preflight: model };
+    for (const node of nodes) Object.assign(node.inputs, values[node.class_type]);
+    return queue.call(this, number, data, ...rest);
+  };
+})()"""
+# boxes with the title bar, as drawn
+BOXES = """app.graph.nodes.map((node) => {
+  const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+  const { scale } = app.canvas.ds;
+  const [width, height] = shown ? [shown.width / scale, shown.height / scale] : [node.size[0], node.size[1] + 30];
+  const elements = (node.widgets ?? []).map((one) => one.element).filter((one) => one?.className === "bya-result");
+  return {
+    title: node.title, active: node.mode === 0, box: [node.pos[0], node.pos[1] - 30, width, height],
+    result: elements.map((one) => one.textContent).join(),
+  };
+})"""
+
 
 @pytest.fixture(scope="module")
 def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -72,6 +98,27 @@ def test_workflows_load(server: Server, shots: Path) -> None:
         queued = {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in prompt.items()}
         assert queued == graphs.load(path.stem), path.stem
         assert _is_picture(shots / f"{path.stem}.png")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_overlap_after_a_run(server: Server, shots: Path, path: Path) -> None:
+    """Results have room in the nodes that show them, in classic nodes and in Nodes 2.0."""
+    steps: list[dict[str, Any]] = [{"do": "evaluate", "code": SHORT}]
+    for modern in (False, True):
+        picture = shots / f"{path.stem}-{'nodes2' if modern else 'classic'}.png"
+        steps += [{"do": "nodes2", "on": modern}, {"do": "load", "workflow": path}, {"do": "run", "seconds": 1200}]
+        steps += [{"do": "shot", "file": picture, "fit": True}, {"do": "evaluate", "code": BOXES}]
+    answers = run_steps(server.url, *steps, {"do": "nodes2", "on": False}, viewport=(1900, 1100))
+    for ended, _, boxes in (answers[3:6], answers[8:11]):
+        assert ended["kind"] == "execution_success", ended
+        assert not [node["title"] for node in boxes if node["active"] and "appears here" in node["result"]]
+        overlapping = [
+            (one["title"], other["title"])
+            for number, one in enumerate(boxes)
+            for other in boxes[number + 1 :]
+            if _overlap(one["box"], other["box"])
+        ]
+        assert not overlapping
 
 
 def test_template_browser_lists_the_pack(server: Server, shots: Path) -> None:

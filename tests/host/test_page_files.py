@@ -1,4 +1,5 @@
-"""Images and recordings of several characters in one step: dropped on the canvas, on a node, on a blueprint."""
+"""Images and recordings of several characters in one step: dropped on the canvas, on a node, on a blueprint,
+or chosen in the menu of a node."""
 
 from __future__ import annotations
 
@@ -92,6 +93,27 @@ def test_drop_on_the_canvas_and_on_one_character(server: Server, nodes2: bool) -
         {"do": "nodes2", "on": False},
     )[3]
     assert stems(prompt) == {"image": ["bya_A", "puppet_B"], "audio": ["bya_A", "puppet_C"]}
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes 2.0"])
+def test_choose_in_the_menu_of_a_node(server: Server, nodes2: bool) -> None:
+    workflow = ROOT / "workflows" / "01 First video.json"
+    nodes = json.loads(workflow.read_text(encoding="utf-8"))["nodes"]
+    (scene,) = (node["id"] for node in nodes if node["type"] == "BYA_Scene")
+    paths = [person["file"] for person in PEOPLE]
+    answers = run_steps(
+        server.url,
+        {"do": "nodes2", "on": nodes2},
+        {"do": "load", "workflow": workflow},
+        {"do": "chooseByMenu", "node": scene, "entry": "Load images and recordings…", "files": paths},
+        {"do": "wait", "code": LOADED},
+        {"do": "prompt"},
+        {"do": "press", "key": "Control+z"},
+        {"do": "prompt"},
+        {"do": "nodes2", "on": False},
+    )
+    assert stems(answers[4]) == OWN_FILES
+    assert files(answers[6]) == DEMO_FILES
 
 
 def test_drop_on_a_blueprint(server: Server) -> None:

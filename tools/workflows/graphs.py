@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.workflows.sheet import Group, Node, NodeInfo, Sheet, Wire
+from tools.workflows.sheet import COLUMN_GAP, Group, Node, NodeInfo, Sheet, Wire
 
 NOTES = Path(__file__).resolve().parent / "notes"
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 REAL_PROMPT = "Two people sit side by side on a sofa and talk: on the left a woman, on the right a man."
 NARROW, WIDE, PANEL, BEST = 240, 430, 380, 590  # widths of the nodes of characters, of the scene, and with results
+SLIM, SMALL = 395, 360  # the last two in graphs of four columns
 
 
 def scene_of(demo: str) -> dict[str, Any]:
@@ -99,21 +100,25 @@ class Start:
 
 def toy_scene(
     sheet: Sheet, demo: str = "scene", files: str = "bya_", voices: Sequence[str | None] | None = None, count: int = 2,
-    with_frame: bool = True, **scene_inputs: Any,
+    with_frame: bool = True, above: bool = False, wide: int = WIDE, **scene_inputs: Any,
 ) -> Start:  # fmt: skip
-    """Note, model, characters and scene of a demo of the toy model, with its first frame or without."""
-    note = sheet.read_me(wide=NARROW + 20)
-    model = sheet.add("BYA_Loader", wide=NARROW + 20)
+    """Note, model, characters and scene of a demo of the toy model, with its first frame or without.
+
+    Note and model are left of the characters, or `above` them.
+    """
+    narrow = NARROW if above else NARROW + 20
+    note = sheet.read_me(wide=2 * NARROW + COLUMN_GAP if above else narrow)
+    model = sheet.add("BYA_Loader", wide=narrow)
     letters = "ABC"[:count]
     recordings = [f"{files}{letter}.wav" for letter in letters] if voices is None else voices
     people = cast(sheet, [f"{files}{letter}.png" for letter in letters], recordings)
     frame = None
     if with_frame:
-        frame = sheet.add("LoadImage", "First frame (optional)", wide=NARROW + 20, image=f"{files}first_frame.png")
+        frame = sheet.add("LoadImage", "First frame (optional)", wide=narrow, image=f"{files}first_frame.png")
         scene_inputs["first_frame"] = frame["IMAGE"]
     scene = sheet.add(
         "BYA_Scene",
-        wide=WIDE,
+        wide=wide,
         model=model["model"],
         cast=people.out,
         **scene_of(demo),
@@ -122,16 +127,16 @@ def toy_scene(
     models = (
         Group("Model", [[model]], "green")
         if frame is None
-        else Group("Model and first frame", [[model, frame]], "green")
+        else Group("Model and first frame", [[model], [frame]] if above else [[model, frame]], "green")
     )
     left = [Group("Read me", [[note]], "grey"), models]
     return Start(left, people, scene, frame)
 
 
-def result(sheet: Sheet, routing: Wire, prefix: str) -> tuple[Node, Node]:
+def result(sheet: Sheet, routing: Wire, prefix: str, wide: int = PANEL) -> tuple[Node, Node]:
     """Sampler with the video and its binding, and Save Video."""
-    sampler = sheet.add("BYA_Sampler", wide=PANEL, routing=routing)
-    saved = sheet.add("SaveVideo", wide=PANEL, video=sampler["video"], filename_prefix=f"video/{prefix}")
+    sampler = sheet.add("BYA_Sampler", wide=wide, routing=routing)
+    saved = sheet.add("SaveVideo", wide=wide, video=sampler["video"], filename_prefix=f"video/{prefix}")
     return sampler, saved
 
 
@@ -172,56 +177,55 @@ def real_weights(sheet: Sheet) -> None:
 
 def look_and_edit_masks(sheet: Sheet) -> None:
     """Look at the masks of the router, change one, resume."""
-    start = toy_scene(sheet)
-    router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"])
-    refined = sheet.add("BYA_MaskRefine", "Refine all masks", wide=PANEL, routing=router["routing"])
-    picked = sheet.add("BYA_SelectCharacterMask", wide=PANEL, routing=refined["routing"], character="puppet A")
-    grown = sheet.add("GrowMask", wide=PANEL, mask=picked["mask"], expand=4)
+    start = toy_scene(sheet, above=True, wide=SLIM)
+    router = sheet.add("BYA_EmbeddingRouter", wide=SLIM, scene=start.scene["scene"])
+    refined = sheet.add("BYA_MaskRefine", "Refine all masks", wide=SMALL, routing=router["routing"])
+    picked = sheet.add("BYA_SelectCharacterMask", wide=SMALL, routing=refined["routing"], character="puppet A")
+    grown = sheet.add("GrowMask", wide=SMALL, mask=picked["mask"], expand=4)
     edited = sheet.add(
         "BYA_MaskRefine",
         "Override with the grown mask",
-        wide=PANEL,
+        wide=SMALL,
         routing=refined["routing"],
         refine=False,
         override_mask=grown["MASK"],
         character="puppet A",
     )
-    sampler, saved = result(sheet, edited["routing"], "edited_masks")
+    sampler, saved = result(sheet, edited["routing"], "edited_masks", SMALL)
     sheet.arrange([
-        start.left,
-        [start.people.group],
+        [*start.left, start.people.group],
         [Group("2 Scene and masks", [[start.scene, router]], "purple")],
-        [Group("3 Edit the masks", [[refined, picked, grown, edited]], "blue"),
-         Group("4 Video", [[sampler, saved]], "orange")],
+        [Group("3 Edit the masks", [[refined, picked, grown, edited]], "blue")],
+        [Group("4 Video", [[sampler, saved]], "orange")],
     ])  # fmt: skip
 
 
 def paint_masks(sheet: Sheet) -> None:
     """Masks painted on the node."""
-    start = toy_scene(sheet)
-    router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"], mode="pre")
-    painted = sheet.add("BYA_MaskRefine", "Paint here", wide=PANEL, routing=router["routing"], refine=False)
-    sampler, saved = result(sheet, painted["routing"], "painted_masks")
+    start = toy_scene(sheet, above=True, wide=SLIM)
+    router = sheet.add("BYA_EmbeddingRouter", wide=SLIM, scene=start.scene["scene"], mode="pre")
+    painted = sheet.add("BYA_MaskRefine", "Paint here", wide=SMALL, routing=router["routing"], refine=False)
+    sampler, saved = result(sheet, painted["routing"], "painted_masks", SMALL)
     sheet.arrange([
-        start.left,
-        [start.people.group],
+        [*start.left, start.people.group],
         [Group("2 Scene and masks", [[start.scene, router]], "purple")],
-        [Group("3 Paint", [[painted]], "blue"), Group("4 Video", [[sampler, saved]], "orange")],
+        [Group("3 Paint", [[painted]], "blue")],
+        [Group("4 Video", [[sampler, saved]], "orange")],
     ])  # fmt: skip
 
 
 def router_comparison(sheet: Sheet) -> None:
-    """The three routers compared."""
-    start = toy_scene(sheet)
-    rows = []
+    """The three routers compared, side by side."""
+    start = toy_scene(sheet, above=True, wide=2 * NARROW + COLUMN_GAP)
+    columns = []
     for mode, color in (("pre", "blue"), ("intra", "purple"), ("post", "orange")):
-        router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", wide=340, scene=start.scene["scene"], mode=mode)
-        sampler, saved = result(sheet, router["routing"], f"router_{mode}")
-        rows.append(Group(mode, [[router], [sampler, saved]], color))
+        scene = start.scene["scene"]
+        router = sheet.add("BYA_EmbeddingRouter", f"Router: {mode}", wide=SMALL, scene=scene, mode=mode)
+        sampler, saved = result(sheet, router["routing"], f"router_{mode}", SMALL)
+        columns.append([Group(mode, [[router, sampler, saved]], color)])
     sheet.arrange([
-        [*start.left, start.people.group],
-        [Group("2 Scene", [[start.scene]], "green")],
-        rows,
+        [*start.left, start.people.group, Group("2 Scene", [[start.scene]], "green")],
+        *columns,
     ])  # fmt: skip
 
 
@@ -265,7 +269,7 @@ def dub_a_film(sheet: Sheet) -> None:
 
 def best_of_four(sheet: Sheet) -> None:
     """Four seeds tried, the best two finished, the best one saved."""
-    start = toy_scene(sheet, with_frame=False)
+    start = toy_scene(sheet, with_frame=False, above=True)
     best = sheet.add("BYA_BestTake", wide=BEST, scene=start.scene["scene"])
     saved = sheet.add("SaveVideo", wide=BEST, video=best["video"], filename_prefix="video/best_of_four")
     sheet.arrange([

@@ -19,10 +19,10 @@ SHOWS = {
     "LoadImage": 215, "LoadAudio": 60, "LoadVideo": 240,
 }  # fmt: skip  # heights of what nodes show besides their inputs
 HEIGHTS = {
-    "BYA_AudioEncode": 190, "BYA_BestTake": 850, "BYA_BindingReport": 520, "BYA_EmbeddingRouter": 555,
-    "BYA_FaceEncode": 165, "BYA_Loader": 200, "BYA_MaskRefine": 620, "BYA_Preflight": 500, "BYA_Sampler": 680,
-    "BYA_Scene": 620, "BYA_VideoReport": 560,
-}  # fmt: skip  # of nodes whose inputs are folded and hidden by the page
+    "BYA_AudioEncode": 190, "BYA_BestTake": 850, "BYA_BindingReport": 520, "BYA_Dub": 300, "BYA_EmbeddingRouter": 570,
+    "BYA_FaceEncode": 165, "BYA_Loader": 200, "BYA_MaskOverlay": 340, "BYA_MaskRefine": 620, "BYA_Preflight": 600,
+    "BYA_Sampler": 680, "BYA_Scene": 690, "BYA_Script": 410, "BYA_ScriptLines": 270, "BYA_VideoReport": 640,
+}  # fmt: skip  # with their results, of nodes whose inputs are folded and hidden by the page
 NodeInfo = dict[str, Any]
 
 
@@ -172,7 +172,7 @@ class Sheet:
                 for number, group in enumerate(self.groups, 1)
             ],
             "config": {},
-            "extra": {"ds": {"scale": 0.8, "offset": [90, 60]}},
+            "extra": {"ds": {"scale": 0.8, "offset": [90, 120]}},  # below the menu of the page
             "version": 0.4,
         }  # fmt: skip
 

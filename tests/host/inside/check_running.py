@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import importlib.util
 import json
@@ -184,6 +185,11 @@ def test_painted_masks(run: Run, nodes: dict[str, Any], routing: Any) -> None:
         expected = (routing.routing.masks[1, 1] * 255).round().numpy()
         assert np.array_equal(sheet[:, (T + 1) * 12 : (T + 2) * 12], expected), "masks below the strokes"
         key = nodes["MaskRefine"].fingerprint_inputs(**painted)
+        inline = description | {"file": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"}
+        again = {"painted_masks": json.dumps(inline)}
+        assert nodes["MaskRefine"].validate_inputs(**again) is True
+        assert nodes["MaskRefine"].fingerprint_inputs(**again) == key
+        assert torch.equal(run("MaskRefine", routing=routing, refine=False, **again, strength=0.5)[1], masks)
         Image.fromarray(255 - pixels).save(path)
         assert nodes["MaskRefine"].fingerprint_inputs(**painted) != key
     finally:

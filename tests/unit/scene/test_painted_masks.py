@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from bya_core.errors import InputError
 from bya_core.grid import TokenGrid
-from bya_core.scene.painted_masks import PaintedMasks, parse_painted_masks, read_strokes
+from bya_core.scene.painted_masks import INLINE, PaintedMasks, parse_painted_masks, read_strokes
 
 GRID = TokenGrid(3, 2, 4)
 NAMES = ["Ada", "Bo"]
@@ -80,6 +82,16 @@ def test_file_has_to_match_the_scene(tmp_path: Path) -> None:
     path.write_bytes(b"no picture")
     with pytest.raises(InputError, match="cannot be read"):
         read_strokes(PAINTED, path, NAMES, GRID)
+
+
+def test_image_in_the_description(tmp_path: Path) -> None:
+    content = save(tmp_path / "strokes.png", sheet()).read_bytes()
+    painted = replace(PAINTED, file=INLINE + base64.b64encode(content).decode())
+    assert painted.image() == content and PAINTED.image() is None
+    with pytest.raises(InputError, match="the image in painted_masks is not base64"):
+        replace(PAINTED, file=INLINE + "a%").image()
+    with pytest.raises(InputError, match="the image in painted_masks with 63 x 16 pixels"):
+        read_strokes(painted, save(tmp_path / "cut.png", sheet()[:, 1:]), NAMES, GRID)
 
 
 def test_parse() -> None:

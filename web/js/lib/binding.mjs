@@ -1,15 +1,14 @@
 // Binding panel of BYA Sampler: the video, and per character score, margin, lag, listening and coverage over time.
 // A click on a track jumps to that moment of the video.
-import { app } from "../../../../scripts/app.js";
-import { api } from "../../../../scripts/api.js";
 import {
   cells, firstMoment, laneAt, lanes, momentText, polyline, scoreRange, spoken, tickStep, timeAt, tracksHeight,
 } from "./binding_layout.mjs";
-import { chain, element, fileUrl, isPreviewOf, outputsOf, text, warn } from "./kit.mjs";
+import { chain, element, fileUrl, growTo, outputsOf, takePreviews, text, warn } from "./kit.mjs";
 
 const NODES = ["BYA_Sampler", "BYA_VideoReport", "BYA_BestTake"];
 const KEY = "bya_binding"; // of the results of a node
 const ROW = 20;
+const WIDTH = 360; // smallest width of a node with a result
 const VIDEO = 200; // smallest height of the video in a node that grows for its result
 const GOOD = "#2ea05e";
 const BAD = "#e05252";
@@ -23,13 +22,6 @@ const COLUMNS = {
   listening: ["Listens", "Part of the video in which the assigned voice is silent."],
   coverage: ["Area", "Mean part of the frame that is covered by the mask."],
 };
-
-// Nodes 2.0: the page's own preview of a run, which it keeps after the run
-const BODY = `.lg-node:has(.bya-binding) [data-testid^="node-body-"]`;
-
-export function setup() {
-  document.head.append(element("style", { textContent: `${BODY} > img, ${BODY} > img + div { display: none; }` }));
-}
 
 export function nodeCreated(node) {
   if (NODES.includes(node.comfyClass)) new Panel(node);
@@ -57,43 +49,41 @@ class Panel {
     this.root = element(
       "div",
       {
-        className: "bya-binding",
+        className: "bya-binding bya-live",
         style: { display: "flex", flexDirection: "column", gap: "4px", minHeight: "0", overflow: "hidden", font: "11px sans-serif", color: "var(--input-text, #ddd)" },
       },
       this.preview, this.video, this.table, this.canvas, this.line,
     );
-    this.widget = node.addDOMWidget(KEY, KEY, this.root, {
+    const shown = node.addDOMWidget(KEY, KEY, this.root, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: () => this.minHeight(),
     });
-    this.widget.serialize = false;
+    shown.serialize = false;
     this.listen();
     this.show(null);
+    growTo(node, WIDTH, node.computeSize()[1] - this.minHeight() + this.fixedHeight(2) + VIDEO);
   }
 
   minHeight() {
     return this.fixedHeight() + (this.data?.video || this.preview.src ? 140 : 0);
   }
 
-  /** Height of everything but the video. */
-  fixedHeight() {
-    const count = this.data?.characters.length ?? 0;
+  /** Height of everything but the video, for a number of characters. */
+  fixedHeight(count = this.data?.characters.length ?? 0) {
     return (count ? (count + 1) * ROW + tracksHeight(count) + 8 : 0) + ROW + 8;
   }
 
   listen() {
     const { node, video, canvas } = this;
     const restore = () => setTimeout(() => this.restore(), 120);
-    const preview = (event) => this.showPreview(event.detail);
-    api.addEventListener("b_preview_with_metadata", preview);
+    takePreviews(node, (blob) => this.showPreview(blob));
     chain(node, "onExecuted", (output) => this.show(output?.[KEY]?.[0] ?? null, true));
     for (const key of ["onAdded", "onConfigure", "onGraphConfigured"]) chain(node, key, restore);
     const observer = new ResizeObserver(() => this.draw());
     observer.observe(this.root);
     chain(node, "onRemoved", () => {
       observer.disconnect();
-      api.removeEventListener("b_preview_with_metadata", preview);
       this.hidePreview();
       cancelAnimationFrame(this.frame);
       video.removeAttribute("src");
@@ -156,24 +146,22 @@ class Panel {
   grow() {
     const { node } = this;
     const needed = node.computeSize()[1] - this.minHeight() + this.fixedHeight() + (this.data?.video || this.preview.src ? VIDEO : 0);
-    node.setSize([Math.max(node.size[0], 400), Math.max(node.size[1], needed)]);
+    node.setSize([Math.max(node.size[0], WIDTH), Math.max(node.size[1], needed)]);
     node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** Shows a preview of this node in place of the video. The page's own one would stay below the result. */
-  showPreview(detail) {
-    const { node } = this;
-    if (!isPreviewOf(node, detail)) return;
+  /** Shows a preview of the run in place of the video; null ends it. */
+  showPreview(blob) {
     this.hidePreview();
-    this.preview.src = URL.createObjectURL(detail.blob);
+    if (!blob) {
+      this.video.style.display = this.data?.video ? "" : "none";
+      return;
+    }
+    this.preview.src = URL.createObjectURL(blob);
     this.preview.style.display = "";
     this.video.style.display = "none";
     this.video.pause();
     this.grow();
-    for (const key of Object.keys(app.nodePreviewImages ?? {})) {
-      if (key === String(node.id) || key.endsWith(`:${node.id}`)) delete app.nodePreviewImages[key]; // classic nodes
-    }
-    node.preview = node.images = node.imgs = null;
   }
 
   hidePreview() {

@@ -54,14 +54,13 @@ function recordingOf(face) {
 export function castOf(scene) {
   const nodes = characterNodes(scene);
   const ran = outputsOf(scene)?.bya_dialogue?.[0]?.voices;
-  const fromRun = (voice) => voice.file && { ...voice, url: fileUrl(voice.file), label: "" };
-  if (nodes === null) return (ran ?? []).map((voice) => ({ name: voice.name, recording: fromRun(voice) ?? null }));
+  const fromRun = (voice) => (voice.seconds ? { ...voice, url: voice.file && fileUrl(voice.file), label: "" } : null);
+  if (nodes === null) return (ran ?? []).map((voice) => ({ name: voice.name, recording: fromRun(voice) }));
   const scripted = isScripted(scene);
   return nodes.map((face, index) => {
     const known = ran?.length === nodes.length ? ran[index] : null;
     const recording = scripted ? UNKNOWN : recordingOf(face);
     const name = ownValue(face, "name")?.trim() || known?.name || `${index + 1}`;
-    if (recording && !recording.url && known?.file) return { name, recording: fromRun(known) };
-    return { name, recording };
+    return { name, recording: recording && !recording.url && known ? fromRun(known) : recording };
   });
 }

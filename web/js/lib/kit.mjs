@@ -132,8 +132,38 @@ function passed({ type, inputs = [], outputs = [] }, slot) {
 export const outputsOf = (node) =>
   app.nodeOutputs?.[node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : node.id];
 
+const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
+
+/** Calls `show(blob)` for each live preview of a node, which the page then does not show, and `show(null)` at the end. */
+export function takePreviews(node, show) {
+  addPreviewStyle();
+  const taken = ({ detail }) => {
+    if (!isPreviewOf(node, detail)) return;
+    for (const key of Object.keys(app.nodePreviewImages ?? {})) {
+      if (key === String(node.id) || key.endsWith(`:${node.id}`)) delete app.nodePreviewImages[key]; // classic nodes
+    }
+    node.preview = node.images = node.imgs = null;
+    show(detail.blob);
+  };
+  const ended = () => show(null);
+  api.addEventListener("b_preview_with_metadata", taken);
+  for (const event of ENDS) api.addEventListener(event, ended);
+  chain(node, "onExecuted", ended);
+  chain(node, "onRemoved", () => {
+    api.removeEventListener("b_preview_with_metadata", taken);
+    for (const event of ENDS) api.removeEventListener(event, ended);
+  });
+}
+
+/** Nodes 2.0: the page's own preview of a run, which it keeps after the run. */
+function addPreviewStyle() {
+  if (document.getElementById("bya-preview-style")) return;
+  const body = `.lg-node:has(.bya-live) [data-testid^="node-body-"]`;
+  document.head.append(element("style", { id: "bya-preview-style", textContent: `${body} > img, ${body} > img + div { display: none; }` }));
+}
+
 /** Whether a preview of a run is of this node; `detail` of the event "b_preview_with_metadata". */
-export function isPreviewOf(node, { nodeId, displayNodeId }) {
+function isPreviewOf(node, { nodeId, displayNodeId }) {
   const path = String(displayNodeId ?? nodeId).split(":"); // ids of the subgraph nodes around it, and its own
   return path.at(-1) === String(node.id) && (path.length > 1) === (node.graph?.isRootGraph === false);
 }
@@ -147,21 +177,23 @@ export function isPreviewOf(node, { nodeId, displayNodeId }) {
  * @param element Element to show.
  * @param options
  *   minHeight: smallest height in pixels, or a function that returns it;
+ *   maxHeight: largest height in pixels; without it, the element takes free space of the node;
  *   onValue(value): the value was set, also by undo, paste, and opening a file;
  *   onLook(): links, other nodes or the size may have changed;
  *   onGone(): the node was removed.
  * @returns The value widget and the element's widget, or null if the node has no such input.
  */
-export function domWidget(node, valueName, name, element, { minHeight, onValue, onLook, onGone }) {
+export function domWidget(node, valueName, name, element, { minHeight, maxHeight, onValue, onLook, onGone }) {
   const value = valueName === null ? null : widget(node, valueName);
   if (value === undefined) return null;
   hide(value);
-  Object.assign(element.style, { minHeight: "0", overflow: "hidden" });
+  Object.assign(element.style, { minHeight: "0", overflow: "hidden", ...(maxHeight && { maxHeight: `${maxHeight}px` }) });
   element.dataset.captureWheel = "true";
   const shown = node.addDOMWidget(name, `bya_${name}`, element, {
     serialize: false,
     hideOnZoom: false,
     getMinHeight: () => (typeof minHeight === "function" ? minHeight() : minHeight),
+    ...(maxHeight && { getMaxHeight: () => maxHeight }),
   });
   shown.serialize = false; // not in the workflow file; the option above: not in the prompt
 

@@ -1,18 +1,16 @@
-// Pictures of the mask viewer: read from and written to the server, with a cache that survives undo.
+// Pictures of the mask viewer, with a cache that survives undo.
 import { app } from "../../../../scripts/app.js";
 import { api } from "../../../../scripts/api.js";
 import { fileUrl, parseFile } from "./kit.mjs";
 
-const FOLDER = "bind_your_avatar"; // below input/
 const KEPT = 60;
 const pictures = new Map();
 let histories = null;
-let uploaded = 0;
 
-/** The image of a file ({filename, subfolder, type} or a reference such as "a/b.png [input]"); null without one. */
+/** The image of a file: {filename, subfolder, type}, a reference such as "a/b.png [input]", or a data URL; null without one. */
 export function loadPicture(file) {
   if (!file) return Promise.resolve(null);
-  const url = fileUrl(typeof file === "string" ? parseFile(file) : file);
+  const url = isInline(file) ? file : fileUrl(typeof file === "string" ? parseFile(file) : file);
   if (!pictures.has(url)) {
     const image = new Image();
     image.src = url;
@@ -23,6 +21,9 @@ export function loadPicture(file) {
   }
   return pictures.get(url);
 }
+
+/** Whether a reference to a file is a data URL. */
+export const isInline = (file) => typeof file === "string" && file.startsWith("data:");
 
 /** The pixels of an image as ImageData. */
 export function pixelsOf(image) {
@@ -41,20 +42,6 @@ export function pictureCanvas({ pixels, width, height }) {
   canvas.height = height;
   canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
   return canvas;
-}
-
-/** Stores a canvas below input/; returns its reference. Each call writes a new file, so that undo finds the old one. */
-export async function uploadPicture(canvas) {
-  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  const form = new FormData();
-  uploaded += 1;
-  form.append("image", blob, `painted_masks_${Date.now().toString(36)}_${uploaded}.png`);
-  form.append("subfolder", FOLDER);
-  form.append("type", "input");
-  const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });
-  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
-  const { name, subfolder, type } = await answer.json();
-  return `${subfolder ? `${subfolder}/` : ""}${name} [${type}]`;
 }
 
 /** The results of a node in the latest run of this workflow; the page forgets them when it is loaded again. */

@@ -51,7 +51,7 @@ export class MaskPanel {
     this.player = button("play", text("masks.play", "Play"), () => this.play(!this.playing));
     this.tools = paints ? this.makeTools() : null;
     const scrub = element("div", { className: "bya-mask-row" }, this.player, this.strip, this.time);
-    this.root = element("div", { className: "bya-masks" }, ...(this.tools ? [this.tools] : []), this.canvas,
+    this.root = element("div", { className: "bya-masks bya-live" }, ...(this.tools ? [this.tools] : []), this.canvas,
       this.message, scrub, this.legend);
     this.tinted = document.createElement("canvas");
     this.listen();
@@ -126,6 +126,15 @@ export class MaskPanel {
       this.playing = setInterval(next, (1000 * factor) / fps);
     }
     this.player.replaceChildren(icon(this.playing ? "pause" : "play"));
+  }
+
+  /** Shows a preview of the run in place of the masks; null ends it. */
+  async showPreview(blob) {
+    this.live = blob;
+    const image = blob && (await createImageBitmap(blob).catch(() => null));
+    if (this.live !== blob) return; // a newer one has come
+    this.preview = image;
+    this.draw();
   }
 
   /** A sentence below the picture; "" hides it. */
@@ -213,7 +222,7 @@ export class MaskPanel {
   }
 
   press(event) {
-    if (event.button !== 0 || !this.ready || !this.area) return;
+    if (event.button !== 0 || !this.ready || !this.area || this.preview) return;
     this.canvas.focus({ preventScroll: true });
     if (!this.paints) return;
     this.play(false);
@@ -278,7 +287,11 @@ export class MaskPanel {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, canvas.clientWidth, canvas.clientHeight);
     this.root.classList.toggle("bya-mask-empty", !this.ready);
-    if (!this.ready) {
+    if (this.preview) {
+      const { width, height } = this.preview;
+      const area = fitInto(canvas.clientWidth, canvas.clientHeight, width, height);
+      context.drawImage(this.preview, area.x, area.y, area.width, area.height);
+    } else if (!this.ready) {
       context.fillStyle = "#999";
       context.font = "13px sans-serif";
       context.textAlign = "center";
@@ -391,8 +404,6 @@ export class MaskPanel {
 }
 
 const STYLE = `
-.lg-node:has(.bya-masks[data-ran]) [data-testid^="node-body-"] > img,
-.lg-node:has(.bya-masks[data-ran]) [data-testid^="node-body-"] > img + div { display: none; }
 .bya-masks { display: flex; flex-direction: column; gap: 5px; height: 100%; width: 100%; box-sizing: border-box;
   padding: 2px 4px 4px; font: 12px sans-serif; color: var(--input-text, #ddd); }
 .bya-mask-picture { flex: 1; width: 100%; min-height: 0; border-radius: 6px; background: rgb(0 0 0 / 0.35); outline: none;

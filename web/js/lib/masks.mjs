@@ -1,8 +1,6 @@
 // Mask viewer of BYA Embedding Router and BYA Mask Refine, and painter of BYA Mask Refine.
-import { app } from "../../../../scripts/app.js";
-import { api } from "../../../../scripts/api.js";
-import { domWidget, edit, growTo, isPreviewOf, outputsOf, chain, text, toast, warn, widget } from "./kit.mjs";
-import { lastResults, loadPicture, pixelsOf, pictureCanvas, uploadPicture } from "./mask_files.mjs";
+import { chain, domWidget, edit, growTo, outputsOf, takePreviews, text, widget } from "./kit.mjs";
+import { isInline, lastResults, loadPicture, pixelsOf, pictureCanvas } from "./mask_files.mjs";
 import * as math from "./masks_math.mjs";
 import { characterRgb } from "./palette.mjs";
 import { MaskPanel } from "./mask_panel.mjs";
@@ -28,22 +26,8 @@ function attach(node, paints) {
   });
   if (!added) return;
   growTo(node, 400, node.size[1] + (paints ? 330 : 280));
-  const { dataset } = view.panel.root;
-  const preview = ({ detail }) => isPreviewOf(node, detail) && delete dataset.ran;
-  api.addEventListener("b_preview_with_metadata", preview);
-  chain(node, "onRemoved", () => api.removeEventListener("b_preview_with_metadata", preview));
-  chain(node, "onExecuted", (output) => {
-    removePreview(node);
-    dataset.ran = "true"; // hides it in Nodes 2.0, see the style sheet of the panel
-    view.show(output?.[KEY]?.[0]);
-  });
-}
-
-/** Removes the picture that ComfyUI showed while the node ran, which would stay below the masks. Classic nodes only. */
-function removePreview(node) {
-  if (LiteGraph.vueNodesMode || !app.nodePreviewImages?.[node.id]) return;
-  delete app.nodePreviewImages[node.id];
-  node.preview = node.images = node.imgs = null;
+  takePreviews(node, (blob) => view.panel.showPreview(blob));
+  chain(node, "onExecuted", (output) => view.show(output?.[KEY]?.[0]));
 }
 
 /** Masks of the last run, strokes on them, and the panel that shows both. */
@@ -57,8 +41,6 @@ class MaskView {
     this.value = ""; // the description that `strokes` was read from
     this.pictures = {};
     this.cache = new Map();
-    this.uploads = Promise.resolve();
-    this.version = 0;
     this.panel = new MaskPanel(this, paints);
   }
 
@@ -125,7 +107,7 @@ class MaskView {
     if (this.value !== value) return;
     const pixels = picture && pixelsOf(picture).data;
     const strokes = picture && math.fromSheet(painted, pixels, picture.naturalWidth, picture.naturalHeight);
-    if (!strokes) this.panel.say(text("masks.fileMissing", "The painting {file} is missing. Paint again, or clear it.", painted));
+    if (!strokes) this.panel.say(text("masks.fileMissing", "The painting {file} is missing. Paint again, or clear it.", { file: isInline(painted.file) ? "" : painted.file }));
     else remember(value, strokes);
     this.useStrokes(strokes && math.copyStrokes(strokes));
   }
@@ -261,32 +243,22 @@ class MaskView {
     this.commit();
   }
 
-  /** Stores the strokes as a file and its description in the text widget: one step of the undo history. */
+  /** Stores the strokes in the text widget: one step of the undo history. */
   commit() {
     const strokes = this.strokes && this.strokes.tiles.some(math.isPainted) ? math.copyStrokes(this.strokes) : null;
-    this.uploads = this.uploads.then(() => this.store(strokes)).catch((error) => {
-      warn("masks", error);
-      toast("error", text("masks.notSaved", "The painting was not saved"), String(error.message ?? error));
-    });
-    return this.uploads;
-  }
-
-  async store(strokes) {
     let value = "";
     if (strokes) {
       const sheet = math.toSheet(strokes);
-      const file = await uploadPicture(pictureCanvas(sheet));
+      const file = pictureCanvas(sheet).toDataURL("image/png"); // the workflow stays complete without other files
       const { grid, names, start } = strokes;
       value = JSON.stringify({ file, grid, characters: names, columns: sheet.columns, start });
       remember(value, strokes);
     }
-    if (this.gone) return;
     this.value = value; // so that the strokes are not read again
     edit(this.node, { [VALUE]: value });
   }
 
   remove() {
-    this.gone = true;
     this.panel.remove();
   }
 }

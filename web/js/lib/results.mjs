@@ -1,57 +1,47 @@
 // Results shown on the nodes that made them: findings, reports, waveforms, overlays.
-import { chain, domWidget, element, fileUrl, outputsOf, text } from "./kit.mjs";
-import { bars, clock, MARKS } from "./results_view.mjs";
+import { chain, domWidget, element, fileUrl, growTo, outputsOf, text } from "./kit.mjs";
+import { bars, clock, MARKS, ROOM, LINE } from "./results_view.mjs";
 
-const NODES = [
-  "BYA_Scene", "BYA_Preflight", "BYA_AudioEncode", "BYA_MaskOverlay", "BYA_BindingReport", "BYA_VideoReport", "BYA_BestTake",
-  "BYA_Script", "BYA_ScriptLines",
-];
 const KEYS = ["bya_findings", "bya_waveform", "bya_overlay", "bya_table", "bya_text"];
-const LINE = 15; // pixels
-const HEIGHTS = { bya_waveform: 74, bya_overlay: 200 };
-const MAX_LINES = 10;
+const OTHERS = ["BYA_Scene", "BYA_BestTake", "BYA_VideoReport"]; // whose free space is for the timeline or the panel
 
 export function nodeCreated(node) {
-  if (NODES.includes(node.comfyClass)) new Result(node);
+  if (ROOM[node.comfyClass]) new Result(node);
 }
 
+/** The result of a node. It has the same height before and after a run, so that no node grows over the one below. */
 class Result {
   constructor(node) {
-    this.node = node;
-    this.height = 0;
     this.root = element("div", {
       className: "bya-result",
-      style: { display: "none", font: "11px sans-serif", color: "var(--input-text, #ddd)", lineHeight: `${LINE}px` },
+      style: {
+        display: "flex", flexDirection: "column", gap: "4px", font: "11px sans-serif",
+        color: "var(--input-text, #ddd)", lineHeight: `${LINE}px`,
+      },
     });
-    const { shown } = domWidget(node, null, "result", this.root, {
-      minHeight: () => this.height,
-      onLook: () => this.show(outputsOf(node), false),
+    const height = ROOM[node.comfyClass];
+    domWidget(node, null, "result", this.root, {
+      minHeight: height,
+      maxHeight: OTHERS.includes(node.comfyClass) ? height : undefined,
+      onLook: () => this.show(outputsOf(node)),
     });
-    this.widget = shown;
-    this.hide(true);
-    chain(node, "onExecuted", (output) => this.show(output, true));
+    growTo(node, 0, node.computeSize()[1]);
+    chain(node, "onExecuted", (output) => this.show(output));
+    this.show(null);
   }
 
-  hide(hidden) {
-    this.root.style.display = hidden ? "none" : "flex";
-    this.widget.hidden = this.widget.options.hidden = hidden;
-  }
-
-  /** Shows the results of a run; the node grows by what is new with `grow`. */
-  show(output, grow) {
+  /** Shows the results of a run, or where they will be. */
+  show(output) {
     const given = KEYS.filter((key) => output?.[key]?.length);
     const content = JSON.stringify(given.map((key) => output[key]));
     if (content === this.content) return;
     this.content = content;
-    const before = this.height;
-    this.height = 0;
     const parts = given.map((key) => this[key](output[key]));
-    this.root.replaceChildren(...parts);
-    Object.assign(this.root.style, { flexDirection: "column", gap: "4px" });
-    this.hide(!given.length);
-    const { node } = this;
-    if (grow && this.height > before) node.setSize([node.size[0], Math.max(node.size[1] + this.height - before, node.computeSize()[1])]);
-    node.graph?.setDirtyCanvas?.(true, true);
+    const empty = element("div", {
+      textContent: text("results.empty", "The result appears here."),
+      style: { color: "var(--descrip-text, #999)" },
+    });
+    this.root.replaceChildren(...(parts.length ? parts : [empty]));
   }
 
   bya_findings(findings) {
@@ -61,21 +51,17 @@ class Result {
       const [mark, color] = MARKS[level] ?? MARKS.ok;
       return element("div", {}, element("span", { textContent: `${mark} `, style: { color } }), element("b", { textContent: `${subject}: ` }), sentence);
     });
-    this.height += LINE * Math.min(MAX_LINES, 2 * lines.length) + 4;
     return element("div", { style: { overflowY: "auto", flex: "1 1 0", minHeight: "0", userSelect: "text" } }, ...lines);
   }
 
   bya_text(lines) {
-    const content = lines.join("\n");
-    this.height += LINE * Math.min(MAX_LINES, content.split("\n").length + 1) + 4;
     return element("div", {
-      textContent: content,
+      textContent: lines.join("\n"),
       style: { overflowY: "auto", flex: "1 1 0", minHeight: "0", whiteSpace: "pre-wrap", userSelect: "text" },
     });
   }
 
   bya_table([content]) {
-    this.height += LINE * Math.min(MAX_LINES, content.split("\n").length + 1) + 4;
     return element("div", {
       textContent: content,
       style: { overflow: "auto", flex: "1 1 0", minHeight: "0", whiteSpace: "pre", fontFamily: "monospace", userSelect: "text" },
@@ -83,7 +69,6 @@ class Result {
   }
 
   bya_overlay([file]) {
-    this.height += HEIGHTS.bya_overlay;
     return element("img", {
       src: fileUrl(file),
       alt: text("results.overlay", "Character masks over the video"),
@@ -92,7 +77,6 @@ class Result {
   }
 
   bya_waveform([wave]) {
-    this.height += HEIGHTS.bya_waveform;
     const canvas = element("canvas", {
       width: 720,
       height: 96,

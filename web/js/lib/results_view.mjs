@@ -1,5 +1,21 @@
 // What results look like, without imports from the page, so that node can test it.
 
+export const LINE = 15; // pixels
+
+/** Height of the result of each node class in pixels. What is longer scrolls. */
+export const ROOM = {
+  BYA_AudioEncode: 74,
+  BYA_BestTake: 7 * LINE,
+  BYA_BindingReport: 5 * LINE,
+  BYA_Dub: 5 * LINE,
+  BYA_MaskOverlay: 200,
+  BYA_Preflight: 8 * LINE,
+  BYA_Scene: 4 * LINE,
+  BYA_Script: 8 * LINE,
+  BYA_ScriptLines: 8 * LINE,
+  BYA_VideoReport: 5 * LINE,
+};
+
 /** Level of a finding -> mark and color. */
 export const MARKS = { ok: ["✓", "#2ea05e"], warning: ["⚠", "#ffb84d"], error: ["✗", "#e05252"] };
 
