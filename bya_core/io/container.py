@@ -70,6 +70,10 @@ def open_media(path: str | os.PathLike[str], what: str, expected: str) -> Iterat
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ArgumentError):
+        return "its format is not supported"
+    if isinstance(error, av.error.InvalidDataError):
+        return "it is damaged, or neither audio nor video"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).strip().rstrip(".")[:120]
 

@@ -113,10 +113,10 @@ def make_hostile(folder: Path) -> dict[str, str]:
     _cut(flowing, add("cut at 0.5.mkv", "truncated: .* 2.5 s declared"), 0.5)
     add("random.mp4", "cannot be read").write_bytes(np.random.default_rng(1).bytes(50_000))
     add("zeros.avi", "cannot be read").write_bytes(bytes(100_000))
-    add("text.mp4", "cannot be read").write_text("no video at all\n" * 500)
+    add("text.mp4", "cannot be read .it is damaged, or neither audio nor video").write_text("no video at all\n" * 500)
     add("page.html", "cannot be read|no video").write_text("<html><body>404</body></html>")
     add("packed.mp4.gz", "cannot be read").write_bytes(gzip.compress(good.read_bytes()))
-    Image.new("RGB", (640, 480), "red").save(add("picture.png", "cannot be read"))
+    Image.new("RGB", (640, 480), "red").save(add("picture.png", "cannot be read .its format is not supported"))
     Image.new("RGB", (640, 480), "red").save(add("picture.mp4", "cannot be read"), format="JPEG")
     with wave.open(str(add("only sound.wav", "no video stream")), "wb") as out:
         out.setnchannels(1)
