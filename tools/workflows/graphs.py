@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.workflows.sheet import COLUMN_GAP, Group, Node, NodeInfo, Sheet, Wire
+from tools.workflows.sheet import COLUMN_GAP, HEIGHTS, Group, Node, NodeInfo, Sheet, Wire
 
 NOTES = Path(__file__).resolve().parent / "notes"
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -133,9 +133,9 @@ def toy_scene(
     return Start(left, people, scene, frame)
 
 
-def result(sheet: Sheet, routing: Wire, prefix: str, wide: int = PANEL) -> tuple[Node, Node]:
-    """Sampler with the video and its binding, and Save Video."""
-    sampler = sheet.add("BYA_Sampler", wide=wide, routing=routing)
+def result(sheet: Sheet, routing: Wire, prefix: str, wide: int = PANEL, count: int = 2) -> tuple[Node, Node]:
+    """Sampler with the video and the binding of its characters, and Save Video."""
+    sampler = sheet.add("BYA_Sampler", wide=wide, high=HEIGHTS["BYA_Sampler"] + 80 * (count - 2), routing=routing)
     saved = sheet.add("SaveVideo", wide=wide, video=sampler["video"], filename_prefix=f"video/{prefix}")
     return sampler, saved
 
@@ -146,7 +146,7 @@ def toy_video(prefix: str, router_inputs: dict[str, Any] | None = None, **start_
     def build(sheet: Sheet) -> None:
         start = toy_scene(sheet, **start_inputs)
         router = sheet.add("BYA_EmbeddingRouter", wide=WIDE, scene=start.scene["scene"], **(router_inputs or {}))
-        sampler, saved = result(sheet, router["routing"], prefix)
+        sampler, saved = result(sheet, router["routing"], prefix, count=start_inputs.get("count", 2))
         sheet.arrange([
             start.left,
             [start.people.group],

@@ -25,6 +25,7 @@ class Result {
       maxHeight: OTHERS.includes(node.comfyClass) ? height : undefined,
       onLook: () => this.show(outputsOf(node)),
     });
+    this.root.style.minHeight = `${height}px`; // Nodes 2.0
     growTo(node, 0, node.computeSize()[1]);
     chain(node, "onExecuted", (output) => this.show(output));
     this.show(null);
