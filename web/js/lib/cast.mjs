@@ -1,6 +1,7 @@
 // The cast and the recordings behind a node: names, files, offsets. From the nodes before it, or from its last run.
 import { fileUrl, holder, outputsOf, parseFile, upstream } from "./kit.mjs";
 
+const MUTED = 2; // mode of a node
 const UNKNOWN = { offset: 0, gain: 0, url: null, label: "" }; // a recording without a file
 
 /** Whether an input has a link. */
@@ -13,6 +14,7 @@ export const ownValue = (node, name) => holder(node, name)?.value;
 export function characterNodes(node, input = "cast", depth = 0) {
   if (!isLinked(node, input) || depth > 100) return [];
   const origin = upstream(node, input)?.node;
+  if (origin?.mode === MUTED) return [];
   if (origin?.comfyClass === "BYA_FaceEncode") {
     const before = characterNodes(origin, "cast", depth + 1);
     return before && [...before, origin];
@@ -35,7 +37,8 @@ function isScripted(node, depth = 0) {
 function recordingOf(face) {
   if (!isLinked(face, "speech")) return null;
   const voice = upstream(face, "speech")?.node;
-  if (voice?.comfyClass !== "BYA_AudioEncode") return UNKNOWN;
+  if (!voice || voice.mode === MUTED) return null; // the page leaves out what muted and bypassed nodes do not give
+  if (voice.comfyClass !== "BYA_AudioEncode") return UNKNOWN;
   const source = upstream(voice, "audio")?.node;
   const file = source?.type === "LoadAudio" ? ownValue(source, "audio") : null;
   return {

@@ -10,7 +10,7 @@ export const ROOM = {
   BYA_Dub: 5 * LINE,
   BYA_MaskOverlay: 200,
   BYA_Preflight: 8 * LINE,
-  BYA_Scene: 4 * LINE,
+  BYA_Scene: 6 * LINE,
   BYA_Script: 8 * LINE,
   BYA_ScriptLines: 8 * LINE,
   BYA_VideoReport: 5 * LINE,
