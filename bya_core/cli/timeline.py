@@ -27,14 +27,14 @@ class Timeline:
 
         read_scene_file(existing_file(self.scene, "the scene"))
         path = check_output(self.output, (".png",), "the timeline")
-        from bya_core.evaluation.timeline_plot import draw_timeline, window_spans
+        from bya_core.evaluation.timeline_plot import timeline_page, window_spans
         from bya_core.scene.loader import load_scene
         from bya_core.weights.loader import load_defaults
 
         defaults = load_defaults(self.model)
         scene = load_scene(self.scene, defaults)
         warn(scene.notices)
-        image = draw_timeline(scene, windows=window_spans(scene, defaults))
+        image = timeline_page(scene, windows=window_spans(scene, defaults)).image()
         with atomic_write(path) as temporary:
             image.save(temporary)
         report_saved(path)

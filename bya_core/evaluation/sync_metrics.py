@@ -36,15 +36,14 @@ class Sync:
     curve: np.ndarray
 
 
-def shifted_distances(lips: np.ndarray, voice: np.ndarray, shift: int = SHIFT) -> np.ndarray:
-    """Distance of each lip window to the speech windows around it, float32 [V, 2 shift + 1].
+def shifted_distances(lips: np.ndarray, voice: np.ndarray) -> np.ndarray:
+    """Distance of each lip window to the speech windows around it, float32 [V, 2 SHIFT + 1].
 
     Args:
         lips, voice: embeddings [V, D] of the same windows.
-        shift: number of windows to each side.
     """
-    lips_, padded = torch.as_tensor(lips).float(), F.pad(torch.as_tensor(voice).float(), (0, 0, shift, shift))
-    columns = [F.pairwise_distance(lips_, padded[k : k + len(lips_)]) for k in range(2 * shift + 1)]
+    lips_, padded = torch.as_tensor(lips).float(), F.pad(torch.as_tensor(voice).float(), (0, 0, SHIFT, SHIFT))
+    columns = [F.pairwise_distance(lips_, padded[k : k + len(lips_)]) for k in range(2 * SHIFT + 1)]
     return torch.stack(columns, dim=1).numpy()
 
 

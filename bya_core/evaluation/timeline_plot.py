@@ -18,34 +18,24 @@ from bya_core.scene.windows import plan_windows
 Span = tuple[float, float]
 
 NOTICE = "#f0be5a"
-MARGIN, LEFT, LANE_HEIGHT, GAP, STRIP, HEADER, AXIS = 24, 236, 88, 12, 28, 84, 40  # pixels
+WIDTH, MARGIN, LEFT, LANE_HEIGHT, GAP, STRIP, HEADER, AXIS = 1440, 24, 236, 88, 12, 28, 84, 40  # pixels
 
 
-def draw_timeline(
-    scene: Scene, *, spans: Sequence[Sequence[Span]] | None = None, windows: Sequence[Span] = (), width: int = 1440
-) -> Image.Image:
-    """Plot a scene over time. Arguments as in `timeline_page`."""
-    return timeline_page(scene, spans=spans, windows=windows, width=width).image()
-
-
-def timeline_page(
-    scene: Scene, *, spans: Sequence[Sequence[Span]] | None = None, windows: Sequence[Span] = (), width: int = 1440
-) -> Page:
+def timeline_page(scene: Scene, *, spans: Sequence[Sequence[Span]] | None = None, windows: Sequence[Span] = ()) -> Page:
     """Plot a scene over time. The axes are labeled "prompts", "windows" and by the names of the characters.
 
     Args:
         scene: the scene.
         spans: (start, end) in seconds of the speech of each of the N characters; None = voice activity detection.
         windows: (start, end) in seconds of the overlapping windows in which the video is generated.
-        width: of the plot, in pixels.
     """
     spans = spans_of(scene) if spans is None else spans
     seconds = max([scene.seconds, *(speech.end for speech in scene.speeches if speech is not None)])
     strips = bool(scene.prompts) + (len(windows) > 1)
     notice_lines = [f"⚠ {notice}" for notice in scene.notices]
     height = 2 * MARGIN + HEADER + strips * (STRIP + GAP) + len(scene.characters) * (LANE_HEIGHT + GAP) + AXIS
-    page = Page(width, height + 22 * len(notice_lines))
-    top, room = float(MARGIN + HEADER), width - 2 * MARGIN - LEFT
+    page = Page(WIDTH, height + 22 * len(notice_lines))
+    top, room = float(MARGIN + HEADER), WIDTH - 2 * MARGIN - LEFT
     _draw_header(page, scene, room)
 
     def row(height: float, label: str, face: str = PANEL) -> Axes:
@@ -86,7 +76,7 @@ def timeline_page(
     if seconds > scene.seconds + 0.5 / scene.fps:
         lanes[0].text(scene.seconds, 0.78, "  end of the video", color=NOTICE, fontsize=9, va="center", zorder=6)
     for number, line in enumerate(notice_lines):
-        page.text(MARGIN, height - MARGIN + 22 * number, line, 10, NOTICE, room=width - 2 * MARGIN)
+        page.text(MARGIN, height - MARGIN + 22 * number, line, 10, NOTICE, room=WIDTH - 2 * MARGIN)
     return page
 
 

@@ -88,13 +88,12 @@ def measure_file(
     )
 
 
-def measure_voices(video: Path, voices: Sequence[Path], tools: FaceTools | None = None) -> BindingReport:
+def measure_voices(video: Path, voices: Sequence[Path]) -> BindingReport:
     """Measure which mouth of a video follows which voice, without a scene.
 
     Args:
         video: Video file with real people, of any system.
         voices: One recording per voice, which starts with the video.
-        tools: Loaded networks; None to load those that are available.
 
     Raises:
         InputError: A file that cannot be read, or no face in the video.
@@ -104,7 +103,7 @@ def measure_voices(video: Path, voices: Sequence[Path], tools: FaceTools | None 
     read = read_frames(video)
     notices = [*read.notices, *(notice for each in recordings for notice in each.notices)]
     names = _distinct([path.stem for path in voices])
-    return measure_frames(read.frames, speeches, read.fps, names, notices, tools, str(video))
+    return measure_frames(read.frames, speeches, read.fps, names, notices, str(video))
 
 
 def measure_frames(
@@ -113,7 +112,6 @@ def measure_frames(
     fps: float,
     voices: Sequence[str],
     notices: Sequence[str] = (),
-    tools: FaceTools | None = None,
     what: str = "the video",
 ) -> BindingReport:
     """As `measure_voices`, of frames and recordings in memory.
@@ -124,7 +122,6 @@ def measure_frames(
         fps: Frames per second.
         voices: Names of the voices.
         notices: For the report.
-        tools: Loaded networks; None to load those that are available.
         what: Name of the video for messages.
 
     Raises:
@@ -132,7 +129,7 @@ def measure_frames(
     """
     if len(frames) < 2:
         raise InputError(f"{what} has 1 frame", "a video of several frames", "choose another one")
-    tools = tools or FaceTools.load()
+    tools = FaceTools.load()
     tracks = track_faces(frames.numpy(), tools.mesh)
     if not tracks:
         raise InputError(f"no face in {what}", "a video with faces of at least 24 pixels", "check the video")

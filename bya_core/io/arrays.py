@@ -23,16 +23,13 @@ ERRORS = (
 )  # fmt: skip
 
 
-def read_arrays(
-    path: str | os.PathLike[str], what: str, names: Sequence[str] | None = None, max_bytes: int = MAX_BYTES
-) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str], what: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read arrays of an npz file. Pickled objects are never loaded.
 
     Args:
         path: npz file.
         what: the file in messages, such as "the masks".
         names: arrays to read, of those that are there; None reads all.
-        max_bytes: limit of one array in memory.
 
     Raises:
         InputError: The file is missing, unreadable, or claims larger arrays than it has or than are allowed.
@@ -40,9 +37,9 @@ def read_arrays(
     path = existing_file(path, what)
     try:
         with path.open("rb") as file:
-            return load_arrays(file, names, max_bytes)
+            return load_arrays(file, names)
     except _TooLarge as error:
-        expected = f"arrays of at most {max_bytes / 1e6:.0f} MB as float32"
+        expected = f"arrays of at most {MAX_BYTES / 1e6:.0f} MB as float32"
         raise InputError(f"{file_label(what, path)} has {error}", expected, "use fewer or smaller arrays") from error
     except ERRORS as error:
         reason = str(error).split("\n")[0].strip().rstrip(".")[:100] or type(error).__name__

@@ -18,6 +18,7 @@ from bya_core.masks import mask_statistics
 # distinguishable with color vision deficiency (after Okabe and Ito); further colors are spread over the hue circle
 COLORS = ((230, 120, 0), (60, 160, 240), (0, 160, 110), (220, 90, 170), (235, 220, 50), (130, 80, 200))
 MIN_SIDE = 384  # smaller frames are enlarged by an integer factor so that the legend is readable
+MAX_WIDTH = 4096  # of `tile_sheet`, in pixels
 GOLDEN_RATIO = 0.618034
 
 Frame = Tensor | np.ndarray
@@ -109,19 +110,18 @@ def render_sheet(
     return np.concatenate([sheet, legend(names, masks, sheet.shape[1])]) if names else sheet
 
 
-def tile_sheet(tiles: Tensor, max_width: int = 4096) -> tuple[np.ndarray, int]:
-    """Arrange tiles in rows, such as to send them as one picture.
+def tile_sheet(tiles: Tensor) -> tuple[np.ndarray, int]:
+    """Arrange tiles in rows of at most `MAX_WIDTH` pixels, such as to send them as one picture.
 
     Args:
         tiles: uint8 [K, h, w] or [K, h, w, 3].
-        max_width: in pixels.
 
     Returns:
         uint8 [rows * h, columns * w] or [rows * h, columns * w, 3], black where no tiles are left, and the number of
         columns.
     """
     count, _, width = tiles.shape[:3]
-    columns = max(1, min(count, max_width // width))
+    columns = max(1, min(count, MAX_WIDTH // width))
     missing = -count % columns
     padded = torch.cat([tiles, tiles.new_zeros(missing, *tiles.shape[1:])])
     return rearrange(padded, "(r c) h w ... -> (r h) (c w) ...", c=columns).numpy(), columns

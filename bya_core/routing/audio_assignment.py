@@ -144,11 +144,11 @@ def voice_scores(speech: Speech, images: Sequence[Tensor], voice_face: VoiceFace
     return lengths / lengths.sum() @ voice_face.scores(segments, images)
 
 
-def split_spans(spans: Sequence[Span], longest: float = MAX_SEGMENT_SECONDS) -> list[Span]:
-    """Split spans longer than `longest` seconds into equal parts."""
+def split_spans(spans: Sequence[Span]) -> list[Span]:
+    """Split spans longer than `MAX_SEGMENT_SECONDS` into equal parts."""
     parts: list[Span] = []
     for start, end in spans:
-        count = max(1, math.ceil((end - start) / longest - 1e-6))
+        count = max(1, math.ceil((end - start) / MAX_SEGMENT_SECONDS - 1e-6))
         step = (end - start) / count
         parts += [(start + k * step, start + (k + 1) * step) for k in range(count)]
     return parts

@@ -219,13 +219,13 @@ def assign_turns(turns: Sequence[Turn], names: Sequence[str], speakers: Mapping[
     return found
 
 
-def merge_turns(turns: Sequence[Turn], gap: float = 2 * FADE) -> list[Turn]:
-    """Merge turns of one speaker that overlap or are at most `gap` seconds apart."""
+def merge_turns(turns: Sequence[Turn]) -> list[Turn]:
+    """Merge turns of one speaker that overlap or are closer than their fades are long."""
     result: list[Turn] = []
     last: dict[str, int] = {}  # index of the last turn of each speaker
     for turn in sorted(turns, key=lambda turn: turn.start):
         before = last.get(turn.speaker)
-        if before is not None and turn.start <= result[before].end + gap:
+        if before is not None and turn.start <= result[before].end + 2 * FADE:
             result[before] = replace(result[before], end=max(result[before].end, turn.end))
         else:
             last[turn.speaker] = len(result)
@@ -233,9 +233,9 @@ def merge_turns(turns: Sequence[Turn], gap: float = 2 * FADE) -> list[Turn]:
     return result
 
 
-def fade_edges(waveform: Tensor, rate: int, seconds: float = FADE) -> Tensor:
+def fade_edges(waveform: Tensor, rate: int) -> Tensor:
     """Fade in and out with half a cosine: [C, S] -> [C, S]."""
-    length = min(round(seconds * rate), waveform.shape[1] // 2)
+    length = min(round(FADE * rate), waveform.shape[1] // 2)
     if length == 0:
         return waveform
     ramp = 0.5 - 0.5 * torch.cos(torch.pi * (torch.arange(length) + 0.5) / length)

@@ -177,16 +177,15 @@ def check_lora_shape(name: str, a: Tensor, b: Tensor, shape: tuple[int, ...] | N
 
 
 @torch.no_grad()
-def merge_lora_into(model: torch.nn.Module, lora: Mapping[str, Tensor], scale: float = 1.0) -> int:
-    """Add scale * B A to the weights of a model, in float32 and in place.
+def merge_pairs_into(model: torch.nn.Module, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    """Add B A to the weights of a model, in float32 and in place.
 
     The released files contain no alpha: rank equals alpha, so the correct scale is 1. (The released inference code
     requests 1 / rank, but that call has no effect.)
 
     Args:
         model: Model to change.
-        lora: Names in a LoRA file -> tensors.
-        scale: Strength.
+        pairs: From `lora_pairs`.
 
     Returns:
         Number of weights that were changed.
@@ -194,18 +193,12 @@ def merge_lora_into(model: torch.nn.Module, lora: Mapping[str, Tensor], scale: f
     Raises:
         InputError: A weight does not exist or has another shape.
     """
-    return merge_pairs_into(model, lora_pairs(lora), scale)
-
-
-@torch.no_grad()
-def merge_pairs_into(model: torch.nn.Module, pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float = 1.0) -> int:
-    """`merge_lora_into` for pairs by weight name."""
     weights = model.state_dict()
     for name, (a, b) in pairs.items():
         check_lora_shape(name, a, b, tuple(weights[name].shape) if name in weights else None)
     for name, (a, b) in pairs.items():
         weight = weights[name]
-        weight.copy_(weight.float() + (scale * (b.float() @ a.float())).to(weight.device))
+        weight.copy_(weight.float() + (b.float() @ a.float()).to(weight.device))
     return len(pairs)
 
 

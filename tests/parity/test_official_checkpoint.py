@@ -13,7 +13,7 @@ from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights import export as convert
 from bya_core.weights import state_dict_adapter as official
 from bya_core.weights.comparison import compare_weights
-from bya_core.weights.lora import lora_pairs, merge_lora_into
+from bya_core.weights.lora import lora_pairs, merge_pairs_into
 from tests.parity.parity_models import build_transformer, face_tokens
 from tests.parity.weight_rule import fill
 
@@ -73,7 +73,7 @@ def test_lora_at_scale_one(settings, tensors, prefix: str) -> None:
     fixture, inputs = settings("transformer_config"), tensors("transformer_inputs")
     model = fill(build_transformer(fixture), fixture["salt"])
     lora = {prefix + k.removeprefix("transformer."): v for k, v in tensors("lora_official_format").items()}
-    assert merge_lora_into(model, lora) == len(lora) // 2
+    assert merge_pairs_into(model, lora_pairs(lora)) == len(lora) // 2
     with torch.no_grad():
         out = model(
             inputs["hidden_states"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,6 @@ def measure_videos(
     *,
     real: Path | None = None,
     previous: Mapping[tuple[str, str], dict[str, Any]] | None = None,
-    save: Callable[[list[dict[str, Any]]], object] | None = None,
     callback: ProgressCallback | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Evaluate videos; returns a row per video and a summary per system.
@@ -88,7 +87,6 @@ def measure_videos(
         output: binding reports are written to its subfolder "reports".
         real: folder of real videos with the names of the clips; enables FID (of face regions) and FVD.
         previous: rows of an earlier run by (system, clip); reused for unchanged videos.
-        save: called with the rows so far after each video.
         callback: progress per video.
     """
     rows: list[dict[str, Any]] = []
@@ -100,8 +98,6 @@ def measure_videos(
             rows.append(row)
             continue
         rows.append(_measure(task, models, output) | {"key": key})
-        if save is not None:
-            save(rows)
     systems: dict[str, dict[str, Any]] = {}
     for system in dict.fromkeys(task.system for task in tasks):
         systems[system] = summary([row for row in rows if row["system"] == system])

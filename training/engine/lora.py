@@ -33,7 +33,7 @@ from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.checkpoints import RUN_FILE, RUN_LORA, adapter_source, locate_init, read_adapter_record
 from bya_core.weights.loader import init_source
-from bya_core.weights.lora import lora_pairs, merge_lora_into
+from bya_core.weights.lora import lora_pairs, merge_pairs_into
 from bya_core.weights.state_dict_adapter import AUDIO_FILE, load_released
 from training.engine.stages import Lora
 from training.engine.tensor_files import full_tensor, shared_failure, write_tensors
@@ -123,7 +123,7 @@ def _load_parts(folder: Path) -> tuple[BindYourAvatarTransformer3DModel, dict[st
         locate_init(folder, record, init_source)  # has to be unchanged
         model, before = _load_parts(Path(record["init"]["path"]))
         if before and not record["continues_lora"]:
-            merge_lora_into(model, before)
+            merge_pairs_into(model, lora_pairs(before))
         return model, load_file(folder / LORA_FILE)
     found: dict[str, Tensor] = {}
     if (folder / "config.json").is_file():
@@ -144,7 +144,7 @@ def add_adapters(
     """Add the adapters of a stage: those `found` if they match, else new ones after merging `found`."""
     matching = lora is not None and _matches(found, lora)
     if found and not matching:
-        merge_lora_into(model, found)
+        merge_pairs_into(model, lora_pairs(found))
     if lora is not None:
         add_lora(model, lora)
         if matching:

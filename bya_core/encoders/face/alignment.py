@@ -59,20 +59,19 @@ def _fit(source: np.ndarray, target: np.ndarray) -> tuple[complex, complex]:
     return rotation, complex(target.mean() - rotation * source.mean())
 
 
-def warp(image: Tensor, matrix: np.ndarray, size: int = CROP_SIZE) -> Tensor:
+def warp(image: Tensor, matrix: np.ndarray) -> Tensor:
     """Warp an image bilinearly, with gray outside of it.
 
     Args:
         image: [3, H, W] in [0, 1].
         matrix: Transform [2, 3] from image to crop coordinates.
-        size: Side of the crop in pixels.
 
     Returns:
-        [3, size, size] in [0, 1].
+        [3, CROP_SIZE, CROP_SIZE] in [0, 1].
     """
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
-    y, x = np.mgrid[:size, :size].astype(np.float64)
-    source = np.stack([x, y, np.ones_like(x)], axis=-1) @ inverse.T  # [size, size, 2] in pixels
+    y, x = np.mgrid[:CROP_SIZE, :CROP_SIZE].astype(np.float64)
+    source = np.stack([x, y, np.ones_like(x)], axis=-1) @ inverse.T  # [CROP_SIZE, CROP_SIZE, 2] in pixels
     height, width = image.shape[1:]
     grid = (torch.from_numpy(source) + 0.5) / torch.tensor([width, height]) * 2 - 1
     border = torch.tensor(BORDER, device=image.device).view(3, 1, 1) / 255

@@ -44,16 +44,6 @@ class FaceTrack:
         """Frames in which the face is visible, bool [F]."""
         return np.isfinite(self.boxes[:, 0])
 
-    def smoothed(self, window: int = 5, order: int = 2) -> np.ndarray:
-        """Points smoothed over time without lag (Savitzky-Golay), within each run of visible frames: [F, 468, 3]."""
-        from scipy.signal import savgol_filter
-
-        result = self.points.copy()
-        for first, last in runs(self.visible):
-            if last - first >= window:
-                result[first:last] = savgol_filter(self.points[first:last], window, order, axis=0)
-        return result
-
 
 def runs(flags: np.ndarray) -> list[tuple[int, int]]:
     """(first, end) of each run of true values of a bool vector."""

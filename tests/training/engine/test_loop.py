@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
-from bya_core.weights.lora import merge_lora_into
+from bya_core.weights.lora import lora_pairs, merge_pairs_into
 from tests.training.run_parts import lines, losses, run
 from tests.training.stage_parts import SMALL, small_batch, small_model
 from training.engine.lora import LORA_FILE, add_lora, load_model
@@ -109,7 +109,7 @@ def test_adapters_are_saved_in_the_released_format_and_load_merged_or_separate(d
     expected = predict(trained)
     base = BindYourAvatarTransformer3DModel.from_pretrained(final)
     assert (predict(base) - expected).abs().max() > 1e-4
-    merge_lora_into(base, lora)  # scale 1, as for the released file
+    merge_pairs_into(base, lora_pairs(lora))  # scale 1, as for the released file
     separate, merged, other_rank = load_model(final, RANK_4), load_model(final), load_model(final, Lora(2, 2))
     for model in (base, separate, merged, other_rank):
         assert (predict(model) - expected).abs().max() < 1e-5

@@ -28,8 +28,6 @@ def test_moving_face_is_followed_without_lag(mesh: FaceMesh) -> None:
     assert len(tracks) == 1 and tracks[0].visible.all() and tracks[0].points.shape == (22, 468, 3)
     offset = centers(tracks[0]) - x
     assert np.abs(offset - np.median(offset)).max() < 2.5
-    smooth = tracks[0].smoothed()
-    assert np.abs(smooth - tracks[0].points)[..., :2].max() < 4 and not np.array_equal(smooth, tracks[0].points)
     assert (tracks[0].presence > 0.5).all() and (tracks[0].scores > 0.5).all()
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from bya_core.config import WindowConfig
 from bya_core.evaluation import timeline_plot
 from bya_core.evaluation.plots import Page
-from bya_core.evaluation.timeline_plot import draw_timeline, timeline_page, window_spans
+from bya_core.evaluation.timeline_plot import timeline_page, window_spans
 from bya_core.io.overlay import character_color
 from bya_core.scene.types import Character, PromptSpan, Scene, Speech
 from tests.fakes import RATE, tone
@@ -64,7 +64,9 @@ def test_speech_lanes(scene: Scene) -> None:
 def test_spans_default_to_voice_activity(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeline_plot, "spans_of", lambda _: [[(0.0, 1.0)], [(1.0, 2.0)], []])
     spans = [[(0.0, 1.0)], [(1.0, 2.0)], []]
-    assert np.array_equal(np.asarray(draw_timeline(scene)), np.asarray(draw_timeline(scene, spans=spans)))
+    assert np.array_equal(
+        np.asarray(timeline_page(scene).image()), np.asarray(timeline_page(scene, spans=spans).image())
+    )
 
 
 def test_swapped_matrix(scene: Scene) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from bya_core.errors import InputError
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights import state_dict_adapter as official
-from bya_core.weights.lora import lora_pairs, merge_lora_into
+from bya_core.weights.lora import lora_pairs, merge_pairs_into
 
 SIZES = {
     "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 48, "out_channels": 4, "time_embed_dim": 8,
@@ -216,10 +216,10 @@ def test_old_torch_format(folder: Path, caplog: pytest.LogCaptureFixture) -> Non
 def test_invalid_lora_raises() -> None:
     pair = {"x.to_q.lora_A.weight": torch.zeros(2, 4), "x.to_q.lora_B.weight": torch.zeros(4, 2)}
     with pytest.raises(InputError, match="a weight of the model"):
-        merge_lora_into(torch.nn.Module(), pair)
+        merge_pairs_into(torch.nn.Module(), lora_pairs(pair))
     model = torch.nn.ModuleDict({"x": torch.nn.ModuleDict({"to_q": torch.nn.Linear(3, 3)})})
     with pytest.raises(InputError, match=r"the shape of the model \(3, 3\)"):
-        merge_lora_into(model, pair)
+        merge_pairs_into(model, lora_pairs(pair))
     with pytest.raises(InputError, match="incomplete LoRA pair"):
         lora_pairs({"x.to_q.lora_A.weight": torch.zeros(2, 4)})
     with pytest.raises(InputError, match="LoRA entry"):
