@@ -54,6 +54,8 @@ def setting(kind: type, name: str) -> Any:
     text = found.description
     if found.maximum is not None and found.maximum < 1e6:
         text = f"{text.rstrip('.')} ({found.minimum:g} to {found.maximum:g})."
+    if found.type is bool:
+        return tyro.conf.arg(help=text, help_behavior_hint="")
     return optional(text, (name if found.choices else found.type.__name__).upper())
 
 

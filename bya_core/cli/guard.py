@@ -40,6 +40,7 @@ def run_guarded(
 def _guarded(action: Callable[[], int | None], reduce: str, interrupted: str) -> int:
     try:
         with interruptible():
+            _check_folder()
             code = action()
             sys.stdout.flush()
         return code or SUCCESS
@@ -48,6 +49,14 @@ def _guarded(action: Callable[[], int | None], reduce: str, interrupted: str) ->
         return STOPPED
     except Exception as error:
         return _report(error, reduce)
+
+
+def _check_folder() -> None:
+    """Raise InputError if the working directory was deleted, so that no relative path can be used."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise InputError("a working directory that was deleted", "an existing one", "change to another one") from None
 
 
 def _report(error: Exception, reduce: str) -> int:

@@ -49,7 +49,7 @@ class Speakers:
         scores: probability that each face speaks, if there is speech, by the frames around [N, L].
         speech: frames with speech, bool [L].
         notices: one sentence each.
-        portraits: of the N faces, uint8 [h, w, 3]; empty if there are no frames.
+        portraits: of the N faces, uint8 [h, w, 3]; empty if there are no frames, or a scene with reference images.
     """
 
     names: tuple[str, ...]
@@ -138,7 +138,8 @@ def find_speakers_in(video: Path, scene: Path | None = None, tools: FaceTools | 
         names += [f"another face ({k + 1})" for k in range(len(spare))]
     waveform = resample_mono(recording.waveform, recording.sample_rate, RATE).numpy()
     found = find_speakers(tracks, waveform, len(frames), read.fps, names, model=tools.lip_sync)
-    return replace(found, notices=tuple(notices), portraits=tuple(portrait(frames, track) for track in tracks))
+    heads = () if scene is not None else tuple(portrait(frames, track) for track in tracks)
+    return replace(found, notices=tuple(notices), portraits=heads)
 
 
 def portrait(frames: np.ndarray, track: FaceTrack) -> np.ndarray:

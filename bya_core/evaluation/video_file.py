@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bya_core.config import MAX_NAME
 from bya_core.encoders.domains import Domain, guess_domain, load_meter
 from bya_core.encoders.face.tracking import track_faces
-from bya_core.errors import InputError
+from bya_core.errors import InputError, one_line
 from bya_core.evaluation.face_report import FaceMetrics, FaceTools, measure_faces
 from bya_core.evaluation.report import BindingReport, binding_report
 from bya_core.grid import TokenGrid
@@ -102,7 +103,7 @@ def measure_voices(video: Path, voices: Sequence[Path]) -> BindingReport:
     speeches = [Speech(each.waveform, each.sample_rate) for each in recordings]
     read = read_frames(video)
     notices = [*read.notices, *(notice for each in recordings for notice in each.notices)]
-    names = _distinct([path.stem for path in voices])
+    names = _distinct([one_line(path.stem, MAX_NAME) for path in voices])
     return measure_frames(read.frames, speeches, read.fps, names, notices, str(video))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bya_core.errors import InputError
+from bya_core.io.files import read_json_object
 from bya_core.models.transformer import BindYourAvatarTransformer3DModel
 from bya_core.weights.cache import missing_files
 from bya_core.weights.comparison import WeightComparison, compare_weights
@@ -19,7 +20,12 @@ from bya_core.weights.loader import encoders_for, resolve
 from bya_core.weights.lora import check_lora_shape
 from bya_core.weights.registry import MODELS
 from bya_core.weights.state_dict_adapter import NEVER_READ, PATCH_PROJECTION
-from bya_core.weights.weight_files import read_shapes
+from bya_core.weights.weight_files import WeightFile, read_shapes
+
+BUNDLE_FILES = (
+    "face.safetensors", "speech.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+BUNDLE_OPTIONAL = ("voice_face.safetensors",)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ def inspect_model(name_or_path: str | Path) -> Inspection:
     given, _ = read_shapes(source.files, expected, PATCH_PROJECTION)
     comparison = compare_weights(expected, given)
     errors = [*_errors(comparison.tolerate(NEVER_READ) if source.released else comparison)]
+    if (folder := Path(name_or_path) / "bundle.json").is_file():
+        errors += _bundle_errors(folder.parent)
     for name, (a, b) in source.lora.items():
         try:
             check_lora_shape(name, a, b, expected.get(name))
@@ -112,6 +120,21 @@ def _errors(comparison: WeightComparison) -> list[str]:
     except InputError as error:
         return [str(error)]
     return []
+
+
+def _bundle_errors(folder: Path) -> list[str]:
+    """What is missing or damaged of the encoders of a folder with bundle.json."""
+    errors = []
+    for name in (*BUNDLE_FILES, *(name for name in BUNDLE_OPTIONAL if (folder / name).exists())):
+        try:
+            if name.endswith(".json"):
+                read_json_object(folder / name, "the configuration")
+                continue
+            with WeightFile(folder / name).open():
+                pass
+        except InputError as error:
+            errors.append(str(error))
+    return errors
 
 
 def _missing_components(path: Path) -> dict[str, list[str]]:

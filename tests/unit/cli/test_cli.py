@@ -223,6 +223,14 @@ sys.exit(cli.main(["generate", sys.argv[1], "-o", sys.argv[2], "--steps", "500"]
     assert list(out.iterdir()) == []
 
 
+def test_deleted_working_directory_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["doctor"]) == 2
+    assert "a working directory that was deleted" in capsys.readouterr().err
+
+
 def test_models(capsys):
     assert cli.main(["models"]) == 0
     printed = capsys.readouterr().out

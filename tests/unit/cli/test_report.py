@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bya_core.evaluation.video_file as video_file
 from bya_core.cli.main import main
 from bya_core.cli.report import NOT_BOUND
 from bya_core.encoders.face.tracking import FaceTrack
@@ -20,7 +21,9 @@ from bya_core.evaluation.report import binding_report
 from bya_core.evaluation.sync_metrics import CrossTalk, Span
 from bya_core.evaluation.verdict import SYNC
 from bya_core.evaluation.video_file import measure_file
+from bya_core.io.audio import Recording
 from bya_core.io.media import read_video, write_video
+from bya_core.io.video import Video
 from bya_core.scene.types import Speech
 from training.puppets.world import SAMPLE_RATE, PuppetClip, make_clip
 
@@ -198,3 +201,14 @@ def test_scene_or_voices(folder, capsys):
     assert main(["report", str(folder / "talk.mp4")]) == 2 and "--voices" in capsys.readouterr().err
     both = ["--scene", str(folder / "right.json"), "--voices", str(folder / "0.wav")]
     assert main(["report", str(folder / "talk.mp4"), *both]) == 2
+
+
+def test_names_of_voices_are_printable(monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        video_file, "read_recording", lambda *_, **__: Recording(torch.zeros(1, 16), 16_000, 0.0, 0.001)
+    )
+    monkeypatch.setattr(video_file, "read_frames", lambda *_: Video(torch.zeros(1), 25.0, torch.zeros(1), 1))
+    monkeypatch.setattr(video_file, "measure_frames", lambda *options: names.extend(options[3]))
+    video_file.measure_voices(Path("film.mp4"), [Path("b\udcff.wav"), Path("x" * 300 + ".wav"), Path("a.wav")])
+    assert names[0] == "b\\udcff" and len(names[1]) <= 100 and names[2] == "a"

@@ -49,3 +49,20 @@ def test_differences_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_folder_of_another_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(MODELS["toy"].path / "vae")]) == 2
     assert "arguments that this transformer does not have" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["speech.safetensors", "voice_face.safetensors", "vae/config.json", f"vae/{WEIGHTS}"])
+def test_damaged_encoders_of_a_bundle(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(MODELS["toy"].path, tmp_path / "model"))
+    assert main(["inspect", str(folder)]) == 0
+    with (folder / name).open("r+b") as file:
+        file.truncate((folder / name).stat().st_size // 2)
+    assert main(["inspect", str(folder)]) == 1
+    assert Path(name).name in capsys.readouterr().out.split("error")[-1]
+
+
+def test_missing_encoder_of_a_bundle(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(MODELS["toy"].path, tmp_path / "model"))
+    (folder / "face.safetensors").unlink()
+    (error,) = inspect_model(folder).errors
+    assert "face.safetensors" in error
