@@ -42,7 +42,7 @@ BOXES = """app.graph.nodes.map((node) => {
   const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
   const { scale } = app.canvas.ds;
   const [width, height] = shown ? [shown.width / scale, shown.height / scale] : [node.size[0], node.size[1] + 30];
-  const elements = (node.widgets ?? []).map((one) => one.element).filter((one) => one?.className === "bya-result");
+  const elements = (node.widgets ?? []).map((one) => one.element).filter((one) => one?.matches(".bya-result"));
   return {
     title: node.title, active: node.mode === 0, box: [node.pos[0], node.pos[1] - 30, width, height],
     result: elements.map((one) => one.textContent).join(),

@@ -80,7 +80,7 @@ def test_paint(server: Server, shots: Path, nodes2: bool) -> None:  # noqa: F811
         until(f"{PAINTER}[2] !== window.unpainted", f"(sessionStorage.painted = {PAINTER}[2], {LEGEND})"),
         {"do": "press", "key": "ArrowRight"},
         {"do": "press", "key": "2"},
-        {"do": "drag", "from": at(0.3, 0.1), "to": [at(0.7, 0.1)]},
+        {"do": "drag", "from": at(0.3, 0.5), "to": [at(0.7, 0.5)]},
         until(f"{VALUE} !== window.first", VALUE),
         {"do": "press", "key": "Control+z"},
         until(f"{VALUE} === window.first && {LEGEND}.flat().length === 8", VALUE),

@@ -271,7 +271,7 @@ def best_of_four(sheet: Sheet) -> None:
     """Four seeds tried, the best two finished, the best one saved."""
     start = toy_scene(sheet, with_frame=False, above=True)
     best = sheet.add("BYA_BestTake", wide=BEST, scene=start.scene["scene"])
-    saved = sheet.add("SaveVideo", wide=BEST, video=best["video"], filename_prefix="video/best_of_four")
+    saved = sheet.add("SaveVideo", wide=PANEL, video=best["video"], filename_prefix="video/best_of_four")
     sheet.arrange([
         [*start.left, start.people.group],
         [Group("2 Scene", [[start.scene]], "purple")],

@@ -174,7 +174,8 @@ def main(wanted: list[str]) -> None:
             save(silhouettes(), target)
         elif "frames" not in seen:  # nothing is sampled
             video = graphs.read_video(graphs.DEMO / "two_puppets.mp4").frames
-            report = seen["report"][0][0] if "report" in seen else video[0]
+            shown = Image.fromarray(seen["report"][0][0]) if "report" in seen else Image.fromarray(video[0])
+            report = np.asarray(ImageOps.pad(shown, TILE, Image.Resampling.LANCZOS, color="#14171c"))
             save_animation(thumbnail([video], [np.repeat(report[None], len(video), axis=0)]), target)
             frames = len(video)
         else:

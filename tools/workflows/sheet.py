@@ -19,7 +19,7 @@ SHOWS = {
     "LoadImage": 215, "LoadAudio": 60, "LoadVideo": 240,
 }  # fmt: skip  # heights of what nodes show besides their inputs
 HEIGHTS = {
-    "BYA_AudioEncode": 215, "BYA_BestTake": 850, "BYA_BindingReport": 520, "BYA_Dub": 390, "BYA_EmbeddingRouter": 570,
+    "BYA_AudioEncode": 215, "BYA_BestTake": 920, "BYA_BindingReport": 520, "BYA_Dub": 465, "BYA_EmbeddingRouter": 570,
     "BYA_FaceEncode": 165, "BYA_Loader": 200, "BYA_MaskOverlay": 365, "BYA_MaskRefine": 620, "BYA_Preflight": 620,
     "BYA_Sampler": 680, "BYA_Scene": 720, "BYA_Script": 460, "BYA_ScriptLines": 275, "BYA_VideoReport": 640,
 }  # fmt: skip  # with their results, of nodes whose inputs are folded and hidden by the page

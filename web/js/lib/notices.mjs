@@ -7,7 +7,7 @@ const KEY = "bya_notices";
 const PREFIX = "BYA_";
 const PROGRESS = "$$node-text-preview"; // the page's name of the widget
 const ENDED = "Done"; // see `running` in nodes/host.py
-const WITH_NOTICES = "BYA_Scene"; // its result contains them
+const WITH_NOTICES = ["BYA_Scene", "BYA_Dub"]; // whose results contain them
 const LIFE = 12000; // milliseconds; errors stay until they are closed, or the next run
 
 let before = new Set(); // sentences of the last run, which are not shown again
@@ -36,7 +36,7 @@ export function setup() {
 /** Removes the text of the progress from a node that has ended, which would take room from its result. */
 function removeProgress(node) {
   const index = node?.comfyClass?.startsWith(PREFIX) ? node.widgets.findIndex((one) => one.name === PROGRESS) : -1;
-  if (index < 0 || (node.widgets[index].value !== ENDED && node.comfyClass !== WITH_NOTICES)) return;
+  if (index < 0 || (node.widgets[index].value !== ENDED && !WITH_NOTICES.includes(node.comfyClass))) return;
   node.widgets[index].onRemove?.();
   node.widgets.splice(index, 1);
   node.graph?.setDirtyCanvas(true, true);

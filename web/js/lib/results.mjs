@@ -1,8 +1,9 @@
 // Results shown on the nodes that made them: findings, reports, waveforms, overlays.
-import { chain, domWidget, element, fileUrl, growTo, outputsOf, text } from "./kit.mjs";
+import { chain, domWidget, element, fileUrl, growTo, outputsOf, takePreviews, text } from "./kit.mjs";
 import { bars, clock, MARKS, ROOM, LINE } from "./results_view.mjs";
 
 const KEYS = ["bya_findings", "bya_waveform", "bya_overlay", "bya_table", "bya_text"];
+const IMAGE = { flex: "1 1 0", minHeight: "0", width: "100%", objectFit: "contain" };
 const OTHERS = ["BYA_Scene", "BYA_BestTake", "BYA_VideoReport"]; // whose free space is for the timeline or the panel
 
 export function nodeCreated(node) {
@@ -29,6 +30,18 @@ class Result {
     growTo(node, 0, node.computeSize()[1]);
     chain(node, "onExecuted", (output) => this.show(output));
     this.show(null);
+    if (node.comfyClass !== "BYA_Dub") return;
+    this.root.classList.add("bya-live");
+    takePreviews(node, (blob) => this.preview(blob));
+  }
+
+  /** Shows a preview of the run in place of the result; null ends it. */
+  preview(blob) {
+    const before = this.image?.src;
+    this.image = blob && element("img", { src: URL.createObjectURL(blob), style: IMAGE, attributes: { alt: "" } });
+    if (before) URL.revokeObjectURL(before);
+    if (this.image) this.root.replaceChildren(this.image);
+    else if (before) this.root.replaceChildren(...this.parts);
   }
 
   /** Shows the results of a run, or where they will be. */
@@ -42,7 +55,8 @@ class Result {
       textContent: text("results.empty", "The result appears here."),
       style: { color: "var(--descrip-text, #999)" },
     });
-    this.root.replaceChildren(...(parts.length ? parts : [empty]));
+    this.parts = parts.length ? parts : [empty];
+    this.root.replaceChildren(...this.parts);
   }
 
   bya_findings(findings) {
@@ -73,7 +87,7 @@ class Result {
     return element("img", {
       src: fileUrl(file),
       alt: text("results.overlay", "Character masks over the video"),
-      style: { flex: "1 1 0", minHeight: "0", width: "100%", objectFit: "contain" },
+      style: IMAGE,
     });
   }
 

@@ -7,7 +7,7 @@ export const ROOM = {
   BYA_AudioEncode: 74,
   BYA_BestTake: 7 * LINE,
   BYA_BindingReport: 5 * LINE,
-  BYA_Dub: 5 * LINE,
+  BYA_Dub: 10 * LINE,
   BYA_MaskOverlay: 200,
   BYA_Preflight: 8 * LINE,
   BYA_Scene: 6 * LINE,
