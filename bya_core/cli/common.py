@@ -208,6 +208,13 @@ def windows_beside(path: Path) -> Path:
     return path.with_suffix(".windows")
 
 
+def check_work_folder(path: Path) -> None:
+    """Raise InputError if windows cannot be written to the folder of --work-dir, before a model is loaded."""
+    from bya_core.io.outputs import check_folder
+
+    check_folder(path, "the windows")
+
+
 def report_saved(*paths: Path) -> None:
     """Print the files that a command wrote."""
     for path in paths:

@@ -18,6 +18,7 @@ from bya_core.cli.common import (
     Sampling,
     SamplingOptions,
     SceneFile,
+    check_work_folder,
     group,
     optional,
     output,
@@ -58,6 +59,8 @@ class WindowOptions:
             SamplingConfig(seed=self.regenerate_seed)
             if self.regenerate is None:
                 raise InputError("--regenerate-seed without --regenerate", "both", "add --regenerate N")
+        if self.work_dir is not None:
+            check_work_folder(self.work_dir)
 
     def folder(self, video: Path, state: Path | None) -> Path:
         """Where the windows of a video are stored: those that `bya probe` made beside a state are used."""

@@ -15,6 +15,7 @@ from bya_core.cli.common import (
     Sampling,
     SamplingOptions,
     SceneFile,
+    check_work_folder,
     optional,
     output,
     report_saved,
@@ -57,6 +58,8 @@ class Probe:
             self.runtime.check()
             self.sampling.check(existing_file(self.scene, "the scene"))
             outputs.check()
+            if self.work_dir is not None:
+                check_work_folder(self.work_dir)
             bundle = self.runtime.load()
             bar.stage("Reading scene")
             scene = self.sampling.load_scene(self.scene, bundle.defaults)

@@ -132,3 +132,10 @@ def test_separate_recordings_of_the_scene_file(
     spectrum = torch.fft.rfft(sound.mean(0)[: round(0.28 * rate)]).abs()
     at = {hertz: float(spectrum[round(hertz * 0.28) - 2 : round(hertz * 0.28) + 3].max()) for hertz in (200, 300, 450)}
     assert at[200] > 10 * at[450] and at[300] > 10 * at[450], "the new voice of Ada and the old one of Bo, not the film"
+
+
+@pytest.mark.parametrize("command", [["generate", "no.json"], ["dub", "no.mp4", "--scene", "no.json"]])
+def test_work_folder_is_checked_first(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main([*command, "-o", str(tmp_path / "out.mp4"), "--work-dir", str(tmp_path / "file")]) == 2
+    assert "a folder, not a file" in capsys.readouterr().err
