@@ -82,7 +82,7 @@ class TakeOptions:
     keep: Annotated[
         int,
         tyro.conf.arg(
-            help="Finish the K best and rank them by binding, identity and sharpness. The others of them are saved "
+            help="Finish the K best and rank them by binding, identity, faces and sharpness. The others are saved "
             "beside the output, with their seed in the name.",
             metavar="K",
         ),

@@ -68,6 +68,16 @@ class PixelMeter(Protocol):
         """
         ...
 
+    def eye_likeness(self, frames: Tensor, regions: Tensor, portraits: Sequence[Tensor]) -> Tensor:
+        """Correlation of the eyes of each reference image with the best place in its region, [N, F] in [0, 1].
+
+        Args:
+            frames: uint8 [F, H, W, 3].
+            regions: bool [N, F, H, W].
+            portraits: N reference images [3, h, w].
+        """
+        ...
+
 
 def load_meter(domain: Domain) -> PixelMeter | None:
     """The pixel meter of a domain, or `None` if the domain is measured with neural networks."""

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from bya_core.encoders.domains import PixelMeter
 from bya_core.errors import InputError
 from bya_core.evaluation.face_report import FaceTools
 from bya_core.evaluation.panel import measure_video
@@ -30,7 +32,7 @@ from bya_core.sampling.conditions import Prepared
 from bya_core.scene.types import Scene
 from bya_core.weights.bundle import ModelBundle
 
-_SHARPNESS_EVERY = 4  # frames of which one is measured
+_MEASURED_EVERY = 4  # frames of which one is measured for faces and sharpness
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Take:
         failed: fraction of the characters of whom the report finds the opposite.
         margin: mean over the speakers of the score of the own voice minus that of the best other one, if measured.
         identity: mean similarity to the reference images, if measured.
+        faces: how whole the faces are, 0..1, see `whole_faces`.
         sharpness: mean absolute second difference of brightness in 0..255; compares takes of one scene only.
     """
 
@@ -81,12 +84,14 @@ class Take:
     failed: float | None = None
     margin: float | None = None
     identity: float | None = None
+    faces: float | None = None
     sharpness: float | None = None
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """Larger is better: binding, margin and identity in steps too large for noise, then sharpness."""
-        steps = (((self.bound or 0.0) - (self.failed or 0.0), 0.01), (self.margin, 0.1), (self.identity, 0.02))
+        """Larger is better: binding, margin, identity and faces in steps too large for noise, then sharpness."""
+        bound = (self.bound or 0.0) - (self.failed or 0.0)
+        steps = ((bound, 0.01), (self.margin, 0.1), (self.identity, 0.02), (self.faces, 0.02))
         return (*(round((value or 0.0) / step) for value, step in steps), self.sharpness or 0.0)
 
     @property
@@ -118,11 +123,12 @@ class Takes:
 
     def table(self) -> str:
         """All takes as text, the best first."""
-        head = ("", "seed", "masks", "confidence", "overlap", "bound", "margin", "identity", "sharpness", "calls")
+        measured = ("confidence", "overlap", "bound", "margin", "identity", "faces", "sharpness")
+        head = ("", "seed", "masks", *measured, "calls")
         lines: list[tuple[str, ...]] = [head]
         for place, take in enumerate(self.rows, 1):
             masks = f"no {', '.join(take.missing)}" if take.missing else "complete"
-            values = (take.confidence, take.overlap, take.bound, take.margin, take.identity, take.sharpness)
+            values = [getattr(take, name) for name in measured]
             numbers = ["-" if value is None else f"{value:.2f}" for value in values]
             lines.append((f"{place}.", str(take.seed), masks, *numbers, str(take.calls)))
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -160,7 +166,7 @@ def check_takes(scene: Scene, model: ModelBundle) -> None:
 def generate_takes(
     scene: Scene, model: ModelBundle, selection: Selection, callback: ProgressCallback | None = None
 ) -> Takes:
-    """Probe several seeds, finish the best by masks, and rank those by binding, identity and sharpness.
+    """Probe several seeds, finish the best by masks, and rank those by binding, identity, faces and sharpness.
 
     Args:
         scene: the scene, of one window, with the intra router.
@@ -189,7 +195,7 @@ def generate_takes(
         video = sample(own, routing, model, part)
         with part.stage("Measuring binding"):
             report = measure_video(video, own.scene, model.meter, tools=tools, identity=True)
-        finished.append((_finished(take, scene, report, video.frames), video, own, routing))
+        finished.append((_finished(take, scene, report, video, model.meter), video, own, routing))
     finished.sort(key=lambda entry: entry[0].rank, reverse=True)
     made, videos, conditions, routings = zip(*finished, strict=True)
     rows = (*made, *(_row(take, scene) for take in probed[selection.keep :]))
@@ -205,7 +211,7 @@ def _row(take: ProbedTake, scene: Scene) -> Take:
     return Take(take.seed, missing, take.score.confidence, take.score.overlap, take.routing.calls)
 
 
-def _finished(take: ProbedTake, scene: Scene, report: BindingReport, frames: Tensor) -> Take:
+def _finished(take: ProbedTake, scene: Scene, report: BindingReport, video: Video, meter: PixelMeter | None) -> Take:
     passed = [lane.passed for lane in report.lanes]
     margins = []
     for own, scores in zip(report.metrics["should_follow"], report.metrics["score"], strict=True):
@@ -221,11 +227,29 @@ def _finished(take: ProbedTake, scene: Scene, report: BindingReport, frames: Ten
         failed=round(passed.count(False) / len(passed), 3),
         margin=round(float(np.mean(margins)), 3) if margins else None,
         identity=round(float(np.mean(identity)), 3) if identity else None,
-        sharpness=round(sharpness(frames), 3),
+        faces=whole_faces(video, scene, report, meter),
+        sharpness=round(sharpness(video.frames), 3),
+    )
+
+
+def whole_faces(video: Video, scene: Scene, report: BindingReport, meter: PixelMeter | None) -> float | None:
+    """How whole the faces of a video are, 0..1, mean over the characters; None if not measured.
+
+    Of drawn characters, the correlation of the eyes with those of the reference image; of real people, the share of
+    frames in which a face is found in the mask of the character.
+    """
+    if meter is None:
+        lips = report.metrics.get("lips")
+        return None if lips is None else round(float(np.mean(lips["visible"])), 3)
+    frames = video.frames[::_MEASURED_EVERY]
+    masks = video.grid.latent_to_frames(video.masks, dim=1)[:, ::_MEASURED_EVERY].float()
+    regions = interpolate(masks, size=tuple(frames.shape[1:3]), mode="bilinear") > 0.5
+    return round(
+        float(meter.eye_likeness(frames, regions, [character.image for character in scene.characters]).mean()), 3
     )
 
 
 def sharpness(frames: Tensor) -> float:
     """Mean absolute second difference of brightness between neighboring pixels, of frames uint8 [F, H, W, 3]."""
-    gray = frames[::_SHARPNESS_EVERY].float().mean(dim=3)
+    gray = frames[::_MEASURED_EVERY].float().mean(dim=3)
     return float((gray.diff(n=2, dim=1).abs().mean() + gray.diff(n=2, dim=2).abs().mean()) / 2)

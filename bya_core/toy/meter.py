@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from scipy.ndimage import binary_erosion, sobel
 from torch import Tensor
 
@@ -23,6 +24,10 @@ _CHECK_SIZE = (64, 96)  # height and width of the frame in `missing_characters`
 _CHECK_PORTRAIT = (128, 128)
 _LOOK = 48  # side in pixels at which the look of a reference image is measured
 _WHITE, _FLAT, _SATURATION, _COMMON = 0.92, 0.13, (0.18, 0.58), 0.36  # puppets: 0.20 and more, 0.20 to 0.54, 0.41
+
+_EYES = (0.31, 0.56, 0.25, 0.75)  # top, bottom, left and right of the eyes in a reference image of side 1
+_HEAD_RADIUS = 0.32  # in a reference image of side 1
+_RADII = np.geomspace(0.14, 0.30, 8)  # head radii, in image heights
 
 
 class PuppetMeter:
@@ -80,3 +85,27 @@ class PuppetMeter:
         for n, f in np.argwhere(regions.any(axis=(2, 3))):
             likeness[n, f] = histogram_similarity(color_descriptor(frames[f], regions[n, f]), references)
         return likeness
+
+    def eye_likeness(self, frames: Tensor, regions: Tensor, portraits: Sequence[Tensor]) -> Tensor:
+        top, bottom, left, right = _EYES
+        pixels = rearrange(frames.float() / 255, "f h w c -> f c h w")
+        likeness = torch.zeros(regions.shape[:2])
+        for radius in _RADII * frames.shape[1]:
+            side = max(8, round(radius / _HEAD_RADIUS))
+            for n, portrait in enumerate(portraits):
+                head = F.interpolate(portrait[None].float(), size=(side, side), mode="bilinear", antialias=True)
+                eyes = head[..., round(top * side) : round(bottom * side), round(left * side) : round(right * side)]
+                found = _correlation(pixels, eyes).masked_fill(~regions[n], 0.0)
+                likeness[n] = torch.maximum(likeness[n], found.amax(dim=(1, 2)))
+        return likeness
+
+
+def _correlation(frames: Tensor, patch: Tensor) -> Tensor:
+    """Normalized correlation [F, H, W] of the surroundings of each pixel of [F, 3, H, W] with a patch [1, 3, h, w]."""
+    height, width = patch.shape[2:]
+    padding = (width // 2, width - 1 - width // 2, height // 2, height - 1 - height // 2)
+    padded, box = F.pad(frames, padding, mode="replicate"), torch.ones(3, 1, height, width)
+    patch = patch - patch.mean(dim=(2, 3), keepdim=True)
+    sums, squares = F.conv2d(padded, box, groups=3), F.conv2d(padded.square(), box, groups=3)
+    energy = (squares - sums.square() / (height * width)).clamp(min=0).sum(dim=1)
+    return F.conv2d(padded, patch)[:, 0] / (energy * patch.square().sum() + 1e-6).sqrt()

@@ -32,7 +32,7 @@ def clip_row(own, other):
 def evaluator(random_bundle, monkeypatch):
     """Two takes of a random model; the report is replaced by one that prefers the later seed."""
 
-    def finished(take, scene, report, frames):
+    def finished(take, scene, report, video, meter):
         return Take(take.seed, (), take.score.confidence, take.score.overlap, 2, True, bound=take.seed % 2)
 
     monkeypatch.setattr("bya_core.pipelines.takes.measure_video", lambda *_, **__: None)

@@ -84,11 +84,12 @@ def test_measured_without_stubs(scene: Scene, bundle: ModelBundle) -> None:
 
 
 def test_rank() -> None:
-    base = Take(1, (), 0.9, 0.0, 4, True, 0.5, 0.0, 0.5, 0.9, 5.0)
+    base = Take(1, (), 0.9, 0.0, 4, True, 0.5, 0.0, 0.5, 0.9, 0.8, 5.0)
     worst_to_best = [
         replace(base, bound=0.0, failed=0.5, margin=9.0),
         replace(base, bound=0.5, margin=0.2, identity=1.0),
         replace(base, identity=0.8, sharpness=9.0),
+        replace(base, faces=0.6, sharpness=9.0),
         base,
         replace(base, margin=0.51, sharpness=6.0),  # a margin within the noise does not decide
         replace(base, bound=1.0, margin=0.1, identity=0.2, sharpness=0.0),

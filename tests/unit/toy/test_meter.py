@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from bya_core.errors import InputError
 from bya_core.evaluation.mask_metrics import mean_iou
@@ -12,6 +13,7 @@ from bya_core.toy.demo import demo_names, load_demo
 from bya_core.toy.mouth import mouth_opening
 from bya_core.toy.segmentation import foreground, segment_characters
 from training.puppets import MOUTH_RGB
+from training.puppets.world import make_clip
 
 
 @pytest.fixture
@@ -70,3 +72,18 @@ def test_demos_are_complete(name: str) -> None:
     demo = load_demo(name)
     assert demo.first_frame is not None and demo.frames % 4 == 1 and 1 <= len(demo.characters) <= 3
     assert all(sound is not None and sound[0].abs().max() > 0.05 for _, sound in demo.characters)
+
+
+def test_eye_likeness_falls_with_broken_eyes() -> None:
+    """The drawn frames of a clip, with one eye painted over, and with blurred faces."""
+    clip = make_clip(900_001, 2, num_frames=1, motion="still")
+    portraits = [torch.from_numpy(image).permute(2, 0, 1) / 255 for image in clip.portraits]
+    regions, whole = torch.from_numpy(clip.masks), torch.from_numpy(clip.frames)
+    one_eye = whole.clone()
+    for x, y in clip.eye_centers[:, 0, 0].round().astype(int):
+        one_eye[0, y - 4 : y + 5, x - 4 : x + 5] = whole[0, y + 6, x]
+    blurred = torch.nn.functional.avg_pool2d(whole.permute(0, 3, 1, 2).float(), 11, 1, 5).permute(0, 2, 3, 1).byte()
+    good, half, bad = (meter.PuppetMeter().eye_likeness(each, regions, portraits) for each in (whole, one_eye, blurred))
+    assert good.shape == (2, 1) and (good > 0.7).all()
+    assert (half < good - 0.05).all() and (bad < good - 0.05).all()
+    assert not meter.PuppetMeter().eye_likeness(whole, torch.zeros_like(regions), portraits).any(), "no region"
