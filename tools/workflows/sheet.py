@@ -15,7 +15,7 @@ MUTED = 2
 COLORS = {"blue": "#3f5f8a", "green": "#3f7a5a", "purple": "#6a4f8a", "orange": "#8a6a3f", "grey": "#555555"}
 NOTE_COLORS = {"color": "#2b3648", "bgcolor": "#1f2836"}
 SHOWS = {
-    "PreviewImage": PICTURE, "MaskPreview": PICTURE, "SaveVideo": PICTURE, "PreviewAny": 160,
+    "PreviewImage": 290, "MaskPreview": PICTURE, "SaveVideo": PICTURE, "PreviewAny": 160,
     "LoadImage": 215, "LoadAudio": 60, "LoadVideo": 240,
 }  # fmt: skip  # heights of what nodes show besides their inputs
 HEIGHTS = {
