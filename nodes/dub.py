@@ -14,6 +14,9 @@ from .schema import audio_inputs, made, schema, widget
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from torch import Tensor
+
     from bya_core.config import DubRegion
     from bya_core.pipelines.dub.dub import DubbedFilm
     from bya_core.pipelines.dub.film import Film
@@ -90,27 +93,21 @@ class Dub(io.ComfyNode):
         region: DubRegion = "mouth",
         feather: int = 4,
         strength: float = 0.75,
-        masks: Any = None,
+        masks: Tensor | None = None,
         timeline: str | None = None,
         background: Any = None,
         **old_voices: Any,
     ) -> io.NodeOutput:
         from bya_core.pipelines.dub.dub import dub_film
-        from bya_core.pipelines.dub.film import masks_of
 
-        model, core = scene.model, scene.scene
-        source = _film(film)
+        model, core, source = scene.model, scene.scene, _film(film)
+        given = _masks(masks, core.names, source)
         voices = _voices(core.names, timeline, old_voices, background)
+        config, folder = DubConfig(region, feather, strength), host.temporary_folder()
         with host.running(model, core):
+            progress = host.progress_callback(model, core)
             done = dub_film(
-                source,
-                core,
-                model.bundle,
-                DubConfig(region, feather, strength),
-                masks=None if masks is None else masks_of(masks.cpu(), len(core.names), source),
-                voices=voices,
-                callback=host.progress_callback(model, core),
-                folder=host.temporary_folder(),
+                source, core, model.bundle, config, masks=given, voices=voices, callback=progress, folder=folder
             )
         return _output(done, source, core.notices)
 
@@ -122,6 +119,13 @@ def _film(film: Any) -> Film:
     parts = film.get_components()
     sound = None if parts.audio is None else (parts.audio["waveform"][0].cpu().float(), parts.audio["sample_rate"])
     return film_of(convert.to_uint8(parts.images), float(parts.frame_rate), sound)
+
+
+def _masks(masks: Tensor | None, names: Sequence[str], source: Film) -> np.ndarray | None:
+    """MASK -> where the characters are in the film; None = to be found."""
+    from bya_core.pipelines.dub.film import masks_of
+
+    return None if masks is None else masks_of(masks.cpu(), len(names), source)
 
 
 def _turns(timeline: str | None) -> Sequence[Turn]:
