@@ -43,14 +43,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+# The command with a second between writing a file and putting it in place, in which a test sends its signal.
+SLOWED = """
+import os, runpy, time
+sync = os.fsync
+os.fsync = lambda file: (time.sleep(1), sync(file))
+runpy.run_module("bya_core", run_name="__main__", alter_sys=True)
+"""
+
+
+def start(folder: Path, *arguments: str, slowed: bool = False, **options: Any) -> subprocess.Popen[str]:
     def as_in_a_terminal() -> None:  # background processes ignore SIGINT, and those of nohup SIGHUP
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")}
+    command = [sys.executable, *(["-c", SLOWED] if slowed else ["-m", "bya_core"]), *arguments]
     return subprocess.Popen(
-        [sys.executable, "-m", "bya_core", *arguments], cwd=folder, env=environment, stderr=subprocess.PIPE,
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal, **options,
     )  # fmt: skip
 
@@ -88,7 +98,7 @@ def contents(folder: Path) -> set[str]:
 @pytest.mark.parametrize("moment", ["Denoising", "Saving", "file"])
 def test_interrupted_generation_leaves_nothing(number: signal.Signals, moment: str, folder: Path) -> None:
     before = contents(folder)
-    process = start(folder, "generate", "scene.json", *OUTPUTS)
+    process = start(folder, "generate", "scene.json", *OUTPUTS, slowed=moment == "file")
     if moment == "file":
         wait_for_file(folder, process)
     else:
@@ -113,7 +123,7 @@ def test_killed_while_writing(number: signal.Signals, arguments: list[str], fold
     if arguments[0] == "report":
         assert start(folder, "generate", "scene.json", "-o", "video.mp4").wait(300) == 0
     before = contents(folder)
-    process = start(folder, *arguments)
+    process = start(folder, *arguments, slowed=True)
     wait_for_file(folder, process)
     process.send_signal(number)
     process.communicate(timeout=300)
