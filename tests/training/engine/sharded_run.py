@@ -47,7 +47,7 @@ def main(
     stages = load_recipe(recipe)
     stage = replace(stages.stages[int(number)], steps=int(steps))
     model = build_model(stages, int(number), settings, empty=not accelerator.is_main_process)
-    train(model, ClipFolder(data), stage, settings, accelerator, ForwardCallback())
+    train(model, ClipFolder(data), stage, settings, accelerator, [ForwardCallback()])
     assert all(isinstance(p, DTensor) for p in model.parameters())
 
 

@@ -22,18 +22,26 @@ CONFIG = {
     "audio_context_tokens": 8,
 }  # fmt: skip
 PROGRAM = """
-import json, sys, torch
+import json, sys, threading, torch
 from pathlib import Path
 from bya_core.weights.state_dict_adapter import load_released
 
-def status(key):
+def own():  # without pages of files, of which the kernel keeps as many as it likes
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(key + ":")).split()[1])
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
 
-before = status("VmRSS")
+def watch():
+    while not done.wait(0.002):
+        peaks.append(own())
+
+before, peaks, done = own(), [], threading.Event()
+watcher = threading.Thread(target=watch)
+watcher.start()
 model = load_released(Path(sys.argv[1]), torch.bfloat16)
+done.set()
+watcher.join()
 held = sum(value.numel() * value.itemsize for value in model.state_dict().values())
-print(json.dumps(status("VmHWM") - before - held))
+print(json.dumps(max(peaks) - before - held))
 """
 
 
@@ -58,4 +66,4 @@ def test_peak_memory_stays_below_the_largest_file(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert sum(files) > 1.5e9 and json.loads(done.stdout.splitlines()[-1]) < 1.2 * max(files)
+    assert sum(files) > 1.5e9 and json.loads(done.stdout.splitlines()[-1]) < 0.6 * max(files)
