@@ -83,7 +83,7 @@ const actions = {
     }
     return null;
   },
-  // Chooses a file with the upload button of a node, as its widget `name`; waits until the widget has the file.
+  // Chooses a file with the upload button of a node, as its widget `name`; waits until widget and server have the file.
   async upload(page, { node, name, file }) {
     const chosen = page.waitForEvent('filechooser', { timeout: READY });
     await page.evaluate((id) => {
@@ -91,9 +91,12 @@ const actions = {
       widgets.find((one) => one.type === 'button' && /upload/i.test(`${one.name} ${one.label}`)).callback();
     }, node);
     await (await chosen).setFiles(file);
-    await page.waitForFunction(([id, key, wanted]) => {
+    // Load Audio shows the name of a file before it has been sent
+    await page.waitForFunction(async ([id, key, wanted]) => {
       const { widgets } = window.app.graph.getNodeById(id) ?? window.app.graph.getNodeById(Number(id));
-      return String(widgets.find((one) => one.name === key).value).includes(wanted);
+      const value = String(widgets.find((one) => one.name === key).value);
+      if (!value.includes(wanted)) return false;
+      return (await fetch(`/api/view?type=input&filename=${encodeURIComponent(value)}`)).ok;
     }, [node, name, path.parse(file).name], { timeout: READY });
     return null;
   },
@@ -159,7 +162,8 @@ const actions = {
       }
       setTimeout(() => resolve({ kind: 'timeout' }), limit * 1000);
     }), seconds);
-    await page.evaluate(() => window.app.queuePrompt(0, 1));
+    const accepted = await page.evaluate(() => window.app.queuePrompt(0, 1));
+    if (accepted === false) return { kind: 'rejected' };
     const result = await ended;
     await page.waitForTimeout(2500); // images and videos are shown after the event
     return result;
