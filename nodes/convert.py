@@ -86,7 +86,7 @@ def by_character(inputs: Mapping[str, Any], prefix: str, names: Sequence[str]) -
     """The connected ones of PREFIX_1, PREFIX_2 and so on, by the names of their characters.
 
     Raises:
-        InputError: One of a character that there is not.
+        InputError: An input of a character that does not exist.
     """
     connected = {int(key.removeprefix(f"{prefix}_")): value for key, value in inputs.items() if value is not None}
     if connected and (last := max(connected)) > len(names):

@@ -108,7 +108,7 @@ def level(audio: dict[str, Any], hertz: float, start: float, end: float) -> floa
 
 
 def test_dub_takes_separate_recordings_or_a_timeline(run: Run, model: Any, demo: dict[str, Any]) -> None:
-    """Ada gets a new voice: the old ones, the film and the background are told apart by their pitch."""
+    """Ada gets a new voice: the old voices, the film and the background are distinguished by their pitch."""
 
     def tone(hertz: float) -> dict[str, Any]:
         waveform = 0.2 * torch.sin(2 * torch.pi * hertz * torch.arange(8000) / 16_000)
